@@ -1,0 +1,55 @@
+"""Prompt templates of LLaVA-1.5, written once: ``vicuna_v1`` (training stage 2 and evaluation) and ``plain`` (stage 1).
+
+Source: Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning", arXiv 2310.03744.
+"""
+
+IMAGE = "<image>"
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+SHORT = "Answer the question using a single word or phrase."
+LETTER = "Answer with the option's letter from the given choices directly."
+CAPTION = "Provide a one-sentence caption for the provided image."
+
+# The same strings from a list of messages, for plain transformers' ``processor.apply_chat_template``.
+CHAT_TEMPLATE = (
+    "{{ '" + SYSTEM.replace("'", "\\'") + "' }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ ' USER: ' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
+    "{% else %}{{ ' ASSISTANT: ' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
+    "{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
+)
+
+
+def vicuna_v1(question: str, *, n_images: int = 1) -> str:
+    """The prompt up to the assistant's turn: system text, picture placeholders, the question.
+
+    Args:
+        question: The user's words, with the response-format prompt behind them.
+        n_images: How many ``<image>`` placeholders, each on its own line, stand before the question.
+
+    Source: Liu et al. 2024, arXiv 2310.03744 (the "curious user" variant, as trained).
+    """
+    pictures = f"{IMAGE}\n" * n_images
+    return f"{SYSTEM} USER: {pictures}{question} ASSISTANT:"
+
+
+def with_answer(prompt: str, answer: str, eos: str) -> str:
+    """A training text: the prompt, the answer, and the end-of-text mark the model must learn to write."""
+    return f"{prompt} {answer}{eos}"
+
+
+def plain(caption: str) -> str:
+    """Stage 1's text: the picture and its caption, nothing else.
+
+    Source: Liu et al. 2023, "Visual Instruction Tuning", arXiv 2304.08485.
+    """
+    return f"{IMAGE}{caption}\n"
