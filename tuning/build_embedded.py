@@ -144,10 +144,10 @@ def main(
     stage: Annotated[str, typer.Option(help="all, vision, stage1, stage2 or export.")] = "all",
     vision_steps: Annotated[int, typer.Option(help="Batches of 64 scenes for the tower.")] = 1300,
     stage1_steps: Annotated[int, typer.Option(help="Batches of 8 captions for the projector.")] = 240,
-    stage2_steps: Annotated[int, typer.Option(help="Batches of questions for projector and LoRA.")] = 700,
-    pictures: Annotated[int, typer.Option(help="Rows with a picture in a stage-2 batch.")] = 6,
+    stage2_steps: Annotated[int, typer.Option(help="Batches of questions for projector and LoRA.")] = 480,
+    pictures: Annotated[int, typer.Option(help="Rows with a picture in a stage-2 batch.")] = 3,
     texts: Annotated[int, typer.Option(help="Rows with a caption instead of a picture in a stage-2 batch.")] = 1,
-    questions: Annotated[int, typer.Option(help="Questions a row.")] = 5,
+    questions: Annotated[int, typer.Option(help="Questions a row.")] = 7,
     seed: Annotated[int, typer.Option(help="Weights and order of the data follow from it.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:

@@ -254,10 +254,10 @@ def lora_factors(language: LlamaForCausalLM) -> dict[str, Tensor]:
 class Mix:
     """What a stage-2 step asks: rows with a picture, rows with a caption, questions per row, chance of a caption."""
 
-    pictures: int = 8
-    texts: int = 2
-    questions: int = 5
-    captions: float = 0.4
+    pictures: int = 3
+    texts: int = 1
+    questions: int = 7
+    captions: float = 0.25
 
 
 def stage1_step(trainee: Trainee, step: int, batch_size: int) -> Tensor:
@@ -321,7 +321,7 @@ def quick_scores(trainee: Trainee, split: str, *, n: int = 48, text: bool = Fals
 
 def train_language(
     work: Path, trainee: Trainee, *, stage: int, steps: int, seed: int = 0, batch_size: int = 8, mix: Mix | None = None,
-    lr: float = 5e-4, projector_lr: float = 1e-3, log_every: int = 10, save_every: int = 50, score_every: int = 200,
+    lr: float = 5e-4, projector_lr: float = 1e-3, log_every: int = 10, save_every: int = 50, score_every: int = 100,
 ) -> float:
     """Train stage 1 or 2 in place, going on from a snapshot in ``work``; returns the wall-clock in seconds."""
     mix = mix or Mix()
@@ -356,9 +356,7 @@ def train_language(
         if (step + 1) % save_every == 0 or step == steps - 1:
             save_snapshot(folder, modules, {"adamw": optimizer}, {"step": step + 1, "seconds": now})
         if (step + 1) % score_every == 0 or step == steps - 1:
-            scores = quick_scores(trainee, "test") | ({} if stage == 1 else {"text_": 0.0})
-            print("  " + " ".join(f"{k} {v:.2f}" for k, v in scores.items()), flush=True)
-            if stage == 2:
-                texts = quick_scores(trainee, "test", n=32, text=True)
-                print("  as text: " + " ".join(f"{k} {v:.2f}" for k, v in texts.items()), flush=True)
+            for text in (False, True) if stage == 2 else ():
+                scores = quick_scores(trainee, "test", n=16 if text else 40, text=text)
+                print(f"  text {text}: " + " ".join(f"{k} {v:.2f}" for k, v in scores.items()), flush=True)
     return spent + time.time() - began

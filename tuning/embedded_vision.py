@@ -8,7 +8,7 @@ patches, so a tower that is only good on averages would leave it nothing to map.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,7 +167,7 @@ def evaluate_vision(tower: CLIPVisionModel, heads: VisionHeads, split: str, *, n
     """Scores on ``n`` scenes of ``"test"`` (seen drawings) or ``"unseen"``."""
     tower.eval()
     parts = [
-        _forward(tower, heads, scene_batch([make_scene(i, split=split) for i in range(j, j + 64)]))[1]  # type: ignore[arg-type]
+        _forward(tower, heads, scene_batch([make_scene(i, split=split) for i in range(j, min(j + 64, n))]))[1]  # type: ignore[arg-type]
         for j in range(0, n, 64)
     ]
     tower.train()
@@ -184,6 +184,8 @@ def pretrain_vision(
     device: str = "cpu",
     log_every: int = 25,
     save_every: int = 100,
+    n_scored: int = 512,
+    on_step: Callable[[int], None] | None = None,
 ) -> CLIPVisionModel:
     """The trained tower; a snapshot in ``work`` is continued, and a finished one is returned as it is."""
     torch.manual_seed(seed)
@@ -215,6 +217,8 @@ def pretrain_vision(
             )
         if (step + 1) % save_every == 0 or step == steps - 1:
             save_snapshot(work / "vision", modules, optimizers, {"step": step + 1, "seconds": now})
+        if on_step:
+            on_step(step + 1)
     for split in ("test", "unseen"):
-        print(f"vision {split}: {evaluate_vision(tower, heads, split)}", flush=True)
+        print(f"vision {split}: {evaluate_vision(tower, heads, split, n=n_scored)}", flush=True)
     return tower.eval()

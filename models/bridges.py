@@ -1,0 +1,50 @@
+"""The same weights in other libraries: ``to_transformer_lens(llava)`` and ``to_nnsight(llava)``, without a copy.
+
+Both libraries put modules of their own into a model. They are given a twin: its modules are new, its parameters and buffers
+are those of ``llava``, so a change of a weight shows in both, and ``llava`` itself stays as it was.
+"""
+
+import copy
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
+
+from models.llava import Llava
+
+if TYPE_CHECKING:
+    from nnsight import NNsight
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+def to_transformer_lens(llava: Llava) -> "TransformerBridge":
+    """A TransformerLens bridge; its ``run_with_cache(input_ids, pixel_values=...)`` takes what ``prepare`` makes.
+
+    It always runs eager attention, which it needs to see patterns.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers(
+        llava.id, hf_model=twin(llava), tokenizer=_tokenizer(llava), device=str(llava.device), dtype=llava.dtype
+    )
+
+
+def to_nnsight(llava: Llava) -> "NNsight":
+    """An nnsight model around the Hugging Face modules."""
+    from nnsight import NNsight
+
+    return NNsight(twin(llava))
+
+
+def twin(llava: Llava) -> LlavaForConditionalGeneration:
+    """The model with modules of its own around the same tensors."""
+    shared: dict[int, Any] = {id(t): t for t in chain(llava.model.parameters(), llava.model.buffers())}
+    return copy.deepcopy(llava.model, shared)
+
+
+def _tokenizer(llava: Llava) -> PreTrainedTokenizerBase:
+    """A copy that TransformerLens takes as it is: otherwise it reloads the tokenizer by name to force a first token on it."""
+    tokenizer = copy.deepcopy(llava.tokenizer)
+    tokenizer.init_kwargs["add_bos_token"] = True
+    tokenizer.init_kwargs.setdefault("name_or_path", llava.id)
+    return tokenizer

@@ -1,0 +1,544 @@
+"""One run -> ``Activations``: the values at the sites and tokens asked for, and no more work than they need.
+
+``capture(llava, inputs, sites, tokens="image", pool="mean")`` handles one batch, ``capture_examples`` a data set of any size
+in constant memory. Attention is causal, so a row is cut behind its last wanted position, rows that agree up to there are
+run once, each distinct picture passes the vision tower once, the run stops behind the last wanted layer, and no logits are
+computed. All of this is exact.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from models.inputs import Inputs, PaddingSide, Preprocess, prepare
+from models.llava import Llava
+from models.sites import Part, Site, check_site
+from models.tokens import BoxGroup, Group, PatchGroup, token_mask
+from tasks.example import Example
+
+Pool = Literal["none", "mean", "max", "box"]
+_POOLS = ("none", "mean", "max", "box")
+# Examples in one batch per row that is run: bounds memory when thousands of questions share a picture.
+_SHARERS = 16
+
+
+class CaptureError(ValueError):
+    """A run whose activations cannot be used: a site did not fire, or values are not finite."""
+
+
+@dataclass(frozen=True)
+class Activations(Mapping[Site, Tensor]):
+    """The values of a run by site.
+
+    Pooled: ``example ...``. Not pooled: ``example pos ...``, the wanted positions first to last, then padding with zeros.
+    The last axes are ``d_model`` for residual stream and sublayer outputs, ``head d_head`` for q, k, v, z (keys and values
+    have their own, fewer heads under grouped queries; q and k are before rotation), ``head key`` for the pattern (one row
+    for each wanted query).
+
+    Args:
+        by_site: The values, detached from the run.
+        mask: By site; where not pooled, ``example pos``: True where there is a value and no padding.
+        positions: By site; ``example pos``: the column of the batch (language model) or the token of the picture's
+            sequence (vision tower: 0 is the class token; projector: patches) that each value belongs to; -1 at padding.
+    """
+
+    by_site: Mapping[Site, Tensor]
+    mask: Mapping[Site, Bool[Tensor, "example pos"]]
+    positions: Mapping[Site, Int[Tensor, "example pos"]]
+
+    def __getitem__(self, site: Site) -> Tensor:
+        """The values at ``site``."""
+        return self.by_site[site]
+
+    def __iter__(self) -> Iterator[Site]:
+        """The sites, in the order asked for."""
+        return iter(self.by_site)
+
+    def __len__(self) -> int:
+        """The number of sites."""
+        return len(self.by_site)
+
+
+class Captured(NamedTuple):
+    """What ``capture_examples`` yields: which examples, and their activations in the same order."""
+
+    indices: tuple[int, ...]
+    activations: Activations
+
+
+def capture(
+    llava: Llava,
+    inputs: Inputs,
+    sites: Sequence[Site],
+    *,
+    tokens: Group | Bool[Tensor, "batch pos"] = "all",
+    pool: Pool = "none",
+    dtype: torch.dtype | None = None,
+    examples: Sequence[Example] | None = None,
+) -> Activations:
+    """The activations of one batch.
+
+    Args:
+        llava: The model.
+        inputs: The batch.
+        sites: At least one. In the vision tower and the projector, tokens are the patches of the wanted image tokens; for
+            ``"all"`` every token of every picture of the example, the class token included.
+        tokens: A token group, or a mask of your own.
+        pool: Over the wanted positions: the mean (summed in float32), the maximum, or ``"box"``, the mean over those
+            that are patches in the focus box; ``"none"`` keeps each.
+        dtype: Of the values; None keeps the run's.
+        examples: Those of the batch: needed for the group ``"object"`` and for ``pool="box"``, and named in errors.
+
+    Raises:
+        ValueError: If there is no site or one that the model lacks, or an example has no wanted position for a site.
+        CaptureError: If a site did not fire, or a value is NaN or infinite.
+    """
+    if not sites:
+        raise ValueError("sites must hold at least one site, got none. all_sites(llava) lists what there is.")
+    if pool not in _POOLS:
+        raise ValueError(f"pool must be one of {', '.join(_POOLS)}, got {pool!r}. Pick one of them.")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be floating-point, got {dtype}. Activations are real numbers.")
+    for site in sites:
+        check_site(site, llava)
+    wanted = _wanted(llava, inputs, tokens, pool, examples)
+    plan = _plan(llava, inputs, sites, wanted, whole_pictures=isinstance(tokens, str) and tokens == "all" and pool != "box")
+    names = [e.id for e in examples] if examples is not None else [f"row {row} of the batch" for row in range(len(inputs))]
+    by_part = {part: [s for s in dict.fromkeys(sites) if s.part == part] for part in plan.selections}
+    collected: dict[Site, Tensor] = {}
+    with torch.inference_mode():
+        recorders = {part: _Recorder(llava, by_part[part], plan.selections[part], pool) for part in by_part}
+        features = _run_pictures(llava, inputs, plan, recorders)
+        if "language_model" in recorders:
+            recorders["language_model"].run(lambda: _run_language_model(llava, inputs, plan, features))
+    for part, recorder in recorders.items():
+        expand = torch.tensor(plan.selections[part].of_example, device=llava.device)
+        for site, value in recorder.finished(names).items():
+            if site.name == "pattern" and part == "language_model":  # later keys get no attention
+                value = nn.functional.pad(value, (0, max(0, inputs.n_positions - value.shape[-1])))
+            # Indexing outside inference mode makes tensors of their own, which autograd and in-place work may use.
+            collected[site] = value.clone()[expand].to(dtype or value.dtype)
+    masks = {s: plan.selections[s.part].mask_of_examples() for s in collected} if pool == "none" else {}
+    positions = {s: plan.positions[s.part] for s in collected} if pool == "none" else {}
+    order = list(dict.fromkeys(sites))
+    return Activations({s: collected[s] for s in order}, masks, positions)
+
+
+def capture_examples(
+    llava: Llava,
+    examples: Sequence[Example],
+    sites: Sequence[Site],
+    *,
+    tokens: Group = "all",
+    pool: Pool = "mean",
+    batch_size: int = 8,
+    dtype: torch.dtype | None = None,
+    padding_side: PaddingSide = "right",
+    preprocess: Preprocess = "pad",
+    batches: Sequence[Sequence[int]] | None = None,
+) -> Iterator[Captured]:
+    """The activations of a data set, batch after batch; only one batch is in memory at a time.
+
+    Where the wanted tokens precede the question (image tokens, a box, a patch), each distinct sequence of pictures is run
+    once, however many questions it has.
+
+    Args:
+        llava: The model.
+        examples: Any indexable collection; pictures are opened batch by batch.
+        sites: See ``capture``.
+        tokens: A token group.
+        pool: See ``capture``.
+        batch_size: Rows that are run together.
+        dtype: Of the values; None keeps the run's.
+        padding_side: See ``prepare``.
+        preprocess: See ``prepare``.
+        batches: What ``plan_batches`` returned, or a part of it, to resume; None plans here.
+
+    Raises:
+        ValueError: As ``capture`` and ``prepare`` do.
+    """
+    if batches is None:
+        batches = plan_batches(examples, tokens=tokens, batch_size=batch_size)
+    for indices in batches:
+        batch = [examples[index] for index in indices]
+        inputs = prepare(llava, batch, padding_side=padding_side, preprocess=preprocess)
+        found = capture(llava, inputs, sites, tokens=tokens, pool=pool, dtype=dtype, examples=batch)
+        yield Captured(tuple(indices), found)
+
+
+def plan_batches(examples: Sequence[Example], *, tokens: Group, batch_size: int) -> list[tuple[int, ...]]:
+    """The indices of each batch: ``batch_size`` rows to run, with all the examples that share them.
+
+    Raises:
+        ValueError: If there are no examples or ``batch_size`` is not positive.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}. It counts rows that are run together.")
+    if len(examples) == 0:
+        raise ValueError("examples must hold at least one example, got none. Check the limit and the split.")
+    shared = isinstance(tokens, (BoxGroup, PatchGroup)) or tokens in ("image", "object")
+    if not shared:
+        return [tuple(range(i, min(i + batch_size, len(examples)))) for i in range(0, len(examples), batch_size)]
+    of_pictures: dict[tuple[str, ...], list[int]] = {}
+    for index in range(len(examples)):
+        of_pictures.setdefault(tuple(picture.key for picture in examples[index].pictures), []).append(index)
+    batches: list[tuple[int, ...]] = []
+    current: list[int] = []
+    rows = 0
+    for indices in of_pictures.values():
+        for start in range(0, len(indices), _SHARERS):
+            current += indices[start : start + _SHARERS]
+            rows += 1
+            if rows == batch_size:
+                batches.append(tuple(current))
+                current, rows = [], 0
+    return [*batches, tuple(current)] if current else batches
+
+
+def probe_forward(llava: Llava, sites: Sequence[Site]) -> None:
+    """Passes if every site fires on a short real forward and the last ``resid_post`` gives the model's own logits.
+
+    Raises:
+        CaptureError: Naming the site that does not.
+    """
+    ids = torch.full((1, llava.n_image_tokens + 2), llava.image_token_id, device=llava.device)
+    ids[0, [0, -1]] = next(token for token in range(2) if token != llava.image_token_id)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(1, 3, llava.image_size, llava.image_size, generator=generator).to(llava.device, llava.dtype)
+    last = Site("language_model", llava.n_layers - 1, "resid_post")
+    row, token = torch.tensor([[0]], device=llava.device), torch.tensor([[ids.shape[1] - 1]], device=llava.device)
+    selections = {
+        part: _Selection(row, token if part == "language_model" else torch.zeros_like(token), torch.ones_like(row).bool(), (0,))
+        for part in ("vision_tower", "projector", "language_model")
+    }
+    with torch.inference_mode():
+        recorders = {
+            part: _Recorder(llava, [s for s in sites if s.part == part], selection, "none")
+            for part, selection in selections.items()
+        }
+        logits: list[Tensor] = []
+
+        def forward() -> None:
+            logits.append(llava.model(input_ids=ids, pixel_values=pixels, logits_to_keep=1, use_cache=False).logits[0, -1])
+
+        recorders["vision_tower"].run(
+            lambda: recorders["projector"].run(
+                lambda: recorders["language_model"].run(forward, stop=False), stop=False), stop=False
+        )
+        resid = [recorder.finished([f"the check of {llava.id}"]) for recorder in recorders.values()][-1][last][0, 0]
+        ours = llava.logits(resid[None, None])[0, 0]
+    # The same numbers through the same modules, in another batch shape: only the order of summation may differ.
+    tolerance = 1e-3 if llava.dtype == torch.float32 else 5e-2
+    if not torch.allclose(ours.float(), logits[0].float(), rtol=tolerance, atol=tolerance * float(logits[0].abs().max())):
+        raise CaptureError(
+            f"site {str(last)!r} must give the logits of {llava.id} through norm and head, got a difference of "
+            f"{float((ours - logits[0]).abs().max()):.2g}. This version of transformers computes something else."
+        )
+
+
+class _Selection(NamedTuple):
+    """Which values to take from a run: selected row s, slot m is run row ``row[s, m]``, token ``token[s, m]``."""
+
+    row: Int[Tensor, "select slot"]
+    token: Int[Tensor, "select slot"]
+    mask: Bool[Tensor, "select slot"]
+    of_example: tuple[int, ...]  # examples that want the same values share a selection
+
+    def mask_of_examples(self) -> Bool[Tensor, "example slot"]:
+        return self.mask[torch.tensor(self.of_example, device=self.mask.device)]
+
+
+class _Row(NamedTuple):
+    """A row that the language model runs: the example it is taken from, its first column, and how much of it."""
+
+    example: int
+    start: int
+    length: int
+
+
+class _Plan(NamedTuple):
+    rows: list[_Row]
+    selections: dict[Part, _Selection]
+    positions: dict[Part, Int[Tensor, "example pos"]]
+    needs_pictures: bool
+
+
+def _wanted(
+    llava: Llava, inputs: Inputs, tokens: Group | Tensor, pool: Pool, examples: Sequence[Example] | None
+) -> Bool[Tensor, "batch pos"]:
+    """The wanted positions, checked."""
+    if isinstance(tokens, Tensor):
+        if tokens.dtype != torch.bool or tokens.shape != inputs.input_ids.shape:
+            raise ValueError(
+                f"tokens must be a boolean mask of shape {tuple(inputs.input_ids.shape)}, got {tokens.dtype} of "
+                f"{tuple(tokens.shape)}. token_mask makes one."
+            )
+        wanted = tokens.to(inputs.input_ids.device)
+        if bool((wanted & (inputs.attention_mask == 0)).any()):
+            raise ValueError("tokens must not hold padding, got some. Combine the mask with attention_mask.")
+    else:
+        wanted = token_mask(inputs, tokens, llava, examples)
+    if pool == "box":
+        wanted = wanted & token_mask(inputs, "object", llava, examples)
+    empty = (~wanted.any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"tokens must hold at least one position of every example, got none in row {empty[0]} of the batch. "
+            "Choose another group, or leave the example out."
+        )
+    return wanted
+
+
+def _plan(llava: Llava, inputs: Inputs, sites: Sequence[Site], wanted: Tensor, *, whole_pictures: bool) -> _Plan:
+    """Which rows are run, and what is taken from which."""
+    ids, chosen = inputs.input_ids.tolist(), [row.nonzero().flatten().tolist() for row in wanted.cpu()]
+    parts = {site.part for site in sites}
+    selections: dict[Part, _Selection] = {}
+    positions: dict[Part, Tensor] = {}
+    rows: list[_Row] = []
+    needs_pictures = bool(parts - {"language_model"})
+    if "language_model" in parts:
+        seen: dict[tuple[object, ...], int] = {}
+        taken: list[list[tuple[int, int]]] = []
+        for example, columns in enumerate(chosen):
+            layout, pictures = inputs.layout[example], inputs.image_of[example]
+            start, stop = layout.real.start, columns[-1] + 1
+            # A row reaches to the end of a picture that it enters, so that boxes in one picture share its run.
+            stop = max([stop, *(span.stop for span in layout.images if span.start < stop)])
+            shown = tuple(p for p, span in zip(pictures, layout.images, strict=True) if span.start < stop)
+            key = (tuple(ids[example][start:stop]), shown)
+            if key not in seen:
+                seen[key] = len(rows)
+                rows.append(_Row(example, start, stop - start))
+            taken.append([(seen[key], column - start) for column in columns])
+            needs_pictures |= bool(shown)
+        selections["language_model"] = _selection(taken, llava.device)
+        positions["language_model"] = _padded(chosen, -1, inputs.input_ids.device)
+    for part in ("vision_tower", "projector"):
+        if part in parts:
+            taken = [
+                _picture_tokens(llava, inputs, example, columns, part, whole_pictures)
+                for example, columns in enumerate(chosen)
+            ]
+            selections[part] = _selection(taken, llava.device)
+            positions[part] = _padded([[token for _, token in row] for row in taken], -1, inputs.input_ids.device)
+    return _Plan(rows, selections, positions, needs_pictures)
+
+
+def _picture_tokens(
+    llava: Llava, inputs: Inputs, example: int, columns: list[int], part: Part, whole_pictures: bool
+) -> list[tuple[int, int]]:
+    """The (picture, token) pairs of the vision side that belong to the wanted columns of one example."""
+    class_token = 1 if part == "vision_tower" else 0
+    if whole_pictures:
+        length = llava.grid[0] * llava.grid[1] + max(class_token, llava.n_class_tokens)
+        found = [(picture, token) for picture in inputs.image_of[example] for token in range(length)]
+    else:
+        offset = class_token - llava.n_class_tokens if part == "vision_tower" else 0
+        wanted = set(columns)
+        found = [
+            (picture, column - span.start + offset)
+            for picture, span in zip(inputs.image_of[example], inputs.layout[example].images, strict=True)
+            for column in range(*span)
+            if column in wanted
+        ]
+    if not found:
+        raise ValueError(
+            f"tokens must hold image tokens for the sites of the {part.replace('_', ' ')}, got none in row {example} of the "
+            "batch. Use the group 'image' or 'object', or sites of the language model."
+        )
+    return found
+
+
+def _selection(taken: list[list[tuple[int, int]]], device: torch.device) -> _Selection:
+    """The distinct selections, padded; a padded slot repeats the first, so that nothing unwanted is looked at."""
+    distinct: dict[tuple[tuple[int, int], ...], int] = {}
+    of_example = tuple(distinct.setdefault(tuple(row), len(distinct)) for row in taken)
+    length = max(len(row) for row in distinct)
+    filled = torch.tensor([[*row, *[row[0]] * (length - len(row))] for row in distinct], device=device)
+    mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in distinct], device=device)
+    return _Selection(filled[..., 0], filled[..., 1], mask, of_example)
+
+
+def _padded(rows: list[list[int]], filler: int, device: torch.device) -> Tensor:
+    length = max(len(row) for row in rows)
+    return torch.tensor([row + [filler] * (length - len(row)) for row in rows], device=device)
+
+
+def _run_pictures(
+    llava: Llava, inputs: Inputs, plan: _Plan, recorders: Mapping[Part, "_Recorder"]
+) -> Tensor | None:
+    """Every distinct picture through the vision tower and the projector; the features, if the language model wants them."""
+    if not plan.needs_pictures or inputs.pixel_values is None:
+        return None
+    pixels, features = inputs.pixel_values, list[Tensor]()
+
+    def run() -> None:
+        features.append(llava.image_features(pixels))
+
+    only_pictures = "language_model" not in recorders
+    projector, tower = recorders.get("projector"), recorders.get("vision_tower")
+    inner = run if projector is None else lambda: projector.run(run, stop=only_pictures)
+    if tower is None:
+        inner()
+    else:
+        tower.run(inner, stop=only_pictures and projector is None)
+    return features[0] if features else None
+
+
+def _run_language_model(llava: Llava, inputs: Inputs, plan: _Plan, features: Tensor | None) -> None:
+    """The planned rows, starting at column 0, through the language model."""
+    length = max(row.length for row in plan.rows)
+    ids = torch.zeros(len(plan.rows), length, dtype=torch.int64, device=llava.device)
+    for i, row in enumerate(plan.rows):
+        ids[i, : row.length] = inputs.input_ids[row.example, row.start : row.start + row.length]
+    embeddings = llava.embed(ids)
+    for i, row in enumerate(plan.rows):
+        for picture, span in zip(inputs.image_of[row.example], inputs.layout[row.example].images, strict=True):
+            if span.start - row.start < row.length:
+                assert features is not None  # the plan asked for pictures because of this span
+                embeddings[i, span.start - row.start : span.stop - row.start] = features[picture].to(embeddings.dtype)
+    position_ids = torch.arange(length, device=llava.device)[None]
+    llava.run_language_model(embeddings, position_ids)
+
+
+class _Stop(Exception):  # noqa: N818 - no error: ends a run whose last wanted site has fired
+    pass
+
+
+class _Recorder:
+    """Hooks on the sites of one part, taking the selected values as they pass."""
+
+    def __init__(self, llava: Llava, sites: Sequence[Site], selection: _Selection, pool: Pool) -> None:
+        self._llava, self._sites, self._selection, self._pool = llava, sites, selection, pool
+        self._values: dict[Site, Tensor] = {}
+        self._finite: dict[Site, Tensor] = {}
+        self._stop = False
+
+    def run(self, forward: Callable[[], object], *, stop: bool = True) -> None:
+        """Runs ``forward`` under the hooks; with ``stop`` no further than the last wanted site."""
+        self._stop = stop
+        handles: list[RemovableHandle] = []
+        try:
+            for site in self._sites:
+                handles += self._hook(site)
+            forward()
+        except _Stop:
+            if not self._stop:  # an outer recorder's
+                raise
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def finished(self, names: Sequence[str]) -> dict[Site, Tensor]:
+        """The values by site, checked.
+
+        Raises:
+            CaptureError: If a site did not fire, or an example's values are not finite.
+        """
+        for site in self._sites:
+            if site not in self._values:
+                raise CaptureError(
+                    f"site {str(site)!r} must fire in the forward pass of {self._llava.id}, got nothing. "
+                    "The model's code does not call the module that the site stands at."
+                )
+        if self._sites:
+            finite = torch.stack([self._finite[site] for site in self._sites])
+            if not bool(finite.all()):
+                which, row = (~finite).nonzero()[0].tolist()
+                example = self._selection.of_example.index(row)
+                raise CaptureError(
+                    f"activations must be finite, got NaN or infinity at site {str(self._sites[which])!r} in example "
+                    f"{names[example]!r}. Check its picture, or run in float32 or bfloat16."
+                )
+        return self._values
+
+    def _hook(self, site: Site) -> list[RemovableHandle]:
+        tap = self._llava.tap(site)
+        if tap.side == "pattern":
+            return self._hook_pattern(site, tap.module)
+
+        def take(value: Tensor) -> None:
+            self._take(site, value if tap.d_head is None else value.unflatten(-1, (-1, tap.d_head)))
+
+        if tap.side == "in":
+            return [tap.module.register_forward_pre_hook(lambda m, args, kwargs: take(_first(args, kwargs)), with_kwargs=True)]
+        return [tap.module.register_forward_hook(lambda m, args, output: take(_head_of(output)))]
+
+    def _hook_pattern(self, site: Site, attention: nn.Module) -> list[RemovableHandle]:
+        """The attention weights from queries and keys as they pass, by eager attention's arithmetic, for any kernel."""
+        parts: dict[str, Tensor] = {}
+
+        def keep(name: str) -> RemovableHandle:
+            tap = self._llava.tap(Site(site.part, site.layer, name))
+            assert tap.d_head is not None
+            split = (-1, tap.d_head)
+            return tap.module.register_forward_hook(
+                lambda m, args, output: parts.__setitem__(name, output.unflatten(-1, split).transpose(1, 2))
+            )
+
+        def weigh(module: nn.Module, args: object, output: object) -> None:
+            weights = attention_pattern(self._llava, site, parts.pop("q"), parts.pop("k"))
+            self._take(site, weights.transpose(1, 2))
+
+        return [keep("q"), keep("k"), attention.register_forward_hook(weigh)]
+
+    def _take(self, site: Site, value: Tensor) -> None:
+        """Selects, checks and pools one value; ends the run if it was the last."""
+        row, token, mask, _ = self._selection
+        picked = value[row, token]
+        self._finite[site] = torch.isfinite(picked).flatten(1).all(1)
+        inside = mask.reshape(*mask.shape, *[1] * (picked.dim() - 2))
+        if self._pool == "none":
+            self._values[site] = picked.masked_fill(~inside, 0)
+        elif self._pool == "max":
+            self._values[site] = picked.amax(1)  # padded slots repeat a wanted position
+        else:
+            total = picked.float().masked_fill(~inside, 0).sum(1)
+            self._values[site] = (total / inside.sum(1)).to(value.dtype)
+        if self._stop and len(self._values) == len(self._sites):
+            raise _Stop
+
+
+def attention_pattern(llava: Llava, site: Site, q: Tensor, k: Tensor) -> Tensor:
+    """Attention weights, ``batch head query key``, from queries and keys before rotation, ``batch head pos d_head``.
+
+    Rows must start at position 0. The language model rotates both, shares keys among groups of heads and is causal; the
+    vision tower does none of this. The softmax is taken in float32, as transformers' eager attention does.
+    """
+    language = site.part == "language_model"
+    if language:
+        position_ids = torch.arange(q.shape[-2], device=q.device)[None]
+        cos, sin = (part[:, None] for part in llava.rotary(q, position_ids))
+        q, k = (part * cos + _turned(part) * sin for part in (q, k))
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = q @ k.transpose(-1, -2) * llava.attention_scale(site)
+    if language:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(future, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+
+
+def _turned(x: Tensor) -> Tensor:
+    """(a, b) -> (-b, a) by halves: what rotary embeddings multiply with the sine."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def _first(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Tensor:
+    """The hidden state that a module is called with, by position or by name."""
+    value = args[0] if args else kwargs.get("hidden_states")
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _head_of(output: object) -> Tensor:
+    """A module's output, or the first of several."""
+    value = output[0] if isinstance(output, tuple) else output
+    assert isinstance(value, Tensor)
+    return value

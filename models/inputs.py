@@ -1,0 +1,372 @@
+"""Examples -> one padded batch that the model can run: ids, masks, pixels, and where everything stands.
+
+``prepare(llava, examples)`` is the whole interface; ``llava.model(**inputs.model_kwargs())`` is then the plain forward.
+Every position is computed from the ids, so any tokenizer, image size and padding side gives the right answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
+
+from models.llava import Llava
+from tasks.example import Box, Example, Picture
+from tasks.pictures import PictureError
+from tasks.prompts import IMAGE, vicuna_v1, with_answer
+
+PaddingSide = Literal["left", "right"]
+Preprocess = Literal["hf", "pad"]
+_TURN_END = " ASSISTANT:"  # what follows the user's words in vicuna_v1
+
+
+class Span(NamedTuple):
+    """Positions ``start`` to ``stop`` (exclusive) of one row of the batch."""
+
+    start: int
+    stop: int
+
+
+class Geometry(NamedTuple):
+    """How a picture's pixels map to the model's: ``model = scale * original + offset``, for x and for y."""
+
+    width: int
+    height: int
+    scale_x: float
+    scale_y: float
+    offset_x: float
+    offset_y: float
+
+    def to_original(self, x: float, y: float) -> tuple[float, float]:
+        """The point of the original picture that the model sees at pixel (``x``, ``y``)."""
+        return (x - self.offset_x) / self.scale_x, (y - self.offset_y) / self.scale_y
+
+    def to_model(self, box: Box) -> Box:
+        """``box``, given in pixels of the original, in pixels of what the model sees."""
+        return Box(
+            self.scale_x * box.left + self.offset_x,
+            self.scale_y * box.top + self.offset_y,
+            self.scale_x * box.right + self.offset_x,
+            self.scale_y * box.bottom + self.offset_y,
+        )
+
+
+class Layout(NamedTuple):
+    """Where the parts of one example stand in its row.
+
+    Args:
+        real: All real tokens (everything that is not padding).
+        images: The image tokens of each placeholder, in order.
+        question: The user's words; None where a prompt of the caller's own does not show them.
+        prompt_stop: The position after the prompt's last token, where the answer begins.
+    """
+
+    real: Span
+    images: tuple[Span, ...]
+    question: Span | None
+    prompt_stop: int
+
+    def shifted(self, by: int) -> "Layout":
+        """The same layout ``by`` positions further right."""
+        return Layout(
+            real=Span(self.real.start + by, self.real.stop + by),
+            images=tuple(Span(s.start + by, s.stop + by) for s in self.images),
+            question=None if self.question is None else Span(self.question.start + by, self.question.stop + by),
+            prompt_stop=self.prompt_stop + by,
+        )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A padded batch.
+
+    Args:
+        input_ids: Token ids; each image token holds the model's image-token id.
+        attention_mask: 1 at real tokens, 0 at padding.
+        position_ids: Counted from each row's first real token; 0 at padding before it.
+        pixel_values: Each distinct picture once; None for a batch without pictures.
+        image_of: For each example the rows of ``pixel_values`` that its placeholders show, in order.
+        geometry: For each row of ``pixel_values`` how it was made from the original picture.
+        layout: For each example where its parts stand.
+        prompts: The text of each row, placeholders unexpanded.
+        picture_keys: For each row of ``pixel_values`` the picture's key.
+    """
+
+    input_ids: Int[Tensor, "batch pos"]
+    attention_mask: Int[Tensor, "batch pos"]
+    position_ids: Int[Tensor, "batch pos"]
+    pixel_values: Float[Tensor, "image 3 H W"] | None
+    image_of: tuple[tuple[int, ...], ...]
+    geometry: tuple[Geometry, ...]
+    layout: tuple[Layout, ...]
+    prompts: tuple[str, ...]
+    picture_keys: tuple[str, ...]
+    padding_side: PaddingSide = "right"
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return self.input_ids.shape[0]
+
+    @property
+    def n_positions(self) -> int:
+        """The length to which every row is padded."""
+        return self.input_ids.shape[1]
+
+    def to(self, device: torch.device | str) -> "Inputs":
+        """The same batch with its tensors on ``device``."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            position_ids=self.position_ids.to(device),
+            pixel_values=None if self.pixel_values is None else self.pixel_values.to(device),
+        )
+
+    def select(self, rows: Sequence[int]) -> "Inputs":
+        """The batch of the given examples alone, in the order given, with only the pictures they show.
+
+        Padding keeps its length, so that positions mean the same before and after.
+
+        Raises:
+            ValueError: If ``rows`` is empty or names an example that is not there.
+        """
+        if not rows or not all(0 <= row < len(self) for row in rows):
+            raise ValueError(f"rows must be in [0, {len(self)}) and not empty, got {list(rows)}. Rows count from 0.")
+        index = torch.tensor(list(rows), device=self.input_ids.device)
+        kept = list(dict.fromkeys(image for row in rows for image in self.image_of[row]))
+        renumbered = {image: new for new, image in enumerate(kept)}
+        pixels = None
+        if self.pixel_values is not None and kept:
+            pixels = self.pixel_values[torch.tensor(kept, device=self.pixel_values.device)]
+        return replace(
+            self,
+            input_ids=self.input_ids[index],
+            attention_mask=self.attention_mask[index],
+            position_ids=self.position_ids[index],
+            pixel_values=pixels,
+            image_of=tuple(tuple(renumbered[image] for image in self.image_of[row]) for row in rows),
+            geometry=tuple(self.geometry[image] for image in kept),
+            layout=tuple(self.layout[row] for row in rows),
+            prompts=tuple(self.prompts[row] for row in rows),
+            picture_keys=tuple(self.picture_keys[image] for image in kept),
+        )
+
+    def model_kwargs(self) -> dict[str, Tensor]:
+        """The arguments of the Hugging Face model's forward, pictures repeated for every placeholder."""
+        kwargs = {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "position_ids": self.position_ids,
+        }
+        if self.pixel_values is not None:
+            rows = [image for images in self.image_of for image in images]
+            kwargs["pixel_values"] = self.pixel_values[torch.tensor(rows, device=self.pixel_values.device)]
+        return kwargs
+
+
+def prepare(
+    llava: Llava,
+    examples: Sequence[Example],
+    *,
+    prompts: Sequence[str] | None = None,
+    padding_side: PaddingSide = "right",
+    preprocess: Preprocess = "pad",
+    answers: bool = False,
+) -> Inputs:
+    """The examples as one padded batch on the model's device.
+
+    Args:
+        llava: Gives the tokenizer, the image-token count, the picture size and the longest prompt.
+        examples: At least one; with no, one or several pictures each.
+        prompts: One text for each example, with one ``<image>`` for each of its pictures; vicuna_v1 around the
+            question where it is None.
+        padding_side: Where short rows are filled up.
+        preprocess: ``"pad"`` pastes the picture on a square of CLIP's mean colour first, as LLaVA-1.5 was trained;
+            ``"hf"`` scales the shortest edge and crops the centre, as Hugging Face's processor does by default.
+        answers: Whether the answer and the end-of-text mark follow the prompt.
+
+    Raises:
+        PictureError: If a picture cannot be read or is too elongated to be prepared.
+        ValueError: If there are no examples, placeholders and pictures do not match, a prompt is longer than the
+            model's context, or the tokenizer cannot tell where the parts of a prompt stand.
+
+    Source: padding to a square from Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning",
+        arXiv 2310.03744.
+    """
+    if not examples:
+        raise ValueError("examples must hold at least one example, got none. Check the limit and the split.")
+    if prompts is not None and len(prompts) != len(examples):
+        raise ValueError(
+            f"prompts must have one text for each of {len(examples)} examples, got {len(prompts)}. "
+            "Leave it out to use vicuna_v1."
+        )
+    if padding_side not in ("left", "right"):
+        raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}. Pick one of the two.")
+    if preprocess not in ("hf", "pad"):
+        raise ValueError(f"preprocess must be 'hf' or 'pad', got {preprocess!r}. LLaVA-1.5 was trained with 'pad'.")
+    if prompts is None:
+        prompts = [vicuna_v1(example.question, n_images=len(example.pictures)) for example in examples]
+    texts = tuple(prompts)
+    rows = [_tokenise(llava, example, text, answers) for example, text in zip(examples, texts, strict=True)]
+    length = max(len(ids) for ids, _ in rows)
+    shifts = [length - len(ids) if padding_side == "left" else 0 for ids, _ in rows]
+    input_ids = torch.full((len(rows), length), _filler(llava), dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, ((ids, _), shift) in enumerate(zip(rows, shifts, strict=True)):
+        input_ids[row, shift : shift + len(ids)] = torch.tensor(ids)
+        attention_mask[row, shift : shift + len(ids)] = 1
+    distinct = {picture.key: picture for example in examples for picture in example.pictures}
+    row_of = {key: row for row, key in enumerate(distinct)}
+    prepared = [_pixels(llava, picture, preprocess) for picture in distinct.values()]
+    return Inputs(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
+        pixel_values=torch.cat([pixels for pixels, _ in prepared]) if prepared else None,
+        image_of=tuple(tuple(row_of[picture.key] for picture in example.pictures) for example in examples),
+        geometry=tuple(geometry for _, geometry in prepared),
+        layout=tuple(layout.shifted(shift) for (_, layout), shift in zip(rows, shifts, strict=True)),
+        prompts=texts,
+        picture_keys=tuple(distinct),
+        padding_side=padding_side,
+    ).to(llava.device)
+
+
+def _tokenise(llava: Llava, example: Example, prompt: str, answers: bool) -> tuple[list[int], Layout]:
+    """The ids of one row with placeholders expanded, and where its parts stand before padding."""
+    n_placeholders = prompt.count(IMAGE)
+    if n_placeholders != len(example.pictures):
+        raise ValueError(
+            f"prompt of example {example.id!r} must have one {IMAGE} for each of its {len(example.pictures)} pictures, "
+            f"got {n_placeholders}. Questions are written without placeholders."
+        )
+    ids, offsets = _encode(llava.tokenizer, prompt)
+    full = ids
+    if answers:
+        eos = llava.tokenizer.eos_token
+        full, _ = _encode(llava.tokenizer, with_answer(prompt, example.answer, eos if isinstance(eos, str) else ""))
+        if full[: len(ids)] != ids:
+            raise ValueError(
+                f"tokenizer must cut between prompt and answer, got tokens across the two in example {example.id!r}. "
+                "Use a tokenizer that starts a new token at a space."
+            )
+    placeholders = [position for position, token in enumerate(full) if token == llava.image_token_id]
+    if len(placeholders) != n_placeholders:
+        raise ValueError(
+            f"tokenizer must write {IMAGE} as the single token {llava.image_token_id}, got {len(placeholders)} such "
+            f"tokens for {n_placeholders} placeholders in example {example.id!r}. Use the checkpoint's own tokenizer."
+        )
+    extra = llava.n_image_tokens - 1  # positions that each placeholder gains
+
+    def expanded(position: int) -> int:
+        return position + extra * sum(placeholder < position for placeholder in placeholders)
+
+    row: list[int] = []
+    for token in full:
+        row.extend([token] * llava.n_image_tokens if token == llava.image_token_id else [token])
+    limit = int(llava.config.text_config.max_position_embeddings)
+    if len(row) > limit:
+        raise ValueError(
+            f"prompt must have at most {limit} tokens for {llava.id}, got {len(row)} in example {example.id!r} "
+            f"({n_placeholders} pictures of {llava.n_image_tokens} tokens). Shorten the question or show fewer."
+        )
+    characters = _question_characters(prompt, example.question)
+    question = None
+    if characters is not None:
+        inside = [i for i, (start, stop) in enumerate(offsets) if start < characters.stop and stop > characters.start]
+        question = Span(expanded(inside[0]), expanded(inside[-1]) + 1) if inside else None
+    images = tuple(Span(expanded(p), expanded(p) + llava.n_image_tokens) for p in placeholders)
+    return row, Layout(Span(0, len(row)), images, question, expanded(len(ids)))
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids and the characters that each came from."""
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"tokenizer must report character offsets, got {type(tokenizer).__name__}. Load the fast version of it."
+        )
+    encoding: Any = tokenizer(text, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
+    return list(encoding["input_ids"]), [(int(start), int(stop)) for start, stop in encoding["offset_mapping"]]
+
+
+def _question_characters(prompt: str, question: str) -> Span | None:
+    """Where the user's words stand in ``prompt``: before the assistant's turn, or wherever they stand just once."""
+    turn = prompt.rfind(_TURN_END)
+    if question and turn >= 0 and prompt[:turn].endswith(question):
+        return Span(turn - len(question), turn)
+    if question and prompt.count(question) == 1:
+        start = prompt.index(question)
+        return Span(start, start + len(question))
+    return None
+
+
+def _filler(llava: Llava) -> int:
+    """The id at padded positions: the tokenizer's own unless that is the image token, which the model would fill."""
+    for token in (llava.tokenizer.pad_token_id, llava.tokenizer.eos_token_id):
+        if isinstance(token, int) and token != llava.image_token_id:
+            return token
+    return 0 if llava.image_token_id != 0 else 1
+
+
+def _pixels(llava: Llava, picture: Picture, preprocess: Preprocess) -> tuple[Float[Tensor, "1 3 H W"], Geometry]:
+    """One picture as the vision tower wants it, and how it was made."""
+    size = llava.image_size
+    try:
+        with picture.open() as opened:
+            geometry = _geometry(opened, size, preprocess, picture.key)  # before decoding: it refuses what is too large
+            image = opened.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
+        raise PictureError(f"picture must be readable, got {picture.key!r} ({error}). Replace or remove it.") from error
+    processor = image_processor(llava)
+    if preprocess == "pad":
+        image = expand_to_square(image, tuple(int(channel * 255) for channel in processor.image_mean))
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
+    return pixels.to(torch.float32), geometry
+
+
+def image_processor(llava: Llava) -> CLIPImageProcessorPil:
+    """Hugging Face's CLIP preprocessing at the model's picture size, with the checkpoint's own mean and deviation."""
+    size = llava.image_size
+    own = getattr(llava.processor, "image_processor", None)
+    given = {name: getattr(own, name) for name in ("image_mean", "image_std", "rescale_factor") if hasattr(own, name)}
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, do_convert_rgb=False, **given
+    )
+
+
+def expand_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """``image`` centred on a square of its longer side; the odd pixel goes to the right or the bottom.
+
+    Source: ``expand2square`` of Liu et al. 2024, arXiv 2310.03744.
+    """
+    if image.width == image.height:
+        return image
+    side = max(image.size)
+    canvas = Image.new("RGB", (side, side), colour)
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return canvas
+
+
+def _geometry(image: Image.Image, size: int, preprocess: Preprocess, key: str) -> Geometry:
+    """The map from the picture's pixels to the model's, by the same integer arithmetic as the preprocessing."""
+    width, height = image.size
+    short, long = min(image.size), max(image.size)
+    # An elongated picture grows in between: to a square of its long side, or to a strip of the model's height.
+    between = long * long if preprocess == "pad" else size * int(size * long / short)
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and max(between, width * height) > limit:
+        raise PictureError(
+            f"picture must take at most {limit} pixels to prepare, got {width} x {height} in {key!r}, which takes "
+            f"{max(between, width * height)}. Shrink it, or crop it if it is elongated."
+        )
+    if preprocess == "pad":
+        scale = size / long
+        return Geometry(width, height, scale, scale, scale * ((long - width) // 2), scale * ((long - height) // 2))
+    other = int(size * long / short)
+    new_width, new_height = (size, other) if width <= height else (other, size)
+    left, top = (new_width - size) // 2, (new_height - size) // 2
+    return Geometry(width, height, new_width / width, new_height / height, float(-left), float(-top))

@@ -1,0 +1,70 @@
+"""What a probe's score must be compared with: labels that say nothing, types with arbitrary labels, and raw pixels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+
+def shuffle_over_groups(groups: npt.ArrayLike, *, generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Index that hands each group the labels of another group; ``y[index]`` are the shuffled labels.
+
+    Whole groups trade places with groups of the same size, so that labels which are constant within groups (or follow a
+    pattern there) still do: shuffling single rows would destroy that structure and make chance look lower than it is.
+    Groups whose size no other group has are strung together in a random order and dealt out again.
+    """
+    _, code = np.unique(np.asarray(groups), return_inverse=True)
+    order = np.argsort(code, kind="stable")
+    sizes = np.bincount(code)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    index = np.empty(len(code), dtype=np.int64)
+    alone: list[int] = []
+    for size in np.unique(sizes):
+        members = np.flatnonzero(sizes == size)
+        if len(members) == 1:
+            alone.append(int(members[0]))
+            continue
+        donors = generator.permutation(members)
+        within = np.arange(size)
+        index[order[starts[members][:, None] + within]] = order[starts[donors][:, None] + within]
+    if alone:
+        spans = [order[starts[g] : starts[g] + sizes[g]] for g in alone]
+        index[np.concatenate(spans)] = np.concatenate([spans[i] for i in generator.permutation(len(spans))])
+    return index
+
+
+def control_labels(
+    types: npt.ArrayLike, labels: npt.NDArray[np.generic], *, generator: np.random.Generator
+) -> npt.NDArray[np.generic]:
+    """Labels of the control task: every type gets one label, drawn once from the distribution of the real labels.
+
+    A probe that does well here memorises types; the real score minus this one is the selectivity.
+
+    Args:
+        types: What the activation is of, in the finest grain that recurs (a drawing, a word); one per example.
+        labels: The real labels, which set the distribution.
+        generator: Source of randomness.
+
+    Source: Hewitt & Liang, Designing and Interpreting Probes with Control Tasks, 2019, arXiv 1909.03368.
+    """
+    names, code = np.unique(np.asarray(types), return_inverse=True)
+    return labels[generator.integers(len(labels), size=len(names))][code]
+
+
+def pixel_features(pictures: Sequence[Image.Image | npt.NDArray[np.uint8]], *, size: int = 16) -> Float[Tensor, "example d"]:
+    """Pixels in [0, 1] of each picture at ``size`` x ``size``, flattened: what a probe reads without any model.
+
+    Raises:
+        ValueError: If there is no picture or ``size`` is not positive.
+    """
+    if not pictures or size < 1:
+        raise ValueError(f"pictures must be non-empty and size positive, got {len(pictures)} and {size}. Pass some pictures.")
+    small = [
+        np.asarray((p if isinstance(p, Image.Image) else Image.fromarray(p)).convert("RGB").resize((size, size), Image.Resampling.BOX))
+        for p in pictures
+    ]
+    return torch.from_numpy(np.stack(small).reshape(len(small), -1).astype(np.float32) / 255)

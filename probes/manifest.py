@@ -1,0 +1,154 @@
+"""The manifest of a run: what it was made of, so that a second run with the same manifest resumes and another is refused.
+
+``open_run(folder, wanted, overwrite=...)`` is the one gate to a run directory; ``write_manifest`` fills it in.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from probes.config import BadInput
+
+FILE = "manifest.json"
+KIND = "laccolith probe-sweep"
+FORMAT = 1
+LAYER_CONVENTION = (
+    "layers count from 0; resid_pre enters a block, resid_post of layer L is what block L wrote out, before any final norm"
+)
+# Everything a run writes; anything else in its folder is somebody's, and never touched.
+OWN = (FILE, "activations", "random_init", "examples.parquet", "skipped.csv", "results.csv", "results.parquet", "figures")
+# What must be equal for a run to be resumed; command, host and clock may differ.
+_COMPARED = ("kind", "format", "settings", "model", "data", "template", "layer_convention", "versions")
+_PACKAGES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """The versions of what computes: a different one may change a last bit."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a run directory; None if it has none.
+
+    Raises:
+        BadInput: If there is a manifest that is not one of a probe sweep.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"manifest must be readable JSON, got {str(path)!r} ({error}). Choose another folder.") from error
+    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
+        raise BadInput(f"out must be a folder of probe-sweep, got another program's in {str(folder)!r}. Choose another folder.")
+    return manifest
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes the file so that it is either whole or not there, whatever happens in between.
+
+    Raises:
+        OSError: If the file system refuses, for instance because it is full; nothing is left behind then.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes the manifest, atomically."""
+    write_atomically(folder / FILE, (json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """The first field in which the manifests differ, as ``name was ..., is ...``; None if they agree.
+
+    Only fields that ``new`` holds are compared, so a manifest can be checked before all of it is known.
+    """
+    for key in _COMPARED:
+        if key not in new:
+            continue
+        before, after = old.get(key), new[key]
+        if isinstance(after, Mapping) and isinstance(before, Mapping):
+            for name in {**after, **before}:
+                if before.get(name) != after.get(name):
+                    return f"{key}.{name} was {before.get(name)!r}, is {after.get(name)!r}"
+        elif before != after:
+            return f"{key} was {before!r}, is {after!r}"
+    return None
+
+
+def check_folder(folder: Path, wanted: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """Whether ``folder`` holds a run that ``wanted`` would resume; touches nothing.
+
+    Args:
+        folder: The run directory; it need not exist.
+        wanted: The manifest of the run about to start, or as much of it as is known.
+        overwrite: Whether a different run may be replaced.
+
+    Raises:
+        BadInput: If the folder is a file, holds anything that is not a run's, or holds a different run.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"out must be a folder, got the file {str(folder)!r}. Choose another name.")
+    entries = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    if not entries:
+        return False
+    manifest = read_manifest(folder)
+    foreign = sorted(name for name in entries if name not in OWN and not _temporary(name))
+    if foreign or manifest is None:
+        seen = foreign or sorted(entries)
+        raise BadInput(
+            f"out must be empty or hold a run of probe-sweep, got {seen[0]!r}"
+            f"{f' and {len(seen) - 1} more' if len(seen) > 1 else ''} in {str(folder)!r}. Choose another folder."
+        )
+    differing = difference(manifest, wanted)
+    if differing is not None and not overwrite:
+        raise BadInput(
+            f"out must hold the same run or none, got a run in {str(folder)!r} that differs: {differing}. "
+            "Choose another folder with --out, or replace it with --overwrite."
+        )
+    return differing is None
+
+
+def open_run(folder: Path, manifest: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Makes the run directory ready: made, resumed, or emptied where ``overwrite`` allows it.
+
+    Raises:
+        BadInput: As ``check_folder``, and if the folder cannot be written to.
+    """
+    resumes = check_folder(folder, manifest, overwrite=overwrite)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink()
+        if not resumes or overwrite:
+            for name in reversed(OWN):  # the manifest last: a folder without it would count as foreign
+                _remove(folder / name)
+            write_manifest(folder, manifest)
+    except OSError as error:
+        raise BadInput(f"out must be a folder that can be written, got {str(folder)!r} ({error}).") from error
+
+
+def _temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

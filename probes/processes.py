@@ -1,0 +1,54 @@
+"""How many processes share a sweep, which of them this is, and how they wait for each other.
+
+``accelerate launch probe-sweep ...`` starts several; anything else is one process, which waits for nobody.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+def _nobody() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among ``world``; ``wait`` returns when all of them have called it."""
+
+    rank: int = 0
+    world: int = 1
+    wait: Callable[[], None] = _nobody
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that makes the folder, fits the probes and speaks."""
+        return self.rank == 0
+
+
+def join_processes(device: str) -> Processes:
+    """The processes that a launcher started; one where none did. Processes on a CPU talk over gloo."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Processes()
+    from accelerate import PartialState  # takes a second to import, and one process does not need it
+
+    state = PartialState(cpu=not device.startswith("cuda"))
+    return Processes(state.process_index, state.num_processes, state.wait_for_everyone)
+
+
+def own_device(device: str) -> str:
+    """``"cuda"`` as the card that belongs to this process; any other device as it is.
+
+    Raises:
+        ValueError: If the machine does not have the device.
+    """
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device must be cpu, cuda, cuda:N or mps, got {device!r}. Leave it out for cpu.")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device must be one that this machine has, got {device!r}. Leave it out for cpu.")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device must be one that this machine has, got {device!r}. Leave it out for cpu.")
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device

@@ -1,0 +1,115 @@
+"""The table at the end of a sweep: where each target is read best, how early it can be read, and how well it carries over.
+
+``summarise(results)`` makes the rows, ``render_summary`` a table for the terminal. Both see saved results only.
+"""
+
+import pandas as pd
+from rich.table import Table
+
+ONSET_SHARE = 0.9  # of the gain over chance at the peak: near the plateau, yet not moved by noise at the very top
+
+
+def onset_row(curve: pd.DataFrame) -> "pd.Series | None":
+    """The first site at which a target can be read: its lower bound is above chance and it has 90 % of the peak's gain.
+
+    Gain is score minus chance. None if no site's lower bound is above chance.
+
+    Args:
+        curve: Cross-validated rows of one target, part and name, in the order of the forward pass.
+    """
+    peak_gain = float((curve["score"] - curve["chance"]).max())
+    reached = (curve["lower"] > curve["chance"]) & (curve["score"] - curve["chance"] >= ONSET_SHARE * peak_gain)
+    return curve[reached].iloc[0] if reached.any() else None
+
+
+def summarise(results: pd.DataFrame) -> pd.DataFrame:
+    """One row for each target, part and activation: peak, its interval and selectivity, onset, transfer score.
+
+    The projector's stages count as one curve, as do all layers of one activation of the blocks. ``transfer`` is the
+    transfer score at the peak site; the peak is that of the cross-validated score alone.
+    """
+    rows = []
+    validated = results[results["split"] == "cv"]
+    for target in dict.fromkeys(validated["target"]):
+        of_target = validated[validated["target"] == target]
+        for key in dict.fromkeys(zip(of_target["part"], _curve_names(of_target), strict=True)):
+            curve = of_target[(of_target["part"] == key[0]) & (_curve_names(of_target) == key[1])]
+            peak = curve.loc[curve["score"].idxmax()]
+            onset = onset_row(curve)
+            moved = results[
+                (results["split"] != "cv") & (results["target"] == target) & (results["site"] == peak["site"])
+            ]
+            rows.append(
+                {
+                    "target": target,
+                    "part": key[0],
+                    "name": key[1],
+                    "peak": _place(peak),
+                    "score": peak["score"],
+                    "lower": peak["lower"],
+                    "upper": peak["upper"],
+                    "chance": peak["chance"],
+                    "selectivity": peak["selectivity"],
+                    "random_init": peak["random_init"],
+                    "q": peak["q"],
+                    "onset": "-" if onset is None else _place(onset),
+                    "transfer": float(moved["score"].iloc[0]) if len(moved) else float("nan"),
+                    "transfer_chance": float(moved["chance"].iloc[0]) if len(moved) else float("nan"),
+                    "metric": peak["metric"],
+                    "n": int(peak["n"]),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def render_summary(results: pd.DataFrame) -> Table:
+    """The summary as a table for the terminal."""
+    summary = summarise(results)
+    splits = [split for split in dict.fromkeys(results["split"]) if split != "cv"]
+    metrics = ", ".join(dict.fromkeys(str(metric).replace("_", " ") for metric in summary["metric"]))
+    table = Table(
+        title=f"What probes read from {results['model'].iloc[0]} ({metrics})",
+        caption=(
+            f"peak: layer (from 0) with the best cross-validated score and its 95 % interval; selec.: score minus control "
+            f"task; onset: first layer with {ONSET_SHARE:.0%} of the peak's gain over chance, its interval above chance"
+        ),
+        title_justify="left",
+        caption_justify="left",
+    )
+    for header in ("target", "part", "activation"):
+        table.add_column(header, no_wrap=True)
+    for header in ("peak", "score", "95 %", "chance", "selec.", "rand. init", "onset", *splits[:1]):
+        table.add_column(header, justify="right", no_wrap=True)
+    previous = None
+    for row in summary.itertuples():
+        if previous is not None and row.target != previous:
+            table.add_section()
+        cells = [
+            str(row.target) if row.target != previous else "",
+            str(row.part).replace("_", " "),
+            str(row.name),
+            str(row.peak),
+            f"{row.score:.2f}",
+            f"{row.lower:.2f}-{row.upper:.2f}",
+            f"{row.chance:.2f}",
+            _number(row.selectivity),
+            _number(row.random_init),
+            str(row.onset),
+        ]
+        table.add_row(*cells, *([_number(row.transfer)] if splits else []))
+        previous = row.target
+    return table
+
+
+def _curve_names(rows: pd.DataFrame) -> "pd.Series[str]":
+    """What a curve is called: the activation's name, or ``stages`` for all of the projector."""
+    return rows["name"].where(rows["part"] != "projector", "stages")
+
+
+def _place(row: "pd.Series") -> str:
+    """A layer by its number; a site outside the blocks by its name."""
+    return str(row["name"]) if pd.isna(row["layer"]) else str(int(row["layer"]))
+
+
+def _number(value: object) -> str:
+    return "-" if pd.isna(value) else f"{value:.2f}"  # type: ignore[call-overload]

@@ -1,0 +1,259 @@
+"""What a sweep looks at: the examples, the targets read from them, and the tokens on which each target is looked for.
+
+Everything that can be wrong with the user's data is found here, before a model is loaded.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from probes.config import BadInput, DataOptions, SweepConfig, refusing
+from probes.folds import Plan, plan_folds
+from tasks.datasets import Dataset, scenes_probe_dataset
+from tasks.example import Example, Target
+from tasks.pictures import PictureError
+from tasks.readers import load_dataset
+from tasks.scenes import SIZE
+
+SCENES = "scenes"
+SCENE_TARGETS = ("kind", "category", "colour", "place", "count")
+SCENE_LIMIT = 400  # with the controls about four minutes of two cores for the embedded model
+TYPE = "type"  # the label that names what a control task gives one random label
+
+
+class Picked(Sequence[Example]):
+    """Some examples of a sequence, by index, none of them held."""
+
+    def __init__(self, examples: Sequence[Example], indices: Sequence[int]) -> None:
+        """``indices`` count from 0 in ``examples``."""
+        self._examples, self._indices = examples, list(indices)
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One example, or a lazy part."""
+        if isinstance(index, slice):
+            return Picked(self._examples, self._indices[index])
+        return self._examples[self._indices[index]]
+
+
+class Joined(Sequence[Example]):
+    """The examples of two sequences, one after the other, none of them held."""
+
+    def __init__(self, first: Sequence[Example], second: Sequence[Example]) -> None:
+        """``second`` may be empty."""
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self._first) + len(self._second)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One example, or a lazy part."""
+        if isinstance(index, slice):
+            return Picked(self, range(*index.indices(len(self))))
+        index = range(len(self))[index]
+        n = len(self._first)
+        return self._first[index] if index < n else self._second[index - n]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An example that is left out, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The examples of a sweep: those that probes are fitted on come first, then those that are only scored.
+
+    Args:
+        name: Of the data, for people.
+        digest: Of the data.
+        examples: Fitted and transfer examples.
+        n_fitted: How many of them are fitted on.
+        transfer: Name of the split that the rest belongs to; None if there is no rest.
+        targets: What is read.
+        tokens: For each target the token group on which it is looked for.
+        skipped: Examples left out because a picture cannot be read.
+    """
+
+    name: str
+    digest: str
+    examples: Sequence[Example]
+    n_fitted: int
+    transfer: str | None
+    targets: tuple[Target, ...]
+    tokens: Mapping[str, str]
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The token groups that are needed."""
+        return tuple(dict.fromkeys(self.tokens[target.name] for target in self.targets))
+
+
+def select(config: SweepConfig) -> Selection:
+    """The examples, targets and token groups that the settings mean, all checked.
+
+    Raises:
+        BadInput: If the data cannot be read, a picture is missing or broken, a target is unknown or not labelled
+            everywhere, or tokens are asked for that an example does not have.
+    """
+    fitted, transfer, name = _load(config.data, config.seed, SIZE)
+    wanted = config.probing.targets or (SCENE_TARGETS if config.data.spec == SCENES else ())
+    known = ", ".join(target.name for target in fitted.targets)
+    if not wanted:
+        raise BadInput(f"target must be given at least once for your own data, got none. The file has: {known or 'no labels'}.")
+    with refusing(ValueError):
+        targets = tuple(fitted.target(target) for target in dict.fromkeys(wanted))
+    examples, n_fitted, skipped = _readable(fitted, transfer, config.data)
+    _check_labels(examples, targets)
+    return Selection(
+        name=name,
+        digest=fitted.digest if transfer is None else f"{fitted.digest}+{transfer.digest}",
+        examples=examples,
+        n_fitted=n_fitted,
+        transfer=None if len(examples) == n_fitted else config.data.transfer or "unseen",
+        targets=targets,
+        tokens=_choose_tokens(config.sites.tokens, targets, examples),
+        skipped=skipped,
+    )
+
+
+def at_size(selection: Selection, config: SweepConfig, size: int) -> Selection:
+    """The same selection with scenes drawn ``size`` pixels wide, as the model takes them; own pictures stay as they are."""
+    if config.data.spec != SCENES or size == SIZE:
+        return selection
+    fitted, transfer, _ = _load(config.data, config.seed, size)
+    digest = fitted.digest if transfer is None else f"{fitted.digest}+{transfer.digest}"
+    return replace(selection, digest=digest, examples=Joined(fitted.examples, () if transfer is None else transfer.examples))
+
+
+def plan_for(selection: Selection, group: str, config: SweepConfig, *, fitted_only: bool = False) -> Plan:
+    """Folds, control labels and resamples for the targets that are looked for on one token group.
+
+    Args:
+        selection: Examples and targets.
+        group: The token group.
+        config: Gives folds, controls and seed.
+        fitted_only: Leaves out controls and transfer examples; the folds are the same.
+
+    Raises:
+        BadInput: If a target has one class, or there are fewer groups than folds.
+    """
+    n = selection.n_fitted if fitted_only else len(selection.examples)
+    examples = [selection.examples[i] for i in range(n)]
+    targets = [target for target in selection.targets if selection.tokens[target.name] == group]
+    transfer: dict[str, npt.NDArray[np.bool_]] = {}
+    if selection.transfer is not None and not fitted_only:
+        transfer[selection.transfer] = np.arange(n) >= selection.n_fitted
+    typed = all(TYPE in example.labels for example in examples)
+    with refusing(ValueError):
+        return plan_folds(
+            {target.name: [example.labels[target.name] for example in examples] for target in targets},
+            [example.group for example in examples],
+            folds=config.probing.folds,
+            continuous=[target.name for target in targets if target.kind == "continuous"],
+            transfer=transfer or None,
+            types=[str(example.labels[TYPE]) for example in examples] if typed else None,
+            controls=("shuffled", "control_task") if config.probing.controls and not fitted_only else (),
+            seed=config.seed,
+        )
+
+
+def _load(data: DataOptions, seed: int, size: int) -> tuple[Dataset, Dataset | None, str]:
+    for option, value in (("limit", data.limit), ("transfer-limit", data.transfer_limit)):
+        if value is not None and value < 1:
+            raise BadInput(f"{option} must be >= 1, got {value}. Leave it out for the default.")
+    if data.spec == SCENES:
+        n = data.limit or SCENE_LIMIT
+        split, transfer = data.split or "test", data.transfer or "unseen"
+        n_transfer = data.transfer_limit or max(2, n // 3)
+        with refusing(ValueError, ModuleNotFoundError):
+            fitted = scenes_probe_dataset(split=split, n=n, seed=seed, size=size)
+            if transfer == "none" or transfer == split:
+                return fitted, None, SCENES
+            return fitted, scenes_probe_dataset(split=transfer, n=n_transfer, seed=seed, size=size), SCENES
+    with refusing(ValueError, OSError):
+        fitted = load_dataset(data.spec, data.images, split=data.split, limit=data.limit, seed=seed, size=size)
+        if data.transfer in (None, "none"):
+            return fitted, None, Path(data.spec).name
+        if data.split is None or data.split == data.transfer:
+            raise BadInput(
+                f"split must be given, and another than transfer, got split {data.split!r} with transfer "
+                f"{data.transfer!r}. Name the split that probes are fitted on."
+            )
+        other = load_dataset(data.spec, data.images, split=data.transfer, limit=data.transfer_limit, seed=seed, size=size)
+        return fitted, other, Path(data.spec).name
+
+
+def _readable(
+    fitted: Dataset, transfer: Dataset | None, data: DataOptions
+) -> tuple[Sequence[Example], int, tuple[Skipped, ...]]:
+    """The examples whose pictures open, how many of them are fitted on, and the others where they may be skipped."""
+    both = Joined(fitted.examples, () if transfer is None else transfer.examples)
+    if data.spec == SCENES:  # drawn by us: they always open
+        return both, len(fitted.examples), ()
+    skipped: list[Skipped] = []
+    kept: list[int] = []
+    verdicts: dict[str, str | None] = {}
+    for index, example in enumerate(both):
+        for picture in example.pictures:
+            if picture.key not in verdicts:
+                try:
+                    picture.open()
+                    verdicts[picture.key] = None
+                except PictureError as error:
+                    if not data.skip_bad:
+                        raise BadInput(
+                            f"{' '.join(str(error).split())} It belongs to example {example.id!r}; --skip-bad goes on "
+                            "without such examples."
+                        ) from error
+                    verdicts[picture.key] = " ".join(str(error).split())
+        reasons = [reason for picture in example.pictures if (reason := verdicts[picture.key]) is not None]
+        if reasons:
+            skipped.append(Skipped(example.id, reasons[0]))
+        else:
+            kept.append(index)
+    n_fitted = sum(index < len(fitted.examples) for index in kept)
+    if n_fitted == 0:
+        raise BadInput(f"pictures must be readable in some example, got none of {len(both)}. See the image folder.")
+    return Picked(both, kept), n_fitted, tuple(skipped)
+
+
+def _check_labels(examples: Sequence[Example], targets: Sequence[Target]) -> None:
+    for example in examples:
+        for target in targets:
+            if example.labels.get(target.name) is None:
+                raise BadInput(
+                    f"target {target.name!r} must have a label in every example, got none in {example.id!r}. "
+                    "Drop the rows without one."
+                )
+
+
+def _choose_tokens(asked: str, targets: Sequence[Target], examples: Sequence[Example]) -> dict[str, str]:
+    """``auto``: object-level targets on the patches of the focused object where all have one, others on all image tokens."""
+    focused = all(example.focus is not None and example.focus in example.boxes for example in examples)
+    if asked == "object" and not focused:
+        example = next(e for e in examples if e.focus is None or e.focus not in e.boxes)
+        raise BadInput(
+            f"tokens 'object' must have a focus box in every example, got none in {example.id!r}. Use --tokens image."
+        )
+    if asked in ("auto", "object", "image"):
+        blind = next((example for example in examples if not example.pictures), None)
+        if blind is not None:
+            raise BadInput(
+                f"tokens {asked!r} must have a picture in every example, got none in {blind.id!r}. Use --tokens last."
+            )
+    if asked != "auto":
+        return {target.name: asked for target in targets}
+    return {target.name: "object" if target.scope == "object" and focused else "image" for target in targets}

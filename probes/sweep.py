@@ -1,0 +1,374 @@
+"""The probe sweep: which targets can be read at which site, from pictures to table and figure.
+
+    finished = run_sweep(SweepConfig(data=DataOptions(limit=200)))
+    finished.results, finished.figure.png
+
+``run_sweep`` checks everything, captures (resuming what a killed run left), fits, and writes the run directory.
+"""
+
+import gc
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from figures.layers import draw_score_by_layer
+from figures.style import FigurePaths, save_figure
+from models.llava import Llava, load
+from models.sites import Site, depth, parse_sites
+from probes.capturing import fill_store, layouts, shard_size, stored_dtype, width
+from probes.config import BadInput, SweepConfig, refusing
+from probes.fitting import fit_sites
+from probes.manifest import (
+    FORMAT,
+    KIND,
+    LAYER_CONVENTION,
+    check_folder,
+    open_run,
+    read_manifest,
+    versions,
+    write_atomically,
+    write_manifest,
+)
+from probes.processes import Processes, join_processes, own_device
+from probes.selection import Selection, at_size, plan_for, select
+from probes.store import DTYPES, ActivationStore, SizeEstimate, estimate_size
+
+DEFAULT_SITES = (
+    "vision:resid_post",
+    "projector:in",
+    "projector:linear_1",
+    "projector:act",
+    "projector:out",
+    "blocks.0.hook_resid_pre",
+    "resid_post",
+)
+_TEXT_TOKENS = ("question", "last", "all")
+FIGURE = "score_by_layer"
+
+Progress = Callable[[str, int, int], None]  # what is done now, how many more are done, how many there are in all
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sweep will take.
+
+    Args:
+        size: Bytes that it writes, and bytes free.
+        seconds: Of captures, from the products they need and the speed of one product timed now; a lower bound.
+        n_examples: Examples, transfer included.
+        n_sites: Sites.
+    """
+
+    size: SizeEstimate
+    seconds: float
+    n_examples: int
+    n_sites: int
+
+    def __str__(self) -> str:
+        """One line."""
+        return (
+            f"{self.n_examples} examples at {self.n_sites} sites: {self.size.activations / 1e6:.1f} MB of activations "
+            f"({self.size.free / 1e9:.1f} GB free), capture at least {self.seconds:.0f} s"
+        )
+
+
+@dataclass(frozen=True)
+class FinishedSweep:
+    """A run that is done.
+
+    Args:
+        folder: The run directory.
+        results: The table, as ``docs/results.md`` describes it.
+        figure: Score by layer.
+        skipped: Examples left out because of their pictures.
+    """
+
+    folder: Path
+    results: pd.DataFrame
+    figure: FigurePaths
+    skipped: int
+
+
+def run_sweep(
+    config: SweepConfig,
+    *,
+    command: Sequence[str] = (),
+    on_progress: Progress = _silent,
+    on_note: Callable[[str], None] = lambda line: None,
+) -> FinishedSweep | Estimate | None:
+    """Runs a sweep, or takes up one that was cut.
+
+    Args:
+        config: What to do.
+        command: The command line, for the manifest.
+        on_progress: Told how it goes, as (stage, newly done, total).
+        on_note: Told what a user should know before it starts: the estimate, and what is left out.
+
+    Returns:
+        The finished run; with ``dry_run`` the estimate; None on the processes that only help to capture.
+
+    Raises:
+        BadInput: If anything that the user gave cannot be used; the sentence says what to do.
+    """
+    started = time.time()
+    manifest: dict[str, Any] = {
+        "kind": KIND,
+        "format": FORMAT,
+        "settings": config.settings,
+        "template": "vicuna_v1",
+        "layer_convention": LAYER_CONVENTION,
+        "versions": versions(),
+    }
+    _check_settings(config)
+    check_folder(config.folder, manifest, overwrite=config.overwrite)
+    selection = select(config)
+    for group in selection.groups:
+        plan_for(selection, group, config)  # refuses what cannot be fitted before hours of capture
+    with refusing(ValueError):
+        device = own_device(config.model.device)
+    processes = join_processes(device)
+    llava = _load(config, device)
+    selection = at_size(selection, config, llava.image_size)
+    sites = _sites(config, llava)
+    estimate = _estimate(config, llava, selection, sites)
+    if config.dry_run:
+        return estimate
+    if not estimate.size.fits:
+        raise BadInput(
+            f"activations must fit on the disk, got {estimate.size.activations / 1e6:.0f} MB for "
+            f"{estimate.size.free / 1e6:.0f} MB free at {str(config.folder)!r}. Use fewer sites or examples, or --store-dtype "
+            "float16."
+        )
+    on_note(str(estimate))
+    manifest["model"] = {"id": llava.id, "revision": llava.revision, "weight_hash": llava.weight_hash}
+    manifest["data"] = {"name": selection.name, "digest": selection.digest, "n_examples": len(selection.examples)}
+    about: dict[str, Any] = {"command": list(command), "started": _clock(started), "finished": None, "seconds": None}
+    if processes.leads:
+        open_run(config.folder, {**manifest, **about}, overwrite=config.overwrite)
+        _write_examples(config, llava, selection)
+    processes.wait()
+    depths = [depth(site, llava) for site in sites]
+    store, control_store = _capture(llava, config, selection, sites, processes, on_progress)
+    del llava
+    processes.wait()
+    if not processes.leads:
+        return None
+    results = _saved_results(config.folder)
+    if results is None:
+        total = len(sites) * len(selection.groups)
+        results = fit_sites(
+            store, control_store, sites, depths, selection, config, lambda n: on_progress("fitting probes", n, total)
+        )
+        _write_results(config.folder, results)
+        before = read_manifest(config.folder) or {}
+        finished = {"started": before.get("started"), "finished": _clock(time.time()), "seconds": round(time.time() - started, 1)}
+        write_manifest(config.folder, {**manifest, **about, **finished})
+    figure = draw_run(config.folder)
+    return FinishedSweep(config.folder, read_results(config.folder), figure, len(selection.skipped))
+
+
+def read_results(folder: Path) -> pd.DataFrame:
+    """The table of a finished run.
+
+    Raises:
+        BadInput: If the folder holds no run, or one that is not finished.
+    """
+    if read_manifest(folder) is None:
+        raise BadInput(f"run must be a folder that probe-sweep wrote, got {str(folder)!r}. Check the path.")
+    results = _saved_results(folder)
+    if results is None:
+        raise BadInput(f"run must be finished, got one without results in {str(folder)!r}. Start it again to resume it.")
+    return results
+
+
+def draw_run(folder: Path) -> FigurePaths:
+    """Draws the figure of a finished run into its folder ``figures``."""
+    import matplotlib.pyplot as plt
+
+    figure = draw_score_by_layer(read_results(folder))
+    paths = save_figure(figure, folder / "figures" / FIGURE)
+    plt.close(figure)
+    return paths
+
+
+def figure_paths(folder: Path) -> FigurePaths:
+    """Where the figure of a run is, drawn or not."""
+    stem = folder / "figures" / FIGURE
+    return FigurePaths(stem.with_suffix(".png"), stem.with_suffix(".svg"))
+
+
+def _check_settings(config: SweepConfig) -> None:
+    if config.batch_size < 1:
+        raise BadInput(f"batch-size must be >= 1, got {config.batch_size}. One example at a time is the least.")
+    if config.seed < 0:
+        raise BadInput(f"seed must be >= 0, got {config.seed}. Any other integer will do.")
+    if config.probing.folds < 2:
+        raise BadInput(f"folds must be >= 2, got {config.probing.folds}. One fold has nothing to be tested on.")
+    if config.sites.pool == "none" and config.sites.tokens != "last":
+        raise BadInput(
+            f"pool must be mean, max or box for tokens {config.sites.tokens!r}, got 'none'. A probe reads one activation of "
+            "an example; only --tokens last leaves one without pooling."
+        )
+
+
+def _load(config: SweepConfig, device: str) -> Llava:
+    options = config.model
+    with refusing(ValueError, OSError, ModuleNotFoundError):
+        return load(
+            options.name,
+            device=device,
+            dtype=DTYPES[options.dtype] if options.dtype else None,
+            revision=options.revision,
+            attn=options.attn,
+            seed=config.seed,
+        )
+
+
+def _sites(config: SweepConfig, llava: Llava) -> list[Site]:
+    """The sites asked for; by default those that the tokens exist at."""
+    text = config.sites.tokens in _TEXT_TOKENS
+    default = tuple(spec for spec in DEFAULT_SITES if not (text and spec.startswith(("vision:", "projector:"))))
+    with refusing(ValueError):
+        sites = parse_sites(config.sites.specs or default, config.sites.layers, llava)
+    for site in sites:
+        if site.name == "pattern":
+            raise BadInput(
+                f"site must have the same width in every example, got {str(site)!r}. Patterns are as wide as the prompt is "
+                "long; probe z or attn_out."
+            )
+        if text and site.part != "language_model":
+            raise BadInput(
+                f"site must be in the language model for tokens {config.sites.tokens!r}, got {str(site)!r}. The vision tower "
+                "and the projector hold image tokens alone."
+            )
+    return sites
+
+
+def _has_control_model(config: SweepConfig) -> bool:
+    """Whether a randomly initialised model is run beside the model: not for models that are random themselves."""
+    return config.probing.controls and not config.model.name.startswith("random:")
+
+
+def _estimate(config: SweepConfig, llava: Llava, selection: Selection, sites: Sequence[Site]) -> Estimate:
+    n = len(selection.examples)
+    n_rows = n + (selection.n_fitted if _has_control_model(config) else 0)
+    size = estimate_size(
+        {site: width(site, llava) for site in sites},
+        n_rows=n_rows,
+        n_groups=len(selection.groups),
+        dtype=stored_dtype(config, llava),
+        folder=config.folder,
+    )
+    layout = layouts(llava, [selection.examples[0]], config)[0]
+    text = config.sites.tokens in _TEXT_TOKENS or not layout.images
+    positions = layout.prompt_stop if text else layout.images[-1].stop
+    in_blocks = sum(p.numel() for p in llava.blocks.parameters())
+    in_tower = sum(p.numel() for p in llava.vision_blocks.parameters())
+    patches = llava.grid[0] * llava.grid[1]
+    flops = 2 * n_rows * (positions * in_blocks + patches * in_tower * len(layout.images))
+    return Estimate(size, flops / _speed(llava), n, len(sites))
+
+
+def _speed(llava: Llava) -> float:
+    """Floating-point operations a second of a matrix product on the model's device, in its dtype: best of three."""
+    n = 1024  # large enough to be bound by arithmetic, small enough for 50 ms on a slow core
+    a = torch.ones(n, n, device=llava.device, dtype=llava.dtype)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        float((a @ a)[0, 0])  # reading a value waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def _capture(
+    llava: Llava,
+    config: SweepConfig,
+    selection: Selection,
+    sites: Sequence[Site],
+    processes: Processes,
+    on_progress: Progress,
+) -> tuple[ActivationStore, ActivationStore | None]:
+    size = shard_size(config.batch_size)
+    n = len(selection.examples)
+    store = ActivationStore(config.folder / "activations", n, size)
+    own = -(-n // processes.world)
+    fill_store(
+        store, llava, selection.examples, sites, selection.groups, config, processes,
+        lambda done: on_progress("capturing", done, own),
+    )  # fmt: skip
+    if not _has_control_model(config):
+        return store, None
+    control_store = ActivationStore(config.folder / "random_init", selection.n_fitted, size)
+    fitted = selection.examples[: selection.n_fitted]
+    own = -(-selection.n_fitted // processes.world)
+    if control_store.missing(sites, selection.groups, rank=processes.rank, world=processes.world):
+        random = _control_model(llava, config)
+        fill_store(
+            control_store, random, fitted, sites, selection.groups, config, processes,
+            lambda done: on_progress("capturing the random model", done, own),
+        )  # fmt: skip
+    return store, control_store
+
+
+def _control_model(llava: Llava, config: SweepConfig) -> Llava:
+    """The same architecture and tokenizer with fresh random weights, in the place of the trained ones.
+
+    The trained weights are let go first, so that the control does not double the memory.
+    """
+    device, dtype = llava.device, llava.dtype
+    llava.model.to("meta")
+    gc.collect()
+    with refusing(ValueError):
+        random = load(llava.config, device=device, dtype=dtype, attn=config.model.attn, seed=config.seed, validate=False)
+    return replace(random, processor=llava.processor)
+
+
+def _write_examples(config: SweepConfig, llava: Llava, selection: Selection) -> None:
+    """``examples.parquet``: one row for each example, in the order of the rows of the shards; ``skipped.csv`` if any."""
+    rows = []
+    for index, layout in enumerate(layouts(llava, selection.examples, config)):
+        example = selection.examples[index]
+        image = layout.images[0] if layout.images else None
+        rows.append(
+            {
+                "id": example.id,
+                "group": example.group,
+                "split": example.split,
+                "fitted": index < selection.n_fitted,
+                "image_start": None if image is None else image.start,
+                "image_stop": None if image is None else image.stop,
+                "prompt_stop": layout.prompt_stop,
+                **{f"label_{target.name}": example.labels[target.name] for target in selection.targets},
+            }
+        )
+    table = pd.DataFrame(rows).astype({"image_start": "Int64", "image_stop": "Int64"})
+    write_atomically(config.folder / "examples.parquet", table.to_parquet(index=False))
+    if selection.skipped:
+        skipped = pd.DataFrame([{"id": item.id, "reason": item.reason} for item in selection.skipped])
+        write_atomically(config.folder / "skipped.csv", skipped.to_csv(index=False).encode())
+
+
+def _write_results(folder: Path, results: pd.DataFrame) -> None:
+    write_atomically(folder / "results.csv", results.to_csv(index=False).encode())
+    # Last, since its presence is what marks a run as finished.
+    write_atomically(folder / "results.parquet", results.to_parquet(index=False))
+
+
+def _saved_results(folder: Path) -> pd.DataFrame | None:
+    path = folder / "results.parquet"
+    return pd.read_parquet(path) if os.path.isfile(path) else None
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
