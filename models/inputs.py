@@ -268,7 +268,8 @@ def _tokenise(llava: Llava, example: Example, prompt: str, answers: bool) -> tup
     row: list[int] = []
     for token in full:
         row.extend([token] * llava.n_image_tokens if token == llava.image_token_id else [token])
-    limit = int(llava.config.text_config.max_position_embeddings)
+    text: Any = llava.config.text_config
+    limit = int(text.max_position_embeddings)
     if len(row) > limit:
         raise ValueError(
             f"prompt must have at most {limit} tokens for {llava.id}, got {len(row)} in example {example.id!r} "

@@ -76,7 +76,7 @@ class Llava:
     id: str
     revision: str | None
     weight_hash: str
-    config: LlavaConfig = field(init=False)
+    config: Any = field(init=False)  # a LlavaConfig, whose parts transformers types as dict | config | None
 
     def __post_init__(self) -> None:
         """Takes the config from the model."""
@@ -168,7 +168,7 @@ class Llava:
     def vision_blocks(self) -> nn.ModuleList:
         """The vision tower's blocks."""
         tower = getattr(self.vision_tower, "vision_model", self.vision_tower)  # nested in transformers before 5.18
-        return _list(tower.encoder.layers)
+        return _list(_module(tower.encoder).layers)
 
     def tap(self, site: Site) -> Tap:
         """Where ``site`` is read.
@@ -220,13 +220,12 @@ class Llava:
         embedded: Tensor = self.model.get_input_embeddings()(input_ids.masked_fill(input_ids == self.image_token_id, 0))
         return embedded
 
-    def run_language_model(
-        self, embeddings: Float[Tensor, "batch pos d_model"], position_ids: Int[Tensor, "batch pos"]
-    ) -> Float[Tensor, "batch pos d_model"]:
+    def run_language_model(self, embeddings: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """The final norm's output, for rows that start at column 0 and whose padding, if any, follows them.
 
         Attention is causal, so real positions cannot see what follows them and no mask is needed.
         """
+        position_ids = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
         output: Any = self.language_model(inputs_embeds=embeddings, position_ids=position_ids, use_cache=False)
         final: Tensor = output.last_hidden_state
         return final
@@ -281,8 +280,8 @@ def load(
         revision: A branch, tag or commit, for a Hugging Face id.
         attn: The attention implementation; every site can be captured under both.
         seed: Of random weights.
-        validate: Whether to check that image tokens match the patch grid, that the captured last ``resid_post`` gives the
-            model's logits, and that every site fires. Random weights of a billion and more skip the last two.
+        validate: Whether to check that image tokens match the patch grid, that the captured last ``resid_post`` gives
+            the model's logits, and that every site fires. Random weights of a billion and more skip the last two.
 
     Raises:
         ValueError: If the name is unknown, or the checkpoint is not LLaVA-1.5 or does not fit (CheckpointError).
@@ -341,15 +340,17 @@ def _build(
     """The model around the given tensors; it takes them as they are where dtype and device agree."""
     config.architectures = ["LlavaForConditionalGeneration"]
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # nothing is read here, so there is no progress worth a line
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
+    # nothing is read here, so there is no progress worth a line
     try:
-        model = LlavaForConditionalGeneration.from_pretrained(
+        model: Any = LlavaForConditionalGeneration.from_pretrained(
             None, config=config, state_dict=weights, dtype=dtype, attn_implementation=attn
         )
     finally:
         if shown:
-            logging.enable_progress_bar()
-    return model.to(device).eval()  # type: ignore[arg-type]
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
+    placed: LlavaForConditionalGeneration = model.to(device).eval()
+    return placed
 
 
 def _unknown(name: str) -> ValueError:
@@ -375,7 +376,9 @@ def _locate(name: str, revision: str | None) -> _Located:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise CheckpointError(f"checkpoint folder must hold config.json, got none in {path.name!r}. Check the path.")
+            raise CheckpointError(
+                f"checkpoint folder must hold config.json, got none in {path.name!r}. Check the path."
+            )
         return _Located(path, path.resolve().name, None)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise _unknown(name)
@@ -400,7 +403,9 @@ def _from_folder(
     try:
         config = LlavaConfig.from_pretrained(folder)
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"config.json must be readable, got {error} in {folder.name}. Download it again.") from error
+        raise CheckpointError(
+            f"config.json must be readable, got {error} in {folder.name}. Download it again."
+        ) from error
     _check_architecture(config, name)
     weights = read_weights(folder, _shapes(config), tied=bool(config.tie_word_embeddings))
     stored = next(iter(weights.values())).dtype
@@ -409,13 +414,13 @@ def _from_folder(
     return Llava(model, _read_processor(folder, config), name, revision, hash_files(folder))
 
 
-def _check_architecture(config: LlavaConfig, name: str) -> None:
+def _check_architecture(config: Any, name: str) -> None:
     """Refuses anything but CLIP + projector + LLaMA, read from one layer."""
     parts = config.model_type, config.vision_config.model_type, config.text_config.model_type
     if parts != ("llava", "clip_vision_model", "llama"):
         raise CheckpointError(
-            f"checkpoint must be LLaVA-1.5 (model_type llava with clip_vision_model and llama), got {' with '.join(parts)} "
-            f"in {name}. Other architectures are not supported."
+            "checkpoint must be LLaVA-1.5 (model_type llava with clip_vision_model and llama), got "
+            f"{' with '.join(parts)} in {name}. Other architectures are not supported."
         )
     if not isinstance(config.vision_feature_layer, int):
         raise CheckpointError(
@@ -423,7 +428,7 @@ def _check_architecture(config: LlavaConfig, name: str) -> None:
         )
 
 
-def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor:
+def _read_processor(folder: Path, config: Any) -> LlavaProcessor:
     """Tokenizer and picture processor of a folder; pictures go through Pillow, so torchvision is not needed."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -434,7 +439,7 @@ def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor:
             f"{folder.name}. Download them."
         ) from error
     template = folder / "chat_template.jinja"
-    return LlavaProcessor(
+    return LlavaProcessor(  # type: ignore[no-untyped-call, unused-ignore]
         image_processor=pictures,
         tokenizer=tokenizer,
         patch_size=config.vision_config.patch_size,
@@ -454,8 +459,8 @@ def _validate(llava: Llava, *, forward: bool) -> None:
     declared = llava.config.image_seq_length
     if declared != llava.n_image_tokens:
         raise CheckpointError(
-            f"image_seq_length must be {llava.n_image_tokens} (the patch grid {llava.grid}), got {declared} in {llava.id}. "
-            "Correct config.json."
+            f"image_seq_length must be {llava.n_image_tokens} (the patch grid {llava.grid}), got {declared} in "
+            f"{llava.id}. Correct config.json."
         )
     if not forward:
         return

@@ -1,7 +1,7 @@
 """Names of activations: a ``Site`` is a (part, layer, name), written exactly as TransformerLens 4 writes it.
 
-``Site.parse("blocks.12.hook_resid_post")`` reads a full name, ``parse_sites(["resid_post", "vision:resid_post"], "0-31",
-llava)`` the shorthand of the command line, ``all_sites(llava)`` lists what a model has. Layers count from 0.
+``Site.parse("blocks.12.hook_resid_post")`` reads a full name, ``parse_sites(["resid_post"], "0-31", llava)`` the
+shorthand of the command line, ``all_sites(llava)`` lists what a model has. Layers count from 0.
 """
 
 import re
@@ -148,7 +148,8 @@ def parse_sites(specs: Sequence[str], layers: str | None, model: "Llava") -> lis
 
     Args:
         specs: Each a full name (``blocks.3.attn.hook_z``) or shorthand: ``resid_post`` (language model), with a part
-            (``vision:resid_post``, ``projector:out``), with layers of its own (``vision:resid_post@0-3``), or ``part:all``.
+            (``vision:resid_post``, ``projector:out``, ``vision:all``), with layers of its own
+            (``vision:resid_post@0-3``).
         layers: Which blocks a shorthand without ``@`` means: ``"0-31"``, ``"3,5,9"``, or None for all. It speaks of the
             language model, or of the vision tower where no other shorthand is given.
         model: Must have the sites.

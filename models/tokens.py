@@ -6,7 +6,7 @@ groups that need an argument. Everything follows from the layout that ``prepare`
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool
@@ -60,7 +60,7 @@ def patch(row: int, column: int, *, picture: int = 0) -> PatchGroup:
 
 
 def token_mask(
-    inputs: Inputs, group: Group, llava: Llava, examples: Sequence[Example] | None = None
+    inputs: Inputs, group: Group | str, llava: Llava, examples: Sequence[Example] | None = None
 ) -> Bool[Tensor, "batch pos"]:
     """True at the positions of ``group``, for every example of the batch.
 
@@ -156,7 +156,8 @@ def patches_in_box(geometry: Geometry, bounds: Box, llava: Llava) -> list[tuple[
             "Boxes are (left, top, right, bottom) in pixels of the original."
         )
     height, width = llava.grid
-    side = int(llava.config.vision_config.patch_size)
+    vision: Any = llava.config.vision_config
+    side = int(vision.patch_size)
     inside = [
         (row, column)
         for row in range(height)
@@ -176,7 +177,7 @@ def patches_in_box(geometry: Geometry, bounds: Box, llava: Llava) -> list[tuple[
     return [(row, column)]
 
 
-def _positions(inputs: Inputs, row: int, group: Group, llava: Llava, example: Example | None) -> list[int]:
+def _positions(inputs: Inputs, row: int, group: Group | str, llava: Llava, example: Example | None) -> list[int]:
     """The positions of ``group`` in one row of the batch; never empty."""
     layout = inputs.layout[row]
     name = f"example {row} of the batch" if example is None else f"example {example.id!r}"

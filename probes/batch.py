@@ -11,8 +11,9 @@ from sklearn.base import clone
 from torch import Tensor
 
 from probes.estimators import LogisticProbe, MassMeanProbe, MLPProbe, RidgeProbe
-from probes.folds import Codes, Mask, TargetPlan
+from probes.folds import Mask, TargetPlan
 from probes.ridge import solve_ridge
+from probes.scores import Codes
 from probes.solver import Basis, LogisticFit, solve_logistic
 
 # Rows of coefficients times examples solved at once: some ten copies of this many floats are held (2.4 GB in float32).
@@ -39,7 +40,9 @@ class Job:
     fold: int
 
 
-def fit_logistic(basis: Basis, jobs: Sequence[Job], strengths: Sequence[Sequence[float]], tol: float) -> list[list[Output]]:
+def fit_logistic(
+    basis: Basis, jobs: Sequence[Job], strengths: Sequence[Sequence[float]], tol: float
+) -> list[list[Output]]:
     """Predicted class codes for every example: a list per strength of a list per job.
 
     Each job has as many strengths as the others, strong to weak; each starts from the solution before.
@@ -48,7 +51,7 @@ def fit_logistic(basis: Basis, jobs: Sequence[Job], strengths: Sequence[Sequence
     for part in _chunks(jobs, len(basis.rows)):
         batch = [jobs[i] for i in part]
         present = [np.unique(job.labels[job.train]) for job in batch]
-        # A class that a training set lacks cannot be fitted (its intercept would fall without end) and is not predicted.
+        # A class that a training set lacks cannot be fitted (its intercept falls without end); it is never predicted.
         solvable = [i for i, classes in enumerate(present) if len(classes) > 1]
         fit: LogisticFit | None = None
         if solvable:
@@ -57,7 +60,7 @@ def fit_logistic(basis: Basis, jobs: Sequence[Job], strengths: Sequence[Sequence
             labels, weights = labels.to(basis.rows.device), weights.to(basis.rows.device)
             sizes = [len(present[i]) for i in solvable]
         for s in range(len(outputs)):
-            predicted = [np.full(len(basis.rows), classes[0], dtype=np.int64) for classes in present]
+            predicted: list[Output] = [np.full(len(basis.rows), classes[0], dtype=np.int64) for classes in present]
             if solvable:
                 level = torch.tensor([strengths[part[i]][s] for i in solvable], device=basis.rows.device)
                 fit = solve_logistic(basis, labels, weights, sizes, level, start=fit, tol=tol)
@@ -92,8 +95,10 @@ def _decide(z: Tensor) -> Codes:
     return decided
 
 
-def fit_ridge(basis: Basis, jobs: Sequence[Job], strengths: Sequence[Sequence[float]], tol: float) -> list[list[Output]]:
-    """As `fit_logistic`, for values or (by regression on indicators and the largest output) for classes; ``tol`` is unused.
+def fit_ridge(
+    basis: Basis, jobs: Sequence[Job], strengths: Sequence[Sequence[float]], tol: float
+) -> list[list[Output]]:
+    """As `fit_logistic`, for values or (by regression on indicators and the largest output) for classes; exact.
 
     Jobs with the same training set share one Gram matrix, whatever their labels and strengths.
     """
@@ -123,7 +128,8 @@ def fit_ridge(basis: Basis, jobs: Sequence[Job], strengths: Sequence[Sequence[fl
 def _indicators(job: Job) -> npt.NDArray[np.float64]:
     if job.target.kind == "continuous":
         return job.labels[None].astype(np.float64)
-    return (job.labels == np.arange(len(job.target.classes))[:, None]).astype(np.float64)
+    indicators: npt.NDArray[np.float64] = (job.labels == np.arange(len(job.target.classes))[:, None]).astype(np.float64)
+    return indicators
 
 
 def fit_estimator(x: Tensor, jobs: Sequence[Job], probe: Any, groups: Codes, seed: int) -> list[Output]:

@@ -55,16 +55,21 @@ def control_labels(
     return labels[generator.integers(len(labels), size=len(names))][code]
 
 
-def pixel_features(pictures: Sequence[Image.Image | npt.NDArray[np.uint8]], *, size: int = 16) -> Float[Tensor, "example d"]:
+def pixel_features(
+    pictures: Sequence[Image.Image | npt.NDArray[np.uint8]], *, size: int = 16
+) -> Float[Tensor, "example d_model"]:
     """Pixels in [0, 1] of each picture at ``size`` x ``size``, flattened: what a probe reads without any model.
 
     Raises:
         ValueError: If there is no picture or ``size`` is not positive.
     """
     if not pictures or size < 1:
-        raise ValueError(f"pictures must be non-empty and size positive, got {len(pictures)} and {size}. Pass some pictures.")
-    small = [
-        np.asarray((p if isinstance(p, Image.Image) else Image.fromarray(p)).convert("RGB").resize((size, size), Image.Resampling.BOX))
-        for p in pictures
-    ]
+        raise ValueError(
+            f"pictures must be non-empty and size positive, got {len(pictures)} and {size}. Pass some pictures."
+        )
+    small = [np.asarray(_image(p).convert("RGB").resize((size, size), Image.Resampling.BOX)) for p in pictures]
     return torch.from_numpy(np.stack(small).reshape(len(small), -1).astype(np.float32) / 255)
+
+
+def _image(picture: Image.Image | npt.NDArray[np.uint8]) -> Image.Image:
+    return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)

@@ -17,6 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GroupShuffleSplit
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from probes.ridge import solve_ridge
 from probes.solver import check_activations, rotate, solve_logistic, to_original
@@ -25,13 +26,13 @@ Array = npt.NDArray[np.float64]
 
 
 def _tensor(x: npt.ArrayLike | Tensor, fitted: int | None = None) -> Tensor:
-    """Activations as a checked float32 or float64 matrix; 16-bit and integer values are widened, which loses nothing."""
+    """Activations as a checked float32 or float64 matrix; 16-bit and integer values are widened without loss."""
     x = x.detach() if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
     if x.dtype not in (torch.float32, torch.float64):
         x = x.to(torch.float32)
     check_activations(x)
     if fitted is not None and x.shape[1] != fitted:
-        raise ValueError(f"x must have {fitted} dimensions, as fitted, got {x.shape[1]}. Use activations of the same site.")
+        raise ValueError(f"x must have {fitted} dimensions, as fitted, got {x.shape[1]}. Use the same site.")
     return x
 
 
@@ -132,7 +133,7 @@ class LogisticProbe(BaseEstimator):  # type: ignore[misc]
         )
         if not bool(fit.converged.all()):
             warnings.warn(
-                f"LogisticProbe stopped {float(fit.residual[0]):.1e} from the optimum after {int(fit.iterations[0])} steps. "
+                f"LogisticProbe stopped {float(fit.residual[0]):.1e} from the optimum, {int(fit.iterations[0])} steps. "
                 "Raise strength, max_iter or tol, or fit in float64.",
                 ConvergenceWarning,
                 stacklevel=2,
@@ -153,7 +154,8 @@ class LogisticProbe(BaseEstimator):  # type: ignore[misc]
 
     def predict(self, x: npt.ArrayLike | Tensor) -> npt.NDArray[Any]:
         """The most probable class of each example."""
-        predicted: npt.NDArray[Any] = self.classes_[self.predict_proba(x).argmax(1)]
+        best = self.predict_proba(x).argmax(1)  # first: it checks that the probe is fitted
+        predicted: npt.NDArray[Any] = self.classes_[best]
         return predicted
 
     def score(self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike) -> float:
@@ -245,7 +247,9 @@ class MassMeanProbe(BaseEstimator):  # type: ignore[misc]
             ValueError: If ``x`` is not a finite matrix, ``y`` has one class, or ``shrinkage`` is outside (0, 1].
         """
         if self.whiten and not 0 < self.shrinkage <= 1:
-            raise ValueError(f"shrinkage must be in (0, 1], got {self.shrinkage}. Zero may leave the covariance singular.")
+            raise ValueError(
+                f"shrinkage must be in (0, 1], got {self.shrinkage}. Zero may leave the covariance singular."
+            )
         data = _tensor(x).to(torch.float64)
         self.classes_, code = _classes(y, len(data))
         member = nn.functional.one_hot(torch.from_numpy(code), len(self.classes_)).to(data)
@@ -275,7 +279,8 @@ class MassMeanProbe(BaseEstimator):  # type: ignore[misc]
 
     def predict(self, x: npt.ArrayLike | Tensor) -> npt.NDArray[Any]:
         """The class whose mean is nearest."""
-        predicted: npt.NDArray[Any] = self.classes_[self.predict_proba(x).argmax(1)]
+        best = self.predict_proba(x).argmax(1)  # first: it checks that the probe is fitted
+        predicted: npt.NDArray[Any] = self.classes_[best]
         return predicted
 
     def score(self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike) -> float:
@@ -321,9 +326,7 @@ class MLPProbe(BaseEstimator):  # type: ignore[misc]
         self.batch_size, self.max_epochs, self.patience = batch_size, max_epochs, patience
         self.validation, self.seed = validation, seed
 
-    def fit(
-        self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike | Tensor, *, groups: npt.ArrayLike | None = None
-    ) -> Self:
+    def fit(self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike | Tensor, *, groups: npt.ArrayLike | None = None) -> Self:
         """Fit; sets ``network_``, ``n_epochs_`` and, for classes, ``classes_``.
 
         Args:
@@ -347,19 +350,20 @@ class MLPProbe(BaseEstimator):  # type: ignore[misc]
             self.y_mean_, self.y_scale_ = float(values.mean()), float(values.std() or 1.0)
             target, outputs = torch.from_numpy((values - self.y_mean_) / self.y_scale_).to(torch.float32), 1
         target = target.to(data.device)
-        train, held = next(GroupShuffleSplit(1, test_size=self.validation, random_state=self.seed).split(owner, groups=owner))
-        train, held = torch.from_numpy(train).to(data.device), torch.from_numpy(held).to(data.device)
+        splitter: Any = GroupShuffleSplit(1, test_size=self.validation, random_state=self.seed)
+        train, held = (torch.from_numpy(part).to(data.device) for part in next(splitter.split(owner, groups=owner)))
         self.mean_, spread = data[train].mean(0), data[train].std(0, correction=0)
-        self.scale_ = torch.where(spread > 10 * torch.finfo(data.dtype).eps * self.mean_.abs(), spread, torch.ones_like(spread))
+        constant = spread <= 10 * torch.finfo(data.dtype).eps * self.mean_.abs()
+        self.scale_ = torch.where(constant, torch.ones_like(spread), spread)
         data = (data - self.mean_) / self.scale_
         generator = torch.Generator().manual_seed(self.seed)
         self.network_ = _network(d, self.hidden, outputs, generator).to(data.device)
         optimizer = torch.optim.AdamW(self.network_.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         best, best_state, waited = float("inf"), self.network_.state_dict(), 0
         for epoch in range(self.max_epochs):
-            for batch in torch.randperm(len(train), generator=generator).to(data.device).split(self.batch_size):
+            for batch in torch.split(torch.randperm(len(train), generator=generator).to(data.device), self.batch_size):
                 optimizer.zero_grad()
-                self._loss(data[train[batch]], target[train[batch]]).backward()
+                torch.autograd.backward(self._loss(data[train[batch]], target[train[batch]]))
                 optimizer.step()
             with torch.no_grad():
                 loss = float(self._loss(data[held], target[held]))
@@ -395,7 +399,8 @@ class MLPProbe(BaseEstimator):  # type: ignore[misc]
     def predict(self, x: npt.ArrayLike | Tensor) -> npt.NDArray[Any]:
         """The most probable class, or the value."""
         if self.task == "class":
-            predicted: npt.NDArray[Any] = self.classes_[self.predict_proba(x).argmax(1)]
+            best = self.predict_proba(x).argmax(1)  # first: it checks that the probe is fitted
+            predicted: npt.NDArray[Any] = self.classes_[best]
             return predicted
         return self._outputs(x)[:, 0] * self.y_scale_ + self.y_mean_
 
@@ -405,12 +410,18 @@ class MLPProbe(BaseEstimator):  # type: ignore[misc]
         return _accuracy(y, predicted) if self.task == "class" else _r2(y, predicted)
 
 
+def _bare(inputs: int, outputs: int) -> nn.Linear:
+    """A layer whose weights are still to be drawn; the usual constructor would draw from the global state."""
+    layer: nn.Linear = skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
+    return layer
+
+
 def _network(d: int, hidden: int, outputs: int, generator: torch.Generator) -> nn.Sequential:
     """Layers with torch's usual initial range, drawn from ``generator`` and not from the global state."""
-    network = nn.Sequential(nn.Linear(d, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+    first, second = (_bare(*shape) for shape in ((d, hidden), (hidden, outputs)))
     with torch.no_grad():
-        for layer in (network[0], network[2]):
+        for layer in (first, second):
+            bound = float(layer.in_features) ** -0.5
             for parameter in layer.parameters():
-                bound = layer.in_features**-0.5
                 parameter.uniform_(-bound, bound, generator=generator)
-    return network
+    return nn.Sequential(first, nn.ReLU(), second)

@@ -28,7 +28,7 @@ from probes.scores import (
 from probes.solver import check_activations, rotate
 
 # Weights of the L2 penalty, strong to weak, for standardised activations; scikit-learn's C = 1 / strength.
-STRENGTHS = (100.0, 10.0, 1.0)
+STRENGTHS = (300.0, 30.0, 3.0)
 Kind = Literal["logistic", "ridge", "mass_mean", "mlp"]
 
 
@@ -124,7 +124,7 @@ def evaluate(
     """Out-of-fold predictions, scores, controls, transfer and a p-value for every target of the plan.
 
     Activations are standardised and rotated once, over all fitted examples; labels of a test fold are never used to fit
-    what predicts it. In each fold the strength with the best score on the inner folds is taken (the stronger of equals);
+    what predicts it. In each fold the strength with the best score on the inner folds is taken (the stronger of two);
     a control is fitted at the strength of the real target, being the same probe with other labels.
 
     Args:
@@ -141,7 +141,9 @@ def evaluate(
     """
     check_activations(x)
     if len(x) != len(plan.groups):
-        raise ValueError(f"x must have one example per label ({len(plan.groups)}), got {len(x)}. Pass all examples of the plan.")
+        raise ValueError(
+            f"x must have one example per label ({len(plan.groups)}), got {len(x)}. Pass all of the plan's."
+        )
     if not strengths or min(strengths) <= 0:
         raise ValueError(f"strengths must be positive, got {list(strengths)}. Give at least one penalty.")
     if isinstance(probe, str) and probe not in ("logistic", "ridge", "mass_mean", "mlp"):
@@ -162,7 +164,7 @@ def evaluate(
             jobs, at = _outer_jobs(targets, plan, picks)
             outputs = fit(basis, jobs, at, tol)[0]
         else:
-            picks = {t.name: () for t in targets}
+            picks = {t.name: [] for t in targets}
             jobs, at = _outer_jobs(targets, plan, {})
             outputs = fit_estimator(x, jobs, probe, plan.groups, plan.seed)
         for job, output in zip(jobs, outputs, strict=True):
@@ -211,16 +213,16 @@ def _choose(targets: Sequence[TargetPlan], path: Sequence[float], folds: int, fi
                 count[k] += 1
                 for s in range(len(path)):
                     sums[k, s] += _quick_score(t, judge, by_strength[s][j][judge])
-        for k in np.flatnonzero(count):
+        for k in np.flatnonzero(count).tolist():
             # Equal up to rounding: the stronger penalty, which comes first.
             picks[t.name][k] = path[int(np.argmax(sums[k] >= sums[k].max() - 1e-12))]
     return picks
 
 
 def _quick_score(t: TargetPlan, judge: npt.NDArray[np.bool_], predicted: npt.NDArray[np.generic]) -> float:
-    truth = t.truth[judge]
+    truth: npt.NDArray[Any] = t.truth[judge]
     if t.kind == "continuous":
-        return -float(np.mean((truth - predicted) ** 2))
+        return -float(((truth - predicted) ** 2).mean())
     total = np.bincount(truth)
     return float((np.bincount(truth, truth == predicted)[total > 0] / total[total > 0]).mean())
 
@@ -239,10 +241,10 @@ def _result(
         return score_values(truth[mask], predicted[mask], plan.resamples[where])
 
     real = predictions[t.name, "real"]
-    constant = np.zeros_like(t.truth)
+    constant: npt.NDArray[Any] = np.zeros_like(t.truth)
     for k in range(plan.folds):
-        train = t.truth[plan.fitted & (t.fold != k)]
-        constant[t.fold == k] = np.bincount(train).argmax() if t.kind == "class" else train.mean()
+        train: npt.NDArray[Any] = t.truth[plan.fitted & (t.fold != k)]
+        constant[t.fold == k] = _constant(train, t.kind)
     controls = {name: scores(labels, predictions[t.name, name], "fitted") for name, labels in t.controls.items()}
     controls["majority"] = scores(t.truth, constant, "fitted")
     inside: Any = t.truth[plan.fitted]
@@ -266,3 +268,8 @@ def _result(
         transfer={name: scores(t.truth, real, name) for name in plan.transfer},
         p_value=p_value,
     )
+
+
+def _constant(train: npt.NDArray[Any], kind: str) -> float:
+    """The best prediction without activations: the most frequent class code, or the mean."""
+    return float(np.bincount(train).argmax() if kind == "class" else train.mean())

@@ -1,8 +1,8 @@
 """What is fitted on what: folds, control labels and resamples, drawn once and shared by every site of a sweep.
 
-    plan = plan_folds({"colour": colours, "count": counts}, groups, folds=5, seed=0)
-    for site in sites:
-        evaluate(x[site], plan)
+plan = plan_folds({"colour": colours, "count": counts}, groups, folds=5, seed=0)
+for site in sites:
+    evaluate(x[site], plan)
 """
 
 import warnings
@@ -93,7 +93,7 @@ def plan_folds(
     """Grouped, stratified folds for each target, with its control labels, bootstrap draws and permutations.
 
     Strength is chosen inside the training folds. With four folds or more, the probe fitted without folds k and k + 1 is
-    judged on k + 1 for outer fold k and on k for outer fold k + 1: half the fits of separate inner folds, on more examples,
+    judged on k + 1 for outer fold k and on k for outer fold k + 1: half the fits of separate inner folds, on more data,
     and an outer fold is still never seen by what chooses its strength. With fewer, each training set gets inner folds.
 
     Args:
@@ -101,10 +101,10 @@ def plan_folds(
         groups: Examples of one group never stand on both sides of a split.
         folds: Number of outer folds, at least 2.
         continuous: Targets that are real numbers; all others are classes.
-        transfer: Masks of examples that are only predicted, never fitted (held-out drawings, say), by name. Such an example
-            is predicted by one fold's probe: the one that held its group out, or any one if its group is not fitted at all.
+        transfer: Masks of examples that are only predicted, never fitted (held-out drawings, say). Such an example
+            is predicted by one fold's probe: the one that held its group out, or any one if its group is not fitted.
             So its score compares with the out-of-fold score: one prediction each, from equally large training sets.
-        types: For the control task, what each example is of in the finest grain that recurs, for all targets or by target.
+        types: For the control task, what each example is of in the finest grain that recurs; for all or by target.
             None takes the group; then a type never recurs across folds and the control scores at chance.
         controls: Which to prepare.
         n_resamples: Bootstrap draws, and permutations.
@@ -122,7 +122,7 @@ def plan_folds(
     if folds < 2:
         raise ValueError(f"folds must be at least 2, got {folds}. One fold has nothing to be tested on.")
     if n_groups < folds:
-        raise ValueError(f"groups must be at least as many as folds={folds}, got {n_groups}. Use fewer folds or more groups.")
+        raise ValueError(f"groups must be at least as many as folds={folds}, got {n_groups}. Use fewer folds.")
     if not y_by_target:
         raise ValueError("y_by_target must name a target, got none. Pass labels by target name.")
     targets = {}
@@ -153,8 +153,8 @@ def _mask(mask: npt.ArrayLike, n: int, name: str) -> Mask:
     array = np.asarray(mask)
     if array.dtype != np.bool_ or array.shape != (n,) or not array.any():
         raise ValueError(
-            f"transfer {name!r} must be a boolean mask over {n} examples with some True, got {array.dtype} {array.shape} "
-            f"with {int(array.astype(bool).sum())} set. Leave empty sets out."
+            f"transfer {name!r} must be a boolean mask over {n} examples with some True, got "
+            f"{array.dtype} {array.shape} with {int(array.astype(bool).sum())} set. Leave empty sets out."
         )
     return array
 
@@ -178,7 +178,8 @@ def _plan_target(
     inside = truth[fitted]
     if len(np.unique(inside)) < 2:
         raise ValueError(
-            f"target {name!r} must have at least two classes among the fitted examples, got one. There is nothing to tell apart."
+            f"target {name!r} must have at least two classes among the fitted examples, got one. "
+            "There is nothing to tell apart."
         )
     seed = int(generator.integers(2**31))
     fold = np.full(n, -1, dtype=np.int64)
@@ -217,7 +218,7 @@ def encode(
     if continuous and not missing:
         array = array.astype(np.float64)
     if missing or (array.dtype.kind == "f" and not np.isfinite(array).all()):
-        raise ValueError(f"labels of target {name!r} must be present and finite, got missing ones. Drop those examples.")
+        raise ValueError(f"labels of target {name!r} must be present and finite, got gaps. Drop those examples.")
     if continuous:
         return np.empty(0), array
     classes, code = np.unique(array, return_inverse=True)

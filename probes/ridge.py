@@ -25,14 +25,14 @@ def solve_ridge(
 ) -> RidgeFit:
     """Minimise ``sum_i weight_i * (y_i - prediction_i)^2 + strength * |coef|^2`` for every target and strength.
 
-    The objective is scikit-learn's ``Ridge(alpha=strength)``; the intercept is not penalised. Solved in float64, for the
-    Gram matrix squares the condition number and float32 would leave collinear dimensions without a correct digit.
+    The objective is scikit-learn's ``Ridge(alpha=strength)``; the intercept is not penalised. Solved in float64:
+    the Gram matrix squares the condition number and float32 would leave collinear dimensions without a correct digit.
 
     Raises:
         ValueError: If a strength is not positive or no example has weight.
     """
     if min(strengths) <= 0:
-        raise ValueError(f"strength must be positive, got {min(strengths)}. Without a penalty the optimum may not be unique.")
+        raise ValueError(f"strength must be positive, got {min(strengths)}. Without it the optimum may not be unique.")
     used = weights > 0
     if not bool(used.any()):
         raise ValueError("weights must be positive for some example, got none. Check the folds.")

@@ -4,9 +4,9 @@
     fit = solve_logistic(basis, labels, weights, classes, strength)
     coef, intercept = to_original(basis, *fit.linear(0))
 
-The matrix is rotated once onto its principal axes. There the L2 penalty is unchanged and the Hessian is nearly diagonal,
-so a diagonal preconditioner makes hard problems easy; where there are fewer examples than dimensions the problem shrinks,
-exactly, to the examples' span. `probes.ridge` has the closed form for real-valued targets on the same basis.
+The matrix is rotated once onto its principal axes. There the L2 penalty is unchanged and the Hessian nearly diagonal,
+so a diagonal preconditioner makes hard problems easy; with fewer examples than dimensions the problem shrinks, exactly,
+to the examples' span. `probes.ridge` has the closed form for real-valued targets on the same basis.
 """
 
 from collections.abc import Sequence
@@ -84,12 +84,14 @@ def to_original(
 def check_activations(x: Tensor) -> None:
     """Raise ValueError unless ``x`` is a finite, non-empty float32 or float64 matrix."""
     if x.ndim != 2 or x.shape[0] == 0 or x.shape[1] == 0:
-        raise ValueError(f"x must be a non-empty matrix 'example d_model', got shape {tuple(x.shape)}. Pool positions first.")
+        raise ValueError(f"x must be a non-empty matrix 'example d_model', got {tuple(x.shape)}. Pool positions first.")
     if x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"x must be float32 or float64, got {x.dtype}. Convert it: 16-bit sums are too coarse to fit on.")
+        raise ValueError(
+            f"x must be float32 or float64, got {x.dtype}. Convert it: 16-bit sums are too coarse to fit on."
+        )
     if not bool(torch.isfinite(x).all()):
         row = int((~torch.isfinite(x)).any(1).nonzero()[0])
-        raise ValueError(f"x must be finite, got NaN or infinity in example {row}. Capture in float32 or drop the example.")
+        raise ValueError(f"x must be finite, got NaN or infinity in example {row}. Capture in float32 or drop it.")
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,8 @@ def solve_logistic(
 ) -> LogisticFit:
     """Minimise ``sum_i weight_i * log_loss_i + strength / 2 * |coef|^2`` for all problems at once.
 
-    This is scikit-learn's ``LogisticRegression(C=1 / strength)``: a sigmoid for two classes, a softmax for more, no penalty
-    on the intercept. Each problem has its own L-BFGS memory and step length; a matrix product per iteration serves all
+    This is scikit-learn's ``LogisticRegression(C=1 / strength)``: a sigmoid for two classes, a softmax for more,
+    no penalty on the intercept. Each problem has its own L-BFGS memory and step length; a matrix product per iteration serves all
     problems, the line search costs none, and problems that have converged leave the batch.
 
     Args:
@@ -147,10 +149,10 @@ def solve_logistic(
     Raises:
         ValueError: If a strength is not positive or a problem lacks a class.
 
-    Source: Nocedal & Wright, Numerical Optimization, 2006, algorithm 7.4 (two loops), with a diagonal that follows the data.
+    Source: Nocedal & Wright, Numerical Optimization, 2006, algorithm 7.4 (two loops); the diagonal is ours.
     """
     if not bool((strength > 0).all()):
-        raise ValueError(f"strength must be positive, got {float(strength.min())}. Without a penalty there may be no optimum.")
+        raise ValueError(f"strength must be positive, got {float(strength.min())}. Without it there may be no optimum.")
     _check_classes(labels, weights, n_classes)
     order = sorted(range(len(n_classes)), key=lambda p: n_classes[p])
     widths = [1 if n_classes[p] == 2 else n_classes[p] for p in order]
@@ -177,7 +179,10 @@ def _check_classes(labels: Tensor, weights: Tensor, n_classes: Sequence[int]) ->
     for p, k in enumerate(n_classes):
         seen = int(torch.unique(labels[p][weights[p] > 0]).numel())
         if k < 2 or seen != k:
-            raise ValueError(f"problem {p} must have each of its {k} classes among the fitted examples (two or more), got {seen}.")
+            raise ValueError(
+                f"problem {p} must have each of its {k} classes (two or more) among the fitted examples, got {seen}. "
+                "Count only the classes that occur."
+            )
 
 
 class _Batch:
@@ -247,8 +252,9 @@ class _Batch:
 
     def diagonal(self, curvature: Tensor) -> Tensor:
         """The preconditioner: the Hessian's diagonal if every example had its row's mean curvature."""
-        floor = 1e-4 * self.total[self.owner]  # a row that fits its examples perfectly would leave the intercept without any
-        return self.strength[self.owner, None] * self.penalised + torch.maximum(curvature, floor)[:, None] * self.spectrum
+        # A row that fits its examples perfectly would leave the intercept without any curvature.
+        data = torch.maximum(curvature, 1e-4 * self.total[self.owner])[:, None] * self.spectrum
+        return self.strength[self.owner, None] * self.penalised + data
 
 
 def _minimise(batch: _Batch, start: Tensor | None, tol: float, max_iter: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -272,7 +278,7 @@ def _minimise(batch: _Batch, start: Tensor | None, tol: float, max_iter: int) ->
         diagonal = batch.diagonal(curvature)
         newton = gradient / diagonal
         distance = batch.dot(newton, newton).sqrt()
-        size = batch.dot(w * batch.penalised, w).sqrt().clamp_min(1.0)
+        size = (2 * penalty / batch.strength).sqrt().clamp_min(1.0)
         solved = distance <= tol * size
         done = solved | (failures >= 2)  # twice no descent, the second time without memory: the dtype's floor
         if iteration == max_iter:
@@ -344,9 +350,7 @@ def _minimise(batch: _Batch, start: Tensor | None, tol: float, max_iter: int) ->
     return final, out_residual.to(dtype), out_converged, out_iterations
 
 
-def _two_loops(
-    batch: _Batch, gradient: Tensor, diagonal: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]]
-) -> Tensor:
+def _two_loops(batch: _Batch, gradient: Tensor, diagonal: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     q = gradient.clone()
     alphas: list[Tensor] = []
     for s, y, rho in reversed(pairs):

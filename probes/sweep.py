@@ -49,6 +49,7 @@ DEFAULT_SITES = (
     "resid_post",
 )
 _TEXT_TOKENS = ("question", "last", "all")
+_CONTROL_SEED = 2**16  # added to the seed, so that the control is never the draw that a random model was
 FIGURE = "score_by_layer"
 
 Progress = Callable[[str, int, int], None]  # what is done now, how many more are done, how many there are in all
@@ -330,7 +331,7 @@ def _control_model(llava: Llava, config: SweepConfig) -> Llava:
     llava.model.to("meta")
     gc.collect()
     with refusing(ValueError):
-        random = load(llava.config, device=device, dtype=dtype, attn=config.model.attn, seed=config.seed, validate=False)
+        random = load(llava.config, device=device, dtype=dtype, attn=config.model.attn, seed=config.seed + _CONTROL_SEED, validate=False)
     return replace(random, processor=llava.processor)
 
 

@@ -1,4 +1,4 @@
-"""Questions about a scene in LLaVA-1.5's response formats: one word or phrase, an option's letter, yes or no, a caption.
+"""Questions about a scene in LLaVA-1.5's response formats: one word or phrase, option letter, yes or no, caption.
 
 ``ask`` writes one question of a family; ``with_caption`` turns it into the same question about the caption, with no
 picture, so that what the language model can do with words is told apart from what it can do with the image.
@@ -46,8 +46,14 @@ def ask(scene: Scene, family: Family, *, seed: int = 0) -> Example:
         answer=answer,
         group=scene.id,
         split=scene.split,
-        labels={"kind": thing.kind, "category": thing.category, "colour": thing.colour, "place": thing.place,
-                "count": len(scene.objects), "drawing": thing.family},
+        labels={
+            "kind": thing.kind,
+            "category": thing.category,
+            "colour": thing.colour,
+            "place": thing.place,
+            "count": len(scene.objects),
+            "drawing": thing.family,
+        },
         boxes={f"object{i}": o.box for i, o in enumerate(scene.objects)},
         focus=f"object{index}",
         family=family,
@@ -96,5 +102,6 @@ def ask_for_caption(scene: Scene) -> Example:
 
 def with_caption(example: Example, caption: str) -> Example:
     """The same question asked of a caption instead of a picture (a text-only example)."""
-    return replace(example, id=f"{example.id}/text", pictures=(), question=f"{caption}\n{example.question}", boxes={},
-                   focus=None)
+    return replace(
+        example, id=f"{example.id}/text", pictures=(), question=f"{caption}\n{example.question}", boxes={}, focus=None
+    )

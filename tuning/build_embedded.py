@@ -122,8 +122,15 @@ def export(work: Path, *, seed: int, mix: Mix) -> None:
         "lora_rank": LORA_RANK,
         "vision_config": {
             k: getattr(vision_config(), k)
-            for k in ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                      "num_attention_heads", "projection_dim")
+            for k in (
+                "image_size",
+                "patch_size",
+                "hidden_size",
+                "intermediate_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "projection_dim",
+            )
         },
         "sha256": hashes,
         "language_model_sha256": GGUF_SHA256,

@@ -28,7 +28,7 @@ from tasks.example import Example
 from tasks.prompts import IMAGE, vicuna_v1
 from tasks.questions import FAMILIES, Family, ask, ask_for_caption, with_caption
 from tasks.scenes import Scene, make_scene
-from tuning.embedded_vision import pixels_of, schedule, scene_batch
+from tuning.embedded_vision import pixels_of, scene_batch, schedule
 from tuning.snapshot import load_snapshot, save_snapshot
 
 LORA_RANK = 24
@@ -133,9 +133,9 @@ def warm_start(
 class Packed:
     """Rows of one prefix and several branches each.
 
-    ``ids``, ``segment`` (0 prefix, 1.. branches, -1 padding), ``position``, ``label`` (the token that the model must say
-    next, -100 where it does not matter): all ``batch pos``. ``owner``: ``batch pos``, index into the questions of the
-    batch whose answer a label belongs to, -1 elsewhere.
+    ``ids``, ``segment`` (0 prefix, 1.. branches, -1 padding), ``position``, ``label`` (the token that the model must
+    say next, -100 where it does not matter): all ``batch pos``. ``owner``: ``batch pos``, index into the questions of
+    the batch whose answer a label belongs to, -1 elsewhere.
     """
 
     ids: Tensor
@@ -320,8 +320,19 @@ def quick_scores(trainee: Trainee, split: str, *, n: int = 48, text: bool = Fals
 
 
 def train_language(
-    work: Path, trainee: Trainee, *, stage: int, steps: int, seed: int = 0, batch_size: int = 8, mix: Mix | None = None,
-    lr: float = 5e-4, projector_lr: float = 1e-3, log_every: int = 10, save_every: int = 50, score_every: int = 100,
+    work: Path,
+    trainee: Trainee,
+    *,
+    stage: int,
+    steps: int,
+    seed: int = 0,
+    batch_size: int = 8,
+    mix: Mix | None = None,
+    lr: float = 5e-4,
+    projector_lr: float = 1e-3,
+    log_every: int = 10,
+    save_every: int = 50,
+    score_every: int = 100,
 ) -> float:
     """Train stage 1 or 2 in place, going on from a snapshot in ``work``; returns the wall-clock in seconds."""
     mix = mix or Mix()
@@ -342,7 +353,9 @@ def train_language(
         loss = stage1_step(trainee, step, batch_size) if stage == 1 else stage2_step(trainee, step, mix, seed)
         loss.backward()
         if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"loss must be finite, got {loss.item()} at step {step}. Lower --lr and start again.")
+            raise FloatingPointError(
+                f"loss must be finite, got {loss.item()} at step {step}. Lower --lr and start again."
+            )
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * schedule(step, steps)

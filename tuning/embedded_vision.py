@@ -152,9 +152,7 @@ class _Scenes(IterableDataset[SceneBatch]):
 
 def scene_batches(start: int, stop: int, batch_size: int, seed: int) -> Iterator[SceneBatch]:
     """Batches ``start`` to ``stop`` of the training split, made in a process of their own."""
-    return iter(
-        DataLoader(_Scenes(start, stop, batch_size, seed), batch_size=None, num_workers=1, prefetch_factor=4)
-    )
+    return iter(DataLoader(_Scenes(start, stop, batch_size, seed), batch_size=None, num_workers=1, prefetch_factor=4))
 
 
 def schedule(step: int, steps: int) -> float:
@@ -208,12 +206,15 @@ def pretrain_vision(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"loss must be finite, got {loss.item()} at step {step}. Lower --lr and start again.")
+            raise FloatingPointError(
+                f"loss must be finite, got {loss.item()} at step {step}. Lower --lr and start again."
+            )
         now = spent + time.time() - began
         if step % log_every == 0 or step == steps - 1:
             print(
                 f"vision {step}/{steps} loss {loss.item():.3f} patch {scores.patch_kind:.3f} box {scores.box_kind:.3f}"
-                f" colour {scores.patch_colour:.3f} {now:.0f} s", flush=True,
+                f" colour {scores.patch_colour:.3f} {now:.0f} s",
+                flush=True,
             )
         if (step + 1) % save_every == 0 or step == steps - 1:
             save_snapshot(work / "vision", modules, optimizers, {"step": step + 1, "seconds": now})

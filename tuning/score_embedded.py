@@ -61,7 +61,11 @@ def load_plain(folder: Path, *, device: str = "cpu") -> Loaded:
 
 @torch.inference_mode()
 def generate(
-    loaded: Loaded, prompts: Sequence[str], pictures: Sequence[Image.Image | None], *, max_new_tokens: int = 8,
+    loaded: Loaded,
+    prompts: Sequence[str],
+    pictures: Sequence[Image.Image | None],
+    *,
+    max_new_tokens: int = 8,
     batch_size: int = 32,
 ) -> list[str]:
     """Greedy answers, in the order of the prompts."""
@@ -117,8 +121,11 @@ def score_captions(loaded: Loaded, *, n: int, stage: Literal[1, 2]) -> CaptionSc
     said = generate(loaded, [prompt] * n, [render(s) for s in scenes], max_new_tokens=60)
 
     def named(texts: Sequence[str], shown: Sequence[Scene]) -> float:
-        hits = [o.kind in text.lower().split("\n")[0].replace(",", " ").replace(".", " ").split()
-                for text, scene in zip(texts, shown, strict=True) for o in scene.objects]
+        hits = [
+            o.kind in text.lower().split("\n")[0].replace(",", " ").replace(".", " ").split()
+            for text, scene in zip(texts, shown, strict=True)
+            for o in scene.objects
+        ]
         return sum(hits) / len(hits)
 
     return CaptionScores(named(said, scenes), named(said, [*scenes[1:], scenes[0]]), n)
@@ -126,7 +133,7 @@ def score_captions(loaded: Loaded, *, n: int, stage: Literal[1, 2]) -> CaptionSc
 
 @torch.inference_mode()
 def perplexity(loaded: Loaded) -> float:
-    """exp of the mean negative log-likelihood per token of models/embedded/passage.txt, text alone."""
+    """The exponential of the mean negative log-likelihood per token of models/embedded/passage.txt, text alone."""
     ids = loaded.processor.tokenizer((PARTS / "passage.txt").read_text(), return_tensors="pt").input_ids
     ids = ids.to(loaded.model.device)
     logits = loaded.model(input_ids=ids).logits
@@ -190,7 +197,7 @@ def main(
     console = Console()
     if tables:
         grid = Table("family", *wanted, "chance", title=f"{embedded}: accuracy, {n} scenes a column")
-        pivot = pd.concat(tables).pivot(index="family", columns="condition", values="score")
+        pivot = pd.concat(tables).pivot_table(index="family", columns="condition", values="score")
         for family, row in pivot.iterrows():
             chance = CHANCE.get(str(family))  # type: ignore[call-overload]
             grid.add_row(str(family), *(f"{row[c]:.3f}" for c in wanted), f"{chance:.3f}" if chance else "")

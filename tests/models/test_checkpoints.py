@@ -116,7 +116,7 @@ def test_a_misshapen_key_is_refused_by_name(copied: Path) -> None:
 def test_a_truncated_file_is_refused(copied: Path) -> None:
     path = copied / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="checkpoint file must be complete, got model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"checkpoint file must be complete, got model\.safetensors"):
         load(copied)
 
 
@@ -140,7 +140,7 @@ def test_a_bin_file_with_code_is_refused_and_not_run(copied: Path, tmp_path: Pat
     (copied / "model.safetensors").unlink()
     trap = tmp_path / "trap"
     torch.save({"lm_head.weight": _Trap(trap)}, copied / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="must hold plain tensors only, got other objects in pytorch_model.bin"):
+    with pytest.raises(CheckpointError, match=r"must hold plain tensors only, got other objects in pytorch_model\.bin"):
         load(copied)
     assert not trap.exists()
     pickle.loads(pickle.dumps(_Trap(trap)))  # the trap works: plain unpickling does run it
@@ -163,7 +163,7 @@ def test_a_folder_without_weights_config_or_tokenizer_is_refused(copied: Path, t
         load(copied)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(CheckpointError, match="must hold config.json, got none in 'empty'"):
+    with pytest.raises(CheckpointError, match=r"must hold config\.json, got none in 'empty'"):
         load(empty)
 
 
@@ -171,7 +171,10 @@ def test_a_folder_without_weights_config_or_tokenizer_is_refused(copied: Path, t
     ("change", "message"),
     [
         ({"model_type": "llava_next"}, "must be LLaVA-1.5"),
-        ({"text_config": {"model_type": "mistral"}}, "must be LLaVA-1.5.*got llava with clip_vision_model with mistral"),
+        (
+            {"text_config": {"model_type": "mistral"}},
+            "must be LLaVA-1.5.*got llava with clip_vision_model with mistral",
+        ),
         ({"vision_config": {"model_type": "siglip_vision_model"}}, "got llava with siglip_vision_model with llama"),
         ({"vision_feature_layer": [-2, -5]}, "vision_feature_layer must be one layer"),
         ({"image_seq_length": 15}, r"image_seq_length must be 16 \(the patch grid \(4, 4\)\), got 15"),

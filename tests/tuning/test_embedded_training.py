@@ -32,9 +32,7 @@ def language() -> LlamaForCausalLM:
 
 def _hidden(language: LlamaForCausalLM, ids: torch.Tensor, mask: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
     bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-    return language.model(
-        input_ids=ids, attention_mask=bias, position_ids=position, use_cache=False
-    ).last_hidden_state
+    return language.model(input_ids=ids, attention_mask=bias, position_ids=position, use_cache=False).last_hidden_state
 
 
 @torch.no_grad()
@@ -97,7 +95,8 @@ def test_patch_labels_follow_the_boxes() -> None:
     scene = make_scene(5, n_objects=2)
     batch = scene_batch([scene])
     for index, thing in enumerate(scene.objects):
-        rows, columns = divmod((batch.slot[0] == index).nonzero().flatten(), 8)  # type: ignore[arg-type, unused-ignore]
+        patches = (batch.slot[0] == index).nonzero().flatten()
+        rows, columns = patches // 8, patches % 8
         assert len(rows) >= 4
         assert ((columns + 0.5) * 14 >= thing.box.left).all()
         assert ((columns + 0.5) * 14 < thing.box.right).all()

@@ -1,0 +1,270 @@
+"""Cross-validation: known answers, controls, leaks, intervals, determinism."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import scipy.stats
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from probes import evaluate as module
+from probes.evaluate import cross_validate, evaluate
+from probes.folds import plan_folds
+from probes.scores import (
+    benjamini_hochberg,
+    draw_resamples,
+    permutation_p_classes,
+    score_classes,
+    score_values,
+)
+
+
+def noise(n: int, d: int, *, seed: int) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def planted(n: int = 240, d: int = 24) -> tuple[list[Tensor], npt.NDArray[np.str_], npt.NDArray[np.int64]]:
+    """Five layers of noise; three classes lie apart along directions in layer 2 only. Two examples a group."""
+    labels = np.array(["red", "green", "blue"])[np.random.default_rng(0).integers(0, 3, n)]
+    layers = [noise(n, d, seed=layer) for layer in range(5)]
+    directions = noise(3, d, seed=9)
+    layers[2] += directions[torch.from_numpy(np.unique(labels, return_inverse=True)[1])]
+    return layers, labels, np.arange(n) // 2
+
+
+@pytest.mark.parametrize("probe", ["logistic", "ridge", "mass_mean", "mlp", LogisticRegression(C=0.01)])
+def test_a_planted_direction_is_found_at_its_layer_and_not_at_others(probe: object) -> None:
+    layers, labels, groups = planted()
+    plan = plan_folds({"colour": labels}, groups, controls=["shuffled"])
+    found = [evaluate(x, plan, probe=probe)["colour"] for x in layers]
+    scores = [result.score.value for result in found]
+    assert scores[2] > 0.85
+    assert all(score < 0.5 for layer, score in enumerate(scores) if layer != 2)
+    assert found[2].score.lower > found[2].chance == pytest.approx(1 / 3, abs=0.05)
+    p_values = benjamini_hochberg([result.p_value for result in found])
+    assert (p_values < 0.01).tolist() == [False, False, True, False, False]
+
+
+def test_shuffled_labels_score_at_chance_where_real_ones_do_not() -> None:
+    layers, labels, groups = planted()
+    result = cross_validate(layers[2], {"colour": labels}, groups)["colour"]
+    assert result.score.value > 0.85
+    shuffled = result.controls["shuffled"]["balanced_accuracy"]
+    assert shuffled.lower < 1 / 3 < shuffled.upper
+
+
+def test_a_label_leaked_through_duplicate_images_is_caught_by_grouping() -> None:
+    pictures, copies = 60, 4
+    x = noise(pictures, 200, seed=0).repeat_interleave(copies, 0) + 0.01 * noise(pictures * copies, 200, seed=1)
+    labels = np.random.default_rng(0).integers(0, 2, pictures).repeat(copies)  # says nothing but which picture it is
+    leaked = cross_validate(x, {"y": labels}, np.arange(len(x)), controls=[])["y"].score
+    grouped = cross_validate(x, {"y": labels}, np.arange(pictures).repeat(copies), controls=[])["y"].score
+    assert leaked.value > 0.95
+    assert grouped.lower < 0.5 < grouped.upper + 0.05
+    assert grouped.value < 0.65
+
+
+def test_the_control_task_scores_high_where_types_recur_and_selectivity_tells() -> None:
+    types = np.arange(300) % 10
+    x = torch.eye(10)[torch.from_numpy(types)] * 3 + noise(300, 10, seed=0) * 0.1
+    result = cross_validate(x, {"y": types % 2}, np.arange(300), types=types, strengths=[1.0], seed=1)["y"]
+    assert result.score.value > 0.95  # types are written in x, so any labelling of them can be read: no selectivity
+    assert abs(result.selectivity) < 0.05
+    fresh = cross_validate(x, {"y": types % 2}, np.arange(300), strengths=[1.0])["y"]
+    assert fresh.selectivity > 0.3  # by default every group is its own type, which nothing can learn
+    assert np.isnan(cross_validate(x, {"y": types % 2}, np.arange(300), controls=[])["y"].selectivity)
+
+
+def test_continuous_targets_are_read_by_ridge_with_r2() -> None:
+    x = noise(200, 10, seed=0)
+    y = (x[:, 0] * 2 + 0.1 * noise(200, 1, seed=1)[:, 0]).numpy() + 40
+    results = cross_validate(x, {"size": y, "sign": y > 40}, np.arange(200), continuous=["size"])
+    size = results["size"]
+    assert (size.probe, size.metric, results["sign"].probe) == ("ridge", "r2", "logistic")
+    assert size.score.value > 0.95
+    assert size.controls["shuffled"]["r2"].value < 0.1
+    assert size.chance == pytest.approx(0, abs=0.05)
+    assert size.p_value < 0.01
+
+
+def test_predictions_are_those_of_scikit_learn_fitted_on_the_training_folds() -> None:
+    layers, labels, groups = planted()
+    result = evaluate(layers[2], plan_folds({"c": labels}, groups, controls=[]), strengths=[30.0], tol=1e-5)["c"]
+    x = layers[2].double().numpy()
+    x = (x - x.mean(0)) / x.std(0)
+    for k in range(5):
+        test = result.fold == k
+        assert not set(groups[test]) & set(groups[~test])
+        reference = LogisticRegression(C=1 / 30, tol=1e-8, max_iter=1000).fit(x[~test], labels[~test])
+        assert (reference.predict(x[test]) == result.predicted[test]).all()
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_the_strength_is_chosen_without_the_test_fold(folds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers, labels, groups = planted()
+    plan = plan_folds({"c": labels}, groups, folds=folds)
+    target = plan.targets["c"]
+    judged = set()
+    for split in target.inner:
+        for outer, judge in split.judges:
+            judged.add(outer)
+            assert not (split.train & (target.fold == outer)).any()
+            assert not (judge & (target.fold == outer)).any()
+            assert not set(groups[split.train]) & set(groups[judge])
+    assert judged == set(range(folds))
+
+    trained = []
+    real = module.fit_logistic
+
+    def spy(basis, jobs, strengths, tol):  # type: ignore[no-untyped-def]
+        trained.append([job.train.copy() for job in jobs])
+        return real(basis, jobs, strengths, tol)
+
+    monkeypatch.setattr(module, "fit_logistic", spy)
+    evaluate(layers[2], plan)
+    inner, outer = trained
+    assert len(inner) == len(target.inner)
+    for number, train in enumerate(outer):
+        assert not (train & (target.fold == number % folds)).any()
+
+
+def test_changing_the_labels_of_a_test_fold_does_not_change_its_predictions() -> None:
+    layers, labels, groups = planted()
+    plan = plan_folds({"c": labels}, groups, controls=[])
+    before = evaluate(layers[2], plan)["c"]
+    truth = plan.targets["c"].truth
+    truth[before.fold == 1] = (truth[before.fold == 1] + 1) % 3
+    after = evaluate(layers[2], plan)["c"]
+    assert (before.predicted[before.fold == 1] == after.predicted[before.fold == 1]).all()
+    assert after.strengths[1] == before.strengths[1]
+    assert after.score.value < before.score.value - 0.1
+
+
+def test_the_better_strength_is_chosen() -> None:
+    layers, labels, groups = planted()
+    result = cross_validate(layers[2], {"c": labels}, groups, strengths=[1e6, 10.0])["c"]
+    assert result.strengths == (10.0,) * 5
+
+
+def test_transfer_examples_are_never_fitted_and_predicted_without_their_group() -> None:
+    layers, labels, groups = planted()
+    unseen = np.zeros(len(labels), dtype=bool)
+    unseen[::6] = True  # half of some groups
+    first = cross_validate(layers[2], {"c": labels}, groups, transfer={"unseen": unseen})["c"]
+    assert first.transfer["unseen"]["accuracy"].n == unseen.sum()
+    assert first.score.n == (~unseen).sum()
+    assert first.transfer["unseen"]["accuracy"].value > 0.8
+    for i in np.flatnonzero(unseen):
+        partners = (groups == groups[i]) & ~unseen
+        assert (first.fold[partners] == first.fold[i]).all()
+    other = layers[2].clone()
+    other[torch.from_numpy(unseen)] = 0
+    second = cross_validate(other, {"c": labels}, groups, transfer={"unseen": unseen})["c"]
+    assert (first.predicted[~unseen] == second.predicted[~unseen]).all()
+    assert second.transfer["unseen"]["accuracy"].value < 0.6
+
+
+def test_the_seed_decides_everything() -> None:
+    layers, labels, groups = planted()
+    first, again, other = (cross_validate(layers[2], {"c": labels}, groups, seed=s)["c"] for s in (3, 3, 4))
+    assert (first.fold == again.fold).all()
+    assert first.scores == again.scores
+    assert first.controls == again.controls
+    assert first.p_value == again.p_value
+    assert (first.fold != other.fold).any()
+
+
+def test_a_class_rarer_than_the_folds_does_not_stop_the_others() -> None:
+    layers, labels, groups = planted()
+    labels = labels.copy()
+    labels[:1] = "amber"
+    result = cross_validate(layers[2], {"c": labels}, groups)["c"]
+    assert "amber" not in result.predicted[:1]
+    assert 0.6 < result.score.value < 0.78  # its recall is zero: three of four classes count
+
+
+def test_intervals_cover_the_true_accuracy_about_as_often_as_they_say() -> None:
+    generator = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        group = np.arange(150) // 3
+        # Examples of a group are right or wrong together: intervals over single examples would be far too short.
+        right = np.repeat(generator.random(50) < 0.7, 3)
+        truth = generator.integers(0, 2, 150)
+        resamples = draw_resamples(group, n_resamples=300, generator=generator)
+        score = score_classes(truth, np.where(right, truth, 1 - truth), 2, resamples)["accuracy"]
+        hits += score.lower <= 0.7 <= score.upper
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_scores_equal_scikit_learn() -> None:
+    from sklearn.metrics import balanced_accuracy_score, r2_score
+
+    generator = np.random.default_rng(0)
+    truth, guess = generator.integers(0, 4, 90), generator.integers(0, 4, 90)
+    resamples = draw_resamples(np.arange(90), n_resamples=10, generator=generator)
+    score = score_classes(truth, guess, 4, resamples)["balanced_accuracy"]
+    assert score.value == pytest.approx(balanced_accuracy_score(truth, guess))
+    values, near = generator.normal(size=90) + 1e3, generator.normal(size=90) + 1e3
+    assert score_values(values, near, resamples)["r2"].value == pytest.approx(r2_score(values, near))
+
+
+def test_p_values_of_cross_validated_noise_keep_their_level() -> None:
+    # Shuffling against fixed predictions, uncorrected, calls 12% of such noise significant at 5%.
+    p_values = []
+    for seed in range(80):
+        labels = np.random.default_rng(seed).integers(0, 3, 160)
+        x, groups = noise(160, 16, seed=seed), np.arange(160) // 2
+        plan = plan_folds({"y": labels}, groups, controls=[], n_resamples=100, seed=seed)
+        p_values.append(evaluate(x, plan, probe="ridge", strengths=[30.0])["y"].p_value)
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.09  # 5% and less than two standard errors
+
+
+def test_permutation_p_values_are_uniform_without_an_effect_and_small_with_one() -> None:
+    generator = np.random.default_rng(0)
+    from probes.scores import draw_permutations
+
+    permutations = draw_permutations(np.arange(80), n_permutations=199, generator=generator)
+    null = [permutation_p_classes(*generator.integers(0, 3, (2, 80)), 3, permutations) for _ in range(200)]
+    assert np.mean(np.array(null) <= 0.05) < 0.1
+    truth = generator.integers(0, 3, 80)
+    assert permutation_p_classes(truth, truth, 3, permutations) == pytest.approx(1 / 200)
+
+
+def test_benjamini_hochberg_equals_scipy() -> None:
+    p = np.random.default_rng(0).random(41) ** 3
+    np.testing.assert_allclose(benjamini_hochberg(p), scipy.stats.false_discovery_control(p))
+
+
+def test_errors_name_the_argument_and_the_remedy() -> None:
+    x, y, groups = noise(20, 4, seed=0), np.arange(20) % 2, np.arange(20)
+    with pytest.raises(ValueError, match="groups must be at least as many as folds=5, got 4"):
+        cross_validate(x, {"y": y}, groups % 4)
+    with pytest.raises(
+        ValueError, match="target 'y' must have at least two classes among the fitted examples, got one"
+    ):
+        cross_validate(x, {"y": np.zeros(20)}, groups)
+    with pytest.raises(ValueError, match="labels of target 'y' must be present and finite"):
+        cross_validate(x, {"y": np.where(y, np.nan, 1.0)}, groups)
+    with pytest.raises(ValueError, match="labels of target 'y' must have one entry per example"):
+        cross_validate(x, {"y": y[:9]}, groups)
+    with pytest.raises(ValueError, match="folds must be at least 2, got 1"):
+        cross_validate(x, {"y": y}, groups, folds=1)
+    with pytest.raises(ValueError, match="x must have one example per label"):
+        cross_validate(x[:9], {"y": y}, groups)
+    with pytest.raises(ValueError, match="probe must be 'logistic'"):
+        cross_validate(x, {"y": y}, groups, probe="svm")
+    with pytest.raises(ValueError, match="strengths must be positive"):
+        cross_validate(x, {"y": y}, groups, strengths=[0.0])
+    with pytest.raises(ValueError, match="transfer 'unseen' must be a boolean mask"):
+        cross_validate(x, {"y": y}, groups, transfer={"unseen": np.zeros(20, dtype=bool)})
+    with pytest.raises(ValueError, match="must have a class with at least folds=5 examples"):
+        cross_validate(x, {"y": groups}, groups)
+    with pytest.raises(ValueError, match="y_by_target must name a target"):
+        cross_validate(x, {}, groups)
+    with pytest.raises(ValueError, match="probe 'mass_mean' must have classes"):
+        cross_validate(x, {"y": x[:, 0].numpy()}, groups, continuous=["y"], probe="mass_mean")
+    x[3] = torch.inf
+    with pytest.raises(ValueError, match="NaN or infinity in example 3"):
+        cross_validate(x, {"y": y}, groups)
