@@ -9,6 +9,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
@@ -19,6 +20,7 @@ PARTS = ("vision_tower", "projector", "language_model")
 _TITLES = {"vision_tower": "vision tower", "projector": "projector", "language_model": "language model"}
 PROJECTOR_STAGES = ("in", "linear_1", "act", "out")
 _GAP = 1.5  # empty steps between two parts
+_STAGE_STEP = 1.4  # of the projector: wide enough for its labels, which are words
 _MAX_TICKS = 8  # labels an axis part can hold before they touch
 _ENTRY = -1.0  # where the language model's input (resid_pre of block 0) stands: one step before block 0's output
 
@@ -65,13 +67,11 @@ def draw_score_by_layer(results: pd.DataFrame, *, name: str | None = None, title
             _draw_panel(panel, sites[sites["target"] == target], results[results["target"] == target], spans)
         for panel in list(axes.flat)[len(targets) :]:
             panel.set_axis_off()
-        handles: dict[str, object] = {}
+        handles: dict[str, Artist] = {}
         for panel in axes.flat:
             for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
                 handles.setdefault(label, handle)
-        figure.legend(
-            list(handles.values()), list(handles), loc="outside lower center", ncols=min(3, len(handles))
-        )
+        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=min(3, len(handles)))
         figure.suptitle(title or f"{sites['model'].iloc[0]}: what probes read from {name}, layer by layer", fontsize=11)
     return figure
 
@@ -114,8 +114,8 @@ def _steps(rows: pd.DataFrame) -> "pd.Series[float]":
 
     def step(part: str, layer: float, name: str) -> float:
         if part == "projector":
-            return float(PROJECTOR_STAGES.index(name))
-        if pd.isna(layer):
+            return _STAGE_STEP * PROJECTOR_STAGES.index(name)
+        if np.isnan(layer):
             return last  # the final norm stands behind the last block
         return _ENTRY if name == "resid_pre" and part == "language_model" and layer == 0 else float(layer)
 
@@ -145,15 +145,23 @@ def _draw_panel(panel: Axes, sites: pd.DataFrame, all_rows: pd.DataFrame, spans:
     target, metric = str(validated["target"].iloc[0]), str(validated["metric"].iloc[0]).replace("_", " ")
     tokens = str(validated["tokens"].iloc[0])
     n = int(validated["n"].max())
-    panel.set_title(f"{target}  ({tokens} tokens, n = {n})", loc="left", pad=26)
+    panel.set_title(f"{target}  ({tokens} tokens, n = {n})", loc="left", pad=31)
     panel.set_ylabel(metric)
-    shown = sites["score"].tolist() + [level]
+    shown = [*sites["score"].tolist(), level]
     panel.set_ylim(min(-0.02, min(shown) - 0.05), max(1.02, max(shown) + 0.02))
     _draw_axis(panel, sites, spans)
 
 
 def _curve(
-    panel: Axes, rows: pd.DataFrame, span: Span, column: str, colour: str, label: str, *, band: bool = False, marker: str = "o"
+    panel: Axes,
+    rows: pd.DataFrame,
+    span: Span,
+    column: str,
+    colour: str,
+    label: str,
+    *,
+    band: bool = False,
+    marker: str = "o",
 ) -> None:
     rows = rows[(rows["part"] == span.part) & rows[column].notna()]
     if rows.empty:
@@ -182,7 +190,13 @@ def _draw_axis(panel: Axes, sites: pd.DataFrame, spans: Sequence[Span]) -> None:
             upper.append(place)
             depths.append(depth)
         panel.text(
-            (span.left + span.right) / 2, 1.115, _TITLES[span.part], transform=transform, ha="center", va="bottom", fontsize=8,
+            (span.left + span.right) / 2,
+            1.115,
+            _TITLES[span.part],
+            transform=transform,
+            ha="center",
+            va="bottom",
+            fontsize=8,
             color="#444444",
         )
     panel.set_xlim(spans[0].left - 0.9, spans[-1].right + 0.9)
@@ -191,9 +205,9 @@ def _draw_axis(panel: Axes, sites: pd.DataFrame, spans: Sequence[Span]) -> None:
     for text in panel.get_xticklabels():
         if not text.get_text().lstrip("-").isdigit():
             text.set_rotation(60)
-            text.set_ha("right")
+            text.set_horizontalalignment("right")
             text.set_rotation_mode("anchor")
-    panel.set_xlabel("layer (from 0)")
+    panel.set_xlabel("layer, from 0 (above: depth in the part, from 0 to 1)")
     top = panel.secondary_xaxis("top")
     top.xaxis.set_major_locator(FixedLocator(upper))
     top.set_xticklabels(depths, fontsize=7, color="#666666")
@@ -204,7 +218,7 @@ def _draw_axis(panel: Axes, sites: pd.DataFrame, spans: Sequence[Span]) -> None:
 def _ticks(rows: pd.DataFrame, part: str) -> list[tuple[float, str]]:
     if part == "projector":
         present = [stage for stage in PROJECTOR_STAGES if stage in set(rows["name"])]
-        return [(float(PROJECTOR_STAGES.index(stage)), stage.replace("_", " ")) for stage in present]
+        return [(_STAGE_STEP * PROJECTOR_STAGES.index(stage), stage.replace("_", " ")) for stage in present]
     steps = _steps(rows)
     layers = sorted({int(step) for step in steps if step >= 0})
     numbered = sorted({int(layer) for layer in rows["layer"].dropna()})

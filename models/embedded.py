@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     CLIPVisionConfig,
+    LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -28,6 +29,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from tasks.prompts import CHAT_TEMPLATE
 
 EmbeddedName = Literal["smol", "smol-stage1"]
 NAMES: tuple[EmbeddedName, ...] = get_args(EmbeddedName)
@@ -88,6 +91,7 @@ def load_language_model() -> LanguageModel:
     quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     config = quantised.config
+    assert isinstance(config, LlamaConfig)
     del config.quantization_config  # the weights are plain now; save_pretrained refuses what says it is quantised
     plain = LlamaForCausalLM(config)
     plain.load_state_dict(quantised.state_dict())
@@ -106,15 +110,14 @@ def assemble(
         tower: State dict of a ``CLIPVisionModel``.
         projector: ``linear_1`` and ``linear_2``, weights and biases.
     """
-    from tasks.prompts import CHAT_TEMPLATE
-
     tokenizer = language.tokenizer
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN], "pad_token": "<|endoftext|>"})
-    image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    image_id = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))  # type: ignore[arg-type]
     text_config = language.model.config
     text_config.vocab_size = image_id + 1
     text_config.pad_token_id = tokenizer.pad_token_id
-    side = vision.image_size // vision.patch_size
+    image_size, patch_size = int(vision.image_size), int(vision.patch_size)  # type: ignore[arg-type]
+    side = image_size // patch_size
     config = LlavaConfig(
         vision_config=vision,
         text_config=text_config,
@@ -135,11 +138,11 @@ def assemble(
     model.tie_weights()
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    crop = {"height": vision.image_size, "width": vision.image_size}
+    crop = {"height": image_size, "width": image_size}
     processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(size={"shortest_edge": vision.image_size}, crop_size=crop),
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=crop),
         tokenizer=tokenizer,
-        patch_size=vision.patch_size,
+        patch_size=patch_size,
         vision_feature_select_strategy="default",
         image_token=IMAGE_TOKEN,
         num_additional_image_tokens=1,

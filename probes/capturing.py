@@ -19,7 +19,7 @@ from models.sites import Site
 from models.tokens import GROUPS, GroupName, token_mask
 from probes.config import BadInput, SweepConfig, refusing
 from probes.processes import Processes
-from probes.store import DTYPES, ActivationStore, Shard
+from probes.store import DTYPES, ActivationStore
 from tasks.example import Example, Picture
 
 _SHARD = 64  # examples: small enough to lose little when killed, large enough for few files
@@ -78,8 +78,8 @@ def capture_pooled(
 ) -> dict[Site, dict[str, Float[Tensor, "example d"]]]:
     """For each site and token group one activation for each example, heads laid side by side.
 
-    A batch holds its examples once for each group, with that group's tokens wanted; ``capture`` runs rows that agree only
-    once, so a second group of tokens in the same picture costs no second forward.
+    A batch holds its examples once for each group, with that group's tokens wanted; ``capture`` runs rows that
+    agree only once, so a second group of tokens in the same picture costs no second forward.
 
     Raises:
         BadInput: If an example does not have the tokens, or an activation is not finite.
@@ -139,7 +139,7 @@ def check_finite(values: Mapping[Site, Mapping[str, Float[Tensor, "example d"]]]
                 value = rows[row][~torch.isfinite(rows[row])][0].item()
                 raise BadInput(
                     f"activations must be finite, got {value} at {site} ({group} tokens) in example "
-                    f"{examples[row].id!r}. Try --dtype float32, or check the checkpoint's weights."
+                    f"{examples[row].id!r}. Try --dtype and --store-dtype float32, or check the weights."
                 )
 
 

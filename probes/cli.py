@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from probes.config import (
     BadInput,
@@ -27,6 +27,7 @@ from probes.config import (
 )
 
 _OWN_FLAGS = ("--install-completion", "--show-completion")
+_REPEATABLE = {"site", "target"}
 _NARROWEST = 120  # columns of the table when the output is no terminal
 
 
@@ -44,55 +45,182 @@ app = typer.Typer(cls=_RunByDefault, add_completion=True, rich_markup_mode="mark
 _WHAT, _WHERE, _READ, _RUN = "The model and the data", "Where to look", "What to read", "The run"
 
 
-def _config(ctx: typer.Context, path: Path | None) -> Path | None:
-    """Makes a YAML file's settings the defaults, so that the command line wins over them."""
-    if path is None or ctx.resilient_parsing:
-        return path
-    parameters = {str(parameter.name): parameter for parameter in ctx.command.params}
-    options = set(parameters) - {"config", "help"}
-    try:
-        settings = read_yaml(path, options)
-    except BadInput as error:
-        _refuse(error)
-    for name in ("site", "target"):
-        if name in settings and not isinstance(settings[name], list):
-            settings[name] = [settings[name]]
-    ctx.default_map = {**(ctx.default_map or {}), **settings}
-    return path
+class _WithConfig(TyperCommand):
+    """Takes the settings of ``--config`` as defaults, so that the command line wins over them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        path = _config_path(args)
+        if path is not None:
+            options = {str(parameter.name) for parameter in self.params} - {"config", "help"}
+            try:
+                settings = read_yaml(path, options)
+            except BadInput as error:
+                _refuse(error)
+            for name in _REPEATABLE & settings.keys():
+                if not isinstance(settings[name], list):
+                    settings[name] = [settings[name]]
+            ctx.default_map = settings
+        return list(super().parse_args(ctx, args))
 
 
-@app.command()
+def _config_path(args: Sequence[str]) -> Path | None:
+    """What follows the last ``--config``; None where nothing does, which the parser will say."""
+    found = None
+    for position, argument in enumerate(args):
+        if argument == "--config" and position + 1 < len(args):
+            found = Path(args[position + 1])
+        elif argument.startswith("--config="):
+            found = Path(argument.removeprefix("--config="))
+    return found
+
+
+@app.command(cls=_WithConfig)
 def run(
-    ctx: typer.Context,
-    model: Annotated[str, typer.Option(help="`smol`, `smol-stage1`, a checkpoint folder, a Hugging Face id, or `random:llava-1.5-7b`.", rich_help_panel=_WHAT)] = "smol",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face id.", rich_help_panel=_WHAT)] = None,
-    data: Annotated[str, typer.Option(help="`scenes`, or a JSONL or Parquet file of your own.", rich_help_panel=_WHAT)] = "scenes",
-    images: Annotated[Path | None, typer.Option(help="The folder that picture paths in the file are relative to. [default: the file's own folder]", rich_help_panel=_WHAT)] = None,
-    split: Annotated[str | None, typer.Option(help="Examples to fit and cross-validate on. [default: test for scenes, else all]", rich_help_panel=_WHAT)] = None,
-    transfer: Annotated[str | None, typer.Option(help="Examples that are only scored, never fitted on; `none` for none. [default: unseen for scenes, else none]", rich_help_panel=_WHAT)] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many examples to fit on. [default: 400 for scenes, else all]", rich_help_panel=_WHAT)] = None,
-    transfer_limit: Annotated[int | None, typer.Option(help="At most so many examples to score only. [default: a third of limit for scenes, else all]", rich_help_panel=_WHAT)] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without examples whose picture cannot be read; they are counted and listed in skipped.csv.", rich_help_panel=_WHAT)] = False,
-    site: Annotated[list[str] | None, typer.Option(help="Activation to read: `resid_post`, `vision:resid_post`, `projector:out`, `blocks.12.hook_mlp_out`; repeatable. [default: resid_post of both towers, the projector's stages, and the language model's input]", rich_help_panel=_WHERE)] = None,
-    layers: Annotated[str | None, typer.Option(help="Layers for sites named without one, as `0-31` or `3,5,9`. [default: all]", rich_help_panel=_WHERE)] = None,
-    tokens: Annotated[Tokens, typer.Option(help="`auto` reads facts about one object on the patches of its box where there are boxes, other facts on all image tokens.", rich_help_panel=_WHERE)] = "auto",
-    pool: Annotated[Pool, typer.Option(help="How the tokens become one activation; `none` only with `--tokens last`.", rich_help_panel=_WHERE)] = "mean",
-    preprocess: Annotated[Literal["pad", "hf"], typer.Option(help="`pad` to a square as LLaVA-1.5 was trained, or crop as Hugging Face's processor.", rich_help_panel=_WHERE)] = "pad",
-    target: Annotated[list[str] | None, typer.Option(help="Label to read; repeatable. [default for scenes: kind, category, colour, place, count]", rich_help_panel=_READ)] = None,
-    probe: Annotated[Probe, typer.Option(help="Which probe; `logistic` becomes ridge regression on continuous targets.", rich_help_panel=_READ)] = "logistic",
-    folds: Annotated[int, typer.Option(help="Folds of the grouped, stratified cross-validation.", rich_help_panel=_READ)] = 5,
-    controls: Annotated[bool, typer.Option(help="Shuffled labels, a control task, raw pixels, and the same probes on a randomly initialised model.", rich_help_panel=_READ)] = True,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="`smol`, `smol-stage1`, a checkpoint folder, a Hugging Face id, or `random:llava-1.5-7b`.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = "smol",
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a Hugging Face id.", rich_help_panel=_WHAT)
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help="`scenes`, or a JSONL or Parquet file of your own.", rich_help_panel=_WHAT)
+    ] = "scenes",
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder that picture paths in the file are relative to. [default: the file's own folder]",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Examples to fit and cross-validate on. [default: test for scenes, else all]", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    transfer: Annotated[
+        str | None,
+        typer.Option(
+            help="Examples only scored, never fitted on; `none` for none. [default: unseen for scenes, else none]",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="At most so many examples to fit on. [default: 400 for scenes, else all]", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    transfer_limit: Annotated[
+        int | None,
+        typer.Option(
+            help="At most so many examples to score only. [default: a third of limit for scenes, else all]",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    skip_bad: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad",
+            help="Go on without examples whose picture cannot be read; they are counted and listed in skipped.csv.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = False,
+    site: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Activation to read: `resid_post`, `vision:resid_post`, `projector:out`, `blocks.12.hook_mlp_out`; "
+            "repeatable. [default: resid_post of both towers, the projector's stages, the language model's input]",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Layers for sites named without one, as `0-31` or `3,5,9`. [default: all]", rich_help_panel=_WHERE
+        ),
+    ] = None,
+    tokens: Annotated[
+        Tokens,
+        typer.Option(
+            help="`auto` reads facts about one object on the patches of its box where there are boxes, other facts on "
+            "all image tokens.",
+            rich_help_panel=_WHERE,
+        ),
+    ] = "auto",
+    pool: Annotated[
+        Pool,
+        typer.Option(
+            help="How the tokens become one activation; `none` only with `--tokens last`.", rich_help_panel=_WHERE
+        ),
+    ] = "mean",
+    preprocess: Annotated[
+        Literal["pad", "hf"],
+        typer.Option(
+            help="`pad` to a square as LLaVA-1.5 was trained, or crop as Hugging Face's processor.",
+            rich_help_panel=_WHERE,
+        ),
+    ] = "pad",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Label to read; repeatable. [default for scenes: kind, category, colour, place, count]",
+            rich_help_panel=_READ,
+        ),
+    ] = None,
+    probe: Annotated[
+        Probe,
+        typer.Option(
+            help="Which probe; `logistic` becomes ridge regression on continuous targets.", rich_help_panel=_READ
+        ),
+    ] = "logistic",
+    folds: Annotated[
+        int, typer.Option(help="Folds of the grouped, stratified cross-validation.", rich_help_panel=_READ)
+    ] = 5,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            help="Shuffled labels, a control task, raw pixels, and the same probes on a randomly initialised model.",
+            rich_help_panel=_READ,
+        ),
+    ] = True,
     seed: Annotated[int, typer.Option(help="Of scenes, folds, controls and resampling.", rich_help_panel=_RUN)] = 0,
     batch_size: Annotated[int, typer.Option(help="Rows that run together.", rich_help_panel=_RUN)] = 16,
     device: Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1`.", rich_help_panel=_RUN)] = "cpu",
-    dtype: Annotated[DtypeName | None, typer.Option(help="Of the model. [default: float32 on a CPU, else the checkpoint's]", rich_help_panel=_RUN)] = None,
-    store_dtype: Annotated[DtypeName | None, typer.Option(help="Of the activations on disk. [default: the model's]", rich_help_panel=_RUN)] = None,
-    attn: Annotated[Literal["sdpa", "eager"], typer.Option(help="Attention implementation.", rich_help_panel=_RUN)] = "sdpa",
-    out: Annotated[Path | None, typer.Option(help="The run directory. [default: runs/MODEL-DATA]", rich_help_panel=_RUN)] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the directory instead of resuming it.", rich_help_panel=_RUN)] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print size and time, and stop.", rich_help_panel=_RUN)] = False,
-    config: Annotated[Path | None, typer.Option(callback=_config, is_eager=True, help="YAML file whose keys are the names of these options; the command line wins.", rich_help_panel=_RUN)] = None,
-) -> None:  # fmt: skip  # noqa: D301
+    dtype: Annotated[
+        DtypeName | None,
+        typer.Option(help="Of the model. [default: float32 on a CPU, else the checkpoint's]", rich_help_panel=_RUN),
+    ] = None,
+    store_dtype: Annotated[
+        DtypeName | None, typer.Option(help="Of the activations on disk. [default: the model's]", rich_help_panel=_RUN)
+    ] = None,
+    attn: Annotated[
+        Literal["sdpa", "eager"], typer.Option(help="Attention implementation.", rich_help_panel=_RUN)
+    ] = "sdpa",
+    out: Annotated[
+        Path | None, typer.Option(help="The run directory. [default: runs/MODEL-DATA]", rich_help_panel=_RUN)
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace the run in the directory instead of resuming it.", rich_help_panel=_RUN
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print size and time, and stop.", rich_help_panel=_RUN)
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file whose keys are the names of these options; the command line wins.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+) -> None:
     """Show, layer by layer, what linear probes can read from a LLaVA-1.5 model's activations.
 
     Probes are fitted on frozen activations of the vision tower, the projector and the language model, and
@@ -109,7 +237,7 @@ def run(
 
     `probe-sweep show runs/colour` - print a run's table again
 
-    `accelerate launch --num_processes 4 -m probes.cli --model llava-hf/llava-1.5-7b-hf` - share the capture
+    `accelerate launch --multi_gpu --num_processes 2 -m probes.cli --model smol` - share the capture (on CPUs too)
     """
     settings = SweepConfig(
         model=ModelOptions(model, revision, device, dtype, attn, preprocess),
@@ -129,7 +257,9 @@ def run(
 
 
 @app.command()
-def show(folder: Annotated[Path, typer.Argument(help="A run directory that probe-sweep wrote.", metavar="RUN")]) -> None:
+def show(
+    folder: Annotated[Path, typer.Argument(help="A run directory that probe-sweep wrote.", metavar="RUN")],
+) -> None:
     """Print the table of a finished run again, and where its figure is."""
     from probes.sweep import draw_run, figure_paths, read_results
 
@@ -170,7 +300,7 @@ def _sweep(settings: SweepConfig, command: Sequence[str]) -> None:
 
     def on_note(line: str) -> None:
         if leads:
-            console.print(line, highlight=False, markup=False)
+            typer.echo(line)
 
     with bar if shown else nullcontext():
         outcome = run_sweep(settings, command=command, on_progress=on_progress, on_note=on_note)
@@ -199,7 +329,7 @@ def _quieten() -> None:
     """No progress bars of other libraries where nobody watches."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _refuse(error: BadInput) -> NoReturn:

@@ -1,7 +1,7 @@
-"""What a probe sweep is asked to do: frozen settings, where they come from, and the error for settings that cannot be met.
+"""What a probe sweep is asked to do: frozen settings, where they come from, and the error for those that cannot be met.
 
-``SweepConfig`` is all that ``probes.sweep.run_sweep`` takes. The command line fills it from options and from a YAML file
-whose keys are the names of the options (``read_yaml``); what the command line says wins.
+``SweepConfig`` is all that ``probes.sweep.run_sweep`` takes. The command line fills it from options and from a YAML
+file whose keys are the names of the options (``read_yaml``); what the command line says wins.
 """
 
 import difflib
@@ -19,7 +19,7 @@ Probe = Literal["logistic", "ridge", "mass-mean", "mlp"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
 
-class BadInput(ValueError):
+class BadInput(ValueError):  # noqa: N818 - says what the user hears, not what the code did
     """What the user gave cannot be used; the message is one sentence for the user, who needs no traceback."""
 
 
@@ -142,11 +142,14 @@ def read_yaml(path: Path, options: Collection[str]) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"config must be a readable YAML file, got {str(path)!r} ({' '.join(str(error).split())}).") from error
+        reason = " ".join(str(error).split())
+        raise BadInput(f"config must be a readable YAML file, got {str(path)!r} ({reason}). Check the file.") from error
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise BadInput(f"config must hold a mapping of options, got a {type(loaded).__name__} in {str(path)!r}. Write key: value.")
+        raise BadInput(
+            f"config must hold a mapping of options, got a {type(loaded).__name__} in {str(path)!r}. Write key: value."
+        )
     settings: dict[str, Any] = {}
     for key, value in loaded.items():
         name = str(key).replace("-", "_")

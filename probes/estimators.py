@@ -7,7 +7,7 @@
 """
 
 import warnings
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -117,7 +117,7 @@ class LogisticProbe(BaseEstimator):  # type: ignore[misc]
     ) -> None:
         self.strength, self.standardise, self.tol, self.max_iter = strength, standardise, tol, max_iter
 
-    def fit(self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike | Tensor) -> Self:
+    def fit(self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike | Tensor) -> "LogisticProbe":
         """Fit; sets ``coef_``, ``intercept_``, ``classes_``.
 
         Raises:
@@ -139,7 +139,7 @@ class LogisticProbe(BaseEstimator):  # type: ignore[misc]
                 stacklevel=2,
             )
         coef, intercept = to_original(basis, *fit.linear(0))
-        self.coef_, self.intercept_ = coef.cpu().numpy(), intercept.cpu().numpy()
+        self.coef_, self.intercept_ = coef.double().cpu().numpy(), intercept.double().cpu().numpy()
         self.n_iter_, self.n_features_in_ = int(fit.iterations[0]), data.shape[1]
         return self
 
@@ -185,7 +185,7 @@ class RidgeProbe(BaseEstimator):  # type: ignore[misc]
     ) -> None:
         self.strength, self.task, self.standardise = strength, task, standardise
 
-    def fit(self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike | Tensor) -> Self:
+    def fit(self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike | Tensor) -> "RidgeProbe":
         """Fit; sets ``coef_`` and ``intercept_`` (a vector and a number if continuous) and, for classes, ``classes_``.
 
         Raises:
@@ -200,7 +200,7 @@ class RidgeProbe(BaseEstimator):  # type: ignore[misc]
         basis = rotate(data, standardise=self.standardise)
         fit = solve_ridge(basis, torch.from_numpy(target).to(data.device), data.new_ones(len(data)), [self.strength])
         coef, intercept = to_original(basis, fit.weight[0], fit.bias[0])
-        self.coef_, self.intercept_ = coef.cpu().numpy(), intercept.cpu().numpy()
+        self.coef_, self.intercept_ = coef.double().cpu().numpy(), intercept.double().cpu().numpy()
         if self.task == "continuous":
             self.coef_, self.intercept_ = self.coef_[0], self.intercept_[0]
         self.n_features_in_ = data.shape[1]
@@ -240,7 +240,7 @@ class MassMeanProbe(BaseEstimator):  # type: ignore[misc]
     def __init__(self, *, whiten: bool = False, shrinkage: float = 0.1) -> None:
         self.whiten, self.shrinkage = whiten, shrinkage
 
-    def fit(self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike | Tensor) -> Self:
+    def fit(self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike | Tensor) -> "MassMeanProbe":
         """Fit; sets ``means_``, ``coef_``, ``intercept_``, ``classes_``.
 
         Raises:
@@ -268,7 +268,7 @@ class MassMeanProbe(BaseEstimator):  # type: ignore[misc]
         if len(self.classes_) == 2:
             coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
         self.means_ = means.cpu().numpy()
-        self.coef_, self.intercept_ = coef.cpu().numpy(), intercept.cpu().numpy()
+        self.coef_, self.intercept_ = coef.double().cpu().numpy(), intercept.double().cpu().numpy()
         self.n_features_in_ = data.shape[1]
         return self
 
@@ -326,7 +326,9 @@ class MLPProbe(BaseEstimator):  # type: ignore[misc]
         self.batch_size, self.max_epochs, self.patience = batch_size, max_epochs, patience
         self.validation, self.seed = validation, seed
 
-    def fit(self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike | Tensor, *, groups: npt.ArrayLike | None = None) -> Self:
+    def fit(
+        self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike | Tensor, *, groups: npt.ArrayLike | None = None
+    ) -> "MLPProbe":
         """Fit; sets ``network_``, ``n_epochs_`` and, for classes, ``classes_``.
 
         Args:

@@ -72,7 +72,8 @@ def fit_sites(
         if config.probing.controls and all(example.pictures for example in _each(selection.examples)):
             pixels = _evaluate(_pixels(selection.examples, group), plan, config)
             where = {
-                "part": "pixels", "site": "pixels", "layer": None, "name": "pixels", "depth": 0.0, "tokens": group, "pool": "none",
+                "part": "pixels", "site": "pixels", "layer": None, "name": "pixels", "depth": 0.0,
+                "tokens": group, "pool": "none",
             }  # fmt: skip
             for result in pixels.values():
                 rows.extend(_rows(result, plan, where, float("nan")))

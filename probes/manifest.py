@@ -1,4 +1,4 @@
-"""The manifest of a run: what it was made of, so that a second run with the same manifest resumes and another is refused.
+"""The manifest of a run: what it was made of, so that an equal run resumes and another is refused.
 
 ``open_run(folder, wanted, overwrite=...)`` is the one gate to a run directory; ``write_manifest`` fills it in.
 """
@@ -18,10 +18,11 @@ FILE = "manifest.json"
 KIND = "laccolith probe-sweep"
 FORMAT = 1
 LAYER_CONVENTION = (
-    "layers count from 0; resid_pre enters a block, resid_post of layer L is what block L wrote out, before any final norm"
+    "layers count from 0; resid_pre enters a block, resid_post of layer L leaves block L, before any final norm"
 )
 # Everything a run writes; anything else in its folder is somebody's, and never touched.
-OWN = (FILE, "activations", "random_init", "examples.parquet", "skipped.csv", "results.csv", "results.parquet", "figures")
+_TABLES = ("examples.parquet", "skipped.csv", "results.csv", "results.parquet")
+OWN = (FILE, "activations", "random_init", *_TABLES, "figures")
 # What must be equal for a run to be resumed; command, host and clock may differ.
 _COMPARED = ("kind", "format", "settings", "model", "data", "template", "layer_convention", "versions")
 _PACKAGES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
@@ -44,9 +45,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInput(f"manifest must be readable JSON, got {str(path)!r} ({error}). Choose another folder.") from error
+        raise BadInput(f"manifest must be readable JSON, got {str(path)!r} ({error}). Use another folder.") from error
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
-        raise BadInput(f"out must be a folder of probe-sweep, got another program's in {str(folder)!r}. Choose another folder.")
+        raise BadInput(f"out must be a folder of probe-sweep, got {str(folder)!r}. Choose another folder.")
     return manifest
 
 

@@ -1,4 +1,4 @@
-"""The table at the end of a sweep: where each target is read best, how early it can be read, and how well it carries over.
+"""The table at the end of a sweep: where each target is read best, how early, and how well it carries over.
 
 ``summarise(results)`` makes the rows, ``render_summary`` a table for the terminal. Both see saved results only.
 """
@@ -70,8 +70,9 @@ def render_summary(results: pd.DataFrame) -> Table:
     table = Table(
         title=f"What probes read from {results['model'].iloc[0]} ({metrics})",
         caption=(
-            f"peak: layer (from 0) with the best cross-validated score and its 95 % interval; selec.: score minus control "
-            f"task; onset: first layer with {ONSET_SHARE:.0%} of the peak's gain over chance, its interval above chance"
+            "peak: layer (from 0) with the best cross-validated score, and its 95 % interval; selec.: score minus "
+            f"control task; onset: first layer with {ONSET_SHARE:.0%} of the peak's gain over chance, its interval above "
+            "chance"
         ),
         title_justify="left",
         caption_justify="left",

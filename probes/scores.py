@@ -76,9 +76,9 @@ def score_classes(truth: Codes, predicted: Codes, n_classes: int, resamples: Res
         balanced = recall.sum(-1) / np.maximum((total > 0).sum(-1), 1)
         return {"balanced_accuracy": balanced, "accuracy": right.sum(-1) / np.maximum(total.sum(-1), 1)}
 
-    point = measure(right.sum(0), total.sum(0))
+    point = measure(right.sum(0, keepdims=True), total.sum(0, keepdims=True))
     draws = measure(resamples.counts @ right, resamples.counts @ total)
-    return {m: _score(m, float(point[m]), draws[m], len(truth)) for m in point}
+    return {m: _score(m, float(point[m][0]), draws[m], len(truth)) for m in point}
 
 
 def score_values(truth: Array, predicted: Array, resamples: Resamples) -> Mapping[str, Score]:
@@ -94,7 +94,11 @@ def score_values(truth: Array, predicted: Array, resamples: Resamples) -> Mappin
         ratio: Array = 1 - error / np.where(spread > 0, spread, np.nan)
         return ratio
 
-    return {"r2": _score("r2", float(measure(table.sum(0))), measure(resamples.counts @ table), len(truth))}
+    return {
+        "r2": _score(
+            "r2", float(measure(table.sum(0, keepdims=True))[0]), measure(resamples.counts @ table), len(truth)
+        )
+    }
 
 
 def _score(metric: str, value: float, draws: Array, n: int) -> Score:

@@ -15,8 +15,7 @@ from probes.config import BadInput, DataOptions, SweepConfig, refusing
 from probes.folds import Plan, plan_folds
 from tasks.datasets import Dataset, scenes_probe_dataset
 from tasks.example import Example, Target
-from tasks.pictures import PictureError
-from tasks.readers import load_dataset
+from tasks.readers import check_pictures, load_dataset
 from tasks.scenes import SIZE
 
 SCENES = "scenes"
@@ -108,13 +107,13 @@ def select(config: SweepConfig) -> Selection:
         BadInput: If the data cannot be read, a picture is missing or broken, a target is unknown or not labelled
             everywhere, or tokens are asked for that an example does not have.
     """
-    fitted, transfer, name = _load(config.data, config.seed, SIZE)
+    fitted, transfer, name = _load(config, SIZE)
     wanted = config.probing.targets or (SCENE_TARGETS if config.data.spec == SCENES else ())
-    known = ", ".join(target.name for target in fitted.targets)
     if not wanted:
-        raise BadInput(f"target must be given at least once for your own data, got none. The file has: {known or 'no labels'}.")
-    with refusing(ValueError):
-        targets = tuple(fitted.target(target) for target in dict.fromkeys(wanted))
+        known = ", ".join(target.name for target in fitted.targets) or "no label column"
+        raise BadInput(f"target must be given at least once for data of your own, got none. The file has: {known}.")
+    with refusing(ValueError):  # a reader takes "age:continuous" for the target "age"
+        targets = tuple(fitted.target(target.partition(":")[0]) for target in dict.fromkeys(wanted))
     examples, n_fitted, skipped = _readable(fitted, transfer, config.data)
     _check_labels(examples, targets)
     return Selection(
@@ -130,12 +129,13 @@ def select(config: SweepConfig) -> Selection:
 
 
 def at_size(selection: Selection, config: SweepConfig, size: int) -> Selection:
-    """The same selection with scenes drawn ``size`` pixels wide, as the model takes them; own pictures stay as they are."""
+    """The same selection with scenes drawn ``size`` pixels wide, as the model takes them; pictures stay as they are."""
     if config.data.spec != SCENES or size == SIZE:
         return selection
-    fitted, transfer, _ = _load(config.data, config.seed, size)
+    fitted, transfer, _ = _load(config, size)
     digest = fitted.digest if transfer is None else f"{fitted.digest}+{transfer.digest}"
-    return replace(selection, digest=digest, examples=Joined(fitted.examples, () if transfer is None else transfer.examples))
+    both = Joined(fitted.examples, () if transfer is None else transfer.examples)
+    return replace(selection, digest=digest, examples=both)
 
 
 def plan_for(selection: Selection, group: str, config: SweepConfig, *, fitted_only: bool = False) -> Plan:
@@ -170,7 +170,9 @@ def plan_for(selection: Selection, group: str, config: SweepConfig, *, fitted_on
         )
 
 
-def _load(data: DataOptions, seed: int, size: int) -> tuple[Dataset, Dataset | None, str]:
+def _load(config: SweepConfig, size: int) -> tuple[Dataset, Dataset | None, str]:
+    """What is fitted on, what is only scored, and a name for both."""
+    data, seed = config.data, config.seed
     for option, value in (("limit", data.limit), ("transfer-limit", data.transfer_limit)):
         if value is not None and value < 1:
             raise BadInput(f"{option} must be >= 1, got {value}. Leave it out for the default.")
@@ -183,8 +185,9 @@ def _load(data: DataOptions, seed: int, size: int) -> tuple[Dataset, Dataset | N
             if transfer == "none" or transfer == split:
                 return fitted, None, SCENES
             return fitted, scenes_probe_dataset(split=transfer, n=n_transfer, seed=seed, size=size), SCENES
+    targets = config.probing.targets or None
     with refusing(ValueError, OSError):
-        fitted = load_dataset(data.spec, data.images, split=data.split, limit=data.limit, seed=seed, size=size)
+        fitted = load_dataset(data.spec, data.images, split=data.split, limit=data.limit, targets=targets)
         if data.transfer in (None, "none"):
             return fitted, None, Path(data.spec).name
         if data.split is None or data.split == data.transfer:
@@ -192,7 +195,7 @@ def _load(data: DataOptions, seed: int, size: int) -> tuple[Dataset, Dataset | N
                 f"split must be given, and another than transfer, got split {data.split!r} with transfer "
                 f"{data.transfer!r}. Name the split that probes are fitted on."
             )
-        other = load_dataset(data.spec, data.images, split=data.transfer, limit=data.transfer_limit, seed=seed, size=size)
+        other = load_dataset(data.spec, data.images, split=data.transfer, limit=data.transfer_limit, targets=targets)
         return fitted, other, Path(data.spec).name
 
 
@@ -203,31 +206,23 @@ def _readable(
     both = Joined(fitted.examples, () if transfer is None else transfer.examples)
     if data.spec == SCENES:  # drawn by us: they always open
         return both, len(fitted.examples), ()
-    skipped: list[Skipped] = []
-    kept: list[int] = []
-    verdicts: dict[str, str | None] = {}
-    for index, example in enumerate(both):
-        for picture in example.pictures:
-            if picture.key not in verdicts:
-                try:
-                    picture.open()
-                    verdicts[picture.key] = None
-                except PictureError as error:
-                    if not data.skip_bad:
-                        raise BadInput(
-                            f"{' '.join(str(error).split())} It belongs to example {example.id!r}; --skip-bad goes on "
-                            "without such examples."
-                        ) from error
-                    verdicts[picture.key] = " ".join(str(error).split())
-        reasons = [reason for picture in example.pictures if (reason := verdicts[picture.key]) is not None]
-        if reasons:
-            skipped.append(Skipped(example.id, reasons[0]))
-        else:
-            kept.append(index)
+    bad = [(0, item) for item in check_pictures(fitted)]
+    if transfer is not None:
+        bad += [(1, item) for item in check_pictures(transfer)]
+    skipped = tuple(Skipped(item.id, " ".join(item.reason.split())) for _, item in bad)
+    if skipped and not data.skip_bad:
+        more = f" {len(skipped) - 1} more examples have bad pictures." if len(skipped) > 1 else ""
+        raise BadInput(
+            f"{skipped[0].reason} It belongs to example {skipped[0].id!r}.{more} "
+            "--skip-bad goes on without such examples."
+        )
+    refused = {(which, item.id) for which, item in bad}
+    first = len(fitted.examples)
+    kept = [i for i, example in enumerate(both) if (int(i >= first), example.id) not in refused]
     n_fitted = sum(index < len(fitted.examples) for index in kept)
     if n_fitted == 0:
         raise BadInput(f"pictures must be readable in some example, got none of {len(both)}. See the image folder.")
-    return Picked(both, kept), n_fitted, tuple(skipped)
+    return Picked(both, kept), n_fitted, skipped
 
 
 def _check_labels(examples: Sequence[Example], targets: Sequence[Target]) -> None:
@@ -241,7 +236,7 @@ def _check_labels(examples: Sequence[Example], targets: Sequence[Target]) -> Non
 
 
 def _choose_tokens(asked: str, targets: Sequence[Target], examples: Sequence[Example]) -> dict[str, str]:
-    """``auto``: object-level targets on the patches of the focused object where all have one, others on all image tokens."""
+    """``auto``: object-level targets on the patches of the focus box where all have one, others on all image tokens."""
     focused = all(example.focus is not None and example.focus in example.boxes for example in examples)
     if asked == "object" and not focused:
         example = next(e for e in examples if e.focus is None or e.focus not in e.boxes)

@@ -133,8 +133,8 @@ def solve_logistic(
     """Minimise ``sum_i weight_i * log_loss_i + strength / 2 * |coef|^2`` for all problems at once.
 
     This is scikit-learn's ``LogisticRegression(C=1 / strength)``: a sigmoid for two classes, a softmax for more,
-    no penalty on the intercept. Each problem has its own L-BFGS memory and step length; a matrix product per iteration serves all
-    problems, the line search costs none, and problems that have converged leave the batch.
+    no penalty on the intercept. Each problem has its own L-BFGS memory and step length; two matrix products an
+    iteration serve all problems, the line search costs none, and problems that have converged leave the batch.
 
     Args:
         basis: From `rotate`.

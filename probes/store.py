@@ -1,7 +1,7 @@
 """Activations on disk: ``<root>/<site>/<shard>.safetensors``, one shard for a run of consecutive examples.
 
-A shard is written under a temporary name, flushed to the disk and renamed, so a file that bears its name is whole: a run
-that was killed goes on with the shards that are missing. Every shard has one writer (rank r of n owns the shards
+A shard is written under a temporary name, flushed to the disk and renamed, so a file that bears its name is whole:
+a run that was killed goes on with the shards that are missing. Every shard has one writer (rank r of n owns the shards
 r, r + n, ...), so any number of processes write without waiting for each other, and the files are the same bytes.
 """
 
@@ -146,7 +146,9 @@ class SizeEstimate:
         return self.activations + _RESERVE <= self.free
 
 
-def estimate_size(widths: Mapping[Site, int], *, n_rows: int, n_groups: int, dtype: torch.dtype, folder: Path) -> SizeEstimate:
+def estimate_size(
+    widths: Mapping[Site, int], *, n_rows: int, n_groups: int, dtype: torch.dtype, folder: Path
+) -> SizeEstimate:
     """What storing ``n_rows`` examples takes.
 
     Args:

@@ -147,8 +147,8 @@ def run_sweep(
     if not estimate.size.fits:
         raise BadInput(
             f"activations must fit on the disk, got {estimate.size.activations / 1e6:.0f} MB for "
-            f"{estimate.size.free / 1e6:.0f} MB free at {str(config.folder)!r}. Use fewer sites or examples, or --store-dtype "
-            "float16."
+            f"{estimate.size.free / 1e6:.0f} MB free at {str(config.folder)!r}. Use fewer sites or "
+            "examples, or --store-dtype float16."
         )
     on_note(str(estimate))
     manifest["model"] = {"id": llava.id, "revision": llava.revision, "weight_hash": llava.weight_hash}
@@ -172,8 +172,10 @@ def run_sweep(
         )
         _write_results(config.folder, results)
         before = read_manifest(config.folder) or {}
-        finished = {"started": before.get("started"), "finished": _clock(time.time()), "seconds": round(time.time() - started, 1)}
-        write_manifest(config.folder, {**manifest, **about, **finished})
+        about.update(
+            started=before.get("started"), finished=_clock(time.time()), seconds=round(time.time() - started, 1)
+        )
+        write_manifest(config.folder, {**manifest, **about})
     figure = draw_run(config.folder)
     return FinishedSweep(config.folder, read_results(config.folder), figure, len(selection.skipped))
 
@@ -188,7 +190,7 @@ def read_results(folder: Path) -> pd.DataFrame:
         raise BadInput(f"run must be a folder that probe-sweep wrote, got {str(folder)!r}. Check the path.")
     results = _saved_results(folder)
     if results is None:
-        raise BadInput(f"run must be finished, got one without results in {str(folder)!r}. Start it again to resume it.")
+        raise BadInput(f"run must be finished, got one without results in {str(folder)!r}. Start it again to resume.")
     return results
 
 
@@ -217,8 +219,8 @@ def _check_settings(config: SweepConfig) -> None:
         raise BadInput(f"folds must be >= 2, got {config.probing.folds}. One fold has nothing to be tested on.")
     if config.sites.pool == "none" and config.sites.tokens != "last":
         raise BadInput(
-            f"pool must be mean, max or box for tokens {config.sites.tokens!r}, got 'none'. A probe reads one activation of "
-            "an example; only --tokens last leaves one without pooling."
+            f"pool must be mean, max or box for tokens {config.sites.tokens!r}, got 'none'. A probe reads one "
+            "activation of an example; only --tokens last leaves one without pooling."
         )
 
 
@@ -244,13 +246,13 @@ def _sites(config: SweepConfig, llava: Llava) -> list[Site]:
     for site in sites:
         if site.name == "pattern":
             raise BadInput(
-                f"site must have the same width in every example, got {str(site)!r}. Patterns are as wide as the prompt is "
-                "long; probe z or attn_out."
+                f"site must have the same width in every example, got {str(site)!r}. Patterns are as wide as the "
+                "prompt is long; probe z or attn_out."
             )
         if text and site.part != "language_model":
             raise BadInput(
-                f"site must be in the language model for tokens {config.sites.tokens!r}, got {str(site)!r}. The vision tower "
-                "and the projector hold image tokens alone."
+                f"site must be in the language model for tokens {config.sites.tokens!r}, got {str(site)!r}. The "
+                "vision tower and the projector hold image tokens alone."
             )
     return sites
 
@@ -328,15 +330,16 @@ def _control_model(llava: Llava, config: SweepConfig) -> Llava:
     The trained weights are let go first, so that the control does not double the memory.
     """
     device, dtype = llava.device, llava.dtype
-    llava.model.to("meta")
+    llava.model.to("meta")  # type: ignore[arg-type]
     gc.collect()
+    seed = config.seed + _CONTROL_SEED
     with refusing(ValueError):
-        random = load(llava.config, device=device, dtype=dtype, attn=config.model.attn, seed=config.seed + _CONTROL_SEED, validate=False)
+        random = load(llava.config, device=device, dtype=dtype, attn=config.model.attn, seed=seed, validate=False)
     return replace(random, processor=llava.processor)
 
 
 def _write_examples(config: SweepConfig, llava: Llava, selection: Selection) -> None:
-    """``examples.parquet``: one row for each example, in the order of the rows of the shards; ``skipped.csv`` if any."""
+    """``examples.parquet``: one row for each example, in the order of the shards; ``skipped.csv`` if any are."""
     rows = []
     for index, layout in enumerate(layouts(llava, selection.examples, config)):
         example = selection.examples[index]

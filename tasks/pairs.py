@@ -174,9 +174,7 @@ def _changed(scene: Scene, focus: int, attribute: Attribute, value: str) -> tupl
 
 def _retint(tint: tuple[int, int, int], old: str, new: str) -> tuple[int, int, int]:
     """The same deviation from the new colour as from the old one, as far as 8 bits allow."""
-    red, green, blue = (
-        min(255, max(0, t + n - o)) for t, n, o in zip(tint, COLOURS[new], COLOURS[old], strict=True)
-    )
+    red, green, blue = (min(255, max(0, t + n - o)) for t, n, o in zip(tint, COLOURS[new], COLOURS[old], strict=True))
     return red, green, blue
 
 

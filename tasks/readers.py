@@ -1,39 +1,29 @@
 """Your own data: a JSONL or Parquet file with a folder of pictures becomes a ``Dataset`` (``read_table``).
 
-One row is one example. Columns: ``image`` (a path relative to the folder) or ``images`` (a list of them), ``question``,
-``answer``, and optionally ``id``, ``group``, ``split``, ``family``, ``boxes`` (name -> [left, top, right, bottom] in
-pixels) and ``focus`` (the name of one box). Every other column is a label that probes may read. The file is checked once,
-row by row, and rows are read again when they are asked for: neither rows nor pictures are held in memory.
+One row is one example. Columns: ``image`` (a path relative to the folder) or ``images`` (a list of them),
+``question``, ``answer``, and optionally ``id``, ``group``, ``split``, ``family``, ``boxes`` (name -> [left, top, right,
+bottom] in pixels) and ``focus`` (the name of one box). Every other column is a label that probes may read. The file is
+checked once, row by row, and rows are read again when they are asked for: no row and no picture is held in memory.
 """
 
-import bisect
 import hashlib
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
-
-import numpy as np
-from PIL import Image
+from typing import Any, Literal, NamedTuple
 
 from tasks.datasets import Dataset, LazyExamples, scenes_probe_dataset
-from tasks.example import Box, Example, Label, Picture, Target
-from tasks.pictures import PictureError, open_picture
+from tasks.example import Box, Example, Label, Target
+from tasks.folder import PictureFolder
+from tasks.pictures import PictureError
 from tasks.scenes import SIZE
+from tasks.tables import DataError, Row, Table, open_table
 
 _RESERVED = ("id", "image", "images", "question", "answer", "group", "split", "family", "boxes", "focus")
 _CONTINUOUS_FROM = 20  # a column of floats with more distinct values than this is measured, not named
 _DEFAULT_SCENES = 400
-_EXIF_ORIENTATION = 0x0112
-Row = Mapping[str, Any]
-
-
-class DataError(ValueError):
-    """The user's data cannot be used; the message names the row and says why."""
 
 
 class BadPicture(NamedTuple):
@@ -87,10 +77,10 @@ def read_table(
     """The examples of a JSONL (``.jsonl``) or Parquet (``.parquet``) file, each made when it is asked for.
 
     Rows that share a picture, a ``group``, or two files with equal bytes are one group: otherwise a probe could be
-    scored on a picture it was fitted on. A label of floats with more than 20 distinct values is continuous, any other is
-    a class; it belongs to the focused box if every row has a ``focus``, else to the picture. A missing label (null or
-    NaN) is left out of ``Example.labels``. The digest covers the bytes of the file, and of each picture its path, size
-    and time of change.
+    scored on a picture it was fitted on. A label of floats with more than 20 distinct values is continuous, any other
+    is a class; it belongs to the focused box if every row has a ``focus``, else to the picture. A missing label (null
+    or NaN) is left out of ``Example.labels``. The digest covers the bytes of the file, and of each picture its path,
+    size and time of change.
 
     Args:
         path: The file.
@@ -113,17 +103,17 @@ def read_table(
         raise DataError(f"images must be a folder, got {str(folder)!r}. Name the folder that picture paths start from.")
     if limit is not None and limit < 1:
         raise DataError(f"limit must be >= 1, got {limit}. Leave it out for all rows.")
-    table = _open_table(path)
-    layout = _Layout(image_column, question_column, answer_column, _Folder(folder))
+    table = open_table(path)
+    layout = _Layout(image_column, question_column, answer_column, PictureFolder(folder))
     scan = _scan(table, layout, split, targets)
     kept = scan.kept[:limit]
     if not kept:
         raise DataError(f"data must have at least one row, got none in {str(path)!r}. Add examples.")
-    groups = scan.groups()
+    groups, floats = scan.groups(), scan.floats
 
     def make(index: int) -> Example:
         number = kept[index]
-        return layout.example(table[number], table.where(number), number, groups[number], scan.floats)
+        return layout.example(table[number], table.where(number), number, groups[number], floats)
 
     settings = [split, limit, image_column, question_column, answer_column, sorted(targets or [])]
     return Dataset(
@@ -152,168 +142,6 @@ def check_pictures(dataset: Dataset) -> list[BadPicture]:
     return bad
 
 
-class _Table(Protocol):
-    """Rows by number, from 0."""
-
-    def __getitem__(self, number: int) -> Row: ...
-
-    def __iter__(self) -> Iterator[Row]: ...
-
-    def where(self, number: int) -> str: ...
-
-
-def _open_table(path: Path) -> _Table:
-    if not path.is_file():
-        raise DataError(f"data must be 'scenes' or an existing file, got {str(path)!r}. Check the path.")
-    suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".ndjson"):
-        return _JsonLines(path)
-    if suffix in (".parquet", ".pq"):
-        return _Parquet(path)
-    raise DataError(f"data must end in .jsonl or .parquet, got {str(path)!r}. Convert it to one of the two.")
-
-
-class _JsonLines:
-    """A JSONL file by the byte offsets of its lines; blank lines are no rows."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        offsets, lines, offset = [], [], 0
-        with path.open("rb") as file:
-            for line_number, line in enumerate(file, 1):
-                if line.strip():
-                    offsets.append(offset)
-                    lines.append(line_number)
-                offset += len(line)
-        self._offsets = np.array(offsets, dtype=np.int64)
-        self._lines = np.array(lines, dtype=np.int64)
-
-    def __iter__(self) -> Iterator[Row]:
-        with self._path.open("rb") as file:
-            number = 0
-            for line in file:
-                if line.strip():
-                    yield self._parse(line, number)
-                    number += 1
-
-    def __getitem__(self, number: int) -> Row:
-        with self._path.open("rb") as file:
-            file.seek(int(self._offsets[number]))
-            return self._parse(file.readline(), number)
-
-    def where(self, number: int) -> str:
-        return f"line {self._lines[number]} of {self._path.name}"
-
-    def _parse(self, line: bytes, number: int) -> Row:
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
-            raise DataError(f"row must be JSON, got {self.where(number)}: {error}. Write one object a line.") from error
-        if not isinstance(row, dict):
-            raise DataError(
-                f"row must be a JSON object, got {type(row).__name__} in {self.where(number)}. Write one object a line."
-            )
-        return row
-
-
-class _Parquet:
-    """A Parquet file by row groups, of which the last one used is kept."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with self._file() as file:
-            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        self._starts = [0, *np.cumsum(sizes).tolist()]
-        self._held: tuple[int, Any] | None = None
-
-    def _file(self) -> Any:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            return pq.ParquetFile(self._path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(
-                f"data must be a readable Parquet file, got {str(self._path)!r} ({error}). Write it again."
-            ) from error
-
-    def __iter__(self) -> Iterator[Row]:
-        with self._file() as file:
-            for batch in file.iter_batches(batch_size=4096):  # enough to amortise a call, little to hold
-                yield from batch.to_pylist()
-
-    def __getitem__(self, number: int) -> Row:
-        group = bisect.bisect_right(self._starts, number) - 1
-        if self._held is None or self._held[0] != group:
-            with self._file() as file:
-                self._held = (group, file.read_row_group(group))
-        rows: list[Row] = self._held[1].slice(number - self._starts[group], 1).to_pylist()
-        return rows[0]
-
-    def where(self, number: int) -> str:
-        return f"row {number + 1} of {self._path.name}"
-
-
-class _Folder:
-    """The pictures that rows name: inside one folder, and equal files known as the same picture."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = Path(os.path.realpath(root))
-        self.stats: dict[str, tuple[int, int]] = {}  # relative path -> bytes (-1: missing), time of change
-        self._same: dict[str, str] = {}
-        self._sizes: dict[str, tuple[int, int] | None] = {}
-
-    def add(self, name: object, where: str) -> str:
-        """The name, checked."""
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise DataError(f"image must be a path, got {name!r} in {where}. Give it relative to the image folder.")
-        if name not in self.stats:
-            # Checked by text and after following links: neither may lead out.
-            resolved = Path(os.path.realpath(self.root / name))
-            if os.path.isabs(name) or ".." in Path(name).parts or not resolved.is_relative_to(self.root):
-                raise DataError(
-                    f"image must stay inside the image folder, got {name!r} in {where}. Move the file into the folder."
-                )
-            try:
-                facts = resolved.stat()
-                self.stats[name] = (facts.st_size, facts.st_mtime_ns)
-            except OSError:
-                self.stats[name] = (-1, 0)  # reported by name when pictures are checked, where it may be skipped
-        return name
-
-    def unite(self) -> None:
-        """Find equal files; only files of equal size are read."""
-        by_size: dict[int, list[str]] = {}
-        for name, (size, _) in self.stats.items():
-            by_size.setdefault(size, []).append(name)
-        for size, names in by_size.items():
-            seen: dict[str, str] = {}
-            for name in names:
-                if len(names) == 1 or size <= 0:
-                    continue
-                try:
-                    with (self.root / name).open("rb") as file:
-                        content = hashlib.file_digest(file, "sha256").hexdigest()
-                except OSError:
-                    continue  # an unreadable file equals no other; opening it will say why
-                self._same[name] = seen.setdefault(content, name)
-
-    def picture(self, name: str) -> Picture:
-        """The picture; equal files have equal keys."""
-        return Picture(key=self._same.get(name, name), open=partial(open_picture, self.root / name))
-
-    def size(self, name: str) -> tuple[int, int] | None:
-        """Width and height of the upright picture in pixels, from its header; None if it has none."""
-        if name not in self._sizes:
-            try:
-                with Image.open(self.root / name) as image:
-                    turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-                    self._sizes[name] = (image.height, image.width) if turned else (image.width, image.height)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-                self._sizes[name] = None  # opening it will say why
-        return self._sizes[name]
-
-
 @dataclass(frozen=True)
 class _Layout:
     """Which column means what."""
@@ -321,7 +149,7 @@ class _Layout:
     image_column: str | None
     question_column: str
     answer_column: str
-    folder: _Folder
+    folder: PictureFolder
 
     def pictures(self, row: Row, where: str) -> list[str]:
         """The checked names of the row's pictures."""
@@ -363,7 +191,7 @@ class _Layout:
             box = Box(*map(float, corners))
             if not (box.left < box.right and box.top < box.bottom):
                 raise DataError(
-                    f"box must have left < right and top < bottom, got {name}: {corners!r} in {where}. Order the corners."
+                    f"box must have left < right and top < bottom, got {name}: {corners!r} in {where}. Swap corners."
                 )
             size = self.folder.size(names[0]) if names else None
             if box.left < 0 or box.top < 0 or (size and (box.right > size[0] or box.bottom > size[1])):
@@ -440,7 +268,7 @@ class _Column:
 class _Scan:
     """What one pass over the rows finds."""
 
-    def __init__(self, table: _Table, folder: _Folder) -> None:
+    def __init__(self, table: Table, folder: PictureFolder) -> None:
         self.table, self.folder = table, folder
         self.kept: list[int] = []
         self.columns: dict[str, _Column] = {}
@@ -512,7 +340,7 @@ class _Scan:
         return Target(name, scope, kind)
 
 
-def _scan(table: _Table, layout: _Layout, split: str | None, targets: Sequence[str] | None) -> _Scan:
+def _scan(table: Table, layout: _Layout, split: str | None, targets: Sequence[str] | None) -> _Scan:
     """Check every row, and find splits, groups and label columns; labels are those of the rows that are kept."""
     scan = _Scan(table, layout.folder)
     ids: set[str] = set()
@@ -525,7 +353,7 @@ def _scan(table: _Table, layout: _Layout, split: str | None, targets: Sequence[s
         ids.add(name)
         names = layout.pictures(row, where)
         layout.text(row, "question", layout.question_column, where)
-        answer = layout.text(row, "answer", layout.answer_column, where)
+        layout.text(row, "answer", layout.answer_column, where)
         layout.boxes(row, names, where)
         scan.add(names, row.get("group"), name)
         if row.get("split") is not None:
@@ -535,11 +363,8 @@ def _scan(table: _Table, layout: _Layout, split: str | None, targets: Sequence[s
         seen_before = len(scan.kept)
         scan.kept.append(number)
         scan.focused &= row.get("focus") is not None
-        labels = {
-            **layout.labels(row),
-            "answer": answer if isinstance(row[layout.answer_column], str) else row[layout.answer_column],
-        }
-        for key in labels.keys() - scan.columns.keys():
+        labels = {**layout.labels(row), "answer": row[layout.answer_column]}
+        for key in [key for key in labels if key not in scan.columns]:
             scan.columns[key] = _Column(hole=scan.kept[0] if seen_before else None)
         for key, column in scan.columns.items():
             value = labels.get(key)
@@ -547,10 +372,8 @@ def _scan(table: _Table, layout: _Layout, split: str | None, targets: Sequence[s
                 raise DataError(f"label must be finite, got {key}: {value} in {where}. Correct or drop the row.")
             column.see(value, number)
     if split is not None and not scan.kept:
-        raise DataError(
-            f"split must be one of {', '.join(sorted(splits)) or 'none (the file has no split column)'}, got {split!r}. "
-            "Name one that the file has."
-        )
+        known = ", ".join(sorted(splits)) or "none (the file has no split column)"
+        raise DataError(f"split must be one of {known}, got {split!r}. Name one that the file has.")
     return scan
 
 
@@ -568,7 +391,7 @@ def _unknown_column(argument: str, column: str, row: Row, where: str) -> DataErr
     )
 
 
-def _digest(path: Path, folder: _Folder, settings: Sequence[object]) -> str:
+def _digest(path: Path, folder: PictureFolder, settings: Sequence[object]) -> str:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(json.dumps([settings, sorted(folder.stats.items())]).encode())

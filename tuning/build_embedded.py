@@ -51,16 +51,17 @@ def _tower(work: Path) -> CLIPVisionModel:
         raise FileNotFoundError(f"{path} must exist before this stage, and does not. Run --stage vision first.")
     tower = CLIPVisionModel(vision_config())
     tower.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-    return tower.eval().requires_grad_(False)
+    tower.eval().requires_grad_(False)
+    return tower
 
 
 def _trainee(work: Path, device: str, seed: int) -> Trainee:
     tower, language = _tower(work), load_language_model()
     language.model.requires_grad_(False)
     projector = fresh_projector(tower, language.model.config.hidden_size, seed=seed)
-    return Trainee(
-        tower.to(device), projector.to(device), language.model.to(device), language.tokenizer, IMAGE_TOKEN_ID
-    )
+    tower.to(device)  # type: ignore[arg-type]
+    language.model.to(device)  # type: ignore[arg-type]
+    return Trainee(tower, projector.to(device), language.model, language.tokenizer, IMAGE_TOKEN_ID)
 
 
 def run_vision(work: Path, *, steps: int, seed: int, device: str) -> None:
@@ -90,7 +91,7 @@ def run_stage2(work: Path, *, steps: int, seed: int, device: str, mix: Mix) -> N
     trainee = _trainee(work, device, seed)
     trainee.projector.load_state_dict(load_file(work / "projector-stage1.safetensors"))
     add_lora(trainee.language, seed=seed)
-    trainee.language.to(device)
+    trainee.language.to(device)  # type: ignore[arg-type]
     train_language(work, trainee, stage=2, steps=steps, seed=seed, mix=mix)
     _save_folded(trainee.projector, work / "projector-folded.safetensors")
     save_file(_shipped(lora_factors(trainee.language)), work / "lora.safetensors")

@@ -26,7 +26,7 @@ from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerB
 
 from tasks.example import Example
 from tasks.prompts import IMAGE, vicuna_v1
-from tasks.questions import FAMILIES, Family, ask, ask_for_caption, with_caption
+from tasks.questions import FAMILIES, ask, ask_for_caption, with_caption
 from tasks.scenes import Scene, make_scene
 from tuning.embedded_vision import pixels_of, scene_batch, schedule
 from tuning.snapshot import load_snapshot, save_snapshot
@@ -44,12 +44,12 @@ class Projector(nn.Module):
         super().__init__()
         self.linear_1 = nn.Linear(d_vision, d_model)
         self.linear_2 = nn.Linear(d_model, d_model)
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
+        self.mean, self.std = nn.Buffer(mean), nn.Buffer(std)
 
     def forward(self, features: Tensor) -> Tensor:
         """Image tokens ``batch patch d_model`` from tower features ``batch patch d_vision``."""
-        return self.linear_2(F.gelu(self.linear_1((features - self.mean) / self.std)))
+        tokens: Tensor = self.linear_2(F.gelu(self.linear_1((features - self.mean) / self.std)))
+        return tokens
 
     def folded(self) -> dict[str, Tensor]:
         """Weights of the plain projector that computes the same."""
@@ -97,7 +97,8 @@ def warm_start(
 
     @lru_cache(maxsize=4096)
     def meaning(text: str) -> Tensor:
-        return words[tokenizer(text).input_ids].sum(0)
+        total: Tensor = words[tokenizer(text).input_ids].sum(0)
+        return total
 
     def targets(scenes: list[Scene]) -> Tensor:
         rows = []
@@ -252,12 +253,17 @@ def lora_factors(language: LlamaForCausalLM) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Mix:
-    """What a stage-2 step asks: rows with a picture, rows with a caption, questions per row, chance of a caption."""
+    """What a stage-2 step asks: rows with a picture, rows with a caption, questions per row, chance of a caption.
+
+    From step ``drill_from`` on, each row asks for an option's letter twice: that family stays at chance long after the
+    others are learned.
+    """
 
     pictures: int = 3
     texts: int = 1
     questions: int = 7
     captions: float = 0.25
+    drill_from: int = 100
 
 
 def stage1_step(trainee: Trainee, step: int, batch_size: int) -> Tensor:
@@ -270,14 +276,17 @@ def stage1_step(trainee: Trainee, step: int, batch_size: int) -> Tensor:
 
 
 def stage2_step(trainee: Trainee, step: int, mix: Mix, seed: int) -> Tensor:
-    """Loss of one stage-2 batch; every answer weighs the same, however long."""
+    """Loss of one stage-2 batch; an answer of n tokens weighs sqrt(n), so captions do not drown single words."""
     rng = np.random.default_rng([seed, step])
     first = 2 * FIRST_SCENE + step * (mix.pictures + mix.texts)
     scenes = [make_scene(i) for i in range(first, first + mix.pictures + mix.texts)]
     rows = []
     for row, scene in enumerate(scenes):
-        families: list[Family] = [FAMILIES[int(i)] for i in rng.permutation(len(FAMILIES))[: mix.questions]]
-        asked = [ask(scene, family, seed=step) for family in families]
+        drill = ["choice", "choice"] if step >= mix.drill_from else []
+        pool = [family for family in FAMILIES if family not in drill]
+        drawn = [pool[int(i)] for i in rng.permutation(len(pool))[: mix.questions - len(drill)]]
+        asked = [ask(scene, family, seed=step) for family in drawn]
+        asked += [ask(scene, "choice", seed=FIRST_SCENE * (n + 1) + step) for n in range(len(drill))]
         if row >= mix.pictures:
             asked = [with_caption(e, scene.caption) for e in asked]
         elif rng.random() < mix.captions:
@@ -291,7 +300,6 @@ def stage2_step(trainee: Trainee, step: int, mix: Mix, seed: int) -> Tensor:
 def _per_answer(losses: Tensor, owners: Tensor) -> Tensor:
     owners = owners.to(losses.device)
     counts = torch.bincount(owners).clamp(min=1)
-    # a caption has 25 tokens: by its square root it weighs five short answers
     weights = 1 / counts[owners].float().sqrt()
     return (losses * weights).sum() / weights.sum()
 

@@ -188,7 +188,7 @@ def pretrain_vision(
     """The trained tower; a snapshot in ``work`` is continued, and a finished one is returned as it is."""
     torch.manual_seed(seed)
     tower, heads = CLIPVisionModel(vision_config()), VisionHeads(192)
-    tower.to(device).train()
+    tower.train().to(device)
     heads.to(device)
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05, betas=(0.9, 0.98))
@@ -222,4 +222,5 @@ def pretrain_vision(
             on_step(step + 1)
     for split in ("test", "unseen"):
         print(f"vision {split}: {evaluate_vision(tower, heads, split, n=n_scored)}", flush=True)
-    return tower.eval()
+    tower.eval()
+    return tower

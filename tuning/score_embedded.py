@@ -7,7 +7,7 @@ written for this project shows what tuning did to ordinary text.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -53,7 +53,8 @@ class CaptionScores:
 
 def load_plain(folder: Path, *, device: str = "cpu") -> Loaded:
     """The model and processor of a folder, by transformers' own classes."""
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model.to(device)
     processor = LlavaProcessor.from_pretrained(folder, backend="pil")
     processor.tokenizer.padding_side = "left"
     return Loaded(model, processor)
@@ -75,7 +76,7 @@ def generate(
         images = [p for p in pictures[start : start + batch_size] if p is not None]
         inputs = loaded.processor(text=texts, images=images or None, padding=True, return_tensors="pt")
         inputs = inputs.to(loaded.model.device)
-        out = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        out = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)  # type: ignore[misc]
         new = out[:, inputs["input_ids"].shape[1] :]
         answers += [text.strip() for text in loaded.processor.batch_decode(new, skip_special_tokens=True)]
     return answers
@@ -85,16 +86,11 @@ def _asked(condition: Condition, n: int) -> Iterator[tuple[Example, Image.Image 
     split: Split = "unseen" if condition == "unseen" else "test"
     for index in range(n):
         scene = make_scene(index, split=split)
-        show: Callable[[], Image.Image | None] = scene.picture.open
+        shown = render(make_scene(index + n, split=split) if condition == "swapped" else scene)
         if condition == "blank":
-            show = lambda size=scene.size: Image.new("RGB", (size, size), (30, 30, 30))  # noqa: E731
-        if condition == "swapped":  # the next scene of the split: same drawings, other facts
-            show = make_scene(index + n, split=split).picture.open
+            shown = Image.new("RGB", shown.size, (30, 30, 30))
         for example in ask_all(scene):
-            if condition == "text":
-                yield with_caption(example, scene.caption), None
-            else:
-                yield example, show()
+            yield (with_caption(example, scene.caption), None) if condition == "text" else (example, shown)
 
 
 def score_condition(loaded: Loaded, condition: Condition, *, n: int) -> pd.DataFrame:
@@ -103,12 +99,9 @@ def score_condition(loaded: Loaded, condition: Condition, *, n: int) -> pd.DataF
     order = sorted(range(len(asked)), key=lambda i: len(asked[i][0].question))  # alike lengths pad little
     prompts = [vicuna_v1(asked[i][0].question, n_images=len(asked[i][0].pictures)) for i in order]
     said = generate(loaded, prompts, [asked[i][1] for i in order])
-    rows = [
-        {"family": e.family, "group": e.group, "score": score_answer(text, e.answer, e.family)}
-        for i, text in zip(order, said, strict=True)
-        for e in [asked[i][0]]
-    ]
-    table = accuracy_by_family(pd.DataFrame(rows))
+    scored = [asked[i][0] for i in order]
+    scores = [score_answer(text, e.answer, e.family) for text, e in zip(said, scored, strict=True)]
+    table = accuracy_by_family(scores, [e.family for e in scored])
     table["condition"] = condition
     table["chance"] = [CHANCE.get(f, math.nan) for f in table["family"]]
     return table
@@ -152,7 +145,7 @@ def word_alignment(loaded: Loaded, *, n: int = 32) -> dict[str, float]:
     scenes = [make_scene(i, split="test") for i in range(n)]
     labels = scene_batch(scenes).kind.flatten()
     tokenizer = loaded.processor.tokenizer
-    words = loaded.model.get_input_embeddings().weight
+    words = loaded.model.get_input_embeddings().get_parameter("weight")
     kinds = torch.stack([words[tokenizer(f" {kind}").input_ids[0]] for kind in KINDS])
     inputs = loaded.processor(text=[vicuna_v1("?")] * n, images=[render(s) for s in scenes], return_tensors="pt")
     out = loaded.model(**inputs.to(loaded.model.device), output_hidden_states=True)

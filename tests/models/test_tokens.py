@@ -191,7 +191,7 @@ def test_groups_that_do_not_apply_are_refused(llava: Llava) -> None:
         token_mask(text, "image", llava, [words])
     with pytest.raises(ValueError, match="examples must be given for the group 'object'"):
         token_mask(picture, "object", llava)
-    with pytest.raises(ValueError, match="group 'object' must have a focus box, got focus None .* in 'What\\?'"):
+    with pytest.raises(ValueError, match="group 'object' must have a focus box, got focus None .* 'What\\?'"):
         token_mask(picture, "object", llava, [shown])
     with pytest.raises(ValueError, match="examples must be the 1 that the batch was made of, got 2"):
         token_mask(picture, "all", llava, [shown, shown])

@@ -11,7 +11,13 @@ from sklearn.neighbors import NearestCentroid
 
 from probes.estimators import LogisticProbe, MassMeanProbe, MLPProbe, RidgeProbe
 
-PROBES = [LogisticProbe(), RidgeProbe(task="class"), MassMeanProbe(), MassMeanProbe(whiten=True), MLPProbe(hidden=16)]
+PROBES = [
+    LogisticProbe(),
+    RidgeProbe(task="class"),
+    MassMeanProbe(),
+    MassMeanProbe(whiten=True),
+    MLPProbe(hidden=16, learning_rate=1e-2, max_epochs=40),
+]
 
 
 def blobs(classes: int, *, n: int = 200, d: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -106,12 +112,12 @@ def test_the_mlp_reads_what_is_not_linear_and_repeats_itself() -> None:
     x = np.random.default_rng(0).normal(size=(600, 4))
     y = (x[:, 0] * x[:, 1] > 0).astype(int)
     assert LogisticProbe().fit(x, y).score(x, y) < 0.65
-    first, again, other = (MLPProbe(hidden=32, learning_rate=1e-2, seed=s).fit(x, y) for s in (1, 1, 2))
+    first, again, other = (MLPProbe(hidden=32, learning_rate=1e-2, max_epochs=60, seed=s).fit(x, y) for s in (1, 1, 2))
     assert first.score(x, y) > 0.9
     assert np.array_equal(first.predict_proba(x), again.predict_proba(x))
     assert not np.array_equal(first.predict_proba(x), other.predict_proba(x))
     value = x[:, 0] * x[:, 1] * 10 + 100
-    assert MLPProbe(hidden=32, learning_rate=1e-2, task="continuous").fit(x, value).score(x, value) > 0.8
+    assert MLPProbe(hidden=32, learning_rate=1e-2, max_epochs=60, task="continuous").fit(x, value).score(x, value) > 0.8
 
 
 def test_the_mlp_stops_on_held_out_groups() -> None:

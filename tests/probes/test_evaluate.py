@@ -114,8 +114,8 @@ def test_the_strength_is_chosen_without_the_test_fold(folds: int, monkeypatch: p
             assert not set(groups[split.train]) & set(groups[judge])
     assert judged == set(range(folds))
 
-    trained = []
-    real = module.fit_logistic
+    trained: list[list[npt.NDArray[np.bool_]]] = []
+    real = vars(module)["fit_logistic"]
 
     def spy(basis, jobs, strengths, tol):  # type: ignore[no-untyped-def]
         trained.append([job.train.copy() for job in jobs])
@@ -123,9 +123,9 @@ def test_the_strength_is_chosen_without_the_test_fold(folds: int, monkeypatch: p
 
     monkeypatch.setattr(module, "fit_logistic", spy)
     evaluate(layers[2], plan)
-    inner, outer = trained
-    assert len(inner) == len(target.inner)
-    for number, train in enumerate(outer):
+    inner_fits, outer_fits = trained
+    assert len(inner_fits) == len(target.inner)
+    for number, train in enumerate(outer_fits):
         assert not (train & (target.fold == number % folds)).any()
 
 
@@ -213,7 +213,7 @@ def test_scores_equal_scikit_learn() -> None:
 def test_p_values_of_cross_validated_noise_keep_their_level() -> None:
     # Shuffling against fixed predictions, uncorrected, calls 12% of such noise significant at 5%.
     p_values = []
-    for seed in range(80):
+    for seed in range(60):
         labels = np.random.default_rng(seed).integers(0, 3, 160)
         x, groups = noise(160, 16, seed=seed), np.arange(160) // 2
         plan = plan_folds({"y": labels}, groups, controls=[], n_resamples=100, seed=seed)
@@ -226,7 +226,8 @@ def test_permutation_p_values_are_uniform_without_an_effect_and_small_with_one()
     from probes.scores import draw_permutations
 
     permutations = draw_permutations(np.arange(80), n_permutations=199, generator=generator)
-    null = [permutation_p_classes(*generator.integers(0, 3, (2, 80)), 3, permutations) for _ in range(200)]
+    draws = generator.integers(0, 3, (200, 2, 80))
+    null = [permutation_p_classes(truth, guess, 3, permutations) for truth, guess in draws]
     assert np.mean(np.array(null) <= 0.05) < 0.1
     truth = generator.integers(0, 3, 80)
     assert permutation_p_classes(truth, truth, 3, permutations) == pytest.approx(1 / 200)

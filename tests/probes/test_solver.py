@@ -10,7 +10,7 @@ from probes.ridge import solve_ridge
 from probes.solver import rotate, solve_logistic, to_original
 
 # The acceptance line: coefficients within 1e-3 of scikit-learn's.
-CLOSE = {"rtol": 0.0, "atol": 1e-3}
+CLOSE = 1e-3
 
 
 def example_set(n: int, d: int, classes: int, *, seed: int = 0, hard: bool = True) -> tuple[Tensor, Tensor]:
@@ -51,8 +51,8 @@ def test_coefficients_equal_scikit_learn_for_all_folds_and_strengths_of_a_batch(
         reference = sklearn_logistic(scaled[rows], y[rows], float(strengths[problem % 3]))
         weight, bias = fit.linear(problem)
         coef = weight @ basis.rotation.T
-        torch.testing.assert_close(coef.double(), torch.from_numpy(reference.coef_), **CLOSE)
-        torch.testing.assert_close(bias.double(), torch.from_numpy(reference.intercept_), **CLOSE)
+        torch.testing.assert_close(coef.double(), torch.from_numpy(reference.coef_), rtol=0, atol=CLOSE)
+        torch.testing.assert_close(bias.double(), torch.from_numpy(reference.intercept_), rtol=0, atol=CLOSE)
         assert np.abs(reference.coef_).max() > 0.01  # there is something to agree on
 
 
@@ -65,7 +65,7 @@ def test_problems_with_different_numbers_of_classes_share_a_batch_in_any_order()
     for problem in range(4):
         reference = sklearn_logistic(scaled, labels[problem], 2.0)
         coef = fit.linear(problem)[0] @ basis.rotation.T
-        torch.testing.assert_close(coef.double(), torch.from_numpy(reference.coef_), **CLOSE)
+        torch.testing.assert_close(coef.double(), torch.from_numpy(reference.coef_), rtol=0, atol=CLOSE)
 
 
 def test_ties_among_duplicate_examples_with_conflicting_labels_are_solved_as_scikit_learn_does() -> None:
@@ -75,7 +75,7 @@ def test_ties_among_duplicate_examples_with_conflicting_labels_are_solved_as_sci
     fit = solve_logistic(basis, y[None], torch.ones(1, 180), [3], torch.tensor([0.5]), tol=1e-5)
     reference = sklearn_logistic((x - basis.centre) / basis.scale, y, 0.5)
     coef = fit.linear(0)[0] @ basis.rotation.T
-    torch.testing.assert_close(coef.double(), torch.from_numpy(reference.coef_), **CLOSE)
+    torch.testing.assert_close(coef.double(), torch.from_numpy(reference.coef_), rtol=0, atol=CLOSE)
 
 
 def test_one_rare_class_equals_scikit_learn() -> None:
@@ -86,8 +86,10 @@ def test_one_rare_class_equals_scikit_learn() -> None:
     fit = solve_logistic(basis, y[None], torch.ones(1, 200), [2], torch.tensor([1.0]), tol=1e-5)
     reference = sklearn_logistic((x - basis.centre) / basis.scale, y, 1.0)
     weight, bias = fit.linear(0)
-    torch.testing.assert_close((weight @ basis.rotation.T).double(), torch.from_numpy(reference.coef_), **CLOSE)
-    torch.testing.assert_close(bias.double(), torch.from_numpy(reference.intercept_), **CLOSE)
+    torch.testing.assert_close(
+        (weight @ basis.rotation.T).double(), torch.from_numpy(reference.coef_), rtol=0, atol=CLOSE
+    )
+    torch.testing.assert_close(bias.double(), torch.from_numpy(reference.intercept_), rtol=0, atol=CLOSE)
 
 
 def test_example_weights_count_as_repetitions() -> None:
@@ -100,7 +102,7 @@ def test_example_weights_count_as_repetitions() -> None:
     labels = torch.cat([y, y[:20]])[None]
     repeated = solve_logistic(twice, labels, torch.ones(1, 70), [3], torch.tensor([1.0]), tol=1e-6)
     first, second = to_original(basis, *once.linear(0)), to_original(twice, *repeated.linear(0))
-    torch.testing.assert_close(first, second, **CLOSE)
+    torch.testing.assert_close(first, second, rtol=0, atol=CLOSE)
 
 
 def test_a_warm_start_reaches_the_same_optimum_in_fewer_steps() -> None:
@@ -164,7 +166,7 @@ def test_ridge_equals_scikit_learn(n: int, d: int, strength: float) -> None:
     for target in range(2):
         reference = Ridge(alpha=strength).fit(scaled[used], values[target].numpy()[used], weights.numpy()[used])
         coef = fit.weight[0, target] @ basis.rotation.double().T
-        torch.testing.assert_close(coef, torch.from_numpy(reference.coef_), **CLOSE)
+        torch.testing.assert_close(coef, torch.from_numpy(reference.coef_), rtol=0, atol=CLOSE)
         assert float(fit.bias[0, target]) == pytest.approx(reference.intercept_, abs=1e-3)
 
 

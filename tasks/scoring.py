@@ -1,0 +1,184 @@
+"""How right an answer is: VQA accuracy, option letters, yes or no, and a table of accuracies with intervals.
+
+``score_answer`` picks the rule by question family; ``accuracy_by_family`` sums up. Scores lie in 0..1, higher is better.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+_ARTICLES = {"a", "an", "the"}
+_NUMBERS = ("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {word: str(max(value - 1, 0)) for value, word in enumerate(_NUMBERS)}  # "none" counts as zero, officially
+_CONTRACTIONS = {
+    **{f"{stem}nt": f"{stem}n't" for stem in (
+        "ai", "are", "ca", "could", "did", "does", "do", "had", "has", "have", "is", "might", "must", "need", "should",
+        "was", "were", "wo", "would",
+    )},
+    "couldve": "could've", "hes": "he's", "hows": "how's", "im": "i'm", "ive": "i've", "shes": "she's",
+    "thats": "that's", "theres": "there's", "theyre": "they're", "theyve": "they've", "whats": "what's",
+    "wheres": "where's", "whos": "who's", "whove": "who've", "wouldve": "would've", "yall": "y'all",
+    "youre": "you're", "youve": "you've",
+}  # fmt: skip
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_NO = {"no", "not"}
+_WILSON = "wilson"
+
+
+def normalise(answer: str) -> str:
+    """The answer as VQAv2's evaluation compares it: lower case, no articles, digits for number words, no punctuation.
+
+    Source: Antol et al. 2015, "VQA: Visual Question Answering", arXiv 1505.00468, and its public evaluation script,
+    whose rules for punctuation and full stops are followed to the letter.
+    """
+    text = answer.replace("\n", " ").replace("\t", " ").strip()
+    comma_in_number = re.search(r"\d,\d", text) is not None
+    for mark in _PUNCTUATION:
+        if f"{mark} " in text or f" {mark}" in text or comma_in_number:
+            text = text.replace(mark, "")
+        else:
+            text = text.replace(mark, " ")
+    text = re.sub(r"(?!<=\d)(\.)(?!\d)", "", text)  # the script's own pattern: a full stop before no digit goes
+    words = (_DIGITS.get(word, word) for word in text.lower().split())
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def exact_match(prediction: str, answer: str) -> float:
+    """1.0 if both are equal after ``normalise``, else 0.0; a prediction that normalises to nothing matches nothing."""
+    given = normalise(prediction)
+    return float(bool(given) and given == normalise(answer))
+
+
+def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Agreement with people: min(matches / 3, 1), averaged over every way to leave one of the answers out.
+
+    Args:
+        prediction: What the model says.
+        answers: What people said, usually ten of them.
+
+    Raises:
+        ValueError: If there is no answer.
+
+    Source: Antol et al. 2015, arXiv 1505.00468, and its evaluation script, which normalises only where people disagree.
+    """
+    if not answers:
+        raise ValueError("answers must have at least one entry, got none. Give what people answered.")
+    plain = [answer.replace("\n", " ").replace("\t", " ").strip() for answer in answers]
+    given = prediction.replace("\n", " ").replace("\t", " ").strip()
+    if len(set(plain)) > 1:
+        plain, given = [normalise(answer) for answer in plain], normalise(given)
+    if len(plain) == 1:
+        return float(given == plain[0])
+    matches = np.array([answer == given for answer in plain])
+    return float(np.minimum((matches.sum() - matches) / 3, 1).mean())
+
+
+def option_letter(prediction: str, letters: str = "ABCDE") -> str | None:
+    """The option that an answer names, or None: ``"A"``, ``"A."``, ``"(A)"``, ``"A: cat"``, ``"The answer is A."``.
+
+    A letter counts only in one of these forms, so that the article in "A cat" is no choice.
+
+    Source: Lu et al. 2022, "Learn to Explain" (ScienceQA), arXiv 2209.09513, as LLaVA-1.5's evaluation parses it.
+    """
+    text = prediction.strip()
+    options = f"[{re.escape(letters)}]"
+    patterns = (
+        rf"({options})[.):]?",
+        rf"\(({options})\)(?:\W.*)?",
+        rf"({options})[.):]\s.*",
+        rf"(?:.*\b)?answer(?: is|:)\s*\(?({options})\)?(?:[.,:;)\s].*)?",
+    )
+    for pattern in patterns:
+        found = re.fullmatch(pattern, text, flags=re.DOTALL)
+        if found:
+            return found.group(1)
+    return None
+
+
+def yes_or_no(prediction: str) -> Literal["yes", "no"]:
+    """``"no"`` if the first sentence holds the word "no" or "not", else ``"yes"``: POPE's rule, which always decides.
+
+    Source: Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models", arXiv 2305.10355.
+    """
+    words = prediction.split(".")[0].replace(",", "").split()
+    return "no" if any(word.lower() in _NO for word in words) else "yes"
+
+
+def score_answer(prediction: str, answer: str | Sequence[str], family: str = "") -> float:
+    """How right a prediction is, by the rule of its question family.
+
+    Args:
+        prediction: What the model says.
+        answer: The expected answer, or several people's answers (then VQA accuracy).
+        family: ``"choice"`` compares option letters, ``"exists"`` yes and no, any other text (``exact_match``).
+
+    Returns:
+        0 to 1, 1 = right. An empty prediction is wrong in every family.
+
+    Raises:
+        ValueError: If the expected answer does not fit the family.
+    """
+    if not prediction.strip():
+        return 0.0
+    if not isinstance(answer, str):
+        return vqa_accuracy(prediction, answer)
+    if family == "choice":
+        expected = option_letter(answer, "ABCDEFGHIJ")
+        if expected is None:
+            raise ValueError(
+                f"answer must be an option letter for family 'choice', got {answer!r}. Give one of A to J."
+            )
+        return float(option_letter(prediction, "ABCDEFGHIJ") == expected)
+    if family == "exists":
+        if normalise(answer) not in ("yes", "no"):
+            raise ValueError(f"answer must be yes or no for family 'exists', got {answer!r}. Give one of the two.")
+        return float(yes_or_no(prediction) == normalise(answer))
+    return exact_match(prediction, answer)
+
+
+def accuracy_by_family(scores: Sequence[float], families: Sequence[str], *, level: float = 0.95) -> pd.DataFrame:
+    """Mean score of each question family and of all together, with Wilson's interval.
+
+    Wilson's interval keeps within 0..1 and has width even where every answer is right. It takes answers as independent;
+    for scores between 0 and 1 (VQA accuracy) it is too wide rather than too narrow.
+
+    Args:
+        scores: One score for each answer, 0 to 1.
+        families: The family of each answer.
+        level: Coverage of the interval.
+
+    Returns:
+        Columns ``family, score, lower, upper, n, interval``; families in order of appearance, then ``"all"``.
+
+    Raises:
+        ValueError: If there is no score, one lies outside 0..1, or the two lists differ in length.
+
+    Source: Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22.
+    """
+    if not scores or len(scores) != len(families):
+        raise ValueError(
+            f"scores must be as many as families and at least one, got {len(scores)} and {len(families)}. Give one each."
+        )
+    values = np.asarray(scores, dtype=float)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"scores must lie in [0, 1], got {values.min()} to {values.max()}. Use score_answer.")
+    names = np.asarray(families, dtype=object)
+    rows = [(family, values[names == family]) for family in dict.fromkeys(families)] + [("all", values)]
+    z = float(norm.ppf((1 + level) / 2))
+    return pd.DataFrame(
+        [
+            (family, part.mean(), *_wilson(float(part.mean()), len(part), z), len(part), _WILSON)
+            for family, part in rows
+        ],
+        columns=["family", "score", "lower", "upper", "n", "interval"],
+    )
+
+
+def _wilson(mean: float, n: int, z: float) -> tuple[float, float]:
+    centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * ((mean * (1 - mean) / n + z * z / (4 * n * n)) ** 0.5)
+    return max(0.0, centre - half), min(1.0, centre + half)

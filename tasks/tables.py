@@ -1,0 +1,126 @@
+"""Tables on disk, JSONL or Parquet, by row: read once from end to end or one row at a time, never held as a whole."""
+
+import bisect
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+Row = Mapping[str, Any]
+
+
+class DataError(ValueError):
+    """The user's data cannot be used; the message names the row and says why."""
+
+
+class Table(Protocol):
+    """Rows by number, from 0."""
+
+    def __getitem__(self, number: int) -> Row: ...
+
+    def __iter__(self) -> Iterator[Row]: ...
+
+    def where(self, number: int) -> str:
+        """Where row ``number`` stands, for messages; counted from 1."""
+        ...
+
+
+def open_table(path: Path) -> Table:
+    """The table in a file, by the ending of its name.
+
+    Raises:
+        DataError: If there is no such file, or it is neither JSONL nor Parquet.
+    """
+    if not path.is_file():
+        raise DataError(f"data must be 'scenes' or an existing file, got {str(path)!r}. Check the path.")
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".ndjson"):
+        return JsonLines(path)
+    if suffix in (".parquet", ".pq"):
+        return Parquet(path)
+    raise DataError(f"data must end in .jsonl or .parquet, got {str(path)!r}. Convert it to one of the two.")
+
+
+class JsonLines:
+    """A JSONL file by the byte offsets of its lines; blank lines are no rows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        offsets, lines, offset = [], [], 0
+        with path.open("rb") as file:
+            for line_number, line in enumerate(file, 1):
+                if line.strip():
+                    offsets.append(offset)
+                    lines.append(line_number)
+                offset += len(line)
+        self._offsets = np.array(offsets, dtype=np.int64)
+        self._lines = np.array(lines, dtype=np.int64)
+
+    def __iter__(self) -> Iterator[Row]:
+        with self._path.open("rb") as file:
+            number = 0
+            for line in file:
+                if line.strip():
+                    yield self._parse(line, number)
+                    number += 1
+
+    def __getitem__(self, number: int) -> Row:
+        with self._path.open("rb") as file:
+            file.seek(int(self._offsets[number]))
+            return self._parse(file.readline(), number)
+
+    def where(self, number: int) -> str:
+        """The line of row ``number``, counted from 1."""
+        return f"line {self._lines[number]} of {self._path.name}"
+
+    def _parse(self, line: bytes, number: int) -> Row:
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+            raise DataError(f"row must be JSON, got {self.where(number)}: {error}. Write one object a line.") from error
+        if not isinstance(row, dict):
+            raise DataError(
+                f"row must be a JSON object, got {type(row).__name__} in {self.where(number)}. Write one object a line."
+            )
+        return row
+
+
+class Parquet:
+    """A Parquet file by row groups, of which the last one used is kept."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._file() as file:
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        self._starts = [0, *np.cumsum(sizes).tolist()]
+        self._held: tuple[int, Any] | None = None
+
+    def _file(self) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.ParquetFile(self._path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(
+                f"data must be a readable Parquet file, got {str(self._path)!r} ({error}). Write it again."
+            ) from error
+
+    def __iter__(self) -> Iterator[Row]:
+        with self._file() as file:
+            for batch in file.iter_batches(batch_size=4096):  # enough to amortise a call, little to hold
+                yield from batch.to_pylist()
+
+    def __getitem__(self, number: int) -> Row:
+        group = bisect.bisect_right(self._starts, number) - 1
+        if self._held is None or self._held[0] != group:
+            with self._file() as file:
+                self._held = (group, file.read_row_group(group))
+        rows: list[Row] = self._held[1].slice(number - self._starts[group], 1).to_pylist()
+        return rows[0]
+
+    def where(self, number: int) -> str:
+        """Row ``number``, counted from 1."""
+        return f"row {number + 1} of {self._path.name}"

@@ -1,0 +1,138 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.sites import Site
+from probes.config import BadInput
+from probes.manifest import check_folder, difference, open_run, read_manifest, write_atomically
+from probes.store import ActivationStore, estimate_size, plan_shards
+
+SITES = [Site("language_model", 0, "resid_post"), Site("projector", None, "out")]
+MANIFEST = {"kind": "laccolith probe-sweep", "settings": {"seed": 0, "folds": 5}}
+
+
+def filled(root: Path, n: int = 10, size: int = 4, dtype: torch.dtype = torch.float32) -> ActivationStore:
+    store = ActivationStore(root, n, size)
+    for shard in store.shards:
+        rows = torch.arange(shard.start, shard.stop)[:, None].expand(-1, 3).to(dtype)
+        store.write(shard, {site: {"image": rows, "object": -rows} for site in SITES})
+    return store
+
+
+def test_shards_cover_every_example_once_and_only_the_last_is_short() -> None:
+    shards = plan_shards(10, 4)
+    assert [i for shard in shards for i in range(shard.start, shard.stop)] == list(range(10))
+    assert [len(shard) for shard in shards] == [4, 4, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_written_is_read_in_order_in_its_own_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
+    found = filled(tmp_path, dtype=dtype).read(SITES[0], "object")
+    assert found.dtype == dtype
+    assert found[:, 0].tolist() == [-i for i in range(10)]
+
+
+def test_only_shards_that_are_not_whole_are_missing(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    assert store.missing(SITES, ["image", "object"]) == []
+    assert len(store.missing(SITES, ["last"])) == 3  # another token group was never captured
+    store.path(SITES[1], store.shards[1]).unlink()
+    path = store.path(SITES[0], store.shards[2])
+    path.write_bytes(path.read_bytes()[:-5])
+    assert [shard.index for shard in store.missing(SITES, ["image"])] == [1, 2]
+
+
+def test_every_shard_has_exactly_one_owner(tmp_path: Path) -> None:
+    store = ActivationStore(tmp_path, 23, 4)
+    owned = [shard.index for rank in range(3) for shard in store.missing(SITES, ["image"], rank=rank, world=3)]
+    assert sorted(owned) == [shard.index for shard in store.shards]
+
+
+def test_full_disk_in_mid_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BadInput, match="must fit on the disk, got No space left on device"):
+        filled(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_truncated_shard_is_refused_by_name_when_read(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    path = store.path(SITES[0], store.shards[0])
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(BadInput, match="must be a whole safetensors file.*00000.safetensors"):
+        store.read(SITES[0], "image")
+
+
+def test_rows_that_do_not_match_the_shard_are_refused(tmp_path: Path) -> None:
+    store = ActivationStore(tmp_path, 4, 4)
+    with pytest.raises(ValueError, match="rows must be 4 x d for shard 0 .* got \\(3, 2\\)"):
+        store.write(store.shards[0], {SITES[0]: {"image": torch.zeros(3, 2)}})
+
+
+def test_size_estimate_counts_every_value_once(tmp_path: Path) -> None:
+    store = filled(tmp_path, n=4000, size=1000)
+    estimate = estimate_size(dict.fromkeys(SITES, 3), n_rows=4000, n_groups=2, dtype=torch.float32, folder=tmp_path / "new")
+    written = sum(store.path(site, shard).stat().st_size for site in SITES for shard in store.shards)
+    assert 0.98 * written < estimate.activations < 1.05 * written
+    assert estimate.fits
+
+
+def test_atomic_write_replaces_whole_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def killed(old: Path, new: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_difference_names_the_first_field_that_differs() -> None:
+    changed = {**MANIFEST, "settings": {"seed": 0, "folds": 3}}
+    assert difference(MANIFEST, MANIFEST) is None
+    assert difference(MANIFEST, changed) == "settings.folds was 5, is 3"
+
+
+def test_equal_manifest_resumes_and_clears_what_a_killed_run_left(tmp_path: Path) -> None:
+    open_run(tmp_path, MANIFEST, overwrite=False)
+    kept, leftover = tmp_path / "activations/a/00000.safetensors", tmp_path / "activations/a/.00001.safetensors.7.tmp"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"x")
+    leftover.write_bytes(b"x")
+    open_run(tmp_path, MANIFEST, overwrite=False)
+    assert kept.exists()
+    assert not leftover.exists()
+
+
+def test_overwrite_replaces_a_different_run_whole(tmp_path: Path) -> None:
+    open_run(tmp_path, MANIFEST, overwrite=False)
+    (tmp_path / "results.parquet").write_bytes(b"x")
+    changed = {**MANIFEST, "settings": {"seed": 1}}
+    with pytest.raises(BadInput, match=r"differs: settings\.seed was 0, is 1\..*--overwrite"):
+        open_run(tmp_path, changed, overwrite=False)
+    assert (tmp_path / "results.parquet").exists()
+    open_run(tmp_path, changed, overwrite=True)
+    assert not (tmp_path / "results.parquet").exists()
+    assert read_manifest(tmp_path) == changed
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folder_with_foreign_files_is_refused_untouched(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(BadInput, match=r"must be empty or hold a run.*'thesis\.tex'"):
+        check_folder(tmp_path, MANIFEST, overwrite=overwrite)
+    open_run(tmp_path / "run", MANIFEST, overwrite=False)
+    (tmp_path / "run" / "notes.md").write_text("mine")
+    with pytest.raises(BadInput, match=r"notes\.md"):
+        open_run(tmp_path / "run", MANIFEST, overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
