@@ -34,8 +34,8 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 CLASSES = (42, 7, 4, 2)  # kind, colour, place, and a yes/no: the range that real targets span
 STRENGTHS = (10_000.0, 1000.0, 100.0, 10.0, 1.0)
 FOLDS = 5
-# Tolerances mean different things on the two sides. Against solutions at 1e-9 (1,000 x 256), these leave coefficients within
-# 1.7e-3 (scikit-learn) and 8e-4 (ours); scikit-learn's default of 1e-4 leaves 2e-2.
+# Tolerances mean different things on the two sides. Against solutions at 1e-9 (1,000 x 256), these leave coefficients
+# within 1.7e-3 (scikit-learn) and 8e-4 (ours); scikit-learn's default of 1e-4 leaves 2e-2.
 SKLEARN_TOL, OUR_TOL = 1e-6, 3e-4
 
 

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from models.inputs import Inputs, PaddingSide, Preprocess, prepare
 from models.llava import Llava
+from models.precision import fast_bfloat16
 from models.sites import PARTS, Part, Site, check_site
 from models.tokens import BoxGroup, Group, PatchGroup, token_mask
 from tasks.example import Example
@@ -115,7 +116,7 @@ def capture(
     # In the order of the forward pass, so that an error names the first site that goes wrong.
     by_part = {part: sorted({s for s in sites if s.part == part}) for part in PARTS if part in plan.selections}
     collected: dict[Site, Tensor] = {}
-    with torch.inference_mode():
+    with torch.inference_mode(), fast_bfloat16():
         recorders = {part: _Recorder(llava, by_part[part], plan.selections[part], pool) for part in by_part}
         features = _run_pictures(llava, inputs, plan, recorders)
         if "language_model" in recorders:

@@ -414,7 +414,7 @@ class MLPProbe(BaseEstimator):  # type: ignore[misc]
 
 def _bare(inputs: int, outputs: int) -> nn.Linear:
     """A layer whose weights are still to be drawn; the usual constructor would draw from the global state."""
-    layer: nn.Linear = skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
+    layer: nn.Linear = skip_init(nn.Linear, inputs, outputs)
     return layer
 
 

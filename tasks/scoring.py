@@ -1,6 +1,6 @@
 """How right an answer is: VQA accuracy, option letters, yes or no, and a table of accuracies with intervals.
 
-``score_answer`` picks the rule by question family; ``accuracy_by_family`` sums up. Scores lie in 0..1, higher is better.
+``score_answer`` picks the rule by question family; ``accuracy_by_family`` sums up. Scores lie in 0..1, 1 = right.
 """
 
 import re
@@ -33,15 +33,13 @@ def normalise(answer: str) -> str:
     """The answer as VQAv2's evaluation compares it: lower case, no articles, digits for number words, no punctuation.
 
     Source: Antol et al. 2015, "VQA: Visual Question Answering", arXiv 1505.00468, and its public evaluation script,
-    whose rules for punctuation and full stops are followed to the letter.
+    whose rules for punctuation and full stops these are.
     """
-    text = answer.replace("\n", " ").replace("\t", " ").strip()
-    comma_in_number = re.search(r"\d,\d", text) is not None
+    given = text = answer.replace("\n", " ").replace("\t", " ").strip()
+    comma_in_number = re.search(r"\d,\d", given) is not None
     for mark in _PUNCTUATION:
-        if f"{mark} " in text or f" {mark}" in text or comma_in_number:
-            text = text.replace(mark, "")
-        else:
-            text = text.replace(mark, " ")
+        beside_space = f"{mark} " in given or f" {mark}" in given
+        text = text.replace(mark, "" if beside_space or comma_in_number else " ")
     text = re.sub(r"(?!<=\d)(\.)(?!\d)", "", text)  # the script's own pattern: a full stop before no digit goes
     words = (_DIGITS.get(word, word) for word in text.lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
@@ -63,17 +61,14 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     Raises:
         ValueError: If there is no answer.
 
-    Source: Antol et al. 2015, arXiv 1505.00468, and its evaluation script, which normalises only where people disagree.
+    Source: Antol et al. 2015, arXiv 1505.00468; answers are normalised always, as LLaVA-1.5's evaluation does.
     """
     if not answers:
         raise ValueError("answers must have at least one entry, got none. Give what people answered.")
-    plain = [answer.replace("\n", " ").replace("\t", " ").strip() for answer in answers]
-    given = prediction.replace("\n", " ").replace("\t", " ").strip()
-    if len(set(plain)) > 1:
-        plain, given = [normalise(answer) for answer in plain], normalise(given)
-    if len(plain) == 1:
-        return float(given == plain[0])
-    matches = np.array([answer == given for answer in plain])
+    given = normalise(prediction)
+    if len(answers) == 1:
+        return exact_match(prediction, answers[0])
+    matches = np.array([normalise(answer) == given for answer in answers])
     return float(np.minimum((matches.sum() - matches) / 3, 1).mean())
 
 
@@ -161,7 +156,7 @@ def accuracy_by_family(scores: Sequence[float], families: Sequence[str], *, leve
     """
     if not scores or len(scores) != len(families):
         raise ValueError(
-            f"scores must be as many as families and at least one, got {len(scores)} and {len(families)}. Give one each."
+            f"scores must be as many as families, at least one, got {len(scores)} and {len(families)}. Give one each."
         )
     values = np.asarray(scores, dtype=float)
     if not ((values >= 0) & (values <= 1)).all():

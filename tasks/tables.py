@@ -4,7 +4,7 @@ import bisect
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -15,19 +15,7 @@ class DataError(ValueError):
     """The user's data cannot be used; the message names the row and says why."""
 
 
-class Table(Protocol):
-    """Rows by number, from 0."""
-
-    def __getitem__(self, number: int) -> Row: ...
-
-    def __iter__(self) -> Iterator[Row]: ...
-
-    def where(self, number: int) -> str:
-        """Where row ``number`` stands, for messages; counted from 1."""
-        ...
-
-
-def open_table(path: Path) -> Table:
+def open_table(path: Path) -> "Table":
     """The table in a file, by the ending of its name.
 
     Raises:
@@ -124,3 +112,6 @@ class Parquet:
     def where(self, number: int) -> str:
         """Row ``number``, counted from 1."""
         return f"row {number + 1} of {self._path.name}"
+
+
+Table = JsonLines | Parquet
