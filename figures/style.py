@@ -7,7 +7,7 @@ Source: Okabe and Ito 2008, "Color Universal Design", https://jfly.uni-koeln.de/
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import seaborn as sns
@@ -23,7 +23,7 @@ COLOURS = {
     "chance": "#333333",
     "muted": "#8C8C8C",
 }
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {  # keys of matplotlib's rcParams
     "font.size": 9.0,
     "axes.titlesize": 10.0,
     "axes.labelsize": 9.0,

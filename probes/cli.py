@@ -329,7 +329,7 @@ def _quieten() -> None:
     """No progress bars of other libraries where nobody watches."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
 
 
 def _refuse(error: BadInput) -> NoReturn:

@@ -71,8 +71,7 @@ def render_summary(results: pd.DataFrame) -> Table:
         title=f"What probes read from {results['model'].iloc[0]} ({metrics})",
         caption=(
             "peak: layer (from 0) with the best cross-validated score, and its 95 % interval; selec.: score minus "
-            f"control task; onset: first layer with {ONSET_SHARE:.0%} of the peak's gain over chance, its interval above "
-            "chance"
+            f"control task; onset: first layer with {ONSET_SHARE:.0%} of the peak's gain over chance, interval above it"
         ),
         title_justify="left",
         caption_justify="left",
@@ -82,23 +81,23 @@ def render_summary(results: pd.DataFrame) -> Table:
     for header in ("peak", "score", "95 %", "chance", "selec.", "rand. init", "onset", *splits[:1]):
         table.add_column(header, justify="right", no_wrap=True)
     previous = None
-    for row in summary.itertuples():
-        if previous is not None and row.target != previous:
+    for row in summary.to_dict("records"):
+        if previous is not None and row["target"] != previous:
             table.add_section()
         cells = [
-            str(row.target) if row.target != previous else "",
-            str(row.part).replace("_", " "),
-            str(row.name),
-            str(row.peak),
-            f"{row.score:.2f}",
-            f"{row.lower:.2f}-{row.upper:.2f}",
-            f"{row.chance:.2f}",
-            _number(row.selectivity),
-            _number(row.random_init),
-            str(row.onset),
+            str(row["target"]) if row["target"] != previous else "",
+            str(row["part"]).replace("_", " "),
+            str(row["name"]),
+            str(row["peak"]),
+            f"{row['score']:.2f}",
+            f"{row['lower']:.2f}-{row['upper']:.2f}",
+            f"{row['chance']:.2f}",
+            _number(row["selectivity"]),
+            _number(row["random_init"]),
+            str(row["onset"]),
         ]
-        table.add_row(*cells, *([_number(row.transfer)] if splits else []))
-        previous = row.target
+        table.add_row(*cells, *([_number(row["transfer"])] if splits else []))
+        previous = row["target"]
     return table
 
 

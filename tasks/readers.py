@@ -174,7 +174,9 @@ class _Layout:
     def boxes(self, row: Row, names: Sequence[str], where: str) -> dict[str, Box]:
         """The boxes of a row, inside its first picture."""
         given = row.get("boxes")
-        entries = dict(given) if isinstance(given, list | dict) else given  # Parquet's maps arrive as pairs
+        entries = given
+        if isinstance(given, list) and all(isinstance(pair, tuple) for pair in given):
+            entries = dict(given)  # Parquet's maps arrive as pairs
         if entries is not None and not isinstance(entries, dict):
             raise DataError(
                 f"boxes must map names to [left, top, right, bottom], got {given!r} in {where}. Use a mapping."

@@ -85,7 +85,7 @@ def option_letter(prediction: str, letters: str = "ABCDE") -> str | None:
         rf"({options})[.):]?",
         rf"\(({options})\)(?:\W.*)?",
         rf"({options})[.):]\s.*",
-        rf"(?:.*\b)?answer(?: is|:)\s*\(?({options})\)?(?:[.,:;)\s].*)?",
+        rf"(?:.*\b)?[Aa]nswer(?: is|:)\s*\(?({options})\)?(?:[.,:;)\s].*)?",
     )
     for pattern in patterns:
         found = re.fullmatch(pattern, text, flags=re.DOTALL)

@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_parts_stand_in_the_order_of_the_forward_pass_without_overlap() -> None:
     results = table()
     spans = place_parts(results[results["part"] != "pixels"])
     assert [span.part for span in spans] == ["vision_tower", "projector", "language_model"]
-    assert all(a.right < b.left for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a.right < b.left for a, b in itertools.pairwise(spans))
 
 
 def test_the_activation_with_most_layers_is_drawn() -> None:

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from models.capture import capture
 from models.embedded import compose
 from models.inputs import prepare
 from models.llava import Llava, load
+from models.sites import Site, all_sites
 from tasks.prompts import vicuna_v1
 from tasks.questions import ask, ask_all
 from tasks.scenes import make_scene
@@ -48,25 +50,46 @@ def test_the_chat_template_writes_the_same_prompt(plain: Loaded) -> None:
     assert written == vicuna_v1("What is this?")
 
 
+@pytest.mark.filterwarnings("ignore")  # the library's own, at import and at boot
 @torch.inference_mode()
-def test_transformer_lens_and_nnsight_open_the_folder_by_path(smol: Llava) -> None:
-    folder = str(compose("smol"))
-    kwargs = prepare(smol, [ask(make_scene(3, split="test"), "what")]).model_kwargs()
-    expected = smol.model(**kwargs).logits
-
+def test_transformer_lens_opens_the_folder_by_path_and_agrees_at_every_site(smol: Llava) -> None:
     from transformer_lens.model_bridge import TransformerBridge
 
-    bridge = TransformerBridge.boot_transformers(folder, device="cpu", dtype=torch.float32)
-    logits = bridge(kwargs["input_ids"], pixel_values=kwargs["pixel_values"], return_type="logits")
-    assert_close(logits, expected, atol=1e-3, rtol=1e-3)  # eager there, sdpa here: logits of order 20
-    del bridge
+    inputs = prepare(smol, [ask(make_scene(3, split="test"), "what")])
+    bridge = TransformerBridge.boot_transformers(str(compose("smol")), device="cpu", dtype=torch.float32)
+    logits, cache = bridge.run_with_cache(inputs.input_ids, pixel_values=inputs.pixel_values)
+    # eager there, sdpa here; thirty layers deep the residual stream has entries of several hundred
+    assert_close(logits, smol.model(**inputs.model_kwargs()).logits, atol=2e-3, rtol=1e-3)
+    sites = [site for site in all_sites(smol) if not (site.part == "projector" and site.name in ("linear_1", "act"))]
+    ours = capture(smol, inputs, sites, tokens="all")
+    for site in sites:
+        name = str(site)
+        if site.part == "vision_tower" and site.name == "resid_mid":
+            name = name.replace("hook_resid_mid", "ln2.hook_in")  # the value has no name of its own there
+        theirs = cache[name].transpose(1, 2) if site.name == "pattern" else cache[name]
+        scale = float(theirs.abs().max())
+        assert_close(
+            ours[site], theirs, atol=1e-4 * max(scale, 1.0), rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
+
+@pytest.mark.filterwarnings("ignore")  # the library's own, at import
+@torch.inference_mode()
+def test_nnsight_opens_the_folder_by_path_and_agrees(smol: Llava) -> None:
     from nnsight import VisionLanguageModel
 
-    model = VisionLanguageModel(folder, dispatch=True, dtype=torch.float32)
-    with model.trace(**kwargs):
+    inputs = prepare(smol, [ask(make_scene(3, split="test"), "what")])
+    model = VisionLanguageModel(str(compose("smol")), dispatch=True, dtype=torch.float32)
+    with model.trace(**inputs.model_kwargs()):
+        early = model.model.language_model.layers[3].output.save()
+        late = model.model.language_model.layers[28].output.save()
         traced = model.output.logits.save()
-    assert_close(traced, expected, atol=1e-4, rtol=1e-4)
+    assert_close(traced, smol.model(**inputs.model_kwargs()).logits, atol=1e-3, rtol=1e-3)
+    sites = [Site("language_model", 3, "resid_post"), Site("language_model", 28, "resid_post")]
+    ours = capture(smol, inputs, sites, tokens="all")
+    for site, theirs in zip(sites, (early, late), strict=True):
+        value = theirs[0] if isinstance(theirs, tuple) else theirs
+        assert_close(ours[site], value, atol=1e-4 * float(value.abs().max()), rtol=1e-3)
 
 
 def test_it_answers_and_it_looks(plain: Loaded) -> None:

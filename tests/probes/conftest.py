@@ -1,4 +1,4 @@
-"""Fixtures of the probe sweep: a checkpoint folder of the tiny LLaVA, a folder of ordinary photos, and the command line."""
+"""Fixtures of the probe sweep: a checkpoint folder of the tiny LLaVA, ordinary photos, and the command line."""
 
 import json
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
 
 @pytest.fixture
 def sweep(checkpoint: Path, tmp_path: Path) -> Callable[..., Outcome]:
-    """Runs ``probe-sweep`` in this process on the tiny checkpoint, writing to ``tmp_path / "run"`` unless told otherwise."""
+    """Runs ``probe-sweep`` in this process on the tiny checkpoint, writing to ``tmp_path / "run"`` by default."""
 
     def call(*arguments: object, model: object = checkpoint) -> Outcome:
         given = [str(argument) for argument in arguments]

@@ -1,4 +1,4 @@
-"""Every row of what a user can get wrong: one sentence on stderr, status 2, and no run directory that looks complete."""
+"""Every row of what a user can get wrong: one sentence on stderr, status 2, and no run that looks complete."""
 
 import json
 import os
@@ -189,9 +189,7 @@ def test_activations_that_are_not_finite_name_site_and_example(
     refused(outcome, "finite", "blocks.1.hook_resid_post", "test-0-0", run=tmp_path / "run")
 
 
-def test_values_too_large_for_the_stored_dtype_are_refused(
-    sweep: Sweep, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_values_too_large_for_the_stored_dtype_are_refused(sweep: Sweep, checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "large"
     shutil.copytree(checkpoint, folder)
     weights = load_file(folder / "model.safetensors")

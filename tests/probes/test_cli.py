@@ -26,10 +26,33 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[SweepConfig]:
 
 def test_help_names_every_option_of_the_issue(sweep: Sweep) -> None:
     shown = sweep("--help").out
-    for option in (
-        "model data images split target site layers tokens pool probe folds no-controls seed limit batch-size device "
-        "dtype attn out overwrite dry-run config transfer preprocess skip-bad"
-    ).split():
+    for option in [
+        "model",
+        "data",
+        "images",
+        "split",
+        "target",
+        "site",
+        "layers",
+        "tokens",
+        "pool",
+        "probe",
+        "folds",
+        "no-controls",
+        "seed",
+        "limit",
+        "batch-size",
+        "device",
+        "dtype",
+        "attn",
+        "out",
+        "overwrite",
+        "dry-run",
+        "config",
+        "transfer",
+        "preprocess",
+        "skip-bad",
+    ]:
         assert f"--{option}" in shown
     assert "probe-sweep show" in shown
 
@@ -76,9 +99,26 @@ def test_option_reaches_the_sweep_from_line_and_file(
 
 
 def test_flags_and_repeated_options_reach_the_sweep(asked: list[SweepConfig], sweep: Sweep) -> None:
-    sweep("run", "--no-controls", "--skip-bad", "--overwrite", "--dry-run", "--target", "a", "--target", "b", "--site", "z")
+    sweep(
+        "run",
+        "--no-controls",
+        "--skip-bad",
+        "--overwrite",
+        "--dry-run",
+        "--target",
+        "a",
+        "--target",
+        "b",
+        "--site",
+        "z",
+    )
     config = asked[-1]
-    assert (config.probing.controls, config.data.skip_bad, config.overwrite, config.dry_run) == (False, True, True, True)
+    assert (config.probing.controls, config.data.skip_bad, config.overwrite, config.dry_run) == (
+        False,
+        True,
+        True,
+        True,
+    )
     assert config.probing.targets == ("a", "b")
     assert config.sites.specs == ("z",)
 

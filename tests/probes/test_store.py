@@ -77,7 +77,9 @@ def test_rows_that_do_not_match_the_shard_are_refused(tmp_path: Path) -> None:
 
 def test_size_estimate_counts_every_value_once(tmp_path: Path) -> None:
     store = filled(tmp_path, n=4000, size=1000)
-    estimate = estimate_size(dict.fromkeys(SITES, 3), n_rows=4000, n_groups=2, dtype=torch.float32, folder=tmp_path / "new")
+    estimate = estimate_size(
+        dict.fromkeys(SITES, 3), n_rows=4000, n_groups=2, dtype=torch.float32, folder=tmp_path / "new"
+    )
     written = sum(store.path(site, shard).stat().st_size for site in SITES for shard in store.shards)
     assert 0.98 * written < estimate.activations < 1.05 * written
     assert estimate.fits

@@ -75,7 +75,7 @@ def test_intervals_hold_the_score_and_selectivity_is_the_difference(finished: Fi
     assert set(results[results["split"] == "unseen"]["n"]) == {20}
 
 
-def test_object_targets_are_read_from_the_focus_box_and_image_targets_from_the_picture(finished: FinishedSweep) -> None:
+def test_object_targets_are_read_from_the_focus_box_and_others_from_the_picture(finished: FinishedSweep) -> None:
     tokens = finished.results.groupby("target")["tokens"].unique()
     assert list(tokens["colour"]) == ["object"]
     assert list(tokens["count"]) == ["image"]
@@ -247,7 +247,8 @@ def test_two_processes_write_the_same_bytes_as_one(
     checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     launcher = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines",
+        "1",
         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "probes.cli",
     ]  # fmt: skip
     process = launch(launcher, checkpoint, tmp_path / "run")
@@ -278,5 +279,3 @@ def test_capture_holds_one_shard_however_many_examples(
             store, llava, make_examples(n), sites, ["image"], SweepConfig(), Processes(), lambda done: None
         )
     assert max(handed) == capturing.shard_size(16) == 64
-
-
