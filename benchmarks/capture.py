@@ -36,7 +36,7 @@ from tasks.example import Example, Picture
 
 RECORDS = Path(__file__).parent / "records"
 QUESTIONS = 8
-BATCH = 4
+BATCH = 8
 METHODS = ("capture", "transformers", "nnsight", "transformer_lens")
 Run = Callable[[], object]
 
@@ -98,10 +98,10 @@ def small_config(*, tiny: bool = False) -> LlavaConfig:
     )
     text = LlamaConfig(
         vocab_size=2048,
-        hidden_size=64 if tiny else 512,
-        intermediate_size=128 if tiny else 1376,
-        num_hidden_layers=2 if tiny else 8,
-        num_attention_heads=4 if tiny else 8,
+        hidden_size=64 if tiny else 768,
+        intermediate_size=128 if tiny else 2048,
+        num_hidden_layers=2 if tiny else 12,
+        num_attention_heads=4 if tiny else 12,
         num_key_value_heads=2 if tiny else 4,
         max_position_embeddings=1024,
     )
@@ -266,7 +266,7 @@ def write_record(rows: list[Row], facts: dict[str, object], command: str) -> Pat
 def main() -> None:
     """Runs the benchmark and prints the record."""
     parser = argparse.ArgumentParser(description="What capture costs.")
-    parser.add_argument("--model", default=None, help="a name that load() takes; default: a random model of 8 layers")
+    parser.add_argument("--model", default=None, help="a name that load() takes; default: a random model of 12 layers")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default=None, choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--repeats", type=int, default=7)

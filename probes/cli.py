@@ -112,7 +112,7 @@ def run(
     limit: Annotated[
         int | None,
         typer.Option(
-            help="At most so many examples to fit on. [default: 400 for scenes, else all]", rich_help_panel=_WHAT
+            help="At most so many examples to fit on. [default: 200 for scenes, else all]", rich_help_panel=_WHAT
         ),
     ] = None,
     transfer_limit: Annotated[

@@ -20,7 +20,7 @@ from tasks.scenes import SIZE
 
 SCENES = "scenes"
 SCENE_TARGETS = ("kind", "category", "colour", "place", "count")
-SCENE_LIMIT = 400  # with the controls about four minutes of two cores for the embedded model
+SCENE_LIMIT = 200  # for smol about four minutes of two free cores: 0.6 s a run of a scene, 2 s the fits of a site
 TYPE = "type"  # the label that names what a control task gives one random label
 
 

@@ -27,9 +27,7 @@ PREPROCESSES: tuple[Preprocess, ...] = ("pad", "hf")
 
 
 def _example(n_pictures: int, question: str, size: tuple[int, int] = (40, 40), focus: Box | None = None) -> Example:
-    pictures = tuple(
-        Picture(key=f"{size}-{i}", open=lambda: Image.new("RGB", size, "grey")) for i in range(n_pictures)
-    )
+    pictures = tuple(Picture(key=f"{size}-{i}", open=lambda: Image.new("RGB", size, "grey")) for i in range(n_pictures))
     return Example(
         id=question,
         pictures=pictures,
@@ -162,9 +160,7 @@ def test_ink_in_a_box_falls_on_the_pixels_of_the_patches_that_the_box_selects(
 
 
 @pytest.mark.parametrize("padding_side", SIDES)
-def test_object_selects_the_patches_whose_centre_lies_in_the_focus_box(
-    llava: Llava, padding_side: PaddingSide
-) -> None:
+def test_object_selects_the_patches_whose_centre_lies_in_the_focus_box(llava: Llava, padding_side: PaddingSide) -> None:
     examples = list(scenes_probe_dataset(n=6).examples)
     inputs = prepare(llava, examples, padding_side=padding_side)
     mask = token_mask(inputs, "object", llava, examples)

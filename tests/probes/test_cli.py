@@ -149,8 +149,8 @@ def test_photos_of_ones_own_go_through_and_show_prints_the_table_again(
     sweep: Sweep, photos: Photos, tmp_path: Path
 ) -> None:
     outcome = sweep(
-        "--data", photos.table, "--images", photos.folder, "--target", "photo", "--target", "row:continuous", "--folds", 3,
-        "--store-dtype", "float16",
+        "--data", photos.table, "--images", photos.folder, "--target", "photo", "--target", "row:continuous",
+        "--folds", 3, "--store-dtype", "float16",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     run = tmp_path / "run"

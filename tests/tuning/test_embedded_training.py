@@ -1,14 +1,19 @@
 """How the embedded checkpoints are trained: packing, masks, resuming, folding. Tiny random models."""
 
+import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
 from models.embedded import merge_lora
 from tasks.scenes import make_scene
+from tuning.build_embedded import app
 from tuning.embedded_language import Projector, add_lora, block_mask, lora_factors, pack
 from tuning.embedded_vision import BACKGROUND, pretrain_vision, scene_batch, schedule
 from tuning.snapshot import load_snapshot, save_snapshot
@@ -62,8 +67,6 @@ def test_branches_do_not_see_each_other() -> None:
 
 
 def test_merged_lora_equals_the_adapted_model(language: LlamaForCausalLM) -> None:
-    import copy
-
     adapted, merged = copy.deepcopy(language), copy.deepcopy(language)
     add_lora(adapted, seed=0)
     with torch.no_grad():
@@ -136,3 +139,17 @@ def test_a_snapshot_survives_a_kill_between_its_two_renames(tmp_path: Path) -> N
     assert facts == {"step": 3}
     assert torch.equal(other.weight, module.weight)
     assert load_snapshot(tmp_path / "none", {"m": other}, {}) is None
+
+
+def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["--work", str(tmp_path), "--stage", "stage3"])
+    assert result.exit_code == 2
+    assert "--stage must be one of all, vision, stage1, stage2, export, got 'stage3'" in result.stderr
+
+
+def test_a_stage_without_its_predecessor_says_which_to_run_as_a_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tuning.build_embedded", "--work", str(tmp_path), "--stage", "stage1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 2
+    assert "Run --stage vision first." in done.stderr
+    assert "Traceback" not in done.stderr
