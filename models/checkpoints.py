@@ -112,11 +112,13 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 def _read_bin(path: Path) -> dict[str, Tensor]:
     refusal = (
-        f"checkpoint file must hold plain tensors only, got other objects in {path.name}. Convert it to safetensors."
+        f"checkpoint file must be whole and hold plain tensors only, got something else in {path.name}. "
+        "Download it again, or convert it to safetensors."
     )
     try:
         state: object = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    # What the restricted unpickler raises on bytes that are no pickle depends on the bytes.
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(refusal) from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(refusal)
@@ -137,7 +139,12 @@ def weight_files(folder: Path) -> list[Path]:
         )
     for index in (folder / "model.safetensors.index.json", folder / "pytorch_model.bin.index.json"):
         if index.is_file() and index.name.removesuffix(".index.json").rsplit(".", 1)[1] in files[0].suffix:
-            named = set(json.loads(index.read_text())["weight_map"].values())
+            try:
+                named = set(json.loads(index.read_text())["weight_map"].values())
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise CheckpointError(
+                    f"{index.name} must hold a weight_map, got {error!r}. Download it again."
+                ) from error
             absent = sorted(named - {file.name for file in files})
             if absent:
                 raise CheckpointError(

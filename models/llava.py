@@ -11,7 +11,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import (
@@ -285,6 +290,7 @@ def load(
 
     Raises:
         ValueError: If the name is unknown, or the checkpoint is not LLaVA-1.5 or does not fit (CheckpointError).
+        FileNotFoundError: If the package that holds the language model of ``smol`` is missing.
     """
     if attn not in ("sdpa", "eager"):
         raise ValueError(f"attn must be 'sdpa' or 'eager', got {attn!r}. Every site works with both.")
@@ -402,9 +408,10 @@ def _from_folder(
 ) -> Llava:
     try:
         config = LlavaConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"config.json must be readable, got {error} in {folder.name}. Download it again."
+            f"config.json must be readable, got {reason} in {folder.name}. Download it again."
         ) from error
     _check_architecture(config, name)
     weights = read_weights(folder, _shapes(config), tied=bool(config.tie_word_embeddings))

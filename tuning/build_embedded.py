@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import torch
 import typer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionModel
 
@@ -32,7 +32,7 @@ from tuning.embedded_language import (
     warm_start,
 )
 from tuning.embedded_vision import pretrain_vision, vision_config
-from tuning.snapshot import read_facts
+from tuning.snapshot import read_facts, write_tensors
 
 Stage = Literal["all", "vision", "stage1", "stage2", "export"]
 IMAGE_TOKEN_ID = 49152  # the first id behind SmolLM2's vocabulary
@@ -41,7 +41,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def _shipped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As it ships: float16. Later stages train on exactly this, so nothing changes between training and use."""
+    """As it ships: float16. The tower is rounded before later stages train on it, the rest at the end."""
     return {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in state.items()}
 
 
@@ -67,7 +67,7 @@ def _trainee(work: Path, device: str, seed: int) -> Trainee:
 def run_vision(work: Path, *, steps: int, seed: int, device: str) -> None:
     """Train the tower and write ``tower.safetensors``."""
     tower = pretrain_vision(work, steps=steps, seed=seed, device=device)
-    save_file(_shipped(tower.state_dict()), work / "tower.safetensors")
+    write_tensors(_shipped(tower.state_dict()), work / "tower.safetensors")
 
 
 def run_stage1(work: Path, *, steps: int, seed: int, device: str) -> None:
@@ -78,11 +78,11 @@ def run_stage1(work: Path, *, steps: int, seed: int, device: str) -> None:
         trainee.projector.load_state_dict(load_file(warm))
     else:
         cosine = warm_start(trainee.projector, trainee.tower, trainee.language, trainee.tokenizer, seed=seed)
-        save_file(trainee.projector.state_dict(), warm)
-        (work / "warm.json").write_text(json.dumps({"cosine": cosine}))
+        (work / "warm.json").write_text(json.dumps({"cosine": cosine}))  # before the file that says it is done
+        write_tensors(trainee.projector.state_dict(), warm)
         print(f"warm start: cosine of image tokens to their words {cosine:.3f}", flush=True)
     train_language(work, trainee, stage=1, steps=steps, seed=seed)
-    save_file(trainee.projector.state_dict(), work / "projector-stage1.safetensors")
+    write_tensors(trainee.projector.state_dict(), work / "projector-stage1.safetensors")
     _save_folded(trainee.projector, work / "projector-stage1-folded.safetensors")
 
 
@@ -94,11 +94,11 @@ def run_stage2(work: Path, *, steps: int, seed: int, device: str, mix: Mix) -> N
     trainee.language.to(device)  # type: ignore[arg-type]
     train_language(work, trainee, stage=2, steps=steps, seed=seed, mix=mix)
     _save_folded(trainee.projector, work / "projector-folded.safetensors")
-    save_file(_shipped(lora_factors(trainee.language)), work / "lora.safetensors")
+    write_tensors(_shipped(lora_factors(trainee.language)), work / "lora.safetensors")
 
 
 def _save_folded(projector: Projector, path: Path) -> None:
-    save_file(_shipped(projector.folded()), path)
+    write_tensors(_shipped(projector.folded()), path)
 
 
 def export(work: Path, *, seed: int, mix: Mix) -> None:

@@ -2,7 +2,7 @@
 
 ``warm_start``: the projector is first regressed onto SmolLM2's own word embeddings (what each patch shows and where).
 ``stage 1``: captions, projector alone, the language model untouched. ``stage 2``: questions in LLaVA-1.5's formats and
-captions, projector and LoRA on every linear layer of the language model, a fifth of the rows about a caption instead
+captions, projector and LoRA on every linear layer of the language model, a quarter of the rows about a caption instead
 of a picture.
 
 All questions about one picture share its prefix in one row: a block mask lets each see the picture and itself only,
@@ -29,7 +29,7 @@ from tasks.prompts import IMAGE, vicuna_v1
 from tasks.questions import FAMILIES, ask, ask_for_caption, with_caption
 from tasks.scenes import Scene, make_scene
 from tuning.embedded_vision import pixels_of, scene_batch, schedule
-from tuning.snapshot import load_snapshot, save_snapshot
+from tuning.snapshot import check_seed, load_snapshot, save_snapshot
 
 LORA_RANK = 24
 LORA_SCALE = 2.0  # alpha / rank, as LLaVA's LoRA recipe has it (128, 256)
@@ -355,6 +355,7 @@ def train_language(
         modules["language"] = trainee.language
     folder = work / f"stage{stage}"
     facts = load_snapshot(folder, modules, {"adamw": optimizer}) or {"step": 0, "seconds": 0.0}
+    check_seed(facts, seed, folder)
     start, spent, began = int(str(facts["step"])), float(str(facts["seconds"])), time.time()
     recent: list[float] = []
     for step in range(start, steps):
@@ -362,7 +363,7 @@ def train_language(
         loss.backward()
         if not math.isfinite(loss.item()):
             raise FloatingPointError(
-                f"loss must be finite, got {loss.item()} at step {step}. Lower --lr and start again."
+                f"loss must be finite, got {loss.item()} at step {step}. Lower lr and start again."
             )
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -375,7 +376,7 @@ def train_language(
             print(f"stage {stage} {step + 1}/{steps} loss {np.mean(recent):.3f} {now:.0f} s", flush=True)
             recent.clear()
         if (step + 1) % save_every == 0 or step == steps - 1:
-            save_snapshot(folder, modules, {"adamw": optimizer}, {"step": step + 1, "seconds": now})
+            save_snapshot(folder, modules, {"adamw": optimizer}, {"step": step + 1, "seconds": now, "seed": seed})
         if (step + 1) % score_every == 0 or step == steps - 1:
             for text in (False, True) if stage == 2 else ():
                 scores = quick_scores(trainee, "test", n=16 if text else 40, text=text)

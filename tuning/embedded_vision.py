@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from tasks.scenes import COLOURS, KINDS, Scene, make_scene, render
-from tuning.snapshot import load_snapshot, save_snapshot
+from tuning.snapshot import check_seed, load_snapshot, save_snapshot
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own, so that its image processor serves the tower
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -195,6 +195,7 @@ def pretrain_vision(
     optimizers = {"adamw": optimizer}
     modules = {"tower": tower, "heads": heads}
     facts = load_snapshot(work / "vision", modules, optimizers) or {"step": 0, "seconds": 0.0}
+    check_seed(facts, seed, work / "vision")
     start, spent, began = int(str(facts["step"])), float(str(facts["seconds"])), time.time()
     for step, batch in enumerate(scene_batches(start, steps, batch_size, seed), start):
         moved = SceneBatch(*(getattr(batch, f).to(device) for f in SceneBatch.__annotations__))
@@ -207,7 +208,7 @@ def pretrain_vision(
         optimizer.zero_grad(set_to_none=True)
         if not math.isfinite(loss.item()):
             raise FloatingPointError(
-                f"loss must be finite, got {loss.item()} at step {step}. Lower --lr and start again."
+                f"loss must be finite, got {loss.item()} at step {step}. Lower lr and start again."
             )
         now = spent + time.time() - began
         if step % log_every == 0 or step == steps - 1:
@@ -217,7 +218,7 @@ def pretrain_vision(
                 flush=True,
             )
         if (step + 1) % save_every == 0 or step == steps - 1:
-            save_snapshot(work / "vision", modules, optimizers, {"step": step + 1, "seconds": now})
+            save_snapshot(work / "vision", modules, optimizers, {"step": step + 1, "seconds": now, "seed": seed})
         if on_step:
             on_step(step + 1)
     for split in ("test", "unseen"):

@@ -7,6 +7,7 @@ written for this project shows what tuning did to ordinary text.
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,15 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from models.embedded import PARTS, EmbeddedName, compose
+from models.embedded import NAMES, PARTS, EmbeddedName, compose
 from tasks.example import Example
 from tasks.prompts import plain, vicuna_v1
 from tasks.questions import CHANCE, FAMILIES, ask_all, with_caption
 from tasks.scenes import KINDS, Scene, Split, make_scene, render
 from tasks.scoring import accuracy_by_family, score_answer
 
+# Scenes that no development run has looked at: the scores printed during training use the first of the split.
+FIRST_SCORED = 100_000
 Condition = Literal["seen", "unseen", "blank", "swapped", "text"]
 CONDITIONS: tuple[Condition, ...] = ("seen", "unseen", "blank", "swapped", "text")
 
@@ -85,8 +88,8 @@ def generate(
 def _asked(condition: Condition, n: int) -> Iterator[tuple[Example, Image.Image | None]]:
     split: Split = "unseen" if condition == "unseen" else "test"
     for index in range(n):
-        scene = make_scene(index, split=split)
-        shown = render(make_scene(index + n, split=split) if condition == "swapped" else scene)
+        scene = make_scene(FIRST_SCORED + index, split=split)
+        shown = render(make_scene(FIRST_SCORED + index + n, split=split) if condition == "swapped" else scene)
         if condition == "blank":
             shown = Image.new("RGB", shown.size, (30, 30, 30))
         for example in ask_all(scene):
@@ -109,7 +112,7 @@ def score_condition(loaded: Loaded, condition: Condition, *, n: int) -> pd.DataF
 
 def score_captions(loaded: Loaded, *, n: int, stage: Literal[1, 2]) -> CaptionScores:
     """Whether captions name what is there: ``plain`` prompts for stage 1, the caption request for stage 2."""
-    scenes = [make_scene(i, split="test") for i in range(n)]
+    scenes = [make_scene(FIRST_SCORED + i, split="test") for i in range(n)]
     prompt = plain("")[:-1] if stage == 1 else vicuna_v1("Provide a one-sentence caption for the provided image.")
     said = generate(loaded, [prompt] * n, [render(s) for s in scenes], max_new_tokens=60)
 
@@ -142,7 +145,7 @@ def word_alignment(loaded: Loaded, *, n: int = 32) -> dict[str, float]:
     """
     from tuning.embedded_vision import scene_batch
 
-    scenes = [make_scene(i, split="test") for i in range(n)]
+    scenes = [make_scene(FIRST_SCORED + i, split="test") for i in range(n)]
     labels = scene_batch(scenes).kind.flatten()
     tokenizer = loaded.processor.tokenizer
     words = loaded.model.get_input_embeddings().get_parameter("weight")
@@ -152,7 +155,7 @@ def word_alignment(loaded: Loaded, *, n: int = 32) -> dict[str, float]:
     at = inputs["input_ids"] == loaded.model.config.image_token_index
     inked = labels < len(KINDS)
     result = {}
-    for layer in range(0, len(out.hidden_states), 5):
+    for layer in range(0, len(out.hidden_states) - 1, 5):  # the last entry is already normed
         tokens = out.hidden_states[layer][at][inked]
         right, other = kinds[labels[inked]], kinds[(labels[inked] + 7) % len(KINDS)]
         own = F.cosine_similarity(tokens, right, dim=-1).mean()
@@ -173,6 +176,14 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Write the record (JSON) here.")] = None,
 ) -> None:
     """Score an embedded checkpoint and print accuracy by question family."""
+    unknown = set(conditions.split(",")) - set(CONDITIONS)
+    if name not in NAMES or unknown:
+        print(
+            f"name must be one of {', '.join(NAMES)} and conditions of {', '.join(CONDITIONS)}, "
+            f"got {name!r} and {conditions!r}.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(2)
     embedded: EmbeddedName = "smol-stage1" if name == "smol-stage1" else "smol"
     loaded = load_plain(compose(embedded), device=device)
     wanted = [c for c in CONDITIONS if c in conditions.split(",")] if embedded == "smol" else []

@@ -76,3 +76,22 @@ def read_facts(folder: Path) -> dict[str, object]:
     """The facts of a snapshot, without its tensors."""
     facts: dict[str, object] = json.loads((folder / "facts.json").read_text())
     return facts
+
+
+def check_seed(facts: Mapping[str, object], seed: int, folder: Path) -> None:
+    """Passes if a snapshot comes from a run with this seed.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if facts.get("seed", seed) != seed:
+        raise ValueError(
+            f"seed must be {facts['seed']}, as in the snapshot in {folder}, got {seed}. Use another --work."
+        )
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors under a temporary name and rename, so that a file which exists is whole."""
+    partial = path.with_name(path.name + ".partial")
+    save_file(dict(tensors), partial)
+    partial.replace(path)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from models.checkpoints import CheckpointError, offline_processor, random_weights
+from models.checkpoints import CheckpointError, _read_bin, offline_processor, random_weights, weight_files
 from models.llava import Llava, load
 from tests.conftest import tiny_config
 
@@ -140,7 +140,7 @@ def test_a_bin_file_with_code_is_refused_and_not_run(copied: Path, tmp_path: Pat
     (copied / "model.safetensors").unlink()
     trap = tmp_path / "trap"
     torch.save({"lm_head.weight": _Trap(trap)}, copied / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"must hold plain tensors only, got other objects in pytorch_model\.bin"):
+    with pytest.raises(CheckpointError, match=r"plain tensors only, got something else in pytorch_model\.bin"):
         load(copied)
     assert not trap.exists()
     pickle.loads(pickle.dumps(_Trap(trap)))  # the trap works: plain unpickling does run it
@@ -216,3 +216,18 @@ def test_the_offline_tokenizer_writes_any_text_and_one_image_token() -> None:
     config.text_config.vocab_size = 200
     with pytest.raises(ValueError, match="vocab_size must be at least 260"):
         offline_processor(config)
+
+
+@pytest.mark.parametrize("content", [b"hello", b".", b"}u.", b""])
+def test_a_bin_that_is_no_pickle_at_all_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match="plain tensors only"):
+        _read_bin(tmp_path / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("index", ["", "{}", "[]", '{"weight_map": 3}'])
+def test_a_broken_index_is_refused(tmp_path: Path, index: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(CheckpointError, match="must hold a weight_map"):
+        weight_files(tmp_path)

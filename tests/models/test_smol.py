@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from jinja2.exceptions import TemplateError
 from torch.testing import assert_close
 
 from models.capture import capture
@@ -42,6 +43,14 @@ def test_our_inputs_equal_the_processors(smol: Llava, plain: Loaded) -> None:
     assert torch.equal(ours.input_ids, theirs["input_ids"])
     assert ours.pixel_values is not None
     assert_close(ours.pixel_values, theirs["pixel_values"], atol=1e-6, rtol=1e-5)  # the same arithmetic
+
+
+def test_the_chat_template_joins_turns_as_training_did_and_refuses_system_texts(plain: Loaded) -> None:
+    turns = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    written = plain.processor.apply_chat_template(turns, add_generation_prompt=True)
+    assert written.endswith(" USER: a ASSISTANT: b<|im_end|>USER: c ASSISTANT:")
+    with pytest.raises(TemplateError, match="system text of its own"):
+        plain.processor.apply_chat_template([{"role": "system", "content": "Be brief."}])
 
 
 def test_the_chat_template_writes_the_same_prompt(plain: Loaded) -> None:

@@ -120,6 +120,8 @@ def test_a_resumed_vision_run_equals_an_uninterrupted_one(tmp_path: Path) -> Non
     with pytest.raises(KeyboardInterrupt):
         pretrain_vision(tmp_path / "b", steps=3, batch_size=2, save_every=1, n_scored=2, on_step=_stop_at_2)
     resumed = pretrain_vision(tmp_path / "b", steps=3, batch_size=2, save_every=1, n_scored=2)
+    with pytest.raises(ValueError, match="seed must be 0, as in the snapshot"):
+        pretrain_vision(tmp_path / "b", steps=3, batch_size=2, seed=1)
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 
