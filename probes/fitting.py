@@ -80,7 +80,7 @@ def fit_sites(
     table = pd.DataFrame(rows)
     table["model"] = config.model.name
     table["q"] = np.nan
-    for _, family in table[table["split"] == "cv"].groupby("target"):
+    for _, family in table[(table["split"] == "cv") & (table["part"] != "pixels")].groupby("target"):
         table.loc[family.index, "q"] = benjamini_hochberg(family["p"].to_numpy())
     order = {target.name: number for number, target in enumerate(selection.targets)}
     table = table.sort_values("target", key=lambda names: names.map(order), kind="stable")
@@ -113,7 +113,8 @@ def _rows(result: Result, plan: Plan, where: dict[str, Any], random_init: float)
         "upper": score.upper,
         "control": control("control_task"),
         "selectivity": result.selectivity,
-        "chance": result.chance,
+        # Balanced accuracy gives every constant answer the same, whatever the folds' majorities.
+        "chance": 1 / len(np.unique(result.truth[plan.fitted])) if result.kind == "class" else result.chance,
         "shuffled": control("shuffled"),
         "random_init": random_init,
         "accuracy": accuracy(result.scores),

@@ -25,7 +25,7 @@ _TABLES = ("examples.parquet", "skipped.csv", "results.csv", "results.parquet")
 OWN = (FILE, "activations", "random_init", *_TABLES, "figures")
 # What must be equal for a run to be resumed; command, host and clock may differ.
 _COMPARED = ("kind", "format", "settings", "model", "data", "template", "layer_convention", "versions")
-_PACKAGES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
+_PACKAGES = ("torch", "transformers", "numpy", "scikit-learn", "scipy", "pillow", "safetensors")
 
 
 def versions() -> dict[str, str]:

@@ -44,10 +44,14 @@ def own_device(device: str) -> str:
     Raises:
         ValueError: If the machine does not have the device.
     """
-    kind = device.partition(":")[0]
+    kind, _, index = device.partition(":")
+    if index and not index.isdecimal():
+        raise ValueError(f"device must be cpu, cuda, cuda:N or mps, got {device!r}. Leave it out for cpu.")
     if kind not in ("cpu", "cuda", "mps"):
         raise ValueError(f"device must be cpu, cuda, cuda:N or mps, got {device!r}. Leave it out for cpu.")
     if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device must be one that this machine has, got {device!r}. Leave it out for cpu.")
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
         raise ValueError(f"device must be one that this machine has, got {device!r}. Leave it out for cpu.")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device must be one that this machine has, got {device!r}. Leave it out for cpu.")

@@ -113,7 +113,7 @@ def select(config: SweepConfig) -> Selection:
         known = ", ".join(target.name for target in fitted.targets) or "no label column"
         raise BadInput(f"target must be given at least once for data of your own, got none. The file has: {known}.")
     with refusing(ValueError):  # a reader takes "age:continuous" for the target "age"
-        targets = tuple(fitted.target(target.partition(":")[0]) for target in dict.fromkeys(wanted))
+        targets = tuple(fitted.target(_plain_name(target, fitted)) for target in dict.fromkeys(wanted))
     examples, n_fitted, skipped = _readable(fitted, transfer, config.data)
     _check_labels(examples, targets)
     return Selection(
@@ -170,6 +170,13 @@ def plan_for(selection: Selection, group: str, config: SweepConfig, *, fitted_on
         )
 
 
+def _plain_name(target: str, data: Dataset) -> str:
+    """``target`` without the kind that a reader takes behind it, as in ``age:continuous``."""
+    if data.name.startswith(SCENES) or target in {known.name for known in data.targets}:
+        return target
+    return target.rpartition(":")[0] or target
+
+
 def _load(config: SweepConfig, size: int) -> tuple[Dataset, Dataset | None, str]:
     """What is fitted on, what is only scored, and a name for both."""
     data, seed = config.data, config.seed
@@ -182,8 +189,13 @@ def _load(config: SweepConfig, size: int) -> tuple[Dataset, Dataset | None, str]
         n_transfer = data.transfer_limit or max(2, n // 3)
         with refusing(ValueError, ModuleNotFoundError):
             fitted = scenes_probe_dataset(split=split, n=n, seed=seed, size=size)
-            if transfer == "none" or transfer == split:
+            shared = set(split.split("+")) & set(transfer.split("+"))
+            if transfer == "none" or transfer == split or (shared and data.transfer is None):
                 return fitted, None, SCENES
+            if shared:
+                raise BadInput(
+                    f"transfer must share no split with split {split!r}, got {transfer!r}. Name another one, or none."
+                )
             return fitted, scenes_probe_dataset(split=transfer, n=n_transfer, seed=seed, size=size), SCENES
     targets = config.probing.targets or None
     with refusing(ValueError, OSError):

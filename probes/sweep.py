@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -24,6 +25,7 @@ from models.sites import Site, depth, parse_sites
 from probes.capturing import fill_store, layouts, shard_size, stored_dtype, width
 from probes.config import BadInput, SweepConfig, refusing
 from probes.fitting import fit_sites
+from probes.folds import Plan
 from probes.manifest import (
     FORMAT,
     KIND,
@@ -134,7 +136,9 @@ def run_sweep(
     check_folder(config.folder, manifest, overwrite=config.overwrite)
     selection = select(config)
     for group in selection.groups:
-        plan_for(selection, group, config)  # refuses what cannot be fitted before hours of capture
+        _check_probe(
+            plan_for(selection, group, config), config
+        )  # refuses what cannot be fitted before hours of capture
     with refusing(ValueError):
         device = own_device(config.model.device)
     processes = join_processes(device)
@@ -178,6 +182,16 @@ def run_sweep(
         write_manifest(config.folder, {**manifest, **about})
     figure = draw_run(config.folder)
     return FinishedSweep(config.folder, read_results(config.folder), figure, len(selection.skipped))
+
+
+def _check_probe(plan: Plan, config: SweepConfig) -> None:
+    """Refuses a probe that cannot be fitted to what the plan holds."""
+    for target in plan.targets.values():
+        if config.probing.probe == "mass-mean" and target.kind == "continuous":
+            raise BadInput(f"probe must not be mass-mean for the continuous target {target.name!r}. Use ridge.")
+        training = (plan.fitted & (target.fold != k) for k in range(plan.folds))
+        if config.probing.probe == "mlp" and any(len(np.unique(plan.groups[rows])) < 2 for rows in training):
+            raise BadInput("probe mlp must have two groups in every training set, got one. Use more groups or folds.")
 
 
 def read_results(folder: Path) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import reprlib
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,9 @@ class PictureFolder:
     def add(self, name: object, where: str) -> str:
         """The name, checked."""
         if not isinstance(name, str) or not name or "\0" in name:
-            raise DataError(f"image must be a path, got {name!r} in {where}. Give it relative to the image folder.")
+            raise DataError(
+                f"image must be a path, got {reprlib.repr(name)} in {where}. Give it relative to the image folder."
+            )
         if name not in self.stats:
             # Checked by text and after following links: neither may lead out.
             resolved = Path(os.path.realpath(self.root / name))
@@ -58,9 +61,13 @@ class PictureFolder:
                     continue  # an unreadable file equals no other; opening it will say why
                 self._same[name] = seen.setdefault(content, name)
 
+    def key(self, name: str) -> str:
+        """Names the pixels: equal files have equal keys, once ``unite`` has looked."""
+        return self._same.get(name, name)
+
     def picture(self, name: str) -> Picture:
-        """The picture; equal files have equal keys."""
-        return Picture(key=self._same.get(name, name), open=partial(open_picture, self.root / name))
+        """The picture, opened on demand."""
+        return Picture(key=self.key(name), open=partial(open_picture, self.root / name))
 
     def size(self, name: str) -> tuple[int, int] | None:
         """Width and height of the upright picture in pixels, from its header; None if it has none."""

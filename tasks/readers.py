@@ -301,7 +301,7 @@ class _Scan:
 
         def same(node: str) -> str:
             kind, _, rest = node.partition(" ")
-            return f"picture {self.folder.picture(rest).key}" if kind == "picture" else node
+            return f"picture {self.folder.key(rest)}" if kind == "picture" else node
 
         tied = [[same(node) for node in nodes] for nodes in self._members]
         for first, *rest in tied:
