@@ -39,7 +39,7 @@ def draw_score_by_layer(results: pd.DataFrame, *, name: str | None = None, title
 
     Blue: cross-validated score; its band is the 95 % interval over groups (n in each panel). Orange: the same probes on
     the transfer split (drawings never trained on, in the embedded data). Green: the control task (same activations,
-    labels by type at random). Pink: the same probes on a randomly initialised model. Dashed: the majority class.
+    labels by type at random). Pink: the same probes on a randomly initialised model. Dashed: a constant answer.
     Dotted: raw pixels. Below the axis layers count from 0; above it depth runs from 0 to 1 in each part.
 
     Args:
@@ -136,7 +136,9 @@ def _draw_panel(panel: Axes, sites: pd.DataFrame, all_rows: pd.DataFrame, spans:
         _curve(panel, validated, span, "random_init", COLOURS["random_init"], "randomly initialised model", marker="")
         panel.axvspan(span.left - 0.5, span.right + 0.5, color="#000000", alpha=0.035, linewidth=0)
     level = float(validated["chance"].iloc[0])
-    panel.axhline(level, color=COLOURS["chance"], linestyle=(0, (5, 3)), linewidth=1.0, label="chance (majority class)")
+    panel.axhline(
+        level, color=COLOURS["chance"], linestyle=(0, (5, 3)), linewidth=1.0, label="chance (constant answer)"
+    )
     pixels = all_rows[(all_rows["part"] == "pixels") & (all_rows["split"] == "cv")]
     if not pixels.empty:
         panel.axhline(

@@ -57,7 +57,7 @@ def test_every_target_has_a_panel_and_every_curve_one_legend_entry_outside_the_p
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
         "score (95 % interval)", "score on 'unseen' split", "control task", "randomly initialised model",
-        "chance (majority class)", "raw pixels",
+        "chance (constant answer)", "raw pixels",
     ]  # fmt: skip
     assert not any(legend.get_window_extent().overlaps(panel.get_window_extent()) for panel in figure.axes)
     close(figure)
