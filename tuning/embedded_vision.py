@@ -1,7 +1,8 @@
 """Vision pretraining of the embedded checkpoints: a CLIP-architecture tower in which each patch knows its object.
 
 The objective sits on the layer that LLaVA reads (hidden state -2): every patch names the kind and colour of the object
-whose box holds it, or says background; the mean over a box names it too (the same linear head, so both agree). The
+whose box holds it, or says background; the mean over a box names it too (the same linear head, so both agree). Every
+patch also names its own row and column: nothing else asks for place, and a tower that is never asked forgets it. The
 last layer and the class token, which LLaVA does not read, learn which kinds the scene holds. A projector maps single
 patches, so a tower that is only good on averages would leave it nothing to map.
 """
@@ -47,7 +48,8 @@ class SceneBatch:
 
     ``pixels``: ``batch 3 112 112``, normalised as CLIP's processor does. ``kind`` and ``colour``: ``batch patch``, with
     one extra class for background. ``slot``: ``batch patch``, which object a patch belongs to, -1 for none.
-    ``object_kind``: ``batch 4``, -100 where there is no such object. ``present``: ``batch kind``, multi-hot.
+    ``object_kind``: ``batch 4``, -100 where there is no such object. ``present``: ``batch kind``, multi-hot. ``row`` and
+    ``column``: ``batch patch``, from 0 at the top left.
     """
 
     pixels: Tensor
@@ -56,6 +58,8 @@ class SceneBatch:
     slot: Tensor
     object_kind: Tensor
     present: Tensor
+    row: Tensor
+    column: Tensor
 
 
 def pixels_of(scenes: list[Scene]) -> Tensor:
@@ -86,27 +90,33 @@ def scene_batch(scenes: list[Scene], *, grid: int = 8) -> SceneBatch:
             slot[row, inside] = index
             object_kind[row, index] = KINDS.index(thing.kind)
             present[row, KINDS.index(thing.kind)] = 1
-    return SceneBatch(pixels_of(scenes), kind, colour, slot, object_kind, present)
+    place = torch.arange(grid * grid).expand(n, -1)
+    return SceneBatch(pixels_of(scenes), kind, colour, slot, object_kind, present, place // grid, place % grid)
 
 
 class VisionHeads(nn.Module):
     """The linear heads of pretraining; thrown away afterwards."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, grid: int = 8) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.kind = nn.Linear(width, len(KINDS) + 1)
         self.colour = nn.Linear(width, len(COLOURS) + 1)
         self.present = nn.Linear(width, len(KINDS))
+        self.row = nn.Linear(width, grid)
+        self.column = nn.Linear(width, grid)
 
 
 @dataclass(frozen=True)
 class VisionScores:
-    """Shares of right answers: kind per object patch, kind per box mean, colour per object patch."""
+    """Shares of right answers: kind per object patch, kind per box mean, colour per object patch, place (row and
+    column both) per patch.
+    """
 
     patch_kind: float
     box_kind: float
     patch_colour: float
+    patch_place: float
 
 
 def _forward(tower: CLIPVisionModel, heads: VisionHeads, batch: SceneBatch) -> tuple[Tensor, VisionScores]:
@@ -125,13 +135,19 @@ def _forward(tower: CLIPVisionModel, heads: VisionHeads, batch: SceneBatch) -> t
     ).mean()
     box_loss = F.cross_entropy(box_logits.flatten(0, 1), batch.object_kind.flatten(), ignore_index=-100)
     present_loss = F.binary_cross_entropy_with_logits(heads.present(out.pooler_output), batch.present)
+    row_logits, column_logits = heads.row(patches), heads.column(patches)
+    place_loss = F.cross_entropy(row_logits.flatten(0, 1), batch.row.flatten()) + F.cross_entropy(
+        column_logits.flatten(0, 1), batch.column.flatten()
+    )
+    placed = (row_logits.argmax(-1) == batch.row) & (column_logits.argmax(-1) == batch.column)
     real = batch.object_kind >= 0
     scores = VisionScores(
         (kind_logits.argmax(-1) == batch.kind)[inked].float().mean().item(),
         (box_logits.argmax(-1) == batch.object_kind)[real].float().mean().item(),
         (colour_logits.argmax(-1) == batch.colour)[inked].float().mean().item(),
+        placed.float().mean().item(),
     )
-    return kind_loss + 0.5 * colour_loss + box_loss + present_loss, scores
+    return kind_loss + 0.5 * colour_loss + box_loss + present_loss + 0.25 * place_loss, scores
 
 
 class _Scenes(IterableDataset[SceneBatch]):
@@ -214,7 +230,7 @@ def pretrain_vision(
         if step % log_every == 0 or step == steps - 1:
             print(
                 f"vision {step}/{steps} loss {loss.item():.3f} patch {scores.patch_kind:.3f} box {scores.box_kind:.3f}"
-                f" colour {scores.patch_colour:.3f} {now:.0f} s",
+                f" colour {scores.patch_colour:.3f} place {scores.patch_place:.3f} {now:.0f} s",
                 flush=True,
             )
         if (step + 1) % save_every == 0 or step == steps - 1:
