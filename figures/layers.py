@@ -22,6 +22,7 @@ PROJECTOR_STAGES = ("in", "linear_1", "act", "out")
 _GAP = 1.5  # empty steps between two parts
 _STAGE_STEP = 1.4  # of the projector: wide enough for its labels, which are words
 _MAX_TICKS = 8  # labels an axis part can hold before they touch
+_LOWEST = -1.0  # of a score that is drawn
 _ENTRY = -1.0  # where the language model's input (resid_pre of block 0) stands: one step before block 0's output
 
 
@@ -74,6 +75,15 @@ def draw_score_by_layer(results: pd.DataFrame, *, name: str | None = None, title
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=min(3, len(handles)))
         figure.suptitle(title or f"{sites['model'].iloc[0]}: what probes read from {name}, layer by layer", fontsize=11)
     return figure
+
+
+def names_in_blocks(results: pd.DataFrame) -> list[str]:
+    """The activations of the blocks that the table holds, the one that ``main_name`` picks first."""
+    sites = results[results["part"].isin(PARTS)]
+    first = main_name(sites)
+    others = sites[sites["layer"].notna()]
+    others = others[~_belongs(others, first)]
+    return [first, *dict.fromkeys(str(name) for name in others["name"])]
 
 
 def main_name(sites: pd.DataFrame) -> str:
@@ -149,8 +159,12 @@ def _draw_panel(panel: Axes, sites: pd.DataFrame, all_rows: pd.DataFrame, spans:
     n = int(validated["n"].max())
     panel.set_title(f"{target}  ({tokens} tokens, n = {n})", loc="left", pad=31)
     panel.set_ylabel(metric)
-    shown = [*sites["score"].tolist(), level]
-    panel.set_ylim(min(-0.02, min(shown) - 0.05), max(1.02, max(shown) + 0.02))
+    columns = ["score", "lower", "upper", "control", "random_init"]
+    shown = np.append(sites[columns].to_numpy(dtype=float).ravel(), level)
+    # R2 has no lower end: one bad probe would press all curves together at the top
+    panel.set_ylim(max(_LOWEST, min(-0.02, np.nanmin(shown) - 0.05)), max(1.02, np.nanmax(shown) + 0.02))
+    if np.nanmin(sites["score"].to_numpy(dtype=float)) < _LOWEST:
+        panel.text(0.01, 0.02, f"some scores lie below {_LOWEST:g}", transform=panel.transAxes, fontsize=7)
     _draw_axis(panel, sites, spans)
 
 

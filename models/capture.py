@@ -6,30 +6,25 @@ there are run once, each distinct picture passes the vision tower once, the run 
 no logits are computed. All of this is exact.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from models.inputs import Inputs, PaddingSide, Preprocess, prepare
 from models.llava import Llava
 from models.precision import fast_bfloat16
+from models.recording import CaptureError, Pool, Recorder, Selection
 from models.sites import PARTS, Part, Site, check_site
 from models.tokens import BoxGroup, Group, PatchGroup, token_mask
 from tasks.example import Example
 
-Pool = Literal["none", "mean", "max", "box"]
 _POOLS = ("none", "mean", "max", "box")
 # Examples in one batch per row that is run: bounds memory when thousands of questions share a picture.
 _SHARERS = 16
-
-
-class CaptureError(ValueError):
-    """A run whose activations cannot be used: a site did not fire, or values are not finite."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +112,7 @@ def capture(
     by_part = {part: sorted({s for s in sites if s.part == part}) for part in PARTS if part in plan.selections}
     collected: dict[Site, Tensor] = {}
     with torch.inference_mode(), fast_bfloat16():
-        recorders = {part: _Recorder(llava, by_part[part], plan.selections[part], pool) for part in by_part}
+        recorders = {part: Recorder(llava, by_part[part], plan.selections[part], pool) for part in by_part}
         features = _run_pictures(llava, inputs, plan, recorders)
         if "language_model" in recorders:
             recorders["language_model"].run(lambda: _run_language_model(llava, inputs, plan, features))
@@ -218,14 +213,14 @@ def probe_forward(llava: Llava, sites: Sequence[Site]) -> None:
     last = Site("language_model", llava.n_layers - 1, "resid_post")
     row, token = torch.tensor([[0]], device=llava.device), torch.tensor([[ids.shape[1] - 1]], device=llava.device)
     selections = {
-        part: _Selection(
+        part: Selection(
             row, token if part == "language_model" else torch.zeros_like(token), torch.ones_like(row).bool(), (0,)
         )
         for part in ("vision_tower", "projector", "language_model")
     }
     with torch.inference_mode():
         recorders = {
-            part: _Recorder(llava, [s for s in sites if s.part == part], selection, "none")
+            part: Recorder(llava, [s for s in sites if s.part == part], selection, "none")
             for part, selection in selections.items()
         }
         logits: list[Tensor] = []
@@ -254,18 +249,6 @@ def probe_forward(llava: Llava, sites: Sequence[Site]) -> None:
         )
 
 
-class _Selection(NamedTuple):
-    """Which values to take from a run: selected row s, slot m is run row ``row[s, m]``, token ``token[s, m]``."""
-
-    row: Int[Tensor, "select slot"]
-    token: Int[Tensor, "select slot"]
-    mask: Bool[Tensor, "select slot"]
-    of_example: tuple[int, ...]  # examples that want the same values share a selection
-
-    def mask_of_examples(self) -> Bool[Tensor, "example slot"]:
-        return self.mask[torch.tensor(self.of_example, device=self.mask.device)]
-
-
 class _Row(NamedTuple):
     """A row that the language model runs: the example it is taken from, its first column, and how much of it."""
 
@@ -276,7 +259,7 @@ class _Row(NamedTuple):
 
 class _Plan(NamedTuple):
     rows: list[_Row]
-    selections: dict[Part, _Selection]
+    selections: dict[Part, Selection]
     positions: dict[Part, Int[Tensor, "example pos"]]
     needs_pictures: bool
 
@@ -311,7 +294,7 @@ def _plan(llava: Llava, inputs: Inputs, sites: Sequence[Site], wanted: Tensor, *
     """Which rows are run, and what is taken from which."""
     ids, chosen = inputs.input_ids.tolist(), [row.nonzero().flatten().tolist() for row in wanted.cpu()]
     parts = {site.part for site in sites}
-    selections: dict[Part, _Selection] = {}
+    selections: dict[Part, Selection] = {}
     positions: dict[Part, Tensor] = {}
     rows: list[_Row] = []
     needs_pictures = bool(parts - {"language_model"})
@@ -368,14 +351,14 @@ def _picture_tokens(
     return found
 
 
-def _selection(taken: list[list[tuple[int, int]]], device: torch.device) -> _Selection:
+def _selection(taken: list[list[tuple[int, int]]], device: torch.device) -> Selection:
     """The distinct selections, padded; a padded slot repeats the first, so that nothing unwanted is looked at."""
     distinct: dict[tuple[tuple[int, int], ...], int] = {}
     of_example = tuple(distinct.setdefault(tuple(row), len(distinct)) for row in taken)
     length = max(len(row) for row in distinct)
     filled = torch.tensor([[*row, *[row[0]] * (length - len(row))] for row in distinct], device=device)
     mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in distinct], device=device)
-    return _Selection(filled[..., 0], filled[..., 1], mask, of_example)
+    return Selection(filled[..., 0], filled[..., 1], mask, of_example)
 
 
 def _padded(rows: list[list[int]], filler: int, device: torch.device) -> Tensor:
@@ -383,7 +366,7 @@ def _padded(rows: list[list[int]], filler: int, device: torch.device) -> Tensor:
     return torch.tensor([row + [filler] * (length - len(row)) for row in rows], device=device)
 
 
-def _run_pictures(llava: Llava, inputs: Inputs, plan: _Plan, recorders: Mapping[Part, "_Recorder"]) -> Tensor | None:
+def _run_pictures(llava: Llava, inputs: Inputs, plan: _Plan, recorders: Mapping[Part, "Recorder"]) -> Tensor | None:
     """Every distinct picture through the vision tower and the projector; its features where the run got so far."""
     if not plan.needs_pictures or inputs.pixel_values is None:
         return None
@@ -415,149 +398,3 @@ def _run_language_model(llava: Llava, inputs: Inputs, plan: _Plan, features: Ten
                 assert features is not None  # the plan asked for pictures because of this span
                 embeddings[i, span.start - row.start : span.stop - row.start] = features[picture].to(embeddings.dtype)
     llava.run_language_model(embeddings)
-
-
-class _Stop(Exception):  # noqa: N818 - no error: ends a run whose last wanted site has fired
-    pass
-
-
-class _Recorder:
-    """Hooks on the sites of one part, taking the selected values as they pass."""
-
-    def __init__(self, llava: Llava, sites: Sequence[Site], selection: _Selection, pool: Pool) -> None:
-        self._llava, self._sites, self._selection, self._pool = llava, sites, selection, pool
-        self._values: dict[Site, Tensor] = {}
-        self._finite: dict[Site, Tensor] = {}
-        self._stop = False
-
-    def run(self, forward: Callable[[], object], *, stop: bool = True) -> None:
-        """Runs ``forward`` under the hooks; with ``stop`` no further than the last wanted site."""
-        self._stop = stop
-        handles: list[RemovableHandle] = []
-        try:
-            for site in self._sites:
-                handles += self._hook(site)
-            forward()
-        except _Stop:
-            if not self._stop:  # an outer recorder's
-                raise
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def finished(self, names: Sequence[str]) -> dict[Site, Tensor]:
-        """The values by site, checked.
-
-        Raises:
-            CaptureError: If a site did not fire, or an example's values are not finite.
-        """
-        for site in self._sites:
-            if site not in self._values:
-                raise CaptureError(
-                    f"site {str(site)!r} must fire in the forward pass of {self._llava.id}, got nothing. "
-                    "The model's code does not call the module that the site stands at."
-                )
-        if self._sites:
-            finite = torch.stack([self._finite[site] for site in self._sites])
-            if not bool(finite.all()):
-                which, row = (~finite).nonzero()[0].tolist()
-                example = self._selection.of_example.index(row)
-                raise CaptureError(
-                    f"activations must be finite, got NaN or infinity at site {str(self._sites[which])!r} in example "
-                    f"{names[example]!r}. Check its picture, or run in float32 or bfloat16."
-                )
-        return self._values
-
-    def _hook(self, site: Site) -> list[RemovableHandle]:
-        tap = self._llava.tap(site)
-        if tap.side == "pattern":
-            return self._hook_pattern(site, tap.module)
-
-        def take(value: Tensor) -> None:
-            self._take(site, value if tap.d_head is None else _heads(value, tap.d_head))
-
-        if tap.side == "in":
-            return [
-                tap.module.register_forward_pre_hook(
-                    lambda m, args, kwargs: take(_first(args, kwargs)), with_kwargs=True
-                )
-            ]
-        return [tap.module.register_forward_hook(lambda m, args, output: take(_head_of(output)))]
-
-    def _hook_pattern(self, site: Site, attention: nn.Module) -> list[RemovableHandle]:
-        """The attention weights from queries and keys as they pass, by eager attention's arithmetic, for any kernel."""
-        parts: dict[str, Tensor] = {}
-
-        def keep(name: str) -> RemovableHandle:
-            tap = self._llava.tap(Site(site.part, site.layer, name))
-            width = tap.d_head
-            assert width is not None
-            return tap.module.register_forward_hook(
-                lambda m, args, output: parts.__setitem__(name, _heads(output, width).transpose(1, 2))
-            )
-
-        def weigh(module: nn.Module, args: object, output: object) -> None:
-            weights = attention_pattern(self._llava, site, parts.pop("q"), parts.pop("k"))
-            self._take(site, weights.transpose(1, 2))
-
-        return [keep("q"), keep("k"), attention.register_forward_hook(weigh)]
-
-    def _take(self, site: Site, value: Tensor) -> None:
-        """Selects, checks and pools one value; ends the run if it was the last."""
-        row, token, mask, _ = self._selection
-        picked = value[row, token]
-        self._finite[site] = torch.isfinite(picked).flatten(1).all(1)
-        inside = mask.reshape(*mask.shape, *[1] * (picked.dim() - 2))
-        if self._pool == "none":
-            self._values[site] = picked.masked_fill(~inside, 0)
-        elif self._pool == "max":
-            self._values[site] = picked.amax(1)  # padded slots repeat a wanted position
-        else:
-            total = picked.float().masked_fill(~inside, 0).sum(1)
-            self._values[site] = (total / inside.sum(1)).to(value.dtype)
-        if self._stop and len(self._values) == len(self._sites):
-            raise _Stop
-
-
-def attention_pattern(llava: Llava, site: Site, q: Tensor, k: Tensor) -> Tensor:
-    """Attention weights, ``batch head query key``, from queries and keys before rotation, ``batch head pos d_head``.
-
-    Rows must start at position 0. The language model rotates both, shares keys among groups of heads and is causal; the
-    vision tower does none of this. The softmax is taken in float32, as transformers' eager attention does.
-    """
-    language = site.part == "language_model"
-    if language:
-        position_ids = torch.arange(q.shape[-2], device=q.device)[None]
-        cos, sin = (part[:, None] for part in llava.rotary(q, position_ids))
-        q, k = (part * cos + _turned(part) * sin for part in (q, k))
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    scores = q @ k.transpose(-1, -2) * llava.attention_scale(site)
-    if language:
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(future, torch.finfo(scores.dtype).min)
-    return scores.softmax(-1, dtype=torch.float32).to(q.dtype)
-
-
-def _turned(x: Tensor) -> Tensor:
-    """(a, b) -> (-b, a) by halves: what rotary embeddings multiply with the sine."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((-second, first), dim=-1)
-
-
-def _heads(value: Tensor, d_head: int) -> Tensor:
-    """``... (head d_head)`` -> ``... head d_head``."""
-    return value.view(*value.shape[:-1], -1, d_head)
-
-
-def _first(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Tensor:
-    """The hidden state that a module is called with, by position or by name."""
-    value = args[0] if args else kwargs.get("hidden_states")
-    assert isinstance(value, Tensor)
-    return value
-
-
-def _head_of(output: object) -> Tensor:
-    """A module's output, or the first of several."""
-    value = output[0] if isinstance(output, tuple) else output
-    assert isinstance(value, Tensor)
-    return value

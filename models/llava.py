@@ -175,6 +175,12 @@ class Llava:
         tower = getattr(self.vision_tower, "vision_model", self.vision_tower)  # nested in transformers before 5.18
         return _list(_module(tower.encoder).layers)
 
+    @property
+    def vision_layer(self) -> int:
+        """How many blocks of the vision tower a picture passes before the projector reads it (one less than there are)."""
+        layer = int(self.config.vision_feature_layer)
+        return layer if layer >= 0 else self.n_vision_layers + 1 + layer
+
     def tap(self, site: Site) -> Tap:
         """Where ``site`` is read.
 

@@ -100,7 +100,7 @@ def object_labels(scene: Scene, index: int) -> dict[str, Label]:
         "place": thing.place,
         "drawing": thing.family,
         "count": len(scene.objects),
-        "type": f"{thing.kind}/{thing.family}",
+        "control_type": f"{thing.kind}/{thing.family}",
     }
 
 

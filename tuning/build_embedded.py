@@ -8,7 +8,6 @@ questions and captions), ``export`` (the parts that ship, in models/embedded).
 import hashlib
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -101,7 +100,7 @@ def _save_folded(projector: Projector, path: Path) -> None:
     write_tensors(_shipped(projector.folded()), path)
 
 
-def export(work: Path, *, seed: int, mix: Mix) -> None:
+def export(work: Path) -> None:
     """Copy the parts to models/embedded, with their hashes and how they were trained."""
     parts = {
         "tower.safetensors": "tower.safetensors",
@@ -135,8 +134,6 @@ def export(work: Path, *, seed: int, mix: Mix) -> None:
         },
         "sha256": hashes,
         "language_model_sha256": GGUF_SHA256,
-        "seed": seed,
-        "mix": asdict(mix),
         "training": {stage: read_facts(work / stage) for stage in ("vision", "stage1", "stage2")},
         "warm_start": json.loads((work / "warm.json").read_text()),
     }
@@ -174,7 +171,7 @@ def main(
         if stage in ("all", "stage2"):
             run_stage2(work, steps=stage2_steps, seed=seed, device=device, mix=mix)
         if stage in ("all", "export"):
-            export(work, seed=seed, mix=mix)
+            export(work)
     except (FileNotFoundError, FloatingPointError, ValueError) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None

@@ -12,7 +12,7 @@ and each starts at the same position, so a row equals as many separate sequences
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from tasks.prompts import IMAGE, vicuna_v1
 from tasks.questions import FAMILIES, ask, ask_for_caption, with_caption
 from tasks.scenes import Scene, make_scene
 from tuning.embedded_vision import pixels_of, scene_batch, schedule
-from tuning.snapshot import check_seed, load_snapshot, save_snapshot
+from tuning.snapshot import check_plan, digest, load_snapshot, save_snapshot
 
 LORA_RANK = 24
 LORA_SCALE = 2.0  # alpha / rank, as LLaVA's LoRA recipe has it (128, 256)
@@ -354,8 +354,16 @@ def train_language(
     if stage == 2:
         modules["language"] = trainee.language
     folder = work / f"stage{stage}"
+    plan: dict[str, object] = {
+        "seed": seed,
+        "steps": steps,
+        "lr": lr,
+        "projector_lr": projector_lr,
+        "start": digest(trainee.tower, trainee.projector),
+        **({"batch_size": batch_size} if stage == 1 else asdict(mix)),
+    }
     facts = load_snapshot(folder, modules, {"adamw": optimizer}) or {"step": 0, "seconds": 0.0}
-    check_seed(facts, seed, folder)
+    check_plan(facts, plan, folder)
     start, spent, began = int(str(facts["step"])), float(str(facts["seconds"])), time.time()
     recent: list[float] = []
     for step in range(start, steps):
@@ -376,7 +384,7 @@ def train_language(
             print(f"stage {stage} {step + 1}/{steps} loss {np.mean(recent):.3f} {now:.0f} s", flush=True)
             recent.clear()
         if (step + 1) % save_every == 0 or step == steps - 1:
-            save_snapshot(folder, modules, {"adamw": optimizer}, {"step": step + 1, "seconds": now, "seed": seed})
+            save_snapshot(folder, modules, {"adamw": optimizer}, {"step": step + 1, "seconds": now, "plan": plan})
         if (step + 1) % score_every == 0 or step == steps - 1:
             for text in (False, True) if stage == 2 else ():
                 scores = quick_scores(trainee, "test", n=16 if text else 40, text=text)

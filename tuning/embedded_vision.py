@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from tasks.scenes import COLOURS, KINDS, Scene, make_scene, render
-from tuning.snapshot import check_seed, load_snapshot, save_snapshot
+from tuning.snapshot import check_plan, load_snapshot, save_snapshot
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own, so that its image processor serves the tower
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -48,8 +48,8 @@ class SceneBatch:
 
     ``pixels``: ``batch 3 112 112``, normalised as CLIP's processor does. ``kind`` and ``colour``: ``batch patch``, with
     one extra class for background. ``slot``: ``batch patch``, which object a patch belongs to, -1 for none.
-    ``object_kind``: ``batch 4``, -100 where there is no such object. ``present``: ``batch kind``, multi-hot. ``row`` and
-    ``column``: ``batch patch``, from 0 at the top left.
+    ``object_kind``: ``batch 4``, -100 where there is no such object. ``present``: ``batch kind``, multi-hot. ``row``
+    and ``column``: ``batch patch``, from 0 at the top left.
     """
 
     pixels: Tensor
@@ -109,9 +109,7 @@ class VisionHeads(nn.Module):
 
 @dataclass(frozen=True)
 class VisionScores:
-    """Shares of right answers: kind per object patch, kind per box mean, colour per object patch, place (row and
-    column both) per patch.
-    """
+    """Shares of right answers: kind and colour per object patch, kind per box mean, row with column per patch."""
 
     patch_kind: float
     box_kind: float
@@ -210,8 +208,9 @@ def pretrain_vision(
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05, betas=(0.9, 0.98))
     optimizers = {"adamw": optimizer}
     modules = {"tower": tower, "heads": heads}
+    plan = {"seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr}
     facts = load_snapshot(work / "vision", modules, optimizers) or {"step": 0, "seconds": 0.0}
-    check_seed(facts, seed, work / "vision")
+    check_plan(facts, plan, work / "vision")
     start, spent, began = int(str(facts["step"])), float(str(facts["seconds"])), time.time()
     for step, batch in enumerate(scene_batches(start, steps, batch_size, seed), start):
         moved = SceneBatch(*(getattr(batch, f).to(device) for f in SceneBatch.__annotations__))
@@ -234,7 +233,7 @@ def pretrain_vision(
                 flush=True,
             )
         if (step + 1) % save_every == 0 or step == steps - 1:
-            save_snapshot(work / "vision", modules, optimizers, {"step": step + 1, "seconds": now, "seed": seed})
+            save_snapshot(work / "vision", modules, optimizers, {"step": step + 1, "seconds": now, "plan": plan})
         if on_step:
             on_step(step + 1)
     for split in ("test", "unseen"):

@@ -3,6 +3,7 @@
 A snapshot is one folder, written under a temporary name and renamed, so a reader never sees half of one.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -78,16 +79,28 @@ def read_facts(folder: Path) -> dict[str, object]:
     return facts
 
 
-def check_seed(facts: Mapping[str, object], seed: int, folder: Path) -> None:
-    """Passes if a snapshot comes from a run with this seed.
+def check_plan(facts: Mapping[str, object], plan: Mapping[str, object], folder: Path) -> None:
+    """Passes if a snapshot comes from a run with this plan (seed, steps, rates, what it started from).
 
     Raises:
         ValueError: If it does not.
     """
-    if facts.get("seed", seed) != seed:
-        raise ValueError(
-            f"seed must be {facts['seed']}, as in the snapshot in {folder}, got {seed}. Use another --work."
-        )
+    saved = facts.get("plan")
+    for name, value in plan.items() if isinstance(saved, dict) else ():
+        if saved.get(name) != value:
+            raise ValueError(
+                f"{name} must be {saved.get(name)}, as in the snapshot in {folder}, got {value}. Use another --work."
+            )
+
+
+def digest(*modules: nn.Module) -> str:
+    """SHA-256 of all parameters and buffers, to tell one start from another."""
+    found = hashlib.sha256()
+    for module in modules:
+        for key, value in module.state_dict().items():
+            found.update(key.encode())
+            found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

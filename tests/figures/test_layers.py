@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from figures.layers import draw_score_by_layer, main_name, place_parts
+from figures.layers import draw_score_by_layer, main_name, names_in_blocks, place_parts
 from figures.style import COLOURS, save_figure
 
 
@@ -86,6 +86,25 @@ def test_the_activation_with_most_layers_is_drawn() -> None:
     assert main_name(results) == "resid_post"
     fewer = results.assign(name=results["name"].where(results["layer"].isna() | (results["layer"] < 2), "mlp_out"))
     assert main_name(fewer) == "mlp_out"
+
+
+def test_each_activation_of_the_blocks_gets_a_figure_of_its_own() -> None:
+    results = table()
+    blocks = results[results["layer"].notna()]
+    both = pd.concat([results, blocks[blocks["layer"] < 2].assign(name="z")])
+    assert names_in_blocks(results) == ["resid_post"]
+    assert names_in_blocks(both) == ["resid_post", "z"]
+
+
+def test_low_scores_and_their_intervals_stay_in_the_frame_and_hopeless_ones_are_announced() -> None:
+    results = table()
+    low = results.assign(score=results["score"] - 2, lower=results["lower"] - 2, chance=-0.1)
+    for scores, bottom in ((results.assign(lower=-0.4), -0.4), (low, -1.0)):
+        figure = draw_score_by_layer(scores)
+        panel = figure.axes[0]
+        assert panel.get_ylim()[0] <= bottom
+        assert any("below -1" in text.get_text() for text in panel.texts) == (scores is low)
+        close(figure)
 
 
 def test_saved_files_are_the_same_every_time(tmp_path: Path) -> None:

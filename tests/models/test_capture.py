@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from models.capture import CaptureError, capture, capture_examples, plan_batches
+from models.capture import capture, capture_examples, plan_batches
 from models.inputs import Inputs, prepare
 from models.llava import Llava, load
+from models.recording import CaptureError
 from models.sites import Site, all_sites
 from models.tokens import patch, token_mask
 from tasks.example import Box, Example

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from models.capture import CaptureError, probe_forward
+from models.capture import probe_forward
 from models.checkpoints import CheckpointError
 from models.llava import Llava, load, randomised
+from models.recording import CaptureError
 from models.sites import Site, all_sites
 from tests.conftest import tiny_config
 

@@ -30,7 +30,7 @@ def test_probe_labels_are_those_of_the_object_in_focus() -> None:
             "place": thing.place,
             "drawing": thing.family,
             "count": len(scene.objects),
-            "type": f"{thing.kind}/{thing.family}",
+            "control_type": f"{thing.kind}/{thing.family}",
         }
         assert example.group == scene.id
         assert len(example.boxes) == len(scene.objects)

@@ -16,7 +16,7 @@ from tasks.scenes import make_scene
 from tuning.build_embedded import app
 from tuning.embedded_language import Projector, add_lora, block_mask, lora_factors, pack
 from tuning.embedded_vision import BACKGROUND, pretrain_vision, scene_batch, schedule
-from tuning.snapshot import load_snapshot, save_snapshot
+from tuning.snapshot import digest, load_snapshot, save_snapshot
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,18 @@ def test_patch_labels_follow_the_boxes() -> None:
         assert ((columns + 0.5) * 14 >= thing.box.left).all()
         assert ((columns + 0.5) * 14 < thing.box.right).all()
         assert ((rows + 0.5) * 14 >= thing.box.top).all()
+        assert (batch.row[0, patches] == rows).all()
+        assert (batch.column[0, patches] == columns).all()
     assert (batch.kind[0][batch.slot[0] < 0] == BACKGROUND).all()
+
+
+def test_the_digest_tells_one_start_from_another() -> None:
+    module = torch.nn.Linear(2, 2)
+    before = digest(module)
+    assert digest(module) == before
+    with torch.no_grad():
+        module.bias[0] += 1e-6
+    assert digest(module) != before
 
 
 def test_the_schedule_warms_up_stays_and_falls_to_zero() -> None:
@@ -122,6 +133,8 @@ def test_a_resumed_vision_run_equals_an_uninterrupted_one(tmp_path: Path) -> Non
     resumed = pretrain_vision(tmp_path / "b", steps=3, batch_size=2, save_every=1, n_scored=2)
     with pytest.raises(ValueError, match="seed must be 0, as in the snapshot"):
         pretrain_vision(tmp_path / "b", steps=3, batch_size=2, seed=1)
+    with pytest.raises(ValueError, match="steps must be 3, as in the snapshot"):  # another schedule
+        pretrain_vision(tmp_path / "b", steps=9, batch_size=2)
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 

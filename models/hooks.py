@@ -1,0 +1,175 @@
+"""Hooks that read or change a run at sites, undone when the block of code ends.
+
+``with recorded(llava, sites) as values:`` fills ``values`` as the forward inside passes the sites, and
+``with edited(llava, {site: change}):`` replaces what stands there by ``change`` of it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from models.llava import Llava
+from models.recording import CaptureError
+from models.sites import Site
+
+# Takes the value at a site (q, k, v, z with an axis for the heads) and returns what shall stand there.
+Change = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def recorded(llava: Llava, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]]:
+    """The values of the forward that runs inside, by site; q, k, v and z with an axis for the heads.
+
+    Args:
+        llava: The model.
+        sites: Any but patterns.
+
+    Raises:
+        ValueError: If the model lacks a site or it is a pattern.
+        CaptureError: If a site did not fire.
+    """
+    values: dict[Site, Tensor] = {}
+
+    def keep(site: Site) -> Change:
+        def change(value: Tensor) -> Tensor:
+            values[site] = value
+            return value
+
+        return change
+
+    wanted = list(sites)
+    handles: list[RemovableHandle] = []
+    try:
+        for site in wanted:
+            handles.append(_hook(llava, site, keep(site), prepend=False))
+        yield values
+    finally:
+        for handle in handles:
+            handle.remove()
+    _check_fired(llava, wanted, values)
+
+
+@contextmanager
+def edited(llava: Llava, changes: Mapping[Site, Change]) -> Iterator[None]:
+    """Changes what stands at the sites in every forward that runs inside.
+
+    A change at ``resid_mid`` reaches both readers of the stream there, the MLP and the sum behind it. Hooks that are
+    already on the modules, those by which transformers collects hidden states among them, see the changed values.
+
+    Args:
+        llava: The model.
+        changes: By site, any but patterns; a change returns a new tensor and leaves the one it gets alone.
+
+    Raises:
+        ValueError: If the model lacks a site or it is a pattern.
+        CaptureError: If a site did not fire.
+    """
+    fired: set[Site] = set()
+
+    def noting(site: Site, change: Change) -> Change:
+        def noted(value: Tensor) -> Tensor:
+            fired.add(site)
+            return change(value)
+
+        return noted
+
+    handles: list[RemovableHandle] = []
+    try:
+        # Each hook is put before those that are there, so the last site of a module comes first.
+        for site in sorted(changes, reverse=True):
+            change = noting(site, changes[site])
+            if site.name == "resid_mid":
+                handles += _hook_middle(llava, site, change)
+            else:
+                handles.append(_hook(llava, site, change, prepend=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    _check_fired(llava, changes, fired)
+
+
+def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The hidden state that a module is called with, by position or by name."""
+    value = args[0] if args else kwargs["hidden_states"]
+    assert isinstance(value, Tensor)
+    return value
+
+
+def with_first_argument(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call with another hidden state."""
+    if args:
+        return (value, *args[1:]), dict(kwargs)
+    return args, {**kwargs, "hidden_states": value}
+
+
+def first_output(output: Any) -> Tensor:
+    """A module's output, or the first of several."""
+    value = output[0] if isinstance(output, tuple) else output
+    assert isinstance(value, Tensor)
+    return value
+
+
+def with_first_output(output: Any, value: Tensor) -> Any:
+    """The same output with another first value."""
+    return (value, *output[1:]) if isinstance(output, tuple) else value
+
+
+def _hook(llava: Llava, site: Site, change: Change, *, prepend: bool) -> RemovableHandle:
+    tap = llava.tap(site)
+    if tap.side == "pattern":
+        raise ValueError(f"site must not be a pattern, got {str(site)!r}. Attention edges are removed by masks.")
+    width = tap.d_head
+
+    def by_head(value: Tensor) -> Tensor:
+        if width is None:
+            return change(value)
+        return change(value.unflatten(-1, (-1, width))).flatten(-2)
+
+    if tap.side == "in":
+        return tap.module.register_forward_pre_hook(
+            lambda module, args, kwargs: with_first_argument(args, kwargs, by_head(first_argument(args, kwargs))),
+            with_kwargs=True,
+            prepend=prepend,
+        )
+    return tap.module.register_forward_hook(
+        lambda module, args, output: with_first_output(output, by_head(first_output(output))), prepend=prepend
+    )
+
+
+def _hook_middle(llava: Llava, site: Site, change: Change) -> list[RemovableHandle]:
+    """The MLP's norm reads the changed stream, and the block's output is the changed stream plus what the MLP wrote."""
+    stream: list[Tensor] = []
+    written: list[Tensor] = []
+
+    def before_norm(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        stream[:] = [change(first_argument(args, kwargs))]
+        return with_first_argument(args, kwargs, stream[0])
+
+    def after_mlp(module: Any, args: Any, output: Any) -> None:
+        written[:] = [first_output(output)]
+
+    def after_block(module: Any, args: Any, output: Any) -> Any:
+        return with_first_output(output, stream.pop() + written.pop())
+
+    mlp, block = (llava.module_at(Site(site.part, site.layer, name)) for name in ("mlp_out", "resid_post"))
+    return [
+        llava.module_at(site).register_forward_pre_hook(before_norm, with_kwargs=True, prepend=True),
+        mlp.register_forward_hook(after_mlp),  # behind a change of mlp_out
+        block.register_forward_hook(after_block, prepend=True),
+    ]
+
+
+def _check_fired(llava: Llava, wanted: Iterable[Site], fired: Iterable[Site]) -> None:
+    seen = set(fired)
+    for site in wanted:
+        if site not in seen:
+            raise CaptureError(
+                f"site {str(site)!r} must fire in the forward pass of {llava.id}, got nothing. "
+                "The model's code does not call the module that the site stands at."
+            )

@@ -1,0 +1,198 @@
+"""Running single blocks, on some positions, over keys and values that earlier runs left behind.
+
+``run_cached`` keeps what a run computes at every layer; ``run_block`` then runs one native decoder layer on any
+positions of any runs, packed into rows of queries, against chosen keys and values. Everything is causal, so what does
+not depend on a change can be taken from the run without it, exactly.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from models.hooks import first_output, recorded
+from models.llava import Llava
+from models.sites import Site
+
+
+class KeysValues(NamedTuple):
+    """What later positions see of earlier ones in one block: keys after rotation, and values."""
+
+    keys: Float[Tensor, "example kv_head pos d_head"]
+    values: Float[Tensor, "example kv_head pos d_head"]
+
+    def at(self, columns: Int[Tensor, " column"]) -> "KeysValues":
+        """Those of some columns."""
+        return KeysValues(self.keys.index_select(2, columns), self.values.index_select(2, columns))
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run of the language model leaves behind.
+
+    Args:
+        resid: ``example pos d_model``: the residual stream entering each block, and leaving the last.
+        cached: By block.
+    """
+
+    resid: tuple[Float[Tensor, "example pos d_model"], ...]
+    cached: tuple[KeysValues, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class TowerRun:
+    """What a run of the vision tower and the projector leaves behind.
+
+    Args:
+        resid: ``image token d_vision``: the residual stream entering each block, up to the one the projector reads.
+        features: ``image patch d_model``: what the projector wrote.
+    """
+
+    resid: tuple[Float[Tensor, "image token d_vision"], ...]
+    features: Float[Tensor, "image patch d_model"]
+
+
+def run_cached(
+    llava: Llava,
+    embeddings: Float[Tensor, "example pos d_model"],
+    attention_mask: Int[Tensor, "example pos"],
+    position_ids: Int[Tensor, "example pos"],
+) -> Run:
+    """A plain run of the language model that keeps its residual stream, keys and values at every layer."""
+    blocks = [Site("language_model", layer, "resid_pre") for layer in range(llava.n_layers)]
+    last = Site("language_model", llava.n_layers - 1, "resid_post")
+    cache = DynamicCache()
+    with recorded(llava, [*blocks, last]) as values:
+        llava.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+    kept: list[Any] = list(cache.layers)
+    return Run(
+        tuple(values[site] for site in [*blocks, last]), tuple(KeysValues(layer.keys, layer.values) for layer in kept)
+    )
+
+
+def run_block(
+    llava: Llava,
+    layer: int,
+    resid: Float[Tensor, "example query d_model"],
+    position_ids: Int[Tensor, "example query"],
+    earlier: Sequence[KeysValues],
+    allowed: Bool[Tensor, "example head query key"],
+) -> Float[Tensor, "example query d_model"]:
+    """The output of one block of the language model for packed queries.
+
+    Args:
+        llava: The model; its own attention runs.
+        layer: The block, counted from 0.
+        resid: The residual stream entering it; the queries of a row may belong to different runs.
+        position_ids: For the rotation.
+        earlier: Keys and values that stand before the queries' own, side by side.
+        allowed: Which query sees which key (those of ``earlier``, then the queries' own); every query at least one.
+            One head stands for all.
+    """
+    output = llava.blocks[layer](
+        resid,
+        attention_mask=additive(allowed, resid.dtype),
+        position_ids=position_ids,
+        position_embeddings=llava.rotary(resid, position_ids),
+        past_key_values=_Joined(earlier),
+        use_cache=True,
+    )
+    return first_output(output)
+
+
+def run_keys_values(
+    llava: Llava,
+    layer: int,
+    resid: Float[Tensor, "example query d_model"],
+    position_ids: Int[Tensor, "example query"],
+) -> KeysValues:
+    """The keys and values of packed positions in one block; nothing behind them is computed."""
+    taker = _Taker()
+    try:
+        llava.blocks[layer](
+            resid,
+            attention_mask=None,
+            position_ids=position_ids,
+            position_embeddings=llava.rotary(resid, position_ids),
+            past_key_values=taker,
+            use_cache=True,
+        )
+    except _Taken:
+        pass
+    assert taker.found is not None
+    return taker.found
+
+
+def additive(allowed: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
+    """A mask to add to attention scores: 0 where allowed, else the least finite number.
+
+    Eager attention adds whatever mask it gets, so a boolean one would be a silent no-op there.
+    """
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
+        ~allowed, torch.finfo(dtype).min
+    )
+
+
+def run_tower(llava: Llava, pixel_values: Float[Tensor, "image 3 H W"]) -> TowerRun:
+    """A plain run of the vision tower and the projector that keeps the residual stream before every block."""
+    before = [Site("vision_tower", layer, "resid_pre") for layer in range(llava.vision_layer)]
+    read = Site("vision_tower", llava.vision_layer - 1, "resid_post")
+    with recorded(llava, [*before, read]) as values:
+        features = llava.image_features(pixel_values)
+    return TowerRun(tuple(values[site] for site in [*before, read]), features)
+
+
+def run_tower_block(
+    llava: Llava, layer: int, resid: Float[Tensor, "image token d_vision"]
+) -> Float[Tensor, "image token d_vision"]:
+    """The output of one block of the vision tower."""
+    return first_output(llava.vision_blocks[layer](resid, None))
+
+
+def run_projector(
+    llava: Llava, resid: Float[Tensor, "image token d_vision"]
+) -> Float[Tensor, "image patch d_model"]:
+    """Image features from the residual stream that the projector reads; the class token stays behind."""
+    projector: nn.Module = llava.projector
+    features: Tensor = projector(resid[:, 1 - llava.n_class_tokens :])
+    return features
+
+
+class _Joined:
+    """Stands for a cache: earlier keys and values, then the call's own."""
+
+    def __init__(self, earlier: Sequence[KeysValues]) -> None:
+        self._earlier = earlier
+
+    def update(self, keys: Tensor, values: Tensor, *unused: object, **also_unused: object) -> tuple[Tensor, Tensor]:
+        """Called by the attention with what it computed; it goes on with what this returns."""
+        return (
+            torch.cat([*(part.keys for part in self._earlier), keys], dim=2),
+            torch.cat([*(part.values for part in self._earlier), values], dim=2),
+        )
+
+
+class _Taken(Exception):  # noqa: N818 - no error: ends a block whose keys and values are all that is wanted
+    pass
+
+
+class _Taker:
+    """Stands for a cache: takes the keys and values, and ends the block."""
+
+    def __init__(self) -> None:
+        self.found: KeysValues | None = None
+
+    def update(self, keys: Tensor, values: Tensor, *unused: object, **also_unused: object) -> tuple[Tensor, Tensor]:
+        """Called by the attention with what it computed."""
+        self.found = KeysValues(keys, values)
+        raise _Taken
