@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.testing import assert_close
 
 from models.bridges import to_nnsight, to_transformer_lens, twin
 from models.capture import capture
 from models.inputs import prepare
-from models.llava import Llava
-from models.sites import Site, all_sites
-from tests.conftest import make_examples
+from models.llava import Llava, load
+from models.sites import all_sites
+from tests.conftest import make_examples, tiny_config
+from tests.models.oracles import values_by_nnsight
 
 TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}  # float32, values of order 1 to 10, eager against sdpa
 
@@ -47,58 +47,17 @@ def test_every_site_equals_transformer_lens_cache(llava: Llava, llava_plain: Lla
     assert model.model.config._attn_implementation == "sdpa"
 
 
-def _paths(site: Site) -> tuple[str, str]:
-    """Where nnsight finds a site, and on which side."""
-    if site.part == "projector":
-        inner = {
-            "in": ("", "input"),
-            "linear_1": (".linear_1", "output"),
-            "act": (".act", "output"),
-            "out": ("", "output"),
-        }
-        return f"multi_modal_projector{inner[site.name][0]}", inner[site.name][1]
-    if site.layer is None:
-        return "language_model.norm", "output"
-    language = site.part == "language_model"
-    block = f"{'language_model' if language else 'vision_tower.encoder'}.layers.{site.layer}"
-    return {
-        "resid_pre": (block, "input"),
-        "q": (f"{block}.self_attn.q_proj", "output"),
-        "k": (f"{block}.self_attn.k_proj", "output"),
-        "v": (f"{block}.self_attn.v_proj", "output"),
-        "z": (f"{block}.self_attn.{'o_proj' if language else 'out_proj'}", "input"),
-        "attn_out": (f"{block}.self_attn", "output"),
-        "resid_mid": (f"{block}.{'post_attention_layernorm' if language else 'layer_norm2'}", "input"),
-        "mlp_out": (f"{block}.mlp", "output"),
-        "resid_post": (block, "output"),
-    }[site.name][0:2]
-
-
 @pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.filterwarnings("ignore")
 def test_every_site_equals_nnsights_trace(llava: Llava, llava_plain: Llava, grouped: bool) -> None:
     model = llava if grouped else llava_plain
     inputs = prepare(model, make_examples(1))
-    traced = to_nnsight(model)
-    # nnsight wants values in the order of the forward pass; patterns have no module, its sdpa path never makes them
-    sites = [site for site in all_sites(model) if site.name != "pattern"]
-    order = {"in": 0, "linear_1": 1, "act": 2, "out": 3}
-    sites.sort(key=lambda s: order.get(s.name, 0) if s.part == "projector" else 0)  # stable: keeps the rest
-    sites.sort()
+    sites = all_sites(model)
     ours = capture(model, inputs, sites, tokens="all")
-    wanted = [(traced.get(f"model.{path}"), side) for path, side in map(_paths, sites)]
-    saved: list[Tensor] = []
-    with torch.inference_mode(), traced.trace(**inputs.model_kwargs()):
-        values = list().save()  # noqa: C408 - nnsight traces the call
-        for module, side in wanted:
-            values.append(module.input if side == "input" else module.output)
-    saved = list(values)
-    assert len(saved) == len(sites)
-    for site, value in zip(sites, saved, strict=True):
-        theirs = value[0] if isinstance(value, tuple) else value
-        if site.name in ("q", "k", "v", "z"):
-            theirs = theirs.unflatten(-1, (-1, 8))
-        assert_close(ours[site], theirs, msg=lambda m, site=site: f"{site}: {m}", **TOLERANCE)
+    eager = load(tiny_config(grouped=grouped), seed=0 if grouped else 1, attn="eager", validate=False)
+    theirs = values_by_nnsight(eager, to_nnsight(eager), inputs, sites)  # only eager attention makes patterns
+    for site in sites:
+        assert_close(ours[site], theirs[site], msg=lambda m, site=site: f"{site}: {m}", **TOLERANCE)
 
 
 def test_a_twin_shares_every_tensor_and_no_module(llava: Llava) -> None:

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from models.capture import capture, capture_examples, plan_batches
-from models.inputs import Inputs, prepare
+from models.inputs import prepare
 from models.llava import Llava, load
 from models.recording import CaptureError
 from models.sites import Site, all_sites
 from models.tokens import patch, token_mask
 from tasks.example import Box, Example
 from tests.conftest import make_examples, tiny_config
+from tests.models.oracles import language_by_transformers, vision_by_transformers
 
 TOLERANCE: dict[str, Any] = {
     "rtol": 1e-4,
@@ -35,76 +36,6 @@ def _both(llava: Llava, llava_plain: Llava) -> list[tuple[bool, Llava]]:
     return [(True, llava), (False, llava_plain)]
 
 
-def _language_by_transformers(llava: Llava, inputs: Inputs) -> dict[Site, Tensor]:
-    """Every language-model site of a whole batch, ``batch pos ...``, from hooks and outputs of a plain forward."""
-    seen: dict[Site, Tensor] = {}
-    model = llava.model.model.language_model
-    handles = []
-
-    def keep(layer: int, name: str, value: Tensor, heads: bool = False) -> None:
-        seen[Site("language_model", layer, name)] = value.unflatten(-1, (-1, 8)) if heads else value
-
-    for n, block in enumerate(model.layers):
-        attention = block.self_attn
-        handles += [
-            attention.q_proj.register_forward_hook(lambda m, a, o, n=n: keep(n, "q", o, True)),
-            attention.k_proj.register_forward_hook(lambda m, a, o, n=n: keep(n, "k", o, True)),
-            attention.v_proj.register_forward_hook(lambda m, a, o, n=n: keep(n, "v", o, True)),
-            attention.o_proj.register_forward_pre_hook(lambda m, a, n=n: keep(n, "z", a[0], True)),
-            attention.o_proj.register_forward_hook(lambda m, a, o, n=n: keep(n, "attn_out", o)),
-            block.post_attention_layernorm.register_forward_pre_hook(lambda m, a, n=n: keep(n, "resid_mid", a[0])),
-            block.mlp.down_proj.register_forward_hook(lambda m, a, o, n=n: keep(n, "mlp_out", o)),
-            block.register_forward_hook(lambda m, a, o, n=n: keep(n, "resid_post", o)),
-        ]
-    with torch.inference_mode():
-        out = llava.model(**inputs.model_kwargs(), output_hidden_states=True, output_attentions=True)
-    for handle in handles:
-        handle.remove()
-    for n in range(llava.n_layers):
-        keep(n, "resid_pre", out.hidden_states[n])
-        keep(n, "pattern", out.attentions[n].transpose(1, 2))
-    seen[Site("language_model", None, "final_norm")] = out.hidden_states[-1]
-    return seen
-
-
-def _vision_by_transformers(llava: Llava, pixels: Tensor) -> dict[Site, Tensor]:
-    """Every vision-tower and projector site, ``image token ...``."""
-    seen: dict[Site, Tensor] = {}
-    handles = []
-
-    def keep(layer: int | None, name: str, value: Tensor, heads: bool = False) -> None:
-        part = "projector" if layer is None else "vision_tower"
-        seen[Site(part, layer, name)] = value.unflatten(-1, (-1, 8)) if heads else value
-
-    for n, block in enumerate(llava.model.model.vision_tower.encoder.layers):
-        attention = block.self_attn
-        handles += [
-            attention.q_proj.register_forward_hook(lambda m, a, o, n=n: keep(n, "q", o, True)),
-            attention.k_proj.register_forward_hook(lambda m, a, o, n=n: keep(n, "k", o, True)),
-            attention.v_proj.register_forward_hook(lambda m, a, o, n=n: keep(n, "v", o, True)),
-            attention.out_proj.register_forward_pre_hook(lambda m, a, n=n: keep(n, "z", a[0], True)),
-            attention.out_proj.register_forward_hook(lambda m, a, o, n=n: keep(n, "attn_out", o)),
-            block.layer_norm2.register_forward_pre_hook(lambda m, a, n=n: keep(n, "resid_mid", a[0])),
-            block.mlp.fc2.register_forward_hook(lambda m, a, o, n=n: keep(n, "mlp_out", o)),
-        ]
-    projector = llava.model.model.multi_modal_projector
-    with torch.inference_mode():
-        out = llava.model.model.vision_tower(pixels, output_hidden_states=True, output_attentions=True)
-        handles += [
-            projector.linear_1.register_forward_hook(lambda m, a, o: keep(None, "linear_1", o)),
-            projector.linear_2.register_forward_pre_hook(lambda m, a: keep(None, "act", a[0])),
-        ]
-        keep(None, "in", out.hidden_states[-2][:, 1:])
-        keep(None, "out", projector(out.hidden_states[-2][:, 1:]))
-    for handle in handles:
-        handle.remove()
-    for n in range(llava.n_vision_layers):
-        keep(n, "resid_pre", out.hidden_states[n])
-        keep(n, "resid_post", out.hidden_states[n + 1])
-        keep(n, "pattern", out.attentions[n].transpose(1, 2))
-    return seen
-
-
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_every_language_site_equals_transformers_own(
@@ -114,7 +45,7 @@ def test_every_language_site_equals_transformers_own(
         examples = make_examples(3, n_pictures=(1, 2, 0))
         inputs = prepare(model, examples, padding_side=padding_side)  # type: ignore[arg-type]
         sites = [site for site in all_sites(model) if site.part == "language_model"]
-        theirs = _language_by_transformers(eager[grouped], inputs)
+        theirs = language_by_transformers(eager[grouped], inputs)
         ours = capture(model if attn == "sdpa" else eager[grouped], inputs, sites, tokens="all")
         assert set(theirs) == set(ours)
         assert len(ours) == 10 * model.n_layers + 1
@@ -137,7 +68,7 @@ def test_every_vision_and_projector_site_equals_transformers_own(
     for grouped, model in _both(llava, llava_plain):
         inputs = prepare(model, make_examples(3, n_pictures=(1, 2)))
         assert inputs.pixel_values is not None
-        theirs = _vision_by_transformers(eager[grouped], inputs.pixel_values)
+        theirs = vision_by_transformers(eager[grouped], inputs.pixel_values)
         sites = [site for site in all_sites(model) if site.part != "language_model"]
         whole = capture(model, inputs, sites, tokens="all")
         patches = capture(model, inputs, sites, tokens="image")
