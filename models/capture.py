@@ -122,7 +122,7 @@ def capture(
             if site.name == "pattern" and part == "language_model":  # later keys get no attention
                 value = nn.functional.pad(value, (0, max(0, inputs.n_positions - value.shape[-1])))
             # Indexing outside inference mode makes tensors of their own, which autograd and in-place work may use.
-            collected[site] = value.clone()[expand].to(dtype or value.dtype)
+            collected[site] = value[expand].to(dtype or value.dtype)
     masks = {s: plan.selections[s.part].mask_of_examples() for s in collected} if pool == "none" else {}
     positions = {s: plan.positions[s.part] for s in collected} if pool == "none" else {}
     order = list(dict.fromkeys(sites))

@@ -113,6 +113,27 @@ class Llava:
         return int(self.config.text_config.hidden_size)
 
     @property
+    def attention(self) -> Attention:
+        """The attention implementation of the language model."""
+        implementation: Attention = self.config.text_config._attn_implementation
+        return implementation
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads of a block of the language model."""
+        return int(self.config.text_config.num_attention_heads)
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Its key and value heads: fewer under grouped queries."""
+        return int(self.config.text_config.num_key_value_heads)
+
+    @property
+    def n_vision_heads(self) -> int:
+        """Heads of a block of the vision tower."""
+        return int(self.config.vision_config.num_attention_heads)
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the patch grid."""
         side = self.image_size // int(self.config.vision_config.patch_size)
@@ -177,7 +198,7 @@ class Llava:
 
     @property
     def vision_layer(self) -> int:
-        """How many blocks of the vision tower a picture passes before the projector reads it (one less than there are)."""
+        """How many blocks of the vision tower stand before the projector: all but the last."""
         layer = int(self.config.vision_feature_layer)
         return layer if layer >= 0 else self.n_vision_layers + 1 + layer
 

@@ -48,6 +48,8 @@ class Recorder:
         self._values: dict[Site, Tensor] = {}
         self._finite: dict[Site, Tensor] = {}
         self._stop = False
+        self._span = _common_span(selection)
+        self._padded = not bool(selection.mask.all())
 
     def run(self, forward: Callable[[], object], *, stop: bool = True) -> None:
         """Runs ``forward`` under the hooks; with ``stop`` no further than the last wanted site."""
@@ -124,18 +126,32 @@ class Recorder:
     def _take(self, site: Site, value: Tensor) -> None:
         """Selects, checks and pools one value; ends the run if it was the last."""
         row, token, mask, _ = self._selection
-        picked = value[row, token]
-        self._finite[site] = torch.isfinite(picked).flatten(1).all(1)
+        whole = self._span is not None and value.shape[0] == row.shape[0]  # all rows of the run, none left out
+        picked = value[:, self._span] if whole else value[row, token]
         inside = mask.reshape(*mask.shape, *[1] * (picked.dim() - 2))
         if self._pool == "none":
-            self._values[site] = picked.masked_fill(~inside, 0)
+            # a copy even of a view: a few tokens must not keep the whole run alive
+            kept = picked.masked_fill(~inside, 0) if self._padded else picked.clone()
+            self._values[site] = kept
         elif self._pool == "max":
             self._values[site] = picked.amax(1)  # padded slots repeat a wanted position
-        else:
-            total = picked.float().masked_fill(~inside, 0).sum(1)
+        # One NaN or infinity makes a sum NaN or infinite: no pass over the values of its own.
+        total = (picked.masked_fill(~inside, 0) if self._padded else picked).sum(1, dtype=torch.float32)
+        self._finite[site] = torch.isfinite(total).flatten(1).all(1)
+        if self._pool not in ("none", "max"):
             self._values[site] = (total / inside.sum(1)).to(value.dtype)
         if self._stop and len(self._values) == len(self._sites):
             raise _Stop
+
+
+def _common_span(selection: Selection) -> slice | None:
+    """The tokens, where every row of the run is selected in turn and gives the same consecutive ones."""
+    row, token, _, _ = selection
+    n, length = token.shape
+    first = int(token[0, 0])
+    every = torch.equal(row, torch.arange(n, device=row.device)[:, None].expand(n, length))
+    consecutive = torch.equal(token, torch.arange(first, first + length, device=token.device).expand(n, length))
+    return slice(first, first + length) if every and consecutive else None
 
 
 def attention_pattern(llava: Llava, site: Site, q: Tensor, k: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ not depend on a change can be taken from the run without it, exactly.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -118,7 +119,7 @@ def run_keys_values(
 ) -> KeysValues:
     """The keys and values of packed positions in one block; nothing behind them is computed."""
     taker = _Taker()
-    try:
+    with suppress(_Taken):
         llava.blocks[layer](
             resid,
             attention_mask=None,
@@ -127,8 +128,6 @@ def run_keys_values(
             past_key_values=taker,
             use_cache=True,
         )
-    except _Taken:
-        pass
     assert taker.found is not None
     return taker.found
 
@@ -138,9 +137,7 @@ def additive(allowed: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tenso
 
     Eager attention adds whatever mask it gets, so a boolean one would be a silent no-op there.
     """
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
-        ~allowed, torch.finfo(dtype).min
-    )
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 def run_tower(llava: Llava, pixel_values: Float[Tensor, "image 3 H W"]) -> TowerRun:
@@ -159,9 +156,7 @@ def run_tower_block(
     return first_output(llava.vision_blocks[layer](resid, None))
 
 
-def run_projector(
-    llava: Llava, resid: Float[Tensor, "image token d_vision"]
-) -> Float[Tensor, "image patch d_model"]:
+def run_projector(llava: Llava, resid: Float[Tensor, "image token d_vision"]) -> Float[Tensor, "image patch d_model"]:
     """Image features from the residual stream that the projector reads; the class token stays behind."""
     projector: nn.Module = llava.projector
     features: Tensor = projector(resid[:, 1 - llava.n_class_tokens :])

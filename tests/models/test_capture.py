@@ -83,6 +83,18 @@ def test_every_vision_and_projector_site_equals_transformers_own(
                 assert_close(patches[site][row][patches.mask[site][row]], expected, **TOLERANCE)
 
 
+def test_the_first_of_two_pictures_is_taken_alone(llava: Llava) -> None:
+    inputs = prepare(llava, make_examples(1, n_pictures=(2,)))
+    first = inputs.layout[0].images[0]
+    wanted = torch.zeros_like(inputs.attention_mask, dtype=torch.bool)
+    wanted[0, first.start : first.stop] = True
+    sites = [Site("vision_tower", 1, "resid_post"), Site("projector", None, "out")]
+    alone, both = (capture(llava, inputs, sites, tokens=t) for t in (wanted, "image"))
+    for site in sites:
+        assert alone[site].shape[:2] == (1, 16)
+        assert_close(alone[site], both[site][:, :16], rtol=0, atol=0)
+
+
 def test_the_last_resid_post_is_not_normed_and_gives_the_logits(llava: Llava) -> None:
     inputs = prepare(llava, make_examples(2))
     last = Site("language_model", llava.n_layers - 1, "resid_post")
