@@ -87,9 +87,9 @@ def check_plan(facts: Mapping[str, object], plan: Mapping[str, object], folder: 
     """
     saved = facts.get("plan")
     for name, value in plan.items() if isinstance(saved, dict) else ():
-        if saved.get(name) != value:
+        if name in saved and saved[name] != json.loads(json.dumps(value)):
             raise ValueError(
-                f"{name} must be {saved.get(name)}, as in the snapshot in {folder}, got {value}. Use another --work."
+                f"{name} must be {saved[name]}, as in the snapshot in {folder}, got {value}. Use another --work."
             )
 
 
