@@ -6,6 +6,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -32,19 +33,11 @@ def recorded(llava: Llava, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]
         CaptureError: If a site did not fire.
     """
     values: dict[Site, Tensor] = {}
-
-    def keep(site: Site) -> Change:
-        def change(value: Tensor) -> Tensor:
-            values[site] = value
-            return value
-
-        return change
-
     wanted = list(sites)
     handles: list[RemovableHandle] = []
     try:
         for site in wanted:
-            handles.append(_hook(llava, site, keep(site), prepend=False))
+            handles.append(_hook(llava, site, partial(_keep, values, site), prepend=False))
         yield values
     finally:
         for handle in handles:
@@ -68,21 +61,13 @@ def edited(llava: Llava, changes: Mapping[Site, Change]) -> Iterator[None]:
         CaptureError: If a site did not fire.
     """
     fired: set[Site] = set()
-
-    def noting(site: Site, change: Change) -> Change:
-        def noted(value: Tensor) -> Tensor:
-            fired.add(site)
-            return change(value)
-
-        return noted
-
     handles: list[RemovableHandle] = []
     try:
         # Each hook is put before those that are there, so the last site of a module comes first.
         for site in sorted(changes, reverse=True):
-            change = noting(site, changes[site])
+            change = partial(_noting, fired, site, changes[site])
             if site.name == "resid_mid":
-                handles += _hook_middle(llava, site, change)
+                handles += _Middle(change).hook(llava, site)
             else:
                 handles.append(_hook(llava, site, change, prepend=True))
         yield
@@ -124,13 +109,7 @@ def _hook(llava: Llava, site: Site, change: Change, *, prepend: bool) -> Removab
     tap = llava.tap(site)
     if tap.side == "pattern":
         raise ValueError(f"site must not be a pattern, got {str(site)!r}. Attention edges are removed by masks.")
-    width = tap.d_head
-
-    def by_head(value: Tensor) -> Tensor:
-        if width is None:
-            return change(value)
-        return change(value.unflatten(-1, (-1, width))).flatten(-2)
-
+    by_head = change if tap.d_head is None else partial(_by_head, tap.d_head, change)
     if tap.side == "in":
         return tap.module.register_forward_pre_hook(
             lambda module, args, kwargs: with_first_argument(args, kwargs, by_head(first_argument(args, kwargs))),
@@ -142,27 +121,45 @@ def _hook(llava: Llava, site: Site, change: Change, *, prepend: bool) -> Removab
     )
 
 
-def _hook_middle(llava: Llava, site: Site, change: Change) -> list[RemovableHandle]:
+class _Middle:
     """The MLP's norm reads the changed stream, and the block's output is the changed stream plus what the MLP wrote."""
-    stream: list[Tensor] = []
-    written: list[Tensor] = []
 
-    def before_norm(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        stream[:] = [change(first_argument(args, kwargs))]
-        return with_first_argument(args, kwargs, stream[0])
+    def __init__(self, change: Change) -> None:
+        self._change = change
+        self._stream: list[Tensor] = []
+        self._written: list[Tensor] = []
 
-    def after_mlp(module: Any, args: Any, output: Any) -> None:
-        written[:] = [first_output(output)]
+    def hook(self, llava: Llava, site: Site) -> list[RemovableHandle]:
+        mlp, block = (llava.module_at(Site(site.part, site.layer, name)) for name in ("mlp_out", "resid_post"))
+        return [
+            llava.module_at(site).register_forward_pre_hook(self._before_norm, with_kwargs=True, prepend=True),
+            mlp.register_forward_hook(self._after_mlp),  # behind a change of mlp_out
+            block.register_forward_hook(self._after_block, prepend=True),
+        ]
 
-    def after_block(module: Any, args: Any, output: Any) -> Any:
-        return with_first_output(output, stream.pop() + written.pop())
+    def _before_norm(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._stream = [self._change(first_argument(args, kwargs))]
+        return with_first_argument(args, kwargs, self._stream[0])
 
-    mlp, block = (llava.module_at(Site(site.part, site.layer, name)) for name in ("mlp_out", "resid_post"))
-    return [
-        llava.module_at(site).register_forward_pre_hook(before_norm, with_kwargs=True, prepend=True),
-        mlp.register_forward_hook(after_mlp),  # behind a change of mlp_out
-        block.register_forward_hook(after_block, prepend=True),
-    ]
+    def _after_mlp(self, module: Any, args: Any, output: Any) -> None:
+        self._written = [first_output(output)]
+
+    def _after_block(self, module: Any, args: Any, output: Any) -> Any:
+        return with_first_output(output, self._stream.pop() + self._written.pop())
+
+
+def _keep(values: dict[Site, Tensor], site: Site, value: Tensor) -> Tensor:
+    values[site] = value
+    return value
+
+
+def _noting(fired: set[Site], site: Site, change: Change, value: Tensor) -> Tensor:
+    fired.add(site)
+    return change(value)
+
+
+def _by_head(d_head: int, change: Change, value: Tensor) -> Tensor:
+    return change(value.unflatten(-1, (-1, d_head))).flatten(-2)
 
 
 def _check_fired(llava: Llava, wanted: Iterable[Site], fired: Iterable[Site]) -> None:

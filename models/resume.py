@@ -5,8 +5,8 @@ positions of any runs, packed into rows of queries, against chosen keys and valu
 not depend on a change can be taken from the run without it, exactly.
 """
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,15 @@ from transformers import DynamicCache
 
 from models.hooks import first_output, recorded
 from models.llava import Llava
+from models.precision import fast_bfloat16
 from models.sites import Site
+
+
+@contextmanager
+def running(llava: Llava) -> Iterator[None]:
+    """No graph inside, and fast products of bfloat16 on a CPU; in other precisions torch is left alone."""
+    with torch.inference_mode(), fast_bfloat16() if llava.dtype == torch.bfloat16 else nullcontext():
+        yield
 
 
 class KeysValues(NamedTuple):

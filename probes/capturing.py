@@ -12,14 +12,16 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from models.capture import CaptureError, capture, plan_batches
+from models.capture import capture, plan_batches
 from models.inputs import Layout, prepare
 from models.llava import Llava
+from models.recording import CaptureError
 from models.sites import Site
 from models.tokens import GROUPS, GroupName, token_mask
-from probes.config import BadInput, SweepConfig, refusing
-from probes.processes import Processes
+from probes.config import SweepConfig
 from probes.store import DTYPES, ActivationStore
+from records.errors import BadInput, refusing
+from records.processes import Processes
 from tasks.example import Example, Picture
 
 _SHARD = 64  # examples: small enough to lose little when killed, large enough for few files

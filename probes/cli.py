@@ -3,78 +3,24 @@
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from typer.core import TyperCommand, TyperGroup
 
-from probes.config import (
-    BadInput,
-    DataOptions,
-    DtypeName,
-    ModelOptions,
-    Pool,
-    Probe,
-    ProbeOptions,
-    SiteOptions,
-    SweepConfig,
-    Tokens,
-    read_yaml,
-)
+from probes.config import RUN, DataOptions, Pool, Probe, ProbeOptions, SiteOptions, SweepConfig, Tokens
+from records.commandline import RunByDefault, progress_bar, refuse, table_console, with_config
+from records.errors import BadInput
+from records.options import DtypeName, ModelOptions
 
-_OWN_FLAGS = ("--install-completion", "--show-completion")
-_REPEATABLE = {"site", "target"}
-_NARROWEST = 120  # columns of the table when the output is no terminal
+COMMAND = "probe-sweep"
 
-
-class _RunByDefault(TyperGroup):
-    """``probe-sweep --model smol`` means ``probe-sweep run --model smol``."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or (args[0] not in self.commands and args[0] not in _OWN_FLAGS):
-            args = ["run", *args]
-        return list(super().parse_args(ctx, args))
-
-
-app = typer.Typer(cls=_RunByDefault, add_completion=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+app = typer.Typer(cls=RunByDefault, add_completion=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
 _WHAT, _WHERE, _READ, _RUN = "The model and the data", "Where to look", "What to read", "The run"
 
 
-class _WithConfig(TyperCommand):
-    """Takes the settings of ``--config`` as defaults, so that the command line wins over them."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        path = _config_path(args)
-        if path is not None:
-            options = {str(parameter.name) for parameter in self.params} - {"config", "help"}
-            try:
-                settings = read_yaml(path, options)
-            except BadInput as error:
-                _refuse(error)
-            for name in _REPEATABLE & settings.keys():
-                if not isinstance(settings[name], list):
-                    settings[name] = [settings[name]]
-            ctx.default_map = settings
-        return list(super().parse_args(ctx, args))
-
-
-def _config_path(args: Sequence[str]) -> Path | None:
-    """What follows the last ``--config``; None where nothing does, which the parser will say."""
-    found = None
-    for position, argument in enumerate(args):
-        if argument == "--config" and position + 1 < len(args):
-            found = Path(args[position + 1])
-        elif argument.startswith("--config="):
-            found = Path(argument.removeprefix("--config="))
-    return found
-
-
-@app.command(cls=_WithConfig)
+@app.command(cls=with_config(COMMAND, frozenset({"site", "target"})))
 def run(
     model: Annotated[
         str,
@@ -253,7 +199,7 @@ def run(
     try:
         _sweep(settings, sys.argv)
     except BadInput as error:
-        _refuse(error)
+        refuse(COMMAND, error)
 
 
 @app.command()
@@ -261,48 +207,34 @@ def show(
     folder: Annotated[Path, typer.Argument(help="A run directory that probe-sweep wrote.", metavar="RUN")],
 ) -> None:
     """Print the table of a finished run again, and where its figure is."""
-    from probes.sweep import draw_run, figure_paths, read_results
+    from probes.sweep import draw_run, figure_paths
+    from records.tables import read_results
 
     try:
-        results = read_results(folder)
+        results = read_results(folder, RUN)
         paths = figure_paths(folder)
         if not paths.png.is_file():
             paths = draw_run(folder)
     except BadInput as error:
-        _refuse(error)
+        refuse(COMMAND, error)
     _print(results, paths.png, folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command ``probe-sweep``."""
-    app(args=None if arguments is None else list(arguments), prog_name="probe-sweep")
+    app(args=None if arguments is None else list(arguments), prog_name=COMMAND)
 
 
 def _sweep(settings: SweepConfig, command: Sequence[str]) -> None:
     from probes.sweep import Estimate, run_sweep  # torch and transformers take seconds, and --help needs neither
 
     leads = os.environ.get("RANK", "0") == "0"
-    console = Console(stderr=True, soft_wrap=True)
-    shown = console.is_terminal and leads
-    if not shown:
-        _quieten()
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        console=console, transient=True,
-    )  # fmt: skip
-    tasks: dict[str, Any] = {}
-
-    def on_progress(stage: str, done: int, total: int) -> None:
-        if shown:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.advance(tasks[stage], done)
 
     def on_note(line: str) -> None:
         if leads:
             typer.echo(line)
 
-    with bar if shown else nullcontext():
+    with progress_bar(leads=leads) as on_progress:
         outcome = run_sweep(settings, command=command, on_progress=on_progress, on_note=on_note)
     if outcome is None or not leads:
         return
@@ -317,25 +249,9 @@ def _sweep(settings: SweepConfig, command: Sequence[str]) -> None:
 def _print(results: Any, figure: Path, folder: Path) -> None:
     from probes.report_table import render_summary
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(_NARROWEST, console.width))
-    console.print(render_summary(results))
+    table_console().print(render_summary(results))
     typer.echo(f"table:  {folder / 'results.csv'}")
     typer.echo(f"figure: {figure}")
-
-
-def _quieten() -> None:
-    """No progress bars of other libraries where nobody watches."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-
-def _refuse(error: BadInput) -> NoReturn:
-    """Prints the sentence on one line and ends with status 2."""
-    typer.echo(f"probe-sweep: {' '.join(str(error).split())}", err=True)
-    raise typer.Exit(2) from error
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probes.config import BadInput, DataOptions, SweepConfig, refusing
+from probes.config import DataOptions, SiteOptions, SweepConfig
 from probes.folds import Plan, plan_folds
+from records.errors import BadInput, refusing
 from tasks.datasets import Dataset, scenes_probe_dataset
 from tasks.example import Example, Target
 from tasks.readers import check_pictures, load_dataset
@@ -21,7 +22,8 @@ from tasks.scenes import SIZE
 SCENES = "scenes"
 SCENE_TARGETS = ("kind", "category", "colour", "place", "count")
 SCENE_LIMIT = 200  # for smol about four minutes of two free cores: 0.6 s a run of a scene, 2 s the fits of a site
-TYPE = "type"  # the label that names what a control task gives one random label
+# The label that names what a control task gives one random label; scenes have it, data of the user's own may.
+TYPE = "control_type"
 
 
 class Picked(Sequence[Example]):
@@ -123,7 +125,7 @@ def select(config: SweepConfig) -> Selection:
         n_fitted=n_fitted,
         transfer=None if len(examples) == n_fitted else config.data.transfer or "unseen",
         targets=targets,
-        tokens=_choose_tokens(config.sites.tokens, targets, examples),
+        tokens=_choose_tokens(config.sites, targets, examples),
         skipped=skipped,
     )
 
@@ -247,13 +249,18 @@ def _check_labels(examples: Sequence[Example], targets: Sequence[Target]) -> Non
                 )
 
 
-def _choose_tokens(asked: str, targets: Sequence[Target], examples: Sequence[Example]) -> dict[str, str]:
+def _choose_tokens(sites: SiteOptions, targets: Sequence[Target], examples: Sequence[Example]) -> dict[str, str]:
     """``auto``: object-level targets on the patches of the focus box where all have one, others on all image tokens."""
+    asked = sites.tokens
     focused = all(example.focus is not None and example.focus in example.boxes for example in examples)
-    if asked == "object" and not focused:
+    if not focused and (asked == "object" or sites.pool == "box"):
         example = next(e for e in examples if e.focus is None or e.focus not in e.boxes)
+        what, instead = ("tokens 'object'", "--tokens image") if asked == "object" else ("pool 'box'", "--pool mean")
+        raise BadInput(f"{what} must have a focus box in every example, got none in {example.id!r}. Use {instead}.")
+    if sites.pool == "box" and asked in ("question", "last"):
         raise BadInput(
-            f"tokens 'object' must have a focus box in every example, got none in {example.id!r}. Use --tokens image."
+            f"pool must be mean, max or none for tokens {asked!r}, got 'box'. A box holds patches, and those tokens "
+            "are words."
         )
     if asked in ("auto", "object", "image"):
         blind = next((example for example in examples if not example.pictures), None)

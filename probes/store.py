@@ -17,11 +17,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from models.sites import Site
-from probes.config import BadInput
-from probes.manifest import write_atomically
+from records.errors import BadInput
+from records.manifest import write_atomically
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HEADROOM = 1.02  # safetensors headers and file-system blocks: below 2 % for shards of 20 kB and more
+STORES = ("activations", "random_init")  # folders of a run directory: the model's, and the control model's
 _RESERVE = 64 * 1024**2  # bytes left to the results, the figures and everybody else
 
 
@@ -135,15 +136,16 @@ class ActivationStore:
 
 @dataclass(frozen=True)
 class SizeEstimate:
-    """What a run will write, in bytes, and what the disk has free."""
+    """What a run stores, in bytes, what the disk has free, and what is there from before (kept or overwritten)."""
 
     activations: int
     free: int
+    present: int = 0
 
     @property
     def fits(self) -> bool:
         """Whether the run leaves the disk with some room."""
-        return self.activations + _RESERVE <= self.free
+        return self.activations - self.present + _RESERVE <= self.free
 
 
 def estimate_size(
@@ -156,10 +158,15 @@ def estimate_size(
         n_rows: Examples, those of the control model counted again.
         n_groups: Token groups.
         dtype: As stored.
-        folder: Where it will be stored; it need not exist.
+        folder: The run directory; it need not exist. Activations that it holds take no more room.
     """
     size = sum(widths.values()) * n_rows * n_groups * dtype.itemsize
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
-    return SizeEstimate(activations=int(size * _HEADROOM), free=shutil.disk_usage(existing).free)
+    shards = [path for name in STORES for path in (folder / name).glob("*/*.safetensors")]
+    return SizeEstimate(
+        activations=int(size * _HEADROOM),
+        free=shutil.disk_usage(existing).free,
+        present=sum(path.stat().st_size for path in shards),
+    )

@@ -7,7 +7,6 @@
 """
 
 import gc
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,30 +15,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from figures.layers import draw_score_by_layer
+from figures.layers import draw_score_by_layer, names_in_blocks
 from figures.style import FigurePaths, save_figure
 from models.llava import Llava, load
 from models.sites import Site, depth, parse_sites
 from probes.capturing import fill_store, layouts, shard_size, stored_dtype, width
-from probes.config import BadInput, SweepConfig, refusing
+from probes.config import RUN, SweepConfig
 from probes.fitting import fit_sites
 from probes.folds import Plan
-from probes.manifest import (
-    FORMAT,
-    KIND,
-    LAYER_CONVENTION,
-    check_folder,
-    open_run,
-    read_manifest,
-    versions,
-    write_atomically,
-    write_manifest,
-)
-from probes.processes import Processes, join_processes, own_device
 from probes.selection import Selection, at_size, plan_for, select
-from probes.store import DTYPES, ActivationStore, SizeEstimate, estimate_size
+from probes.store import DTYPES, STORES, ActivationStore, SizeEstimate, estimate_size
+from records.commandline import OnProgress
+from records.errors import BadInput, refusing
+from records.manifest import check_folder, new_manifest, open_run, read_manifest, write_atomically, write_manifest
+from records.processes import Processes, join_processes, matmul_speed, own_device
+from records.tables import clock, read_results, saved_results, write_results
 
 DEFAULT_SITES = (
     "vision:resid_post",
@@ -53,8 +44,6 @@ DEFAULT_SITES = (
 _TEXT_TOKENS = ("question", "last", "all")
 _CONTROL_SEED = 2**16  # added to the seed, so that the control is never the draw that a random model was
 FIGURE = "score_by_layer"
-
-Progress = Callable[[str, int, int], None]  # what is done now, how many more are done, how many there are in all
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -106,7 +95,7 @@ def run_sweep(
     config: SweepConfig,
     *,
     command: Sequence[str] = (),
-    on_progress: Progress = _silent,
+    on_progress: OnProgress = _silent,
     on_note: Callable[[str], None] = lambda line: None,
 ) -> FinishedSweep | Estimate | None:
     """Runs a sweep, or takes up one that was cut.
@@ -124,16 +113,9 @@ def run_sweep(
         BadInput: If anything that the user gave cannot be used; the sentence says what to do.
     """
     started = time.time()
-    manifest: dict[str, Any] = {
-        "kind": KIND,
-        "format": FORMAT,
-        "settings": config.settings,
-        "template": "vicuna_v1",
-        "layer_convention": LAYER_CONVENTION,
-        "versions": versions(),
-    }
+    manifest = new_manifest(RUN, config.settings)
     _check_settings(config)
-    check_folder(config.folder, manifest, overwrite=config.overwrite)
+    check_folder(config.folder, manifest, RUN, overwrite=config.overwrite)
     selection = select(config)
     for group in selection.groups:
         _check_probe(
@@ -157,9 +139,9 @@ def run_sweep(
     on_note(str(estimate))
     manifest["model"] = {"id": llava.id, "revision": llava.revision, "weight_hash": llava.weight_hash}
     manifest["data"] = {"name": selection.name, "digest": selection.digest, "n_examples": len(selection.examples)}
-    about: dict[str, Any] = {"command": list(command), "started": _clock(started), "finished": None, "seconds": None}
+    about: dict[str, Any] = {"command": list(command), "started": clock(started), "finished": None, "seconds": None}
     if processes.leads:
-        open_run(config.folder, {**manifest, **about}, overwrite=config.overwrite)
+        open_run(config.folder, {**manifest, **about}, RUN, overwrite=config.overwrite)
         _write_examples(config, llava, selection)
     processes.wait()
     depths = [depth(site, llava) for site in sites]
@@ -168,20 +150,20 @@ def run_sweep(
     processes.wait()
     if not processes.leads:
         return None
-    results = _saved_results(config.folder)
+    results = saved_results(config.folder)
     if results is None:
         total = len(sites) * len(selection.groups)
         results = fit_sites(
             store, control_store, sites, depths, selection, config, lambda n: on_progress("fitting probes", n, total)
         )
-        _write_results(config.folder, results)
-        before = read_manifest(config.folder) or {}
+        write_results(config.folder, results)
+        before = read_manifest(config.folder, RUN) or {}
         about.update(
-            started=before.get("started"), finished=_clock(time.time()), seconds=round(time.time() - started, 1)
+            started=before.get("started"), finished=clock(time.time()), seconds=round(time.time() - started, 1)
         )
         write_manifest(config.folder, {**manifest, **about})
     figure = draw_run(config.folder)
-    return FinishedSweep(config.folder, read_results(config.folder), figure, len(selection.skipped))
+    return FinishedSweep(config.folder, read_results(config.folder, RUN), figure, len(selection.skipped))
 
 
 def _check_probe(plan: Plan, config: SweepConfig) -> None:
@@ -194,27 +176,21 @@ def _check_probe(plan: Plan, config: SweepConfig) -> None:
             raise BadInput("probe mlp must have two groups in every training set, got one. Use more groups or folds.")
 
 
-def read_results(folder: Path) -> pd.DataFrame:
-    """The table of a finished run.
-
-    Raises:
-        BadInput: If the folder holds no run, or one that is not finished.
-    """
-    if read_manifest(folder) is None:
-        raise BadInput(f"run must be a folder that probe-sweep wrote, got {str(folder)!r}. Check the path.")
-    results = _saved_results(folder)
-    if results is None:
-        raise BadInput(f"run must be finished, got one without results in {str(folder)!r}. Start it again to resume.")
-    return results
-
-
 def draw_run(folder: Path) -> FigurePaths:
-    """Draws the figure of a finished run into its folder ``figures``."""
+    """Draws a finished run into its folder ``figures``: one figure for each activation of the blocks that was probed.
+
+    Returns:
+        The figure of the activation with most layers; the others bear the activation's name.
+    """
     import matplotlib.pyplot as plt
 
-    figure = draw_score_by_layer(read_results(folder))
-    paths = save_figure(figure, folder / "figures" / FIGURE)
-    plt.close(figure)
+    results = read_results(folder, RUN)
+    first, *others = names_in_blocks(results)
+    for name in (*others, first):
+        figure = draw_score_by_layer(results, name=name)
+        stem = FIGURE if name == first else f"{FIGURE}_{name}"
+        paths = save_figure(figure, folder / "figures" / stem)
+        plt.close(figure)
     return paths
 
 
@@ -293,19 +269,7 @@ def _estimate(config: SweepConfig, llava: Llava, selection: Selection, sites: Se
     in_tower = sum(p.numel() for p in llava.vision_blocks.parameters())
     patches = llava.grid[0] * llava.grid[1]
     flops = 2 * n_rows * (positions * in_blocks + patches * in_tower * len(layout.images))
-    return Estimate(size, flops / _speed(llava), n, len(sites))
-
-
-def _speed(llava: Llava) -> float:
-    """Floating-point operations a second of a matrix product on the model's device, in its dtype: best of three."""
-    n = 1024  # large enough to be bound by arithmetic, small enough for 50 ms on a slow core
-    a = torch.ones(n, n, device=llava.device, dtype=llava.dtype)
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        float((a @ a)[0, 0])  # reading a value waits for the device
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
+    return Estimate(size, flops / matmul_speed(llava.device, llava.dtype), n, len(sites))
 
 
 def _capture(
@@ -314,11 +278,11 @@ def _capture(
     selection: Selection,
     sites: Sequence[Site],
     processes: Processes,
-    on_progress: Progress,
+    on_progress: OnProgress,
 ) -> tuple[ActivationStore, ActivationStore | None]:
     size = shard_size(config.batch_size)
     n = len(selection.examples)
-    store = ActivationStore(config.folder / "activations", n, size)
+    store = ActivationStore(config.folder / STORES[0], n, size)
     own = -(-n // processes.world)
     fill_store(
         store, llava, selection.examples, sites, selection.groups, config, processes,
@@ -326,7 +290,7 @@ def _capture(
     )  # fmt: skip
     if not _has_control_model(config):
         return store, None
-    control_store = ActivationStore(config.folder / "random_init", selection.n_fitted, size)
+    control_store = ActivationStore(config.folder / STORES[1], selection.n_fitted, size)
     fitted = selection.examples[: selection.n_fitted]
     own = -(-selection.n_fitted // processes.world)
     if control_store.missing(sites, selection.groups, rank=processes.rank, world=processes.world):
@@ -375,18 +339,3 @@ def _write_examples(config: SweepConfig, llava: Llava, selection: Selection) -> 
     if selection.skipped:
         skipped = pd.DataFrame([{"id": item.id, "reason": item.reason} for item in selection.skipped])
         write_atomically(config.folder / "skipped.csv", skipped.to_csv(index=False).encode())
-
-
-def _write_results(folder: Path, results: pd.DataFrame) -> None:
-    write_atomically(folder / "results.csv", results.to_csv(index=False).encode())
-    # Last, since its presence is what marks a run as finished.
-    write_atomically(folder / "results.parquet", results.to_parquet(index=False))
-
-
-def _saved_results(folder: Path) -> pd.DataFrame | None:
-    path = folder / "results.parquet"
-    return pd.read_parquet(path) if os.path.isfile(path) else None
-
-
-def _clock(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

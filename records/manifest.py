@@ -1,6 +1,7 @@
 """The manifest of a run: what it was made of, so that an equal run resumes and another is refused.
 
-``open_run(folder, wanted, overwrite=...)`` is the one gate to a run directory; ``write_manifest`` fills it in.
+``open_run(folder, manifest, kind, overwrite=...)`` is the one gate to a run directory; ``write_manifest`` fills it in.
+A ``RunKind`` says which command wrote the directory, and what in it is the command's own.
 """
 
 import importlib.metadata
@@ -9,23 +10,44 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from probes.config import BadInput
+from records.errors import BadInput
 
 FILE = "manifest.json"
-KIND = "laccolith probe-sweep"
 FORMAT = 1
 LAYER_CONVENTION = (
     "layers count from 0; resid_pre enters a block, resid_post of layer L leaves block L, before any final norm"
 )
-# Everything a run writes; anything else in its folder is somebody's, and never touched.
-_TABLES = ("examples.parquet", "skipped.csv", "results.csv", "results.parquet")
-OWN = (FILE, "activations", "random_init", *_TABLES, "figures")
+_EVERY_RUN = ("results.csv", "results.parquet", "figures")
 # What must be equal for a run to be resumed; command, host and clock may differ.
 _COMPARED = ("kind", "format", "settings", "model", "data", "template", "layer_convention", "versions")
 _PACKAGES = ("torch", "transformers", "numpy", "scikit-learn", "scipy", "pillow", "safetensors")
+
+
+@dataclass(frozen=True)
+class RunKind:
+    """Runs of one command.
+
+    Args:
+        command: Its name.
+        writes: What such a run writes besides the manifest, its results and their figures.
+    """
+
+    command: str
+    writes: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """What the manifest calls such a run."""
+        return f"laccolith {self.command}"
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Everything a run writes; anything else in its folder is somebody's, and never touched."""
+        return (FILE, *self.writes, *_EVERY_RUN)
 
 
 def versions() -> dict[str, str]:
@@ -33,11 +55,28 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def new_manifest(kind: RunKind, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a manifest that is known before anything is loaded.
+
+    Args:
+        kind: Which command's run it is.
+        settings: Everything that decides the results, as plain values by option.
+    """
+    return {
+        "kind": kind.kind,
+        "format": FORMAT,
+        "settings": dict(settings),
+        "template": "vicuna_v1",
+        "layer_convention": LAYER_CONVENTION,
+        "versions": versions(),
+    }
+
+
+def read_manifest(folder: Path, kind: RunKind) -> dict[str, Any] | None:
     """The manifest of a run directory; None if it has none.
 
     Raises:
-        BadInput: If there is a manifest that is not one of a probe sweep.
+        BadInput: If there is a manifest that is not one of that kind.
     """
     path = folder / FILE
     if not path.is_file():
@@ -46,8 +85,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"manifest must be readable JSON, got {str(path)!r} ({error}). Use another folder.") from error
-    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
-        raise BadInput(f"out must be a folder of probe-sweep, got {str(folder)!r}. Choose another folder.")
+    if not isinstance(manifest, dict) or manifest.get("kind") != kind.kind:
+        raise BadInput(f"out must be a folder of {kind.command}, got {str(folder)!r}. Choose another folder.")
     return manifest
 
 
@@ -92,12 +131,13 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     return None
 
 
-def check_folder(folder: Path, wanted: Mapping[str, Any], *, overwrite: bool) -> bool:
+def check_folder(folder: Path, wanted: Mapping[str, Any], kind: RunKind, *, overwrite: bool) -> bool:
     """Whether ``folder`` holds a run that ``wanted`` would resume; touches nothing.
 
     Args:
         folder: The run directory; it need not exist.
         wanted: The manifest of the run about to start, or as much of it as is known.
+        kind: Which command's run it is.
         overwrite: Whether a different run may be replaced.
 
     Raises:
@@ -108,12 +148,12 @@ def check_folder(folder: Path, wanted: Mapping[str, Any], *, overwrite: bool) ->
     entries = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     if not entries:
         return False
-    manifest = read_manifest(folder)
-    foreign = sorted(name for name in entries if name not in OWN and not _temporary(name))
+    manifest = read_manifest(folder, kind)
+    foreign = sorted(name for name in entries if name not in kind.own and not _temporary(name))
     if foreign or manifest is None:
         seen = foreign or sorted(entries)
         raise BadInput(
-            f"out must be empty or hold a run of probe-sweep, got {seen[0]!r}"
+            f"out must be empty or hold a run of {kind.command}, got {seen[0]!r}"
             f"{f' and {len(seen) - 1} more' if len(seen) > 1 else ''} in {str(folder)!r}. Choose another folder."
         )
     differing = difference(manifest, wanted)
@@ -125,19 +165,19 @@ def check_folder(folder: Path, wanted: Mapping[str, Any], *, overwrite: bool) ->
     return differing is None
 
 
-def open_run(folder: Path, manifest: Mapping[str, Any], *, overwrite: bool) -> None:
+def open_run(folder: Path, manifest: Mapping[str, Any], kind: RunKind, *, overwrite: bool) -> None:
     """Makes the run directory ready: made, resumed, or emptied where ``overwrite`` allows it.
 
     Raises:
         BadInput: As ``check_folder``, and if the folder cannot be written to.
     """
-    resumes = check_folder(folder, manifest, overwrite=overwrite)
+    resumes = check_folder(folder, manifest, kind, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
             leftover.unlink()
         if not resumes or overwrite:
-            for name in reversed(OWN):  # the manifest last: a folder without it would count as foreign
+            for name in reversed(kind.own):  # the manifest last: a folder without it would count as foreign
                 _remove(folder / name)
             write_manifest(folder, manifest)
     except OSError as error:

@@ -1,9 +1,10 @@
-"""How many processes share a sweep, which of them this is, and how they wait for each other.
+"""How many processes share a run, which of them this is, and how they wait for each other.
 
-``accelerate launch probe-sweep ...`` starts several; anything else is one process, which waits for nobody.
+``accelerate launch ...`` starts several; anything else is one process, which waits for nobody.
 """
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ class Processes:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that makes the folder, fits the probes and speaks."""
+        """Whether this is the process that makes the folder, writes the results and speaks."""
         return self.rank == 0
 
 
@@ -56,3 +57,15 @@ def own_device(device: str) -> str:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device must be one that this machine has, got {device!r}. Leave it out for cpu.")
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+
+
+def matmul_speed(device: torch.device | str, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a matrix product, best of three: for estimates of what a run will take."""
+    n = 1024  # large enough to be bound by arithmetic, small enough for 50 ms on a slow core
+    a = torch.ones(n, n, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        float((a @ a)[0, 0])  # reading a value waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best

@@ -12,14 +12,20 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "models": {"tasks"},  # the example type that inputs are made of, and the prompts
     "tasks": set(),
-    "probes": {"models", "tasks"},
-    "interventions": {"models", "tasks"},
-    "tuning": {"models", "tasks"},
+    "records": set(),
+    "probes": {"models", "tasks", "records"},
+    "interventions": {"models", "tasks", "records"},
+    "tuning": {"models", "tasks", "records"},
     "figures": {"probes", "interventions", "tuning"},
-    "benchmarks": {"models", "tasks", "probes", "interventions", "tuning", "figures"},
+    "benchmarks": {"models", "tasks", "records", "probes", "interventions", "tuning", "figures"},
 }
-# The command line draws at its end; that is the one place where results meet figures.
-EXCEPTIONS = {("probes/sweep.py", "figures"), ("probes/cli.py", "figures")}
+# A command draws at its end; that is the one place where results meet figures.
+EXCEPTIONS = {
+    ("probes/sweep.py", "figures"),
+    ("probes/cli.py", "figures"),
+    ("interventions/sweep.py", "figures"),
+    ("interventions/cli.py", "figures"),
+}
 LATE = {"transformer_lens", "nnsight", "beartype"}  # slow, or for development only: imported inside functions
 MODULES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py"))
 

@@ -232,6 +232,19 @@ def test_config_that_cannot_be_used_is_refused(sweep: Sweep, tmp_path: Path, tex
 
 
 @pytest.mark.usefixtures("no_model")
+def test_box_pooling_without_boxes_or_of_words_is_refused_before_a_model_is_loaded(
+    sweep: Sweep, photos: Photos, tmp_path: Path
+) -> None:
+    def unboxed(rows: list[dict[str, Any]], folder: Path) -> None:
+        for row in rows:
+            row.pop("boxes", None)
+            row.pop("focus", None)
+
+    refused(sweep(*tiles(photos, tmp_path, unboxed), "--pool", "box"), "pool 'box' must have a focus box")
+    refused(sweep("--tokens", "last", "--pool", "box"), "tokens 'last'", "A box holds patches")
+
+
+@pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize(
     ("arguments", "phrase"),
     [

@@ -1,17 +1,16 @@
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from models.sites import Site
-from probes.config import BadInput
-from probes.manifest import check_folder, difference, open_run, read_manifest, write_atomically
 from probes.store import ActivationStore, estimate_size, plan_shards
+from records.errors import BadInput
 
 SITES = [Site("language_model", 0, "resid_post"), Site("projector", None, "out")]
-MANIFEST = {"kind": "laccolith probe-sweep", "settings": {"seed": 0, "folds": 5}}
 
 
 def filled(root: Path, n: int = 10, size: int = 4, dtype: torch.dtype = torch.float32) -> ActivationStore:
@@ -85,56 +84,12 @@ def test_size_estimate_counts_every_value_once(tmp_path: Path) -> None:
     assert estimate.fits
 
 
-def test_atomic_write_replaces_whole_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def killed(old: Path, new: Path) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_difference_names_the_first_field_that_differs() -> None:
-    changed = {**MANIFEST, "settings": {"seed": 0, "folds": 3}}
-    assert difference(MANIFEST, MANIFEST) is None
-    assert difference(MANIFEST, changed) == "settings.folds was 5, is 3"
-
-
-def test_equal_manifest_resumes_and_clears_what_a_killed_run_left(tmp_path: Path) -> None:
-    open_run(tmp_path, MANIFEST, overwrite=False)
-    kept, leftover = tmp_path / "activations/a/00000.safetensors", tmp_path / "activations/a/.00001.safetensors.7.tmp"
-    kept.parent.mkdir(parents=True)
-    kept.write_bytes(b"x")
-    leftover.write_bytes(b"x")
-    open_run(tmp_path, MANIFEST, overwrite=False)
-    assert kept.exists()
-    assert not leftover.exists()
-
-
-def test_overwrite_replaces_a_different_run_whole(tmp_path: Path) -> None:
-    open_run(tmp_path, MANIFEST, overwrite=False)
-    (tmp_path / "results.parquet").write_bytes(b"x")
-    changed = {**MANIFEST, "settings": {"seed": 1}}
-    with pytest.raises(BadInput, match=r"differs: settings\.seed was 0, is 1\..*--overwrite"):
-        open_run(tmp_path, changed, overwrite=False)
-    assert (tmp_path / "results.parquet").exists()
-    open_run(tmp_path, changed, overwrite=True)
-    assert not (tmp_path / "results.parquet").exists()
-    assert read_manifest(tmp_path) == changed
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_folder_with_foreign_files_is_refused_untouched(tmp_path: Path, overwrite: bool) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(BadInput, match=r"must be empty or hold a run.*'thesis\.tex'"):
-        check_folder(tmp_path, MANIFEST, overwrite=overwrite)
-    open_run(tmp_path / "run", MANIFEST, overwrite=False)
-    (tmp_path / "run" / "notes.md").write_text("mine")
-    with pytest.raises(BadInput, match=r"notes\.md"):
-        open_run(tmp_path / "run", MANIFEST, overwrite=overwrite)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+def test_what_a_killed_run_has_stored_needs_no_more_room(tmp_path: Path) -> None:
+    store = filled(tmp_path / "activations", n=400, size=100)
+    written = sum(store.path(site, shard).stat().st_size for site in SITES for shard in store.shards)
+    estimate = estimate_size(dict.fromkeys(SITES, 3), n_rows=400, n_groups=2, dtype=torch.float32, folder=tmp_path)
+    assert estimate.present == written
+    reserve = 64 * 1024**2
+    full = replace(estimate, free=reserve + estimate.activations - written)
+    assert full.fits
+    assert not replace(full, present=0).fits

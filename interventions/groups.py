@@ -1,0 +1,216 @@
+"""Token groups as a table writes them: ``image``, ``patch(3,4)``, ``pos(-1)``, ``image-object``, ``last+answer``.
+
+``group_mask(inputs, "image-object", llava, examples)`` gives the columns of the batch, ``picture_mask`` the tokens of
+the vision tower or the projector behind them. The names are those of ``models.tokens``, and these: ``answer``, the
+positions after the prompt; ``patch(row,column)`` and ``box(left,top,right,bottom)``, both with the picture's number as
+an optional last argument; ``pos(i)``, the i-th real token of the row, or counted back from the prompt's end where
+negative (``pos(-1)`` is ``last``). ``+`` joins groups and ``-`` takes one away, from left to right.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from models.inputs import Inputs
+from models.llava import Llava
+from models.sites import Part
+from models.tokens import GROUPS, BoxGroup, PatchGroup, token_mask
+from tasks.example import Box, Example
+
+PATCHES = "patches"  # in a plan: each patch of the grid on its own
+_NAMES = (*GROUPS, "answer")
+_PICTURED = ("image", "object", "all", "patch", "box")  # what has a meaning in front of the language model
+_SPLIT = re.compile(r"([+-])(?![^(]*\))")
+_CALL = re.compile(r"(patch|box|pos)\(([^()]*)\)")
+_COUNTS = {"patch": (2, 3), "box": (4, 5), "pos": (1, 1)}
+
+
+class Masks:
+    """The masks of one batch, each made once however many cells share it.
+
+    Args:
+        llava: Gives the patch grid.
+        inputs: The batch that is changed.
+        examples: Those of the batch, or None if no group is ``object``. Of a pair either will do; its boxes say where
+            the object is.
+    """
+
+    def __init__(self, llava: Llava, inputs: Inputs, examples: Sequence[Example] | None) -> None:
+        self.llava, self.inputs, self.examples = llava, inputs, examples
+        self._made: dict[tuple[Part, str], Tensor] = {}
+
+    def at(self, part: Part, text: str) -> Bool[Tensor, "row token"]:
+        """The mask of a group as ``edits.Write`` wants it in a part of the stack.
+
+        Raises:
+            ValueError: See ``group_mask`` and ``picture_mask``.
+        """
+        key = (part, text)
+        if key not in self._made:
+            if part == "language_model":
+                self._made[key] = group_mask(self.inputs, text, self.llava, self.examples)
+            else:
+                self._made[key] = picture_mask(self.inputs, text, part, self.llava, self.examples)
+        return self._made[key]
+
+
+class Term(NamedTuple):
+    """One group of a sum or difference: its sign, its name, and its numbers if it takes any."""
+
+    sign: int
+    name: str
+    numbers: tuple[float, ...]
+
+
+def parse_group(text: str) -> tuple[Term, ...]:
+    """The terms of a group, left to right.
+
+    Raises:
+        ValueError: If it is not written as the module says.
+    """
+    pieces = _SPLIT.split(text.replace(" ", ""))
+    signs = [1, *(1 if mark == "+" else -1 for mark in pieces[1::2])]
+    return tuple(_term(sign, piece, text) for sign, piece in zip(signs, pieces[::2], strict=True))
+
+
+def is_pictured(text: str) -> bool:
+    """Whether the group has a meaning in the vision tower and the projector: image tokens alone, or ``all``."""
+    terms = parse_group(text)
+    return all(term.name in _PICTURED for term in terms) and (len(terms) == 1 or all(t.name != "all" for t in terms))
+
+
+def group_mask(
+    inputs: Inputs, text: str, llava: Llava, examples: Sequence[Example] | None = None
+) -> Bool[Tensor, "example pos"]:
+    """True at the columns of a group, for every example of the batch.
+
+    Args:
+        inputs: The batch.
+        text: The group.
+        llava: Gives the patch grid.
+        examples: Those of the batch; needed for ``object`` alone.
+
+    Raises:
+        ValueError: If the group is not written as the module says, or an example has no such position.
+    """
+    mask = torch.zeros_like(inputs.input_ids, dtype=torch.bool)
+    for term in parse_group(text):
+        found = _term_mask(inputs, term, llava, examples)
+        mask = mask | found if term.sign > 0 else mask & ~found
+    _refuse_empty(mask, text, examples)
+    return mask
+
+
+def picture_mask(
+    inputs: Inputs, text: str, part: Part, llava: Llava, examples: Sequence[Example] | None = None
+) -> Bool[Tensor, "image token"]:
+    """True at the tokens of each row of ``Inputs.pixel_values`` that a group means in the tower or the projector.
+
+    Image tokens mean their patches; ``all`` means every token of every picture, the class token included.
+
+    Raises:
+        ValueError: As ``group_mask``; if the group is no group of image tokens, or examples that share a picture mean
+            different tokens of it (``own_pictures`` gives each its own).
+    """
+    if not is_pictured(text):
+        raise ValueError(
+            f"tokens must be image tokens or 'all' at a site of the {part.replace('_', ' ')}, got {text!r}. "
+            "Use image, object, patch(r,c), box(...), or a site of the language model."
+        )
+    if inputs.pixel_values is None:
+        raise ValueError(f"batch must hold pictures for a site of the {part.replace('_', ' ')}, got none. Add some.")
+    height, width = llava.grid
+    tower = part == "vision_tower"
+    length = height * width + (1 if tower else llava.n_class_tokens)
+    offset = 1 - llava.n_class_tokens if tower else 0
+    columns = group_mask(inputs, text, llava, examples).cpu()
+    mask = torch.zeros(inputs.pixel_values.shape[0], length, dtype=torch.bool)
+    owner: dict[int, int] = {}
+    for row, pictures in enumerate(inputs.image_of):
+        for picture, span in zip(pictures, inputs.layout[row].images, strict=True):
+            wanted = torch.zeros(length, dtype=torch.bool)
+            wanted[offset : offset + span.stop - span.start] = columns[row, span.start : span.stop]
+            if text.strip() == "all":
+                wanted[:] = True
+            if picture in owner and not torch.equal(mask[picture], wanted):
+                raise ValueError(
+                    f"tokens must be the same in examples that share a picture, got {text!r} for rows "
+                    f"{owner[picture]} and {row} of the batch, which show {inputs.picture_keys[picture]!r}. "
+                    "own_pictures(inputs) gives each its own."
+                )
+            owner[picture] = row
+            mask[picture] = wanted
+    return mask.to(inputs.pixel_values.device)
+
+
+def own_pictures(inputs: Inputs) -> Inputs:
+    """The same batch with a row of pixels for every placeholder, so that each example can be changed on its own."""
+    if inputs.pixel_values is None:
+        return inputs
+    rows = [picture for pictures in inputs.image_of for picture in pictures]
+    counts = iter(range(len(rows)))
+    return replace(
+        inputs,
+        pixel_values=inputs.pixel_values[torch.tensor(rows, device=inputs.pixel_values.device)],
+        image_of=tuple(tuple(next(counts) for _ in pictures) for pictures in inputs.image_of),
+        geometry=tuple(inputs.geometry[row] for row in rows),
+        picture_keys=tuple(inputs.picture_keys[row] for row in rows),
+    )
+
+
+def _term(sign: int, piece: str, text: str) -> Term:
+    """One term of ``text``."""
+    if piece in _NAMES:
+        return Term(sign, piece, ())
+    match = _CALL.fullmatch(piece)
+    if match:
+        name, inside = match[1], match[2].split(",")
+        whole = name != "box"
+        pattern = r"-?\d+" if whole else r"-?\d+(\.\d+)?"
+        if len(inside) in _COUNTS[name] and all(re.fullmatch(pattern, number) for number in inside):
+            return Term(sign, name, tuple(float(number) for number in inside))
+    raise ValueError(
+        f"tokens must be one of {', '.join(_NAMES)}, patch(row,column), box(left,top,right,bottom), pos(i), or such "
+        f"joined by + and -, got {text!r}. For example image-object."
+    )
+
+
+def _term_mask(inputs: Inputs, term: Term, llava: Llava, examples: Sequence[Example] | None) -> Tensor:
+    if term.name == "patch":
+        row, column, picture = (int(number) for number in (*term.numbers, 0)[:3])
+        return token_mask(inputs, PatchGroup(row, column, picture), llava, examples)
+    if term.name == "box":
+        left, top, right, bottom, which = (*term.numbers, 0.0)[:5]
+        return token_mask(inputs, BoxGroup(Box(left, top, right, bottom), int(which)), llava, examples)
+    if term.name not in ("pos", "answer"):
+        return token_mask(inputs, term.name, llava, examples)
+    mask = torch.zeros(inputs.input_ids.shape, dtype=torch.bool)
+    for row, layout in enumerate(inputs.layout):
+        if term.name == "answer":
+            mask[row, layout.prompt_stop : layout.real.stop] = True
+            continue
+        index = int(term.numbers[0])
+        column = index + (layout.real.start if index >= 0 else layout.prompt_stop)
+        if not layout.real.start <= column < layout.real.stop:
+            raise ValueError(
+                f"pos must be in [{layout.real.start - layout.prompt_stop}, {layout.real.stop - layout.real.start}) "
+                f"for row {row} of the batch, got {index}. Positions count from the first real token, or back from "
+                "the prompt's end."
+            )
+        mask[row, column] = True
+    return mask.to(inputs.input_ids.device)
+
+
+def _refuse_empty(mask: Tensor, text: str, examples: Sequence[Example] | None) -> None:
+    empty = (~mask.any(1)).nonzero().flatten().tolist()
+    if empty:
+        name = f"row {empty[0]} of the batch" if examples is None else f"example {examples[empty[0]].id!r}"
+        raise ValueError(
+            f"tokens must hold a position of every example, got none for {text!r} in {name}. "
+            "Choose another group, or leave the example out."
+        )

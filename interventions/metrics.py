@@ -1,0 +1,225 @@
+"""What is read from the logits of a run: how much the answer is preferred, how likely it is, and whether it is given.
+
+``readout = find_readout(llava, inputs, foils)`` says at which columns of a batch logits are wanted and which tokens
+should come there; ``measure(logits, readout, metrics)`` turns logits at those columns into one value for each metric
+and example. The batch is prepared with answers, so that the answer is teacher-forced: each of its tokens is predicted
+from those before.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interventions.plan import Metric
+from models.inputs import Inputs
+from models.llava import Llava
+from tasks.prompts import with_answer
+
+# Below it, in the metric's own unit, clean and corrupt run count as equal and the recovered fraction is undefined.
+# Logits of order 10 are good to about 1e-5 in float32, 0.06 in bfloat16 and 0.01 in float16; the bound is above that.
+UNDEFINED_BELOW = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """Where the logits of a batch are read, and what should come there.
+
+    Args:
+        columns: The prompt's last position and those of the teacher-forced answer but its last; -1 at unused slots.
+        expected: The token that should come next there: the answer's, then the end-of-text mark; -1 at unused slots.
+        n_words: How many slots of each example belong to the answer itself, without the end-of-text mark.
+        fork: The slot of the first token in which answer and foil differ; 0 where there is no foil.
+        foil: The foil's token there; -1 where there is no foil.
+    """
+
+    columns: Int[Tensor, "example slot"]
+    expected: Int[Tensor, "example slot"]
+    n_words: Int[Tensor, "example"]
+    fork: Int[Tensor, "example"]
+    foil: Int[Tensor, "example"]
+
+    @property
+    def used(self) -> Bool[Tensor, "example slot"]:
+        """Where there is something to read."""
+        return self.expected >= 0
+
+    def to(self, device: torch.device | str) -> "Readout":
+        """The same readout with its tensors on ``device``."""
+        return Readout(*(part.to(device) for part in (self.columns, self.expected, self.n_words, self.fork, self.foil)))
+
+
+def find_readout(llava: Llava, inputs: Inputs, foils: Sequence[str] | None = None) -> Readout:
+    """Where a batch is read.
+
+    Args:
+        llava: Gives the tokenizer.
+        inputs: Prepared with ``answers=True``.
+        foils: For each example the answer it is compared with; None if no logit difference is wanted.
+
+    Raises:
+        ValueError: If there are no answers behind the prompts, or a foil is its example's answer.
+    """
+    if foils is not None and len(foils) != len(inputs):
+        raise ValueError(f"foils must be one for each of {len(inputs)} examples, got {len(foils)}. Or leave them out.")
+    eos = llava.tokenizer.eos_token_id
+    answers = []
+    for row, layout in enumerate(inputs.layout):
+        if layout.prompt_stop >= layout.real.stop:
+            raise ValueError("inputs must hold answers, got prompts alone. Call prepare with answers=True.")
+        answers.append([int(token) for token in inputs.input_ids[row, layout.prompt_stop : layout.real.stop]])
+    width = max(len(answer) for answer in answers)
+    columns = torch.full((len(inputs), width), -1, dtype=torch.int64)
+    expected = columns.clone()
+    forks, tokens, n_words = [], [], []
+    for row, (answer, layout) in enumerate(zip(answers, inputs.layout, strict=True)):
+        columns[row, : len(answer)] = torch.arange(layout.prompt_stop - 1, layout.real.stop - 1)
+        expected[row, : len(answer)] = torch.tensor(answer)
+        n_words.append(len(answer) - (len(answer) > 1 and answer[-1] == eos))
+        fork, token = (0, -1)
+        if foils is not None:
+            fork, token = _fork(answer, answer_tokens(llava, inputs.prompts[row], foils[row]), foils[row])
+        forks.append(fork)
+        tokens.append(token)
+    readout = Readout(columns, expected, torch.tensor(n_words), torch.tensor(forks), torch.tensor(tokens))
+    return readout.to(inputs.input_ids.device)
+
+
+def answer_tokens(llava: Llava, prompt: str, answer: str) -> list[int]:
+    """The tokens of an answer behind a prompt, and the end-of-text mark, as ``prepare`` writes them.
+
+    Raises:
+        ValueError: If the tokenizer does not cut between the two.
+    """
+    tokenizer: Any = llava.tokenizer
+    eos = tokenizer.eos_token
+    before = list(tokenizer(prompt)["input_ids"])
+    whole = list(tokenizer(with_answer(prompt, answer, eos if isinstance(eos, str) else ""))["input_ids"])
+    if whole[: len(before)] != before:
+        raise ValueError(
+            f"tokenizer must cut between prompt and answer, got tokens across the two for {answer!r}. "
+            "Use a tokenizer that starts a new token at a space."
+        )
+    return whole[len(before) :]
+
+
+def _fork(answer: Sequence[int], foil: Sequence[int], text: str) -> tuple[int, int]:
+    """The first slot in which the two differ, and the foil's token there."""
+    for slot, (ours, theirs) in enumerate(zip(answer, foil, strict=False)):
+        if ours != theirs:
+            return slot, theirs
+    raise ValueError(f"foil must differ from the answer in a token, got {text!r} for both. Choose another foil.")
+
+
+def logit_difference(
+    logits: Float[Tensor, "example slot vocab"], readout: Readout, clean: Tensor | None = None
+) -> Float[Tensor, "example"]:
+    """Logit of the answer minus that of the foil, at their first differing token; above 0 the answer is preferred.
+
+    Raises:
+        ValueError: If the readout was made without foils.
+
+    Source: Wang et al. 2022, "Interpretability in the Wild", arXiv 2211.00593.
+    """
+    if bool((readout.foil < 0).any()):
+        raise ValueError("foils must be given for the logit difference, got none. Pass them to find_readout.")
+    rows = torch.arange(len(readout.fork), device=logits.device)
+    at_fork = logits[rows, readout.fork]
+    return at_fork[rows, readout.expected[rows, readout.fork]] - at_fork[rows, readout.foil]
+
+
+def answer_log_prob(
+    logits: Float[Tensor, "example slot vocab"], readout: Readout, clean: Tensor | None = None
+) -> Float[Tensor, "example"]:
+    """Log-probability in nats that the model's words begin with the answer: the sum over its tokens without the end."""
+    words = torch.arange(logits.shape[1], device=logits.device) < readout.n_words[:, None]
+    chosen = logits.gather(2, readout.expected.clamp(min=0)[..., None])[..., 0] - logits.logsumexp(-1)
+    return torch.where(words, chosen, 0.0).sum(1)
+
+
+def answer_probability(
+    logits: Float[Tensor, "example slot vocab"], readout: Readout, clean: Tensor | None = None
+) -> Float[Tensor, "example"]:
+    """Probability, 0 to 1, that the model's words begin with the answer."""
+    return answer_log_prob(logits, readout).exp()
+
+
+def kl_to_clean(
+    logits: Float[Tensor, "example slot vocab"],
+    readout: Readout,
+    clean: Float[Tensor, "example slot vocab"] | None = None,
+) -> Float[Tensor, "example"]:
+    """Kullback-Leibler divergence in nats from the clean run at the first answer token; 0 where both are equal.
+
+    Raises:
+        ValueError: If the clean run's logits are not given.
+    """
+    if clean is None:
+        raise ValueError("clean must be the clean run's logits for kl, got None. Pass them to measure.")
+    ours, theirs = logits[:, 0].log_softmax(-1), clean[:, 0].log_softmax(-1)
+    return (theirs.exp() * (theirs - ours)).sum(-1).clamp(min=0)  # below 0 only by rounding
+
+
+def greedy_accuracy(
+    logits: Float[Tensor, "example slot vocab"], readout: Readout, clean: Tensor | None = None
+) -> Float[Tensor, "example"]:
+    """1 where greedy generation would write the answer and end there, else 0.
+
+    As long as every token before was the expected one, the teacher-forced run is the generating run: the first wrong
+    token shows in both, and without one both write the same.
+    """
+    return ((logits.argmax(-1) == readout.expected) | ~readout.used).all(1).float()
+
+
+_Rule = Callable[[Tensor, Readout, Tensor | None], Tensor]
+_RULES: dict[Metric, _Rule] = {
+    "logit_difference": logit_difference,
+    "log_prob": answer_log_prob,
+    "probability": answer_probability,
+    "kl": kl_to_clean,
+    "accuracy": greedy_accuracy,
+}
+
+
+def measure(
+    logits: Float[Tensor, "example slot vocab"],
+    readout: Readout,
+    metrics: Sequence[Metric],
+    *,
+    clean: Float[Tensor, "example slot vocab"] | None = None,
+) -> Float[Tensor, "metric example"]:
+    """Every metric of every example.
+
+    Args:
+        logits: At the readout's columns, float32.
+        readout: What should come there.
+        metrics: Which.
+        clean: The clean run's logits at the same slots; needed for ``kl`` alone.
+
+    Raises:
+        ValueError: If a metric lacks what it needs, see there.
+    """
+    return torch.stack([_RULES[metric](logits, readout, clean) for metric in metrics])
+
+
+def recovered_fraction(
+    value: Float[Tensor, "*axes"],
+    clean: Float[Tensor, "..."],
+    corrupt: Float[Tensor, "..."],
+    *,
+    undefined_below: float,
+) -> Float[Tensor, "*axes"]:
+    """(value - corrupt) / (clean - corrupt): 0 as corrupt, 1 as clean, outside 0..1 beyond them; NaN where undefined.
+
+    Args:
+        value: A metric in the patched run.
+        clean: In the clean run; broadcasts.
+        corrupt: In the corrupt run; broadcasts.
+        undefined_below: The fraction is undefined where clean and corrupt differ by less, in the metric's unit.
+    """
+    between = clean - corrupt
+    fraction = (value - corrupt) / torch.where(between == 0, 1.0, between)
+    return torch.where(between.abs() < undefined_below, torch.nan, fraction)

@@ -1,0 +1,149 @@
+"""The pairs of a sweep: a clean and a corrupt example with the same question, an answer and a foil.
+
+``load_pairs(options, ...)`` makes them of scenes that differ in one attribute, or reads them from a JSONL or Parquet
+file with the columns ``clean`` and ``corrupt`` (pictures), ``question``, ``answer``, ``foil``, and, if wanted, ``id``.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from interventions.config import DEFAULT_LIMIT, PairOptions
+from records.errors import BadInput, refusing
+from tasks.example import Example
+from tasks.folder import PictureFolder
+from tasks.pairs import ATTRIBUTES, make_pairs
+from tasks.pictures import PictureError
+from tasks.scenes import SIZE, Split
+from tasks.tables import DataError, Row, open_table
+
+SCENES = "scenes"
+_COLUMNS = ("clean", "corrupt", "question", "answer", "foil")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two examples with the same prompt.
+
+    Args:
+        clean: Its answer is the answer.
+        corrupt: With the clean one's answer behind its prompt, so that the two runs have the same positions.
+        foil: What the answer is compared with, as a rule the right answer to the corrupt example.
+    """
+
+    clean: Example
+    corrupt: Example
+    foil: str
+
+    @property
+    def id(self) -> str:
+        """Unique in the data."""
+        return self.clean.id.removesuffix("/clean")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """All pairs of a sweep.
+
+    Args:
+        name: Of the data, for people.
+        pairs: In the order in which they are run.
+        digest: Changes with anything that could change a result.
+    """
+
+    name: str
+    pairs: tuple[Pair, ...]
+    digest: str
+
+
+def load_pairs(
+    options: PairOptions, *, seed: int, size: int = SIZE, length: Callable[[str], int] | None = None
+) -> Pairs:
+    """The pairs that the settings mean; pictures of a file are opened once to see that they can be.
+
+    Args:
+        options: Where from.
+        seed: Of the scenes.
+        size: Width and height of scenes in pixels.
+        length: Counts the tokens of an answer, so that a scene's foil gets as many.
+
+    Raises:
+        BadInput: If the data cannot be used.
+    """
+    if options.limit is not None and options.limit < 1:
+        raise BadInput(f"limit must be >= 1, got {options.limit}. One pair is the least.")
+    if options.spec != SCENES:
+        with refusing(DataError, PictureError, OSError):
+            return _read(Path(options.spec), options)
+    attribute = _among("pair", options.attribute, ATTRIBUTES)
+    split = _among("split", options.split or "test", get_args(Split))
+    with refusing(ValueError):
+        made = make_pairs(attribute, n=options.limit or DEFAULT_LIMIT, split=split, seed=seed, size=size, length=length)
+    pairs = tuple(_same_answer(pair.clean, pair.corrupt, pair.foil) for pair in made)
+    digest = hashlib.sha256(repr([(pair.clean_scene, pair.corrupt_scene) for pair in made]).encode())
+    digest.update(made[0].clean.pictures[0].open().tobytes())  # the drawing itself: fonts and Pillow differ
+    return _finished(f"scenes-{split}-{attribute}", pairs, digest)
+
+
+def _same_answer(clean: Example, corrupt: Example, foil: str) -> Pair:
+    return Pair(clean, replace(corrupt, question=clean.question, answer=clean.answer), foil)
+
+
+def _finished(name: str, pairs: Sequence[Pair], digest: Any) -> Pairs:
+    texts = [(p.clean.id, p.clean.question, p.clean.answer, p.foil) for p in pairs]
+    digest.update(repr(texts).encode())
+    return Pairs(name, tuple(pairs), digest.hexdigest()[:16])
+
+
+def _read(path: Path, options: PairOptions) -> Pairs:
+    """The pairs of a file."""
+    if options.split is not None:
+        raise BadInput(f"split must not be given for pairs of a file, got {options.split!r}. Leave it out.")
+    table = open_table(path)
+    folder = PictureFolder(options.images or path.parent)
+    rows: list[tuple[Row, str]] = []
+    for number, row in enumerate(table):
+        if options.limit is not None and number >= options.limit:
+            break
+        rows.append((row, table.where(number)))
+    if not rows:
+        raise DataError(f"data must have at least one row, got none in {str(path)!r}. Add pairs.")
+    for row, where in rows:
+        for column in _COLUMNS:
+            if not isinstance(row.get(column), str) or not row[column]:
+                raise DataError(
+                    f"pair must have text in {', '.join(_COLUMNS)}, got {row.get(column)!r} for {column!r} in {where}. "
+                    "The row has: " + (", ".join(row) or "nothing") + "."
+                )
+        for column in ("clean", "corrupt"):
+            folder.add(row[column], where)
+    folder.unite()
+    pairs = [_pair(row, number, folder, where) for number, (row, where) in enumerate(rows)]
+    names = [pair.clean.id for pair in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"id must be unique, got {twice!r} again. Rename one, or drop the column.")
+    for pair in pairs:
+        for picture in (*pair.clean.pictures, *pair.corrupt.pictures):
+            picture.open()
+    digest = hashlib.sha256(repr(sorted(folder.stats.items())).encode())
+    return _finished(path.name, pairs, digest)
+
+
+def _pair(row: Row, number: int, folder: PictureFolder, where: str) -> Pair:
+    if row["answer"] == row["foil"]:
+        raise DataError(f"foil must differ from the answer, got {row['foil']!r} for both in {where}. Change one.")
+    name = str(row["id"]) if row.get("id") is not None else str(number)
+    clean, corrupt = (
+        Example(f"{name}/{which}", (folder.picture(row[which]),), row["question"], row["answer"], group=name)
+        for which in ("clean", "corrupt")
+    )
+    return Pair(replace(clean, id=name), corrupt, row["foil"])
+
+
+def _among(name: str, value: str, known: Sequence[Any]) -> Any:
+    if value not in known:
+        raise BadInput(f"{name} must be one of {', '.join(known)}, got {value!r}. Pick one of them.")
+    return value

@@ -1,0 +1,157 @@
+"""The tables of a run, from values by cell, metric and example: ``summarise_cells`` and ``list_values``."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interventions.attribution import attribution_error
+from interventions.metrics import recovered_fraction
+from interventions.plan import CellSpec, Metric
+from interventions.running import BatchValues
+from interventions.statistics import adjust_p, bootstrap_means, bootstrap_ratios, sign_flip_p
+
+KEYS = ("op", "site", "layer", "window", "tokens", "head")
+COLUMNS = (
+    "model", *KEYS, "part", "name", "metric", "value", "lower", "upper", "clean", "corrupt", "unchanged", "recovered",
+    "recovered_lower", "recovered_upper", "n", "n_undefined", "p", "p_adjusted",
+)  # fmt: skip
+
+
+def summarise_cells(
+    specs: Sequence[CellSpec],
+    metrics: Sequence[Metric],
+    values: Float[Tensor, "cell metric example"],
+    clean: Float[Tensor, "metric example"],
+    corrupt: Float[Tensor, "metric example"],
+    *,
+    model: str,
+    unchanged: str,
+    undefined_below: float,
+    seed: int,
+) -> pd.DataFrame:
+    """One row for each cell and metric, as ``docs/results.md`` describes it.
+
+    The recovered fraction of a cell is that of the sums over its examples, sum(value - corrupt) / sum(clean - corrupt):
+    a mean of fractions would belong to the few examples whose clean and corrupt run hardly differ.
+
+    Args:
+        specs: The cells.
+        metrics: What was read.
+        values: In each cell.
+        clean: In the clean run.
+        corrupt: In the corrupt run.
+        model: As the table names it.
+        unchanged: ``"clean"`` or ``"corrupt"``: the run that was changed, which p compares with.
+        undefined_below: See ``recovered_fraction``.
+        seed: Of resampling and permutation.
+    """
+    parts = []
+    keys = pd.DataFrame([{**spec.row(), "part": spec.part, "name": spec.name} for spec in specs])
+    for number, metric in enumerate(metrics):
+        value = values[:, number].double().numpy()
+        of_clean, of_corrupt = clean[number].double().numpy(), corrupt[number].double().numpy()
+        between = of_clean - of_corrupt
+        defined = np.abs(between) >= undefined_below
+        above = np.where(defined, value - of_corrupt, 0.0)
+        below = np.broadcast_to(np.where(defined, between, 0.0), value.shape)
+        # The sums may cancel where some examples have clean above corrupt and others below.
+        whole = abs(below[0].sum()) >= undefined_below * max(1, int(defined.sum()))
+        recovered = above.sum(1) / below[0].sum() if whole else np.full(len(specs), np.nan)
+        interval = bootstrap_means(value, seed=seed)
+        fraction = bootstrap_ratios(above, below if whole else np.zeros_like(above), seed=seed)
+        p = sign_flip_p(value - (of_clean if unchanged == "clean" else of_corrupt), seed=seed)
+        parts.append(
+            keys.assign(
+                model=model, metric=metric, value=value.mean(1), lower=interval.lower, upper=interval.upper,
+                clean=of_clean.mean(), corrupt=of_corrupt.mean(), unchanged=unchanged, recovered=recovered,
+                recovered_lower=fraction.lower, recovered_upper=fraction.upper, n=value.shape[1],
+                n_undefined=int((~defined).sum()), p=p, p_adjusted=adjust_p(p), cell=range(len(specs)),
+            )
+        )  # fmt: skip
+    table = pd.concat(parts).sort_values("cell", kind="stable")
+    return table[list(COLUMNS)].astype({"layer": "Int64", "head": "str"}).reset_index(drop=True).pipe(_without_heads)
+
+
+def _without_heads(table: pd.DataFrame) -> pd.DataFrame:
+    """No head is an empty field, in a column that is text in any case."""
+    return table.assign(head=table["head"].where(table["head"].notna() & (table["head"] != "None")))
+
+
+def list_values(
+    specs: Sequence[CellSpec],
+    metrics: Sequence[Metric],
+    values: Float[Tensor, "cell metric example"],
+    clean: Float[Tensor, "metric example"],
+    corrupt: Float[Tensor, "metric example"],
+    *,
+    ids: Sequence[str],
+    undefined_below: float,
+) -> pd.DataFrame:
+    """One row for each cell, metric and example: value, clean, corrupt and recovered fraction, NaN if undefined.
+
+    Arguments as for ``summarise_cells``; ``ids`` are those of the pairs.
+    """
+    n_cells, n_metrics, n = values.shape
+    recovered = recovered_fraction(values, clean, corrupt, undefined_below=undefined_below)
+    cell = np.arange(n_cells).repeat(n_metrics * n)
+    columns: dict[str, object] = {
+        # as categories: millions of rows would otherwise hold millions of strings
+        key: _category([spec.row()[key] for spec in specs], cell)
+        for key in KEYS
+        if key != "layer"
+    }
+    layers = pd.array([spec.layer for spec in specs], dtype="Int64")
+    return pd.DataFrame(
+        {
+            **{key: columns[key] for key in ("op", "site")},
+            "layer": layers[cell],
+            **{key: columns[key] for key in ("window", "tokens", "head")},
+            "metric": _category(list(metrics), np.tile(np.arange(n_metrics).repeat(n), n_cells)),
+            "id": _category(list(ids), np.tile(np.arange(n), n_cells * n_metrics)),
+            "value": values.flatten().numpy(),
+            "clean": _spread(clean, values),
+            "corrupt": _spread(corrupt, values),
+            "recovered": recovered.flatten().numpy(),
+        }
+    )
+
+
+def _category(names: Sequence[object], codes: np.ndarray) -> pd.Categorical:
+    known = list(dict.fromkeys(name for name in names if name is not None))
+    index = np.array([-1 if name is None else known.index(name) for name in names])
+    return pd.Categorical.from_codes(index[codes], categories=pd.Index(known, dtype="str"))
+
+
+def _spread(level: Tensor, like: Tensor) -> np.ndarray:
+    found: np.ndarray = level.expand_as(like).flatten().numpy()
+    return found
+
+
+def list_errors(metrics: Sequence[Metric], batch: BatchValues, unchanged: str) -> pd.DataFrame:
+    """How far attribution is from exact patching: one row for each metric, over the cells and examples of a batch.
+
+    Args:
+        metrics: What was read.
+        batch: With ``exact``.
+        unchanged: As for ``summarise_cells``.
+    """
+    assert batch.exact is not None
+    base = batch.clean if unchanged == "clean" else batch.corrupt
+    rows = []
+    for number, metric in enumerate(metrics):
+        found = attribution_error(batch.values[:, number], batch.exact[:, number], base[number])
+        rows.append({"metric": metric, **found._asdict()})
+    return pd.DataFrame(rows)
+
+
+def first_bad(values: Tensor, metrics: Sequence[Metric], ids: Sequence[str]) -> str | None:
+    """The metric and example of the first value that is not finite, for a message; None if all are."""
+    bad = (~torch.isfinite(values)).nonzero()
+    if not len(bad):
+        return None
+    metric, example = (int(index) for index in bad[0][-2:])
+    return f"{metrics[metric]} of {ids[example]!r}"

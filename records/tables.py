@@ -1,0 +1,40 @@
+"""The table of a run: written last, so that its presence is what marks the run as finished."""
+
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from records.errors import BadInput
+from records.manifest import RunKind, read_manifest, write_atomically
+
+
+def write_results(folder: Path, results: pd.DataFrame) -> None:
+    """``results.csv``, then ``results.parquet``, each whole or not there."""
+    write_atomically(folder / "results.csv", results.to_csv(index=False).encode())
+    write_atomically(folder / "results.parquet", results.to_parquet(index=False))
+
+
+def saved_results(folder: Path) -> pd.DataFrame | None:
+    """The table of a run; None where it is not finished."""
+    path = folder / "results.parquet"
+    return pd.read_parquet(path) if path.is_file() else None
+
+
+def read_results(folder: Path, kind: RunKind) -> pd.DataFrame:
+    """The table of a finished run.
+
+    Raises:
+        BadInput: If the folder holds no run of that kind, or one that is not finished.
+    """
+    if read_manifest(folder, kind) is None:
+        raise BadInput(f"run must be a folder that {kind.command} wrote, got {str(folder)!r}. Check the path.")
+    results = saved_results(folder)
+    if results is None:
+        raise BadInput(f"run must be finished, got one without results in {str(folder)!r}. Start it again to resume.")
+    return results
+
+
+def clock(seconds: float) -> str:
+    """Seconds since the epoch as a date and time, UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -1,0 +1,427 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from interventions.config import PairOptions, PatchConfig, build_plan
+from interventions.metrics import find_readout, measure
+from interventions.pairs import load_pairs
+from interventions.plan import CellSpec, Corruption
+from interventions.report_table import summarise
+from interventions.results import COLUMNS, KEYS, list_values, summarise_cells
+from interventions.statistics import adjust_p
+from interventions.sweep import FinishedPatchSweep, PatchEstimate, run_patch_sweep
+from models.inputs import prepare
+from models.llava import Llava
+from records.options import ModelOptions
+
+ISSUE_COLUMNS = (
+    "op", "site", "layer", "window", "tokens", "head", "metric", "value", "lower", "upper", "clean", "corrupt",
+    "recovered", "n", "n_undefined",
+)  # fmt: skip
+METRICS = ("logit_difference", "log_prob", "probability", "kl", "accuracy")
+
+
+def config(checkpoint: Path, out: Path, op: str = "patch", *, limit: int = 6, **changes: object) -> PatchConfig:
+    """A sweep of the tiny model; what ``build_plan`` takes goes there, the rest into the settings."""
+    of_settings = {"seed", "batch_size", "directions", "overwrite", "dry_run"}
+    settings = {key: value for key, value in changes.items() if key in of_settings}
+    of_plan = {key: value for key, value in changes.items() if key not in of_settings}
+    return PatchConfig(
+        plan=build_plan(op, **of_plan),  # type: ignore[arg-type]
+        model=ModelOptions(name=str(checkpoint)),
+        pairs=PairOptions(limit=limit),
+        out=out,
+        **{"batch_size": 4, **settings},  # type: ignore[arg-type]
+    )
+
+
+def done(settings: PatchConfig, *, drawn: bool = False) -> FinishedPatchSweep:
+    """The finished run; ``drawn`` with its figures, which take longer than the run."""
+    with nullcontext() if drawn else patch("interventions.sweep.draw_run", return_value=()):
+        finished = run_patch_sweep(settings)
+    assert isinstance(finished, FinishedPatchSweep)
+    return finished
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedPatchSweep:
+    return done(config(checkpoint, tmp_path_factory.mktemp("sweep") / "run", metrics=METRICS))
+
+
+def test_results_have_one_row_for_each_cell_and_metric(finished: FinishedPatchSweep) -> None:
+    results = finished.results
+    assert list(results.columns) == list(COLUMNS)
+    assert set(ISSUE_COLUMNS) | {"p", "p_adjusted"} <= set(results.columns)
+    assert not results.duplicated([*KEYS, "metric"]).any()
+    assert len(results) == 3 * 3 * 5  # token groups, layers, metrics
+    assert set(results["n"]) == {6}
+    csv = pd.read_csv(finished.folder / "results.csv")
+    np.testing.assert_allclose(csv["value"], results["value"])
+
+
+def test_whole_image_at_the_bottom_recovers_all_and_at_the_top_nothing(finished: FinishedPatchSweep) -> None:
+    image = finished.results.query("tokens == 'image' and metric == 'logit_difference'").set_index("layer")
+    np.testing.assert_allclose(image.loc[0, "recovered"], 1.0, atol=1e-3)  # float32, differences of order 0.01
+    np.testing.assert_allclose(image.loc[0, ["value", "clean"]].diff().iloc[1], 0.0, atol=1e-5)
+    middle = finished.results.query("metric == 'logit_difference' and tokens == 'last'").set_index("layer")["recovered"]
+    assert abs(middle.loc[0]) < 1e-3  # the last word is the same in both runs
+    assert middle.loc[2] > 0.1  # and has seen the picture later
+
+
+def test_kl_of_the_clean_run_is_zero_and_recovered_with_it(finished: FinishedPatchSweep) -> None:
+    kl = finished.results.query("metric == 'kl' and tokens == 'image' and layer == 0").iloc[0]
+    assert kl["corrupt"] > 1e-6
+    assert abs(kl["clean"]) < 1e-7
+    assert abs(kl["value"]) < 1e-6
+
+
+def test_clean_and_corrupt_levels_are_those_of_plain_forwards(
+    checkpoint: Path, llava: Llava, finished: FinishedPatchSweep
+) -> None:
+    from interventions.metrics import answer_tokens
+    from tasks.prompts import vicuna_v1
+
+    pairs = load_pairs(
+        PairOptions(limit=6), seed=0, size=28, length=lambda text: len(answer_tokens(llava, vicuna_v1("?"), text))
+    ).pairs
+    levels = {}
+    for name in ("clean", "corrupt"):
+        inputs = prepare(llava, [getattr(pair, name) for pair in pairs], answers=True)
+        readout = find_readout(llava, inputs, [pair.foil for pair in pairs])
+        with torch.no_grad():
+            logits = llava.model(**inputs.model_kwargs()).logits.float()
+        at = logits[torch.arange(6)[:, None], readout.columns.clamp(min=0)]
+        levels[name] = measure(at, readout, ("logit_difference", "log_prob", "probability")).mean(1)
+    assert not torch.allclose(levels["clean"], levels["corrupt"])
+    for number, metric in enumerate(("logit_difference", "log_prob", "probability")):
+        row = finished.results[finished.results["metric"] == metric].iloc[0]
+        for name, level in levels.items():
+            np.testing.assert_allclose(row[name], float(level[number]), rtol=1e-4, atol=1e-6)
+
+
+def test_values_by_example_make_up_the_table(finished: FinishedPatchSweep) -> None:
+    values = pd.read_parquet(finished.folder / "values.parquet")
+    assert len(values) == len(finished.results) * 6
+    means = values.assign(head="").groupby(["site", "tokens", "metric"], observed=True)["value"].mean()
+    for row in finished.results.to_dict("records"):
+        np.testing.assert_allclose(means[row["site"], row["tokens"], row["metric"]], row["value"], rtol=1e-5, atol=1e-9)
+    undefined = values.assign(missing=values["recovered"].isna()).groupby(["site", "tokens", "metric"], observed=True)
+    counted = finished.results.set_index(["site", "tokens", "metric"])["n_undefined"]
+    assert undefined["missing"].sum().to_dict() == counted.to_dict()
+    assert counted.max() == 6  # accuracy of a random model is 0 in both runs
+    pairs = pd.read_parquet(finished.folder / "pairs.parquet")
+    assert list(pairs["id"]) == list(dict.fromkeys(values["id"]))
+    assert (pairs["answer"] != pairs["foil"]).all()
+
+
+def test_intervals_hold_the_value_and_p_is_adjusted_for_all_cells_of_a_metric(finished: FinishedPatchSweep) -> None:
+    results = finished.results
+    assert ((results["lower"] <= results["value"] + 1e-9) & (results["value"] <= results["upper"] + 1e-9)).all()
+    for _, group in results.groupby("metric"):
+        np.testing.assert_allclose(group["p_adjusted"], adjust_p(group["p"].to_numpy(dtype=float)))
+    assert results["p"].min() == 2 / 2**6  # six pairs, all signs tried
+
+
+def test_undefined_fractions_are_empty_and_counted(finished: FinishedPatchSweep) -> None:
+    accuracy = finished.results[finished.results["metric"] == "accuracy"]
+    assert set(accuracy["n_undefined"]) == {6}
+    assert accuracy[["recovered", "recovered_lower", "recovered_upper"]].isna().all(axis=None)
+
+
+def close(a: pd.DataFrame, b: pd.DataFrame) -> None:
+    """The same cells with the same values, to what float32 leaves of logits."""
+    assert list(a["site"] + a["tokens"] + a["window"]) == list(b["site"] + b["tokens"] + b["window"])
+    for column in ("value", "clean", "corrupt"):
+        np.testing.assert_allclose(a[column], b[column], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("changes", [{"engine": "full"}, {"batch_size": 1}, {"batch_size": 6}])
+def test_engine_and_batch_size_do_not_matter(
+    checkpoint: Path, finished: FinishedPatchSweep, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    close(done(config(checkpoint, tmp_path / "run", metrics=METRICS, **changes)).results, finished.results)
+
+
+def test_seed_makes_other_pairs(checkpoint: Path, finished: FinishedPatchSweep, tmp_path: Path) -> None:
+    other = done(config(checkpoint, tmp_path / "run", metrics=METRICS, layers="0", seed=5))
+    assert other.results["clean"].iloc[0] != finished.results["clean"].iloc[0]
+
+
+OPERATIONS: dict[str, tuple[dict[str, object], str, set[str]]] = {
+    # what is asked for, the run that is changed, and the tokens in the table
+    "patch": (
+        {"options": {"direction": "noise"}, "sites": ["z"], "tokens": ["last"], "heads": "all"},
+        "clean",
+        {"last"},
+    ),
+    "knockout": ({"flows": (["image"], ["question", "last"])}, "clean", {"image->question", "image->last"}),
+    "skip": ({"options": {"visible": False}}, "clean", {"image"}),
+    "ablate": ({"options": {"kind": "resample"}, "sites": ["vision:resid_post"]}, "clean", {"image"}),
+    "attribute": ({}, "corrupt", {"image", "question", "last"}),
+}
+
+
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_every_operation_writes_its_table_and_figures(checkpoint: Path, tmp_path: Path, op: str) -> None:
+    asked, unchanged, tokens = OPERATIONS[op]
+    found = done(config(checkpoint, tmp_path / "run", op, limit=3, **asked), drawn=True)
+    results = found.results
+    assert set(results["op"]) == {op}
+    assert set(results["unchanged"]) == {unchanged}
+    assert set(results["tokens"]) == tokens
+    assert (results["value"] != results[unchanged]).any()  # something was changed
+    assert found.figures
+    assert all(paths.png.is_file() and paths.svg.is_file() for paths in found.figures)
+    assert summarise(results)["n_cells"].sum() == len(results)
+
+
+def test_ablations_differ_by_what_takes_the_place(checkpoint: Path, tmp_path: Path) -> None:
+    values = {}
+    for kind in ("zero", "mean"):
+        found = done(
+            config(checkpoint, tmp_path / kind, "ablate", limit=3, options={"kind": kind}, tokens=["image"])
+        ).results
+        assert set(found["name"]) == {"attn_out", "mlp_out"}
+        values[kind] = found[found["metric"] == "logit_difference"]["value"]
+        assert (values[kind] != found["clean"].iloc[0])[found["layer"] < 2].all()  # nothing follows the last block
+    assert not np.allclose(values["zero"], values["mean"], rtol=1e-3)
+
+
+def test_windows_and_layers_reach_the_cells(checkpoint: Path, tmp_path: Path) -> None:
+    found = done(config(checkpoint, tmp_path / "a", "knockout", limit=2, window="3", layers="0,1"))
+    assert list(dict.fromkeys(found.results["window"])) == ["0-1", "0-2"]
+    found = done(config(checkpoint, tmp_path / "b", "skip", limit=2))
+    assert list(dict.fromkeys(found.results["window"])) == ["0-2", "1-2", "2"]
+
+
+def test_steering_adds_the_direction_of_the_file(checkpoint: Path, llava: Llava, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    path = tmp_path / "directions.safetensors"
+    save_file({"away": torch.randn(llava.d_model, generator=generator)}, path)
+    values = {}
+    for strength in (1e-6, 0.5, -0.5):
+        asked = {"direction": "away", "strength": strength, "unit": "norm"}
+        settings = config(checkpoint, tmp_path / f"{strength}", "steer", limit=2, options=asked, layers="1")
+        found = done(replace(settings, directions=path))
+        row = found.results.iloc[0]
+        values[strength] = row["value"] - row["clean"]
+    assert abs(values[1e-6]) < 1e-4
+    assert values[0.5] * values[-0.5] < 0  # there and back
+
+
+def test_attribution_is_compared_with_exact_patching(checkpoint: Path, tmp_path: Path) -> None:
+    found = done(config(checkpoint, tmp_path / "run", "attribute", limit=6))
+    exact = done(config(checkpoint, tmp_path / "exact", "patch", limit=6, metrics=["logit_difference"]))
+    errors = pd.read_csv(tmp_path / "run/attribution_error.csv")
+    assert list(errors["metric"]) == ["logit_difference"]
+    assert errors["n"].iloc[0] == 4 * 9  # the first batch
+    both = found.results["value"] - found.results["corrupt"], exact.results["value"] - exact.results["corrupt"]
+    assert np.corrcoef(*both)[0, 1] > 0.9
+    assert errors["correlation"].iloc[0] > 0.8
+    assert not np.allclose(*both, rtol=1e-3)  # an estimate, not the patch itself
+
+
+def test_transplant_goes_from_recipient_to_donor(checkpoint: Path, tuned: Path, tmp_path: Path) -> None:
+    asked = {"donor": str(tuned), "head": True}
+    settings = config(checkpoint, tmp_path / "run", "transplant", limit=3, options=asked, metrics=["log_prob", "kl"])
+    found = done(settings, drawn=True)
+    assert list(dict.fromkeys(found.results["window"])) == ["0", "0-1", "0-2"]
+    assert [paths.png.stem for paths in found.figures] == ["curves"]
+    whole = found.results[found.results["window"] == "0-2"]
+    np.testing.assert_allclose(whole["recovered"], 1.0, rtol=1e-4)  # every weight that differs has come
+    assert ((found.results[found.results["window"] == "0"]["recovered"] - 1).abs() > 0.05).all()
+    manifest = (tmp_path / "run/manifest.json").read_text()
+    assert '"donor"' in manifest
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_noise_is_averaged_over_its_seeds(checkpoint: Path, tmp_path: Path, direction: str) -> None:
+    values = {}
+    for seeds in ((0,), (1,), (0, 1)):
+        noise = Corruption("noise", 3.0, seeds)
+        found = done(
+            config(
+                checkpoint, tmp_path / str(seeds), limit=2, layers="1", tokens=["image"], corruption=noise,
+                metrics=["logit_difference"], options={"direction": direction},
+            )
+        )  # fmt: skip
+        values[seeds] = found.results[["value", "corrupt", "clean"]].iloc[0]
+    mean = (values[0,] + values[1,]) / 2
+    np.testing.assert_allclose(values[0, 1].astype(float), mean.astype(float), rtol=1e-4, atol=1e-6)
+    assert values[0,]["corrupt"] != values[1,]["corrupt"]
+    assert values[0,]["clean"] == values[1,]["clean"]
+
+
+def test_blank_picture_is_another_corrupt_run(checkpoint: Path, finished: FinishedPatchSweep, tmp_path: Path) -> None:
+    found = done(config(checkpoint, tmp_path / "run", layers="0", metrics=METRICS, corruption=Corruption("blank")))
+    assert found.results["clean"].iloc[0] == pytest.approx(finished.results["clean"].iloc[0], abs=1e-5)
+    assert found.results["corrupt"].iloc[0] != pytest.approx(finished.results["corrupt"].iloc[0], abs=1e-4)
+
+
+def test_patches_are_painted_on_the_first_picture(checkpoint: Path, llava: Llava, tmp_path: Path) -> None:
+    from PIL import Image
+
+    found = done(config(checkpoint, tmp_path / "run", limit=2, tokens=["patches"], layers="1"), drawn=True)
+    assert found.results["tokens"].nunique() == 16
+    assert [paths.png.stem for paths in found.figures] == ["patch_map"]
+    with Image.open(found.folder / "picture.png") as picture:
+        shown = np.asarray(picture, dtype=float)
+    first = load_pairs(PairOptions(limit=1), seed=0, size=28).pairs[0].clean.pictures[0].open()
+    np.testing.assert_allclose(shown, np.asarray(first, dtype=float), atol=1.0)
+
+
+def test_dry_run_estimates_and_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    estimate = run_patch_sweep(config(checkpoint, tmp_path / "run", dry_run=True))
+    assert isinstance(estimate, PatchEstimate)
+    assert (estimate.n_pairs, estimate.n_cells) == (6, 9)
+    assert "6 pairs, 9 cells each" in str(estimate)
+    assert not (tmp_path / "run").exists()
+    full = run_patch_sweep(config(checkpoint, tmp_path / "run", dry_run=True, engine="full"))
+    assert isinstance(full, PatchEstimate)
+    assert full.seconds > estimate.seconds  # nine more runs of each pair
+
+
+def test_second_run_finds_everything_done(
+    checkpoint: Path, finished: FinishedPatchSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise AssertionError("what is on the disk was computed again")
+
+    before = files(finished.folder)
+    monkeypatch.setattr("interventions.work.run_batch", fail)
+    monkeypatch.setattr("interventions.work.prepare_context", fail)
+    monkeypatch.setattr("interventions.sweep.summarise_cells", fail)
+    done(config(checkpoint, finished.folder, metrics=METRICS))
+    assert files(finished.folder) == before
+
+
+def test_batch_that_is_not_whole_is_run_again(checkpoint: Path, finished: FinishedPatchSweep, tmp_path: Path) -> None:
+    run = done(config(checkpoint, tmp_path / "run", metrics=METRICS)).folder
+    before = files(run)
+    for name in ("results.parquet", "cells/00001.safetensors"):
+        (run / name).write_bytes((run / name).read_bytes()[:-5])
+    (run / "results.parquet").unlink()
+    done(config(checkpoint, run, metrics=METRICS))
+    assert files(run) == before
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything that must be equal between equal runs: all but the clock in the manifest."""
+    found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    del found["manifest.json"]
+    return found
+
+
+def launch(checkpoint: Path, out: Path, *command: str) -> "subprocess.Popen[bytes]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+    arguments = [
+        *(command or (sys.executable,)), "-m", "interventions.cli", "--limit", "60", "--batch-size", "2",
+        "--model", str(checkpoint), "--out", str(out),
+    ]  # fmt: skip
+    return subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    process = launch(checkpoint, out)
+    assert process.wait() == 0, process.communicate()[1].decode()
+    return files(out)
+
+
+def test_run_that_was_killed_ends_with_the_same_bytes(
+    checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    process = launch(checkpoint, out)
+    while not list(out.glob("cells/00000.safetensors")):
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < len(list(out.glob("cells/*.safetensors"))) < 30
+    assert not (out / "results.parquet").exists()
+    again = launch(checkpoint, out)
+    assert again.wait() == 0, again.communicate()[1].decode()
+    assert files(out) == undisturbed
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_bytes_as_one(
+    checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    process = launch(
+        checkpoint, tmp_path / "run", sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
+        "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+        "--main_process_port", "0",
+    )  # fmt: skip
+    error = process.communicate()[1].decode()
+    assert process.returncode == 0, error
+    assert files(tmp_path / "run") == undisturbed
+
+
+def made_up(value: Callable[[torch.Tensor], torch.Tensor], n: int = 40) -> tuple[pd.DataFrame, torch.Tensor]:
+    """A table of two cells: one without effect, one as ``value`` says of the clean level."""
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randn(1, n, generator=generator) + 3
+    corrupt = clean - 2 * torch.rand(1, n, generator=generator)
+    specs = [CellSpec("patch", f"blocks.{i}.hook_resid_pre", i, str(i), "image") for i in range(2)]
+    values = torch.stack([corrupt, value(clean)])
+    table = summarise_cells(
+        specs, ["log_prob"], values, clean, corrupt, model="m", unchanged="corrupt", undefined_below=1e-3, seed=0
+    )
+    return table, clean - corrupt
+
+
+def test_planted_effect_is_found_and_its_absence_too() -> None:
+    table, _ = made_up(lambda clean: clean)
+    assert table["recovered"].tolist() == pytest.approx([0.0, 1.0])
+    assert table["recovered_lower"].tolist() == pytest.approx([0.0, 1.0])
+    assert table["p"].tolist() == [1.0, 1e-4]
+    assert table["head"].isna().all()
+
+
+def test_fraction_of_a_cell_is_not_drawn_to_pairs_that_hardly_differ() -> None:
+    table, between = made_up(lambda clean: clean + 0.1)
+    expected = 1 + 0.1 * between.numel() / float(between.sum())
+    assert table["recovered"].iloc[1] == pytest.approx(expected, rel=1e-4)
+    assert (1 + 0.1 / between).mean() > expected + 0.2  # what the mean of fractions would say
+
+
+def test_pairs_without_difference_are_counted_and_left_out_of_the_fraction() -> None:
+    clean, corrupt = torch.tensor([[2.0, 2.0, 5.0]]), torch.tensor([[0.0, 1.0, 5.0]])
+    values = torch.tensor([[[1.0, 1.5, 9.0]]])
+    specs = [CellSpec("patch", "blocks.0.attn.hook_z", 0, "0", "last", "1")]
+    options = {"undefined_below": 1e-3}
+    table = summarise_cells(specs, ["kl"], values, clean, corrupt, model="m", unchanged="corrupt", seed=0, **options)
+    row = table.iloc[0]
+    assert (row["n"], row["n_undefined"], row["head"]) == (3, 1, "1")
+    assert row["recovered"] == pytest.approx(1.5 / 3)
+    assert row["value"] == pytest.approx(11.5 / 3)
+    listed = list_values(specs, ["kl"], values, clean, corrupt, ids=["a", "b", "c"], **options)
+    assert listed["recovered"].tolist() == pytest.approx([0.5, 0.5, np.nan], nan_ok=True)
+    assert listed["id"].tolist() == ["a", "b", "c"]
+
+
+def test_fraction_is_undefined_where_differences_cancel() -> None:
+    clean, corrupt = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    specs = [CellSpec("knockout", "blocks.0.attn.hook_pattern", 0, "0", "image->last")]
+    table = summarise_cells(
+        specs, ["accuracy"], torch.zeros(1, 1, 2), clean, corrupt, model="m", unchanged="clean", undefined_below=1e-3,
+        seed=0,
+    )  # fmt: skip
+    assert table["recovered"].isna().all()
+    assert table["n_undefined"].tolist() == [0]
