@@ -1,8 +1,8 @@
 """What a run is made to do differently, as tensors: the language between operations and engines.
 
-Every operation compiles to three kinds of edit. ``Write`` puts values at a site, ``Cut`` removes attention edges, ``Hold``
-leaves the residual stream of some positions as it was before a block. A ``Cell`` is the set of edits of one intervention
-on one batch; an engine runs many cells and knows nothing of what they mean.
+Every operation compiles to three kinds of edit. ``Write`` puts values at a site, ``Cut`` removes attention edges,
+``Hold`` leaves the residual stream of some positions as it was before a block. A ``Cell`` is the set of edits of one
+intervention on one batch; an engine runs many cells and knows nothing of what they mean.
 """
 
 from dataclasses import dataclass
