@@ -22,7 +22,14 @@ COLOURS = {
     "pixels": "#E69F00",
     "chance": "#333333",
     "muted": "#8C8C8C",
+    "clean": "#009E73",
+    "corrupt": "#D55E00",
+    "undefined": "#DDDDDD",
 }
+# For curves whose concept has no colour of its own: in this order, from the first.
+SERIES = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#333333", "#B8A900")
+# For fractions and effects, always with a symmetric range around 0: red above, blue below, white at none.
+DIVERGING = "RdBu_r"
 _SETTINGS: dict[Any, Any] = {  # keys of matplotlib's rcParams
     "font.size": 9.0,
     "axes.titlesize": 10.0,
