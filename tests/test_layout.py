@@ -22,9 +22,8 @@ MAY_IMPORT = {
 # A command draws at its end; that is the one place where results meet figures.
 EXCEPTIONS = {
     ("probes/sweep.py", "figures"),
-    ("probes/cli.py", "figures"),
     ("interventions/sweep.py", "figures"),
-    ("interventions/cli.py", "figures"),
+    ("tuning/compare.py", "figures"),
 }
 LATE = {"transformer_lens", "nnsight", "beartype"}  # slow, or for development only: imported inside functions
 MODULES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py"))

@@ -85,8 +85,9 @@ def check_plan(facts: Mapping[str, object], plan: Mapping[str, object], folder: 
     Raises:
         ValueError: If it does not.
     """
-    saved = facts.get("plan")
-    for name, value in plan.items() if isinstance(saved, dict) else ():
+    found = facts.get("plan")
+    saved: dict[str, object] = found if isinstance(found, dict) else {}
+    for name, value in plan.items():
         if name in saved and saved[name] != json.loads(json.dumps(value)):
             raise ValueError(
                 f"{name} must be {saved[name]}, as in the snapshot in {folder}, got {value}. Use another --work."

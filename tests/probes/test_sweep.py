@@ -264,7 +264,7 @@ def test_capture_holds_one_shard_however_many_examples(
 ) -> None:
     """The largest number of examples that capture is ever handed does not grow with the data."""
     from probes import capturing
-    from probes.processes import Processes
+    from records.processes import Processes
 
     handed: list[int] = []
     real = capturing.capture_pooled

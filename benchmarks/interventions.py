@@ -1,0 +1,422 @@
+"""What interventions cost, against whole forwards, TransformerLens and nnsight: ``python -m benchmarks.interventions``.
+
+Two questions, one run: (a) one cell of each kind of sweep under ``resume``, against one plain forward of the same pair,
+base runs apart; (b) a whole map (every layer x image, question and last position patched, and three knockouts at every
+layer), base runs included, against the same loop with engine ``full``, with TransformerLens and with nnsight. Sides
+take turns in one process and are quoted as ratios of medians; all give the same logits, and by how much they differ is
+in the record. The peers' loops do what their users do: the clean run cached once at the sites that are needed, then one
+forward for each cell, with hooks (TransformerLens) or in a trace (nnsight).
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from benchmarks.capture import NoiseExamples, machine
+from interventions.base import Base, plain_logits
+from interventions.compile import choose_runs, compile_cells
+from interventions.context import Context
+from interventions.edits import Cell, Cut, Write
+from interventions.engine import prepare_base, run_cells
+from interventions.plan import Plan
+from models.bridges import to_nnsight, to_transformer_lens
+from models.inputs import Inputs, prepare
+from models.llava import Llava, load
+from tasks.example import Example
+from tasks.pairs import make_pair
+
+RECORDS = Path(__file__).parent / "records"
+WINDOW = 5  # layers of a knockout in the map
+WINDOWS = (1, 5, 9)
+PEERS = ("transformer_lens", "nnsight")
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    Args:
+        model: Which.
+        question: What was run.
+        side: How.
+        cells: Interventions in it.
+        seconds: Median of a round.
+        low: Of the rounds.
+        high: Of the rounds.
+        repeats: Rounds.
+        times_cheaper: The compared side's seconds for as many cells, over these.
+        against: The compared side.
+        difference: Largest absolute difference of its logits from those of engine ``full``; None where not compared.
+    """
+
+    model: str
+    question: str
+    side: str
+    cells: int
+    seconds: float
+    low: float
+    high: float
+    repeats: int
+    times_cheaper: float
+    against: str
+    difference: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Cells that start from one run of a pair.
+
+    Args:
+        name: What they are.
+        inputs: The run that is changed.
+        other: The run that values come from.
+        cells: The interventions.
+    """
+
+    name: str
+    inputs: Inputs
+    other: Inputs | None
+    cells: tuple[Cell, ...]
+
+    def first(self, n: int) -> "Job":
+        """The same with fewer cells."""
+        return Job(self.name, self.inputs, self.other, self.cells[:n])
+
+
+def small_config(*, tiny: bool = False) -> LlavaConfig:
+    """16 layers and 576 image tokens at the width of a small language model; ``tiny`` to prove the benchmark itself."""
+    vision = CLIPVisionConfig(
+        image_size=28 if tiny else 336,
+        patch_size=7 if tiny else 14,
+        hidden_size=32 if tiny else 192,
+        intermediate_size=64 if tiny else 768,
+        num_hidden_layers=2 if tiny else 6,
+        num_attention_heads=4,
+        projection_dim=32,
+    )
+    text = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=48 if tiny else 576,
+        intermediate_size=96 if tiny else 1536,
+        num_hidden_layers=3 if tiny else 16,
+        num_attention_heads=6 if tiny else 9,
+        num_key_value_heads=2 if tiny else 3,
+        max_position_embeddings=1024,
+    )
+    return LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=2047, image_seq_length=16 if tiny else 576
+    )
+
+
+def pair_of(llava: Llava) -> tuple[Example, Example]:
+    """A clean and a corrupt example with one question: a scene for trained models, noise for random ones."""
+    if llava.id.startswith("random"):
+        clean, other = NoiseExamples(2, llava.image_size)[:]
+        return clean, Example(other.id, other.pictures, clean.question, clean.answer, other.group)
+    pair = make_pair(0, "colour", size=llava.image_size)
+    return pair.clean, pair.corrupt
+
+
+def readout(inputs: Inputs) -> Tensor:
+    """The prompt's last position."""
+    return torch.tensor([[layout.prompt_stop - 1] for layout in inputs.layout], device=inputs.input_ids.device)
+
+
+def job(llava: Llava, name: str, plan: Plan) -> Job:
+    """The cells of a plan on the pair."""
+    clean, corrupt = pair_of(llava)
+    batch = prepare(llava, [clean])
+    runs = choose_runs(plan, batch, pair=prepare(llava, [corrupt]))
+    cells = compile_cells(plan.cells(llava), llava, runs.inputs, [clean], Context(plan))
+    return Job(name, runs.inputs, runs.other, tuple(cells))
+
+
+def single_sweeps(llava: Llava) -> Iterator[Job]:
+    """The sweeps whose cells are priced one by one."""
+    height, width = llava.grid
+    middle = f"patch({height // 2},{width // 2})"
+    for tokens in ("image", "question", "last", middle):
+        yield job(llava, f"patch {tokens}, resid_pre", Plan("patch", sites=("resid_pre",), tokens=(tokens,)))
+    yield job(llava, "patch last, z, each head", Plan("patch", sites=("z",), tokens=("last",), heads="all"))
+    for window in WINDOWS:
+        for flow in ("image->last", "image->question", "question->last"):
+            yield job(llava, f"knockout {flow}, window {window}", Plan("knockout", tokens=(flow,), window=window))
+
+
+def whole_map(llava: Llava) -> tuple[Job, Job]:
+    """The map: patches, which start from the corrupt run, and knockouts, which start from the clean one."""
+    flows = ("image->last", "image->question", "question->last")
+    patches = Plan("patch", sites=("resid_pre",), tokens=("image", "question", "last"))
+    return (
+        job(llava, "patches", patches),
+        job(llava, "knockouts", Plan("knockout", tokens=flows, window=WINDOW)),
+    )
+
+
+def run_ours(llava: Llava, work: Job, engine: str, base: Base | None = None) -> list[Tensor]:
+    """Logits at the last position, one for each cell."""
+    which: Any = engine
+    if base is None:
+        base = prepare_base(llava, work.inputs, work.other, readout=readout(work.inputs), engine=which)
+    return run_cells(llava, base, work.cells, lambda logits: logits[:, 0].clone(), engine=which)
+
+
+def transformer_lens_loop(llava: Llava) -> Callable[[Job], list[Tensor]]:
+    """The same with TransformerLens: ``run_with_cache`` once, then ``run_with_hooks`` for each cell."""
+    bridge: Any = to_transformer_lens(llava)
+
+    def put(mask: Tensor, heads: tuple[int, ...] | None, theirs: Tensor, value: Tensor, hook: Any) -> Tensor:
+        where = mask.reshape(*mask.shape, *[1] * (value.dim() - 2))
+        if heads is not None:
+            chosen = torch.zeros(value.shape[-2], 1, dtype=torch.bool, device=value.device)
+            chosen[list(heads)] = True
+            where = where & chosen
+        return torch.where(where, theirs, value)
+
+    def cut(edges: Tensor, scores: Tensor, hook: Any) -> Tensor:
+        return scores.masked_fill(edges[:, None], torch.finfo(scores.dtype).min)
+
+    def loop(work: Job) -> list[Tensor]:
+        names = {str(edit.site) for cell in work.cells for edit in cell.edits if isinstance(edit, Write)}
+        cache: Any = {}
+        if work.other is not None:
+            _, cache = bridge.run_with_cache(
+                work.other.input_ids, pixel_values=work.other.pixel_values, names_filter=lambda name: name in names
+            )
+        found = []
+        for cell in work.cells:
+            hooks: list[Any] = []
+            for edit in cell.edits:
+                if isinstance(edit, Write):
+                    name = str(edit.site)
+                    hooks.append((name, partial(put, edit.mask, edit.heads, cache[name])))
+                elif isinstance(edit, Cut):
+                    name = f"blocks.{edit.layer}.attn.hook_attn_scores"
+                    hooks.append((name, partial(cut, _edges(edit))))
+            logits = bridge.run_with_hooks(
+                work.inputs.input_ids, pixel_values=work.inputs.pixel_values, fwd_hooks=hooks, logits_to_keep=1
+            )
+            found.append(logits[:, -1].float())
+        return found
+
+    return loop
+
+
+def nnsight_loop(llava: Llava) -> Callable[[Job], list[Tensor]]:
+    """The same with nnsight: a trace that saves, then a trace that writes for each cell."""
+    traced: Any = to_nnsight(llava)
+    blocks: Any = traced.model.language_model.layers
+
+    def loop(work: Job) -> list[Tensor]:
+        sites = sorted({edit.site for cell in work.cells for edit in cell.edits if isinstance(edit, Write)})
+        kept: dict[Any, Tensor] = {}
+        if work.other is not None:
+            with traced.trace(**work.other.model_kwargs(), use_cache=False, logits_to_keep=1):
+                values = list().save()  # type: ignore[attr-defined] # noqa: C408 - nnsight traces the call
+                for site in sites:
+                    block = blocks[site.layer]
+                    values.append(block.self_attn.o_proj.input if site.name == "z" else block.input)
+            kept = dict(zip(sites, values, strict=True))
+        return [_traced_cell(traced, blocks, work.inputs, cell, kept, llava) for cell in work.cells]
+
+    return loop
+
+
+def _traced_cell(traced: Any, blocks: Any, inputs: Inputs, cell: Cell, kept: dict[Any, Tensor], llava: Llava) -> Tensor:
+    """One forward in a trace, with the edits of a cell."""
+    writes = [edit for edit in cell.edits if isinstance(edit, Write)]
+    masks = {edit.layer: _additive(inputs, edit, llava.dtype) for edit in cell.edits if isinstance(edit, Cut)}
+    d_head = llava.d_model // int(llava.config.text_config.num_attention_heads)
+    with traced.trace(**inputs.model_kwargs(), use_cache=False, logits_to_keep=1):
+        for layer, mask in masks.items():
+            given = blocks[layer].inputs
+            blocks[layer].inputs = (given[0], {**given[1], "attention_mask": mask})
+        for edit in writes:
+            columns = edit.mask[0].nonzero()[:, 0]
+            if edit.site.name == "z":
+                for head in edit.heads or ():
+                    part = slice(head * d_head, (head + 1) * d_head)
+                    blocks[edit.site.layer].self_attn.o_proj.input[:, columns, part] = kept[edit.site][:, columns, part]
+            else:
+                blocks[edit.site.layer].input[:, columns] = kept[edit.site][:, columns]
+        logits = traced.output.logits.save()
+    return logits[:, -1].float()  # type: ignore[no-any-return]
+
+
+def _edges(cut: Cut) -> Tensor:
+    """The attention edges that a cut removes, ``example query key``; a position keeps the one to itself."""
+    edges = cut.queries[:, :, None] & cut.keys[:, None, :]
+    return edges & ~torch.eye(edges.shape[1], dtype=torch.bool, device=edges.device)
+
+
+def _additive(inputs: Inputs, cut: Cut, dtype: torch.dtype) -> Tensor:
+    """A causal mask without the edges that a cut removes, for a batch without padding."""
+    n = inputs.n_positions
+    allowed = torch.ones(n, n, dtype=torch.bool, device=cut.keys.device).tril() & ~_edges(cut)
+    return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
+
+
+def take_turns(sides: dict[str, Run], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every side, ``repeats`` times in turn."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    device = torch.accelerator.is_available()
+    for _ in range(repeats):
+        for name, run in sides.items():
+            if device:
+                torch.accelerator.synchronize()
+            start = time.perf_counter()
+            run()
+            if device:
+                torch.accelerator.synchronize()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def measure_cells(llava: Llava, repeats: int) -> Iterator[Row]:
+    """Question (a)."""
+    for work in single_sweeps(llava):
+        at = readout(work.inputs)
+        base = prepare_base(llava, work.inputs, work.other, readout=at)
+        sides: dict[str, Run] = {
+            "one plain forward": partial(plain_logits, llava, work.inputs, at),
+            "base runs": partial(prepare_base, llava, work.inputs, work.other, readout=at),
+            "resume": partial(run_ours, llava, work, "resume", base),
+        }
+        checked = work.first(2)
+        difference = _difference(run_ours(llava, checked, "resume"), run_ours(llava, checked, "full"))
+        for run in sides.values():
+            run()  # warms up
+        times = take_turns(sides, repeats)
+        forward = statistics.median(times["one plain forward"])
+        for side, seconds in times.items():
+            n = len(work.cells) if side == "resume" else 1
+            row = _row(llava, f"a: {work.name}", side, n, seconds, forward * n, "one plain forward")
+            yield Row(**{**asdict(row), "difference": difference if side == "resume" else None})
+
+
+def measure_map(llava: Llava, repeats: int, peers: Sequence[str]) -> Iterator[Row]:
+    """Question (b)."""
+    jobs = whole_map(llava)
+    libraries = {"transformer_lens": transformer_lens_loop, "nnsight": nnsight_loop}
+    loops: dict[str, Callable[[Job], list[Tensor]]] = {
+        "resume": lambda work: run_ours(llava, work, "resume"),
+        "full": lambda work: run_ours(llava, work, "full"),
+        **{name: libraries[name](llava) for name in peers},
+    }
+    few = [work.first(3) for work in jobs]  # warms up, and shows that all sides compute the same
+    logits = {name: [found for work in few for found in loop(work)] for name, loop in loops.items()}
+    sides: dict[str, Run] = {name: partial(_both, loop, jobs) for name, loop in loops.items()}
+    times = take_turns(sides, repeats)
+    ours = statistics.median(times["resume"])
+    n = sum(len(work.cells) for work in jobs)
+    for name, seconds in times.items():
+        row = _row(llava, "b: whole map, base runs included", name, n, seconds, ours, "resume")
+        # against resume: how many times cheaper resume is than this side
+        ratio = statistics.median(seconds) / ours
+        yield Row(**{**asdict(row), "times_cheaper": ratio, "difference": _difference(logits[name], logits["full"])})
+
+
+def _both(loop: Callable[[Job], list[Tensor]], jobs: Sequence[Job]) -> None:
+    for work in jobs:
+        loop(work)
+
+
+def _difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+
+
+def _row(
+    llava: Llava, question: str, side: str, n: int, seconds: Sequence[float], compared: float, against: str
+) -> Row:
+    median = statistics.median(seconds)
+    return Row(
+        llava.id, question, side, n, median, min(seconds), max(seconds), len(seconds), compared / median, against
+    )
+
+
+def write_record(rows: Sequence[Row], facts: dict[str, object], command: str, folder: Path) -> Path:
+    """JSON and Markdown, named by the day; the Markdown's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"interventions-{datetime.now(UTC):%Y-%m-%d}-{facts['device']}".replace(" ", "-")
+    content = {"command": command, "machine": facts, "rows": [asdict(row) for row in rows]}
+    path.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n")
+    lines = [f"# Interventions, {datetime.now(UTC):%Y-%m-%d}", "", f"`{command}`", ""]
+    lines += [f"- {key}: {value}" for key, value in facts.items()]
+    for model in dict.fromkeys(row.model for row in rows):
+        of_model = [row for row in rows if row.model == model]
+        lines += ["", f"## {model}: one cell under resume, against one plain forward", ""]
+        lines += [
+            "| sweep | cells | plain forward (s) | base runs (s) | a cell (s) | times cheaper | max. difference |"
+        ]
+        lines += ["|---|---|---|---|---|---|---|"]
+        for question in dict.fromkeys(row.question for row in of_model if row.question.startswith("a:")):
+            side = {row.side: row for row in of_model if row.question == question}
+            cell, forward, base = side["resume"], side["one plain forward"], side["base runs"]
+            lines.append(
+                f"| {question[3:]} | {cell.cells} | {forward.seconds:.4g} | {base.seconds:.4g} "
+                f"| {cell.seconds / cell.cells:.3g} | {cell.times_cheaper:.1f} | {cell.difference:.1e} |"
+            )
+        lines += ["", f"## {model}: the whole map, base runs included", ""]
+        lines += [
+            "| side | cells | median (s) | lowest | highest | n | times the seconds of resume | max. difference |"
+        ]
+        lines += ["|---|---|---|---|---|---|---|---|"]
+        lines += [
+            f"| {r.side} | {r.cells} | {r.seconds:.4g} | {r.low:.4g} | {r.high:.4g} | {r.repeats} "
+            f"| {r.times_cheaper:.2f} | {r.difference:.1e} |"
+            for r in of_model
+            if r.question.startswith("b:")
+        ]
+    lines += [
+        "",
+        "One pair, no padding; logits at the prompt's last position. Ratios are of medians; sides took turns in one "
+        "process. Differences are the largest absolute ones of logits from those of engine full, over the first cells.",
+    ]
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    return path.with_suffix(".md")
+
+
+def main() -> None:
+    """Runs the benchmark and prints the record."""
+    parser = argparse.ArgumentParser(description="What interventions cost.")
+    parser.add_argument("--models", nargs="+", default=["random", "smol"], help="random: 16 layers, 576 image tokens")
+    parser.add_argument(
+        "--small", action="store_true", help="a toy model in the place of random, to prove the benchmark"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default=None, choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--out", type=Path, default=RECORDS, help="folder of the record")
+    options = parser.parse_args()
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    rows: list[Row] = []
+    facts: dict[str, object] = {}
+    for name in ["random"] if options.small else options.models:
+        what = small_config(tiny=options.small) if name == "random" else name
+        llava = load(what, device=options.device, dtype=dtype)
+        with torch.inference_mode():
+            rows += measure_cells(llava, options.repeats)
+            rows += measure_map(llava, options.repeats, options.peers)
+        sizes = {f"{name}: {key}": machine(llava)[key] for key in ("layers", "d_model", "image_tokens")}
+        same = {k: v for k, v in machine(llava).items() if k not in ("model", "layers", "d_model", "image_tokens")}
+        facts = {**facts, **same, "batch": 1, **sizes}
+    command = " ".join(["python -m benchmarks.interventions", *sys.argv[1:]])
+    print(write_record(rows, facts, command, options.out).read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,398 @@
+"""The command line: every row of bad input is one sentence and status 2; outputs open in plain transformers."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from typer.testing import CliRunner
+
+from models.llava import Llava, load
+from tests.conftest import tiny_config
+from tests.tuning.conftest import LlavaRows, turns
+from tuning.cli import app
+from tuning.compare import CompareConfig
+from tuning.config import TuningConfig
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint folder."""
+    folder = tmp_path_factory.mktemp("base")
+    llava = load(tiny_config(grouped=True), seed=0, validate=False)
+    llava.model.save_pretrained(folder)
+    llava.processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(base: Path, tmp_path: Path) -> Run:
+    """Runs the command on the tiny checkpoint; options given win."""
+
+    def call(*arguments: str, out: str | None = "run") -> Done:
+        given = list(arguments)
+        defaults = {"--model": str(base), "--scenes": "6", "--steps": "2", "--batch-size": "2", "--max-length": "500"}
+        for name, value in defaults.items():
+            if name not in given:
+                given += [name, value]
+        if out is not None:
+            given += ["--out", str(tmp_path / out)]
+        result = CliRunner().invoke(app, given)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Done(result.exit_code, result.stdout, result.stderr)
+
+    return call
+
+
+def test_help_names_every_option_of_the_issue() -> None:
+    shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).stdout
+    for option in (
+        "model", "data", "images", "layers", "train", "method", "epochs", "steps", "batch-size", "grad-accum", "lr",
+        "projector-lr", "bf16", "gradient-checkpointing", "seed", "eval-data", "out", "resume", "dry-run", "merge",
+        "keep-prefix", "max-length", "skip-bad",
+    ):  # fmt: skip
+        assert f"--{option}" in shown
+
+
+EVERY: dict[str, tuple[str, Callable[[TuningConfig], object], object]] = {
+    "model": ("here", lambda c: c.model, "here"),
+    "layers": ("6-16", lambda c: c.plan.layers, "6-16"),
+    "train": ("projector,vision:2", lambda c: c.plan.train, ("projector", "vision:2")),
+    "method": ("lora", lambda c: c.plan.method, "lora"),
+    "lora-rank": ("8", lambda c: c.plan.lora.rank, 8),
+    "lora-alpha": ("9", lambda c: c.plan.lora.alpha, 9),
+    "lora-dropout": ("0.2", lambda c: c.plan.lora.dropout, 0.2),
+    "lisa-active": ("3", lambda c: c.plan.lisa.active, 3),
+    "lisa-every": ("4", lambda c: c.plan.lisa.every, 4),
+    "stage": ("1", lambda c: (c.stage, c.optimisation.lr, c.plan.layers, c.writing.recipe), (1, 1e-3, "none", "plain")),
+    "data": ("x.json", lambda c: c.data.spec, "x.json"),
+    "images": ("pictures", lambda c: str(c.data.images), "pictures"),
+    "scenes": ("7", lambda c: c.data.scenes, 7),
+    "limit": ("3", lambda c: c.data.limit, 3),
+    "eval-data": ("scenes", lambda c: c.data.eval_spec, "scenes"),
+    "eval-limit": ("5", lambda c: c.data.eval_limit, 5),
+    "max-length": ("99", lambda c: c.writing.max_length, 99),
+    "on-long": ("refuse", lambda c: c.writing.on_long, "refuse"),
+    "epochs": ("2.5", lambda c: c.optimisation.epochs, 2.5),
+    "steps": ("11", lambda c: c.optimisation.steps, 11),
+    "batch-size": ("3", lambda c: c.optimisation.batch_size, 3),
+    "grad-accum": ("2", lambda c: c.optimisation.grad_accum, 2),
+    "lr": ("0.5", lambda c: c.optimisation.lr, 0.5),
+    "projector-lr": ("0.25", lambda c: c.optimisation.projector_lr, 0.25),
+    "warmup": ("0.1", lambda c: c.optimisation.warmup, 0.1),
+    "seed": ("4", lambda c: c.optimisation.seed, 4),
+    "device": ("cuda:1", lambda c: c.running.device, "cuda:1"),
+    "save-every": ("9", lambda c: c.running.save_every, 9),
+    "keep": ("4", lambda c: c.running.keep, 4),
+    "log-every": ("3", lambda c: c.running.log_every, 3),
+    "eval-every": ("6", lambda c: c.running.eval_every, 6),
+    "out": ("there", lambda c: str(c.out), "there"),
+    "resume": ("last", lambda c: str(c.resume), "last"),
+}
+FLAGS: dict[str, Callable[[TuningConfig], bool]] = {
+    "--bf16": lambda c: c.running.bf16,
+    "--gradient-checkpointing": lambda c: c.running.gradient_checkpointing,
+    "--keep-prefix": lambda c: c.running.keep_prefix,
+    "--skip-bad": lambda c: c.data.skip_bad,
+    "--merge": lambda c: c.merge,
+    "--no-format-prompts": lambda c: not c.data.format_prompts,
+    "--in-turn": lambda c: not c.data.apart,
+}
+
+
+def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from records.errors import BadInput
+
+    seen: list[TuningConfig] = []
+
+    def record(config: TuningConfig, **options: object) -> None:
+        seen.append(config)
+        raise BadInput("enough")
+
+    monkeypatch.setattr("tuning.run.run_tuning", record)
+    for name, (text, read, value) in EVERY.items():
+        CliRunner().invoke(app, [f"--{name}", text])
+        assert read(seen[-1]) == value, name
+        CliRunner().invoke(app, [])
+        assert read(seen[-1]) != value, name
+    for flag, check in FLAGS.items():
+        CliRunner().invoke(app, [flag])
+        assert check(seen[-1]), flag
+        CliRunner().invoke(app, [])
+        assert not check(seen[-1]), flag
+    CliRunner().invoke(app, ["--method", "lora"])
+    assert seen[-1].optimisation.lr == 2e-4
+
+
+def test_every_option_reaches_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    from records.errors import BadInput
+
+    seen: list[CompareConfig] = []
+
+    def record(config: CompareConfig, **options: object) -> None:
+        seen.append(config)
+        raise BadInput("enough")
+
+    monkeypatch.setattr("tuning.compare.run_compare", record)
+    line = (
+        "compare --model m --reference smol --plans full,last --band 3-5 --train projector,final_norm --lora-rank 4 "
+        "--seeds 0,2 --scenes 9 --score-scenes 8 --steps 7 --batch-size 6 --lr 0.5 --lora-lr 0.25 --projector-lr 0.125 "
+        "--bf16 --timing-rounds 1 --device cuda --save-every 3 --out o"
+    )
+    assert CliRunner().invoke(app, line.split()).exit_code == 2
+    c = seen[0]
+    assert (c.model, c.reference, c.plans, c.band) == ("m", "smol", ("full", "last"), "3-5")
+    assert (c.train, c.lora_rank, c.seeds, c.scenes, c.score_scenes) == (("projector", "final_norm"), 4, (0, 2), 9, 8)
+    assert (c.optimisation.steps, c.optimisation.batch_size, c.optimisation.lr) == (7, 6, 0.5)
+    assert (c.lora_lr, c.optimisation.projector_lr, c.timing_rounds, str(c.out)) == (0.25, 0.125, 1, "o")
+    assert (c.running.bf16, c.running.device, c.running.save_every) == (True, "cuda", 3)
+    bad = CliRunner().invoke(app, ["compare", "--seeds", "x"])
+    assert (bad.exit_code, "seeds must be whole numbers" in bad.stderr) == (2, True)
+
+
+def test_a_dry_run_prints_the_plan_counts_memory_and_compute_and_writes_nothing(run: Run, tmp_path: Path) -> None:
+    done = run("--layers", "1-2", "--dry-run")
+    assert done.code == 0
+    for text in (
+        "layers     1-2 (2 of 3)",
+        "6 samples",
+        "TFLOP a step",
+        "of full tuning",
+        "optimizer 0.00 GB",
+        "steps      2",
+    ):
+        assert text in done.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_output_opens_in_plain_transformers_with_plan_and_cost_beside(run: Run, base: Path, tmp_path: Path) -> None:
+    done = run("--layers", "1", "--train", "projector", "--lr", "0.01", "--eval-data", "scenes", "--eval-limit", "1")
+    assert done.code == 0, done.err
+    folder = tmp_path / "run"
+    tuned = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    LlavaProcessor.from_pretrained(folder, backend="pil")
+    assert load(folder).n_layers == 3  # with its checks on a real forward
+    before = LlavaForConditionalGeneration.from_pretrained(base, dtype=torch.float32).state_dict()
+    changed = {name for name, tensor in tuned.state_dict().items() if not torch.equal(tensor, before[name])}
+    plan = json.loads((folder / "plan.json").read_text())
+    assert changed == set(plan["parameters"])
+    cost = json.loads((folder / "cost.json").read_text())
+    assert cost["flops_forward"] == pytest.approx(cost["closed_form_forward"], rel=0.03)
+    assert cost["flops_backward"] == pytest.approx(cost["closed_form_backward"], rel=0.03)
+    assert 0 < cost["closed_form_ratio"] < 1
+    assert cost["trainable"] == plan["trainable"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["settings"]["seed"] == 0
+    again = run("--layers", "1")
+    assert again.code == 2
+    assert "out must hold the same run or none" in again.err
+
+
+def test_lora_is_written_for_peft_or_merged_and_both_agree(run: Run, base: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    options = ["--layers", "1-2", "--train", "projector", "--method", "lora", "--lora-rank", "2", "--lora-alpha", "4",
+               "--lr", "0.02", "--projector-lr", "0.02"]  # fmt: skip
+    assert run(*options).code == 0
+    assert run(*options, "--merge", out="merged").code == 0
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "plan.json", "cost.json"} <= names
+    assert "model.safetensors" not in names
+    model = LlavaForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(model, tmp_path / "run").eval()
+    merged = LlavaForConditionalGeneration.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    plain = LlavaForConditionalGeneration.from_pretrained(base, dtype=torch.float32).eval()
+    ids = torch.randint(3, 500, (1, 12), generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+    ids = torch.cat([ids, torch.full((1, 16), 600), ids], dim=1)
+    with torch.no_grad():
+        ours, theirs, start = (m(input_ids=ids, pixel_values=pixels).logits for m in (merged, adapted, plain))
+    assert not torch.allclose(start, ours, atol=1e-3)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_bf16_run_leaves_frozen_weights_bitwise(run: Run, base: Path, tmp_path: Path) -> None:
+    assert run("--layers", "1", "--train", "none", "--bf16", "--lr", "0.01").code == 0
+    tuned, before = (
+        LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
+        for folder in (tmp_path / "run", base)
+    )
+    changed = {name for name, tensor in tuned.items() if not torch.equal(tensor, before[name])}
+    assert changed == set(json.loads((tmp_path / "run" / "plan.json").read_text())["parameters"])
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(run: Run, tmp_path: Path) -> None:
+    options = ("--layers", "1", "--steps", "4", "--save-every", "2", "--lr", "0.01", "--keep", "5")
+    assert run(*options, out="whole").code == 0
+    assert run(*options).code == 0
+    folder = tmp_path / "run"
+    shutil.rmtree(folder / "checkpoint-4")
+    for leftover in ("model.safetensors", "cost.json"):
+        (folder / leftover).unlink()
+    refused = run(*options)
+    assert (refused.code, "--resume last" in refused.err) == (2, True)
+    assert run(*options, "--resume", "last").code == 0
+    one, other = (
+        LlavaForConditionalGeneration.from_pretrained(tmp_path / name, dtype=torch.float32).state_dict()
+        for name in ("run", "whole")
+    )
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    changed = run(*options, "--seed", "1", "--resume", "last")
+    assert changed.code == 2
+    assert "settings.seed was 0, is 1" in changed.err
+
+
+def test_another_plan_or_data_cannot_resume_a_checkpoint(run: Run, tmp_path: Path) -> None:
+    assert run("--layers", "1", "--save-every", "2").code == 0
+    there = str(tmp_path / "run" / "checkpoint-2")
+    other = run("--layers", "2", "--resume", there, out="other")
+    assert (other.code, "another settings.plan.layers: it was '1', is '2'" in other.err) == (2, True)
+    more = run("--layers", "1", "--scenes", "7", "--resume", there, out="more")
+    assert (more.code, "another settings.scenes: it was 6, is 7" in more.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layers", "7"], r"layer must be in [0, 3), got 7"),
+        (["--layers", "none", "--train", "none"], "plan must train something"),
+        (["--train", "head"], "train must be some of projector"),
+        (["--layers", "1", "--data", "nowhere.json"], "data must be 'scenes' or an existing file"),
+        (["--steps", "0"], "steps must be >= 1, got 0"),
+        (["--batch-size", "0"], "batch-size must be >= 1"),
+        (["--lr", "-1"], "lr must be >= 0"),
+        (["--stage", "3"], "stage must be 1 or 2, got 3"),
+        (["--device", "cuda:99"], "device must be one that this machine has"),
+        (["--device", "tpu"], "device must be cpu, cuda"),
+        (["--model", "no/where/at/all"], "model must be one of smol"),
+        (["--resume", "last"], "resume must name an existing checkpoint"),
+        (["--keep-prefix", "--layers", "1"], "keep-prefix must have a frozen part to keep"),
+        (["--layers", "auto:nowhere"], "auto must name a finished run"),
+        (["--max-length", "20"], "data must have at least one sample that can be used"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(arguments: list[str], message: str, run: Run) -> None:
+    done = run(*arguments)
+    assert done.code == 2
+    assert message in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert done.err.startswith("layerwise-finetune: ")
+
+
+DATA = {
+    "empty": ([], "data must have at least one sample"),
+    "no assistant": ([{"id": "a", "conversations": turns("Why?")}], "no assistant turn"),
+    "missing picture": (
+        [
+            {"id": "a", "image": "missing.jpg", "conversations": turns("<image>\nWhat?", "a")},
+            {"id": "b", "conversations": turns("Two?", "2")},
+        ],
+        "1 that cannot ('a': its picture 'missing.jpg' is missing)",
+    ),
+    "path outside": (
+        [{"id": "a", "image": "../x.jpg", "conversations": turns("<image>\nWhat?", "a")}],
+        "image must stay inside the image folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_bad_data_are_one_sentence_and_status_2(name: str, run: Run, llava_json: LlavaRows) -> None:
+    rows, message = DATA[name]
+    if name == "path outside":
+        path = llava_json([])
+        path.write_text(json.dumps(rows))
+    else:
+        path = llava_json(rows)
+    done = run("--layers", "1", "--data", str(path))
+    assert done.code == 2
+    assert message in done.err
+    assert len(done.err.strip().splitlines()) == 1
+
+
+def test_bad_samples_can_be_left_out_counted_and_listed(run: Run, llava_json: LlavaRows, tmp_path: Path) -> None:
+    rows = [{"id": f"g{i}", "conversations": turns("Two?", "2")} for i in range(4)]
+    path = llava_json([*rows, {"id": "bad", "conversations": turns("Why?")}])
+    done = run("--layers", "1", "--train", "none", "--data", str(path), "--skip-bad")
+    assert done.code == 0, done.err
+    assert "1 samples left out" in done.out
+    assert "bad,no assistant turn" in (tmp_path / "run" / "skipped.csv").read_text()
+
+
+def test_a_broken_picture_is_named_when_it_is_reached(run: Run, llava_json: LlavaRows, tmp_path: Path) -> None:
+    path = llava_json([{"id": "a", "image": "1.jpg", "conversations": turns("<image>\nWhat?", "a")}])
+    (tmp_path / "1.jpg").write_bytes(b"no picture")
+    done = run("--layers", "1", "--data", str(path))
+    assert done.code == 2
+    assert "picture must be a readable image file" in done.err
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "bert"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    done = run("--model", str(other))
+    assert done.code == 2
+    assert "Traceback" not in done.err
+
+
+def test_a_loss_that_is_no_number_ends_with_status_2(run: Run) -> None:
+    done = run("--layers", "all", "--lr", "1e30", "--steps", "6")
+    assert done.code == 2
+    assert "must be finite" in done.err
+    assert "at step" in done.err
+
+
+def test_somebody_s_folder_is_left_alone(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    done = run("--layers", "1")
+    assert (done.code, "out must be empty or a run" in done.err) == (2, True)
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
+
+
+def launch(processes: int, arguments: list[str]) -> "subprocess.CompletedProcess[str]":
+    root = Path(__file__).parents[2]
+    starter = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *starter, "-m", "tuning.cli", *arguments],
+        cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+
+
+def test_two_processes_give_the_losses_of_one(base: Path, tmp_path: Path) -> None:
+    losses = {}
+    for processes, batch in ((1, 4), (2, 2)):
+        out = tmp_path / str(processes)
+        done = launch(processes, [
+            "--model", str(base), "--layers", "1-2", "--scenes", "8", "--steps", "4", "--batch-size", str(batch),
+            "--lr", "0.01", "--projector-lr", "0.01", "--log-every", "1", "--max-length", "500", "--out", str(out),
+        ])  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        losses[processes] = [entry["loss"] for entry in log]
+        assert load(out).n_layers == 3
+    assert len(losses[1]) == 4
+    assert losses[1] == pytest.approx(losses[2], abs=2e-4)  # sums in another order, then through AdamW
+
+
+def test_a_fresh_fixture_is_what_the_folder_holds(base: Path, llava: Llava) -> None:
+    assert load(base).model.num_parameters() == llava.model.num_parameters()

@@ -1,0 +1,222 @@
+"""Plans side by side: same start, same data, resumable plan by plan, and a table that says what it says."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from models.llava import load
+from records.errors import BadInput
+from tests.conftest import tiny_config
+from tuning.compare import CompareConfig, chosen_plans, render_table, run_compare
+from tuning.config import Optimisation, Running
+from tuning.retention import summarise
+
+COLUMNS = {
+    "plan", "layers", "trainable", "flops_ratio", "closed_form_ratio", "step_time_ratio", "peak_memory", "family",
+    "score", "retention", "lower", "upper", "seeds",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    config = tiny_config(grouped=True)
+    config.text_config.max_position_embeddings = 1024
+    llava = load(config, seed=0, validate=False)
+    llava.model.save_pretrained(folder)
+    llava.processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(base: Path, tmp_path_factory: pytest.TempPathFactory) -> CompareConfig:
+    return CompareConfig(
+        model=str(base),
+        plans=("start", "full", "middle band", "LoRA on the band"),
+        lora_rank=2,
+        scenes=4,
+        score_scenes=2,
+        optimisation=Optimisation(steps=2, batch_size=2, lr=1e-3, projector_lr=1e-3),
+        running=Running(save_every=1),
+        timing_rounds=1,
+        out=tmp_path_factory.mktemp("compare"),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(settings: CompareConfig) -> pd.DataFrame:
+    return run_compare(settings).table
+
+
+def test_the_table_has_every_plan_condition_and_family_with_its_columns(
+    finished: pd.DataFrame, settings: CompareConfig
+) -> None:
+    assert set(finished.columns) >= COLUMNS
+    assert list(dict.fromkeys(finished["plan"])) == list(settings.plans)
+    assert set(finished["condition"]) == {"seen", "unseen", "text", "passage"}
+    assert set(finished["family"]) == {
+        "what",
+        "colour",
+        "where",
+        "count",
+        "exists",
+        "category",
+        "choice",
+        "all",
+        "text",
+    }
+    full = finished[finished["plan"] == "full"]
+    assert (full["flops_ratio"] == 1).all()
+    assert (full["closed_form_ratio"] == 1).all()
+    band = finished[finished["plan"] == "middle band"].iloc[0]
+    assert 0 < band["flops_ratio"] < 1
+    assert band["flops_ratio"] == pytest.approx(band["closed_form_ratio"], rel=0.03)
+    passage = finished[finished["condition"] == "passage"].set_index("plan")
+    assert passage.loc["full", "retention"] == 1
+    assert (passage["score"] > 0).all()
+    assert pd.read_csv(settings.out / "compare.csv").shape == finished.shape
+    assert {path.suffix for path in (settings.out / "figures").iterdir()} == {".png", ".svg"}
+    assert len(list((settings.out / "figures").iterdir())) == 8
+    assert render_table(finished).row_count == 4
+
+
+def test_a_finished_plan_is_not_run_again_and_a_new_seed_is_added(
+    finished: pd.DataFrame, settings: CompareConfig
+) -> None:
+    notes: list[str] = []
+    stamps = {path: path.stat().st_mtime_ns for path in settings.out.glob("runs/*/answers.parquet")}
+    assert len(stamps) == 4
+    again = run_compare(settings, on_note=notes.append).table
+    pd.testing.assert_frame_equal(again, finished)
+    assert not any("train" in note and "seed 0:" in note for note in notes)
+    more = run_compare(replace(settings, seeds=(0, 1), plans=("full", "middle band"))).table
+    assert set(more["seeds"]) == {2}
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    assert not list(settings.out.glob("runs/*/checkpoint-*"))
+
+
+def test_every_plan_sees_the_same_data_in_the_same_order(finished: pd.DataFrame, settings: CompareConfig) -> None:
+    first = {}
+    for plan in ("full", "middle-band", "lora-on-the-band"):
+        log = (settings.out / "runs" / f"{plan}-seed0" / "log.jsonl").read_text().splitlines()
+        first[plan] = json.loads(log[0])["loss"]
+    assert first["full"] == first["middle-band"]  # before the first update the models are the same
+    assert first["full"] == pytest.approx(first["lora-on-the-band"], abs=1e-5)
+
+
+def test_another_comparison_s_folder_is_refused(
+    finished: pd.DataFrame, settings: CompareConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match="settings.scenes was 4, is 5"):
+        run_compare(replace(settings, scenes=5))
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(BadInput, match="out must be empty or a comparison"):
+        run_compare(replace(settings, out=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"plans": ("full", "middle")}, "plan must be one of start, full, middle band"),
+        ({"plans": ("start", "middle band")}, "plans must hold 'full'"),
+        ({"seeds": (1, 1)}, "seeds must be different numbers"),
+        ({"band": "9"}, r"layer must be in \[0, 3\), got 9"),
+    ],
+)
+def test_a_comparison_that_cannot_be_is_refused(
+    change: dict[str, object], message: str, settings: CompareConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        run_compare(replace(settings, out=tmp_path / "new", timing_rounds=0, **change))  # type: ignore[arg-type]
+
+
+def test_the_given_band_and_parts_reach_the_plans(settings: CompareConfig, base: Path) -> None:
+    config = replace(settings, plans=(), band="0-1", train=("final_norm",))
+    plans = {plan.name: plan for plan in chosen_plans(config, load(base, validate=False))}
+    assert len(plans) == 11
+    assert (plans["middle band"].layers, plans["complement"].layers) == ("0-1", "2")
+    assert plans["middle band"].train == plans["LoRA on the band"].train == ("final_norm",)
+    assert plans["projector only"].train == ("projector",)
+    assert plans["last"].layers == "last:2"
+
+
+def answers(rates: dict[str, float], *, n: int = 400, seeds: int = 3, paired: bool = True) -> pd.DataFrame:
+    """Answers whose plans are right at given rates; paired plans fail on the same scenes."""
+    rows = []
+    for seed in range(seeds):
+        for index, (plan, rate) in enumerate(rates.items()):
+            rng = np.random.default_rng([seed, 0 if paired else index + 1])
+            draws = rng.random(n)
+            rows += [
+                {
+                    "plan": plan,
+                    "seed": seed,
+                    "condition": "seen",
+                    "id": f"s{i}",
+                    "family": "what",
+                    "right": float(d < rate),
+                }
+                for i, d in enumerate(draws)
+            ]
+    return pd.DataFrame(rows)
+
+
+WORDS = pd.DataFrame([{"plan": plan, "seed": 0, "value": -3.0} for plan in ("full", "band", "same")])
+
+
+def test_retention_finds_a_planted_ratio_inside_its_interval() -> None:
+    table = summarise(answers({"full": 0.8, "band": 0.6, "same": 0.8}), WORDS)
+    rows = table[(table["family"] == "all") & (table["condition"] == "seen")].set_index("plan")
+    assert rows.loc["band", "retention"] == pytest.approx(0.75, abs=0.03)
+    assert rows.loc["band", "lower"] < 0.75 < rows.loc["band", "upper"]
+    assert rows.loc["band", "upper"] < 1
+    assert rows.loc["same", ["retention", "lower", "upper"]].tolist() == [1, 1, 1]
+    assert (rows["score_lower"] <= rows["score"]).all()
+    assert (rows["score"] <= rows["score_upper"]).all()
+    assert set(rows["n"]) == {400}
+    assert set(rows["seeds"]) == {3}
+
+
+def test_pairing_makes_the_interval_narrower() -> None:
+    widths = []
+    for paired in (True, False):
+        table = summarise(answers({"full": 0.8, "band": 0.7}, paired=paired), WORDS)
+        row = table[(table["plan"] == "band") & (table["family"] == "all") & (table["condition"] == "seen")].iloc[0]
+        widths.append(row["upper"] - row["lower"])
+    assert widths[0] < 0.8 * widths[1]
+
+
+def test_retention_of_nothing_is_undefined() -> None:
+    table = summarise(answers({"full": 0.0, "band": 0.5}, n=20), WORDS)
+    row = table[(table["plan"] == "band") & (table["condition"] == "seen")].iloc[0]
+    assert np.isnan(row["retention"])
+    assert np.isnan(row["lower"])
+
+
+def test_the_benchmark_runs_as_a_process_and_says_not_yet_run_without_a_gpu(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.tuning_cost", "--out", str(tmp_path), "--text-tokens", "16"]
+    small = subprocess.run([*command, "--rounds", "1", "--repeats", "2", "--batch", "1"], cwd=root, env=environment,
+                           capture_output=True, text=True, check=False)  # fmt: skip
+    assert small.returncode == 0, small.stderr
+    record = json.loads(next(tmp_path.glob("*-tuning-cost-tiny-cpu.json")).read_text())
+    assert [row["plan"] for row in record["plans"]][:2] == ["full", "1"]
+    assert {row["checkpointing"] for row in record["plans"]} == {True, False}
+    assert all(abs(row["closed_form_over_counted"] - 1) < 0.03 for row in record["plans"])
+    assert len(list(tmp_path.glob("*.png"))) == 1
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is at hand; ends where there is none")
+    none = subprocess.run([*command, "--model", "random:llava-1.5-7b", "--device", "cuda"], cwd=root, env=environment,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert none.returncode == 0, none.stderr
+    assert "Not yet run: no CUDA device at hand." in none.stdout

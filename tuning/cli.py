@@ -1,0 +1,330 @@
+"""``layerwise-finetune``: the command line of tuning. It parses, calls one function, and prints."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from records.commandline import RunByDefault, progress_bar, refuse, table_console
+from records.errors import BadInput
+
+COMMAND = "layerwise-finetune"
+_MODEL, _PLAN, _DATA, _HOW, _RUN = "The model", "What trains", "The data", "How it trains", "The run"
+
+app = typer.Typer(cls=RunByDefault, add_completion=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+
+@app.command()
+def run(
+    model: Annotated[
+        str,
+        typer.Option(help="`smol-stage1`, `smol`, a checkpoint folder or a Hugging Face id.", rich_help_panel=_MODEL),
+    ] = "smol-stage1",
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Blocks of the language model: `all`, `none`, `6-16`, `3,5,9`, `every:4`, `first:8`, `last:8`, "
+            "`middle:0.33`, `random:8@0`, `auto:RUN`. [default: all in stage 2, none in stage 1]",
+            rich_help_panel=_PLAN,
+        ),
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            help="Other parts, comma-separated: `projector`, `vision` or `vision:20` (the tower from block 20 on), "
+            "`embeddings`, `final_norm`, `lm_head`; `none`. [default: projector]",
+            rich_help_panel=_PLAN,
+        ),
+    ] = None,
+    method: Annotated[
+        Literal["full", "lora", "lisa"],
+        typer.Option(help="Full weights of the blocks, LoRA on them, or a few drawn anew.", rich_help_panel=_PLAN),
+    ] = "full",
+    lora_rank: Annotated[int, typer.Option(help="Width of LoRA's factors.", rich_help_panel=_PLAN)] = 128,
+    lora_alpha: Annotated[int, typer.Option(help="LoRA's scale times its rank.", rich_help_panel=_PLAN)] = 256,
+    lora_dropout: Annotated[float, typer.Option(help="On the factors' input.", rich_help_panel=_PLAN)] = 0.05,
+    lisa_active: Annotated[int, typer.Option(help="Blocks that train at once.", rich_help_panel=_PLAN)] = 2,
+    lisa_every: Annotated[int, typer.Option(help="Steps until others are drawn.", rich_help_panel=_PLAN)] = 20,
+    stage: Annotated[
+        int,
+        typer.Option(
+            help="LLaVA's recipe: 1 (projector, plain prompts, LR 1e-3) or 2 (vicuna_v1, LR 2e-5, by modality).",
+            rich_help_panel=_HOW,
+        ),
+    ] = 2,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="`scenes`, a JSON file in LLaVA's layout (any size), or a JSONL or Parquet file of questions.",
+            rich_help_panel=_DATA,
+        ),
+    ] = "scenes",
+    images: Annotated[
+        Path | None, typer.Option(help="The folder that picture paths start from.", rich_help_panel=_DATA)
+    ] = None,
+    scenes: Annotated[int, typer.Option(help="How many scenes.", rich_help_panel=_DATA)] = 4000,
+    format_prompts: Annotated[
+        bool, typer.Option(help="Whether scene questions say how to answer.", rich_help_panel=_DATA)
+    ] = True,
+    apart: Annotated[
+        bool,
+        typer.Option(
+            "--apart/--in-turn",
+            help="Questions about one scene hidden from each other, or one after the other.",
+            rich_help_panel=_DATA,
+        ),
+    ] = True,
+    limit: Annotated[int | None, typer.Option(help="The first so many samples.", rich_help_panel=_DATA)] = None,
+    eval_data: Annotated[
+        str | None, typer.Option(help="`scenes` or a file to score on the way.", rich_help_panel=_DATA)
+    ] = None,
+    eval_limit: Annotated[int, typer.Option(help="Samples scored, at most.", rich_help_panel=_DATA)] = 64,
+    skip_bad: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad",
+            help="Go on without samples that cannot be trained on; they are counted and listed in skipped.csv.",
+            rich_help_panel=_DATA,
+        ),
+    ] = False,
+    max_length: Annotated[
+        int, typer.Option(help="Tokens of the longest sample, image tokens included.", rich_help_panel=_DATA)
+    ] = 2048,
+    on_long: Annotated[
+        Literal["cut", "refuse"], typer.Option(help="What becomes of longer ones.", rich_help_panel=_DATA)
+    ] = "cut",
+    epochs: Annotated[float, typer.Option(help="Passes over the data.", rich_help_panel=_HOW)] = 1.0,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps in all, instead of epochs.", rich_help_panel=_HOW)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples that a process runs together.", rich_help_panel=_HOW)] = 8,
+    grad_accum: Annotated[int, typer.Option(help="Batches for one optimizer step.", rich_help_panel=_HOW)] = 1,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Peak learning rate. [default: the stage's; 2e-4 for LoRA]", rich_help_panel=_HOW),
+    ] = None,
+    projector_lr: Annotated[
+        float | None,
+        typer.Option(help="Of projector and vision tower. [default: the stage's]", rich_help_panel=_HOW),
+    ] = None,
+    warmup: Annotated[float, typer.Option(help="Share of the steps before the peak.", rich_help_panel=_HOW)] = 0.03,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="bfloat16; what trains is kept in float32.", rich_help_panel=_HOW)
+    ] = False,
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option("--gradient-checkpointing", help="Recompute blocks to save memory.", rich_help_panel=_HOW),
+    ] = False,
+    keep_prefix: Annotated[
+        bool,
+        typer.Option(
+            "--keep-prefix", help="Over several epochs keep the frozen prefix's output on disk.", rich_help_panel=_HOW
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the order of data, LoRA and LISA.", rich_help_panel=_RUN)] = 0,
+    device: Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1`.", rich_help_panel=_RUN)] = "cpu",
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0 for none.", rich_help_panel=_RUN)] = 100,
+    keep: Annotated[int, typer.Option(help="Checkpoints that stay.", rich_help_panel=_RUN)] = 1,
+    log_every: Annotated[int, typer.Option(help="Steps between lines of the log.", rich_help_panel=_RUN)] = 10,
+    eval_every: Annotated[
+        int, typer.Option(help="Steps between evaluations; 0 for one at the end.", rich_help_panel=_RUN)
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="The output folder. [default: runs/MODEL-PLAN]", rich_help_panel=_RUN)
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="A checkpoint to go on from, or `last`.", rich_help_panel=_RUN),
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge LoRA into the weights before saving.", rich_help_panel=_RUN)
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the plan, counts, memory and compute, and stop.", rich_help_panel=_RUN),
+    ] = False,
+) -> None:
+    """Train exactly the layers of LLaVA-1.5 that a plan names, and say what that cost.
+
+    The output folder opens in plain transformers; `plan.json` and `cost.json` stand beside the weights.
+
+    **Examples**
+
+    `layerwise-finetune --layers 6-15 --dry-run` - what a run would train, and what it would take
+
+    `layerwise-finetune --layers 6-15 --train projector --steps 300 --lr 2e-4 --out runs/band`
+
+    `layerwise-finetune --stage 1 --data blip_laion_cc_sbu_558k.json --images pictures --bf16 --device cuda`
+
+    `layerwise-finetune --layers auto:runs/smol --train none --method lora --merge`
+
+    `layerwise-finetune compare --out runs/compare` - plans side by side
+
+    `accelerate launch --num_processes 2 -m tuning.cli --layers 6-15 --out runs/band` - on several devices
+    """
+    from tuning.config import LORA_LR, RECIPES, Optimisation, Running, TuningConfig, TuningData
+    from tuning.plan import LayerPlan, Lisa, Lora
+    from tuning.run import Estimate, run_tuning  # torch and transformers take seconds, and --help needs neither
+
+    leads = os.environ.get("RANK", "0") == "0"
+    try:
+        if stage not in RECIPES:
+            raise BadInput(f"stage must be 1 or 2, got {stage}. See layerwise-finetune --help.")
+        recipe = RECIPES[stage]
+        plan = LayerPlan(
+            recipe.plan.layers if layers is None else layers,
+            _parts("projector" if train is None else train),
+            method,
+            Lora(lora_rank, lora_alpha, lora_dropout),
+            Lisa(lisa_active, lisa_every),
+        )
+        config = TuningConfig(
+            model=model,
+            plan=plan,
+            data=TuningData(
+                data, images, scenes, format_prompts, apart, limit, eval_data, eval_limit, skip_bad, on_long
+            ),
+            optimisation=Optimisation(
+                epochs=epochs,
+                steps=steps,
+                batch_size=batch_size,
+                grad_accum=grad_accum,
+                lr=lr if lr is not None else LORA_LR if method == "lora" else recipe.lr,
+                projector_lr=recipe.projector_lr if projector_lr is None else projector_lr,
+                warmup=warmup,
+                seed=seed,
+            ),
+            running=Running(
+                device=device,
+                bf16=bf16,
+                gradient_checkpointing=gradient_checkpointing,
+                keep_prefix=keep_prefix,
+                by_modality=recipe.by_modality,
+                save_every=save_every,
+                keep=keep,
+                log_every=log_every,
+                eval_every=eval_every,
+            ),
+            stage=1 if stage == 1 else 2,
+            max_length=max_length,
+            out=out,
+            merge=merge,
+            resume=resume,
+        )
+        with progress_bar(leads=leads) as on_progress:
+            outcome = run_tuning(
+                config,
+                dry_run=dry_run,
+                command=sys.argv,
+                on_note=typer.echo if leads else lambda line: None,
+                on_progress=on_progress,
+            )
+    except BadInput as error:
+        refuse(COMMAND, error)
+    if not leads:
+        return
+    if isinstance(outcome, Estimate):
+        typer.echo(str(outcome))
+        return
+    typer.echo(outcome.estimate.resolved.summary())
+    typer.echo(f"steps:  {outcome.trained.steps}")
+    typer.echo(f"model:  {outcome.folder}")
+    typer.echo(f"cost:   {outcome.folder / 'cost.json'}")
+
+
+@app.command()
+def compare(
+    model: Annotated[str, typer.Option(help="Where every plan starts.", rich_help_panel=_MODEL)] = "smol-stage1",
+    reference: Annotated[
+        str | None,
+        typer.Option(help="A tuned model to score beside the plans, for example `smol`.", rich_help_panel=_MODEL),
+    ] = None,
+    plans: Annotated[
+        str | None,
+        typer.Option(
+            help="Names of the plans to run, comma-separated. [default: all of start, full, middle band, complement, "
+            "first, last, evenly spread, random layers, LoRA everywhere, LoRA on the band, projector only]",
+            rich_help_panel=_PLAN,
+        ),
+    ] = None,
+    band: Annotated[
+        str | None,
+        typer.Option(help="The middle band as a layer spec. [default: 6-16 of 32, scaled]", rich_help_panel=_PLAN),
+    ] = None,
+    train: Annotated[
+        str, typer.Option(help="Other parts that train beside the layers of every partial plan.", rich_help_panel=_PLAN)
+    ] = "projector",
+    lora_rank: Annotated[int, typer.Option(help="Width of LoRA's factors.", rich_help_panel=_PLAN)] = 32,
+    seeds: Annotated[str, typer.Option(help="Comma-separated.", rich_help_panel=_RUN)] = "0",
+    scenes: Annotated[int, typer.Option(help="Scenes trained on.", rich_help_panel=_DATA)] = 4000,
+    score_scenes: Annotated[int, typer.Option(help="Scenes scored, of each kind.", rich_help_panel=_DATA)] = 100,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.", rich_help_panel=_HOW)] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples a step.", rich_help_panel=_HOW)] = 8,
+    lr: Annotated[float, typer.Option(help="Of full weights.", rich_help_panel=_HOW)] = 2e-5,
+    lora_lr: Annotated[float, typer.Option(help="Of LoRA's factors.", rich_help_panel=_HOW)] = 2e-4,
+    projector_lr: Annotated[float, typer.Option(help="Of the projector.", rich_help_panel=_HOW)] = 2e-5,
+    bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16.", rich_help_panel=_HOW)] = False,
+    timing_rounds: Annotated[
+        int, typer.Option(help="Rounds in which every plan's step is timed; 0 for none.", rich_help_panel=_RUN)
+    ] = 3,
+    device: Annotated[str, typer.Option(help="`cpu` or `cuda`.", rich_help_panel=_RUN)] = "cpu",
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=_RUN)] = 50,
+    out: Annotated[Path, typer.Option(help="The folder of the comparison.", rich_help_panel=_RUN)] = Path(
+        "runs/compare"
+    ),
+) -> None:
+    """Train several plans from the same start on the same data in the same order, and write one table and figures.
+
+    A comparison that was killed goes on where it stopped when it is started again: finished plans are not run again.
+    """
+    from tuning.compare import CompareConfig, run_compare
+    from tuning.config import Optimisation, Running
+
+    try:
+        config = CompareConfig(
+            model=model,
+            reference=reference,
+            plans=tuple(part.strip() for part in plans.split(",")) if plans else (),
+            band=band,
+            train=_parts(train),
+            lora_rank=lora_rank,
+            seeds=tuple(_seed(text) for text in seeds.split(",")),
+            scenes=scenes,
+            score_scenes=score_scenes,
+            optimisation=Optimisation(steps=steps, batch_size=batch_size, lr=lr, projector_lr=projector_lr),
+            lora_lr=lora_lr,
+            running=Running(device=device, bf16=bf16, save_every=save_every),
+            timing_rounds=timing_rounds,
+            out=out,
+        )
+        outcome = run_compare(config, on_note=typer.echo)
+    except BadInput as error:
+        refuse(COMMAND, error)
+    from tuning.compare import render_table
+
+    table_console().print(render_table(outcome.table))
+    typer.echo(f"table:   {out / 'compare.csv'}")
+    for name in outcome.figures:
+        typer.echo(f"figure:  {name}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command ``layerwise-finetune``."""
+    app(args=None if arguments is None else list(arguments), prog_name=COMMAND)
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return () if text.strip() in ("", "none") else tuple(part.strip() for part in text.split(","))
+
+
+def _seed(text: str) -> int:
+    if not text.strip().isdecimal():
+        raise BadInput(f"seeds must be whole numbers from 0, got {text!r}. Separate them by commas.")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What a tuning run is asked to do: frozen settings, and the two stages of LLaVA as recipes.
+
+Source of the recipes: Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning", arXiv 2310.03744.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from records.options import plain
+from tuning.data import Writing
+from tuning.labels import OnLong
+from tuning.plan import LayerPlan
+
+Stage = Literal[1, 2]
+
+
+class StageRecipe(NamedTuple):
+    """What a stage of LLaVA-1.5 fixes: the template, learning rates, preprocessing, grouping and what trains."""
+
+    writing: Writing
+    lr: float
+    projector_lr: float
+    by_modality: bool
+    plan: LayerPlan
+
+
+RECIPES: dict[int, StageRecipe] = {
+    1: StageRecipe(Writing("plain", preprocess="hf"), 1e-3, 1e-3, False, LayerPlan("none", ("projector",))),
+    2: StageRecipe(
+        Writing("vicuna_v1"), 2e-5, 2e-5, True, LayerPlan("all", ("projector", "embeddings", "final_norm", "lm_head"))
+    ),
+}
+LORA_LR = 2e-4  # LLaVA-1.5's LoRA recipe: factors faster than weights, the projector as before
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How weights move. Equal settings, data and seed give equal weights.
+
+    Args:
+        epochs: Passes over the data; ignored where ``steps`` is given.
+        steps: Optimizer steps in all.
+        batch_size: Samples that a process runs together.
+        grad_accum: Such batches for one optimizer step.
+        lr: Peak learning rate of everything but projector and vision tower.
+        projector_lr: Of the projector and the vision tower.
+        warmup: Share of the steps in which the rate rises; it falls as a cosine afterwards.
+        weight_decay: Of AdamW.
+        clip: Largest norm of all gradients together; 0 for none.
+        seed: Of the data's order, LoRA's first values and LISA's blocks.
+    """
+
+    epochs: float = 1.0
+    steps: int | None = None
+    batch_size: int = 8
+    grad_accum: int = 1
+    lr: float = 2e-5
+    projector_lr: float = 2e-5
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a run goes about it; the weights do not depend on it but for rounding.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
+        bf16: Frozen weights in bfloat16, products in bfloat16, trained weights in float32.
+        gradient_checkpointing: Recompute blocks instead of keeping their activations.
+        keep_prefix: Keep the frozen prefix's output on disk from the first epoch on.
+        by_modality: Batches with and without pictures apart, alike lengths together.
+        save_every: Optimizer steps between checkpoints; 0 for none.
+        keep: Checkpoints that stay.
+        log_every: Optimizer steps between lines of the log.
+        eval_every: Optimizer steps between evaluations; 0 for one at the end.
+    """
+
+    device: str = "cpu"
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    keep_prefix: bool = False
+    by_modality: bool = True
+    save_every: int = 100
+    keep: int = 1
+    log_every: int = 10
+    eval_every: int = 0
+
+
+@dataclass(frozen=True)
+class TuningData:
+    """What is trained on and what is scored.
+
+    Args:
+        spec: ``"scenes"``, or a file.
+        images: The folder of the file's pictures.
+        scenes: How many scenes, where the data are scenes.
+        format_prompts: Whether scene questions say how to answer.
+        apart: Whether questions about one scene are hidden from each other.
+        limit: The first so many samples.
+        eval_spec: ``"scenes"``, a file, or None.
+        eval_limit: Samples scored, at most.
+        skip_bad: Whether to go on without samples that cannot be trained on.
+        on_long: Whether samples longer than the context are cut or left out.
+    """
+
+    spec: str = "scenes"
+    images: Path | None = None
+    scenes: int = 4000
+    format_prompts: bool = True
+    apart: bool = True
+    limit: int | None = None
+    eval_spec: str | None = None
+    eval_limit: int = 64
+    skip_bad: bool = False
+    on_long: OnLong = "cut"
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """One run of ``layerwise-finetune``."""
+
+    model: str = "smol-stage1"
+    plan: LayerPlan = field(default_factory=LayerPlan)
+    data: TuningData = field(default_factory=TuningData)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    running: Running = field(default_factory=Running)
+    stage: Stage = 2
+    max_length: int = 2048
+    out: Path | None = None
+    merge: bool = False
+    resume: Path | None = None
+
+    @property
+    def writing(self) -> Writing:
+        """How samples become tokens: the stage's recipe, with this run's longest length."""
+        return replace(RECIPES[self.stage].writing, max_length=self.max_length, on_long=self.data.on_long)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the weights, as plain values: what a resumed run must agree in."""
+        running = {name: getattr(self.running, name) for name in ("bf16", "by_modality")}
+        described = {
+            "model": self.model,
+            "plan": self.plan.to_dict(),
+            "stage": self.stage,
+            "max_length": self.max_length,
+            **{name: plain(value) for name, value in asdict(self.data).items() if not name.startswith("eval")},
+            **asdict(self.optimisation),
+            **running,
+        }
+        described["plan"].pop("name")
+        return described

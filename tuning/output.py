@@ -1,0 +1,76 @@
+"""What a tuning run leaves: a folder that opens in plain transformers, with plan and cost beside the weights."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.llava import Llava, load
+from records.manifest import write_atomically
+from tuning.apply import adapter_tensors, remove_lora, write_adapter
+from tuning.plan import Resolved
+
+
+def save_model(
+    llava: Llava,
+    resolved: Resolved,
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    merge: bool = False,
+    reload: str | None = None,
+) -> None:
+    """Writes weights, config and processor; what the plan did not train is bitwise what was loaded.
+
+    LoRA without ``merge`` becomes an adapter in PEFT's format; everything else a whole checkpoint in float32, which
+    holds 16-bit weights exactly. Files appear in ``folder`` under their own names once all are written.
+
+    Args:
+        llava: After training; with ``merge`` its factors are added to the weights and taken out.
+        resolved: The plan.
+        tensors: The trained tensors by name, as ``PlanTrainer.full_tensors`` gathers them.
+        folder: The run directory.
+        merge: Whether LoRA factors are merged.
+        reload: The name or folder that the model was loaded from, if its frozen weights were rounded (bf16) or are
+            spread over processes, so that they are read again.
+    """
+    fresh = folder / ".model.partial"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    adapter = resolved.plan.method == "lora" and not merge
+    if adapter:
+        write_adapter(fresh, adapter_tensors(llava, resolved), resolved, llava.id)
+    else:
+        whole = _whole(llava, resolved, tensors, reload=reload)
+        whole.model.save_pretrained(fresh)
+    llava.processor.save_pretrained(fresh)
+    for entry in sorted(fresh.iterdir()):
+        target = folder / entry.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        entry.replace(target)
+    fresh.rmdir()
+
+
+def _whole(llava: Llava, resolved: Resolved, tensors: Mapping[str, Tensor], *, reload: str | None) -> Llava:
+    """The model with its trained tensors and without factors."""
+    if resolved.plan.method == "lora":
+        remove_lora(llava, merge=True)
+        named = dict(llava.model.named_parameters())
+        changed = {*resolved.parameters, *(f"{name}.weight" for name in resolved.lora_modules)}
+        tensors = {name: named[name].detach() for name in changed}
+    whole = llava if reload is None else load(reload, dtype=torch.float32, validate=False)
+    with torch.no_grad():
+        for name, parameter in whole.model.named_parameters():
+            if name in tensors and tensors[name] is not parameter:
+                parameter.copy_(tensors[name])
+    return whole
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Plain data, whole or not there."""
+    write_atomically(path, (json.dumps(dict(data), indent=1) + "\n").encode())

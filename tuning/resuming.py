@@ -1,0 +1,68 @@
+"""Before a run goes on: whether the checkpoint is its own, whether the disk has room, what the log must forget."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from records.errors import BadInput
+from tuning import checkpoint
+from tuning.config import Running
+from tuning.plan import Resolved
+
+# Bytes of a checkpoint for each trained number: the weight and AdamW's two moments in float32.
+_CHECKPOINT_BYTES = 12
+
+
+def check_resume(path: Path, facts: dict[str, object]) -> None:
+    """Passes if a checkpoint was written by a run with these facts.
+
+    Raises:
+        BadInput: If it is no checkpoint or belongs to another run; the message names what differs.
+    """
+    if not (path / "run.json").is_file() and not (path / "trainer_state.json").is_file():
+        raise BadInput(
+            f"resume must name a checkpoint folder, got {str(path)!r}. See the run's folder for checkpoint-N."
+        )
+    if not (path / "run.json").is_file():
+        return  # written by FSDP, whose shards say nothing of the run
+    saved = checkpoint.facts(path)
+    for key, value in json.loads(json.dumps(facts)).items():
+        if saved.get(key) != value:
+            name, before, after = _differing(key, saved.get(key), value)
+            raise BadInput(
+                f"resume must go on with the same run, got another {name}: it was {before!r}, is {after!r}. "
+                "Start anew in another folder, or give the run's own settings."
+            )
+
+
+def _differing(key: str, before: object, after: object) -> tuple[str, object, object]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in {**before, **after}:
+            if before.get(name) != after.get(name):
+                return _differing(f"{key}.{name}", before.get(name), after.get(name))
+    return key, before, after
+
+
+def check_disk(folder: Path, resolved: Resolved, running: Running) -> None:
+    """Passes if the disk has room for the checkpoints of a run.
+
+    Raises:
+        BadInput: If it has not.
+    """
+    needed = resolved.trained * _CHECKPOINT_BYTES * (running.keep + 1)  # the new one is written before the old one goes
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise BadInput(
+            f"out must have room for {running.keep + 1} checkpoints, got {free / 1e9:.1f} GB free of "
+            f"{needed / 1e9:.1f} GB needed. Make room, or use --save-every 0."
+        )
+
+
+def trim_log(path: Path, step: int) -> None:
+    """Drops what an interrupted run logged after the checkpoint: it is logged again."""
+    if path.is_file():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        temporary = path.with_suffix(".partial")
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        os.replace(temporary, path)

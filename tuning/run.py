@@ -1,0 +1,373 @@
+"""One tuning run from settings to a folder: check, survey, estimate, train, score, save. ``run_tuning`` does it all."""
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from models.llava import Llava, load
+from records.errors import BadInput, refusing
+from records.manifest import (
+    FILE,
+    RunKind,
+    difference,
+    new_manifest,
+    read_manifest,
+    write_manifest,
+)
+from records.options import slug
+from records.processes import join_processes, own_device
+from tasks.pictures import PictureError
+from tasks.tables import DataError
+from tuning.apply import apply_plan, set_checkpointing
+from tuning.checkpoint import last_checkpoint
+from tuning.config import TuningConfig
+from tuning.cost import Cost, Memory, estimate_memory, measure_step
+from tuning.data import Samples, Survey, Writing, survey, write_skipped
+from tuning.evaluate import collator, model_inputs
+from tuning.flops import Flops, Shape, closed_form
+from tuning.labels import Unusable
+from tuning.layers import describe_choice
+from tuning.output import save_model, write_json
+from tuning.plan import WHOLE, LayerPlan, Resolved, resolve
+from tuning.sources import SceneMix, SceneQuestions, Source, Subset, open_source
+from tuning.trainer import PlanTrainer, Trained, train
+
+KIND = RunKind("layerwise-finetune")
+FULL = LayerPlan("all", WHOLE, name="full")
+_SHOWN = 3  # samples named in a refusal
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would do, before it is done.
+
+    Args:
+        resolved: The plan.
+        found: The survey of the data.
+        steps: Optimizer steps.
+        flops: Of one optimizer step.
+        ratio: To full tuning with the projector.
+        memory: Of one process.
+    """
+
+    resolved: Resolved
+    found: Survey
+    steps: int
+    flops: Flops
+    ratio: float
+    memory: Memory
+
+    def __str__(self) -> str:
+        """Lines for people."""
+        gigabytes = {
+            "weights": self.memory.weights,
+            "gradients": self.memory.gradients,
+            "optimizer": self.memory.optimizer,
+            "activations (estimated)": self.memory.activations,
+            "in all": self.memory.total,
+        }
+        return "\n".join(
+            [
+                self.resolved.summary(),
+                f"data       {self.found.describe()}",
+                f"steps      {self.steps:,}",
+                f"compute    {self.flops.total / 1e12:.3g} TFLOP a step ({self.flops.forward / 1e12:.3g} forward), "
+                f"{self.ratio:.2f} of full tuning",
+                "memory     " + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in gigabytes.items()),
+            ]
+        )
+
+
+class Outcome(NamedTuple):
+    """A finished run."""
+
+    folder: Path
+    estimate: Estimate
+    trained: Trained
+    cost: dict[str, Any]
+
+
+class Prepared(NamedTuple):
+    """Everything a run needs, checked."""
+
+    llava: Llava
+    resolved: Resolved
+    samples: Samples
+    found: Survey
+    eval_sets: dict[str, Samples]
+
+
+def run_tuning(
+    config: TuningConfig,
+    *,
+    dry_run: bool = False,
+    command: Sequence[str] = (),
+    on_note: Callable[[str], None] = lambda line: None,
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> Outcome | Estimate:
+    """Trains one plan and saves it, or says what that would take.
+
+    Args:
+        config: The run.
+        dry_run: Check everything, and return the estimate.
+        command: For the manifest.
+        on_note: Called with each line for the reader.
+        on_progress: Called while the data are surveyed, with (stage, newly done, total).
+
+    Raises:
+        BadInput: If anything that was given cannot be used.
+    """
+    with refusing(ValueError):
+        device = own_device(config.running.device)
+    processes = join_processes(device)
+    folder = config.out or Path("runs") / f"{slug(config.model)}-{slug(config.plan.label)}"
+    manifest = new_manifest(KIND, config.settings)
+    resume = _checked_folder(folder, config, manifest, dry_run=dry_run)
+    prepared = prepare_run(config, device, on_note=on_note, on_progress=on_progress)
+    llava, resolved, samples, found, eval_sets = prepared
+    if found.skipped and not config.data.skip_bad:
+        raise _refusal(found)
+    estimate = _estimate(config, llava, resolved, samples, found, processes.world)
+    if dry_run:
+        return estimate
+    facts = {"settings": config.settings, "model": llava.weight_hash, "data": samples.source.digest}
+    if processes.leads:
+        with refusing(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            described = {"id": llava.id, "weight_hash": llava.weight_hash}
+            write_manifest(
+                folder,
+                {**manifest, "model": described, "data": samples.source.digest, "command": list(command or sys.argv)},
+            )
+            write_json(folder / "plan.json", resolved.to_dict())
+            write_skipped(folder / "skipped.csv", found.skipped)
+    processes.wait()
+    if found.skipped:
+        on_note(f"{len(found.skipped)} samples left out, see {folder / 'skipped.csv'}")
+    apply_plan(llava, resolved, seed=config.optimisation.seed, low_precision=config.running.bf16)
+    with refusing(PictureError, DataError, Unusable):
+        measured = _measure_first(config, llava, resolved, samples)
+        trained = train(
+            llava,
+            resolved,
+            samples,
+            optimisation=config.optimisation,
+            running=replace(config.running, device=device),
+            folder=folder,
+            facts=facts,
+            eval_sets=eval_sets,
+            resume=resume,
+            on_note=on_note if processes.leads else lambda line: None,
+            on_trained=lambda trainer: _save(config, trainer, folder, leads=processes.leads),
+        )
+    cost = _cost(measured, trained, estimate, llava.device)
+    if processes.leads:
+        write_json(folder / "cost.json", cost)
+    processes.wait()
+    return Outcome(folder, estimate, trained, cost)
+
+
+def prepare_run(
+    config: TuningConfig,
+    device: str,
+    *,
+    on_note: Callable[[str], None] = lambda line: None,
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> Prepared:
+    """Model, plan and data, each checked; the plan is not applied yet.
+
+    Raises:
+        BadInput: If one of them cannot be used.
+    """
+    _check_numbers(config)
+    with refusing(ValueError, OSError):
+        llava = load(config.model, device=device, dtype=torch.float32)
+    if config.plan.layers.startswith("auto:"):
+        on_note(describe_choice(Path(config.plan.layers.removeprefix("auto:")), llava.n_layers))
+    resolved = resolve(config.plan, llava)
+    with refusing(ValueError, OSError):
+        source = training_source(config)
+        found = _surveyed(llava, source, config.writing, "reading samples", on_progress)
+        eval_sets = {
+            name: Samples(
+                llava, scored, _surveyed(llava, scored, scoring_of(config), "reading questions"), scoring_of(config)
+            )
+            for name, scored in evaluation_sources(config).items()
+        }
+    return Prepared(llava, resolved, Samples(llava, source, found, config.writing), found, eval_sets)
+
+
+def training_source(config: TuningConfig) -> Source:
+    """The samples that a run trains on."""
+    data = config.data
+    scenes = SceneMix(data.scenes, format_prompts=data.format_prompts, apart=data.apart, stage=config.stage)
+    source = open_source(data.spec, data.images, scenes=scenes)
+    if data.limit is not None and data.limit < len(source):
+        return Subset(source, range(data.limit))
+    return source
+
+
+def evaluation_sources(config: TuningConfig) -> dict[str, Source]:
+    """What is scored on the way, by name."""
+    data = config.data
+    if data.eval_spec is None:
+        return {}
+    if data.eval_spec == "scenes":
+        return {"seen": SceneQuestions(data.eval_limit, format_prompts=data.format_prompts)}
+    source = open_source(data.eval_spec, data.images)
+    return {"eval": Subset(source, range(min(data.eval_limit, len(source))))}
+
+
+def scoring_of(config: TuningConfig) -> Writing:
+    """How questions are written: always as the evaluation of LLaVA-1.5 writes them."""
+    return Writing("vicuna_v1", max_length=config.max_length)
+
+
+def _surveyed(
+    llava: Llava,
+    source: Source,
+    writing: Writing,
+    stage: str,
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> Survey:
+    found = survey(llava, source, writing, on_progress=lambda done: on_progress(stage, 1, len(source)))
+    if not len(found.kept):
+        raise BadInput(
+            f"data must have at least one sample that can be used, got none of {len(source)} in {source.name!r} "
+            f"({found.skipped[0].reason}). Correct them."
+        )
+    return found
+
+
+def _refusal(found: Survey) -> BadInput:
+    shown = "; ".join(f"{bad.id!r}: {bad.reason}" for bad in found.skipped[:_SHOWN])
+    more = f" and {len(found.skipped) - _SHOWN} more" if len(found.skipped) > _SHOWN else ""
+    return BadInput(
+        f"every sample must be one that can be trained on, got {len(found.skipped)} that cannot ({shown}{more}). "
+        "Correct them, or leave them out with --skip-bad."
+    )
+
+
+def _checked_folder(folder: Path, config: TuningConfig, manifest: dict[str, Any], *, dry_run: bool) -> Path | None:
+    """The checkpoint to go on from; None to start."""
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"out must be a folder, got the file {str(folder)!r}. Choose another name.")
+    occupied = folder.is_dir() and any(folder.iterdir())
+    if config.resume is not None:
+        resume = last_checkpoint(folder) if str(config.resume) == "last" else config.resume
+        if resume is None or not resume.is_dir():
+            wanted = "a checkpoint" if resume is None else str(resume)
+            raise BadInput(f"resume must name an existing checkpoint, got none ({wanted}) in {str(folder)!r}.")
+    else:
+        resume = None
+    if dry_run or not occupied:
+        return resume
+    with refusing(ValueError):
+        old = read_manifest(folder, KIND)
+    if old is None:
+        raise BadInput(f"out must be empty or a run of layerwise-finetune, got {str(folder)!r}. Choose another folder.")
+    differing = difference(old, manifest)
+    if differing is not None:
+        raise BadInput(
+            f"out must hold the same run or none, got one in {str(folder)!r} that differs: {differing}. "
+            "Choose another folder with --out."
+        )
+    if resume is None and (last_checkpoint(folder) is not None or (folder / "cost.json").is_file()):
+        raise BadInput(f"out must be new, got a run in {str(folder)!r} (see {FILE}). Go on with --resume last.")
+    return resume
+
+
+def _check_numbers(config: TuningConfig) -> None:
+    """Refuses numbers that no run can have."""
+    o, r = config.optimisation, config.running
+    checks: list[tuple[str, float, bool, str]] = [
+        ("epochs", o.epochs, o.epochs > 0, "> 0"),
+        ("steps", 1 if o.steps is None else o.steps, o.steps is None or o.steps >= 1, ">= 1"),
+        ("batch-size", o.batch_size, o.batch_size >= 1, ">= 1"),
+        ("grad-accum", o.grad_accum, o.grad_accum >= 1, ">= 1"),
+        ("lr", o.lr, o.lr >= 0, ">= 0"),
+        ("projector-lr", o.projector_lr, o.projector_lr >= 0, ">= 0"),
+        ("save-every", r.save_every, r.save_every >= 0, ">= 0"),
+        ("log-every", r.log_every, r.log_every >= 1, ">= 1"),
+        ("max-length", config.max_length, config.max_length >= 2, ">= 2"),
+        ("scenes", config.data.scenes, config.data.scenes >= 1, ">= 1"),
+        (
+            "limit",
+            1 if config.data.limit is None else config.data.limit,
+            config.data.limit is None or config.data.limit >= 1,
+            ">= 1",
+        ),
+    ]
+    for name, value, fine, constraint in checks:
+        if not fine:
+            raise BadInput(f"{name} must be {constraint}, got {value}. See layerwise-finetune --help.")
+
+
+def _estimate(
+    config: TuningConfig, llava: Llava, resolved: Resolved, samples: Samples, found: Survey, world: int
+) -> Estimate:
+    o = config.optimisation
+    per_step = o.batch_size * o.grad_accum * world
+    steps = o.steps or max(1, round(o.epochs * -(-len(samples) // per_step)))
+    length = int(samples.lengths.mean())
+    shape = Shape(o.batch_size, length, round(o.batch_size * float(samples.pictured.mean())))
+    checkpointing = config.running.gradient_checkpointing
+    one = closed_form(llava, resolved, shape, checkpointing=checkpointing)
+    full = closed_form(llava, resolve(FULL, llava), shape, checkpointing=checkpointing)
+    flops = Flops(one.forward * o.grad_accum, one.backward * o.grad_accum)
+    memory = estimate_memory(llava, resolved, shape, checkpointing=checkpointing, bf16=config.running.bf16)
+    return Estimate(resolved, found, steps, flops, one.total / full.total, memory)
+
+
+def _measure_first(config: TuningConfig, llava: Llava, resolved: Resolved, samples: Samples) -> Cost:
+    """Operations and bytes of the first batch; no weight and no random state changes."""
+    items = [samples[index] for index in range(min(config.optimisation.batch_size, len(samples)))]
+    batch = collator(llava)(items)
+    batch = {name: value for name, value in batch.items() if name not in ("owner", "sample")}
+    checkpointing = config.running.gradient_checkpointing
+    first = resolved.first_block if checkpointing else None
+    set_checkpointing(llava, first, resolved.first_vision)
+    low = torch.autocast(llava.device.type, dtype=torch.bfloat16) if config.running.bf16 else nullcontext()
+    with torch.random.fork_rng(devices=[llava.device] if llava.device.type == "cuda" else []):
+        with low:
+            inputs = model_inputs(batch, llava)
+        cost = measure_step(
+            llava, resolved, inputs, repeats=0, warmup=0, checkpointing=checkpointing, bf16=config.running.bf16
+        )
+    set_checkpointing(llava, None)
+    if llava.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(llava.device)
+    return cost
+
+
+def _cost(measured: Cost, trained: Trained, estimate: Estimate, device: torch.device) -> dict[str, Any]:
+    on_gpu = device.type == "cuda"
+    peak = int(torch.cuda.max_memory_allocated(device)) if on_gpu else measured.peak_memory
+    described = replace(measured, seconds=trained.step_seconds, peak_memory=peak).to_dict()
+    seconds = sum(trained.step_seconds)
+    described["closed_form_ratio"] = estimate.ratio
+    described["steps"] = trained.steps
+    # The clock leaves out the first step of a process, the count of tokens does not.
+    share = len(trained.step_seconds) / max(1, len(trained.step_seconds) + 1)
+    described["tokens_per_second"] = trained.tokens * share / seconds if seconds else None
+    described["plan"] = estimate.resolved.plan.to_dict()
+    return described
+
+
+def _save(config: TuningConfig, trainer: PlanTrainer, folder: Path, *, leads: bool) -> None:
+    tensors = trainer.full_tensors()
+    if leads:
+        with refusing(OSError):
+            save_model(
+                trainer.llava,
+                trainer.resolved,
+                tensors,
+                folder,
+                merge=config.merge,
+                reload=config.model if config.running.bf16 or trainer.is_fsdp_enabled else None,
+            )

@@ -1,0 +1,397 @@
+"""Training one plan: ``train(llava, resolved, samples, ...)`` on Hugging Face's Trainer and accelerate.
+
+The optimizer holds exactly the planned parameters. Checkpoints hold them, the optimizer's state, the schedule and the
+random states, so a killed run ends with the weights of an uninterrupted one. A loss that is no number stops the run
+before the weights are touched.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainingArguments
+
+from models.llava import Llava
+from records.errors import BadInput
+from tuning import checkpoint
+from tuning.apply import planned_parameters, set_checkpointing
+from tuning.callbacks import LOG, Clock, Flow, Watch
+from tuning.config import Optimisation, Running
+from tuning.data import GroupedSampler, Samples
+from tuning.evaluate import collator, mean_by_family, model_inputs, score_answers
+from tuning.plan import Resolved
+from tuning.prefix import KeptPrefix
+from tuning.resuming import check_disk, check_resume, trim_log
+
+_EVAL_BATCH = 8
+_WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "module.")
+
+
+class LossNotFinite(BadInput):
+    """The loss or the gradient became NaN or infinite; the weights are those of the step before."""
+
+
+class Trained(NamedTuple):
+    """What a run ended with.
+
+    Args:
+        steps: Optimizer steps done in all.
+        losses: Logged training losses by step.
+        step_seconds: Wall-clock of each optimizer step of this process's life, the first one left out.
+        tokens: Positions run through the language model in these steps, padding included.
+    """
+
+    steps: int
+    losses: dict[int, float]
+    step_seconds: tuple[float, ...]
+    tokens: int
+
+
+def train(
+    llava: Llava,
+    resolved: Resolved,
+    samples: Samples,
+    *,
+    optimisation: Optimisation,
+    running: Running,
+    folder: Path,
+    facts: Mapping[str, object] | None = None,
+    eval_sets: Mapping[str, Samples] | None = None,
+    resume: Path | None = None,
+    on_note: Callable[[str], None] = lambda line: None,
+    on_trained: "Callable[[PlanTrainer], None] | None" = None,
+) -> Trained:
+    """Trains the plan in place.
+
+    Args:
+        llava: The plan must be applied (``apply_plan``).
+        resolved: The plan.
+        samples: What is trained on.
+        optimisation: How weights move.
+        running: How the run goes about it.
+        folder: Checkpoints and the log go here; it must exist.
+        facts: What must agree for a checkpoint to be resumed (settings, model, data).
+        eval_sets: Samples to score on the way, by name.
+        resume: A checkpoint to go on from; None to start.
+        on_note: Called with each line for the reader.
+        on_trained: Called by every process once the last step is done, before anything is taken apart.
+
+    Raises:
+        LossNotFinite: If the loss or a gradient is NaN or infinite; the message names the step.
+        BadInput: If there are no samples, the checkpoint belongs to another run, the disk cannot hold a checkpoint, or
+            the plan has no frozen prefix to keep.
+    """
+    if not len(samples):
+        raise BadInput("data must have at least one sample that can be trained on, got none. See skipped.csv.")
+    if resume is not None:
+        check_resume(resume, dict(facts or {}))
+    if running.save_every:
+        check_disk(folder, resolved, running)
+    if resolved.plan.method == "lisa" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # What requires a gradient is fixed once processes share it: blocks drawn later would drift apart.
+        raise BadInput("lisa must run in one process, got several. Use --method full or lora to share the work.")
+    keeper = _keeper(llava, resolved, samples, running, folder)
+    first = resolved.first_block if running.gradient_checkpointing else None
+    if resolved.plan.method == "lisa" and first is not None:
+        first = 0  # any of the plan's blocks may be drawn
+    set_checkpointing(llava, first, resolved.first_vision)
+    trainer = PlanTrainer(llava, resolved, samples, optimisation, running, folder, facts or {}, keeper)
+    trainer.eval_sets = dict(eval_sets or {})
+    trainer.on_note = on_note
+    try:
+        if resume is not None:
+            trim_log(folder / LOG, checkpoint.checkpoint_step(resume))
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        if trainer.eval_sets and not running.eval_every:
+            trainer.evaluate()
+        if on_trained is not None:
+            on_trained(trainer)
+    except OSError as error:
+        last = checkpoint.last_checkpoint(folder)
+        raise BadInput(
+            f"checkpoint must fit on the disk, got {error} at step {trainer.state.global_step}. "
+            f"Make room and resume from {last.name if last else 'the start'}."
+        ) from error
+    finally:
+        set_checkpointing(llava, None)
+        llava.model.eval()
+    losses = {int(entry["step"]): float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry}
+    return Trained(int(trainer.state.global_step), losses, tuple(trainer.clock.seconds[1:]), trainer.clock.tokens)
+
+
+class PlanTrainer(Trainer):
+    """Hugging Face's Trainer with this project's optimizer, order of data, checkpoints and log."""
+
+    def __init__(
+        self,
+        llava: Llava,
+        resolved: Resolved,
+        samples: Samples,
+        optimisation: Optimisation,
+        running: Running,
+        folder: Path,
+        facts: Mapping[str, object],
+        keeper: KeptPrefix | None,
+    ) -> None:
+        self.llava, self.resolved, self.keeper = llava, resolved, keeper
+        self.optimisation, self.running, self.facts = optimisation, running, dict(facts)
+        self.folder = folder
+        self.eval_sets: dict[str, Samples] = {}
+        self.on_note: Callable[[str], None] = lambda line: None
+        self.clock = Clock()
+        self._frozen_names = set(planned_parameters(llava, resolved))
+        texts_feed_nothing = resolved.below_blocks and not bool(samples.pictured.all())
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=optimisation.batch_size,
+            gradient_accumulation_steps=optimisation.grad_accum,
+            num_train_epochs=optimisation.epochs,
+            max_steps=optimisation.steps or -1,
+            learning_rate=optimisation.lr,
+            max_grad_norm=optimisation.clip,
+            bf16=running.bf16,
+            use_cpu=running.device == "cpu",
+            seed=optimisation.seed,
+            logging_steps=running.log_every,
+            save_strategy="steps" if running.save_every else "no",
+            save_steps=running.save_every or 1,
+            eval_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_num_workers=0,
+            dataloader_pin_memory=running.device != "cpu",
+            # A batch of text alone gives the projector no gradient, and so do blocks that rest under LISA.
+            ddp_find_unused_parameters=texts_feed_nothing or resolved.plan.method == "lisa",
+            logging_nan_inf_filter=False,
+            label_names=["labels"],
+        )
+        super().__init__(
+            model=llava.model,
+            args=arguments,
+            train_dataset=samples,
+            data_collator=collator(llava),
+        )
+        self.callback_handler.callbacks = []  # Trainer's own print to stdout; what remains is ours
+        for callback in (Flow(), Watch(self), self.clock):
+            self.add_callback(callback)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> GroupedSampler:
+        group = self.optimisation.batch_size * self.optimisation.grad_accum * self.args.world_size
+        assert isinstance(self.train_dataset, Samples)
+        return GroupedSampler(
+            self.train_dataset, group=group, seed=self.optimisation.seed, by_modality=self.running.by_modality
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """AdamW over the planned parameters alone: the projector and the tower at their rate, the rest at theirs."""
+        if self.optimizer is None:
+            named = self._planned(model)
+            near = set(_seen_first(self.resolved))
+            groups = [
+                {"params": [p for name, p in named.items() if name not in near], "lr": self.optimisation.lr},
+                {"params": [p for name, p in named.items() if name in near], "lr": self.optimisation.projector_lr},
+            ]
+            self.optimizer = AdamW(
+                [group for group in groups if group["params"]],  # type: ignore[arg-type, unused-ignore]
+                weight_decay=self.optimisation.weight_decay,
+            )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
+        """A cosine to zero behind a linear rise."""
+        warm = math.ceil(self.optimisation.warmup * num_training_steps)
+
+        def rate(step: int) -> float:
+            if step < warm:
+                return (step + 1) / warm
+            share = (step - warm) / max(1, num_training_steps - warm)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+        if self.lr_scheduler is None:
+            chosen = optimizer or self.optimizer
+            assert chosen is not None
+            self.lr_scheduler = LambdaLR(getattr(chosen, "optimizer", chosen), rate)
+            self._created_lr_scheduler = True
+        assert isinstance(self.lr_scheduler, LambdaLR)
+        return self.lr_scheduler
+
+    def compute_loss(  # type: ignore[override, unused-ignore]  # outputs are never asked for
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The mean loss over learned tokens; from the kept prefix on where there is one."""
+        batch = dict(inputs)
+        batch.pop("owner")
+        samples, prefix = batch.pop("sample"), batch.pop("prefix", None)
+        self.clock.tokens += batch["input_ids"].numel()
+        lengths = (batch["input_ids"] != -1).sum(1)
+        assert isinstance(self.train_dataset, Samples)
+        own = torch.tensor([int(self.train_dataset.lengths[int(i)]) for i in samples])
+        lengths = torch.minimum(lengths.cpu(), own)
+        batch = model_inputs(batch, self.llava)
+
+        def run(given: dict[str, Any]) -> Tensor:
+            loss: Any = super(PlanTrainer, self).compute_loss(model, given, num_items_in_batch=num_items_in_batch)
+            if not loss.requires_grad and torch.is_grad_enabled():
+                # Words alone teach a projector or a vision tower nothing: a step without a gradient, not an error.
+                loss = loss + 0.0 * next(p for p in self._planned().values() if p.requires_grad).sum()
+            assert isinstance(loss, Tensor)
+            return loss
+
+        if self.keeper is None:
+            return run(batch)
+        if prefix is None:
+            with self.keeper.writing(samples, lengths):
+                return run(batch)
+        batch.pop("input_ids")
+        with self.keeper.from_here():
+            return run({**batch, "inputs_embeds": prefix.to(self.llava.device, self._residual_dtype())})
+
+    def _residual_dtype(self) -> torch.dtype:
+        return next(iter(self.llava.model.get_input_embeddings().parameters())).dtype
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One forward and backward; refuses to go on from a loss that is no number."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not bool(torch.isfinite(loss)):
+            raise self._not_finite("loss", float(loss))
+        return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm: Any = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call, unused-ignore]
+        if norm is not None and not math.isfinite(float(norm)):
+            raise self._not_finite("norm of the gradient", float(norm))
+        return norm
+
+    def _not_finite(self, what: str, value: float) -> LossNotFinite:
+        last = checkpoint.last_checkpoint(self.folder)
+        kept = f"The last good checkpoint is {last.name}" if last else "No checkpoint had been written yet"
+        return LossNotFinite(
+            f"{what} must be finite, got {value} at step {self.state.global_step + 1}. {kept}; lower --lr and start "
+            "again."
+        )
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: Trainer's own count ignores what is frozen and what the vision tower does; see ``tuning.cost``."""
+        return 0
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Share of right answers and mean log-probability of each evaluation set."""
+        metrics: dict[str, float] = {}
+        for name, samples in self.eval_sets.items():
+            with self.compute_loss_context_manager():
+                answers = score_answers(self.llava, samples, batch_size=_EVAL_BATCH, model=self.model)
+            metrics |= {f"{name}/{family}": score for family, score in mean_by_family(answers).items()}
+            metrics[f"{name}/log_prob_per_token"] = float(answers["log_prob"].sum() / answers["tokens"].sum())
+        self.log({f"eval/{key}": value for key, value in metrics.items()})
+        return metrics
+
+    def _planned(self, model: nn.Module | None = None) -> dict[str, nn.Parameter]:
+        """The planned parameters by the names they have without wrappers."""
+        named: dict[str, nn.Parameter] = {}
+        assert self.model is not None
+        for name, parameter in (model or self.model).named_parameters():
+            bare = name
+            for wrapper in _WRAPPERS:
+                bare = bare.replace(wrapper, "")
+            if bare in self._frozen_names:
+                named[bare] = parameter
+        return named
+
+    def full_tensors(self) -> dict[str, Tensor]:
+        """The planned tensors, gathered from all processes where they are sharded; every process must call this."""
+        if not self.is_fsdp_enabled:
+            return {name: parameter.detach() for name, parameter in self._planned().items()}
+        gathered: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
+        return {name: value for name, value in gathered.items() if name in self._frozen_names}
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._save_checkpoint(model, trial)  # each process writes its own shard
+            return
+        target = self.folder / f"checkpoint-{self.state.global_step}"
+        fresh = checkpoint.partial_of(target)
+        if self.args.should_save:
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        checkpoint.write_random(fresh / f"random-{self.args.process_index}.safetensors")
+        if self.args.should_save:
+            planned = self._planned()
+            checkpoint.write_weights(fresh / "weights.safetensors", planned)
+            checkpoint.write_optimizer(fresh, self.plain_optimizer(), {id(p): n for n, p in planned.items()})
+            assert self.lr_scheduler is not None
+            steps = {"last_epoch": self.lr_scheduler.last_epoch, "_step_count": self.lr_scheduler._step_count}
+            (fresh / "schedule.json").write_text(json.dumps({**steps, "lr": self.lr_scheduler.get_last_lr()}))
+            (fresh / "run.json").write_text(json.dumps(self.facts))
+            self.state.save_to_json(str(fresh / "trainer_state.json"))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoint.finish(target, keep=self.running.keep)
+        self.accelerator.wait_for_everyone()
+
+    def plain_optimizer(self) -> Optimizer:
+        """The optimizer without what accelerate wraps around it."""
+        found: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+        assert isinstance(found, Optimizer)
+        return found
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        checkpoint.read_weights_into(Path(resume_from_checkpoint) / "weights.safetensors", self._planned())
+
+    def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
+        if checkpoint_folder is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint_folder)
+            return
+        folder = Path(checkpoint_folder)
+        checkpoint.read_optimizer(folder, self.plain_optimizer(), {id(p): n for n, p in self._planned().items()})
+        saved = json.loads((folder / "schedule.json").read_text())
+        assert self.lr_scheduler is not None
+        self.lr_scheduler.last_epoch, self.lr_scheduler._step_count = saved["last_epoch"], saved["_step_count"]
+        self.lr_scheduler._last_lr = saved["lr"]
+
+    def _load_rng_state(self, checkpoint_folder: str | None) -> None:
+        if checkpoint_folder is None:
+            return
+        path = Path(checkpoint_folder) / f"random-{self.args.process_index}.safetensors"
+        if path.is_file():
+            checkpoint.read_random(path)
+        else:
+            super()._load_rng_state(checkpoint_folder)
+
+
+def _seen_first(resolved: Resolved) -> list[str]:
+    """Parameters that train at the projector's rate: its own and the vision tower's."""
+    return [
+        name
+        for group in resolved.groups
+        if group.trained and (group.name == "projector" or group.name.startswith("vision"))
+        for name in group.names
+    ]
+
+
+def _keeper(
+    llava: Llava,
+    resolved: Resolved,
+    samples: Samples,
+    running: Running,
+    folder: Path,
+) -> KeptPrefix | None:
+    if not running.keep_prefix:
+        return None
+    identity = json.dumps([llava.weight_hash, samples.source.digest, asdict(samples.writing), running.bf16])
+    keeper = KeptPrefix(llava, resolved, folder / "prefix", identity=identity)
+    keeper.check_disk(int(samples.lengths.sum()))
+    return keeper
