@@ -5,8 +5,11 @@ buffers are those of ``llava``, so a change of a weight shows in both, and ``lla
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
@@ -24,9 +27,23 @@ def to_transformer_lens(llava: Llava) -> "TransformerBridge":
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    return TransformerBridge.boot_transformers(
-        llava.id, hf_model=twin(llava), tokenizer=_tokenizer(llava), device=str(llava.device), dtype=llava.dtype
-    )
+    with without_installing():
+        return TransformerBridge.boot_transformers(
+            llava.id, hf_model=twin(llava), tokenizer=_tokenizer(llava), device=str(llava.device), dtype=llava.dtype
+        )
+
+
+@contextmanager
+def without_installing() -> Iterator[None]:
+    """Keeps TransformerLens from installing torchvision with pip while it boots.
+
+    It does so where it finds no processor by the model's name. The torchvision that pip picks need not fit the torch
+    that is there, and then transformers cannot be imported any more.
+    """
+    from transformer_lens.model_bridge.sources.transformers import helpers
+
+    with mock.patch.object(helpers, "_ensure_torchvision", lambda: False):
+        yield
 
 
 def to_nnsight(llava: Llava) -> "NNsight":

@@ -1,5 +1,7 @@
 """Bridges: TransformerLens' cache and nnsight's trace hold what capture finds; weights shared, the model untouched."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -58,6 +60,19 @@ def test_every_site_equals_nnsights_trace(llava: Llava, llava_plain: Llava, grou
     theirs = values_by_nnsight(eager, to_nnsight(eager), inputs, sites)  # only eager attention makes patterns
     for site in sites:
         assert_close(ours[site], theirs[site], msg=lambda m, site=site: f"{site}: {m}", **TOLERANCE)
+
+
+@pytest.mark.filterwarnings("ignore")  # the library's own, at import and at boot
+def test_nothing_is_installed_while_transformer_lens_boots(llava: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr(subprocess, "check_call", lambda *a, **k: calls.append(a))
+    from transformer_lens.model_bridge.sources.transformers import helpers
+
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # not there
+    helpers._ensure_torchvision()
+    assert len(calls) == 1  # what it does by itself
+    to_transformer_lens(llava)
+    assert len(calls) == 1
 
 
 def test_a_twin_shares_every_tensor_and_no_module(llava: Llava) -> None:
