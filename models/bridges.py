@@ -42,7 +42,7 @@ def without_installing() -> Iterator[None]:
     """
     from transformer_lens.model_bridge.sources.transformers import helpers
 
-    with mock.patch.object(helpers, "_ensure_torchvision", lambda: False):
+    with mock.patch.object(helpers, "_ensure_torchvision", return_value=False):
         yield
 
 
