@@ -183,11 +183,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
         "dtype": str(dtype).removeprefix("torch."),
         "attention": options.attn,
-        "optimizer": "AdamW (torch), moments in the weights' type, lr 0",
+        "optimizer": "AdamW (torch, fused), moments in the weights' type, lr 0",
         "batch": rows,
         "positions": shape.positions,
         "image_tokens": llava.n_image_tokens,
         "text_tokens": options.text_tokens,
+        "learned_positions": shape.learned,
         "clock": options.clock,
         "threads": torch.get_num_threads(),
         "rounds": options.rounds,
@@ -248,8 +249,8 @@ def draw(record: dict[str, Any], stem: Path) -> None:
         return
     import pandas as pd
 
+    from figures.cost_ratios import draw_cost_ratios
     from figures.style import save_figure
-    from figures.tuning import draw_cost_ratios
 
     save_figure(draw_cost_ratios(pd.DataFrame(record["plans"])), stem)
 

@@ -62,7 +62,7 @@ def _check_write(llava: Llava, base: Base, write: Write) -> None:
     check_site(site, llava)
     if site.name == "pattern":
         raise ValueError(f"site of a Write must not be a pattern, got {str(site)!r}. A Cut removes attention edges.")
-    shape = _shape(llava, base.inputs, site)
+    shape = site_shape(llava, base.inputs, site)
     _check_mask(write.mask, shape[:2], f"mask at {str(site)!r}")
     if not bool(write.mask.any()):
         raise ValueError(f"mask at {str(site)!r} must hold at least one position, got none. Leave the edit out.")
@@ -90,8 +90,12 @@ def _broadcasts(value: Tensor, shape: tuple[int, ...]) -> bool:
     )
 
 
-def _shape(llava: Llava, inputs: Inputs, site: Site) -> tuple[int, ...]:
-    """What stands at a site in this batch."""
+def site_shape(llava: Llava, inputs: Inputs, site: Site) -> tuple[int, ...]:
+    """What stands at a site in this batch: ``row token d_model``, or ``row token head d_head`` for q, k, v and z.
+
+    Raises:
+        ValueError: If the batch has no pictures and the site stands before the language model.
+    """
     if site.part == "language_model":
         rows, tokens, width, n_heads = *inputs.input_ids.shape, llava.d_model, llava.n_heads
         n_kv_heads, d_head = llava.n_kv_heads, llava.tap(Site("language_model", 0, "q")).d_head

@@ -10,6 +10,7 @@ import typer
 
 from records.commandline import RunByDefault, progress_bar, refuse, table_console, with_config
 from records.errors import BadInput, refusing
+from records.manifest import write_atomically
 from records.options import DtypeName, ModelOptions
 
 COMMAND = "patch-sweep"
@@ -244,6 +245,8 @@ def run(
     `patch-sweep --data pairs.jsonl --images photos --tokens patches --layers 0,10,20`
 
     `patch-sweep show runs/patch-smol-scenes` - print a run's table again
+
+    `patch-sweep report runs/patch-smol-scenes` - one web page to explore it
     """
     own = {
         "direction": direction, "ablation": ablation, "hidden": hidden or None, "steer-file": steer_file,
@@ -289,6 +292,26 @@ def show(
     except BadInput as error:
         refuse(COMMAND, error)
     _print(results, [paths.png for paths in figures], folder)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Finished runs, of other commands too.", metavar="RUN...")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
+) -> None:
+    """Write one HTML page about runs, to be explored in a browser: it opens from disk and needs no network."""
+    from figures.report import build_report
+
+    try:
+        with refusing(ValueError, OSError):
+            page = build_report(folders)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(out, page.html.encode())
+    except BadInput as error:
+        refuse(COMMAND, error)
+    typer.echo(f"report: {out} ({page.size / 1e6:.1f} MB)")
+    if page.left_out:
+        typer.echo(f"{page.left_out} of {page.shown + page.left_out} examples left out, to keep it small")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

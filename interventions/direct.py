@@ -56,11 +56,13 @@ def direct_logit_attribution(
         foils: Token ids.
 
     Raises:
-        ValueError: If the model's final norm is no scaling of its input, or a column is padding.
+        ValueError: If the model's final norm is no scaling of its input, a column is padding or not there, or there is
+            not one of everything for each example.
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; frozen norm as in Wang et al. 2022,
         "Interpretability in the Wild", arXiv 2211.00593.
     """
+    _check(inputs, columns, answers, foils)
     layers = range(llava.n_layers)
     wanted = torch.zeros_like(inputs.attention_mask, dtype=torch.bool)
     wanted[torch.arange(len(inputs), device=wanted.device), columns.to(wanted.device)] = True
@@ -83,6 +85,20 @@ def direct_logit_attribution(
         heads=heads.float(),
         logit_difference=share(last),
     )
+
+
+def _check(inputs: Inputs, columns: Tensor, answers: Tensor, foils: Tensor) -> None:
+    for name, given in (("columns", columns), ("answers", answers), ("foils", foils)):
+        if tuple(given.shape) != (len(inputs),):
+            raise ValueError(
+                f"{name} must be one for each of {len(inputs)} examples, got shape {tuple(given.shape)}. "
+                "None is shared."
+            )
+    if int(columns.min()) < 0 or int(columns.max()) >= inputs.n_positions:
+        raise ValueError(
+            f"columns must be in [0, {inputs.n_positions}), got {int(columns.min())} to {int(columns.max())}. "
+            "Columns of the batch count from 0."
+        )
 
 
 def _logit_direction(

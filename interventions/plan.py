@@ -184,6 +184,11 @@ class Plan:
 
     def _check_tokens(self) -> None:
         if self.op == "transplant":
+            if self.corruption != Corruption():
+                raise ValueError(
+                    f"corruption must not be given for op 'transplant', got {self.corruption.kind!r}. The recipient's "
+                    "own run stands for the corrupt one."
+                )
             if self.tokens:
                 raise ValueError(f"tokens must not be given for op 'transplant', got {self.tokens}. Weights serve all.")
             return
@@ -288,6 +293,8 @@ class Plan:
             else:
                 found.append(piece)
         for text in found:
+            if len(set(text.split("+"))) < len(text.split("+")):
+                raise ValueError(f"heads that are changed together must differ, got {text!r}. Name each once.")
             for head in text.split("+"):
                 if not head.isdigit() or int(head) >= n_heads:
                     raise ValueError(

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from interventions.checks import site_shape
 from interventions.edits import Write
 from interventions.groups import Masks
 from interventions.plan import SteerOptions
@@ -52,8 +53,28 @@ def steer_edits(
                     "them; the unit 'absolute' needs none."
                 )
             length *= norms[site, spec.tokens]
-        edits.append(Write(site, mask, length * direction_at(directions, options.direction, site), add=True))
+        edits.append(
+            Write(site, mask, length * fitting_direction(directions, options.direction, site, masks), add=True)
+        )
     return tuple(edits)
+
+
+def fitting_direction(
+    directions: Mapping[str, Tensor], name: str, site: Site, masks: Masks
+) -> Float[Tensor, "d_model"]:
+    """The unit vector of a direction at a site of a batch's model; see ``direction_at``.
+
+    Raises:
+        ValueError: As there, and if the site has another width. A single number would be added everywhere.
+    """
+    direction = direction_at(directions, name, site)
+    width = site_shape(masks.llava, masks.inputs, site)[-1]
+    if len(direction) != width:
+        raise ValueError(
+            f"direction {name!r} must have {width} numbers at {str(site)!r}, got {len(direction)}. "
+            "It must come from the same model and site."
+        )
+    return direction
 
 
 def direction_at(directions: Mapping[str, Tensor], name: str, site: Site) -> Float[Tensor, "d_model"]:

@@ -11,7 +11,8 @@ import hashlib
 import io
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,28 +24,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from figures.maps import draw_run_figures
-from figures.style import FigurePaths, save_figure
+from figures.runs import draw_patch_run
+from figures.style import FigurePaths, figure_of, save_figure
 from interventions.config import ERRORS, RUN, PatchConfig
 from interventions.metrics import UNDEFINED_BELOW
 from interventions.pairs import load_pairs
+from interventions.report_table import render_summary
 from interventions.results import first_bad, list_errors, list_values, summarise_cells
 from interventions.running import unchanged_run
 from interventions.steering import load_directions
 from interventions.work import Work, batch_runner, load_model, plan_work
 from models.inputs import image_processor, prepare
-from records.commandline import OnProgress
 from records.errors import BadInput, refusing
+from records.html import run_html
 from records.manifest import check_folder, new_manifest, open_run, read_manifest, write_atomically, write_manifest
 from records.processes import Processes, join_processes, matmul_speed, own_device
+from records.progress import OnProgress, shown_progress
 from records.tables import clock, read_results, saved_results, write_results
 
 _RESERVE = 64 * 1024**2  # bytes left to the results, the figures and everybody else
 _ROW = 40  # bytes of a row of values.parquet at most, and of its copy in the batches' files
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -88,12 +87,17 @@ class FinishedPatchSweep:
     results: pd.DataFrame
     figures: tuple[FigurePaths, ...]
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the summary, the main figure, and where the files are."""
+        figure = self.figures[0].png if self.figures else None
+        return run_html(render_summary(self.results), figure=figure, folder=self.folder)
+
 
 def run_patch_sweep(
     config: PatchConfig,
     *,
     command: Sequence[str] = (),
-    on_progress: OnProgress = _silent,
+    on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
 ) -> FinishedPatchSweep | PatchEstimate | None:
     """Runs a sweep, or takes up one that was cut.
@@ -101,7 +105,7 @@ def run_patch_sweep(
     Args:
         config: What to do.
         command: The command line, for the manifest.
-        on_progress: Told how it goes, as (stage, newly done, total).
+        on_progress: Told how it goes, as (stage, newly done, total); None shows it where this is a notebook.
         on_note: Told what a user should know before it starts: the estimate.
 
     Returns:
@@ -111,6 +115,7 @@ def run_patch_sweep(
         BadInput: If anything that the user gave cannot be used; the sentence says what to do.
     """
     started = time.time()
+    on_progress = on_progress or shown_progress()
     manifest = new_manifest(RUN, config.settings)
     _check_settings(config)
     check_folder(config.folder, manifest, RUN, overwrite=config.overwrite)
@@ -120,7 +125,7 @@ def run_patch_sweep(
         device = own_device(config.model.device)
     processes = join_processes(device)
     llava = load_model(config.model.name, config, device)
-    work = plan_work(config, pairs, llava, device)
+    work = plan_work(config, pairs, llava, device, None if directions is None else directions.tensors)
     estimate = _estimate(config, work)
     if config.dry_run:
         return estimate
@@ -139,19 +144,21 @@ def run_patch_sweep(
     about: dict[str, Any] = {"command": list(command), "started": clock(started), "finished": None, "seconds": None}
     if processes.leads:
         open_run(config.folder, {**manifest, **about}, RUN, overwrite=config.overwrite)
-        _write_pairs(config, work)
+        with _writing(config.folder):
+            _write_pairs(config, work)
     processes.wait()
     _run_batches(config, work, None if directions is None else directions.tensors, processes, on_progress)
     processes.wait()
     if not processes.leads:
         return None
     if saved_results(config.folder) is None:
-        _write_tables(config, work)
-        before = read_manifest(config.folder, RUN) or {}
-        about.update(
-            started=before.get("started"), finished=clock(time.time()), seconds=round(time.time() - started, 1)
-        )
-        write_manifest(config.folder, {**manifest, **about})
+        with _writing(config.folder):
+            _write_tables(config, work)
+            before = read_manifest(config.folder, RUN) or {}
+            about.update(
+                started=before.get("started"), finished=clock(time.time()), seconds=round(time.time() - started, 1)
+            )
+            write_manifest(config.folder, {**manifest, **about})
     figures = draw_run(config.folder)
     return FinishedPatchSweep(config.folder, read_results(config.folder, RUN), figures)
 
@@ -160,7 +167,7 @@ def draw_run(folder: Path) -> tuple[FigurePaths, ...]:
     """Draws the figures of a finished run into its folder ``figures``; the main one first.
 
     Raises:
-        BadInput: If the folder holds no finished run.
+        BadInput: If the folder holds no finished run, or cannot be written to.
     """
     import matplotlib.pyplot as plt
 
@@ -171,10 +178,23 @@ def draw_run(folder: Path) -> tuple[FigurePaths, ...]:
         with Image.open(picture) as image:
             painted = np.asarray(image.convert("RGB"), dtype=np.uint8)
     paths = []
-    for name, figure in draw_run_figures(results, painted).items():
-        paths.append(save_figure(figure, folder / "figures" / name))
-        plt.close(figure)
+    for name, panels in draw_patch_run(results, painted).items():
+        with _writing(folder):
+            paths.append(save_figure(panels, folder / "figures" / name))
+        plt.close(figure_of(panels))
     return tuple(paths)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """What the file system refuses, in one sentence; a run that was cut goes on where it stopped."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(
+            f"values must fit on the disk, got {error.strerror or error} at {str(folder)!r}. "
+            "Free some space and start again: finished batches are kept."
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,13 +290,8 @@ def _run_batches(
                 raise BadInput(
                     f"metric must be finite, got another value for {bad}. Check the weights, or use float32."
                 )
-        try:
+        with _writing(config.folder):
             found.write(work.path(config.folder, batch))
-        except OSError as error:
-            raise BadInput(
-                f"values must fit on the disk, got {error.strerror or error} at {str(config.folder)!r}. "
-                "Free some space and start again: finished batches are kept."
-            ) from error
         on_progress(config.plan.op, len(pairs), total)
 
 

@@ -114,6 +114,13 @@ def _check(llava: Llava, donor: Llava, layers: list[int]) -> None:
             f"donor must have {llava.n_layers} layers as {llava.id} has, got {donor.n_layers} in {donor.id}. "
             "Both must be of one architecture."
         )
+    if (llava.grid, llava.image_token_id) != (donor.grid, donor.image_token_id) or (
+        llava.tokenizer.get_vocab() != donor.tokenizer.get_vocab()
+    ):
+        raise ValueError(
+            f"donor must read pictures and words as {llava.id} does, got another patch grid or vocabulary in "
+            f"{donor.id}. Both runs are given the recipient's inputs."
+        )
     mine, theirs = llava.config.text_config, donor.config.text_config
     for key in _SAME:
         if getattr(mine, key, None) != getattr(theirs, key, None):

@@ -12,8 +12,9 @@ from interventions.context import prepare_context
 from interventions.groups import Masks
 from interventions.metrics import answer_tokens
 from interventions.pairs import SCENES, Pairs, load_pairs
-from interventions.plan import FLOW, CellSpec, TransplantOptions
+from interventions.plan import FLOW, CellSpec, SteerOptions, TransplantOptions
 from interventions.running import BatchValues, resampled_pairs, run_batch, run_transplants
+from interventions.steering import fitting_direction
 from models.inputs import prepare
 from models.llava import Llava, load
 from records.errors import refusing
@@ -71,11 +72,14 @@ def load_model(name: str, config: PatchConfig, device: str) -> Llava:
         )
 
 
-def plan_work(config: PatchConfig, pairs: Pairs, llava: Llava, device: str) -> Work:
+def plan_work(
+    config: PatchConfig, pairs: Pairs, llava: Llava, device: str, directions: Mapping[str, Tensor] | None = None
+) -> Work:
     """The cells and the pairs, of scenes at the model's size.
 
     Raises:
-        BadInput: If the model lacks a site, a layer or a head, or a pair of the first batch a token group.
+        BadInput: If the model lacks a site, a layer or a head, a pair of the first batch a token group, a site its
+            direction, or resampling a second picture.
     """
     question = vicuna_v1("?")
 
@@ -94,6 +98,10 @@ def plan_work(config: PatchConfig, pairs: Pairs, llava: Llava, device: str) -> W
         masks = Masks(llava, prepare(llava, first, preprocess=config.model.preprocess, answers=True), first)
         for part, group in {(spec.part, end) for spec in specs if spec.tokens for end in spec.tokens.split(FLOW)}:
             masks.at(part, group)
+        if isinstance(options, SteerOptions):
+            for site in sorted({site for spec in specs for site in spec.sites}):
+                fitting_direction(directions or {}, options.direction, site, masks)
+        resampled_pairs(config.plan, pairs.pairs)
     return Work(llava, donor, pairs, specs, batches)
 
 

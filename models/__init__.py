@@ -1,6 +1,7 @@
 """Loading LLaVA-1.5, naming sites, locating tokens, running with capture."""
 
-from models.capture import Activations, capture, capture_examples, plan_batches
+from models.activations import Activations
+from models.capture import capture, capture_examples, plan_batches
 from models.llava import Llava, load, randomised
 from models.sites import Site, all_sites, depth, parse_sites
 

@@ -6,14 +6,14 @@ there are run once, each distinct picture passes the vision tower once, the run 
 no logits are computed. All of this is exact.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from models.activations import Activations, Captured
 from models.inputs import Inputs, PaddingSide, Preprocess, prepare
 from models.llava import Llava
 from models.precision import fast_bfloat16
@@ -25,46 +25,6 @@ from tasks.example import Example
 _POOLS = ("none", "mean", "max", "box")
 # Examples in one batch per row that is run: bounds memory when thousands of questions share a picture.
 _SHARERS = 16
-
-
-@dataclass(frozen=True)
-class Activations(Mapping[Site, Tensor]):
-    """The values of a run by site.
-
-    Pooled: ``example ...``. Not pooled: ``example pos ...``, the wanted positions first to last, then zeros as padding.
-    The last axes are ``d_model`` for residual stream and sublayer outputs, ``head d_head`` for q, k, v, z (keys and
-    values have their own, fewer heads under grouped queries; q and k are before rotation), ``head key`` for the pattern
-    (one row for each wanted query; keys count from the row's first real token).
-
-    Args:
-        by_site: The values, detached from the run.
-        mask: By site; where not pooled, ``example pos``: True where there is a value and no padding.
-        positions: By site; ``example pos``: the column of the batch (language model) or the token of the picture's
-            sequence (vision tower: 0 is the class token; projector: patches) that each value belongs to; -1 at padding.
-    """
-
-    by_site: Mapping[Site, Tensor]
-    mask: Mapping[Site, Bool[Tensor, "example pos"]]
-    positions: Mapping[Site, Int[Tensor, "example pos"]]
-
-    def __getitem__(self, site: Site) -> Tensor:
-        """The values at ``site``."""
-        return self.by_site[site]
-
-    def __iter__(self) -> Iterator[Site]:
-        """The sites, in the order asked for."""
-        return iter(self.by_site)
-
-    def __len__(self) -> int:
-        """The number of sites."""
-        return len(self.by_site)
-
-
-class Captured(NamedTuple):
-    """What ``capture_examples`` yields: which examples, and their activations in the same order."""
-
-    indices: tuple[int, ...]
-    activations: Activations
 
 
 def capture(
@@ -141,6 +101,7 @@ def capture_examples(
     padding_side: PaddingSide = "right",
     preprocess: Preprocess = "pad",
     batches: Sequence[Sequence[int]] | None = None,
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Iterator[Captured]:
     """The activations of a data set, batch after batch; only one batch is in memory at a time.
 
@@ -158,16 +119,19 @@ def capture_examples(
         padding_side: See ``prepare``.
         preprocess: See ``prepare``.
         batches: What ``plan_batches`` returned, or a part of it, to resume; None plans here.
+        on_progress: Told how it goes, as (stage, examples newly done, all examples).
 
     Raises:
         ValueError: As ``capture`` and ``prepare`` do.
     """
     if batches is None:
         batches = plan_batches(examples, tokens=tokens, batch_size=batch_size)
+    total = sum(len(indices) for indices in batches)
     for indices in batches:
         batch = [examples[index] for index in indices]
         inputs = prepare(llava, batch, padding_side=padding_side, preprocess=preprocess)
         found = capture(llava, inputs, sites, tokens=tokens, pool=pool, dtype=dtype, examples=batch)
+        on_progress("capturing", len(indices), total)
         yield Captured(tuple(indices), found)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
+from models.html import site_html
+
 if TYPE_CHECKING:
     from models.llava import Llava
 
@@ -80,6 +82,10 @@ class Site:
         if self.layer is None:
             return _SINGLE[self.part][self.name]
         return f"{_STACK[self.part]}.{self.layer}.{_BLOCK[self.name]}"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the name and what it means."""
+        return site_html(str(self), self.part, self.layer, self.name)
 
     def __lt__(self, other: "Site") -> bool:
         """Whether the forward pass comes to this site first."""

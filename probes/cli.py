@@ -10,7 +10,8 @@ import typer
 
 from probes.config import RUN, DataOptions, Pool, Probe, ProbeOptions, SiteOptions, SweepConfig, Tokens
 from records.commandline import RunByDefault, progress_bar, refuse, table_console, with_config
-from records.errors import BadInput
+from records.errors import BadInput, refusing
+from records.manifest import write_atomically
 from records.options import DtypeName, ModelOptions
 
 COMMAND = "probe-sweep"
@@ -134,6 +135,14 @@ def run(
             rich_help_panel=_READ,
         ),
     ] = True,
+    maps: Annotated[
+        int | None,
+        typer.Option(
+            help="Examples on which every patch is read by itself, to be painted over the picture; 0 for none. "
+            "[default: 12, or fewer where there are few examples]",
+            rich_help_panel=_READ,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of scenes, folds, controls and resampling.", rich_help_panel=_RUN)] = 0,
     batch_size: Annotated[int, typer.Option(help="Rows that run together.", rich_help_panel=_RUN)] = 16,
     device: Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1`.", rich_help_panel=_RUN)] = "cpu",
@@ -183,13 +192,15 @@ def run(
 
     `probe-sweep show runs/colour` - print a run's table again
 
+    `probe-sweep report runs/colour` - one web page to explore it
+
     `accelerate launch --multi_gpu --num_processes 2 -m probes.cli --model smol` - share the capture (on CPUs too)
     """
     settings = SweepConfig(
         model=ModelOptions(model, revision, device, dtype, attn, preprocess),
         data=DataOptions(data, images, split, transfer, limit, transfer_limit, skip_bad),
         sites=SiteOptions(tuple(site or ()), layers, tokens, pool, store_dtype),
-        probing=ProbeOptions(tuple(target or ()), probe, folds, controls),
+        probing=ProbeOptions(tuple(target or ()), probe, folds, controls, maps),
         seed=seed,
         batch_size=batch_size,
         out=out,
@@ -218,6 +229,26 @@ def show(
     except BadInput as error:
         refuse(COMMAND, error)
     _print(results, paths.png, folder)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Finished runs, of other commands too.", metavar="RUN...")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
+) -> None:
+    """Write one HTML page about runs, to be explored in a browser: it opens from disk and needs no network."""
+    from figures.report import build_report
+
+    try:
+        with refusing(ValueError, OSError):
+            page = build_report(folders)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(out, page.html.encode())
+    except BadInput as error:
+        refuse(COMMAND, error)
+    typer.echo(f"report: {out} ({page.size / 1e6:.1f} MB)")
+    if page.left_out:
+        typer.echo(f"{page.left_out} of {page.shown + page.left_out} examples left out, to keep it small")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,8 +11,12 @@ from typing import Any, Literal
 from records.manifest import RunKind
 from records.options import DtypeName, ModelOptions, plain, slug
 
-RUN = RunKind("probe-sweep", writes=("activations", "random_init", "examples.parquet", "skipped.csv"))
+RUN = RunKind(
+    "probe-sweep",
+    writes=("activations", "random_init", "examples.parquet", "skipped.csv", "maps", "maps.json", "maps.parquet"),
+)
 Tokens = Literal["auto", "image", "object", "question", "last", "all"]
+TEXT_TOKENS: tuple[Tokens, ...] = ("question", "last", "all")  # those that are not image tokens alone
 Pool = Literal["mean", "max", "box", "none"]
 Probe = Literal["logistic", "ridge", "mass-mean", "mlp"]
 
@@ -53,12 +57,21 @@ class SiteOptions:
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """What is read from them, by which probe, and whether the controls run."""
+    """What is read from them, by which probe, and whether the controls run.
+
+    Args:
+        targets: Labels to read.
+        probe: Which probe.
+        folds: Of the cross-validation.
+        controls: Whether they run.
+        maps: On how many examples every patch is read by itself; None as many as the data can well spare, 0 for none.
+    """
 
     targets: tuple[str, ...] = ()
     probe: Probe = "logistic"
     folds: int = 5
     controls: bool = True
+    maps: int | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 For a sweep, draw the folds once (`probes.folds.plan_folds`) and call `evaluate` for each site.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -160,7 +160,7 @@ def evaluate(
         if probe in ("logistic", "ridge"):
             fit = fit_logistic if probe == "logistic" and kind == "class" else fit_ridge
             basis = basis or rotate(x, fitted=torch.from_numpy(plan.fitted).to(x.device))
-            picks = _choose(targets, path, plan.folds, lambda jobs, s, b=basis, f=fit: f(b, jobs, s, 3 * tol))
+            picks = choose_strengths(targets, path, plan.folds, lambda jobs, s, b=basis, f=fit: f(b, jobs, s, 3 * tol))
             jobs, at = _outer_jobs(targets, plan, picks)
             outputs = fit(basis, jobs, at, tol)[0]
         else:
@@ -196,8 +196,20 @@ def _outer_jobs(
     return jobs, strengths
 
 
-def _choose(targets: Sequence[TargetPlan], path: Sequence[float], folds: int, fit: Any) -> dict[str, list[float]]:
-    """The strength for each fold of each target that scores best on its inner folds."""
+def choose_strengths(
+    targets: Sequence[TargetPlan],
+    path: Sequence[float],
+    folds: int,
+    fit: Callable[[list[Job], list[list[float]]], list[list[npt.NDArray[np.generic]]]],
+) -> dict[str, list[float]]:
+    """The strength for each fold of each target that scores best on its inner folds.
+
+    Args:
+        targets: With their inner splits, which name the outer folds that they judge for.
+        path: Strengths, strong to weak.
+        folds: Number of outer folds.
+        fit: Takes jobs and the strengths of each; returns what each job predicts, by strength.
+    """
     picks = {t.name: [path[len(path) // 2]] * folds for t in targets}
     jobs = [Job(t, "real", t.truth, split.train, i) for t in targets for i, split in enumerate(t.inner)]
     if len(path) == 1 or not jobs:

@@ -5,6 +5,7 @@
 
 import pandas as pd
 from rich.table import Table
+from rich.text import Text
 
 ONSET_SHARE = 0.9  # of the gain over chance at the peak: near the plateau, yet not moved by noise at the very top
 
@@ -84,8 +85,8 @@ def render_summary(results: pd.DataFrame) -> Table:
     for row in summary.to_dict("records"):
         if previous is not None and row["target"] != previous:
             table.add_section()
-        cells = [
-            str(row["target"]) if row["target"] != previous else "",
+        cells: list[str | Text] = [
+            Text(str(row["target"]) if row["target"] != previous else ""),  # a column of the user's: no markup
             str(row["part"]).replace("_", " "),
             str(row["name"]),
             str(row["peak"]),

@@ -16,20 +16,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from figures.layers import draw_score_by_layer, names_in_blocks
-from figures.style import FigurePaths, save_figure
+from figures.parts import names_in_blocks
+from figures.score_by_layer import draw_score_by_layer
+from figures.style import FigurePaths, figure_of, save_figure
 from models.llava import Llava, load
 from models.sites import Site, depth, parse_sites
 from probes.capturing import fill_store, layouts, shard_size, stored_dtype, width
-from probes.config import RUN, SweepConfig
+from probes.config import RUN, TEXT_TOKENS, SweepConfig
 from probes.fitting import fit_sites
 from probes.folds import Plan
+from probes.maps import TABLE, MapPlan, map_steps, plan_maps, write_maps
+from probes.report_table import render_summary
 from probes.selection import Selection, at_size, plan_for, select
 from probes.store import DTYPES, STORES, ActivationStore, SizeEstimate, estimate_size
-from records.commandline import OnProgress
 from records.errors import BadInput, refusing
+from records.html import run_html
 from records.manifest import check_folder, new_manifest, open_run, read_manifest, write_atomically, write_manifest
 from records.processes import Processes, join_processes, matmul_speed, own_device
+from records.progress import OnProgress, shown_progress
 from records.tables import clock, read_results, saved_results, write_results
 
 DEFAULT_SITES = (
@@ -41,13 +45,8 @@ DEFAULT_SITES = (
     "blocks.0.hook_resid_pre",
     "resid_post",
 )
-_TEXT_TOKENS = ("question", "last", "all")
 _CONTROL_SEED = 2**16  # added to the seed, so that the control is never the draw that a random model was
 FIGURE = "score_by_layer"
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -90,12 +89,17 @@ class FinishedSweep:
     figure: FigurePaths
     skipped: int
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the summary, the figure, and where the files are."""
+        notes = [f"{self.skipped} examples left out, see skipped.csv"] if self.skipped else []
+        return run_html(render_summary(self.results), figure=self.figure.png, folder=self.folder, notes=notes)
+
 
 def run_sweep(
     config: SweepConfig,
     *,
     command: Sequence[str] = (),
-    on_progress: OnProgress = _silent,
+    on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
 ) -> FinishedSweep | Estimate | None:
     """Runs a sweep, or takes up one that was cut.
@@ -103,7 +107,7 @@ def run_sweep(
     Args:
         config: What to do.
         command: The command line, for the manifest.
-        on_progress: Told how it goes, as (stage, newly done, total).
+        on_progress: Told how it goes, as (stage, newly done, total); None shows it where this is a notebook.
         on_note: Told what a user should know before it starts: the estimate, and what is left out.
 
     Returns:
@@ -113,6 +117,7 @@ def run_sweep(
         BadInput: If anything that the user gave cannot be used; the sentence says what to do.
     """
     started = time.time()
+    on_progress = on_progress or shown_progress()
     manifest = new_manifest(RUN, config.settings)
     _check_settings(config)
     check_folder(config.folder, manifest, RUN, overwrite=config.overwrite)
@@ -121,6 +126,7 @@ def run_sweep(
         _check_probe(
             plan_for(selection, group, config), config
         )  # refuses what cannot be fitted before hours of capture
+    maps = plan_maps(selection, config)
     with refusing(ValueError):
         device = own_device(config.model.device)
     processes = join_processes(device)
@@ -136,7 +142,8 @@ def run_sweep(
             f"{estimate.size.free / 1e6:.0f} MB free at {str(config.folder)!r}. Use fewer sites or "
             "examples, or --store-dtype float16."
         )
-    on_note(str(estimate))
+    for note in (str(estimate), *maps.notes):
+        on_note(note)
     manifest["model"] = {"id": llava.id, "revision": llava.revision, "weight_hash": llava.weight_hash}
     manifest["data"] = {"name": selection.name, "digest": selection.digest, "n_examples": len(selection.examples)}
     about: dict[str, Any] = {"command": list(command), "started": clock(started), "finished": None, "seconds": None}
@@ -145,7 +152,11 @@ def run_sweep(
         _write_examples(config, llava, selection)
     processes.wait()
     depths = [depth(site, llava) for site in sites]
-    store, control_store = _capture(llava, config, selection, sites, processes, on_progress)
+    store = _capture(llava, config, selection, sites, processes, on_progress)
+    processes.wait()
+    if processes.leads:
+        _map(llava, store, sites, depths, selection, maps, config, on_progress)
+    control_store = _capture_control(llava, config, selection, sites, processes, on_progress)
     del llava
     processes.wait()
     if not processes.leads:
@@ -187,10 +198,10 @@ def draw_run(folder: Path) -> FigurePaths:
     results = read_results(folder, RUN)
     first, *others = names_in_blocks(results)
     for name in (*others, first):
-        figure = draw_score_by_layer(results, name=name)
+        panels = draw_score_by_layer(results, name=name)
         stem = FIGURE if name == first else f"{FIGURE}_{name}"
-        paths = save_figure(figure, folder / "figures" / stem)
-        plt.close(figure)
+        paths = save_figure(panels, folder / "figures" / stem)
+        plt.close(figure_of(panels))
     return paths
 
 
@@ -203,6 +214,8 @@ def figure_paths(folder: Path) -> FigurePaths:
 def _check_settings(config: SweepConfig) -> None:
     if config.batch_size < 1:
         raise BadInput(f"batch-size must be >= 1, got {config.batch_size}. One example at a time is the least.")
+    if config.probing.maps is not None and config.probing.maps < 0:
+        raise BadInput(f"maps must be >= 0, got {config.probing.maps}. 0 makes none.")
     if config.seed < 0:
         raise BadInput(f"seed must be >= 0, got {config.seed}. Any other integer will do.")
     if config.probing.folds < 2:
@@ -229,7 +242,7 @@ def _load(config: SweepConfig, device: str) -> Llava:
 
 def _sites(config: SweepConfig, llava: Llava) -> list[Site]:
     """The sites asked for; by default those that the tokens exist at."""
-    text = config.sites.tokens in _TEXT_TOKENS
+    text = config.sites.tokens in TEXT_TOKENS
     default = tuple(spec for spec in DEFAULT_SITES if not (text and spec.startswith(("vision:", "projector:"))))
     with refusing(ValueError):
         sites = parse_sites(config.sites.specs or default, config.sites.layers, llava)
@@ -263,7 +276,7 @@ def _estimate(config: SweepConfig, llava: Llava, selection: Selection, sites: Se
         folder=config.folder,
     )
     layout = layouts(llava, [selection.examples[0]], config)[0]
-    text = config.sites.tokens in _TEXT_TOKENS or not layout.images
+    text = config.sites.tokens in TEXT_TOKENS or not layout.images
     positions = layout.prompt_stop if text else layout.images[-1].stop
     in_blocks = sum(p.numel() for p in llava.blocks.parameters())
     in_tower = sum(p.numel() for p in llava.vision_blocks.parameters())
@@ -279,18 +292,46 @@ def _capture(
     sites: Sequence[Site],
     processes: Processes,
     on_progress: OnProgress,
-) -> tuple[ActivationStore, ActivationStore | None]:
-    size = shard_size(config.batch_size)
+) -> ActivationStore:
     n = len(selection.examples)
-    store = ActivationStore(config.folder / STORES[0], n, size)
+    store = ActivationStore(config.folder / STORES[0], n, shard_size(config.batch_size))
     own = -(-n // processes.world)
     fill_store(
         store, llava, selection.examples, sites, selection.groups, config, processes,
         lambda done: on_progress("capturing", done, own),
     )  # fmt: skip
+    return store
+
+
+def _map(
+    llava: Llava,
+    store: ActivationStore,
+    sites: Sequence[Site],
+    depths: Sequence[float],
+    selection: Selection,
+    maps: MapPlan,
+    config: SweepConfig,
+    on_progress: OnProgress,
+) -> None:
+    """The maps, unless there are none to make or they are there; a finished run is left as it is."""
+    if not maps.examples or (config.folder / TABLE).is_file() or saved_results(config.folder) is not None:
+        return
+    steps = map_steps(sites, selection, maps)
+    write_maps(llava, store, sites, depths, selection, maps, config, lambda n: on_progress("mapping patches", n, steps))
+
+
+def _capture_control(
+    llava: Llava,
+    config: SweepConfig,
+    selection: Selection,
+    sites: Sequence[Site],
+    processes: Processes,
+    on_progress: OnProgress,
+) -> ActivationStore | None:
+    """The activations of the randomly initialised model; ``llava`` cannot be used after that."""
     if not _has_control_model(config):
-        return store, None
-    control_store = ActivationStore(config.folder / STORES[1], selection.n_fitted, size)
+        return None
+    control_store = ActivationStore(config.folder / STORES[1], selection.n_fitted, shard_size(config.batch_size))
     fitted = selection.examples[: selection.n_fitted]
     own = -(-selection.n_fitted // processes.world)
     if control_store.missing(sites, selection.groups, rank=processes.rank, world=processes.world):
@@ -299,7 +340,7 @@ def _capture(
             control_store, random, fitted, sites, selection.groups, config, processes,
             lambda done: on_progress("capturing the random model", done, own),
         )  # fmt: skip
-    return store, control_store
+    return control_store
 
 
 def _control_model(llava: Llava, config: SweepConfig) -> Llava:

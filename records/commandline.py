@@ -1,6 +1,6 @@
 """What the commands have in common at the terminal: a default command, a configuration file, progress, and refusals."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,11 +12,10 @@ from typer.core import TyperCommand, TyperGroup
 
 from records.errors import BadInput
 from records.options import read_yaml
+from records.progress import NotebookProgress, OnProgress, in_notebook, silent
 
 _OWN_FLAGS = ("--install-completion", "--show-completion")
 _NARROWEST = 120  # columns of a table when the output is no terminal
-
-OnProgress = Callable[[str, int, int], None]  # what is done now, how many more are done, how many there are in all
 
 
 class RunByDefault(TyperGroup):
@@ -68,17 +67,20 @@ def _config_path(args: Sequence[str]) -> Path | None:
 
 @contextmanager
 def progress_bar(*, leads: bool = True) -> Iterator[OnProgress]:
-    """A progress bar on stderr, one line a stage; nothing at all where nobody watches.
+    """A progress bar on stderr, or below a notebook's cell, one line a stage; nothing at all where nobody watches.
 
     Args:
         leads: Whether this is the process that speaks.
     """
+    if leads and in_notebook():
+        yield NotebookProgress()
+        return
     console = Console(stderr=True, soft_wrap=True)
     if not (console.is_terminal and leads):
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # other libraries' bars
-        yield lambda stage, done, total: None
+        yield silent
         return
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),

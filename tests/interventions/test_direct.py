@@ -1,5 +1,7 @@
 """Direct logit attribution: the parts add up to the model's own logit difference."""
 
+import inspect
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -78,3 +80,13 @@ def test_padding_has_no_logits_to_attribute(llava: Llava) -> None:
     columns[short] = inputs.n_positions - 1
     with pytest.raises(ValueError, match="tokens must not hold padding, got some"):
         direct_logit_attribution(llava, inputs, columns, ANSWERS, FOILS)
+
+
+def test_what_does_not_belong_to_the_examples_is_refused(llava: Llava) -> None:
+    """A column of -1 would be the batch's last, and one answer would serve all, without a word."""
+    inputs = prepare(llava, make_examples(3))
+    columns, unchecked = columns_of(inputs), inspect.unwrap(direct_logit_attribution)
+    with pytest.raises(ValueError, match=r"columns must be in \[0, \d+\), got -1"):
+        unchecked(llava, inputs, torch.tensor([-1, *columns[1:]]), ANSWERS, FOILS)
+    with pytest.raises(ValueError, match=r"answers must be one for each of 3 examples, got shape \(1,\)"):
+        unchecked(llava, inputs, columns, ANSWERS[:1], FOILS)

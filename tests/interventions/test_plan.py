@@ -114,6 +114,7 @@ def test_what_an_operation_cannot_do_is_refused(data: dict[str, Any], message: s
         (Plan("patch", sites=("k",), tokens=("image",), heads="2"), r"head must be in \[0, 2\) at 'k'"),
         (Plan("patch", sites=("q",), tokens=("image",), heads="0+6"), r"head must be in \[0, 6\) at 'q'.*got 6"),
         (Plan("patch", sites=("q",), tokens=("image",), heads="3-1"), "heads must rise within a range"),
+        (Plan("patch", sites=("q",), tokens=("image",), heads="2+2"), "heads that are changed together must differ"),
         (Plan("knockout", tokens=("image->last",), heads="6"), r"head must be in \[0, 6\) at 'pattern'"),
         (Plan("patch", sites=("vision:resid_pre",), tokens=("question",)), "tokens must be image tokens or 'all'"),
         (Plan("steer", sites=("z",), tokens=("last",)), "site must be as wide as its stream for op 'steer', got 'z'"),

@@ -1,6 +1,8 @@
 """Weight transplant: the mixture computes what one loaded with mixed weights does, and everything comes back."""
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -137,3 +139,14 @@ def test_models_of_another_architecture_are_refused(llava: Llava, llava_plain: L
         with pytest.raises(ValueError, match=message), transplanted(llava, other, layers):
             pass
     assert all(torch.equal(value, kept[name]) for name, value in llava.model.state_dict().items())
+
+
+def test_a_donor_of_other_words_is_refused(llava: Llava, donor: Llava) -> None:
+    """It would be given the recipient's ids, which mean something else to it."""
+    processor = copy.deepcopy(donor.processor)
+    processor.tokenizer.add_tokens(["xyzzy"])
+    other = replace(donor, processor=processor)
+    with pytest.raises(ValueError, match="another patch grid or vocabulary"), transplanted(llava, other, [0]):
+        pass
+    with transplanted(llava, donor, [0]):
+        pass

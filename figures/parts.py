@@ -1,0 +1,91 @@
+"""The three parts of the model on one axis: which sites of a probe sweep make one curve, and where each stands."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+PARTS = ("vision_tower", "projector", "language_model")
+PROJECTOR_STAGES = ("in", "linear_1", "act", "out")
+ENTRY = -1.0  # where the language model's input (resid_pre of block 0) stands: one step before block 0's output
+_GAP = 0.06  # empty space between two parts, as a share of the longest
+_STAGE_STEP = 1.4  # of the projector: wide enough for its labels, which are words
+_LEAST = 0.25  # width of a part of several steps at least, as a share of the longest: its name stands above it
+
+
+class Span(NamedTuple):
+    """Where a part stands on the shared axis: a step of it at ``offset + scale * step``."""
+
+    part: str
+    offset: float
+    left: float
+    right: float
+    scale: float
+
+
+def names_in_blocks(results: pd.DataFrame) -> list[str]:
+    """The activations of the blocks that the table holds, the one that ``main_name`` picks first."""
+    sites = results[results["part"].isin(PARTS)]
+    first = main_name(sites)
+    others = sites[sites["layer"].notna()]
+    others = others[~belongs(others, first)]
+    return [first, *dict.fromkeys(str(name) for name in others["name"])]
+
+
+def main_name(sites: pd.DataFrame) -> str:
+    """The activation of the blocks that has most layers; of equals ``resid_post``, then the first."""
+    blocks = sites[sites["layer"].notna()]
+    if blocks.empty:
+        return str(sites["name"].iloc[0])
+    counts = blocks.drop_duplicates(["part", "layer", "name"])["name"].value_counts()
+    best = list(counts[counts == counts.max()].index)
+    return "resid_post" if "resid_post" in best else str(best[0])
+
+
+def belongs(sites: pd.DataFrame, name: str) -> "pd.Series[bool]":
+    """The rows of one curve: the named activation, the projector's stages, and what enters the language model."""
+    enters = (sites["part"] == "language_model") & (sites["name"] == "resid_pre") & (sites["layer"] == 0)
+    return (sites["name"] == name) | (sites["part"] == "projector") | (enters & (name == "resid_post"))
+
+
+def place_parts(sites: pd.DataFrame) -> list[Span]:
+    """Where each part that was probed stands on the shared axis, in the order of the forward pass.
+
+    A step of the longest part is 1 wide; short parts are stretched, so that their labels have room.
+    """
+    ends = {}
+    for part in PARTS:
+        rows = sites[sites["part"] == part]
+        if not rows.empty:
+            steps = steps_of(rows)
+            ends[part] = float(steps.min()), float(steps.max())
+    longest = max(high - low for low, high in ends.values())
+    spans, cursor = [], 0.0
+    for part, (low, high) in ends.items():
+        scale = max(1.0, _LEAST * longest / (high - low)) if high > low else 1.0
+        right = cursor + scale * (high - low)
+        spans.append(Span(part, cursor - scale * low, cursor, right, scale))
+        cursor = right + max(1.5, 1.0 + _GAP * longest)
+    return spans
+
+
+def steps_of(rows: pd.DataFrame) -> "pd.Series[float]":
+    """The place of each row in its part, in steps: the layer; for the projector its stage; for its entry, before 0."""
+    n_layers = rows["layer"].max()
+    last = 0.0 if pd.isna(n_layers) else float(n_layers) + 1.0
+
+    def step(part: str, layer: float, name: str) -> float:
+        if part == "projector":
+            return _STAGE_STEP * PROJECTOR_STAGES.index(name)
+        if np.isnan(layer):
+            return last  # the final norm stands behind the last block
+        return ENTRY if name == "resid_pre" and part == "language_model" and layer == 0 else float(layer)
+
+    values = [step(*row) for row in zip(rows["part"], rows["layer"].astype(float), rows["name"], strict=True)]
+    return pd.Series(values, index=rows.index, dtype=float)
+
+
+def stage_ticks(rows: pd.DataFrame) -> list[tuple[float, str]]:
+    """Step and name of each of the projector's stages that the rows hold."""
+    present = [stage for stage in PROJECTOR_STAGES if stage in set(rows["name"])]
+    return [(_STAGE_STEP * PROJECTOR_STAGES.index(stage), stage.replace("_", " ")) for stage in present]

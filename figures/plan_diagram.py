@@ -1,0 +1,138 @@
+"""Which layers and parts each tuning plan trains.
+
+``draw_plan_diagram(table)`` takes the table of ``layerwise-finetune compare`` (``compare.csv``), or any table with the
+columns ``plan, layers, train, method``.
+"""
+
+import re
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch, Rectangle
+
+from figures.panels import add_title, open_panels, stride
+from figures.style import Width, figure_of, plan_colour, style
+
+BEFORE = ("vision", "projector", "embeddings")
+AFTER = ("final_norm", "lm_head")
+GAP = 0.6  # between the blocks and the other parts, in boxes
+STEPS = {"two": 1.0, "one": 2.6}  # from one other part to the next, in boxes: room for its name
+_EMPTY = "#B4B4B4"
+_HATCHES = {"lora": "/////", "lisa": "....."}
+_NAMES = {"full": "all weights train", "lora": "low-rank factors train (LoRA)", "lisa": "a few at a time train (LISA)"}
+
+
+def draw_plan_diagram(
+    table: pd.DataFrame,
+    *,
+    n_layers: int | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+    width: Width = "two",
+    legend: bool = True,
+) -> Axes:
+    """What each plan trains, one row a plan: blocks of the language model by number, beside them the other parts.
+
+    Filled: all weights train; striped: low-rank factors on them; dotted: a few blocks at a time; empty: nothing.
+    Blocks count from 0 and stand in the order of the forward pass.
+
+    Args:
+        table: One or more rows a plan; ``layers`` as numbers and ranges (``3,6-9``), ``all`` or ``none``; ``train``
+            the other parts with commas between; plans without ``layers`` are left out.
+        n_layers: Blocks of the language model; the largest number in the table where it is None.
+        title: Stands above the diagram.
+        ax: To draw into; None for a new figure.
+        width: Of a new figure, in columns of a page.
+        legend: Whether there is one.
+
+    Raises:
+        ValueError: If the table holds no plan.
+    """
+    plans = table.drop_duplicates("plan").set_index("plan")
+    plans = plans[plans["layers"].notna() & (plans["layers"].astype(str) != "")]
+    if plans.empty:
+        raise ValueError(
+            "table must hold at least one plan with layers, got none. Run layerwise-finetune compare first."
+        )
+    n_layers = n_layers or depth(plans["layers"].astype(str).tolist())
+    step = STEPS[width]
+    left = len(BEFORE) * step + GAP
+    right = left + n_layers + GAP
+    methods: list[str] = []
+    with style():
+        opened = open_panels(
+            ax, ["all plans"], width=width, columns=1, row_heights=[0.21 * len(plans) + 0.75], extra=0.4
+        )
+        panel = opened.axes[0]
+        for place, (plan, row) in enumerate(reversed(list(plans.iterrows()))):
+            blocks = set() if plan == "start" else trained_blocks(str(row["layers"]), n_layers)
+            parts = set() if plan == "start" else _parts(row["train"])
+            method = "full" if pd.isna(row["method"]) or row["method"] == "" else str(row["method"])
+            cells = [(i * step, part in parts, "full") for i, part in enumerate(BEFORE)]
+            cells += [(left + layer, layer in blocks, method) for layer in range(n_layers)]
+            cells += [(right + i * step, part in parts, "full") for i, part in enumerate(AFTER)]
+            for x, trains, how in cells:
+                _box(panel, x, place, trains, how, plan_colour(str(plan)))
+                methods += [how] if trains and how not in methods else []
+        _label(panel, n_layers, left, right, step)
+        panel.set_yticks(range(len(plans)), [str(plan) for plan in plans.index][::-1])
+        panel.set_xlim(-0.3, right + len(AFTER) * step + 0.2)
+        panel.set_ylim(-0.7, len(plans) - 0.3)
+        if legend:
+            keys = [
+                Patch(facecolor="#8C8C8C" if how == "full" else "none", edgecolor="#555555", hatch=_HATCHES.get(how),
+                      linewidth=0.7, label=_NAMES.get(how, how))
+                for how in methods
+            ]  # fmt: skip
+            keys.append(Patch(facecolor="none", edgecolor=_EMPTY, linewidth=0.7, label="frozen"))
+            if opened.own:
+                columns = 4 if width == "two" else 1
+                figure_of(panel).legend(handles=keys, loc="outside lower center", ncols=columns)
+            else:
+                panel.legend(handles=keys, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=6.5)
+        if title is not None:
+            add_title(opened, title, title)
+    return panel
+
+
+def trained_blocks(layers: str, n_layers: int) -> set[int]:
+    """The blocks of a list of numbers and ranges."""
+    if layers in ("none", "all"):
+        return set(range(n_layers)) if layers == "all" else set()
+    found: set[int] = set()
+    for part in layers.split(","):
+        first, _, last = part.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def depth(specs: list[str]) -> int:
+    """How many blocks the model has, from the largest number in the plans' own lists of layers."""
+    return max((int(number) for spec in specs for number in re.findall(r"\d+", spec)), default=0) + 1
+
+
+def _parts(train: object) -> set[str]:
+    return {part.partition(":")[0] for part in ("" if pd.isna(train) else str(train)).split(",")}  # type: ignore[call-overload]
+
+
+def _box(panel: Axes, x: float, place: int, trains: bool, how: str, colour: str) -> None:
+    box = Rectangle(
+        (x, place - 0.36), 0.86, 0.72, facecolor=colour if trains and how == "full" else "none",
+        edgecolor=colour if trains else _EMPTY,
+    )  # fmt: skip
+    box.set(hatch=_HATCHES.get(how) if trains else None, linewidth=0.7)
+    panel.add_patch(box)
+
+
+def _label(panel: Axes, n_layers: int, left: float, right: float, step: float) -> None:
+    every = stride(panel, [str(n_layers - 1)], right + len(AFTER) * step)
+    shown = range(0, n_layers, every)
+    places = [*(i * step for i in range(len(BEFORE))), *(left + i for i in shown)]
+    places += [right + i * step for i in range(len(AFTER))]
+    words = [*BEFORE, *(str(i) for i in shown), *AFTER]
+    panel.set_xticks([place + 0.43 for place in places], [word.replace("_", " ") for word in words])
+    for text in panel.get_xticklabels():
+        if not text.get_text().isdigit():
+            text.set(rotation=50, horizontalalignment="right", rotation_mode="anchor")
+    panel.set_xlabel("part; block of the language model, from 0")
+    panel.tick_params(length=0)

@@ -1,0 +1,32 @@
+"""One mark with an interval for each tuning plan: what the figures of plans have in common."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+
+from figures.style import COLOURS, LINES, plan_colour, plan_marker
+
+CONDITIONS = {"seen": "seen drawings", "unseen": "unseen drawings", "text": "text alone", "passage": "ordinary text"}
+Values = Sequence[float] | Sequence[int] | npt.NDArray[np.float64]
+
+
+def mark_plan(panel: Axes, plan: str, x: Values, y: Values, *, bounds: pd.DataFrame, along: str = "y") -> None:
+    """Marks in the plan's colour and shape, with a bar from the first to the second column of ``bounds``."""
+    values = np.asarray(y if along == "y" else x, dtype=float)
+    low, high = bounds.to_numpy(dtype=float).T
+    span = np.clip([values - low, high - values], 0, None)  # a bootstrap's ends may miss the value by rounding
+    colour = plan_colour(plan)
+    panel.errorbar(
+        x, y, xerr=span if along == "x" else None, yerr=span if along == "y" else None, linestyle="",
+        marker=plan_marker(plan), color=colour, markersize=4.0, markeredgecolor="#333333", markeredgewidth=0.4,
+        elinewidth=1.0, label=plan,
+    )  # fmt: skip
+
+
+def mark_full(panel: Axes, *, along: str) -> None:
+    """The dashed line at 1: as full tuning."""
+    draw = panel.axvline if along == "x" else panel.axhline
+    draw(1.0, color=COLOURS["chance"], linestyle=LINES["chance"][0], linewidth=1.0, zorder=0)

@@ -1,0 +1,103 @@
+"""How results show themselves in a notebook: the table that the terminal gets, as HTML, with the figure below it.
+
+``table_html(render_summary(results))``, ``run_html(table, figure=..., folder=...)``. Every string is escaped.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+INLINE_BELOW = 150_000  # bytes of a picture: a notebook keeps every picture that it ever showed in its file
+_WIDEST = 1100  # pixels of a picture that is made smaller: about the width of a notebook's cell
+_COLOURS = 64  # of a picture that is made smaller: a diagram has a dozen, and their blends at edges
+
+
+def table_html(table: Table) -> str:
+    """The cells of ``table``, a title above and the caption below; right-aligned where the terminal's are."""
+    return rows_html(
+        [_plain(column.header) for column in table.columns],
+        list(zip(*([_plain(cell) for cell in column.cells] for column in table.columns), strict=True)),
+        title=_plain(table.title or ""),
+        caption=_plain(table.caption or ""),
+        right=[column.justify == "right" for column in table.columns],
+    )
+
+
+def rows_html(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str = "",
+    caption: str = "",
+    right: Sequence[bool] | None = None,
+) -> str:
+    """A table of plain strings.
+
+    Args:
+        headers: Of the columns.
+        rows: Each as long as ``headers``.
+        title: Above it.
+        caption: Below it.
+        right: For each column, whether it is right-aligned; None for left throughout.
+    """
+    styles = [f' style="text-align:{"right" if is_right else "left"}"' for is_right in right or [False] * len(headers)]
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        found = zip(styles, cells, strict=True)
+        return "<tr>" + "".join(f"<{tag}{style}>{escape(cell)}</{tag}>" for style, cell in found) + "</tr>"
+
+    head, body = line("th", headers), "".join(line("td", row) for row in rows)
+    return (
+        (f"<p><b>{escape(title)}</b></p>" if title else "")
+        + f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+        + (f"<p><small>{escape(caption)}</small></p>" if caption else "")
+    )
+
+
+def run_html(table: Table, *, figure: Path | None, folder: Path, notes: Sequence[str] = ()) -> str:
+    """A finished run: its table, its figure if it is small enough, and where the files are.
+
+    Args:
+        table: As for the terminal.
+        figure: A PNG file; None, or one that is gone, is left out.
+        folder: The run directory.
+        notes: Sentences for the reader.
+    """
+    said = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    return f"<div>{table_html(table)}{said}{picture_html(figure)}<p>Files: <code>{escape(str(folder))}</code></p></div>"
+
+
+def picture_html(png: Path | None) -> str:
+    """A picture inside the page: as it is, or smaller with fewer colours, or only its path where both are too large."""
+    if png is None or not png.is_file():
+        return ""
+    data = png.read_bytes()
+    if len(data) > INLINE_BELOW:
+        data = _smaller(data)
+    if len(data) > INLINE_BELOW:
+        return f"<p>Figure: <code>{escape(str(png))}</code></p>"
+    encoded = base64.b64encode(data).decode("ascii")
+    return (
+        f'<img alt="{escape(png.stem.replace("_", " "))}" style="max-width:100%" src="data:image/png;base64,{encoded}">'
+    )
+
+
+def _smaller(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        shown = image.convert("RGB")
+    shown.thumbnail((_WIDEST, 4 * _WIDEST), Image.Resampling.LANCZOS)
+    shown.quantize(_COLOURS).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _plain(cell: RenderableType) -> str:
+    """What a cell says."""
+    return cell.plain if isinstance(cell, Text) else str(cell)

@@ -1,0 +1,239 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from figures.report import build_report
+from figures.report.palette import CONTRAST, PAPER, colours, contrast
+from figures.report.patching import shown_table, with_effect
+from figures.report.tables import plain_value, table_section
+from figures.runs import RunError
+from figures.style import COLOURS
+from tests.figures.made_runs import HOSTILE, patch_rows, write_compare_run, write_patch_run, write_probe_run
+
+
+def data_of(page: str) -> dict[str, Any]:
+    """What the page's data element holds, read as a browser reads it."""
+    found = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert len(found) == 1
+    return dict(json.loads(found[0]))
+
+
+def sections(page: str, run: int = 0) -> dict[str, dict[str, Any]]:
+    return {section["type"]: section for section in data_of(page)["runs"][run]["sections"]}
+
+
+def test_curves_hold_the_scores_intervals_and_controls_of_the_table(tmp_path: Path) -> None:
+    run = write_probe_run(tmp_path / "run", n_maps=0)
+    table = pd.read_parquet(run / "results.parquet")
+    curves = sections(build_report([run]).html)["curves"]
+    assert [panel["title"] for panel in curves["choices"][0]["panels"]] == ["kind", "colour"]
+    panel = curves["choices"][0]["panels"][1]
+    rows = table[(table["target"] == "colour") & (table["split"] == "cv")].set_index("site")
+    assert len(panel["series"]["score"]) == len(rows) - 1  # raw pixels are a level
+    for _, value, low, high, _, site in panel["series"]["score"]:
+        assert [value, low, high] == pytest.approx(list(rows.loc[site, ["score", "lower", "upper"]]), rel=1e-5)
+    for _, value, low, _, _, site in panel["series"]["control"]:
+        assert value == pytest.approx(rows.loc[site, "control"], rel=1e-5) and low is None
+    assert panel["levels"] == pytest.approx({"chance": 0.5, "pixels": rows.loc["pixels", "score"]}, rel=1e-5)
+    assert "n = 60" in panel["subtitle"] and "unseen: n = 20" in panel["subtitle"]
+    assert "bootstrap over groups" in curves["caption"]
+
+
+def test_sites_stand_in_the_order_of_the_forward_pass_with_a_gap_between_parts(tmp_path: Path) -> None:
+    run = write_probe_run(tmp_path / "run", n_maps=0)
+    panel = sections(build_report([run]).html)["curves"]["choices"][0]["panels"][0]
+    sites = [point[5] for point in panel["series"]["score"]]
+    assert sites == list(dict.fromkeys(pd.read_parquet(run / "results.parquet").query("part != 'pixels'")["site"]))
+    parts = panel["x"]["parts"]
+    assert [part["label"] for part in parts] == ["vision tower", "projector", "language model"]
+    assert all(left["to"] < right["from"] for left, right in pairwise(parts))
+    assert "input" in [label for _, label in panel["x"]["ticks"]]
+
+
+def test_a_run_without_maps_has_a_page_without_them(tmp_path: Path) -> None:
+    made = build_report([write_probe_run(tmp_path / "run", n_maps=0)])
+    assert set(sections(made.html)) == {"curves", "table"} and made.shown == made.left_out == 0
+    assert "maps" in sections(build_report([write_probe_run(tmp_path / "with", n_maps=1)]).html)
+
+
+def test_examples_beyond_the_budget_are_left_out_and_counted(tmp_path: Path) -> None:
+    runs = [write_probe_run(tmp_path / name, n_maps=6, grid=12) for name in ("one", "two")]
+    whole = build_report(runs)
+    assert (whole.shown, whole.left_out) == (12, 0)
+    budget = whole.size - 20_000
+    made = build_report(runs, budget=budget)
+    assert made.size <= budget and 0 < made.left_out < 12 and made.shown + made.left_out == 12
+    told = [sections(made.html, run)["maps"] for run in (0, 1)]
+    assert sum(section["left_out"] for section in told) == made.left_out
+    assert abs(len(told[0]["examples"]) - len(told[1]["examples"])) <= 1  # in turn from each run
+    with pytest.raises(ValueError, match="report must stay below 30,000 bytes"):
+        build_report(runs, budget=30_000)
+
+
+def test_nothing_in_the_data_can_end_its_element_and_all_of_it_comes_back(tmp_path: Path) -> None:
+    made = build_report([write_probe_run(tmp_path / "<b>&", n_maps=1)])
+    assert HOSTILE not in made.html
+    text = re.findall(r'id="data">(.*?)</script>', made.html, re.DOTALL)[0]
+    assert not set("<>&") & set(text)
+    maps = sections(made.html)["maps"]
+    assert maps["examples"][0]["question"] == HOSTILE
+    assert "<title>Laccolith report: &lt;b&gt;&amp;</title>" in made.html
+
+
+def test_the_page_names_no_address_outside_itself(tmp_path: Path) -> None:
+    page = build_report([write_probe_run(tmp_path / "run", n_maps=1)]).html
+    before = page[: page.index('id="data"')]
+    assert "default-src &#x27;none&#x27;" in before or "default-src 'none'" in before
+    assert "unsafe" not in before
+    code = re.sub(r'<script type="application/json".*?</script>', "", page, flags=re.DOTALL)
+    assert set(re.findall(r"https?://[^\s\"']+", code)) == {"http://www.w3.org/2000/svg"}  # a name, never loaded
+    assert "innerHTML" not in code and "@import" not in code and "url(http" not in code
+
+
+def test_columns_in_which_all_rows_agree_are_told_once_and_long_tables_are_cut_with_a_word() -> None:
+    table = pd.DataFrame({"model": ["smol"] * 9, "layer": range(9), "score": [0.5] * 8 + [None], "none": [None] * 9})
+    section = table_section(table, title="t", source="results.csv", most_rows=4)
+    assert section["same"] == [["model", "smol"]]
+    assert [column["name"] for column in section["columns"]] == ["layer", "score"]
+    assert [column["kind"] for column in section["columns"]] == ["int", "float"]
+    assert len(section["rows"]) == 4
+    assert section["note"] == "5 of 9 rows are left out here; results.csv holds them all."
+    assert table_section(table, title="t", source="x")["rows"][8] == [8, None]
+    assert table_section(table, title="t", source="x")["note"] == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [(float("nan"), None), (pd.NA, None), (1.23456789, 1.23457), (True, True), (float("inf"), "inf"), ("a", "a")],
+)
+def test_values_become_what_json_can_hold(value: object, plain: object) -> None:
+    assert plain_value(value) == plain
+
+
+def test_the_lost_fraction_turns_the_recovered_one_and_its_interval_round() -> None:
+    results = patch_rows(["last"], unchanged="clean")
+    rows = with_effect(results).reindex(results.index)
+    assert list(rows["effect"]) == pytest.approx(list(1 - results["recovered"]))
+    assert list(rows["effect_lower"]) == pytest.approx(list(1 - results["recovered_upper"]))
+    assert (rows["effect_lower"] < rows["effect"]).all() and (rows["effect"] < rows["effect_upper"]).all()
+    assert list(shown_table(results)["lost"]) == pytest.approx(list(rows["effect"]))
+    corrupt = patch_rows(["last"])
+    assert list(with_effect(corrupt).reindex(corrupt.index)["effect"]) == pytest.approx(list(corrupt["recovered"]))
+    assert "lost" not in shown_table(corrupt)
+
+
+def test_a_patch_sweep_shows_curves_heat_and_patches_as_far_as_it_has_them(tmp_path: Path) -> None:
+    def kinds(name: str, results: pd.DataFrame) -> set[str]:
+        return set(sections(build_report([write_patch_run(tmp_path / name, results)]).html))
+
+    assert kinds("groups", patch_rows(["image", "last"])) == {"curves", "heat", "table"}
+    assert kinds("one", patch_rows(["last"])) == {"curves", "table"}
+    assert kinds("patches", patch_rows(["patch(0,0)", "patch(0,1)"])) == {"maps", "table"}
+    assert kinds("heads", patch_rows(["last"], heads=["0", "1"])) == {"heat", "table"}
+
+
+def test_a_tuning_run_shows_its_loss_and_what_it_cost(tmp_path: Path) -> None:
+    run = write_compare_run(tmp_path / "run")
+    (run / "manifest.json").write_text('{"kind": "laccolith layerwise-finetune", "settings": {"model": "smol"}}')
+    lines = [{"step": step, "loss": 4.0 / step, "learning_rate": 1e-3} for step in (1, 2, 4)]
+    lines.append({"step": 4, "train_runtime": 1.0, "train_loss": 2.0})
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "cost.json").write_text('{"trainable": 12, "note": "<b>"}')
+    found = sections(build_report([run]).html)
+    assert [point[:2] for point in found["curves"]["choices"][0]["panels"][0]["series"]["loss"]] == [
+        [1, 4],
+        [2, 2],
+        [4, 1],
+    ]
+    assert found["table"]["rows"] == [["trainable", "12"], ["note", "<b>"]]
+
+
+def test_colours_are_those_of_all_figures_in_light_and_legible_in_dark() -> None:
+    light, dark = colours("light"), colours("dark")
+    assert {name: light[name] for name in COLOURS} == COLOURS and light.keys() == dark.keys()
+    faint = {name for name, colour in light.items() if contrast(colour, PAPER["dark"]) < CONTRAST}
+    assert "score" in faint  # there is something to do
+    assert all(contrast(colour, PAPER["dark"]) >= CONTRAST for name, colour in dark.items() if name != "undefined")
+    assert len({dark[name] for name in ("score", "transfer", "control", "random_init", "pixels", "chance")}) == 6
+    assert contrast("#000000", "#ffffff") == pytest.approx(21.0)
+
+
+def unfinish(run: Path) -> None:
+    (run / "results.parquet").unlink()
+    (run / "results.csv").unlink()
+
+
+def replace(name: str, old: str, new: str) -> Callable[[Path], object]:
+    """Changes a text file of the run."""
+    return lambda run: (run / name).write_text((run / name).read_text().replace(old, new))
+
+
+def cut_maps(run: Path) -> None:
+    pd.read_parquet(run / "maps.parquet").iloc[1:].to_parquet(run / "maps.parquet")
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "not finished": (unfinish, "RUN must be finished"),
+    "another kind": (replace("manifest.json", "probe-sweep", "guess"), "RUN must be a run of"),
+    "a picture is gone": (lambda run: (run / "maps" / "0.png").unlink(), "picture must be readable, got '0.png'"),
+    "no picture": (lambda run: (run / "maps" / "1.png").write_text("no"), "picture must be readable, got '1.png'"),
+    "rows are gone": (cut_maps, "each patch of each site once"),
+    "another example": (replace("maps.json", "scene-1", "scene-9"), "maps.json must hold examples of maps.parquet"),
+    "an unknown class": (replace("maps.json", '"taxi"', '"bus"'), "predicted must be one of the classes"),
+}
+
+
+@pytest.mark.parametrize(("breaks", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_run_whose_files_do_not_fit_is_refused_with_what_is_wrong(
+    tmp_path: Path, breaks: Callable[[Path], object], message: str
+) -> None:
+    run = write_probe_run(tmp_path / "run", n_maps=2)
+    build_report([run])
+    breaks(run)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build_report([run])
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="RUN must be a folder"):
+        build_report([tmp_path / "nowhere"])
+    with pytest.raises(ValueError, match="runs must name at least one"):
+        build_report([])
+
+
+@pytest.mark.parametrize("command", ["probes", "interventions", "tuning"])
+def test_every_command_writes_a_page_about_runs_of_any_of_them(tmp_path: Path, command: str) -> None:
+    from importlib import import_module
+
+    app = import_module(f"{command}.cli").app
+    runs = [write_probe_run(tmp_path / "a", n_maps=1), write_compare_run(tmp_path / "b")]
+    out = tmp_path / "new" / "page.html"
+    done = CliRunner().invoke(app, ["report", *map(str, runs), "--out", str(out)])
+    assert done.exit_code == 0 and f"report: {out} (0." in done.stdout
+    assert [run["name"] for run in data_of(out.read_text(encoding="utf-8"))["runs"]] == ["a", "b"]
+    assert list(out.parent.iterdir()) == [out]
+    refused = CliRunner().invoke(app, ["report", str(tmp_path), "--out", str(out)])
+    assert refused.exit_code == 2 and "RUN must hold a manifest.json" in refused.stderr
+    blocked = CliRunner().invoke(app, ["report", str(runs[0]), "--out", str(tmp_path)])
+    assert blocked.exit_code == 2 and blocked.stderr.count("\n") == 1
+
+
+def test_the_command_runs_as_a_process_and_needs_no_model(tmp_path: Path) -> None:
+    run, out = write_probe_run(tmp_path / "run", n_maps=1), tmp_path / "page.html"
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "probes.cli", "report", str(run), "--out", str(out)],
+        capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-500:]
+    assert out.stat().st_size > 50_000
+    assert not re.search(r"\| +(torch|transformers)$", done.stderr, re.MULTILINE)
