@@ -110,9 +110,19 @@ class FigurePaths(NamedTuple):
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of this project inside the block, the reader's own outside."""
-    with mpl.rc_context(), sns.axes_style("ticks"), mpl.rc_context(_SETTINGS):
-        yield
+    """The look of this project inside the block, the reader's own outside.
+
+    A notebook's backend becomes interactive with the first figure; that stays, or later figures would not be shown.
+    """
+    interactive = mpl.is_interactive()
+    try:
+        with mpl.rc_context(), sns.axes_style("ticks"), mpl.rc_context(_SETTINGS):
+            try:
+                yield
+            finally:
+                interactive = mpl.is_interactive()
+    finally:
+        mpl.interactive(interactive)
 
 
 def plan_colour(plan: str) -> str:

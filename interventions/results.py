@@ -63,7 +63,9 @@ def summarise_cells(
         recovered = above.sum(1) / below[0].sum() if whole else np.full(len(specs), np.nan)
         interval = bootstrap_means(value, seed=seed)
         fraction = bootstrap_ratios(above, below if whole else np.zeros_like(above), seed=seed)
-        p = sign_flip_p(value - (of_clean if unchanged == "clean" else of_corrupt), seed=seed)
+        moved = value - (of_clean if unchanged == "clean" else of_corrupt)
+        # What rounding can make is no effect: its sign may well be the same in every example.
+        p = sign_flip_p(np.where(np.abs(moved) < undefined_below, 0.0, moved), seed=seed)
         parts.append(
             keys.assign(
                 model=model, metric=metric, value=value.mean(1), lower=interval.lower, upper=interval.upper,

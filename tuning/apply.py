@@ -155,12 +155,12 @@ def remove_lora(llava: Llava, *, merge: bool) -> None:
             delattr(llava.model, leftover)
 
 
-def adapter_tensors(llava: Llava, resolved: Resolved) -> dict[str, Tensor]:
+def adapter_tensors(trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The factors and the modules trained in full, under the names of PEFT's adapter files."""
     tensors = {}
-    for name, parameter in planned_parameters(llava, resolved).items():
+    for name, tensor in trained.items():
         key = name.replace(f".{_ADAPTER}.", ".") if ".lora_" in name else name
-        tensors[f"base_model.model.{key}"] = parameter.detach().to("cpu", torch.float32).contiguous()
+        tensors[f"base_model.model.{key}"] = tensor.detach().to("cpu", torch.float32).contiguous()
     return tensors
 
 

@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tuning.apply import draw_blocks
 from tuning.data import Samples
+from tuning.sharding import describe
 
 if TYPE_CHECKING:
     from tuning.trainer import PlanTrainer
@@ -38,6 +39,15 @@ class Watch(TrainerCallback):
     def __init__(self, trainer: "PlanTrainer") -> None:
         self._trainer = trainer
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Says how a sharded model is shared, and where a resumed run goes on."""
+        self._trainer.on_progress("training", state.global_step, state.max_steps)
+        line = describe(self._trainer.llava.model)
+        if line is not None and state.is_world_process_zero:
+            self._trainer.on_note(line)
+
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -63,6 +73,7 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Scores the evaluation sets when it is time."""
         trainer = self._trainer
+        trainer.on_progress("training", 1, state.max_steps)
         every = trainer.running.eval_every
         if trainer.eval_sets and every and (state.global_step % every == 0 or state.global_step >= state.max_steps):
             trainer.evaluate()

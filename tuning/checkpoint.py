@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from records.errors import BadInput
+from tuning.sharding import placed
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -42,9 +43,9 @@ def checkpoint_step(path: Path) -> int:
     return int(match[1])
 
 
-def write_weights(path: Path, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Parameters by name."""
-    save_file({name: p.detach().to("cpu").contiguous().clone() for name, p in parameters.items()}, path)
+def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Whole tensors by name, from ``tuning.sharding.gathered``."""
+    save_file(dict(tensors), path)
 
 
 def read_weights_into(path: Path, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -61,22 +62,26 @@ def read_weights_into(path: Path, parameters: Mapping[str, nn.Parameter]) -> Non
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(saved[name])
+            parameter.copy_(placed(saved[name], parameter))
 
 
-def write_optimizer(folder: Path, optimizer: Optimizer, names: Mapping[int, str]) -> None:
-    """Optimizer state: tensors by ``parameter/key``, the groups' numbers beside them.
+def optimizer_tensors(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
+    """Optimizer state: tensors by ``parameter/key``, as they are, sharded or not.
 
     Args:
-        folder: Must exist.
         optimizer: Any whose state is tensors and numbers.
         names: ``id(parameter)`` -> name.
     """
-    tensors: dict[str, Tensor] = {}
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            tensors[f"{names[id(parameter)]}/{key}"] = torch.as_tensor(value).detach().to("cpu").contiguous().clone()
-    save_file(tensors, folder / "optimizer.safetensors")
+    return {
+        f"{names[id(parameter)]}/{key}": torch.as_tensor(value)
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def write_optimizer(folder: Path, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Whole tensors of the state, from ``optimizer_tensors`` through ``gathered``; the groups' numbers beside them."""
+    save_file(dict(tensors), folder / "optimizer.safetensors")
     groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     (folder / "optimizer.json").write_text(json.dumps(groups))
 
@@ -95,7 +100,7 @@ def read_optimizer(folder: Path, optimizer: Optimizer, names: Mapping[int, str])
             if state is not None:
                 # AdamW keeps its step counter on the CPU, its moments beside the parameter
                 optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+                    key: value if key == "step" else placed(value, parameter) for key, value in state.items()
                 }
         group.update({key: tuple(value) if key == "betas" else value for key, value in saved.items()})
 

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from records.commandline import RunByDefault, progress_bar, refuse, table_console
-from records.errors import BadInput
+from records.errors import BadInput, refusing
+from records.manifest import write_atomically
 
 COMMAND = "layerwise-finetune"
 _MODEL, _PLAN, _DATA, _HOW, _RUN = "The model", "What trains", "The data", "How it trains", "The run"
@@ -55,6 +56,13 @@ def run(
             rich_help_panel=_HOW,
         ),
     ] = 2,
+    connector: Annotated[
+        Literal["keep", "linear", "mlp"],
+        typer.Option(
+            help="The model's own connector, or a fresh one: one linear map (LLaVA), or two with GELU (LLaVA-1.5).",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "keep",
     data: Annotated[
         str,
         typer.Option(
@@ -67,7 +75,11 @@ def run(
     ] = None,
     scenes: Annotated[int, typer.Option(help="How many scenes.", rich_help_panel=_DATA)] = 4000,
     format_prompts: Annotated[
-        bool, typer.Option(help="Whether scene questions say how to answer.", rich_help_panel=_DATA)
+        bool,
+        typer.Option(
+            help="Whether scene questions say how to answer (`Answer the question using a single word or phrase.`).",
+            rich_help_panel=_DATA,
+        ),
     ] = True,
     apart: Annotated[
         bool,
@@ -159,9 +171,13 @@ def run(
 
     `layerwise-finetune --stage 1 --data blip_laion_cc_sbu_558k.json --images pictures --bf16 --device cuda`
 
+    `layerwise-finetune --stage 1 --connector linear --steps 240 --eval-data scenes` - LLaVA's connector, captions
+
     `layerwise-finetune --layers auto:runs/smol --train none --method lora --merge`
 
     `layerwise-finetune compare --out runs/compare` - plans side by side
+
+    `layerwise-finetune report runs/compare` - one web page to explore them
 
     `accelerate launch --num_processes 2 -m tuning.cli --layers 6-15 --out runs/band` - on several devices
     """
@@ -209,6 +225,7 @@ def run(
                 eval_every=eval_every,
             ),
             stage=1 if stage == 1 else 2,
+            connector=connector,
             max_length=max_length,
             out=out,
             merge=merge,
@@ -300,15 +317,36 @@ def compare(
             timing_rounds=timing_rounds,
             out=out,
         )
-        outcome = run_compare(config, on_note=typer.echo)
+        with progress_bar() as on_progress:
+            outcome = run_compare(config, on_note=typer.echo, on_progress=on_progress)
     except BadInput as error:
         refuse(COMMAND, error)
-    from tuning.compare import render_table
+    from tuning.report_table import render_table
 
     table_console().print(render_table(outcome.table))
     typer.echo(f"table:   {out / 'compare.csv'}")
     for name in outcome.figures:
         typer.echo(f"figure:  {name}")
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Finished runs, of other commands too.", metavar="RUN...")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
+) -> None:
+    """Write one HTML page about runs, to be explored in a browser: it opens from disk and needs no network."""
+    from figures.report import build_report
+
+    try:
+        with refusing(ValueError, OSError):
+            page = build_report(folders)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(out, page.html.encode())
+    except BadInput as error:
+        refuse(COMMAND, error)
+    typer.echo(f"report: {out} ({page.size / 1e6:.1f} MB)")
+    if page.left_out:
+        typer.echo(f"{page.left_out} of {page.shown + page.left_out} examples left out, to keep it small")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

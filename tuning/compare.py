@@ -13,21 +13,24 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from rich.table import Table
 
 from models.llava import Llava, load
 from records.errors import BadInput, refusing
+from records.html import run_html
 from records.manifest import RunKind, difference, new_manifest, read_manifest, write_atomically, write_manifest
 from records.options import plain
 from records.processes import own_device
+from records.progress import OnProgress, shown_progress
+from tasks.scenes import Split
 from tuning.apply import apply_plan
 from tuning.checkpoint import last_checkpoint
-from tuning.config import Optimisation, Running
-from tuning.data import Samples, Writing, survey
+from tuning.config import Optimisation, Running, check_numbers
+from tuning.data import Samples, Survey, Writing, survey
 from tuning.evaluate import collator, model_inputs, score_answers, text_log_likelihood
 from tuning.layers import format_layers, parse_layers
 from tuning.output import write_json
 from tuning.plan import LayerPlan, Lora, Resolved, resolve
+from tuning.report_table import render_table
 from tuning.retention import summarise
 from tuning.rivals import default_plans
 from tuning.sources import SceneMix, SceneQuestions, Source
@@ -84,6 +87,24 @@ class CompareConfig:
         return {**described, **asdict(self.optimisation), "bf16": self.running.bf16}
 
 
+class _Data(NamedTuple):
+    """What every plan is trained and scored on, surveyed once: a tokenizer decides it, and all plans have the same."""
+
+    mix: Source
+    found: Survey
+    questions: dict[str, tuple[Source, Survey]]
+
+    @staticmethod
+    def surveyed(config: "CompareConfig", llava: Llava) -> "_Data":
+        mix = SceneMix(config.scenes)
+        questions: dict[str, tuple[Source, Survey]] = {}
+        for condition in CONDITIONS:
+            split: Split = "unseen" if condition == "unseen" else "test"
+            source = SceneQuestions(config.score_scenes, split=split, text=condition == "text")
+            questions[condition] = source, survey(llava, source, Writing())
+        return _Data(mix, survey(llava, mix, Writing()), questions)
+
+
 class Compared(NamedTuple):
     """A finished comparison."""
 
@@ -91,13 +112,29 @@ class Compared(NamedTuple):
     table: pd.DataFrame
     figures: tuple[Path, ...]
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the main numbers, cost against retention where it was drawn, and where the files are."""
+        figure = self.figures[-1] if self.figures else None
+        return run_html(render_table(self.table), figure=figure, folder=self.folder)
 
-def run_compare(config: CompareConfig, *, on_note: Callable[[str], None] = lambda line: None) -> Compared:
+
+def run_compare(
+    config: CompareConfig,
+    *,
+    on_note: Callable[[str], None] = lambda line: None,
+    on_progress: OnProgress | None = None,
+) -> Compared:
     """Trains and scores every plan with every seed, and writes the table and the figures.
+
+    Args:
+        config: The comparison.
+        on_note: Called with each line for the reader.
+        on_progress: Told how it goes, as (stage, newly done, total); None shows it where this is a notebook.
 
     Raises:
         BadInput: If a plan is unknown, ``full`` is missing, or the folder holds another comparison.
     """
+    on_progress = on_progress or shown_progress()
     with refusing(ValueError):
         device = own_device(config.running.device)
     config = replace(config, running=replace(config.running, device=device))
@@ -106,14 +143,15 @@ def run_compare(config: CompareConfig, *, on_note: Callable[[str], None] = lambd
         llava = load(config.model, device=device, dtype=torch.float32)
     plans = chosen_plans(config, llava)
     resolved = {plan.name: resolve(plan, llava) for plan in plans if plan.name != START}
-    source = SceneMix(config.scenes)
-    costs = _timed(config, llava, resolved, source, on_note)
+    costs = _timed(config, llava, resolved, on_note)
     on_note(f"{len(plans)} plans, {len(config.seeds)} seeds, in {config.out}")
+    data = _Data.surveyed(config, llava)
     for seed in config.seeds:
         for plan in plans:
-            _run_one(config, plan, seed, source, on_note)
+            _run_one(config, plan, seed, data, on_note)
+            on_progress("training and scoring plans", 1, len(plans) * len(config.seeds))
     if config.reference is not None:
-        _score_reference(config, config.reference, on_note)
+        _score_reference(config, config.reference, data, on_note)
     table = compare_table(config.out, plans, costs, n_layers=llava.n_layers, reference=config.reference)
     write_atomically(config.out / "compare.csv", table.to_csv(index=False).encode())
     return Compared(config.out, table, _draw(config.out, table))
@@ -143,6 +181,8 @@ def chosen_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
 
 
 def _open(config: CompareConfig) -> None:
+    counts = {"scenes": config.scenes, "score-scenes": config.score_scenes, "lora-rank": config.lora_rank}
+    check_numbers(config.optimisation, config.running, counts=counts)
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise BadInput(f"seeds must be different numbers, at least one, got {list(config.seeds)}.")
     folder = config.out
@@ -169,21 +209,20 @@ def _slug(plan: str, seed: int) -> str:
     return f"{plan.replace(' ', '-').lower()}-seed{seed}"
 
 
-def _run_one(config: CompareConfig, plan: LayerPlan, seed: int, source: Source, on_note: Callable[[str], None]) -> None:
+def _run_one(config: CompareConfig, plan: LayerPlan, seed: int, data: _Data, on_note: Callable[[str], None]) -> None:
     """Trains and scores one plan with one seed, unless its answers are there."""
     folder = config.out / "runs" / _slug(plan.name, 0 if plan.name == START else seed)
     if (folder / _ANSWERS).is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
     with refusing(ValueError, OSError):
-        llava = load(config.model, device=config.running.device, dtype=torch.float32)
+        llava = load(config.model, device=config.running.device, dtype=torch.float32, validate=False)  # it was before
     facts: dict[str, Any] = {"plan": plan.name, "seed": seed, "steps": 0}
     if plan.name != START:
         resolved = resolve(plan, llava)
         apply_plan(llava, resolved, seed=seed, low_precision=config.running.bf16)
         rate = config.lora_lr if plan.method == "lora" else config.optimisation.lr
-        writing = Writing()
-        samples = Samples(llava, source, survey(llava, source, writing), writing)
+        samples = Samples(llava, data.mix, data.found, Writing())
         on_note(f"{plan.name}, seed {seed}: {resolved.trained:,} of {resolved.total:,} train")
         trained = train(
             llava,
@@ -197,7 +236,7 @@ def _run_one(config: CompareConfig, plan: LayerPlan, seed: int, source: Source, 
             on_note=lambda line: on_note(f"{plan.name}, seed {seed}: {line}"),
         )
         facts |= {"steps": trained.steps, "losses": {str(step): loss for step, loss in trained.losses.items()}}
-    answers, words = _score(config, llava)
+    answers, words = _score(config, llava, data)
     write_json(folder / "run.json", {**facts, "text_log_likelihood": words})
     write_atomically(folder / _ANSWERS, answers.to_parquet(index=False))
     for leftover in folder.glob("checkpoint-*"):  # the answers are what a comparison keeps
@@ -205,19 +244,13 @@ def _run_one(config: CompareConfig, plan: LayerPlan, seed: int, source: Source, 
     on_note(f"{plan.name}, seed {seed}: {_line(answers, words)}")
 
 
-def _score(config: CompareConfig, llava: Llava) -> tuple[pd.DataFrame, float]:
+def _score(config: CompareConfig, llava: Llava, data: _Data) -> tuple[pd.DataFrame, float]:
     """The answers under every condition, one row each, and the log-likelihood of ordinary text."""
     low = torch.autocast(llava.device.type, dtype=torch.bfloat16, enabled=config.running.bf16)
     tables = []
     with low:
-        for condition in CONDITIONS:
-            questions = SceneQuestions(
-                config.score_scenes,
-                split="unseen" if condition == "unseen" else "test",
-                text=condition == "text",
-            )
-            writing = Writing()
-            samples = Samples(llava, questions, survey(llava, questions, writing), writing)
+        for condition, (questions, found) in data.questions.items():
+            samples = Samples(llava, questions, found, Writing())
             answers = score_answers(llava, samples, batch_size=config.optimisation.batch_size)
             tables.append(answers.assign(condition=condition))
         words = text_log_likelihood(llava)
@@ -229,14 +262,14 @@ def _line(answers: pd.DataFrame, words: float) -> str:
     return ", ".join(f"{name} {float(score):.3f}" for name, score in means.items()) + f", text {words:.3f} nats a token"
 
 
-def _score_reference(config: CompareConfig, name: str, on_note: Callable[[str], None]) -> None:
+def _score_reference(config: CompareConfig, name: str, data: _Data, on_note: Callable[[str], None]) -> None:
     folder = config.out / "runs" / _slug(f"reference {name.rsplit('/', 1)[-1]}", 0)
     if (folder / _ANSWERS).is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
     with refusing(ValueError, OSError):
         llava = load(name, device=config.running.device, dtype=torch.float32)
-    answers, words = _score(config, llava)
+    answers, words = _score(config, llava, data)
     facts = {"plan": f"reference {name.rsplit('/', 1)[-1]}", "seed": 0, "steps": 0, "text_log_likelihood": words}
     write_json(folder / "run.json", facts)
     write_atomically(folder / _ANSWERS, answers.to_parquet(index=False))
@@ -247,7 +280,6 @@ def _timed(
     config: CompareConfig,
     llava: Llava,
     plans: dict[str, Resolved],
-    source: Source,
     on_note: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     """What a step of each plan costs, all in this process; read from ``costs.json`` where they were measured before."""
@@ -341,40 +373,25 @@ def _plan_columns(
     }
 
 
-def render_table(table: pd.DataFrame) -> Table:
-    """The comparison's main numbers, one row a plan."""
-    grid = Table("plan", "layers", "trains", "FLOPs", "time", *CONDITIONS, "retention (seen)", "passage", "seeds")
-    for name in dict.fromkeys(table["plan"]):
-        rows = table[table["plan"] == name]
-        first = rows.iloc[0]
-        overall = rows[rows["family"] == "all"].set_index("condition")
-        seen = overall.loc["seen"]
-        passage = rows[rows["condition"] == "passage"]
-
-        def share(value: Any) -> str:
-            return "" if pd.isna(value) else f"{float(value):.2f}"
-
-        grid.add_row(
-            str(name), str(first["layers"]), f"{int(first['trainable']):,}", share(first["flops_ratio"]),
-            share(first["step_time_ratio"]), *(f"{float(overall.loc[c, 'score']):.3f}" for c in CONDITIONS),
-            f"{float(seen['retention']):.3f} [{float(seen['lower']):.3f}, {float(seen['upper']):.3f}]",
-            "" if passage.empty else f"{float(passage['score'].iloc[0]):.4f}", str(int(seen["seeds"])),
-        )  # fmt: skip
-    return grid
-
-
 def _draw(folder: Path, table: pd.DataFrame) -> tuple[Path, ...]:
-    from figures.style import save_figure
-    from figures.tuning import draw_accuracy, draw_cost, draw_plans, draw_retention
+    import matplotlib.pyplot as plt
 
-    drawn = {
+    from figures.accuracy_by_family import draw_accuracy
+    from figures.cost_retention import draw_cost_retention
+    from figures.plan_diagram import draw_plan_diagram
+    from figures.retention import draw_retention
+    from figures.style import Panels, figure_of, save_figure
+
+    drawn: dict[str, Panels] = {
         "accuracy_by_family": draw_accuracy(table),
         "retention": draw_retention(table),
-        "plans": draw_plans(table),
+        "plans": draw_plan_diagram(table),
     }
-    if table["flops_ratio"].notna().any():
-        drawn["cost_against_retention"] = draw_cost(table)
+    overall = table[(table["family"] == "all") & (table["condition"] == "seen")]
+    if (overall["flops_ratio"].notna() & overall["retention"].notna()).any():  # none if full tuning is never right
+        drawn["cost_against_retention"] = draw_cost_retention(table)
     paths = []
-    for name, figure in drawn.items():
-        paths.append(save_figure(figure, folder / "figures" / name).png)
+    for name, panels in drawn.items():
+        paths.append(save_figure(panels, folder / "figures" / name).png)
+        plt.close(figure_of(panels))
     return tuple(paths)

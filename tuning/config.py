@@ -3,11 +3,14 @@
 Source of the recipes: Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning", arXiv 2310.03744.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from records.errors import BadInput
 from records.options import plain
+from tuning.connector import Connector
 from tuning.data import Writing
 from tuning.labels import OnLong
 from tuning.plan import LayerPlan
@@ -90,6 +93,37 @@ class Running:
     eval_every: int = 0
 
 
+def check_numbers(o: Optimisation, r: Running, *, counts: Mapping[str, int | None]) -> None:
+    """Passes if a run can have these numbers.
+
+    Args:
+        o: How weights move.
+        r: How the run goes about it.
+        counts: Numbers of things by option; None where none was given.
+
+    Raises:
+        BadInput: If one is out of its range; the message names its option.
+    """
+    least: dict[str, tuple[float | None, float]] = {
+        **{name: (count, 1) for name, count in counts.items()},
+        "steps": (o.steps, 1),
+        "batch-size": (o.batch_size, 1),
+        "grad-accum": (o.grad_accum, 1),
+        "lr": (o.lr, 0),
+        "projector-lr": (o.projector_lr, 0),
+        "warmup": (o.warmup, 0),
+        "save-every": (r.save_every, 0),
+        "keep": (r.keep, 1),
+        "log-every": (r.log_every, 1),
+        "eval-every": (r.eval_every, 0),
+    }
+    for name, (value, floor) in least.items():
+        if value is not None and not value >= floor:  # NaN is no number either
+            raise BadInput(f"{name} must be >= {floor}, got {value}. See layerwise-finetune --help.")
+    if not o.epochs > 0:
+        raise BadInput(f"epochs must be > 0, got {o.epochs}. See layerwise-finetune --help.")
+
+
 @dataclass(frozen=True)
 class TuningData:
     """What is trained on and what is scored.
@@ -129,6 +163,7 @@ class TuningConfig:
     optimisation: Optimisation = field(default_factory=Optimisation)
     running: Running = field(default_factory=Running)
     stage: Stage = 2
+    connector: Connector = "keep"
     max_length: int = 2048
     out: Path | None = None
     merge: bool = False
@@ -147,6 +182,7 @@ class TuningConfig:
             "model": self.model,
             "plan": self.plan.to_dict(),
             "stage": self.stage,
+            "connector": self.connector,
             "max_length": self.max_length,
             **{name: plain(value) for name, value in asdict(self.data).items() if not name.startswith("eval")},
             **asdict(self.optimisation),

@@ -16,6 +16,7 @@ from records.errors import BadInput
 from tuning.apply import trained_parameters
 from tuning.flops import Flops, Shape, closed_form, count_flops
 from tuning.labels import IGNORED
+from tuning.learned import learned_positions, loss_of
 from tuning.plan import Resolved
 
 ClockName = Literal["wall", "cpu"]
@@ -122,7 +123,8 @@ def batch_shape(llava: Llava, batch: dict[str, Any]) -> Shape:
     """The size of a batch of model arguments."""
     ids: Tensor = batch["input_ids"]
     pixels = batch.get("pixel_values")
-    return Shape(ids.shape[0], ids.shape[1], 0 if pixels is None else int(pixels.shape[0]))
+    learned = int(learned_positions(batch["labels"]).sum())
+    return Shape(ids.shape[0], ids.shape[1], 0 if pixels is None else int(pixels.shape[0]), learned)
 
 
 def estimate_memory(
@@ -153,7 +155,7 @@ def estimate_memory(
     block = rows * (4 * d * _WIDE + 6 * d * wide + 4 * inner * wide)
     reached = llava.n_layers - resolved.first_block
     kept = reached * rows * d * wide + block * bool(reached) if checkpointing else reached * block
-    head = rows * int(text.vocab_size) * _WIDE  # the loss keeps its log-probabilities
+    head = shape.learned * int(text.vocab_size) * _WIDE  # the loss keeps its log-probabilities
     return Memory(weights, trained * _WIDE, 2 * trained * _WIDE, int(kept + head))
 
 
@@ -210,7 +212,8 @@ def measure_step(
     model = llava.model
     shape = batch_shape(llava, batch)
     form = closed_form(llava, resolved, shape, checkpointing=checkpointing)
-    optimizer: Optimizer = AdamW(trained.values(), lr=0.0, weight_decay=0.0)  # a step of nothing costs what any costs
+    # A step of nothing costs what any costs.
+    optimizer: Optimizer = AdamW(trained.values(), lr=0.0, weight_decay=0.0, fused=True)
     autocast = torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
     kept = 0
     seconds: list[float] = []
@@ -222,13 +225,13 @@ def measure_step(
             flops = count_flops(llava, batch) if count else form
             model.train()
             if count:
-                _, kept = count_activations(lambda: model(**batch).loss)
+                _, kept = count_activations(lambda: loss_of(llava, batch))
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
         for index in range(warmup + repeats):
             began = _now(device, clock)
             with autocast:
-                loss = model(**batch).loss
+                loss = loss_of(llava, batch)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

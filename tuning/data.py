@@ -231,10 +231,21 @@ class GroupedSampler(Sampler[int]):
     Source: ``group_by_modality_length`` of Liu et al. 2024, arXiv 2310.03744.
     """
 
-    def __init__(self, samples: Samples, *, group: int, seed: int, by_modality: bool = True) -> None:
-        """``group`` is the number of samples of one optimizer step, over all processes."""
+    def __init__(
+        self, samples: Samples, *, group: int, seed: int, by_modality: bool = True, even: bool = False
+    ) -> None:
+        """Describes the order.
+
+        Args:
+            samples: What is ordered.
+            group: Samples of one optimizer step, over all processes.
+            seed: Of the order.
+            by_modality: Whether groups are of one modality.
+            even: Leave out the last samples of an epoch that fill no group of one modality. Processes that share the
+                weights (FSDP) must all see pictures or none, or they wait for each other forever.
+        """
         self._lengths, self._pictured = samples.lengths, samples.pictured
-        self._group, self._seed, self._by_modality = group, seed, by_modality
+        self._group, self._seed, self._by_modality, self._even = group, seed, by_modality, even
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -243,13 +254,16 @@ class GroupedSampler(Sampler[int]):
 
     def __len__(self) -> int:
         """The number of samples."""
-        return len(self._lengths)
+        if not self._even:
+            return len(self._lengths)
+        counts = int(self._pictured.sum()), int((~self._pictured).sum())
+        return sum(count // self._group * self._group for count in counts)
 
     def __iter__(self) -> Iterator[int]:
         """The indices of one epoch."""
         rng = np.random.default_rng([self._seed, self.epoch])
         order = rng.permutation(len(self._lengths))
-        if not self._by_modality:
+        if not self._by_modality and not self._even:
             yield from (int(i) for i in order)
             return
         groups: list[np.ndarray[Any, Any]] = []
@@ -265,7 +279,8 @@ class GroupedSampler(Sampler[int]):
                 rest.append(by_length[full:])
         for index in rng.permutation(len(groups)):
             yield from (int(i) for i in groups[int(index)])
-        yield from (int(i) for part in rest for i in part)
+        if not self._even:
+            yield from (int(i) for part in rest for i in part)
 
 
 def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:

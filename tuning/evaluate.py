@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from models.llava import Llava
 from tuning.data import Samples, collate
 from tuning.labels import IGNORED
+from tuning.learned import head_at, learned_positions
 
 PASSAGE = Path(__file__).parents[1] / "models" / "embedded" / "passage.txt"
 
@@ -48,8 +49,9 @@ def score_answers(
             batch = collate(items, pad_id=pad_id(llava))
             labels, owner = batch.pop("labels"), batch.pop("owner")
             asked = batch.pop("sample")
-            logits = runs(**model_inputs(batch, llava)).logits[:, :-1]
-            right, log_prob = _token_scores(logits, labels[:, 1:].to(logits.device))
+            with head_at(llava, learned_positions(labels)):
+                logits = runs(**model_inputs(batch, llava)).logits[0]
+            right, log_prob = _token_scores(logits, labels[:, 1:])
             for row, sample in enumerate(asked.tolist()):
                 conversation = samples.conversation(sample)
                 for turn in range(len(conversation.turns)):
@@ -69,15 +71,14 @@ def score_answers(
     return pd.DataFrame(rows, columns=["id", "family", "right", "log_prob", "tokens"])
 
 
-def _token_scores(logits: Float[Tensor, "batch pos vocab"], labels: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:
+def _token_scores(logits: Float[Tensor, "learned vocab"], labels: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:
     """Whether each label is the most likely token, and its log-probability, both on the CPU."""
     learned = labels != IGNORED
     right = torch.zeros(labels.shape, dtype=torch.bool)
     log_prob = torch.zeros(labels.shape)
-    chosen = logits[learned].float()
-    wanted = labels[learned]
-    right[learned.cpu()] = (chosen.argmax(-1) == wanted).cpu()
-    log_prob[learned.cpu()] = -F.cross_entropy(chosen, wanted, reduction="none").cpu()
+    wanted = labels[learned].to(logits.device)
+    right[learned] = (logits.argmax(-1) == wanted).cpu()
+    log_prob[learned] = -F.cross_entropy(logits.float(), wanted, reduction="none").cpu()
     return right, log_prob
 
 

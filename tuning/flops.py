@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from models.llava import Llava
 from models.sites import Site
+from tuning.learned import loss_of
 from tuning.plan import LINEARS, Resolved
 
 # A fused attention's backward pass computes the scores again: five products for the forward pass's two.
@@ -28,11 +29,13 @@ class Shape(NamedTuple):
         batch: Rows.
         positions: Of each row in the language model, padding and image tokens included.
         images: Pictures in the batch.
+        learned: Positions whose next token is learned, in all rows together: the head runs nowhere else.
     """
 
     batch: int
     positions: int
     images: int
+    learned: int
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ def closed_form(llava: Llava, resolved: Resolved, shape: Shape, *, checkpointing
     """The operations of one forward and backward of the plan, from the model's sizes alone.
 
     Every matrix product of the vision tower (its unused last block runs, too), the projector, the blocks with their
-    attention, and the head. Under ``lisa`` the plan's blocks are taken as if all of them trained.
+    attention, and the head where tokens are learned. Under ``lisa`` the plan's blocks are taken as if all
+    of them trained.
 
     Args:
         llava: Gives sizes; LoRA factors need not be in it.
@@ -114,7 +118,7 @@ class _Count:
         head: Any = llava.model.get_output_embeddings()
         # A head tied to the embeddings has their name.
         trains = self._trains(head) or (head.weight is embeddings.weight and self._trains(embeddings))
-        self._product(2.0 * rows * head.weight.numel(), grad, trains)
+        self._product(2.0 * shape.learned * head.weight.numel(), grad, trains)
         return Flops(self.forward, self.backward)
 
     def _tower(self) -> bool:
@@ -221,7 +225,7 @@ def count_flops(llava: Llava, batch: dict[str, Any]) -> Flops:
     model.train()
     try:
         with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
-            loss = model(**batch).loss
+            loss = loss_of(llava, batch)
             forward = float(counter.get_total_flops())
             if loss.requires_grad:
                 loss.backward()

@@ -1,37 +1,17 @@
-"""Which blocks of the language model a layer spec means: ``parse_layers("6-16", n_layers)``, and ``auto:RUN``.
+"""Which blocks of the language model a layer spec means: ``parse_layers("6-16", n_layers)``.
 
-Layers count from 0 and ranges are inclusive. ``choose_layers`` reads the table of a probe or patch run and takes the
-shortest band that holds most of the evidence; the evidence comes back with it, so that the choice can be checked.
+Layers count from 0 and ranges are inclusive.
 """
 
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from records.errors import BadInput
+from tuning.auto import choose_layers
 
 SPECS = "all, none, 6-16, 3,5,9, every:4, first:8, last:8, middle:0.33, random:8@0, auto:RUN"
-# The share of the evidence that a chosen band must hold. Much more and one noisy layer far away stretches the band.
-_COVERED = 0.8
-_PROBE_COLUMNS = {"part", "name", "layer", "target", "split", "score", "chance"}
-_PATCH_COLUMNS = {"op", "site", "layer", "recovered"}
-
-
-class Chosen(NamedTuple):
-    """A band chosen from a table.
-
-    Args:
-        layers: The band.
-        rule: How it was chosen, in one sentence.
-        evidence: Columns ``layer, evidence, chosen``; the evidence sums to 1.
-    """
-
-    layers: tuple[int, ...]
-    rule: str
-    evidence: pd.DataFrame
 
 
 def parse_layers(spec: str, n_layers: int) -> tuple[int, ...]:
@@ -103,103 +83,6 @@ def format_layers(layers: tuple[int, ...], n_layers: int) -> str:
         else:
             runs.append([layer])
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-
-
-def choose_layers(run: Path, n_layers: int) -> Chosen:
-    """The shortest band of layers that holds 80 % of a run's evidence; of equally short ones the one that holds most.
-
-    A probe run's evidence at a layer is how much the cross-validated score of ``resid_post`` gains there over the best
-    layer below (the first layer is compared with the model's input, where it was probed), averaged over targets. A
-    patch run's evidence is the change of the recovered fraction from one layer to the next where the residual stream
-    was patched, and the recovered fraction's size where a layer's own output was changed.
-
-    Args:
-        run: The run directory, or its ``results.csv``.
-        n_layers: How many layers the model has.
-
-    Raises:
-        BadInput: If there is no such table, it belongs to another depth, or it shows no evidence anywhere.
-    """
-    path = run / "results.csv" if run.is_dir() else run
-    try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise BadInput(
-            f"auto must name a finished run of probe-sweep or patch-sweep, got {str(run)!r} ({error}). Check the path."
-        ) from error
-    if set(table.columns) >= _PROBE_COLUMNS:
-        evidence, what = _probe_evidence(table, n_layers, run), "gain in cross-validated probe score, mean over targets"
-    elif set(table.columns) >= _PATCH_COLUMNS:
-        evidence, what = _patch_evidence(table, n_layers, run), "change of the recovered fraction"
-    else:
-        raise BadInput(f"auto must name a run of probe-sweep or patch-sweep, got {str(run)!r} with other columns.")
-    total = evidence.sum()
-    if not total > 0:
-        raise BadInput(f"auto must find evidence at some layer, got none in {str(run)!r}. Name the layers yourself.")
-    shares = evidence / total
-    sums = np.concatenate([[0.0], np.cumsum(shares)])
-    bands = [
-        (stop - start, -(sums[stop] - sums[start]), start)
-        for start in range(n_layers)
-        for stop in range(start + 1, n_layers + 1)
-        if sums[stop] - sums[start] >= _COVERED - 1e-9
-    ]
-    length, held, start = min(bands)
-    band = tuple(range(start, start + length))
-    rule = (
-        f"shortest band with at least {_COVERED:.0%} of the evidence ({what}): layers {band[0]}-{band[-1]} hold "
-        f"{-held:.0%}"
-    )
-    chosen = [layer in band for layer in range(n_layers)]
-    return Chosen(band, rule, pd.DataFrame({"layer": range(n_layers), "evidence": shares, "chosen": chosen}))
-
-
-def describe_choice(run: Path, n_layers: int) -> str:
-    """The rule, what it chose, and the evidence layer by layer, for people."""
-    chosen = choose_layers(run, n_layers)
-    rows = [
-        f"  layer {layer:>2} {share:6.1%} {'#' * round(60 * share)}{' <' if layer in chosen.layers else ''}"
-        for layer, share in enumerate(chosen.evidence["evidence"].astype(float).tolist())
-    ]
-    return "\n".join([f"auto: {chosen.rule}", *rows])
-
-
-def _probe_evidence(table: pd.DataFrame, n_layers: int, run: Path) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-    blocks = table[(table["part"] == "language_model") & (table["split"] == "cv") & table["layer"].notna()]
-    after = blocks[blocks["name"] == "resid_post"]
-    entry = blocks[(blocks["name"] == "resid_pre") & (blocks["layer"] == 0)].set_index("target")["score"]
-    _check_depth(after["layer"], n_layers, run)
-    gains = []
-    for target, rows in after.groupby("target"):
-        scores = rows.groupby("layer")["score"].mean().reindex(range(n_layers)).interpolate(limit_direction="both")
-        floor = float(rows["chance"].iloc[0])
-        start = max(floor, float(entry.get(target, floor)))
-        best = np.maximum.accumulate(np.concatenate([[start], scores.to_numpy(dtype=float)]))
-        gains.append(np.diff(best))
-    return np.asarray(np.mean(gains, axis=0), dtype=float)
-
-
-def _patch_evidence(table: pd.DataFrame, n_layers: int, run: Path) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-    rows = table[table["layer"].notna() & table["recovered"].notna()]
-    if "tokens" in rows and (rows["tokens"] == "image").any():
-        rows = rows[rows["tokens"] == "image"]
-    _check_depth(rows["layer"], n_layers, run)
-    recovered = rows.groupby("layer")["recovered"].mean().reindex(range(n_layers)).interpolate(limit_direction="both")
-    values = recovered.to_numpy(dtype=float)
-    if rows["site"].astype(str).str.contains("resid").all():
-        return np.asarray(
-            np.abs(np.diff(np.concatenate([values, [0.0]]))), dtype=float
-        )  # past the last block nothing can be carried on
-    return np.asarray(np.abs(values), dtype=float)
-
-
-def _check_depth(layers: "pd.Series[float]", n_layers: int, run: Path) -> None:
-    if layers.empty or int(layers.max()) >= n_layers or layers.nunique() < 2:
-        found = "none" if layers.empty else f"layers {int(layers.min())} to {int(layers.max())}"
-        raise BadInput(
-            f"auto must name a run over several of the model's {n_layers} layers, got {found} in {str(run)!r}. "
-            "Run the sweep on this model, on all layers."
-        )
 
 
 def _listed(text: str, n_layers: int) -> tuple[int, ...]:

@@ -2,16 +2,16 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.llava import Llava, load
+from models.llava import Llava
 from records.manifest import write_atomically
-from tuning.apply import adapter_tensors, remove_lora, write_adapter
+from tuning.apply import adapter_tensors, apply_plan, remove_lora, write_adapter
 from tuning.plan import Resolved
 
 
@@ -22,7 +22,7 @@ def save_model(
     folder: Path,
     *,
     merge: bool = False,
-    reload: str | None = None,
+    reload: Callable[[], Llava] | None = None,
 ) -> None:
     """Writes weights, config and processor; what the plan did not train is bitwise what was loaded.
 
@@ -35,15 +35,15 @@ def save_model(
         tensors: The trained tensors by name, as ``PlanTrainer.full_tensors`` gathers them.
         folder: The run directory.
         merge: Whether LoRA factors are merged.
-        reload: The name or folder that the model was loaded from, if its frozen weights were rounded (bf16) or are
-            spread over processes, so that they are read again.
+        reload: Gives the model as it was before training, if its frozen weights were rounded (bf16) or are spread over
+            processes, so that they are read again.
     """
     fresh = folder / ".model.partial"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     adapter = resolved.plan.method == "lora" and not merge
     if adapter:
-        write_adapter(fresh, adapter_tensors(llava, resolved), resolved, llava.id)
+        write_adapter(fresh, adapter_tensors(tensors), resolved, llava.id)
     else:
         whole = _whole(llava, resolved, tensors, reload=reload)
         whole.model.save_pretrained(fresh)
@@ -56,18 +56,19 @@ def save_model(
     fresh.rmdir()
 
 
-def _whole(llava: Llava, resolved: Resolved, tensors: Mapping[str, Tensor], *, reload: str | None) -> Llava:
+def _whole(
+    llava: Llava, resolved: Resolved, tensors: Mapping[str, Tensor], *, reload: Callable[[], Llava] | None
+) -> Llava:
     """The model with its trained tensors and without factors."""
-    if resolved.plan.method == "lora":
-        remove_lora(llava, merge=True)
-        named = dict(llava.model.named_parameters())
-        changed = {*resolved.parameters, *(f"{name}.weight" for name in resolved.lora_modules)}
-        tensors = {name: named[name].detach() for name in changed}
-    whole = llava if reload is None else load(reload, dtype=torch.float32, validate=False)
+    whole = llava
+    if reload is not None:
+        whole = reload()
+        apply_plan(whole, resolved)  # factors to merge, if the plan has them
     with torch.no_grad():
         for name, parameter in whole.model.named_parameters():
-            if name in tensors and tensors[name] is not parameter:
+            if name in tensors:
                 parameter.copy_(tensors[name])
+    remove_lora(whole, merge=True)
     return whole
 
 

@@ -15,7 +15,9 @@ from torch import nn
 from models.llava import Llava
 from models.sites import Site
 from records.errors import BadInput
-from tuning.layers import format_layers, parse_layers
+from tuning.connector import is_linear
+from tuning.layers import parse_layers
+from tuning.plan_words import plan_html, plan_text
 
 Method = Literal["full", "lora", "lisa"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -191,37 +193,11 @@ class Resolved:
 
     def summary(self) -> str:
         """Layers, counts and shares, for people."""
-        lines = [
-            f"plan       {self.plan.label}",
-            f"method     {self.plan.method}" + (f", {self._method_detail()}" if self.plan.method != "full" else ""),
-            f"layers     {format_layers(self.layers, self.n_layers)} ({len(self.layers)} of {self.n_layers})",
-        ]
-        merged: dict[str, tuple[int, int]] = {}
-        for group in self.groups:
-            part = "blocks" if group.name.startswith("block ") else group.name
-            part = "vision tower" if group.name.startswith("vision") else part
-            count, trained = merged.get(part, (0, 0))
-            merged[part] = count + group.count, trained + group.trained
-        for part, (count, trained) in merged.items():
-            lines.append(f"{part:<13}{trained:>14,} of {count:>14,} train ({trained / max(count, 1):.1%})")
-        if self.lora_count:
-            lines.append(f"{'LoRA factors':<13}{self.lora_count:>14,}")
-        lines.append(f"{'in all':<13}{self.trained:>14,} of {self.total:>14,} train ({self.trained / self.total:.2%})")
-        where = "above the blocks" if self.first_block == self.n_layers else f"at block {self.first_block}"
-        if self.below_blocks:
-            where = "below the blocks"
-        if self.first_vision is not None:
-            where = f"at block {self.first_vision} of the vision tower"
-        lines.append(f"gradients stop {where}")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return plan_text(self)
 
-    def _method_detail(self) -> str:
-        lora, lisa = self.plan.lora, self.plan.lisa
-        if self.plan.method == "lora":
-            return (
-                f"rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout} on {len(self.lora_modules)} linear maps"
-            )
-        return f"{lisa.active} blocks at a time, drawn every {lisa.every} steps"
+    def _repr_html_(self) -> str:
+        """For notebooks: what ``summary`` says."""
+        return plan_html(self)
 
 
 def resolve(plan: LayerPlan, llava: Llava) -> Resolved:
@@ -303,7 +279,11 @@ def _parts(llava: Llava) -> dict[str, tuple[tuple[str, ...], int]]:
         take(f"vision block {index}" if index < used else f"vision unused block {index}", [block])
     take("vision embeddings", [llava.vision_tower], unless=_UNUSED)
     take("vision unused norm", [llava.vision_tower])
-    take("projector", [llava.projector])
+    if is_linear(llava):  # its second map is the identity, and stays so
+        take("projector", [llava.projector], unless=("linear_2",))
+        take("projector identity", [llava.projector])
+    else:
+        take("projector", [llava.projector])
     take("embeddings", [llava.model.get_input_embeddings()])
     for index, block in enumerate(llava.blocks):
         take(f"block {index}", [block])

@@ -5,9 +5,11 @@ read it, open no picture, and run the model from that block on. Exact, for a pos
 ones, and the layers below.
 """
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from jaxtyping import Float, Int
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from models.llava import Llava
 from models.sites import Site
 from records.errors import BadInput
+from tuning.data import Samples
 from tuning.plan import Resolved
 
 
@@ -112,3 +115,15 @@ class KeptPrefix:
         shelf = self._folder / f"{sample // 1000:05d}"  # a folder of a million files is slow
         shelf.mkdir(exist_ok=True)
         return shelf / f"{sample:08d}.safetensors"
+
+
+def keep_prefix(llava: Llava, resolved: Resolved, samples: Samples, folder: Path, *, bf16: bool) -> KeptPrefix:
+    """A place for the prefix of all samples, once the disk has room for it.
+
+    Raises:
+        BadInput: If nothing is frozen below the plan, or the disk is too small.
+    """
+    identity = json.dumps([llava.weight_hash, samples.source.digest, asdict(samples.writing), bf16])
+    keeper = KeptPrefix(llava, resolved, folder, identity=identity)
+    keeper.check_disk(int(samples.lengths.sum()))
+    return keeper

@@ -25,7 +25,7 @@ def check_resume(path: Path, facts: dict[str, object]) -> None:
             f"resume must name a checkpoint folder, got {str(path)!r}. See the run's folder for checkpoint-N."
         )
     if not (path / "run.json").is_file():
-        return  # written by FSDP, whose shards say nothing of the run
+        return  # written by DeepSpeed, whose shards say nothing of the run
     saved = checkpoint.facts(path)
     for key, value in json.loads(json.dumps(facts)).items():
         if saved.get(key) != value:

@@ -21,20 +21,22 @@ from records.manifest import (
 )
 from records.options import slug
 from records.processes import join_processes, own_device
+from records.progress import OnProgress, shown_progress, silent
 from tasks.pictures import PictureError
 from tasks.tables import DataError
 from tuning.apply import apply_plan, set_checkpointing
+from tuning.auto import describe_choice
 from tuning.checkpoint import last_checkpoint
-from tuning.config import TuningConfig
+from tuning.config import TuningConfig, check_numbers
+from tuning.connector import with_connector
 from tuning.cost import Cost, Memory, estimate_memory, measure_step
 from tuning.data import Samples, Survey, Writing, survey, write_skipped
 from tuning.evaluate import collator, model_inputs
 from tuning.flops import Flops, Shape, closed_form
 from tuning.labels import Unusable
-from tuning.layers import describe_choice
 from tuning.output import save_model, write_json
 from tuning.plan import WHOLE, LayerPlan, Resolved, resolve
-from tuning.sources import SceneMix, SceneQuestions, Source, Subset, open_source
+from tuning.sources import FIRST_CAPTION_SCENE, SceneMix, SceneQuestions, Source, Subset, open_source
 from tuning.trainer import PlanTrainer, Trained, train
 
 KIND = RunKind("layerwise-finetune")
@@ -108,7 +110,7 @@ def run_tuning(
     dry_run: bool = False,
     command: Sequence[str] = (),
     on_note: Callable[[str], None] = lambda line: None,
-    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    on_progress: OnProgress | None = None,
 ) -> Outcome | Estimate:
     """Trains one plan and saves it, or says what that would take.
 
@@ -117,11 +119,12 @@ def run_tuning(
         dry_run: Check everything, and return the estimate.
         command: For the manifest.
         on_note: Called with each line for the reader.
-        on_progress: Called while the data are surveyed, with (stage, newly done, total).
+        on_progress: Told how it goes, as (stage, newly done, total); None shows it where this is a notebook.
 
     Raises:
         BadInput: If anything that was given cannot be used.
     """
+    on_progress = on_progress or shown_progress()
     with refusing(ValueError):
         device = own_device(config.running.device)
     processes = join_processes(device)
@@ -163,6 +166,7 @@ def run_tuning(
             eval_sets=eval_sets,
             resume=resume,
             on_note=on_note if processes.leads else lambda line: None,
+            on_progress=on_progress if processes.leads else silent,
             on_trained=lambda trainer: _save(config, trainer, folder, leads=processes.leads),
         )
     cost = _cost(measured, trained, estimate, llava.device)
@@ -177,7 +181,7 @@ def prepare_run(
     device: str,
     *,
     on_note: Callable[[str], None] = lambda line: None,
-    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    on_progress: OnProgress = silent,
 ) -> Prepared:
     """Model, plan and data, each checked; the plan is not applied yet.
 
@@ -185,8 +189,7 @@ def prepare_run(
         BadInput: If one of them cannot be used.
     """
     _check_numbers(config)
-    with refusing(ValueError, OSError):
-        llava = load(config.model, device=device, dtype=torch.float32)
+    llava = _opened(config, device)
     if config.plan.layers.startswith("auto:"):
         on_note(describe_choice(Path(config.plan.layers.removeprefix("auto:")), llava.n_layers))
     resolved = resolve(config.plan, llava)
@@ -200,6 +203,13 @@ def prepare_run(
             for name, scored in evaluation_sources(config).items()
         }
     return Prepared(llava, resolved, Samples(llava, source, found, config.writing), found, eval_sets)
+
+
+def _opened(config: TuningConfig, device: str, *, validate: bool = True) -> Llava:
+    """The model that a run starts from."""
+    with refusing(ValueError, OSError):
+        llava = load(config.model, device=device, dtype=torch.float32, validate=validate)
+    return with_connector(llava, config.connector, seed=config.optimisation.seed)
 
 
 def training_source(config: TuningConfig) -> Source:
@@ -218,13 +228,17 @@ def evaluation_sources(config: TuningConfig) -> dict[str, Source]:
     if data.eval_spec is None:
         return {}
     if data.eval_spec == "scenes":
+        if config.stage == 1:  # a model that knows no questions yet: how likely it finds captions of other scenes
+            return {"captions": SceneMix(data.eval_limit, stage=1, first=FIRST_CAPTION_SCENE)}
         return {"seen": SceneQuestions(data.eval_limit, format_prompts=data.format_prompts)}
     source = open_source(data.eval_spec, data.images)
     return {"eval": Subset(source, range(min(data.eval_limit, len(source))))}
 
 
 def scoring_of(config: TuningConfig) -> Writing:
-    """How questions are written: always as the evaluation of LLaVA-1.5 writes them."""
+    """How questions are written: as the evaluation of LLaVA-1.5 writes them, and captions as stage 1 does."""
+    if config.stage == 1 and config.data.eval_spec == "scenes":
+        return config.writing
     return Writing("vicuna_v1", max_length=config.max_length)
 
 
@@ -284,28 +298,15 @@ def _checked_folder(folder: Path, config: TuningConfig, manifest: dict[str, Any]
 
 def _check_numbers(config: TuningConfig) -> None:
     """Refuses numbers that no run can have."""
-    o, r = config.optimisation, config.running
-    checks: list[tuple[str, float, bool, str]] = [
-        ("epochs", o.epochs, o.epochs > 0, "> 0"),
-        ("steps", 1 if o.steps is None else o.steps, o.steps is None or o.steps >= 1, ">= 1"),
-        ("batch-size", o.batch_size, o.batch_size >= 1, ">= 1"),
-        ("grad-accum", o.grad_accum, o.grad_accum >= 1, ">= 1"),
-        ("lr", o.lr, o.lr >= 0, ">= 0"),
-        ("projector-lr", o.projector_lr, o.projector_lr >= 0, ">= 0"),
-        ("save-every", r.save_every, r.save_every >= 0, ">= 0"),
-        ("log-every", r.log_every, r.log_every >= 1, ">= 1"),
-        ("max-length", config.max_length, config.max_length >= 2, ">= 2"),
-        ("scenes", config.data.scenes, config.data.scenes >= 1, ">= 1"),
-        (
-            "limit",
-            1 if config.data.limit is None else config.data.limit,
-            config.data.limit is None or config.data.limit >= 1,
-            ">= 1",
-        ),
-    ]
-    for name, value, fine, constraint in checks:
-        if not fine:
-            raise BadInput(f"{name} must be {constraint}, got {value}. See layerwise-finetune --help.")
+    given = {"scenes": config.data.scenes, "eval-limit": config.data.eval_limit, "limit": config.data.limit}
+    check_numbers(config.optimisation, config.running, counts=given)
+    if config.max_length < 2:
+        raise BadInput(f"max-length must be >= 2, got {config.max_length}. See layerwise-finetune --help.")
+    if config.connector != "keep" and config.plan.method == "lora" and not config.merge:
+        raise BadInput(
+            f"connector must be kept where LoRA becomes an adapter of the base model, got {config.connector!r}. "
+            "Add --merge."
+        )
 
 
 def _estimate(
@@ -315,7 +316,8 @@ def _estimate(
     per_step = o.batch_size * o.grad_accum * world
     steps = o.steps or max(1, round(o.epochs * -(-len(samples) // per_step)))
     length = int(samples.lengths.mean())
-    shape = Shape(o.batch_size, length, round(o.batch_size * float(samples.pictured.mean())))
+    learned = round(o.batch_size * float(found.learned[found.kept].mean()))
+    shape = Shape(o.batch_size, length, round(o.batch_size * float(samples.pictured.mean())), learned)
     checkpointing = config.running.gradient_checkpointing
     one = closed_form(llava, resolved, shape, checkpointing=checkpointing)
     full = closed_form(llava, resolve(FULL, llava), shape, checkpointing=checkpointing)
@@ -361,6 +363,7 @@ def _cost(measured: Cost, trained: Trained, estimate: Estimate, device: torch.de
 
 def _save(config: TuningConfig, trainer: PlanTrainer, folder: Path, *, leads: bool) -> None:
     tensors = trainer.full_tensors()
+    rounded = config.running.bf16
     if leads:
         with refusing(OSError):
             save_model(
@@ -369,5 +372,5 @@ def _save(config: TuningConfig, trainer: PlanTrainer, folder: Path, *, leads: bo
                 tensors,
                 folder,
                 merge=config.merge,
-                reload=config.model if config.running.bf16 or trainer.is_fsdp_enabled else None,
+                reload=(lambda: _opened(config, "cpu", validate=False)) if rounded or trainer.is_fsdp_enabled else None,
             )

@@ -29,6 +29,7 @@ _LARGEST = 1 << 26  # bytes of one sample; a broken file would otherwise be read
 # Scenes that neither the embedded tower nor the embedded checkpoints were trained on.
 FIRST_TRAINING_SCENE = 4_000_000
 FIRST_EVALUATION_SCENE = 200_000
+FIRST_CAPTION_SCENE = 6_000_000  # of captions that stage 1 is scored on
 
 
 @runtime_checkable
@@ -147,6 +148,7 @@ class SceneMix:
         format_prompts: bool = True,
         apart: bool = True,
         stage: int = 2,
+        first: int = FIRST_TRAINING_SCENE,
     ) -> None:
         """Describes the mix; nothing is drawn before it is asked for.
 
@@ -159,6 +161,7 @@ class SceneMix:
             format_prompts: Whether questions say how to answer ("... a single word or phrase.").
             apart: Whether questions about one scene are hidden from each other.
             stage: 1 for captions alone, as LLaVA's first stage has them; 2 for the mix.
+            first: The number of the first scene.
 
         Raises:
             DataError: If a number is out of its range.
@@ -169,12 +172,12 @@ class SceneMix:
                 f"{n}, {questions}, {text_share}, {caption_share}. Correct them."
             )
         self.name = "scenes"
-        self._n, self._seed, self._questions, self._stage = n, seed, questions, stage
+        self._n, self._seed, self._questions, self._stage, self._first = n, seed, questions, stage, first
         self._text, self._caption, self._formats, self._apart = text_share, caption_share, format_prompts, apart
-        first = make_scene(FIRST_TRAINING_SCENE, seed=seed)
-        described = [n, seed, questions, text_share, caption_share, format_prompts, apart, stage, NOUNS, COLOURS]
+        drawn = make_scene(first, seed=seed)
+        described = [n, seed, questions, text_share, caption_share, format_prompts, apart, stage, first, NOUNS, COLOURS]
         digest = hashlib.sha256(json.dumps(described).encode())
-        digest.update(first.picture.open().tobytes())  # fonts and Pillow decide the pixels
+        digest.update(drawn.picture.open().tobytes())  # fonts and Pillow decide the pixels
         self.digest = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -185,7 +188,7 @@ class SceneMix:
         """The sample about scene ``index``."""
         if not 0 <= index < self._n:
             raise IndexError(index)
-        scene = make_scene(FIRST_TRAINING_SCENE + index, seed=self._seed)
+        scene = make_scene(self._first + index, seed=self._seed)
         if self._stage == 1:
             return from_examples([ask_for_caption(scene)])
         rng = np.random.default_rng([self._seed, index])

@@ -10,7 +10,6 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +21,16 @@ from transformers import Trainer, TrainingArguments
 
 from models.llava import Llava
 from records.errors import BadInput
-from tuning import checkpoint
+from records.progress import OnProgress, silent
+from tuning import checkpoint, sharding
 from tuning.apply import planned_parameters, set_checkpointing
 from tuning.callbacks import LOG, Clock, Flow, Watch
 from tuning.config import Optimisation, Running
 from tuning.data import GroupedSampler, Samples
 from tuning.evaluate import collator, mean_by_family, model_inputs, score_answers
+from tuning.learned import only_learned
 from tuning.plan import Resolved
-from tuning.prefix import KeptPrefix
+from tuning.prefix import KeptPrefix, keep_prefix
 from tuning.resuming import check_disk, check_resume, trim_log
 
 _EVAL_BATCH = 8
@@ -68,6 +69,7 @@ def train(
     eval_sets: Mapping[str, Samples] | None = None,
     resume: Path | None = None,
     on_note: Callable[[str], None] = lambda line: None,
+    on_progress: OnProgress = silent,
     on_trained: "Callable[[PlanTrainer], None] | None" = None,
 ) -> Trained:
     """Trains the plan in place.
@@ -83,6 +85,7 @@ def train(
         eval_sets: Samples to score on the way, by name.
         resume: A checkpoint to go on from; None to start.
         on_note: Called with each line for the reader.
+        on_progress: Told the steps, as (stage, newly done, total).
         on_trained: Called by every process once the last step is done, before anything is taken apart.
 
     Raises:
@@ -99,14 +102,15 @@ def train(
     if resolved.plan.method == "lisa" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # What requires a gradient is fixed once processes share it: blocks drawn later would drift apart.
         raise BadInput("lisa must run in one process, got several. Use --method full or lora to share the work.")
-    keeper = _keeper(llava, resolved, samples, running, folder)
+    keeper = None
+    if running.keep_prefix:
+        keeper = keep_prefix(llava, resolved, samples, folder / "prefix", bf16=running.bf16)
     first = resolved.first_block if running.gradient_checkpointing else None
     if resolved.plan.method == "lisa" and first is not None:
         first = 0  # any of the plan's blocks may be drawn
     set_checkpointing(llava, first, resolved.first_vision)
     trainer = PlanTrainer(llava, resolved, samples, optimisation, running, folder, facts or {}, keeper)
-    trainer.eval_sets = dict(eval_sets or {})
-    trainer.on_note = on_note
+    trainer.eval_sets, trainer.on_note, trainer.on_progress = dict(eval_sets or {}), on_note, on_progress
     try:
         if resume is not None:
             trim_log(folder / LOG, checkpoint.checkpoint_step(resume))
@@ -147,6 +151,7 @@ class PlanTrainer(Trainer):
         self.folder = folder
         self.eval_sets: dict[str, Samples] = {}
         self.on_note: Callable[[str], None] = lambda line: None
+        self.on_progress: OnProgress = silent
         self.clock = Clock()
         self._frozen_names = set(planned_parameters(llava, resolved))
         texts_feed_nothing = resolved.below_blocks and not bool(samples.pictured.all())
@@ -185,12 +190,24 @@ class PlanTrainer(Trainer):
         for callback in (Flow(), Watch(self), self.clock):
             self.add_callback(callback)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Trainer's accelerator, which shards on CPUs too where FSDP was asked for."""
+        super().create_accelerator_and_postprocess()  # type: ignore[no-untyped-call, unused-ignore]
+        self.is_fsdp_enabled = sharding.set_up(self.accelerator, self.llava)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> GroupedSampler:
         group = self.optimisation.batch_size * self.optimisation.grad_accum * self.args.world_size
         assert isinstance(self.train_dataset, Samples)
-        return GroupedSampler(
-            self.train_dataset, group=group, seed=self.optimisation.seed, by_modality=self.running.by_modality
+        sampler = GroupedSampler(
+            self.train_dataset,
+            group=group,
+            seed=self.optimisation.seed,
+            by_modality=self.running.by_modality,
+            even=self.is_fsdp_enabled,
         )
+        if not len(sampler):
+            raise BadInput(f"data must fill a step of {group} samples under FSDP, got fewer of each kind. Add some.")
+        return sampler
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """AdamW over the planned parameters alone: the projector and the tower at their rate, the rest at theirs."""
@@ -204,6 +221,7 @@ class PlanTrainer(Trainer):
             self.optimizer = AdamW(
                 [group for group in groups if group["params"]],  # type: ignore[arg-type, unused-ignore]
                 weight_decay=self.optimisation.weight_decay,
+                fused=not self.is_fsdp_enabled,  # one pass over the weights instead of seven
             )
         return self.optimizer
 
@@ -240,10 +258,11 @@ class PlanTrainer(Trainer):
         batch = model_inputs(batch, self.llava)
 
         def run(given: dict[str, Any]) -> Tensor:
-            loss: Any = super(PlanTrainer, self).compute_loss(model, given, num_items_in_batch=num_items_in_batch)
+            with only_learned(self.llava, given) as inputs:
+                loss: Any = super(PlanTrainer, self).compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
             if not loss.requires_grad and torch.is_grad_enabled():
                 # Words alone teach a projector or a vision tower nothing: a step without a gradient, not an error.
-                loss = loss + 0.0 * next(p for p in self._planned().values() if p.requires_grad).sum()
+                loss = sharding.add_nothing(loss, next(p for p in self._planned().values() if p.requires_grad))
             assert isinstance(loss, Tensor)
             return loss
 
@@ -267,9 +286,9 @@ class PlanTrainer(Trainer):
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        norm: Any = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call, unused-ignore]
-        if norm is not None and not math.isfinite(float(norm)):
-            raise self._not_finite("norm of the gradient", float(norm))
+        norm = sharding.as_number(super()._clip_grad_norm(model))  # type: ignore[no-untyped-call, unused-ignore]
+        if norm is not None and not math.isfinite(norm):
+            raise self._not_finite("norm of the gradient", norm)
         return norm
 
     def _not_finite(self, what: str, value: float) -> LossNotFinite:
@@ -309,13 +328,10 @@ class PlanTrainer(Trainer):
 
     def full_tensors(self) -> dict[str, Tensor]:
         """The planned tensors, gathered from all processes where they are sharded; every process must call this."""
-        if not self.is_fsdp_enabled:
-            return {name: parameter.detach() for name, parameter in self._planned().items()}
-        gathered: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
-        return {name: value for name, value in gathered.items() if name in self._frozen_names}
+        return sharding.gathered(self._planned(), keep=bool(self.args.should_save))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
             super()._save_checkpoint(model, trial)  # each process writes its own shard
             return
         target = self.folder / f"checkpoint-{self.state.global_step}"
@@ -325,10 +341,12 @@ class PlanTrainer(Trainer):
             fresh.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         checkpoint.write_random(fresh / f"random-{self.args.process_index}.safetensors")
+        weights, optimizer = self.full_tensors(), self.plain_optimizer()
+        state = checkpoint.optimizer_tensors(optimizer, {id(p): n for n, p in self._planned().items()})
+        state = sharding.gathered(state, keep=bool(self.args.should_save))
         if self.args.should_save:
-            planned = self._planned()
-            checkpoint.write_weights(fresh / "weights.safetensors", planned)
-            checkpoint.write_optimizer(fresh, self.plain_optimizer(), {id(p): n for n, p in planned.items()})
+            checkpoint.write_weights(fresh / "weights.safetensors", weights)
+            checkpoint.write_optimizer(fresh, optimizer, state)
             assert self.lr_scheduler is not None
             steps = {"last_epoch": self.lr_scheduler.last_epoch, "_step_count": self.lr_scheduler._step_count}
             (fresh / "schedule.json").write_text(json.dumps({**steps, "lr": self.lr_scheduler.get_last_lr()}))
@@ -346,13 +364,13 @@ class PlanTrainer(Trainer):
         return found
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         checkpoint.read_weights_into(Path(resume_from_checkpoint) / "weights.safetensors", self._planned())
 
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
-        if checkpoint_folder is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if checkpoint_folder is None or self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint_folder)
             return
         folder = Path(checkpoint_folder)
@@ -380,18 +398,3 @@ def _seen_first(resolved: Resolved) -> list[str]:
         if group.trained and (group.name == "projector" or group.name.startswith("vision"))
         for name in group.names
     ]
-
-
-def _keeper(
-    llava: Llava,
-    resolved: Resolved,
-    samples: Samples,
-    running: Running,
-    folder: Path,
-) -> KeptPrefix | None:
-    if not running.keep_prefix:
-        return None
-    identity = json.dumps([llava.weight_hash, samples.source.digest, asdict(samples.writing), running.bf16])
-    keeper = KeptPrefix(llava, resolved, folder / "prefix", identity=identity)
-    keeper.check_disk(int(samples.lengths.sum()))
-    return keeper

@@ -150,3 +150,14 @@ def test_the_readers_own_look_is_back_after_the_block() -> None:
     with style():
         assert mpl.rcParams["font.size"] != before["font.size"]
     assert dict(mpl.rcParams) == before
+
+
+def test_a_notebook_that_became_interactive_in_the_block_stays_so() -> None:
+    before = mpl.is_interactive()
+    try:
+        mpl.interactive(False)
+        with style():
+            mpl.interactive(True)  # what the backend of notebooks does when the first figure is made
+        assert mpl.is_interactive()
+    finally:
+        mpl.interactive(before)

@@ -373,13 +373,15 @@ def test_two_processes_write_the_same_bytes_as_one(
     assert files(tmp_path / "run") == undisturbed
 
 
-def made_up(value: Callable[[torch.Tensor], torch.Tensor], n: int = 40) -> tuple[pd.DataFrame, torch.Tensor]:
-    """A table of two cells: one without effect, one as ``value`` says of the clean level."""
+def made_up(
+    value: Callable[[torch.Tensor], torch.Tensor], n: int = 40, *, unmoved: float = 0.0
+) -> tuple[pd.DataFrame, torch.Tensor]:
+    """A table of two cells: one without effect (up to ``unmoved``), one as ``value`` says of the clean level."""
     generator = torch.Generator().manual_seed(0)
     clean = torch.randn(1, n, generator=generator) + 3
     corrupt = clean - 2 * torch.rand(1, n, generator=generator)
     specs = [CellSpec("patch", f"blocks.{i}.hook_resid_pre", i, str(i), "image") for i in range(2)]
-    values = torch.stack([corrupt, value(clean)])
+    values = torch.stack([corrupt + unmoved, value(clean)])
     table = summarise_cells(
         specs, ["log_prob"], values, clean, corrupt, model="m", unchanged="corrupt", undefined_below=1e-3, seed=0
     )
@@ -392,6 +394,11 @@ def test_planted_effect_is_found_and_its_absence_too() -> None:
     assert table["recovered_lower"].tolist() == pytest.approx([0.0, 1.0])
     assert table["p"].tolist() == [1.0, 1e-4]
     assert table["head"].isna().all()
+
+
+def test_what_rounding_leaves_in_every_pair_is_no_effect() -> None:
+    assert made_up(lambda clean: clean, unmoved=2e-3)[0]["p"].iloc[0] == pytest.approx(1e-4)
+    assert made_up(lambda clean: clean, unmoved=4e-6)[0]["p"].iloc[0] == 1.0
 
 
 def test_fraction_of_a_cell_is_not_drawn_to_pairs_that_hardly_differ() -> None:

@@ -1,5 +1,6 @@
 """What a notebook shows of a probe sweep: its summary, its figure, and how far it is."""
 
+import io
 from html import unescape
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def test_a_finished_sweep_shows_its_summary_with_markup_as_text(results: pd.Data
 
 
 def test_a_target_that_looks_like_the_terminal_s_markup_is_printed_as_it_is(results: pd.DataFrame) -> None:
-    console = Console(width=200, record=True, quiet=True)
+    console = Console(width=200, file=io.StringIO(), record=True)
     console.print(render_summary(results))
     assert MARKUP in console.export_text()
 
@@ -49,7 +50,7 @@ def test_a_sweep_shows_its_progress_where_it_is_a_notebook(
     finished = run_sweep(
         SweepConfig(
             model=ModelOptions(name=str(checkpoint)),
-            data=DataOptions(limit=30, transfer_limit=0),
+            data=DataOptions(limit=30, transfer_limit=10),
             sites=SiteOptions(specs=("projector:out",)),
             probing=ProbeOptions(targets=("colour",), folds=2, controls=False, maps=0),
             out=tmp_path / "run",

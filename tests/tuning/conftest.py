@@ -20,6 +20,16 @@ def fresh() -> Llava:
 
 
 @pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint folder."""
+    folder = tmp_path_factory.mktemp("base")
+    llava = load(tiny_config(grouped=True), seed=0, validate=False)
+    llava.model.save_pretrained(folder)
+    llava.processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def mix() -> SceneMix:
     """Eight scenes with two questions each, some about a caption in words."""
     return SceneMix(8, questions=2)

@@ -1,10 +1,7 @@
 """The command line: every row of bad input is one sentence and status 2; outputs open in plain transformers."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +12,6 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from typer.testing import CliRunner
 
 from models.llava import Llava, load
-from tests.conftest import tiny_config
 from tests.tuning.conftest import LlavaRows, turns
 from tuning.cli import app
 from tuning.compare import CompareConfig
@@ -29,16 +25,6 @@ class Done(NamedTuple):
 
 
 Run = Callable[..., Done]
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint folder."""
-    folder = tmp_path_factory.mktemp("base")
-    llava = load(tiny_config(grouped=True), seed=0, validate=False)
-    llava.model.save_pretrained(folder)
-    llava.processor.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -66,7 +52,7 @@ def test_help_names_every_option_of_the_issue() -> None:
     for option in (
         "model", "data", "images", "layers", "train", "method", "epochs", "steps", "batch-size", "grad-accum", "lr",
         "projector-lr", "bf16", "gradient-checkpointing", "seed", "eval-data", "out", "resume", "dry-run", "merge",
-        "keep-prefix", "max-length", "skip-bad",
+        "keep-prefix", "max-length", "skip-bad", "connector", "format-prompts",
     ):  # fmt: skip
         assert f"--{option}" in shown
 
@@ -82,6 +68,7 @@ EVERY: dict[str, tuple[str, Callable[[TuningConfig], object], object]] = {
     "lisa-active": ("3", lambda c: c.plan.lisa.active, 3),
     "lisa-every": ("4", lambda c: c.plan.lisa.every, 4),
     "stage": ("1", lambda c: (c.stage, c.optimisation.lr, c.plan.layers, c.writing.recipe), (1, 1e-3, "none", "plain")),
+    "connector": ("linear", lambda c: c.connector, "linear"),
     "data": ("x.json", lambda c: c.data.spec, "x.json"),
     "images": ("pictures", lambda c: str(c.data.images), "pictures"),
     "scenes": ("7", lambda c: c.data.scenes, 7),
@@ -268,6 +255,15 @@ def test_another_plan_or_data_cannot_resume_a_checkpoint(run: Run, tmp_path: Pat
     assert (more.code, "another settings.scenes: it was 6, is 7" in more.err) == (2, True)
 
 
+def test_a_data_file_that_changed_cannot_resume_a_checkpoint(run: Run, llava_json: LlavaRows) -> None:
+    options = ["--layers", "1", "--train", "none", "--save-every", "2"]
+    data = str(llava_json([{"id": "a", "conversations": turns("Two?", "2")}]))
+    assert run(*options, "--data", data).code == 0
+    llava_json([{"id": "a", "conversations": turns("Two?", "two")}])
+    other = run(*options, "--data", data, "--resume", "last")
+    assert (other.code, "got another data: it was" in other.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -285,6 +281,7 @@ def test_another_plan_or_data_cannot_resume_a_checkpoint(run: Run, tmp_path: Pat
         (["--resume", "last"], "resume must name an existing checkpoint"),
         (["--keep-prefix", "--layers", "1"], "keep-prefix must have a frozen part to keep"),
         (["--layers", "auto:nowhere"], "auto must name a finished run"),
+        (["--connector", "linear", "--method", "lora", "--layers", "1"], "connector must be kept where LoRA"),
         (["--max-length", "20"], "data must have at least one sample that can be used"),
     ],
 )
@@ -366,32 +363,6 @@ def test_somebody_s_folder_is_left_alone(run: Run, tmp_path: Path) -> None:
     done = run("--layers", "1")
     assert (done.code, "out must be empty or a run" in done.err) == (2, True)
     assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
-
-
-def launch(processes: int, arguments: list[str]) -> "subprocess.CompletedProcess[str]":
-    root = Path(__file__).parents[2]
-    starter = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *starter, "-m", "tuning.cli", *arguments],
-        cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=280,
-    )  # fmt: skip
-
-
-def test_two_processes_give_the_losses_of_one(base: Path, tmp_path: Path) -> None:
-    losses = {}
-    for processes, batch in ((1, 4), (2, 2)):
-        out = tmp_path / str(processes)
-        done = launch(processes, [
-            "--model", str(base), "--layers", "1-2", "--scenes", "8", "--steps", "4", "--batch-size", str(batch),
-            "--lr", "0.01", "--projector-lr", "0.01", "--log-every", "1", "--max-length", "500", "--out", str(out),
-        ])  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-        losses[processes] = [entry["loss"] for entry in log]
-        assert load(out).n_layers == 3
-    assert len(losses[1]) == 4
-    assert losses[1] == pytest.approx(losses[2], abs=2e-4)  # sums in another order, then through AdamW
 
 
 def test_a_fresh_fixture_is_what_the_folder_holds(base: Path, llava: Llava) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from models.llava import load
 from records.errors import BadInput
 from tests.conftest import tiny_config
-from tuning.compare import CompareConfig, chosen_plans, render_table, run_compare
+from tuning.compare import CompareConfig, chosen_plans, run_compare
 from tuning.config import Optimisation, Running
+from tuning.report_table import render_table
 from tuning.retention import summarise
 
 COLUMNS = {
@@ -83,7 +86,10 @@ def test_the_table_has_every_plan_condition_and_family_with_its_columns(
     assert (passage["score"] > 0).all()
     assert pd.read_csv(settings.out / "compare.csv").shape == finished.shape
     assert {path.suffix for path in (settings.out / "figures").iterdir()} == {".png", ".svg"}
-    assert len(list((settings.out / "figures").iterdir())) == 8
+    drawn = {path.stem for path in (settings.out / "figures").iterdir()}
+    overall = full[(full["family"] == "all") & (full["condition"] == "seen")].iloc[0]
+    kept = {"cost_against_retention"} if overall["score"] > 0 else set()  # of nothing there is no retention
+    assert drawn == {"accuracy_by_family", "retention", "plans"} | kept
     assert render_table(finished).row_count == 4
 
 
@@ -93,8 +99,10 @@ def test_a_finished_plan_is_not_run_again_and_a_new_seed_is_added(
     notes: list[str] = []
     stamps = {path: path.stat().st_mtime_ns for path in settings.out.glob("runs/*/answers.parquet")}
     assert len(stamps) == 4
-    again = run_compare(settings, on_note=notes.append).table
+    told: list[tuple[str, int, int]] = []
+    again = run_compare(settings, on_note=notes.append, on_progress=lambda *report: told.append(report)).table
     pd.testing.assert_frame_equal(again, finished)
+    assert told == [("training and scoring plans", 1, 4)] * 4
     assert not any("train" in note and "seed 0:" in note for note in notes)
     more = run_compare(replace(settings, seeds=(0, 1), plans=("full", "middle band"))).table
     assert set(more["seeds"]) == {2}
@@ -121,6 +129,47 @@ def test_another_comparison_s_folder_is_refused(
         run_compare(replace(settings, out=tmp_path))
 
 
+def killed_within_a_plan(settings: CompareConfig) -> None:
+    """A comparison whose process dies in the middle band's second step; where a process is killed in."""
+
+    def note(line: str) -> None:
+        if line.startswith("middle band, seed 0: step 2/"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.set_num_threads(1)
+    run_compare(settings, on_note=note)
+
+
+def test_a_comparison_killed_with_sigkill_goes_on_with_the_plan_it_was_in(
+    finished: pd.DataFrame, settings: CompareConfig, tmp_path: Path
+) -> None:
+    again = replace(
+        settings, plans=("start", "full", "middle band"), timing_rounds=0, running=Running(save_every=1, log_every=1),
+        out=tmp_path / "killed",
+    )  # fmt: skip
+    code = f"""
+from pathlib import Path, PosixPath
+from tests.tuning.test_compare import *
+killed_within_a_plan({again!r})
+"""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    runs = again.out / "runs"
+    stamps = {path: path.stat().st_mtime_ns for path in runs.glob("*/answers.parquet")}
+    assert {path.parent.name for path in stamps} == {"start-seed0", "full-seed0"}
+    assert (runs / "middle-band-seed0" / "checkpoint-1").is_dir()
+    assert not (again.out / "compare.csv").exists()
+    notes: list[str] = []
+    table = run_compare(again, on_note=notes.append).table
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    assert not any(note.startswith("full, seed 0") for note in notes)
+    whole = finished[finished["plan"].isin(again.plans)]
+    columns = ["plan", "condition", "family", "score", "retention"]
+    pd.testing.assert_frame_equal(table[columns], whole[columns].reset_index(drop=True), rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -128,6 +177,9 @@ def test_another_comparison_s_folder_is_refused(
         ({"plans": ("start", "middle band")}, "plans must hold 'full'"),
         ({"seeds": (1, 1)}, "seeds must be different numbers"),
         ({"band": "9"}, r"layer must be in \[0, 3\), got 9"),
+        ({"scenes": 0}, "scenes must be >= 1, got 0"),
+        ({"score_scenes": 0}, "score-scenes must be >= 1, got 0"),
+        ({"optimisation": Optimisation(steps=0)}, "steps must be >= 1, got 0"),
     ],
 )
 def test_a_comparison_that_cannot_be_is_refused(
@@ -212,8 +264,6 @@ def test_the_benchmark_runs_as_a_process_and_says_not_yet_run_without_a_gpu(tmp_
     assert {row["checkpointing"] for row in record["plans"]} == {True, False}
     assert all(abs(row["closed_form_over_counted"] - 1) < 0.03 for row in record["plans"])
     assert len(list(tmp_path.glob("*.png"))) == 1
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("a GPU is at hand; ends where there is none")
     none = subprocess.run([*command, "--model", "random:llava-1.5-7b", "--device", "cuda"], cwd=root, env=environment,

@@ -9,9 +9,10 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, Trainer
 
 from models.llava import Llava, load
 from records.errors import BadInput
-from tuning.apply import applied, trained_parameters
+from tuning.apply import applied, apply_plan, trained_parameters
 from tuning.cost import batch_shape, count_activations, estimate_memory, measure_step, synthetic_batch
 from tuning.flops import Shape, band_ratio, closed_form, count_flops
+from tuning.learned import learned_positions, loss_of
 from tuning.plan import WHOLE, LayerPlan, Lora, resolve
 from tuning.timing import measure_plans
 
@@ -66,6 +67,29 @@ def test_the_closed_form_is_what_is_counted_for_every_plan(sized: Llava, checkpo
         assert form.backward == pytest.approx(counted.backward, rel=0.005, abs=1.0), name
 
 
+def test_the_head_runs_where_something_is_learned_and_nothing_changes(fresh: Llava) -> None:
+    batch = synthetic_batch(fresh, rows=3, text_tokens=20)
+    batch["labels"][0, -4:] = -100
+    apply_plan(fresh, resolve(PLANS["full"], fresh))
+    ends = []
+    for whole in (True, False):
+        loss = fresh.model(**batch).loss if whole else loss_of(fresh, batch)
+        loss.backward()
+        ends.append(
+            (loss.detach(), {n: p.grad.clone() for n, p in trained_parameters(fresh).items() if p.grad is not None})
+        )
+        fresh.model.zero_grad(set_to_none=True)
+    torch.testing.assert_close(ends[0], ends[1], atol=1e-6, rtol=1e-5)  # sums in another order
+    seen: list[int] = []
+    head = fresh.model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda module, args, out: seen.append(out[..., 0].numel()))
+    loss_of(fresh, batch)
+    handle.remove()
+    assert seen == [int(learned_positions(batch["labels"]).sum())]
+    assert seen[0] == 26 < batch["input_ids"].numel() / 3
+    assert not head._forward_pre_hooks
+
+
 def test_trainer_s_own_count_is_blind_to_freezing_where_ours_is_not(fresh: Llava) -> None:
     batch = synthetic_batch(fresh, rows=1, text_tokens=10)
     totals = {}
@@ -81,8 +105,8 @@ def test_trainer_s_own_count_is_blind_to_freezing_where_ours_is_not(fresh: Llava
 
 def test_words_alone_cost_no_vision(fresh: Llava) -> None:
     resolved = resolve(PLANS["full"], fresh)
-    with_picture = closed_form(fresh, resolved, Shape(1, 30, 1))
-    without = closed_form(fresh, resolved, Shape(1, 30, 0))
+    with_picture = closed_form(fresh, resolved, Shape(1, 30, 1, 10))
+    without = closed_form(fresh, resolved, Shape(1, 30, 0, 10))
     assert without.total < with_picture.total
 
 
@@ -98,7 +122,7 @@ def test_blocks_alone_cost_what_the_design_says() -> None:
 
 def test_the_full_form_tends_to_that_of_blocks_alone() -> None:
     deep = built(64, 24, 4, 4, "eager")
-    shape = Shape(1, 12, 0)  # short, so that attention, which has no weights, counts little
+    shape = Shape(1, 12, 0, 12)  # short, so that attention, which has no weights, counts little
     full = closed_form(deep, resolve(LayerPlan("all", ()), deep), shape).total
     for spec in ("4-12", "first:8", "last:8"):
         resolved = resolve(LayerPlan(spec, ()), deep)
@@ -140,7 +164,7 @@ def test_the_memory_estimate_is_within_a_third_of_what_is_kept(sized: Llava) -> 
         guess = estimate_memory(sized, resolved, batch_shape(sized, batch))
         with applied(sized, resolved):
             sized.model.train()
-            _, kept = count_activations(lambda: sized.model(**batch).loss)
+            _, kept = count_activations(lambda: loss_of(sized, batch))
             sized.model.eval()
         assert guess.activations == pytest.approx(kept, rel=0.34), name
         assert guess.gradients == 4 * resolved.trained

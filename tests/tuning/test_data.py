@@ -194,6 +194,18 @@ def test_an_epoch_holds_every_sample_once_and_groups_by_modality(llava: Llava) -
     assert spread < np.mean([np.ptp(samples.lengths[group]) for group in shuffled])
 
 
+def test_even_groups_are_of_one_modality_all_and_count_what_they_hold(llava: Llava) -> None:
+    samples = samples_of(llava, SceneMix(42, questions=2))
+    pictured = int(samples.pictured.sum())
+    assert pictured % 4
+    assert (42 - pictured) % 4  # so that something is left over of both kinds
+    for by_modality in (True, False):
+        sampler = GroupedSampler(samples, group=4, seed=0, by_modality=by_modality, even=True)
+        order = list(sampler)
+        assert len(order) == len(sampler) == len(set(order)) < 42
+        assert all(len(set(samples.pictured[order[i : i + 4]])) == 1 for i in range(0, len(order), 4))
+
+
 def test_the_order_follows_from_seed_and_epoch(llava: Llava) -> None:
     samples = samples_of(llava, SceneMix(12, questions=2))
 

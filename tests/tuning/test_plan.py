@@ -1,9 +1,7 @@
 """Layer plans: what a spec means, which parameters it names, and what is refused."""
 
 import json
-from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -13,7 +11,7 @@ from records.errors import BadInput
 from tests.conftest import tiny_config
 from tuning.apply import applied, apply_plan, draw_blocks, planned_parameters, trained_parameters
 from tuning.cost import synthetic_batch
-from tuning.layers import anchor_band, choose_layers, describe_choice, format_layers, parse_layers
+from tuning.layers import anchor_band, format_layers, parse_layers
 from tuning.plan import WHOLE, LayerPlan, Lisa, Lora, lisa_layers, resolve
 from tuning.rivals import default_plans
 
@@ -68,47 +66,6 @@ def test_the_anchor_band_is_6_to_16_of_32_and_scales_with_depth() -> None:
 def test_a_spec_that_names_no_layers_is_refused(spec: str, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         parse_layers(spec, 32)
-
-
-def probe_table(path: Path, scores: list[float]) -> Path:
-    """A probe run whose score by layer is given."""
-    rows = [
-        {"part": "language_model", "name": "resid_post", "layer": layer, "target": target, "split": "cv",
-         "score": score, "chance": 0.1}
-        for target in ("kind", "place")
-        for layer, score in enumerate(scores)
-    ]  # fmt: skip
-    path.mkdir()
-    pd.DataFrame(rows).to_csv(path / "results.csv", index=False)
-    return path
-
-
-def test_auto_takes_the_shortest_band_in_which_probes_gain(tmp_path: Path) -> None:
-    run = probe_table(tmp_path / "run", [0.1, 0.12, 0.3, 0.6, 0.88, 0.9, 0.9, 0.85])
-    chosen = choose_layers(run, 8)
-    assert chosen.layers == (2, 3, 4)
-    assert chosen.evidence["evidence"].sum() == pytest.approx(1)
-    assert parse_layers(f"auto:{run}", 8) == (2, 3, 4)
-    shown = describe_choice(run, 8)
-    assert "shortest band with at least 80%" in shown
-    assert shown.count("<") == 3
-
-
-def test_auto_reads_the_drop_of_a_patch_run(tmp_path: Path) -> None:
-    recovered = [1.0, 1.0, 0.9, 0.4, 0.1, 0.05, 0.0, 0.0]
-    rows = [
-        {"op": "patch", "site": f"blocks.{i}.hook_resid_pre", "layer": i, "tokens": "image", "recovered": r}
-        for i, r in enumerate(recovered)
-    ]
-    pd.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
-    assert choose_layers(tmp_path, 8).layers == (2, 3)
-
-
-def test_auto_refuses_a_run_without_evidence_or_of_another_depth(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="auto must find evidence"):
-        choose_layers(probe_table(tmp_path / "flat", [0.1] * 8), 8)
-    with pytest.raises(BadInput, match="got layers 0 to 7"):
-        choose_layers(probe_table(tmp_path / "deep", [0.1] * 4 + [0.9] * 4), 4)
 
 
 def grown(llava: Llava, batch: dict[str, object]) -> set[str]:

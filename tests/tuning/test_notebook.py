@@ -1,0 +1,62 @@
+"""What a notebook shows of plans and comparisons, and how far training is."""
+
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from models.llava import Llava
+from tests.figures.tables import compare_table
+from tests.tuning.conftest import samples_of
+from tuning.apply import apply_plan
+from tuning.compare import Compared
+from tuning.config import Optimisation, Running
+from tuning.plan import LayerPlan, Lisa, Lora, resolve
+from tuning.sources import SceneMix
+from tuning.trainer import train
+
+MARKUP = '<i>"plan"</i>'
+PLANS = {
+    "full": LayerPlan("1-2", name=MARKUP),
+    "lora": LayerPlan("1", (), "lora", Lora(2, 4, 0.0), name=MARKUP),
+    "lisa": LayerPlan("all", ("final_norm",), "lisa", lisa=Lisa(1, 2), name=MARKUP),
+    "tower": LayerPlan("none", ("vision:1", "embeddings"), name=MARKUP),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan_shows_every_number_of_its_summary_with_markup_as_text(name: str, llava: Llava) -> None:
+    resolved = resolve(PLANS[name], llava)
+    shown = resolved._repr_html_()
+    assert "<i>" not in shown
+    assert MARKUP in unescape(shown)
+    assert f'<td style="text-align:right">{resolved.trained:,}</td>' in shown
+    for line in resolved.summary().splitlines():
+        for word in line.replace("(", " ").replace(")", " ").split():
+            if word not in ("plan", "method", "layers", "note:"):
+                assert word.strip(",") in unescape(shown), line
+
+
+def test_a_comparison_shows_its_main_numbers_and_the_last_figure(tmp_path: Path) -> None:
+    table = compare_table().replace({"plan": {"last": MARKUP}})
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.png").write_bytes(name.encode())
+    shown = Compared(tmp_path, table, (tmp_path / "first.png", tmp_path / "second.png"))._repr_html_()
+    assert "<i>" not in shown
+    assert MARKUP in unescape(shown)
+    row = table.query("plan == 'middle band' and condition == 'seen' and family == 'all'").iloc[0]
+    assert f"{row['retention']:.3f} [{row['lower']:.3f}, {row['upper']:.3f}]" in shown
+    assert shown.count("<img") == 1
+    assert "base64,c2Vjb25k" in shown  # second
+    assert "<code>" in Compared(tmp_path, table, ())._repr_html_()
+
+
+def test_training_tells_every_step(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    resolved = resolve(LayerPlan("1", ()), fresh)
+    apply_plan(fresh, resolved)
+    train(
+        fresh, resolved, samples_of(fresh, mix), optimisation=Optimisation(steps=3, batch_size=2),
+        running=Running(save_every=0), folder=tmp_path, on_progress=lambda *report: told.append(report),
+    )  # fmt: skip
+    assert told == [("training", 0, 3), *[("training", 1, 3)] * 3]

@@ -1,0 +1,197 @@
+"""A layer band from the table of a probe or patch run: ``choose_layers(run, n_layers)``, which is ``auto:RUN``.
+
+The rule is the shortest band that holds most of the evidence. What a layer's evidence is follows from what the run did;
+rule and evidence come back with the band, so that the choice can be checked.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from records.errors import BadInput
+
+# The share of the evidence that a chosen band must hold. Much more and one noisy layer far away stretches the band.
+_COVERED = 0.8
+_PROBE_COLUMNS = {"part", "name", "layer", "target", "split", "score", "chance"}
+_PATCH_COLUMNS = {"op", "site", "layer", "tokens", "recovered"}
+_METRICS = ("logit_difference", "log_prob", "probability", "accuracy")  # the finer one first; kl has no direction
+
+
+class Chosen(NamedTuple):
+    """A band chosen from a table.
+
+    Args:
+        layers: The band.
+        rule: How it was chosen, in one sentence.
+        evidence: Columns ``layer, evidence, chosen``; the evidence sums to 1.
+    """
+
+    layers: tuple[int, ...]
+    rule: str
+    evidence: pd.DataFrame
+
+
+class _Evidence(NamedTuple):
+    by_layer: NDArray[np.float64]
+    what: str
+
+
+def choose_layers(run: Path, n_layers: int) -> Chosen:
+    """The shortest band of layers that holds 80 % of a run's evidence; of equally short ones the one that holds most.
+
+    A probe run's evidence at a layer is how much the cross-validated score of ``resid_post`` gains there over the best
+    layer below (the first layer is compared with the model's input, where it was probed), averaged over targets.
+
+    A patch run's evidence is, for each group of positions, and then averaged over these:
+
+    - where the residual stream was patched, or layers were changed from one on or up to one, how much the effect
+      changes across the layer;
+    - where each cell changes a layer's own part (an attention pattern, an output) the size of the effect.
+
+    The effect is the recovered fraction where the run starts from the corrupt one, and the lost fraction where it
+    starts from the clean one. It is read from the logit difference if the run has it, and from groups of image tokens
+    (``image``, ``image->last``) if there are any.
+
+    Args:
+        run: The run directory, or its ``results.csv``.
+        n_layers: How many layers the model has.
+
+    Raises:
+        BadInput: If there is no such table, it belongs to another depth, or it shows no evidence anywhere.
+    """
+    path = run / "results.csv" if run.is_dir() else run
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"auto must name a finished run of probe-sweep or patch-sweep, got {str(run)!r} ({error}). Check the path."
+        ) from error
+    if set(table.columns) >= _PROBE_COLUMNS:
+        found = _probe_evidence(table, n_layers, run)
+    elif set(table.columns) >= _PATCH_COLUMNS:
+        found = _patch_evidence(table, n_layers, run)
+    else:
+        raise BadInput(f"auto must name a run of probe-sweep or patch-sweep, got {str(run)!r} with other columns.")
+    total = found.by_layer.sum()
+    if not total > 0:
+        raise BadInput(f"auto must find evidence at some layer, got none in {str(run)!r}. Name the layers yourself.")
+    shares = found.by_layer / total
+    sums = np.concatenate([[0.0], np.cumsum(shares)])
+    bands = [
+        (stop - start, -(sums[stop] - sums[start]), start)
+        for start in range(n_layers)
+        for stop in range(start + 1, n_layers + 1)
+        if sums[stop] - sums[start] >= _COVERED - 1e-9
+    ]
+    length, held, start = min(bands)
+    band = tuple(range(start, start + length))
+    named = f"layers {band[0]}-{band[-1]} hold" if length > 1 else f"layer {band[0]} holds"
+    rule = f"shortest band with at least {_COVERED:.0%} of the evidence ({found.what}): {named} {-held:.0%}"
+    chosen = [layer in band for layer in range(n_layers)]
+    return Chosen(band, rule, pd.DataFrame({"layer": range(n_layers), "evidence": shares, "chosen": chosen}))
+
+
+def describe_choice(run: Path, n_layers: int) -> str:
+    """The rule, what it chose, and the evidence layer by layer, for people."""
+    chosen = choose_layers(run, n_layers)
+    rows = [
+        f"  layer {layer:>2} {share:6.1%} {'#' * round(60 * share)}{' <' if layer in chosen.layers else ''}"
+        for layer, share in enumerate(chosen.evidence["evidence"].astype(float).tolist())
+    ]
+    return "\n".join([f"auto: {chosen.rule}", *rows])
+
+
+def _probe_evidence(table: pd.DataFrame, n_layers: int, run: Path) -> _Evidence:
+    blocks = table[(table["part"] == "language_model") & (table["split"] == "cv") & table["layer"].notna()]
+    after = blocks[blocks["name"] == "resid_post"]
+    entry = blocks[(blocks["name"] == "resid_pre") & (blocks["layer"] == 0)].groupby("target")["score"].mean()
+    _check_depth(after["layer"], n_layers, run)
+    gains = []
+    for target, rows in after.groupby("target"):
+        floor = float(rows["chance"].iloc[0])
+        start = max(floor, float(entry.get(target, floor)))
+        best = np.maximum.accumulate(np.concatenate([[start], _by_layer(rows, "score", n_layers)]))
+        gains.append(np.diff(best))
+    names = ", ".join(map(str, after["target"].unique()))
+    return _Evidence(
+        np.mean(gains, axis=0), f"gain in cross-validated probe score over the layers below, mean of {names}"
+    )
+
+
+def _patch_evidence(table: pd.DataFrame, n_layers: int, run: Path) -> _Evidence:
+    rows = table[table["layer"].notna() & table["recovered"].notna()]
+    metric = ""
+    if "metric" in rows:
+        present = set(rows["metric"])
+        metric = next((name for name in _METRICS if name in present), "")
+        rows = rows[rows["metric"] == metric] if metric else rows
+    groups = rows["tokens"].astype(str)
+    of_image = groups.str.fullmatch(r"image(->.*)?")
+    rows = rows[of_image] if of_image.any() else rows
+    _check_depth(rows["layer"], n_layers, run)
+    found = []
+    keys = [key for key in ("op", "tokens", "name", "head") if key in rows]
+    for _, cells in rows.groupby(keys, dropna=False):
+        lost = "unchanged" in cells and (cells["unchanged"] == "clean").all()
+        effect = _by_layer(
+            cells.assign(effect=1 - cells["recovered"] if lost else cells["recovered"]), "effect", n_layers
+        )
+        found.append(np.abs(_across(cells, effect, n_layers)))
+    changed = any(_is_cumulative(cells, n_layers) for _, cells in rows.groupby(keys, dropna=False))
+    ops = ", ".join(map(str, rows["op"].unique()))
+    tokens = ", ".join(str(group) for group in rows["tokens"].dropna().unique())
+    fraction = "lost" if "unchanged" in rows and (rows["unchanged"] == "clean").all() else "recovered"
+    what = f"{'change' if changed else 'size'} of the {fraction} fraction"
+    return _Evidence(
+        np.mean(found, axis=0),
+        what + (f" of the {metric}" if metric else "") + f" under {ops}" + (f" of {tokens}" if tokens else ""),
+    )
+
+
+def _across(cells: pd.DataFrame, effect: NDArray[np.float64], n_layers: int) -> NDArray[np.float64]:
+    """What the effect says of each layer: its change across the layer, or the effect itself."""
+    if not _is_cumulative(cells, n_layers):
+        return effect
+    entering = _ends(cells, n_layers) == "onward" or cells["site"].astype(str).str.contains("resid_pre").all()
+    if _ends(cells, n_layers) == "up-to":
+        return np.diff(np.concatenate([[0.0], effect]))  # with no layer changed there is no effect
+    if entering:
+        return np.diff(np.concatenate([effect, [0.0]]))  # past the last block nothing can be carried on
+    return np.diff(np.concatenate([effect[:1], effect]))  # behind a block: what it did to the effect before it
+
+
+def _is_cumulative(cells: pd.DataFrame, n_layers: int) -> bool:
+    stream = cells["site"].astype(str).str.contains("hook_resid").all() and (cells["op"] != "skip").all()
+    return bool(stream) or _ends(cells, n_layers) is not None
+
+
+def _ends(cells: pd.DataFrame, n_layers: int) -> str | None:
+    """``up-to`` where windows run from the first layer to the cell's, ``onward`` where from the cell's to the last."""
+    if "window" not in cells:
+        return None
+    parts = cells["window"].astype(str).str.extract(r"^(\d+)(?:-(\d+))?$")
+    start, stop = parts[0].astype(float), parts[1].fillna(parts[0]).astype(float)
+    layer = cells["layer"].astype(float)
+    if (start == 0).all() and (stop == layer).all():
+        return "up-to"
+    if (start == layer).all() and (stop == n_layers - 1).all():
+        return "onward"
+    return None
+
+
+def _by_layer(rows: pd.DataFrame, column: str, n_layers: int) -> NDArray[np.float64]:
+    """Means by layer; layers that were left out lie on the line between their neighbours."""
+    means = rows.groupby("layer")[column].mean().reindex(range(n_layers)).interpolate(limit_direction="both")
+    return np.asarray(means.to_numpy(dtype=float), dtype=float)
+
+
+def _check_depth(layers: "pd.Series[float]", n_layers: int, run: Path) -> None:
+    if layers.empty or int(layers.max()) >= n_layers or layers.nunique() < 2:
+        found = "none" if layers.empty else f"layers {int(layers.min())} to {int(layers.max())}"
+        raise BadInput(
+            f"auto must name a run over several of the model's {n_layers} layers, got {found} in {str(run)!r}. "
+            "Run the sweep on this model, on all layers."
+        )

@@ -1,0 +1,29 @@
+"""The tables at the end of a comparison and of planning, for the terminal and for notebooks."""
+
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+
+def render_table(table: pd.DataFrame) -> Table:
+    """The comparison's main numbers, one row a plan."""
+    conditions = list(dict.fromkeys(table.loc[table["family"] == "all", "condition"]))
+    grid = Table("plan", "layers", "trains", "FLOPs", "time", *conditions, "retention (seen)", "passage", "seeds")
+    for name in dict.fromkeys(table["plan"]):
+        rows = table[table["plan"] == name]
+        first = rows.iloc[0]
+        overall = rows[rows["family"] == "all"].set_index("condition")
+        seen = overall.loc["seen"]
+        passage = rows[rows["condition"] == "passage"]
+
+        def share(value: Any) -> str:
+            return "" if pd.isna(value) else f"{float(value):.2f}"
+
+        grid.add_row(
+            str(name), str(first["layers"]), f"{int(first['trainable']):,}", share(first["flops_ratio"]),
+            share(first["step_time_ratio"]), *(f"{float(overall.loc[c, 'score']):.3f}" for c in conditions),
+            f"{float(seen['retention']):.3f} [{float(seen['lower']):.3f}, {float(seen['upper']):.3f}]",
+            "" if passage.empty else f"{float(passage['score'].iloc[0]):.4f}", str(int(seen["seeds"])),
+        )  # fmt: skip
+    return grid
