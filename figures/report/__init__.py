@@ -1,0 +1,3 @@
+from figures.report.page import Report, build_report
+
+__all__ = ["Report", "build_report"]

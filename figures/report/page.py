@@ -1,0 +1,127 @@
+"""One self-contained HTML page from saved runs: ``build_report([Path("runs/smol")]).html``.
+
+Everything stands in the file, and its content security policy forbids it to load or send anything. What comes from data
+is JSON that the script shows as text, never as markup.
+"""
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from figures.report.palette import as_css
+from figures.report.runs import describe_run
+from figures.report.tables import MOST_ROWS
+
+Json = dict[str, Any]
+BUDGET = 4_900_000  # bytes of a page: it can still be mailed, and opens at once
+_ROWS_OF_ALL = 12_000  # that the tables of all runs hold together
+_LEAST_ROWS = 200
+
+
+class Report(NamedTuple):
+    """A page.
+
+    Args:
+        html: All of it.
+        size: Bytes of its file.
+        shown: Examples whose maps it holds.
+        left_out: Examples that would have made it too large.
+    """
+
+    html: str
+    size: int
+    shown: int
+    left_out: int
+
+
+def build_report(runs: Sequence[Path], *, budget: int = BUDGET) -> Report:
+    """The page about saved runs.
+
+    Args:
+        runs: Run directories of any kinds, in the order of the page.
+        budget: Bytes from which on examples are left out; the page says how many.
+
+    Raises:
+        RunError: If a folder holds no finished run.
+        ValueError: If there is no run, its files do not fit each other, or the tables alone exceed the budget.
+    """
+    if not runs:
+        raise ValueError("runs must name at least one run directory, got none. Give one.")
+    most_rows = max(_LEAST_ROWS, min(MOST_ROWS, _ROWS_OF_ALL // len(runs)))
+    described = [describe_run(folder, most_rows=most_rows) for folder in runs]
+    shown, left_out = _fit(described, budget)
+    page = _page(described)
+    size = len(page.encode())
+    if size > budget:
+        raise ValueError(f"report must stay below {budget:,} bytes, got {size:,}. Report fewer runs at a time.")
+    return Report(page, size, shown, left_out)
+
+
+def _fit(runs: list[Json], budget: int) -> tuple[int, int]:
+    """Keeps as many examples as fit, in turn from each run; each section with maps says how many it lacks."""
+    sections = [section for run in runs for section in run["sections"] if section["type"] == "maps"]
+    wanted = [section["examples"] for section in sections]
+    for section in sections:
+        section["examples"], section["left_out"] = [], 0
+    room = budget - len(_page(runs).encode()) - 64 * len(sections)
+    full = set[int]()
+    for turn in range(max(map(len, wanted), default=0)):
+        for number, (section, examples) in enumerate(zip(sections, wanted, strict=True)):
+            if turn >= len(examples) or number in full:
+                continue
+            size = len(_json(examples[turn]).encode()) + 1
+            if size > room:
+                full.add(number)
+                continue
+            room -= size
+            section["examples"].append(examples[turn])
+    for section, examples in zip(sections, wanted, strict=True):
+        section["left_out"] = len(examples) - len(section["examples"])
+    return sum(len(section["examples"]) for section in sections), sum(section["left_out"] for section in sections)
+
+
+def _page(runs: list[Json]) -> str:
+    page, style, script = (_file(f"page.{ending}") for ending in ("html", "css", "js"))
+    style = as_css() + style
+    title = "Laccolith report: " + ", ".join(run["name"] for run in runs)
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    parts = {
+        "{{policy}}": html.escape(policy, quote=True).replace("&#x27;", "'"),
+        "{{title}}": html.escape(title),
+        "{{style}}": style,
+        "{{script}}": script,
+        "{{data}}": _json({"title": title, "runs": runs}),
+    }
+    pieces = []
+    while page:  # each mark once, in the order of the page: what was put in is not searched again
+        position, mark = min(((page.find(mark), mark) for mark in parts if mark in page), default=(-1, ""))
+        if position < 0:
+            break
+        pieces += [page[:position], parts[mark]]
+        page = page[position + len(mark) :]
+    return "".join([*pieces, page])
+
+
+def _json(data: Json) -> str:
+    """JSON that cannot end the element it stands in: ``<``, ``>`` and ``&`` are written as escapes."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _hash(text: str) -> str:
+    """What a content security policy calls an inline element by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+def _file(name: str) -> str:
+    return files("figures.report").joinpath(name).read_text(encoding="utf-8")

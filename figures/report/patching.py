@@ -1,0 +1,252 @@
+"""What the page shows of a patch sweep: curves, maps of layers by token group or head, maps of patches."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from figures.effects import SIGNIFICANT, fraction_name, layer_label, of_metric, spoken, symmetric
+from figures.patch_map import PATCH, of_patches
+from figures.report.palette import dashes
+from figures.report.pictures import colour_scale, thumbnail
+from figures.report.tables import plain_value
+from figures.style import DIVERGING, SERIES
+
+Json = dict[str, Any]
+INTERVAL = "95 % percentile bootstrap over pairs, 2,000 draws"
+_SIDE = 336  # pixels of the picture
+_ENDS = ("recovered_lower", "recovered_upper")
+_SPARE = 0.04  # of a panel's range, above and below what is drawn
+
+
+def with_effect(results: pd.DataFrame) -> pd.DataFrame:
+    """The table with what is drawn: ``effect``, ``effect_lower`` and ``effect_upper``.
+
+    That is the recovered fraction, or where the clean run was changed the lost one, whose ends change places. So 0 is
+    no effect. Empty text is ``""``, heads are text.
+    """
+    rows = pd.concat([of_metric(results, str(metric)) for metric in dict.fromkeys(results["metric"])])
+    lost = rows["unchanged"] == "clean"
+    low, high = (rows[name].astype(float) for name in _ENDS)
+    return rows.assign(effect_lower=low.where(~lost, 1 - high), effect_upper=high.where(~lost, 1 - low))
+
+
+def shown_table(results: pd.DataFrame) -> pd.DataFrame:
+    """The saved table, with the lost fraction beside the recovered one where the page draws it."""
+    rows = with_effect(results).reindex(results.index)
+    if not (rows["unchanged"] == "clean").any():
+        return results
+    clean = rows["unchanged"] == "clean"
+    drawn = {"lost": "effect", "lost_lower": "effect_lower", "lost_upper": "effect_upper"}
+    found = results.assign(**{name: rows[column].where(clean) for name, column in drawn.items()})
+    names = [name for name in results.columns if name not in drawn]
+    after = names.index("recovered_upper") + 1
+    return found[[*names[:after], *drawn, *names[after:]]]
+
+
+def patch_curves(results: pd.DataFrame) -> Json | None:
+    """Value and effect by layer, one curve for each activation and token group; None without layers or with heads."""
+    plain = results[results["layer"].notna() & ~of_patches(results)]
+    if plain.empty:
+        return None
+    rows = with_effect(plain)
+    if (rows["head"] != "").any():
+        return None
+    names = list(dict.fromkeys(zip(rows["name"], rows["tokens"], strict=True)))
+    several = len({name for name, _ in names}) > 1
+    series: list[Json] = []
+    for number, (name, tokens) in enumerate(names):
+        group = spoken(tokens) or str(name)
+        label = f"{name}, {group}" if several and tokens else group
+        series.append({"key": f"{name} {tokens}", "label": label, "colour": f"s{number % len(SERIES)}", "mark": True})
+    series += [{"key": key, "label": f"{key} run", "colour": key, "dash": dashes(key)} for key in ("clean", "corrupt")]
+    panels = [
+        panel for metric in dict.fromkeys(rows["metric"]) for panel in _panels(rows[rows["metric"] == metric], names)
+    ]
+    return {
+        "type": "curves",
+        "title": "By layer",
+        "caption": f"Bands: {INTERVAL}, n = {int(rows['n'].max())} pairs. {_meaning(rows)}",
+        "choose": "",
+        "series": series,
+        "choices": [{"label": "", "panels": panels}],
+    }
+
+
+def patch_heat(results: pd.DataFrame) -> Json | None:
+    """Effect by layer and token group, or by layer and head; None where there is one line only."""
+    plain = results[~of_patches(results)]
+    if plain.empty:
+        return None
+    rows = with_effect(plain)
+    heads = bool((rows["head"] != "").any())
+    down = "head" if heads else "tokens"
+    rows = rows[rows[down] != ""]
+    keys = ["metric", "part", "name", *(["tokens"] if heads else [])]
+    choices = []
+    for key, group in rows.groupby(keys, sort=False):
+        lines = list(dict.fromkeys(group[down]))
+        columns = list(dict.fromkeys(map(_layer, group["layer"].sort_values(na_position="first"))))
+        cells: list[list[Any]] = [[None] * len(columns) for _ in lines]
+        for row in group.to_dict("records"):
+            cells[lines.index(row[down])][columns.index(_layer(row["layer"]))] = _cell(row)
+        choices.append(
+            {
+                "label": _choice(key),
+                "lines": [f"head {line}" if heads else spoken(line) for line in lines],
+                "columns": columns,
+                "cells": cells,
+            }
+        )
+    if rows["effect"].isna().all() or max(len(choice["lines"]) for choice in choices) < 2:
+        return None
+    return {
+        "type": "heat",
+        "title": f"By layer and {'head' if heads else 'token group'}",
+        "caption": f"{_meaning(rows)} {_DOTS}",
+        "choose": "metric, part, activation",
+        "scale": _scale(rows),
+        "across": layer_label(rows),
+        "choices": choices,
+    }
+
+
+def patch_map(folder: Path, results: pd.DataFrame) -> Json | None:
+    """Effect of every patch of the grid, on the first pair's picture; None where the run changed no single patch."""
+    patches = results[of_patches(results)]
+    if patches.empty:
+        return None
+    rows = with_effect(patches)
+    places = [match for match in map(PATCH.fullmatch, rows["tokens"]) if match]
+    rows = rows.assign(row=[int(match[1]) for match in places], col=[int(match[2]) for match in places])
+    shape = int(rows["row"].max()) + 1, int(rows["col"].max()) + 1
+    choices, values = [], []
+    for key, group in rows.groupby(["metric", "part", "name"], sort=False):
+        sites = list(dict.fromkeys(zip(group["site"], map(_layer, group["layer"]), strict=True)))
+        numbers = {site: number for number, (site, _) in enumerate(sites)}
+        grids: list[list[Any]] = [[None] * (shape[0] * shape[1]) for _ in sites]
+        for row in group.to_dict("records"):
+            grids[numbers[row["site"]]][row["row"] * shape[1] + row["col"]] = _cell(row)
+        told = [{"site": site, "label": f"{key[2]}, layer {layer}", "short": layer} for site, layer in sites]
+        choices.append({"label": _choice(key), "sites": told})
+        values.append(grids)
+    picture = folder / "picture.png"
+    return {
+        "type": "maps",
+        "title": "Where in the picture",
+        "caption": f"{_meaning(rows)} The picture is that of the first pair; effects are those of all "
+        f"n = {int(rows['n'].max())} pairs. {_DOTS}",
+        "choose": "metric, part, activation",
+        "scale": _scale(rows),
+        "choices": choices,
+        "examples": [
+            {
+                "name": "first pair",
+                **_first_pair(folder),
+                "labels": {},
+                "boxes": {},
+                "focus": None,
+                "shape": list(shape),
+                "values": values,
+                "picture": thumbnail(picture, _SIDE) if picture.is_file() else "",
+            }
+        ],
+    }
+
+
+def _panels(rows: pd.DataFrame, names: list[tuple[Any, Any]]) -> list[Json]:
+    """The metric itself, and where it is defined the fraction of it that was recovered or lost."""
+    first = rows.iloc[0]
+    metric = str(first["metric"]).replace("_", " ")
+    levels = {key: plain_value(first[key]) for key in ("clean", "corrupt")}
+    panels = [_curve_panel(rows, names, metric, ("value", "lower", "upper"), levels)]
+    if rows["effect"].notna().any():
+        lost = first["unchanged"] == "clean"
+        panels.append(
+            _curve_panel(
+                rows,
+                names,
+                f"{fraction_name(rows)} of {metric}",
+                ("effect", "effect_lower", "effect_upper"),
+                {"clean": 0.0 if lost else 1.0, "corrupt": 1.0 if lost else 0.0},
+            )
+        )
+    return panels
+
+
+def _curve_panel(
+    rows: pd.DataFrame, names: list[tuple[Any, Any]], title: str, columns: tuple[str, str, str], levels: Json
+) -> Json:
+    series = {}
+    for name, tokens in names:
+        curve = rows[(rows["name"] == name) & (rows["tokens"] == tokens)].sort_values("layer")
+        points = [
+            [int(row["layer"]), *(plain_value(row[column]) for column in columns), 0, _where(row)]
+            for row in curve.to_dict("records")
+            if pd.notna(row[columns[0]])
+        ]
+        if points:
+            series[f"{name} {tokens}"] = points
+    layers = sorted({int(layer) for layer in rows["layer"]})
+    known = {key: value for key, value in levels.items() if value is not None}
+    drawn = [value for points in series.values() for point in points for value in point[1:4] if value is not None]
+    drawn += known.values()
+    spare = _SPARE * (max(drawn) - min(drawn) or 1.0)
+    return {
+        "title": title,
+        "subtitle": f"n = {int(rows['n'].max())} pairs",
+        "x": {
+            "label": layer_label(rows),
+            "parts": [{"label": "", "from": layers[0], "to": layers[-1]}],
+            "ticks": [[layer, str(layer)] for layer in layers],
+        },
+        "y": {
+            "label": "fraction" if columns[0] == "effect" else title,
+            "range": [min(drawn) - spare, max(drawn) + spare],
+        },
+        "series": series,
+        "levels": known,
+    }
+
+
+def _cell(row: Mapping[Any, Any]) -> list[Any]:
+    """Effect, its interval, adjusted p, the metric itself."""
+    return [plain_value(row[name]) for name in ("effect", "effect_lower", "effect_upper", "p_adjusted", "value")]
+
+
+def _scale(rows: pd.DataFrame) -> Json:
+    end = plain_value(float(symmetric(rows["effect"]).vmax or 1.0))
+    return {"colours": colour_scale(DIVERGING), "low": -end, "high": end, "label": fraction_name(rows)}
+
+
+def _meaning(rows: pd.DataFrame) -> str:
+    if rows["unchanged"].iloc[0] == "clean":
+        return "Lost fraction, 1 - recovered: 0 as the clean run, 1 as the corrupt run."
+    return "Recovered fraction: 0 as the corrupt run, 1 as the clean run."
+
+
+_DOTS = f"A dot: p, adjusted over the run, is below {SIGNIFICANT}. Intervals, on hover: {INTERVAL}."
+
+
+def _choice(key: Any) -> str:
+    return ", ".join(spoken(str(word)).replace("_", " ") for word in key)
+
+
+def _where(row: Mapping[Any, Any]) -> str:
+    window, layer = str(row["window"]), str(int(row["layer"]))
+    return f"layer {layer}" if window in ("", layer) else f"layer {layer} (window {window})"
+
+
+def _layer(layer: Any) -> str:
+    return "-" if pd.isna(layer) else str(int(layer))
+
+
+def _first_pair(folder: Path) -> Json:
+    """Question and answer of the first pair."""
+    path = folder / "pairs.parquet"
+    pairs = pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+    if pairs.empty:
+        return {"question": "", "answer": ""}
+    first = pairs.iloc[0]
+    return {"question": str(first["question"]), "answer": f"{first['answer']} (foil: {first['foil']})"}

@@ -1,0 +1,110 @@
+"""What the page shows of a probe sweep: score by layer for each target, maps of examples, the table."""
+
+from typing import Any
+
+import pandas as pd
+
+from figures.parts import PARTS, belongs, names_in_blocks
+from figures.report.axis import SiteAxis, site_axis
+from figures.report.palette import dashes
+from figures.report.tables import plain_value
+
+Json = dict[str, Any]
+INTERVAL = "95 % percentile bootstrap over groups, 1,000 draws"
+_LOWEST = -1.0  # of an R2 that is drawn: it has no lower end, and one bad probe would flatten all curves
+_CONTROLS = {
+    "control": ("control task", "control", False),
+    "random_init": ("randomly initialised model", "random_init", False),
+    "shuffled": ("shuffled labels", "muted", True),
+}
+
+
+def probe_curves(results: pd.DataFrame) -> Json:
+    """Score by layer with intervals, controls and chance, one panel for each target.
+
+    Raises:
+        ValueError: If the table holds no score of any site.
+    """
+    sites = results[results["part"].isin(PARTS)]
+    if sites.empty:
+        raise ValueError("results must hold at least one site, got none. Run probe-sweep first.")
+    others = [str(split) for split in dict.fromkeys(results["split"]) if split != "cv"]
+    series = [{"key": "score", "label": "score, cross-validated", "colour": "score", "mark": True}]
+    series += [
+        {
+            "key": f"split {split}",
+            "label": f"score on the {split} split",
+            "colour": "transfer",
+            "mark": True,
+            "open": True,
+        }
+        for split in others
+    ]
+    series += [
+        {"key": key, "label": label, "colour": colour, "off": off, "dash": dashes(colour)}
+        for key, (label, colour, off) in _CONTROLS.items()
+        if sites[key].notna().any()
+    ]
+    series.append(
+        {"key": "chance", "label": "chance (a constant answer)", "colour": "chance", "dash": dashes("chance")}
+    )
+    if (results["part"] == "pixels").any():
+        series.append({"key": "pixels", "label": "raw pixels", "colour": "pixels", "dash": dashes("pixels")})
+    choices = []
+    for name in names_in_blocks(results):
+        chosen = sites[belongs(sites, name)]
+        axis = site_axis(chosen)
+        panels = [
+            _panel(chosen[chosen["target"] == target], results[results["target"] == target], axis, others)
+            for target in dict.fromkeys(chosen["target"])
+        ]
+        choices.append({"label": name, "panels": panels})
+    return {
+        "type": "curves",
+        "title": "Score by layer",
+        "caption": f"Bands: {INTERVAL}; the probes are not fitted again. Layers count from 0. "
+        "The best of many layers is a little lucky.",
+        "choose": "activation",
+        "series": series,
+        "choices": choices,
+    }
+
+
+def _panel(sites: pd.DataFrame, everything: pd.DataFrame, axis: SiteAxis, others: list[str]) -> Json:
+    validated = sites[sites["split"] == "cv"]
+    first = validated.iloc[0]
+    series = {"score": _points(validated, "score", axis, interval=True)}
+    for split in others:
+        series[f"split {split}"] = _points(sites[sites["split"] == split], "score", axis, interval=True)
+    for key in _CONTROLS:
+        series[key] = _points(validated, key, axis)
+    levels = {"chance": plain_value(first["chance"])}
+    pixels = everything[(everything["part"] == "pixels") & (everything["split"] == "cv")]
+    if not pixels.empty:
+        levels["pixels"] = plain_value(pixels["score"].iloc[0])
+    drawn = [value for points in series.values() for point in points for value in point[1:4] if value is not None]
+    drawn += [value for value in levels.values() if value is not None]
+    metric = str(first["metric"])
+    counts = [f"n = {int(validated['n'].max())}"]
+    counts += [f"{split}: n = {int(sites[sites['split'] == split]['n'].max())}" for split in others]
+    return {
+        "title": str(first["target"]),
+        "subtitle": f"{first['tokens']} tokens, {', '.join(counts)}",
+        "x": axis.x,
+        "y": {
+            "label": metric.replace("_", " "),
+            "range": [0.0 if metric != "r2" else max(_LOWEST, min(0.0, *drawn)), max(1.0, *drawn)],
+        },
+        "series": {key: points for key, points in series.items() if points},
+        "levels": levels,
+    }
+
+
+def _points(rows: pd.DataFrame, column: str, axis: SiteAxis, *, interval: bool = False) -> list[list[Any]]:
+    """Place, value, lower and upper end, number of the part, and site of every row that has a value."""
+    found = []
+    for row in rows[rows[column].notna()].to_dict("records"):
+        place, part = axis.places[str(row["site"])]
+        ends = [plain_value(row["lower"]), plain_value(row["upper"])] if interval else [None, None]
+        found.append([place, plain_value(row[column]), *ends, part, str(row["site"])])
+    return sorted(found, key=lambda point: float(point[0]))
