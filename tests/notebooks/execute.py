@@ -60,13 +60,13 @@ def execute(
 
 
 def cleaned(notebook: NotebookNode) -> NotebookNode:
-    """The notebook without standard error, terminal codes and what only one run or machine has."""
+    """The notebook without standard error, terminal codes, progress, and what only one run or machine has."""
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"
         cell["metadata"] = {}
         if cell.cell_type != "code":
             continue
-        kept: list[Any] = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+        kept: list[Any] = [o for o in cell.outputs if not _is_noise(o)]
         for output in kept:
             output.pop("metadata", None) if output.output_type == "stream" else output.update(metadata={})
             if output.output_type == "stream":
@@ -77,6 +77,13 @@ def cleaned(notebook: NotebookNode) -> NotebookNode:
         "language_info": {"name": "python"},
     }
     return notebook
+
+
+def _is_noise(output: Any) -> bool:
+    """Whether it is standard error or a bar that tells how far a call was."""
+    if output.output_type == "stream":
+        return bool(output.name == "stderr")
+    return "<progress" in str(output.get("data", {}).get("text/html", ""))
 
 
 def main() -> None:
