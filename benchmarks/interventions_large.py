@@ -83,8 +83,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     name = options.model.replace(":", "-").replace("/", "-")
     stem = options.out / f"interventions-map-{datetime.now(UTC):%Y-%m-%d}-{name}-{options.device}"
-    stem.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-    stem.with_suffix(".md").write_text(text)
+    stem.with_name(stem.name + ".json").write_text(json.dumps(record, indent=2) + "\n")  # the name has dots
+    stem.with_name(stem.name + ".md").write_text(text)
     print(text)
 
 

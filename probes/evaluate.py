@@ -8,6 +8,7 @@ For a sweep, draw the folds once (`probes.folds.plan_folds`) and call `evaluate`
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -160,7 +161,8 @@ def evaluate(
         if probe in ("logistic", "ridge"):
             fit = fit_logistic if probe == "logistic" and kind == "class" else fit_ridge
             basis = basis or rotate(x, fitted=torch.from_numpy(plan.fitted).to(x.device))
-            picks = choose_strengths(targets, path, plan.folds, lambda jobs, s, b=basis, f=fit: f(b, jobs, s, 3 * tol))
+            ranked = partial(fit, basis, tol=3 * tol)
+            picks = choose_strengths(targets, path, plan.folds, ranked)
             jobs, at = _outer_jobs(targets, plan, picks)
             outputs = fit(basis, jobs, at, tol)[0]
         else:
