@@ -160,4 +160,10 @@ def _ends(window: str) -> tuple[int, int, int]:
 def usual_title(rows: pd.DataFrame) -> str:
     """Model, operation and number of pairs."""
     first = rows.iloc[0]
-    return f"{first['model']}: {first['op']}, n = {int(rows['n'].max())} pairs"
+    return f"{first['model']}: {first['op']}, {pairs(rows)}"
+
+
+def pairs(rows: pd.DataFrame) -> str:
+    """How many pairs there are: ``n = 1 pair``, ``n = 40 pairs``."""
+    n = int(rows["n"].max())
+    return f"n = {n} pair{'' if n == 1 else 's'}"

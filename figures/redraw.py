@@ -31,7 +31,6 @@ GALLERY = Path(__file__).parent / "gallery"
 KINDS: dict[str, Callable[..., Panels]] = {
     "score_by_layer": draw_score_by_layer,
     "token_map": draw_token_map,
-    "patch_map": draw_token_map,  # of the operation patch
     "head_map": draw_head_map,
     "patch_grid": draw_patch_map,
     "probe_map": draw_probe_map,

@@ -183,7 +183,8 @@ def read_saved(path: Path) -> pd.DataFrame:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
         header = pd.read_csv(path, nrows=0).columns
-        return pd.read_csv(path, dtype={name: kind for name, kind in _TYPES.items() if name in header})
+        kinds = {name: kind for name, kind in _TYPES.items() if name in header}
+        return pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""])  # a group may be called "None"
     except (OSError, ValueError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
         raise RunError(f"{path.name} must be a readable table, got {str(path)!r} ({error}). Run it again.") from error
 

@@ -5,6 +5,7 @@
 
 import pandas as pd
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 _GROUPED = ("part", "name", "tokens", "metric")
@@ -56,7 +57,10 @@ def render_summary(results: pd.DataFrame) -> Table:
     first = results.iloc[0]
     effect = "lost" if first["unchanged"] == "clean" else "recovered"
     table = Table(
-        title=f"{first['op']} on {first['model']}, {int(first['n'])} pairs: the largest effect of each group",
+        title=escape(
+            f"{first['op']} on {first['model']}, {int(first['n'])} pair{'' if int(first['n']) == 1 else 's'}: "
+            "the largest effect of each group"
+        ),
         caption=(
             f"{effect}: share of the difference between clean and corrupt run, with its 95 % interval; value: mean of "
             "the metric in that cell; undef.: pairs whose clean and corrupt run do not differ; cells: those whose p, "

@@ -4,6 +4,7 @@
 """
 
 import pandas as pd
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -69,7 +70,7 @@ def render_summary(results: pd.DataFrame) -> Table:
     splits = [split for split in dict.fromkeys(results["split"]) if split != "cv"]
     metrics = ", ".join(dict.fromkeys(str(metric).replace("_", " ") for metric in summary["metric"]))
     table = Table(
-        title=f"What probes read from {results['model'].iloc[0]} ({metrics})",
+        title=escape(f"What probes read from {results['model'].iloc[0]} ({metrics})"),
         caption=(
             "peak: layer (from 0) with the best cross-validated score, and its 95 % interval; selec.: score minus "
             f"control task; onset: first layer with {ONSET_SHARE:.0%} of the peak's gain over chance, interval above it"

@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 from rich.table import Table
+from rich.text import Text
 
 
 def render_table(table: pd.DataFrame) -> Table:
@@ -21,7 +22,7 @@ def render_table(table: pd.DataFrame) -> Table:
             return "" if pd.isna(value) else f"{float(value):.2f}"
 
         grid.add_row(
-            str(name), str(first["layers"]), f"{int(first['trainable']):,}", share(first["flops_ratio"]),
+            Text(str(name)), str(first["layers"]), f"{int(first['trainable']):,}", share(first["flops_ratio"]),
             share(first["step_time_ratio"]), *(f"{float(overall.loc[c, 'score']):.3f}" for c in conditions),
             f"{float(seen['retention']):.3f} [{float(seen['lower']):.3f}, {float(seen['upper']):.3f}]",
             "" if passage.empty else f"{float(passage['score'].iloc[0]):.4f}", str(int(seen["seeds"])),

@@ -8,7 +8,7 @@ import pandas as pd
 
 from figures.plan_marks import CONDITIONS
 from figures.report.tables import plain_value
-from figures.style import COLOURS, SERIES, plan_colour
+from figures.style import COLOURS, SERIES, SERIES_MARKERS, plan_colour
 
 Json = dict[str, Any]
 _COSTS = {
@@ -81,7 +81,12 @@ def training_log(folder: Path) -> Json | None:
         "caption": "As logged, mean over the steps since the line before; no interval.",
         "choose": "",
         "series": [
-            {"key": name, "label": name.replace("_", " "), "colour": f"s{number % len(SERIES)}", "mark": True}
+            {
+                "key": name,
+                "label": name.replace("_", " "),
+                "colour": f"s{number % len(SERIES)}",
+                "mark": SERIES_MARKERS[number % len(SERIES_MARKERS)],
+            }
             for number, name in enumerate(series)
         ],
         "choices": [

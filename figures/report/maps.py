@@ -94,8 +94,9 @@ def probe_maps(folder: Path, results: pd.DataFrame) -> Json | None:
     return {
         "type": "maps",
         "title": "Where in the picture",
-        "caption": "Probability that the probe gives to the example's own label when it reads one patch alone, kept in "
-        "steps of 1/255. The probe was fitted on pooled tokens of other examples that share no group with these. "
+        "caption": "Probability that the probe gives to the example's own label when it reads one patch alone, to "
+        f"three decimals. The probe was fitted on pooled tokens ({_fitted_on(results, targets)}) of other examples "
+        "that share no group with these. "
         "These are single examples, without intervals.",
         "choose": "target",
         "scale": {
@@ -107,6 +108,14 @@ def probe_maps(folder: Path, results: pd.DataFrame) -> Json | None:
         "choices": choices,
         "examples": examples,
     }
+
+
+def _fitted_on(results: pd.DataFrame, targets: list[str]) -> str:
+    """The token group that each target's probe read, or the one of all targets."""
+    rows = results[results["part"].isin(PARTS)].groupby("target")["tokens"].first()
+    known = {target: str(rows[target]) for target in targets if target in rows}
+    groups = set(known.values())
+    return groups.pop() if len(groups) == 1 else ", ".join(f"{target}: {group}" for target, group in known.items())
 
 
 def _sites(rows: pd.DataFrame) -> Json:

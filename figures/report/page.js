@@ -2,7 +2,7 @@
 // Draws what the data element holds. Strings from data only ever become text nodes and attribute values.
 (() => {
   const DATA = JSON.parse(document.getElementById("data").textContent);
-  const TIP = document.getElementById("tip");
+  const TIP = document.getElementById("tip"), SAID = document.getElementById("said");
   const ROWS = 60; // of a table, before all are asked for
   let ids = 0;
 
@@ -53,11 +53,11 @@
   /** Arrow keys walk over `count()` stops (in lines of `across()`), the pointer goes to `at(event)`; both call `go(i)`. */
   function walk(node, { count, across, at, go, leave }) {
     let here = -1;
-    const to = (index) => { here = Math.max(0, Math.min(count() - 1, index)); go(here); };
+    const to = (index, say) => { here = Math.max(0, Math.min(count() - 1, index)); go(here); if (say && !TIP.hidden) SAID.textContent = [...TIP.children].map((line) => line.innerText.replace(/\s+/g, " ")).join("; "); };
     const out = () => { hush(); leave(); };
     node.addEventListener("pointermove", (event) => { const index = at(event); if (index === null) out(); else to(index); });
     node.addEventListener("pointerleave", () => { if (document.activeElement !== node) out(); });
-    node.addEventListener("focus", () => { if (node.matches(":focus-visible")) to(Math.max(0, here)); });
+    node.addEventListener("focus", () => { if (node.matches(":focus-visible")) to(Math.max(0, here), true); });
     node.addEventListener("blur", out);
     node.addEventListener("keydown", (event) => {
       const line = across ? across() : 0;
@@ -65,7 +65,7 @@
       if (event.key === "Escape") out();
       if (!(event.key in steps)) return;
       event.preventDefault();
-      if (steps[event.key] >= 0 && steps[event.key] < count()) to(steps[event.key]);
+      if (steps[event.key] >= 0 && steps[event.key] < count()) to(steps[event.key], true);
     });
   }
 
@@ -86,6 +86,14 @@
   }
 
   // ---- curves
+
+  const SHAPES = { s: "M-1-1H1V1H-1Z", "^": "M0-1.3L1.2 1H-1.2Z", v: "M0 1.3L1.2-1H-1.2Z", D: "M0-1.4L1.4 0L0 1.4L-1.4 0Z", X: "M-1.2-.6L-.6-1.2L0-.6L.6-1.2L1.2-.6L.6 0L1.2 .6L.6 1.2L0 .6L-.6 1.2L-1.2 .6L-.6 0Z" };
+
+  /** The marker of a curve at a place; a circle where `mark` names no other shape. */
+  function sign(one, x, y, r, attributes) {
+    const look = { class: one.open ? "dot open" : "dot", colour: one.colour, ...attributes };
+    return SHAPES[one.mark] ? s("path", { ...look, d: SHAPES[one.mark], transform: `translate(${x} ${y}) scale(${r})` }) : s("circle", { ...look, r, cx: x, cy: y });
+  }
 
   /** One panel of curves. `series` is a function: those that are shown. */
   function curves(panel, series) {
@@ -133,7 +141,7 @@
           const path = (list, value) => list.map((point) => `${x(point[0]).toFixed(1)},${y(value(point)).toFixed(1)}`).join(" ");
           if (sure.length > 1) back.push(s("polygon", { class: "band", colour: one.colour, points: `${path(sure, (p) => p[3])} ${path([...sure].reverse(), (p) => p[2])}` }));
           front.push(s("polyline", { class: "curve", colour: one.colour, "stroke-dasharray": one.dash, points: path(run, (p) => p[1]) }));
-          if (one.mark || run.length === 1) for (const point of run) front.push(s("circle", { class: one.open ? "dot open" : "dot", colour: one.colour, r: 2.4, cx: x(point[0]), cy: y(point[1]), "data-series": one.key, "data-site": point[5], "data-value": show(point[1]) }));
+          if (one.mark || run.length === 1) for (const point of run) front.push(sign(one, x(point[0]), y(point[1]), 2.4, { "data-series": one.key, "data-site": point[5], "data-value": show(point[1]) }));
         }
       }
       if (panel.now !== undefined && panel.now !== null) front.push(s("line", { class: "now", x1: x(panel.now), x2: x(panel.now), y1: margin.top, y2: floor }));
@@ -162,7 +170,7 @@
   }
 
   function swatch(one) {
-    return s("svg", { viewBox: "0 0 22 10", "aria-hidden": "true" }, s("line", { class: "curve", colour: one.colour, "stroke-dasharray": one.dash, x1: 1, x2: 21, y1: 5, y2: 5 }), one.mark ? s("circle", { class: one.open ? "dot open" : "dot", colour: one.colour, cx: 11, cy: 5, r: 3 }) : null);
+    return s("svg", { viewBox: "0 0 22 10", "aria-hidden": "true" }, s("line", { class: "curve", colour: one.colour, "stroke-dasharray": one.dash, x1: 1, x2: 21, y1: 5, y2: 5 }), one.mark ? sign(one, 11, 5, 3) : null);
   }
 
   function curvesSection(section) {
@@ -200,6 +208,12 @@
   /** Whether a mark on the value's colour has to be white to be seen. */
   const strong = (scale, value) => Math.abs(value) > 0.6 * scale.high;
 
+  /** The mark of a significant cell: a dot, or a minus where its effect is negative, for readers in grey. */
+  function significant(scale, value, x, y, r) {
+    const look = { class: strong(scale, value) ? "mark bright" : "mark" };
+    return value < 0 ? s("rect", { ...look, x: x - 1.6 * r, y: y - 0.45 * r, width: 3.2 * r, height: 0.9 * r }) : s("circle", { ...look, r, cx: x, cy: y });
+  }
+
   function scaleBar(scale, marks = []) {
     const id = `scale-${++ids}`, x = (value) => 10 + ((value - scale.low) / (scale.high - scale.low)) * 280;
     const ends = steps(scale.low, scale.high, 4);
@@ -233,7 +247,7 @@
         ...cells.flatMap((one) => {
           const box = s("rect", { class: "cell", x: one.x, y: one.y, width: one.width, height: one.height, "data-value": one.cell ? show(one.cell[0]) : "" });
           box.style.fill = (one.cell && colourOf(section.scale, one.cell[0])) || "var(--undefined)";
-          const dot = one.cell && one.cell[3] !== null && one.cell[3] < 0.05 ? s("circle", { class: strong(section.scale, one.cell[0]) ? "mark bright" : "mark", r: 1.6, cx: one.x + one.width / 2, cy: one.y + one.height / 2 }) : null;
+          const dot = one.cell && one.cell[3] !== null && one.cell[3] < 0.05 ? significant(section.scale, one.cell[0], one.x + one.width / 2, one.y + one.height / 2, 1.6) : null;
           return dot ? [box, dot] : [box];
         }), (marks = s("g")));
     });
@@ -273,10 +287,10 @@
     };
     if (!example.packed[number]) return null;
     const bytes = await unpack(example.packed[number]), classes = example.classes[number], all = patches * choice.sites.length;
-    const wide = bytes.length > 2 * all, label = example.labels[choice.label];
+    const wide = bytes.length > 3 * all, label = example.labels[choice.label];
     return (site, patch) => {
-      const at = site * patches + patch, value = bytes[at] / 255;
-      const predicted = classes[wide ? bytes[all + 2 * at] + 256 * bytes[all + 2 * at + 1] : bytes[all + at]];
+      const at = site * patches + patch, value = (bytes[at] + 256 * bytes[all + at]) / 1000;
+      const predicted = classes[wide ? bytes[2 * (all + at)] + 256 * bytes[2 * (all + at) + 1] : bytes[2 * all + at]];
       return { value, predicted, right: predicted === label, lines: [{ label: `p(${label})`, value: show(value) }, { label: "predicted", value: predicted }] };
     };
   }
@@ -285,7 +299,7 @@
 
   function mapsSection(section) {
     if (!section.examples.length) return [h("p", { class: "caption" }, `All ${section.left_out} examples were left out to keep the page small.`)];
-    let example = section.examples[0], number = 0, site = 0, cellAt = null, asked = 0, rects = [], trace = null;
+    let example = section.examples[0], number = 0, site = 0, cellAt = null, asked = 0, rects = [], trace = null, failure = "", wanted = [example, number];
     const map = s("svg", { tabindex: 0, role: "group", "aria-label": "Map over the patches. Arrow keys read out values." });
     const slider = h("input", { type: "range", min: 0, step: 1, "aria-label": "Layer", on: { input: () => { site = Number(slider.value); paint(); } } });
     const cover = h("input", { type: "range", min: 0, max: 100, value: 70, "aria-label": "Strength of the overlay", on: { input: () => paint() } });
@@ -296,24 +310,28 @@
 
     function focusBox() { return example.focus !== null && example.boxes[example.focus]; }
 
-    async function load() {
-      const mine = ++asked, found = await cellsOf(section, example, number);
+    /** Shows an example under a choice: all of it changes together, once its map is unpacked. */
+    async function load(nextExample = example, nextNumber = number) {
+      const mine = ++asked;
+      wanted = [nextExample, nextNumber];
+      let found = null, failed = "";
+      try { found = await cellsOf(section, nextExample, nextNumber); } catch (error) { failed = `This map could not be unpacked (${error.message}).`; }
       if (mine !== asked) return;
-      cellAt = found;
+      [example, number, cellAt, failure] = [nextExample, nextNumber, found, failed];
       const [rows, cols] = example.shape, sites = section.choices[number].sites;
       site = Math.min(site, sites.length - 1);
       slider.max = sites.length - 1;
       slider.value = site;
       map.setAttribute("viewBox", `0 0 ${cols} ${rows}`);
       rects = Array.from({ length: rows * cols }, (_, index) => s("rect", { class: "patch", x: spot(index)[1], y: spot(index)[0], width: 1, height: 1, "data-row": spot(index)[0], "data-col": spot(index)[1] }));
-      const boxes = Object.entries(example.boxes).sort((a) => (a[0] === example.focus ? 1 : -1)).flatMap(([name, box]) => (name === example.focus ? ["under", "box focus"] : ["box"]).map((kind) => s("rect", { class: kind, x: box[0] * cols, y: box[1] * rows, width: (box[2] - box[0]) * cols, height: (box[3] - box[1]) * rows })));
+      const boxes = Object.entries(example.boxes).sort((a, b) => (a[0] === example.focus) - (b[0] === example.focus)).flatMap(([name, box]) => (name === example.focus ? ["under", "box focus"] : ["box"]).map((kind) => s("rect", { class: kind, x: box[0] * cols, y: box[1] * rows, width: (box[2] - box[0]) * cols, height: (box[3] - box[1]) * rows })));
       map.replaceChildren(example.picture ? s("image", { class: "grey", href: example.picture, width: cols, height: rows, preserveAspectRatio: "none" }) : s("g"), ...rects, ...boxes, (marks = s("g", { class: "marks" })));
       picture.hidden = !example.picture;
       if (example.picture) picture.src = example.picture;
       const told = [["question", example.question], ["answer", example.answer], ...Object.entries(example.labels), ["boxes", Object.keys(example.boxes).join(", ")]];
       facts.replaceChildren(...told.filter((pair) => pair[1]).flatMap(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]));
       const chance = section.choices[number].chance;
-      bar.replaceChildren(scaleBar(section.scale, typeof chance === "number" ? [[chance, "chance"]] : []));
+      bar.replaceChildren(scaleBar(section.scale, typeof chance === "number" ? [[chance, "1 / classes"]] : []));
       drawFilm();
       drawTrace();
       paint();
@@ -349,7 +367,7 @@
         rects.forEach((_, patch) => { const sum = sums[inside(box, ...spot(patch), example.shape) ? "inside" : "outside"]; sum[0] += cellAt(index, patch).value; sum[1] += 1; });
         for (const key of Object.keys(sums)) if (sums[key][1]) series[key].push([one.x, sums[key][0] / sums[key][1], null, null, one.part, one.site]);
       });
-      const named = [...Object.keys(series).map((key) => ({ key, label: `mean over the patches ${key} the box`, colour: colours[key], mark: true })), { key: "chance", label: "chance", colour: "chance", dash: "6 4" }];
+      const named = [...Object.keys(series).map((key) => ({ key, label: `mean over the patches ${key} the box`, colour: colours[key], mark: true })), { key: "chance", label: "1 / classes", colour: "chance", dash: "6 4" }];
       const panel = { title: `This example: ${choice.label} inside and outside the box of ${example.focus}`, subtitle: "Blue: mean over the patches whose centre lies in the box. Grey: over all others. One example, so no interval.", x: choice.x, y: { label: "probability of its label", range: [0, 1] }, series, levels: choice.chance === null ? {} : { chance: choice.chance } };
       trace = { panel, ...curves(panel, () => named) };
       curve.replaceChildren(trace.frame);
@@ -363,13 +381,13 @@
       map.querySelectorAll(".mark").forEach((dot) => dot.remove());
       marks.replaceChildren();
       hush();
-      if (!cellAt) { rects.forEach((rect) => { rect.style.opacity = 0; }); values.replaceChildren(); summary.textContent = "This example has no label of this target."; return; }
+      if (!cellAt) { rects.forEach((rect) => { rect.style.opacity = 0; }); values.replaceChildren(); summary.textContent = failure || "This example has no label of this target."; return; }
       rects.forEach((rect, patch) => {
         const cell = cellAt(site, patch);
         rect.style.fill = colourOf(section.scale, cell.value) || "var(--undefined)";
         rect.style.opacity = (cover.value / 100) * (cell.strength ?? 1);
         rect.dataset.value = show(cell.value);
-        if (cell.dot) marks.before(s("circle", { class: strong(section.scale, cell.value) ? "mark bright" : "mark", r: Math.min(0.12, 0.03 + 0.0035 * cols), cx: spot(patch)[1] + 0.5, cy: spot(patch)[0] + 0.5 }));
+        if (cell.dot) marks.before(significant(section.scale, cell.value, spot(patch)[1] + 0.5, spot(patch)[0] + 0.5, Math.min(0.12, 0.03 + 0.0035 * cols)));
       });
       values.replaceChildren(h("caption", { class: "sub" }, "rows and columns of the patch grid"), ...Array.from({ length: rows }, (_, row) => h("tr", {}, Array.from({ length: cols }, (_, col) => h("td", {}, show(cellAt(site, row * cols + col).value))))));
       const box = focusBox(), all = rects.map((_, patch) => ({ ...cellAt(site, patch), within: box && inside(box, ...spot(patch), example.shape) }));
@@ -395,8 +413,8 @@
         tell(`patch(${row},${col})`, cellAt(site, index).lines, box.right, box.bottom);
       },
     });
-    const which = choose("example", section.examples.map((one) => [one.name, one.question].filter(Boolean).join(": ").slice(0, 90)), (index) => { example = section.examples[index]; load(); });
-    const what = choose(section.choose, section.choices.map((one) => one.label), (index) => { number = index; load(); });
+    const which = choose("example", section.examples.map((one) => [one.name, one.question].filter(Boolean).join(": ").slice(0, 90)), (index) => load(section.examples[index], wanted[1]));
+    const what = choose(section.choose, section.choices.map((one) => one.label), (index) => load(wanted[0], index));
     load();
     return [
       h("div", { class: "controls" }, which.field, what.field),
@@ -494,7 +512,7 @@
     }
     fill();
     return [
-      section.same.length ? h("dl", { class: "facts same" }, section.same.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, show(value, Number.isInteger(value) ? "int" : "float"))))) : null,
+      section.same.length ? h("dl", { class: "facts same" }, section.same.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, Number.isInteger(value) ? String(value) : show(value))))) : null,
       h("div", { class: "controls" }, h("label", {}, "filter", search)),
       h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": section.title }, h("table", {}, h("thead", {}, h("tr", {}, heads)), body)),
       count, section.note ? h("p", { class: "caption" }, section.note) : null,

@@ -112,8 +112,8 @@ def _page(runs: list[Json]) -> str:
 
 def _json(data: Json) -> str:
     """JSON that cannot end the element it stands in: ``<``, ``>`` and ``&`` are written as escapes."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 

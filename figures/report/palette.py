@@ -1,17 +1,29 @@
-"""The project's colours for a page: in light those of all figures, in dark as much lighter as it takes to see them."""
+"""The project's colours for a page: in light those of all figures, in dark lighter ones near them."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_rgb
 
 from figures.style import COLOURS, LINES, SERIES
 
 PAPER = {"light": "#ffffff", "dark": "#14171a"}
 CONTRAST = 4.5  # of a curve to the dark paper at least: what WCAG 2.2 asks of text
-# What would meet another concept's grey if it were only made lighter.
-_DARK: Mapping[str, str] = {"chance": "#d3d7db", "s4": "#d3d7db", "undefined": "#3a3f45"}
-_STEP = 0.04  # towards white
+# Near those of light, and as far apart as they are for colour-blind readers: ``tests/figures/test_report.py``.
+_DARK: Mapping[str, str] = {
+    "score": "#0888c8",
+    "transfer": "#cc640c",
+    "control": "#3bc18c",
+    "random_init": "#e39dd2",
+    "pixels": "#efa608",
+    "chance": "#e1dfdd",
+    "muted": "#81838a",
+    "undefined": "#3a3f45",
+    "s2": "#c476a2",
+    "s3": "#3dc5fc",
+    "s5": "#a67751",
+}
+_SAME = {"clean": "control", "corrupt": "transfer", "s0": "score", "s1": "pixels", "s4": "chance"}  # as in light
 
 
 def colours(scheme: str) -> dict[str, str]:
@@ -21,7 +33,7 @@ def colours(scheme: str) -> dict[str, str]:
         scheme: ``light`` or ``dark``.
     """
     light = {**COLOURS, **{f"s{number}": colour for number, colour in enumerate(SERIES)}}
-    return light if scheme == "light" else {name: _DARK.get(name) or _lighter(colour) for name, colour in light.items()}
+    return light if scheme == "light" else {name: _DARK[_SAME.get(name, name)] for name in light}
 
 
 def contrast(first: str, second: str) -> float:
@@ -46,15 +58,6 @@ def dashes(concept: str) -> str | None:
         return None
     lengths: Any = style[1]
     return " ".join(f"{1.6 * length:g}" for length in lengths)  # Matplotlib counts in line widths
-
-
-def _lighter(colour: str) -> str:
-    found, share = colour, 0.0
-    while contrast(found, PAPER["dark"]) < CONTRAST:
-        share += _STEP
-        red, green, blue = (channel + (1 - channel) * share for channel in to_rgb(colour))
-        found = to_hex((red, green, blue))
-    return found
 
 
 def _luminance(colour: str) -> float:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from figures.effects import SIGNIFICANT, fraction_name, layer_label, of_metric, spoken, symmetric
+from figures.effects import SIGNIFICANT, fraction_name, layer_label, matches, of_metric, pairs, spoken, symmetric
 from figures.patch_map import PATCH, of_patches
 from figures.report.palette import dashes
 from figures.report.pictures import colour_scale, thumbnail
 from figures.report.tables import plain_value
-from figures.style import DIVERGING, SERIES
+from figures.style import DIVERGING, SERIES, SERIES_MARKERS
 
 Json = dict[str, Any]
 INTERVAL = "95 % percentile bootstrap over pairs, 2,000 draws"
@@ -53,21 +53,29 @@ def patch_curves(results: pd.DataFrame) -> Json | None:
     rows = with_effect(plain)
     if (rows["head"] != "").any():
         return None
-    names = list(dict.fromkeys(zip(rows["name"], rows["tokens"], strict=True)))
-    several = len({name for name, _ in names}) > 1
+    names = list(dict.fromkeys(zip(rows["part"], rows["name"], rows["tokens"], strict=True)))
+    parts, several = len({part for part, _, _ in names}) > 1, len({key[:2] for key in names}) > 1
     series: list[Json] = []
-    for number, (name, tokens) in enumerate(names):
-        group = spoken(tokens) or str(name)
-        label = f"{name}, {group}" if several and tokens else group
-        series.append({"key": f"{name} {tokens}", "label": label, "colour": f"s{number % len(SERIES)}", "mark": True})
-    series += [{"key": key, "label": f"{key} run", "colour": key, "dash": dashes(key)} for key in ("clean", "corrupt")]
+    for number, (part, name, tokens) in enumerate(names):
+        activation = f"{str(part).replace('_', ' ')} {name}" if parts else str(name)
+        label = ", ".join([*([activation] if several or not tokens else []), *([spoken(tokens)] if tokens else [])])
+        series.append(
+            {
+                "key": f"{part} {name} {tokens}",
+                "label": label,
+                "colour": f"s{number % len(SERIES)}",
+                "mark": SERIES_MARKERS[number % len(SERIES_MARKERS)],
+            }
+        )
+    runs = zip(("clean", "corrupt"), _runs(rows), strict=True)
+    series += [{"key": key, "label": label, "colour": key, "dash": dashes(key)} for key, label in runs]
     panels = [
         panel for metric in dict.fromkeys(rows["metric"]) for panel in _panels(rows[rows["metric"] == metric], names)
     ]
     return {
         "type": "curves",
         "title": "By layer",
-        "caption": f"Bands: {INTERVAL}, n = {int(rows['n'].max())} pairs. {_meaning(rows)}",
+        "caption": f"Bands: {INTERVAL}, {pairs(rows)}. {_meaning(rows)}",
         "choose": "",
         "series": series,
         "choices": [{"label": "", "panels": panels}],
@@ -136,7 +144,7 @@ def patch_map(folder: Path, results: pd.DataFrame) -> Json | None:
         "type": "maps",
         "title": "Where in the picture",
         "caption": f"{_meaning(rows)} The picture is that of the first pair; effects are those of all "
-        f"n = {int(rows['n'].max())} pairs. {_DOTS}",
+        f"{pairs(rows)}. {_DOTS}",
         "choose": "metric, part, activation",
         "scale": _scale(rows),
         "choices": choices,
@@ -155,7 +163,7 @@ def patch_map(folder: Path, results: pd.DataFrame) -> Json | None:
     }
 
 
-def _panels(rows: pd.DataFrame, names: list[tuple[Any, Any]]) -> list[Json]:
+def _panels(rows: pd.DataFrame, names: list[tuple[Any, Any, Any]]) -> list[Json]:
     """The metric itself, and where it is defined the fraction of it that was recovered or lost."""
     first = rows.iloc[0]
     metric = str(first["metric"]).replace("_", " ")
@@ -176,18 +184,18 @@ def _panels(rows: pd.DataFrame, names: list[tuple[Any, Any]]) -> list[Json]:
 
 
 def _curve_panel(
-    rows: pd.DataFrame, names: list[tuple[Any, Any]], title: str, columns: tuple[str, str, str], levels: Json
+    rows: pd.DataFrame, names: list[tuple[Any, Any, Any]], title: str, columns: tuple[str, str, str], levels: Json
 ) -> Json:
     series = {}
-    for name, tokens in names:
-        curve = rows[(rows["name"] == name) & (rows["tokens"] == tokens)].sort_values("layer")
+    for key in names:
+        curve = rows[matches(rows, ("part", "name", "tokens"), key)].sort_values("layer")
         points = [
             [int(row["layer"]), *(plain_value(row[column]) for column in columns), 0, _where(row)]
             for row in curve.to_dict("records")
             if pd.notna(row[columns[0]])
         ]
         if points:
-            series[f"{name} {tokens}"] = points
+            series[" ".join(map(str, key))] = points
     layers = sorted({int(layer) for layer in rows["layer"]})
     known = {key: value for key, value in levels.items() if value is not None}
     drawn = [value for points in series.values() for point in points for value in point[1:4] if value is not None]
@@ -195,7 +203,7 @@ def _curve_panel(
     spare = _SPARE * (max(drawn) - min(drawn) or 1.0)
     return {
         "title": title,
-        "subtitle": f"n = {int(rows['n'].max())} pairs",
+        "subtitle": pairs(rows),
         "x": {
             "label": layer_label(rows),
             "parts": [{"label": "", "from": layers[0], "to": layers[-1]}],
@@ -221,12 +229,21 @@ def _scale(rows: pd.DataFrame) -> Json:
 
 
 def _meaning(rows: pd.DataFrame) -> str:
+    clean, corrupt = _runs(rows)
     if rows["unchanged"].iloc[0] == "clean":
-        return "Lost fraction, 1 - recovered: 0 as the clean run, 1 as the corrupt run."
-    return "Recovered fraction: 0 as the corrupt run, 1 as the clean run."
+        return f"Lost fraction, 1 - recovered: 0 as the {clean}, 1 as the {corrupt}."
+    return f"Recovered fraction: 0 as the {corrupt}, 1 as the {clean}."
 
 
-_DOTS = f"A dot: p, adjusted over the run, is below {SIGNIFICANT}. Intervals, on hover: {INTERVAL}."
+def _runs(rows: pd.DataFrame) -> tuple[str, str]:
+    """What the runs behind the columns ``clean`` and ``corrupt`` are called."""
+    return ("donor", "recipient") if rows["op"].iloc[0] == "transplant" else ("clean run", "corrupt run")
+
+
+_DOTS = (
+    f"A dot, or a minus where the effect is negative: p, adjusted over the run, is below {SIGNIFICANT}. "
+    f"Intervals, on hover: {INTERVAL}."
+)
 
 
 def _choice(key: Any) -> str:

@@ -40,8 +40,12 @@ def packed(*arrays: npt.NDArray[np.unsignedinteger]) -> str:
 
 
 def quantise(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """Probabilities in steps of 1/255."""
-    return np.rint(np.clip(probability, 0.0, 1.0) * 255).astype(np.uint8)
+    """Probabilities in steps of 1/1000, what the page shows: first the low bytes of all, then the high ones.
+
+    Apart they deflate better than in turn.
+    """
+    steps = np.rint(np.clip(probability, 0.0, 1.0) * 1000).astype(np.uint16)
+    return np.stack([steps % 256, steps // 256]).astype(np.uint8)
 
 
 def colour_scale(name: str) -> list[str]:

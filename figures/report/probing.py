@@ -63,7 +63,8 @@ def probe_curves(results: pd.DataFrame) -> Json:
         "type": "curves",
         "title": "Score by layer",
         "caption": f"Bands: {INTERVAL}; the probes are not fitted again. Layers count from 0. "
-        "The best of many layers is a little lucky.",
+        "The best of many layers is a little lucky."
+        + (f" R2 below {_LOWEST:g} is drawn at the lower edge." if (sites["metric"] == "r2").any() else ""),
         "choose": "activation",
         "series": series,
         "choices": choices,

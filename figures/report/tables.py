@@ -7,16 +7,19 @@ import pandas as pd
 
 Json = dict[str, Any]
 MOST_ROWS = 5000  # of one table: beyond it the page would grow without being read
+_EXACT = 2**53  # below it a float holds each whole number, and the page shows all of its digits
 _DIGITS = 6  # significant digits that the page keeps of a number; it shows three decimals
 
 
 def plain_value(value: Any) -> Any:
-    """A number, text, truth value or None, as JSON can hold it; floats to six significant digits."""
+    """A number, text, truth value or None, as JSON can hold it; whole numbers exactly, others to six digits."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return None
     if hasattr(value, "item"):
         return plain_value(value.item())
     if isinstance(value, float):
+        if value.is_integer() and abs(value) < _EXACT:
+            return int(value)
         return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else str(value)
     return value if isinstance(value, bool | int | str) else str(value)
 

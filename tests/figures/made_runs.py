@@ -12,7 +12,7 @@ from PIL import Image
 CLASSES = {"kind": ["cat", "dog", "taxi"], "colour": ["blue", "red"]}
 HOSTILE = (
     """Is <b>"this"</b> & that 'one' </script><script>window.hacked = 1</script>"""
-    """<img src=x onerror="window.hacked=1">?"""
+    """<img src=x onerror="window.hacked=1"><!-- \u2028?"""
 )
 
 
@@ -117,10 +117,15 @@ def _take(values: Sequence[Any], places: Any) -> "pd.Series[Any]":
 
 
 def patch_rows(
-    tokens: Sequence[str], *, heads: Sequence[str | None] = (None,), unchanged: str = "corrupt"
+    tokens: Sequence[str],
+    *,
+    heads: Sequence[str | None] = (None,),
+    unchanged: str = "corrupt",
+    part: str = "language_model",
+    seed: int = 1,
 ) -> pd.DataFrame:
     """The table of a patch sweep over four layers with two metrics."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
     rows = []
     for layer in range(4):
         for group in tokens:
@@ -131,7 +136,7 @@ def patch_rows(
                         {
                             "model": "smol", "op": "patch" if unchanged == "corrupt" else "knockout",
                             "site": f"blocks.{layer}.hook_resid_pre", "layer": layer, "window": str(layer),
-                            "tokens": group, "head": head, "part": "language_model", "name": "resid_pre",
+                            "tokens": group, "head": head, "part": part, "name": "resid_pre",
                             "metric": metric, "value": high * recovered, "lower": high * recovered - 0.2,
                             "upper": high * recovered + 0.3, "clean": high, "corrupt": 0.0, "unchanged": unchanged,
                             "recovered": recovered, "recovered_lower": recovered - 0.05,

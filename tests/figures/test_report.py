@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 from figures.report import build_report
 from figures.report.palette import CONTRAST, PAPER, colours, contrast
-from figures.report.patching import shown_table, with_effect
+from figures.report.patching import patch_curves, patch_heat, shown_table, with_effect
 from figures.report.tables import plain_value, table_section
 from figures.runs import RunError
 from figures.style import COLOURS
 from tests.figures.made_runs import HOSTILE, patch_rows, write_compare_run, write_patch_run, write_probe_run
+from tests.figures.test_style import APART, SIGHT, TOGETHER, distance
 
 
 def data_of(page: str) -> dict[str, Any]:
@@ -90,10 +91,37 @@ def test_nothing_in_the_data_can_end_its_element_and_all_of_it_comes_back(tmp_pa
     assert "<title>Laccolith report: &lt;b&gt;&amp;</title>" in made.html
 
 
+def test_a_lone_surrogate_in_a_question_does_not_stop_the_page(tmp_path: Path) -> None:
+    run = write_probe_run(tmp_path / "run", n_maps=1)
+    told = json.loads((run / "maps.json").read_text())
+    told[0]["question"] = "half \ud83d a sign"
+    (run / "maps.json").write_text(json.dumps(told))
+    page = build_report([run]).html
+    assert sections(page)["maps"]["examples"][0]["question"] == told[0]["question"]
+    assert page.encode()
+
+
+def test_hostile_names_of_groups_labels_examples_and_plans_stay_text(tmp_path: Path) -> None:
+    probed, compared = write_probe_run(tmp_path / "a", n_maps=1), write_compare_run(tmp_path / "b")
+    told = json.loads((probed / "maps.json").read_text())
+    told[0] |= {"example": HOSTILE, "labels": {"kind": HOSTILE, "colour": "red"}}
+    (probed / "maps.json").write_text(json.dumps(told))
+    pd.read_parquet(probed / "maps.parquet").assign(example=HOSTILE).to_parquet(probed / "maps.parquet")
+    pd.read_csv(compared / "compare.csv").replace("middle band", HOSTILE).to_csv(compared / "compare.csv", index=False)
+    patched = write_patch_run(tmp_path / "c", patch_rows([HOSTILE, "last"]))
+    page = build_report([probed, compared, patched]).html
+    text = re.findall(r'id="data">(.*?)</script>', page, re.DOTALL)[0]
+    assert HOSTILE not in page and not set("<>&\u2028") & set(text)
+    example = sections(page)["maps"]["examples"][0]
+    assert (example["name"], example["labels"]["kind"]) == (HOSTILE, HOSTILE)
+    assert HOSTILE in [point["label"] for point in sections(page, 1)["scatter"]["choices"][0]["points"]]
+    assert HOSTILE in [series["label"] for series in sections(page, 2)["curves"]["series"]]
+
+
 def test_the_page_names_no_address_outside_itself(tmp_path: Path) -> None:
     page = build_report([write_probe_run(tmp_path / "run", n_maps=1)]).html
     before = page[: page.index('id="data"')]
-    assert "default-src &#x27;none&#x27;" in before or "default-src 'none'" in before
+    assert "default-src 'none'" in before
     assert "unsafe" not in before
     code = re.sub(r'<script type="application/json".*?</script>', "", page, flags=re.DOTALL)
     assert set(re.findall(r"https?://[^\s\"']+", code)) == {"http://www.w3.org/2000/svg"}  # a name, never loaded
@@ -114,7 +142,15 @@ def test_columns_in_which_all_rows_agree_are_told_once_and_long_tables_are_cut_w
 
 @pytest.mark.parametrize(
     ("value", "plain"),
-    [(float("nan"), None), (pd.NA, None), (1.23456789, 1.23457), (True, True), (float("inf"), "inf"), ("a", "a")],
+    [
+        (float("nan"), None),
+        (pd.NA, None),
+        (1.23456789, 1.23457),
+        (123456789.0, 123456789),
+        (True, True),
+        (float("inf"), "inf"),
+        ("a", "a"),
+    ],
 )
 def test_values_become_what_json_can_hold(value: object, plain: object) -> None:
     assert plain_value(value) == plain
@@ -130,6 +166,52 @@ def test_the_lost_fraction_turns_the_recovered_one_and_its_interval_round() -> N
     corrupt = patch_rows(["last"])
     assert list(with_effect(corrupt).reindex(corrupt.index)["effect"]) == pytest.approx(list(corrupt["recovered"]))
     assert "lost" not in shown_table(corrupt)
+
+
+@pytest.mark.parametrize("unchanged", ["corrupt", "clean"])
+def test_curves_of_a_patch_sweep_hold_the_values_intervals_and_levels_of_the_table(unchanged: str) -> None:
+    results = patch_rows(["image", "last"], unchanged=unchanged)
+    curves = patch_curves(results)
+    assert curves is not None
+    panels = curves["choices"][0]["panels"]
+    assert len(panels) == 4  # two metrics, each with its fraction
+    lost = unchanged == "clean"
+    for metric, (plain, fraction) in zip(("logit_difference", "accuracy"), (panels[:2], panels[2:]), strict=True):
+        rows = results[(results["metric"] == metric) & (results["tokens"] == "last")].set_index("layer")
+        key = "language_model resid_pre last"
+        for layer, *point in (entry[:4] for entry in plain["series"][key]):
+            assert point == pytest.approx(list(rows.loc[layer, ["value", "lower", "upper"]]), rel=1e-5)
+        for layer, *point in (entry[:4] for entry in fraction["series"][key]):
+            middle, low, high = rows.loc[layer, ["recovered", "recovered_lower", "recovered_upper"]]
+            assert point == pytest.approx([1 - middle, 1 - high, 1 - low] if lost else [middle, low, high], abs=1e-5)
+        assert len(plain["series"][key]) == len(fraction["series"][key]) == len(rows) == 4
+        assert plain["levels"] == {"clean": rows["clean"].iloc[0], "corrupt": 0.0}
+        assert fraction["levels"] == ({"clean": 0.0, "corrupt": 1.0} if lost else {"clean": 1.0, "corrupt": 0.0})
+
+
+def test_one_activation_of_two_parts_makes_two_curves() -> None:
+    language, vision = patch_rows(["image"]), patch_rows(["image"], part="vision_tower", seed=2)
+    curves = patch_curves(pd.concat([language, vision], ignore_index=True))
+    assert curves is not None
+    panel = curves["choices"][0]["panels"][0]
+    labels = [series["label"] for series in curves["series"][:2]]
+    assert labels == ["language model resid_pre, image", "vision tower resid_pre, image"]
+    for rows, series in ((language, curves["series"][0]), (vision, curves["series"][1])):
+        points = panel["series"][series["key"]]
+        assert [point[0] for point in points] == [0, 1, 2, 3]
+        values = rows[rows["metric"] == "logit_difference"]["value"]
+        assert [point[1] for point in points] == pytest.approx(list(values), rel=1e-5)
+    assert len({series["mark"] for series in curves["series"][:2]}) == 2  # apart in grey too
+
+
+def test_the_levels_of_a_transplant_are_those_of_donor_and_recipient() -> None:
+    usual, moved = patch_rows(["image", "last"]), patch_rows(["image", "last"]).assign(op="transplant")
+    for results, clean, corrupt in ((usual, "clean run", "corrupt run"), (moved, "donor", "recipient")):
+        curves, heat = patch_curves(results), patch_heat(results)
+        assert curves is not None and heat is not None
+        assert [series["label"] for series in curves["series"][-2:]] == [clean, corrupt]
+        for section in (curves, heat):
+            assert f"0 as the {corrupt}, 1 as the {clean}" in section["caption"]
 
 
 def test_a_patch_sweep_shows_curves_heat_and_patches_as_far_as_it_has_them(tmp_path: Path) -> None:
@@ -166,6 +248,19 @@ def test_colours_are_those_of_all_figures_in_light_and_legible_in_dark() -> None
     assert all(contrast(colour, PAPER["dark"]) >= CONTRAST for name, colour in dark.items() if name != "undefined")
     assert len({dark[name] for name in ("score", "transfer", "control", "random_init", "pixels", "chance")}) == 6
     assert contrast("#000000", "#ffffff") == pytest.approx(21.0)
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_colours_of_one_figure_stay_apart_on_dark_paper(sight: str) -> None:
+    light, dark = colours("light"), colours("dark")
+    of_light: dict[str, set[str]] = {}
+    for name, colour in light.items():
+        of_light.setdefault(colour, set()).add(dark[name])
+    assert all(len(found) == 1 for found in of_light.values())  # what is one colour in light is one in dark
+    for together in TOGETHER.values():
+        shades = [next(iter(of_light[colour])) for colour in together]
+        close = [pair for pair in combinations(shades, 2) if distance(*pair, sight) < APART]
+        assert not close
 
 
 def unfinish(run: Path) -> None:

@@ -130,7 +130,7 @@ def test_the_committed_tables_of_real_sweeps_give_a_band_with_its_rule(name: str
 
 def test_a_real_table_of_another_depth_or_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="several of the model's 12 layers, got layers 0 to 29"):
-        choose_layers(GALLERY / "patch_map_smol.csv", 12)
+        choose_layers(GALLERY / "token_map_smol.csv", 12)
     pd.DataFrame({"plan": ["full"], "score": np.ones(1)}).to_csv(tmp_path / "results.csv", index=False)
     with pytest.raises(BadInput, match="with other columns"):
         choose_layers(tmp_path, 30)
