@@ -105,7 +105,7 @@ def test_one_metric_and_the_image_s_groups_are_read_where_a_run_has_more(tmp_pat
 
 # What the committed tables of smol show (docs/interventions.md): image tokens are read within block 23.
 REAL = {
-    "patch_map": ((23,), "change of the recovered fraction of the logit_difference under patch of image"),
+    "token_map": ((23,), "change of the recovered fraction of the logit_difference under patch of image"),
     "knockout": (None, "size of the lost fraction of the logit_difference under knockout of image->question"),
     "skip": (None, "change of the lost fraction of the logit_difference under skip of image"),
     "transplant": (None, "change of the recovered fraction of the logit_difference under transplant"),
