@@ -27,22 +27,25 @@ def to_transformer_lens(llava: Llava) -> "TransformerBridge":
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    with without_installing():
-        return TransformerBridge.boot_transformers(
+    with without_looking_for_a_processor():
+        bridge = TransformerBridge.boot_transformers(
             llava.id, hf_model=twin(llava), tokenizer=_tokenizer(llava), device=str(llava.device), dtype=llava.dtype
         )
+    bridge.processor = llava.processor  # type: ignore[assignment]  # declared as None there
+    return bridge
 
 
 @contextmanager
-def without_installing() -> Iterator[None]:
-    """Keeps TransformerLens from installing torchvision with pip while it boots.
+def without_looking_for_a_processor() -> Iterator[None]:
+    """Keeps TransformerLens from looking for a processor by the model's name while it boots.
 
-    It does so where it finds no processor by the model's name. The torchvision that pip picks need not fit the torch
-    that is there, and then transformers cannot be imported any more.
+    It asks the hub for names such as ``smol``, and tries again for half a minute where there is no network. Where it
+    finds none, it installs torchvision with pip; that one need not fit the torch that is there, and then transformers
+    cannot be imported any more.
     """
     from transformer_lens.model_bridge.sources.transformers import helpers
 
-    with mock.patch.object(helpers, "_ensure_torchvision", return_value=False):
+    with mock.patch.object(helpers, "_MODALITY_PROCESSOR_LOADERS", []):
         yield
 
 

@@ -1,13 +1,17 @@
 """Bridges: TransformerLens' cache and nnsight's trace hold what capture finds; weights shared, the model untouched."""
 
+import socket
 import subprocess
 import sys
 from typing import Any
 
+import huggingface_hub as hub
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import AutoProcessor
 
+from models import bridges
 from models.bridges import to_nnsight, to_transformer_lens, twin
 from models.capture import capture
 from models.inputs import prepare
@@ -63,16 +67,25 @@ def test_every_site_equals_nnsights_trace(llava: Llava, llava_plain: Llava, grou
 
 
 @pytest.mark.filterwarnings("ignore")  # the library's own, at import and at boot
-def test_nothing_is_installed_while_transformer_lens_boots(llava: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[object] = []
-    monkeypatch.setattr(subprocess, "check_call", lambda *a, **k: calls.append(a))
-    from transformer_lens.model_bridge.sources.transformers import helpers
+def test_transformer_lens_boots_without_the_hub_and_without_pip(llava: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformer_lens.model_bridge import TransformerBridge
 
+    installed: list[object] = []
+    asked: list[object] = []
+    monkeypatch.setattr(subprocess, "check_call", lambda *a, **k: installed.append(a))
     monkeypatch.setitem(sys.modules, "torchvision", None)  # not there
-    helpers._ensure_torchvision()
-    assert len(calls) == 1  # what it does by itself
-    to_transformer_lens(llava)
-    assert len(calls) == 1
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda name, **_: asked.append(name) or _refuse())
+    by_name = {"hf_model": twin(llava), "tokenizer": bridges._tokenizer(llava)}
+    TransformerBridge.boot_transformers(llava.id, device="cpu", dtype=llava.dtype, **by_name)
+    assert len(installed) == 1 and asked == [llava.id, llava.id]  # what it does by itself
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: asked.append(a) or _refuse())
+    assert to_transformer_lens(llava).processor is llava.processor
+    assert len(installed) == 1 and len(asked) == 2
+
+
+def _refuse() -> None:
+    raise OSError("not there")
 
 
 def test_a_twin_shares_every_tensor_and_no_module(llava: Llava) -> None:

@@ -9,7 +9,7 @@ from jinja2.exceptions import TemplateError
 from torch.testing import assert_close
 from transformers import LlavaForConditionalGeneration
 
-from models.bridges import without_installing
+from models.bridges import without_looking_for_a_processor
 from models.capture import capture
 from models.embedded import compose
 from models.inputs import prepare
@@ -79,7 +79,7 @@ def test_transformer_lens_opens_the_folder_by_path_and_agrees_at_every_site(smol
     from transformer_lens.model_bridge import TransformerBridge
 
     inputs = prepare(smol, [ask(make_scene(3, split="test"), "what")])
-    with without_installing():
+    with without_looking_for_a_processor():
         bridge = TransformerBridge.boot_transformers(str(compose("smol")), device="cpu", dtype=torch.float32)
     logits, cache = bridge.run_with_cache(inputs.input_ids, pixel_values=inputs.pixel_values)
     # eager there, sdpa here; thirty layers deep the residual stream has entries of several hundred
