@@ -1,14 +1,14 @@
 """Weights: reading checkpoint folders in either llava-hf key layout, seeded random weights, published sizes.
 
-``read_weights(folder, model_shapes)`` refuses a checkpoint that does not fit, naming the key; ``random_weights`` draws
-each tensor from a seed of its own, in the dtype asked for; ``published_config`` and ``offline_processor`` make a model
-of LLaVA-1.5's size without any download.
+``read_weights(stored_tensors(folder), model_shapes)`` refuses a checkpoint that does not fit, naming the key;
+``random_weights`` draws each tensor from a seed of its own, in the dtype asked for; ``published_config`` has the sizes
+of LLaVA-1.5.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,18 +16,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
-
-from tasks.prompts import CAPTION, CHAT_TEMPLATE, IMAGE, LETTER, SHORT, SYSTEM, vicuna_v1
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 # (width, inner width, layers, heads) of the language model. Source: Liu et al. 2024, arXiv 2310.03744 (Vicuna 1.5).
 PUBLISHED = {"llava-1.5-7b": (4096, 11008, 32, 32), "llava-1.5-13b": (5120, 13824, 40, 40)}
@@ -52,22 +42,24 @@ def canonical(key: str) -> str:
     return re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", key)
 
 
-def read_weights(folder: Path, shapes: Mapping[str, torch.Size], *, tied: bool = False) -> dict[str, Tensor]:
-    """The tensors of a checkpoint folder by the model's own keys.
+def read_weights(
+    stored: Iterable[tuple[str, Tensor]], shapes: Mapping[str, torch.Size], *, where: str, tied: bool = False
+) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by the model's own keys.
 
     Args:
-        folder: Holds ``*.safetensors``, or else ``pytorch_model*.bin`` of plain tensors.
+        stored: Keys as written, in either llava-hf layout, and tensors.
         shapes: The model's keys and the shape that each must have.
+        where: What errors call the checkpoint.
         tied: Whether the head shares the token embedding, so that the checkpoint may leave it out.
 
     Raises:
-        CheckpointError: If there are no weights, a file is broken or holds more than plain tensors, or a key is
-            missing, unexpected or of the wrong shape.
+        CheckpointError: If a key is missing, unexpected or of the wrong shape.
     """
     own = {canonical(key): key for key in shapes}
     found: dict[str, Tensor] = {}
     unexpected: list[str] = []
-    for key, tensor in _tensors(folder):
+    for key, tensor in stored:
         name = canonical(key)
         if name.endswith((".position_ids", ".rotary_emb.inv_freq")):  # buffers that old versions saved
             continue
@@ -76,7 +68,7 @@ def read_weights(folder: Path, shapes: Mapping[str, torch.Size], *, tied: bool =
         elif tensor.shape != shapes[own[name]]:
             raise CheckpointError(
                 f"checkpoint key {key!r} must have shape {tuple(shapes[own[name]])}, got {tuple(tensor.shape)} in "
-                f"{folder.name}. The weights do not belong to the config.json beside them."
+                f"{where}. The weights do not belong to the config.json beside them."
             )
         else:
             found[own[name]] = tensor
@@ -89,14 +81,18 @@ def read_weights(folder: Path, shapes: Mapping[str, torch.Size], *, tied: bool =
         parts = [f"{kind} {_some(keys)}" for kind, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
         raise CheckpointError(
             f"checkpoint must have exactly the keys of LlavaForConditionalGeneration, got {' and '.join(parts)} in "
-            f"{folder.name}. Both llava-hf layouts are read; convert others first."
+            f"{where}. Both llava-hf layouts and original LLaVA folders are read; convert others first."
         )
     return found
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the folder's weight files, with its key as written."""
-    for path in weight_files(folder):
+def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of some weight files, with its key as written.
+
+    Raises:
+        CheckpointError: If a file is broken or holds more than plain tensors.
+    """
+    for path in files:
         if path.suffix == ".safetensors":
             try:
                 with safe_open(path, framework="pt") as file:
@@ -155,15 +151,15 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def hash_files(folder: Path) -> str:
-    """SHA-256 over the weight files' contents, 16 hexadecimal digits; independent of the folder's place."""
+def hash_files(files: Sequence[Path]) -> str:
+    """SHA-256 over the files' contents, 16 hexadecimal digits; independent of where they lie."""
 
     def digest(path: Path) -> bytes:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
 
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
-        return hashlib.sha256(b"".join(pool.map(digest, weight_files(folder)))).hexdigest()[:16]
+        return hashlib.sha256(b"".join(pool.map(digest, files))).hexdigest()[:16]
 
 
 def hash_random(config: LlavaConfig, seed: int, dtype: torch.dtype) -> str:
@@ -217,68 +213,6 @@ def published_config(name: str) -> LlavaConfig:
         pad_token_id=32001,
     )
     return LlavaConfig(vision_config=vision, text_config=text, image_token_index=32000, image_seq_length=576)
-
-
-def offline_processor(config: LlavaConfig) -> LlavaProcessor:
-    """A processor made on the spot, for models that come without one (random weights).
-
-    The tokenizer is a byte-level BPE whose merges were learned from LLaVA-1.5's own prompts, so that any text can be
-    written and a prompt has about as many tokens as LLaVA's. It means nothing to trained weights.
-
-    Raises:
-        ValueError: If the vocabulary cannot hold 256 bytes and four special tokens.
-    """
-    text: Any = config.text_config
-    vision: Any = config.vision_config
-    size, image_id = int(text.vocab_size), int(config.image_token_id)
-    smallest = 256 + 4
-    if size < smallest or not 0 <= image_id < size:
-        raise ValueError(
-            f"vocab_size must be at least {smallest} and hold image_token_index, got {size} and {image_id}. "
-            "A model without a tokenizer of its own is given a byte-level one."
-        )
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(  # type: ignore[call-arg, unused-ignore]
-        vocab_size=min(size - 4, 2000),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-        min_frequency=1,
-    )
-    corpus = [SYSTEM, SHORT, LETTER, CAPTION, vicuna_v1("What is in the picture? Is there a red cat at the top left?")]
-    learner.train_from_iterator([text.replace(IMAGE, " ") for text in corpus], trainer)
-    learned: dict[str, Any] = json.loads(learner.to_str())["model"]
-    free = iter(i for i in range(size) if i != image_id)
-    vocabulary = {token: next(free) for token in ("<s>", "</s>", "<pad>")}
-    vocabulary[IMAGE] = image_id
-    vocabulary |= {token: next(free) for token in sorted(learned["vocab"], key=learned["vocab"].__getitem__)}
-    merges = [tuple(pair) for pair in learned["merges"]]
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<s>", "</s>", "<pad>", IMAGE])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocabulary["<s>"])]
-    )
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call, unused-ignore]
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        additional_special_tokens=[IMAGE],
-        add_bos_token=True,
-        clean_up_tokenization_spaces=False,
-    )
-    side = int(vision.image_size)
-    pictures = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    return LlavaProcessor(  # type: ignore[no-untyped-call, unused-ignore]
-        image_processor=pictures,
-        tokenizer=fast,
-        patch_size=vision.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    )
 
 
 def _sizes(config: LlavaConfig) -> dict[str, Any]:

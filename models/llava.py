@@ -4,29 +4,16 @@ This is the only file that knows where transformers keeps the parts (vision towe
 their modules are called. ``Llava.tap(site)`` says where an activation is read; everything else asks for sites.
 """
 
-import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    StrictDataclassError,
-)
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import (
-    AutoTokenizer,
-    CLIPImageProcessorPil,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerBase,
-)
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from models.checkpoints import (
@@ -34,15 +21,18 @@ from models.checkpoints import (
     CheckpointError,
     hash_files,
     hash_random,
-    offline_processor,
     published_config,
     random_weights,
     read_weights,
+    stored_tensors,
+    weight_files,
 )
+from models.locate import Located, locate, unknown_model
+from models.original import is_original, read_original
+from models.processors import offline_processor, read_processor
 from models.sites import Site, all_sites, check_site
 
 Attention = Literal["sdpa", "eager"]
-_EMBEDDED = ("smol", "smol-stage1")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # Above this many parameters the check on a real forward is left out for random weights: it would cost minutes on a CPU
 # and can only repeat what the same code shows on small models.
@@ -299,19 +289,22 @@ def load(
     revision: str | None = None,
     attn: Attention = "sdpa",
     seed: int = 0,
+    base: str | Path | None = None,
     validate: bool = True,
 ) -> Llava:
     """A LLaVA-1.5 stack, checked on a real forward.
 
     Args:
         name_or_path: ``"smol"`` or ``"smol-stage1"`` (embedded), a checkpoint folder or Hugging Face id in either
-            llava-hf key layout, ``"random:llava-1.5-7b"`` or ``"random:llava-1.5-13b"`` (published size, random weights
-            and a byte-level tokenizer), or a config, which gets random weights too.
+            llava-hf key layout or the original one (``liuhaotian/llava-v1.5-7b``),
+            ``"random:llava-1.5-7b"`` or ``"random:llava-1.5-13b"`` (published size, random weights and a byte-level
+            tokenizer), or a config, which gets random weights too.
         device: Where the weights go.
         dtype: What they are stored in; None keeps float32 on a CPU and takes the checkpoint's own dtype elsewhere.
         revision: A branch, tag or commit, for a Hugging Face id.
         attn: The attention implementation; every site can be captured under both.
         seed: Of random weights.
+        base: The language model (folder or Hugging Face id) of an original stage-1 folder, which has none.
         validate: Whether to check that image tokens match the patch grid, that the captured last ``resid_post`` gives
             the model's logits, and that every site fires. Random weights of a billion and more skip the last two.
 
@@ -327,12 +320,12 @@ def load(
     name = "random" if config is not None else str(name_or_path)
     if name.startswith("random:"):
         if name.removeprefix("random:") not in PUBLISHED:
-            raise _unknown(name)
+            raise unknown_model(name)
         config = published_config(name.removeprefix("random:"))
     if config is not None:
         llava = _random(config, offline_processor(config), f"{name}@{seed}", seed, dtype or torch.float32, device, attn)
     else:
-        llava = _from_folder(*_locate(name, revision), device=torch.device(device), dtype=dtype, attn=attn)
+        llava = _from_folder(locate(name, revision), base=base, device=torch.device(device), dtype=dtype, attn=attn)
     if validate:
         _validate(llava, forward=config is None or llava.model.num_parameters() < _CHECK_RANDOM_BELOW)
     return llava
@@ -386,66 +379,41 @@ def _build(
     return placed
 
 
-def _unknown(name: str) -> ValueError:
-    accepted = ", ".join([*_EMBEDDED, *(f"random:{size}" for size in PUBLISHED)])
-    return ValueError(
-        f"model must be one of {accepted}, a checkpoint folder, or a Hugging Face id such as llava-hf/llava-1.5-7b-hf, "
-        f"got {name!r}. Check the spelling."
-    )
-
-
-class _Located(NamedTuple):
-    folder: Path
-    id: str
-    revision: str | None
-
-
-def _locate(name: str, revision: str | None) -> _Located:
-    """The checkpoint folder that a name means."""
-    if name in _EMBEDDED:
-        from models.embedded import compose
-
-        return _Located(compose(name), name, None)  # type: ignore[arg-type]
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise CheckpointError(
-                f"checkpoint folder must hold config.json, got none in {path.name!r}. Check the path."
-            )
-        return _Located(path, path.resolve().name, None)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise _unknown(name)
-    small = ["*.json", "*.txt", "*.model", "*.jinja"]
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, "*.safetensors"]))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, "pytorch_model*.bin"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
-        raise ValueError(
-            f"model must be in the local Hugging Face cache or on a hub that can be reached, got {name!r}{offline}: "
-            f"{reason} Give a folder, or one of {', '.join(_EMBEDDED)}, which need no download."
-        ) from error
-    return _Located(folder, name, folder.name)
-
-
 def _from_folder(
-    folder: Path, name: str, revision: str | None, *, device: torch.device, dtype: torch.dtype | None, attn: Attention
+    located: Located,
+    *,
+    base: str | Path | None,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    attn: Attention,
 ) -> Llava:
+    folder, name, revision = located
+    if is_original(folder):
+        original = read_original(folder, base=base)
+        config, processor, files = original.config, original.processor, original.files
+        stored: Iterable[tuple[str, Tensor]] = original.tensors
+    else:
+        if base is not None:
+            raise CheckpointError(f"base is for original stage-1 folders, got {str(base)!r} with {name}. Leave it out.")
+        config = _read_config(folder)
+        _check_architecture(config, name)
+        files, processor = tuple(weight_files(folder)), read_processor(folder, config)
+        stored = stored_tensors(files)
+    weights = read_weights(stored, _shapes(config), where=folder.name, tied=bool(config.tie_word_embeddings))
+    kept = next(iter(weights.values())).dtype
+    chosen = dtype or (torch.float32 if device.type == "cpu" or kept not in _FLOATS else kept)
+    return Llava(_build(config, weights, chosen, device, attn), processor, name, revision, hash_files(files))
+
+
+def _read_config(folder: Path) -> LlavaConfig:
     try:
-        config = LlavaConfig.from_pretrained(folder)
+        config: LlavaConfig = LlavaConfig.from_pretrained(folder)
     except (OSError, ValueError, TypeError, LookupError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"config.json must be readable, got {reason} in {folder.name}. Download it again."
         ) from error
-    _check_architecture(config, name)
-    weights = read_weights(folder, _shapes(config), tied=bool(config.tie_word_embeddings))
-    stored = next(iter(weights.values())).dtype
-    chosen = dtype or (torch.float32 if device.type == "cpu" or stored not in _FLOATS else stored)
-    model = _build(config, weights, chosen, device, attn)
-    return Llava(model, _read_processor(folder, config), name, revision, hash_files(folder))
+    return config
 
 
 def _check_architecture(config: Any, name: str) -> None:
@@ -460,27 +428,6 @@ def _check_architecture(config: Any, name: str) -> None:
         raise CheckpointError(
             f"vision_feature_layer must be one layer, got {config.vision_feature_layer} in {name}. LLaVA-1.5 reads -2."
         )
-
-
-def _read_processor(folder: Path, config: Any) -> LlavaProcessor:
-    """Tokenizer and picture processor of a folder; pictures go through Pillow, so torchvision is not needed."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        pictures = CLIPImageProcessorPil.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"checkpoint folder must hold its tokenizer and preprocessor files, got {str(error).splitlines()[0]} in "
-            f"{folder.name}. Download them."
-        ) from error
-    template = folder / "chat_template.jinja"
-    return LlavaProcessor(  # type: ignore[no-untyped-call, unused-ignore]
-        image_processor=pictures,
-        tokenizer=tokenizer,
-        patch_size=config.vision_config.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=1,
-        chat_template=template.read_text() if template.is_file() else tokenizer.chat_template,
-    )
 
 
 def _validate(llava: Llava, *, forward: bool) -> None:

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from models.checkpoints import CheckpointError, _read_bin, offline_processor, random_weights, weight_files
+from models.checkpoints import CheckpointError, _read_bin, random_weights, weight_files
 from models.llava import Llava, load
+from models.processors import offline_processor
 from tests.conftest import tiny_config
 
 

@@ -1,0 +1,337 @@
+"""Original LLaVA checkpoints, in the layout of the authors' own code, as what transformers' LLaVA takes.
+
+``read_original(folder)`` reads LLaVA-1.5 (two-layer projector) and LLaVA (linear projector) folders, with the vision
+tower inside or beside them, and stage-1 folders that hold a projector alone. ``python -m models.original SOURCE OUT``
+writes one as a llava-hf folder, which every other tool opens.
+"""
+
+import argparse
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from tokenizers import AddedToken
+from torch import Tensor
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaTokenizer,
+    LlavaConfig,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from models.checkpoints import CheckpointError, published_config, stored_tensors, weight_files
+from models.locate import locate
+from models.processors import clip_pictures, llava_processor
+from tasks.prompts import CHAT_TEMPLATE, IMAGE
+
+_PROJECTOR = "mm_projector.bin"
+_ACTIVATION = {"mlp2x_gelu": "gelu", "linear": "linear"}
+_TOWERS = {"clip-vit-large-patch14-336": 336, "clip-vit-large-patch14": 224}  # pixels; otherwise the same network
+_TEXT_KEYS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "hidden_act",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+)
+_ROWS = 64  # embeddings are filled up to a multiple of this, as llava-hf's are
+
+
+@dataclass(frozen=True)
+class Original:
+    """What an original folder holds, in transformers' terms.
+
+    Args:
+        config: Of the whole stack.
+        processor: With ``<image>`` added to the tokenizer.
+        files: Every weight file that was read.
+        tensors: Keys as transformers writes them, and tensors.
+    """
+
+    config: LlavaConfig
+    processor: LlavaProcessor
+    files: tuple[Path, ...]
+    tensors: list[tuple[str, Tensor]]
+
+
+def is_original(folder: Path) -> bool:
+    """Whether the folder's ``config.json`` was written by the authors' code."""
+    try:
+        return "mm_vision_tower" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def read_original(folder: Path, *, base: str | Path | None = None) -> Original:
+    """Config, processor and weights of an original LLaVA folder.
+
+    Embeddings and head get rows for ``<image>`` and for filling up, as llava-hf's have; each is the mean of the trained
+    rows, and the logits of all other tokens are unchanged. Prompts become the ids that the authors' code makes.
+
+    Args:
+        folder: Holds ``config.json``, the tokenizer, and the weights (``model.layers.*``, ``model.mm_projector.*``, and
+            the vision tower, or its name in ``config.json``); or, after stage 1, ``config.json`` and
+            ``mm_projector.bin`` alone.
+        base: The language model (folder or Hugging Face id) of a stage-1 folder.
+
+    Raises:
+        CheckpointError: If the folder is of another architecture or incomplete.
+        ValueError: If ``base`` or the tower cannot be found.
+
+    Source: the layout is that of https://github.com/haotian-liu/LLaVA; the linear projector is LLaVA's (Liu et al.
+        2023, arXiv 2304.08485), the other LLaVA-1.5's (Liu et al. 2024, arXiv 2310.03744).
+    """
+    described = _read_json(folder / "config.json")
+    _check(described, folder)
+    language, files = _language(folder, base)
+    text = described if language == folder else _read_json(language / "config.json")
+    stored = list(stored_tensors(files))
+    inside = any(".vision_tower." in key for key, _ in stored)
+    tower = _tower_folder(str(described["mm_vision_tower"]), folder, needed=not inside)
+    if tower is not None and not inside:
+        files += weight_files(tower)
+        stored += [
+            (f"model.vision_tower.vision_tower.{key}", tensor)
+            for key, tensor in stored_tensors(weight_files(tower))
+            if key.startswith("vision_model.")  # a whole CLIP has a text tower, too
+        ]
+    vision, pictures = _vision(str(described["mm_vision_tower"]), tower)
+    tokenizer = _tokenizer(language)
+    rows = -(-max(int(text.get("vocab_size", 0)), len(tokenizer)) // _ROWS) * _ROWS
+    try:
+        config = _config(described, text, vision, tokenizer, rows)
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"config.json must be readable, got {reason} in {folder.name}. Correct it.") from error
+    processor = llava_processor(tokenizer, pictures, config, chat_template=CHAT_TEMPLATE)
+    return Original(config, processor, tuple(files), _translated(stored, config))
+
+
+def _check(described: dict[str, Any], folder: Path) -> None:
+    """Refuses what the authors' code also writes, but is no LLaVA or LLaVA-1.5."""
+    architecture = (described.get("architectures") or ["LlavaLlamaForCausalLM"])[0]
+    wanted = {
+        "architectures": (architecture, ("LlavaLlamaForCausalLM", "LlamaForCausalLM")),
+        "mm_projector_type": (described.get("mm_projector_type", "linear"), tuple(_ACTIVATION)),
+        "mm_vision_select_feature": (described.get("mm_vision_select_feature", "patch"), ("patch", "cls_patch")),
+        "image_aspect_ratio": (described.get("image_aspect_ratio", "square"), ("square", "pad", None)),
+        "mm_use_im_start_end": (bool(described.get("mm_use_im_start_end")), (False,)),
+    }
+    for key, (found, accepted) in wanted.items():
+        if found not in accepted:
+            raise CheckpointError(
+                f"{key} must be {' or '.join(str(value) for value in accepted if value is not None)}, got {found} in "
+                f"{folder.name}. Of the original checkpoints LLaVA and LLaVA-1.5 on LLaMA are read."
+            )
+
+
+def _language(folder: Path, base: str | Path | None) -> tuple[Path, list[Path]]:
+    """The folder with the language model's config and tokenizer, and the weight files of all but the tower."""
+    projector = folder / _PROJECTOR
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"checkpoint must be whole, got LoRA factors in {folder.name}. Merge them first "
+            "(scripts/merge_lora_weights.py of the original code)."
+        )
+    whole = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+    if whole and base is not None:
+        raise CheckpointError(f"base is for folders that hold a projector alone, got whole weights in {folder.name}.")
+    if whole or not projector.is_file():
+        return folder, weight_files(folder)
+    if base is None:
+        raise CheckpointError(
+            f"checkpoint must have its language model, got only {_PROJECTOR} in {folder.name}. Name it: "
+            "load(..., base='lmsys/vicuna-7b-v1.5'), or python -m models.original FOLDER OUT --base ..."
+        )
+    language = locate(str(base)).folder
+    return language, [*weight_files(language), projector]
+
+
+def _tower_folder(name: str, folder: Path, *, needed: bool) -> Path | None:
+    """Where the vision tower lies; None if nothing of it is needed but its well-known sizes."""
+    beside = folder / name  # the name alone if it is absolute
+    if beside.is_dir():
+        return beside
+    if not needed and name.rsplit("/", 1)[-1] in _TOWERS:
+        return None
+    try:
+        return locate(name).folder
+    except ValueError as error:
+        raise CheckpointError(
+            f"mm_vision_tower must be a folder, or a Hugging Face id that can be read, got {name!r} in the config.json "
+            f"of {folder.name}: {error}"
+        ) from error
+
+
+def _vision(name: str, tower: Path | None) -> tuple[CLIPVisionConfig, CLIPImageProcessorPil]:
+    vision: Any
+    if tower is None:
+        side = _TOWERS[name.rsplit("/", 1)[-1]]
+        vision = published_config("llava-1.5-7b").vision_config
+        vision.image_size = side
+        return vision, clip_pictures(side)
+    vision = CLIPVisionConfig.from_pretrained(tower)
+    if (tower / "preprocessor_config.json").is_file():
+        return vision, CLIPImageProcessorPil.from_pretrained(tower)
+    return vision, clip_pictures(int(vision.image_size))
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """LLaMA's tokenizer with ``<image>`` as its next token.
+
+    Text on both sides of a picture is tokenized as the original code does it, each part as if it stood alone: the part
+    behind ``<image>`` begins with a space of its own.
+    """
+    files = [name for name in ("tokenizer.model", "tokenizer.json") if (folder / name).is_file()]
+    try:
+        if not files:
+            raise FileNotFoundError("none")  # transformers would make an empty one
+        llama: Any = LlamaTokenizer.from_pretrained(folder, legacy=True)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"checkpoint folder must hold LLaMA's tokenizer.model, got {reason} in {folder.name}. "
+            "Copy it from the language model."
+        ) from error
+    llama.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call, unused-ignore]
+        tokenizer_object=llama.backend_tokenizer,
+        bos_token=llama.bos_token,
+        eos_token=llama.eos_token,
+        unk_token=llama.unk_token,
+        pad_token=llama.pad_token or llama.unk_token,  # as the original code pads
+        additional_special_tokens=[IMAGE],
+        add_bos_token=True,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _config(
+    described: dict[str, Any],
+    text: dict[str, Any],
+    vision: Any,
+    tokenizer: Any,
+    rows: int,
+) -> LlavaConfig:
+    class_token = described.get("mm_vision_select_feature", "patch") == "cls_patch"
+    patches = (int(vision.image_size) // int(vision.patch_size)) ** 2
+    known = {key: text[key] for key in _TEXT_KEYS if text.get(key) is not None}
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=LlamaConfig.from_dict({**known, "vocab_size": rows, "pad_token_id": tokenizer.pad_token_id}),
+        projector_hidden_act=_ACTIVATION[described.get("mm_projector_type", "linear")],
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=patches + class_token,
+        vision_feature_layer=int(described.get("mm_vision_select_layer", -2)),
+        vision_feature_select_strategy="full" if class_token else "default",
+        tie_word_embeddings=bool(text.get("tie_word_embeddings", False)),
+    )
+
+
+def _translated(stored: list[tuple[str, Tensor]], config: Any) -> list[tuple[str, Tensor]]:
+    """The tensors under transformers' keys, embeddings filled up, one linear map written as two."""
+    found = [(_key(key), tensor) for key, tensor in stored]
+    rows = int(config.text_config.vocab_size)
+    filled = [
+        (key, _fill(tensor, rows) if key in ("language_model.embed_tokens.weight", "lm_head.weight") else tensor)
+        for key, tensor in found
+    ]
+    if config.projector_hidden_act == "linear":  # the second of transformers' two maps is the identity
+        width = int(config.text_config.hidden_size)
+        dtype = found[0][1].dtype
+        filled.append(("multi_modal_projector.linear_2.weight", torch.eye(width, dtype=dtype)))
+        filled.append(("multi_modal_projector.linear_2.bias", torch.zeros(width, dtype=dtype)))
+    return filled
+
+
+def _key(key: str) -> str:
+    """``model.mm_projector.2.weight`` -> ``multi_modal_projector.linear_2.weight``; other keys' parts likewise."""
+    key = re.sub(r"^.*\bmm_projector\.0\.", "multi_modal_projector.linear_1.", key)
+    key = re.sub(r"^.*\bmm_projector\.2\.", "multi_modal_projector.linear_2.", key)
+    key = re.sub(r"^.*\bmm_projector\.(weight|bias)$", r"multi_modal_projector.linear_1.\1", key)
+    key = re.sub(r"^model\.vision_tower\.vision_tower\.(vision_model\.)?", "vision_tower.", key)
+    return re.sub(r"^model\.(embed_tokens|layers|norm)\.", r"language_model.\1.", key)
+
+
+def _fill(tensor: Tensor, rows: int) -> Tensor:
+    """``tensor`` with its mean row added until it has ``rows``."""
+    missing = rows - len(tensor)
+    if missing <= 0:
+        return tensor
+    mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
+    return torch.cat([tensor, mean.expand(missing, -1)])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        described: Any = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"config.json must be readable, got {error} in {path.parent.name}.") from error
+    if not isinstance(described, dict):
+        raise CheckpointError(f"config.json must hold a mapping, got something else in {path.parent.name}.")
+    return described
+
+
+def convert(source: str | Path, out: Path, *, base: str | Path | None = None) -> Path:
+    """Writes an original checkpoint as a llava-hf folder, in the precision it is stored in.
+
+    Args:
+        source: A folder or Hugging Face id.
+        out: The new folder; appears once everything is written.
+        base: As for ``read_original``.
+
+    Raises:
+        CheckpointError: If ``out`` is there, ``source`` is no original checkpoint, or it does not load.
+    """
+    from models.llava import load  # which reads original folders with this file
+
+    if out.exists():
+        raise CheckpointError(f"out must not exist, got {str(out)!r}. Choose another name.")
+    located = locate(str(source))
+    if not is_original(located.folder):
+        raise CheckpointError(f"source must be an original LLaVA checkpoint, got {str(source)!r}. It loads as it is.")
+    _, first = next(stored_tensors(_language(located.folder, base)[1]))
+    llava = load(source, base=base, dtype=first.dtype)
+    fresh = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    llava.model.save_pretrained(fresh)
+    llava.processor.save_pretrained(fresh)
+    fresh.replace(out)
+    return out
+
+
+def main() -> None:
+    """Converts one checkpoint."""
+    parser = argparse.ArgumentParser(
+        description="Writes an original LLaVA checkpoint (liuhaotian/llava-v1.5-7b and the like) as a llava-hf folder, "
+        "which plain transformers, TransformerLens, nnsight and every command here opens.",
+    )
+    parser.add_argument("source", help="a folder or Hugging Face id in the authors' layout")
+    parser.add_argument("out", type=Path, help="the new folder")
+    parser.add_argument("--base", default=None, help="language model of a stage-1 folder, e.g. lmsys/vicuna-7b-v1.5")
+    options = parser.parse_args()
+    try:
+        print(convert(options.source, options.out, base=options.base))
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
