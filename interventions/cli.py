@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from records import arguments
 from records.commandline import RunByDefault, progress_bar, refuse, table_console, with_config
 from records.errors import BadInput, refusing
-from records.manifest import write_atomically
-from records.options import DtypeName, ModelOptions
+from records.options import ModelOptions
 
 COMMAND = "patch-sweep"
 _REPEATABLE = frozenset({"site", "tokens", "source", "target", "metric", "noise_seed"})
@@ -32,21 +32,13 @@ Op = Literal["patch", "ablate", "knockout", "skip", "steer", "attribute", "trans
 
 app = typer.Typer(cls=RunByDefault, add_completion=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
-_WHAT, _WHERE, _HOW, _RUN = "The model and the pairs", "Where to intervene", "What to do there", "The run"
+_WHAT, _WHERE, _HOW, _RUN = arguments.INPUT, "Where to intervene", "What to do there", arguments.RUN
 
 
 @app.command(cls=with_config(COMMAND, _REPEATABLE))
 def run(
-    model: Annotated[
-        str,
-        typer.Option(
-            help="`smol`, `smol-stage1`, a checkpoint folder, a Hugging Face id, or `random:llava-1.5-7b`.",
-            rich_help_panel=_WHAT,
-        ),
-    ] = "smol",
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a Hugging Face id.", rich_help_panel=_WHAT)
-    ] = None,
+    model: arguments.Model = "smol",
+    revision: arguments.Revision = None,
     data: Annotated[
         str,
         typer.Option(
@@ -55,13 +47,7 @@ def run(
             rich_help_panel=_WHAT,
         ),
     ] = "scenes",
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            help="The folder that picture paths in the file are relative to. [default: the file's own folder]",
-            rich_help_panel=_WHAT,
-        ),
-    ] = None,
+    images: arguments.Images = None,
     pair: Annotated[
         str,
         typer.Option(
@@ -188,35 +174,17 @@ def run(
             help="`resume` computes what can change; `full` whole forwards; same numbers.", rich_help_panel=_RUN
         ),
     ] = "resume",
-    preprocess: Annotated[
-        Literal["pad", "hf"],
-        typer.Option(
-            help="`pad` to a square as LLaVA-1.5 was trained, or crop as Hugging Face's processor.",
-            rich_help_panel=_RUN,
-        ),
-    ] = "pad",
+    preprocess: arguments.Preprocess = "pad",
     seed: Annotated[int, typer.Option(help="Of scenes and resampling.", rich_help_panel=_RUN)] = 0,
     batch_size: Annotated[int, typer.Option(help="Pairs that run together.", rich_help_panel=_RUN)] = 8,
-    device: Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1`.", rich_help_panel=_RUN)] = "cpu",
-    dtype: Annotated[
-        DtypeName | None,
-        typer.Option(help="Of the model. [default: float32 on a CPU, else the checkpoint's]", rich_help_panel=_RUN),
-    ] = None,
-    attn: Annotated[
-        Literal["sdpa", "eager"], typer.Option(help="Attention implementation.", rich_help_panel=_RUN)
-    ] = "sdpa",
+    device: arguments.Device = "cpu",
+    dtype: arguments.Dtype = None,
+    attn: arguments.Attn = "sdpa",
     out: Annotated[
         Path | None, typer.Option(help="The run directory. [default: runs/OP-MODEL-DATA]", rich_help_panel=_RUN)
     ] = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Replace the run in the directory instead of resuming it.", rich_help_panel=_RUN
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print size and time, and stop.", rich_help_panel=_RUN)
-    ] = False,
+    overwrite: arguments.Overwrite = False,
+    dry_run: arguments.DryRun = False,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -294,24 +262,7 @@ def show(
     _print(results, [paths.png for paths in figures], folder)
 
 
-@app.command()
-def report(
-    folders: Annotated[list[Path], typer.Argument(help="Finished runs, of other commands too.", metavar="RUN...")],
-    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
-) -> None:
-    """Write one HTML page about runs, to be explored in a browser: it opens from disk and needs no network."""
-    from figures.report import build_report
-
-    try:
-        with refusing(ValueError, OSError):
-            page = build_report(folders)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(out, page.html.encode())
-    except BadInput as error:
-        refuse(COMMAND, error)
-    typer.echo(f"report: {out} ({page.size / 1e6:.1f} MB)")
-    if page.left_out:
-        typer.echo(f"{page.left_out} of {page.shown + page.left_out} examples left out, to keep it small")
+arguments.add_report(app, COMMAND)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from records.arguments import add_report
 from records.commandline import RunByDefault, progress_bar, refuse, table_console
-from records.errors import BadInput, refusing
-from records.manifest import write_atomically
+from records.errors import BadInput
 
 COMMAND = "layerwise-finetune"
 _MODEL, _PLAN, _DATA, _HOW, _RUN = "The model", "What trains", "The data", "How it trains", "The run"
@@ -329,24 +329,7 @@ def compare(
         typer.echo(f"figure:  {name}")
 
 
-@app.command()
-def report(
-    folders: Annotated[list[Path], typer.Argument(help="Finished runs, of other commands too.", metavar="RUN...")],
-    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
-) -> None:
-    """Write one HTML page about runs, to be explored in a browser: it opens from disk and needs no network."""
-    from figures.report import build_report
-
-    try:
-        with refusing(ValueError, OSError):
-            page = build_report(folders)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(out, page.html.encode())
-    except BadInput as error:
-        refuse(COMMAND, error)
-    typer.echo(f"report: {out} ({page.size / 1e6:.1f} MB)")
-    if page.left_out:
-        typer.echo(f"{page.left_out} of {page.shown + page.left_out} examples left out, to keep it small")
+add_report(app, COMMAND)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
