@@ -33,11 +33,13 @@ from interventions.report_table import render_summary
 from interventions.results import first_bad, list_errors, list_values, summarise_cells
 from interventions.running import unchanged_run
 from interventions.steering import load_directions
-from interventions.work import Work, batch_runner, load_model, plan_work
+from interventions.work import Work, batch_runner, plan_work
 from models.inputs import image_processor, prepare
+from models.llava import Llava
 from records.errors import BadInput, refusing
 from records.html import run_html
 from records.manifest import check_folder, new_manifest, open_run, read_manifest, write_atomically, write_manifest
+from records.model import open_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
 from records.progress import OnProgress, shown_progress
 from records.tables import clock, read_results, saved_results, write_results
@@ -96,6 +98,7 @@ class FinishedPatchSweep:
 def run_patch_sweep(
     config: PatchConfig,
     *,
+    llava: Llava | None = None,
     command: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
@@ -104,6 +107,7 @@ def run_patch_sweep(
 
     Args:
         config: What to do.
+        llava: The model that ``config`` names, if it is in memory already; otherwise it is loaded.
         command: The command line, for the manifest.
         on_progress: Told how it goes, as (stage, newly done, total); None shows it where this is a notebook.
         on_note: Told what a user should know before it starts: the estimate.
@@ -124,7 +128,7 @@ def run_patch_sweep(
     with refusing(ValueError):
         device = own_device(config.model.device)
     processes = join_processes(device)
-    llava = load_model(config.model.name, config, device)
+    llava = open_model(config.model, device=device, seed=config.seed, given=llava)
     work = plan_work(config, pairs, llava, device, None if directions is None else directions.tensors)
     estimate = _estimate(config, work)
     if config.dry_run:

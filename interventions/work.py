@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from interventions.config import PatchConfig
@@ -16,8 +15,9 @@ from interventions.plan import FLOW, CellSpec, SteerOptions, TransplantOptions
 from interventions.running import BatchValues, resampled_pairs, run_batch, run_transplants
 from interventions.steering import fitting_direction
 from models.inputs import prepare
-from models.llava import Llava, load
+from models.llava import Llava
 from records.errors import refusing
+from records.model import other_model
 from tasks.prompts import vicuna_v1
 
 
@@ -54,24 +54,6 @@ def is_compared(config: PatchConfig, batch: int) -> bool:
     return config.plan.op == "attribute" and batch == 0
 
 
-def load_model(name: str, config: PatchConfig, device: str) -> Llava:
-    """The model, or the donor, as the settings want it.
-
-    Raises:
-        BadInput: If it cannot be loaded.
-    """
-    options = config.model
-    with refusing(ValueError, OSError, ModuleNotFoundError):
-        return load(
-            name,
-            device=device,
-            dtype=getattr(torch, options.dtype) if options.dtype else None,
-            revision=options.revision if name == options.name else None,
-            attn=options.attn,
-            seed=config.seed,
-        )
-
-
 def plan_work(
     config: PatchConfig, pairs: Pairs, llava: Llava, device: str, directions: Mapping[str, Tensor] | None = None
 ) -> Work:
@@ -87,7 +69,9 @@ def plan_work(
         return len(answer_tokens(llava, question, answer))
 
     options = config.plan.options
-    donor = load_model(options.donor, config, device) if isinstance(options, TransplantOptions) else None
+    donor = None
+    if isinstance(options, TransplantOptions):
+        donor = other_model(config.model, options.donor, device=device, seed=config.seed)
     with refusing(ValueError):
         specs = tuple(config.plan.cells(llava))
         if config.pairs.spec == SCENES:

@@ -28,10 +28,11 @@ from probes.folds import Plan
 from probes.maps import TABLE, MapPlan, map_steps, plan_maps, write_maps
 from probes.report_table import render_summary
 from probes.selection import Selection, at_size, plan_for, select
-from probes.store import DTYPES, STORES, ActivationStore, SizeEstimate, estimate_size
+from probes.store import STORES, ActivationStore, SizeEstimate, estimate_size
 from records.errors import BadInput, refusing
 from records.html import run_html
 from records.manifest import check_folder, new_manifest, open_run, read_manifest, write_atomically, write_manifest
+from records.model import open_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
 from records.progress import OnProgress, shown_progress
 from records.tables import clock, read_results, saved_results, write_results
@@ -98,6 +99,7 @@ class FinishedSweep:
 def run_sweep(
     config: SweepConfig,
     *,
+    llava: Llava | None = None,
     command: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
@@ -106,6 +108,7 @@ def run_sweep(
 
     Args:
         config: What to do.
+        llava: The model that ``config`` names, if it is in memory already; otherwise it is loaded.
         command: The command line, for the manifest.
         on_progress: Told how it goes, as (stage, newly done, total); None shows it where this is a notebook.
         on_note: Told what a user should know before it starts: the estimate, and what is left out.
@@ -130,7 +133,7 @@ def run_sweep(
     with refusing(ValueError):
         device = own_device(config.model.device)
     processes = join_processes(device)
-    llava = _load(config, device)
+    llava = open_model(config.model, device=device, seed=config.seed, given=llava)
     selection = at_size(selection, config, llava.image_size)
     sites = _sites(config, llava)
     estimate = _estimate(config, llava, selection, sites)
@@ -224,19 +227,6 @@ def _check_settings(config: SweepConfig) -> None:
         raise BadInput(
             f"pool must be mean, max or box for tokens {config.sites.tokens!r}, got 'none'. A probe reads one "
             "activation of an example; only --tokens last leaves one without pooling."
-        )
-
-
-def _load(config: SweepConfig, device: str) -> Llava:
-    options = config.model
-    with refusing(ValueError, OSError, ModuleNotFoundError):
-        return load(
-            options.name,
-            device=device,
-            dtype=DTYPES[options.dtype] if options.dtype else None,
-            revision=options.revision,
-            attn=options.attn,
-            seed=config.seed,
         )
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test reaches the network
 
@@ -52,6 +53,15 @@ def llava() -> Llava:
 def llava_plain() -> Llava:
     """No grouped queries, another depth, width and grid."""
     return load(tiny_config(grouped=False), seed=1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(llava: Llava, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny grouped-query LLaVA as a plain Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    llava.model.save_pretrained(folder)
+    llava.processor.save_pretrained(folder)
+    return folder
 
 
 def noise_picture(seed: int, width: int = 40, height: int = 30) -> Picture:

@@ -13,22 +13,12 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from interventions.cli import app
-from models.llava import Llava
 
 
 class Outcome(NamedTuple):
     code: int
     out: str
     err: str
-
-
-@pytest.fixture(scope="session")
-def checkpoint(llava: Llava, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny grouped-query LLaVA as a plain Hugging Face folder."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    llava.model.save_pretrained(folder)
-    llava.processor.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

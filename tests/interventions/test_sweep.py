@@ -24,7 +24,7 @@ from interventions.results import COLUMNS, KEYS, list_values, summarise_cells
 from interventions.statistics import adjust_p
 from interventions.sweep import FinishedPatchSweep, PatchEstimate, run_patch_sweep
 from models.inputs import prepare
-from models.llava import Llava
+from models.llava import Llava, load
 from records.options import ModelOptions
 
 ISSUE_COLUMNS = (
@@ -59,6 +59,19 @@ def done(settings: PatchConfig, *, drawn: bool = False) -> FinishedPatchSweep:
 @pytest.fixture(scope="module")
 def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedPatchSweep:
     return done(config(checkpoint, tmp_path_factory.mktemp("sweep") / "run", metrics=METRICS))
+
+
+def test_a_model_in_memory_gives_the_same_and_is_left_as_it_was(
+    finished: FinishedPatchSweep, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = load(checkpoint)
+    before, described = there.weight_hash, str(there.model)
+    monkeypatch.setattr("records.model.load", None)
+    with patch("interventions.sweep.draw_run", return_value=()):
+        again = run_patch_sweep(config(checkpoint, tmp_path / "run", metrics=METRICS), llava=there)
+    assert isinstance(again, FinishedPatchSweep)
+    pd.testing.assert_frame_equal(again.results, finished.results)
+    assert (there.weight_hash, str(there.model)) == (before, described)
 
 
 def test_results_have_one_row_for_each_cell_and_metric(finished: FinishedPatchSweep) -> None:

@@ -102,12 +102,11 @@ def test_the_notebook_runs_top_to_bottom_and_draws_every_picture_that_it_shows(n
 
 
 @pytest.mark.timeout(TIMEOUT + 60)
-def test_your_own_model_takes_a_folder_and_says_so_where_there_is_none(llava: Llava, tmp_path: Path) -> None:
+def test_your_own_model_takes_a_folder_and_says_so_where_there_is_none(
+    llava: Llava, checkpoint: Path, tmp_path: Path
+) -> None:
     assert "LACCOLITH_MODEL is not set" in shown(read("08_your_own_model"))
-    folder = tmp_path / "model"
-    llava.model.save_pretrained(folder)
-    llava.processor.save_pretrained(folder)
-    fresh = execute(NOTEBOOKS / "08_your_own_model.ipynb", tmp_path, {"LACCOLITH_MODEL": str(folder)})
+    fresh = execute(NOTEBOOKS / "08_your_own_model.ipynb", tmp_path, {"LACCOLITH_MODEL": str(checkpoint)})
     assert "LACCOLITH_MODEL is not set" not in shown(fresh)
     assert f"{llava.n_layers} layers, width {llava.d_model}, {llava.n_image_tokens} image tokens" in shown(fresh)
 

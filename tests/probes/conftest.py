@@ -11,7 +11,6 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from typer.testing import CliRunner
 
-from models.llava import Llava
 from probes.cli import app
 
 
@@ -25,15 +24,6 @@ class Photos(NamedTuple):
     table: Path
     folder: Path
     rows: list[dict[str, object]]
-
-
-@pytest.fixture(scope="session")
-def checkpoint(llava: Llava, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny grouped-query LLaVA as a plain Hugging Face folder."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    llava.model.save_pretrained(folder)
-    llava.processor.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import torch
 
 from models.capture import capture
 from models.inputs import prepare
-from models.llava import Llava
+from models.llava import Llava, load
 from models.sites import Site
 from probes.capturing import capture_pooled, layouts, width
 from probes.config import DataOptions, ModelOptions, ProbeOptions, SiteOptions, SweepConfig
@@ -51,6 +51,17 @@ def files(folder: Path) -> dict[str, bytes]:
     found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     del found["manifest.json"]
     return found
+
+
+def test_a_model_in_memory_gives_the_same_bytes(
+    finished: FinishedSweep, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = load(checkpoint)
+    monkeypatch.setattr("records.model.load", None)
+    again = run_sweep(config(checkpoint, tmp_path / "run"), llava=there)
+    assert isinstance(again, FinishedSweep)
+    same = {name: content for name, content in files(again.folder).items() if not name.startswith("figures/")}
+    assert same == {name: content for name, content in files(finished.folder).items() if name in same}
 
 
 def test_results_have_one_row_for_each_target_site_and_split(finished: FinishedSweep) -> None:

@@ -1,0 +1,57 @@
+"""The model that a command's settings name: loaded, or the one that is in memory already."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from models.llava import Llava, load
+from records.errors import BadInput, refusing
+from records.options import ModelOptions
+
+
+def open_model(options: ModelOptions, *, device: str, seed: int, given: Llava | None = None) -> Llava:
+    """The model that ``options`` name.
+
+    Args:
+        options: Which model, and how it runs.
+        device: Where this process has it.
+        seed: Of random weights.
+        given: The same model, loaded before, with the weights that it was loaded with.
+
+    Raises:
+        BadInput: If it cannot be loaded, or ``given`` is another one.
+    """
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    if given is None:
+        with refusing(ValueError, OSError, ModuleNotFoundError):
+            return load(
+                options.name, device=device, dtype=dtype, revision=options.revision, attn=options.attn, seed=seed
+            )
+    names = (options.name, f"{options.name}@{seed}", Path(options.name).expanduser().resolve().name)
+    wanted = {
+        "name": (given.id, given.id if given.id in names else options.name),
+        "revision": (given.revision, options.revision or given.revision),
+        "device": (given.device, torch.empty(0, device=device).device),
+        "dtype": (given.dtype, dtype or given.dtype),
+        "attn": (given.attention, options.attn),
+    }
+    for setting, (found, named) in wanted.items():
+        if found != named:
+            raise BadInput(
+                f"llava must be the model that the settings name, got {setting} {str(found)!r} where they have "
+                f"{str(named)!r}. Correct ModelOptions, or leave llava out."
+            )
+    return given
+
+
+def other_model(options: ModelOptions, name: str, *, device: str, seed: int) -> Llava:
+    """Another model, which runs as ``options`` say.
+
+    Raises:
+        BadInput: If it cannot be loaded.
+    """
+    same = name == options.name
+    return open_model(
+        replace(options, name=name, revision=options.revision if same else None), device=device, seed=seed
+    )
