@@ -8,6 +8,7 @@ of LLaVA-1.5.
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -112,7 +113,8 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
         "Download it again, or convert it to safetensors."
     )
     try:
-        state: object = torch.load(path, map_location="cpu", weights_only=True)
+        mapped = zipfile.is_zipfile(path)  # what torch wrote before 1.6 is no zip and is read whole
+        state: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     # What the restricted unpickler raises on bytes that are no pickle depends on the bytes.
     except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(refusal) from error

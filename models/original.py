@@ -9,6 +9,7 @@ import argparse
 import json
 import re
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,16 @@ _TEXT_KEYS = (
     "rms_norm_eps",
     "rope_theta",
     "rope_scaling",
+    "rope_parameters",
+    "head_dim",
+    "attention_bias",
+    "mlp_bias",
     "hidden_act",
     "tie_word_embeddings",
     "bos_token_id",
     "eos_token_id",
 )
+_NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps")
 _ROWS = 64  # embeddings are filled up to a multiple of this, as llava-hf's are
 
 
@@ -74,16 +80,18 @@ class Original:
 def is_original(folder: Path) -> bool:
     """Whether the folder's ``config.json`` was written by the authors' code."""
     try:
-        return "mm_vision_tower" in json.loads((folder / "config.json").read_text())
+        described = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         return False
+    return isinstance(described, dict) and "mm_vision_tower" in described
 
 
 def read_original(folder: Path, *, base: str | Path | None = None) -> Original:
     """Config, processor and weights of an original LLaVA folder.
 
     Embeddings and head get rows for ``<image>`` and for filling up, as llava-hf's have; each is the mean of the trained
-    rows, and the logits of all other tokens are unchanged. Prompts become the ids that the authors' code makes.
+    rows, and the logits of all other tokens are unchanged. A question's prompt becomes the ids that the authors' code
+    makes; in later turns the text behind ``</s>`` begins with a space token, as with LLaMA's older tokenizers.
 
     Args:
         folder: Holds ``config.json``, the tokenizer, and the weights (``model.layers.*``, ``model.mm_projector.*``, and
@@ -100,11 +108,14 @@ def read_original(folder: Path, *, base: str | Path | None = None) -> Original:
     """
     described = _read_json(folder / "config.json")
     _check(described, folder)
+    name = str(described["mm_vision_tower"]).rstrip("/")
     language, files = _language(folder, base)
     text = described if language == folder else _read_json(language / "config.json")
+    _check_language(text, language)
+    tokenizer = _tokenizer(language)
     stored = list(stored_tensors(files))
     inside = any(".vision_tower." in key for key, _ in stored)
-    tower = _tower_folder(str(described["mm_vision_tower"]), folder, needed=not inside)
+    tower = _tower_folder(name, folder, needed=not inside)
     if tower is not None and not inside:
         files += weight_files(tower)
         stored += [
@@ -112,14 +123,19 @@ def read_original(folder: Path, *, base: str | Path | None = None) -> Original:
             for key, tensor in stored_tensors(weight_files(tower))
             if key.startswith("vision_model.")  # a whole CLIP has a text tower, too
         ]
-    vision, pictures = _vision(str(described["mm_vision_tower"]), tower)
-    tokenizer = _tokenizer(language)
-    rows = -(-max(int(text.get("vocab_size", 0)), len(tokenizer)) // _ROWS) * _ROWS
+    rows = -(-max(int(text["vocab_size"]), len(tokenizer)) // _ROWS) * _ROWS
     try:
+        vision, pictures = _vision(name, tower)
         config = _config(described, text, vision, tokenizer, rows)
-    except (StrictDataclassError, ValueError, TypeError) as error:
+    except (StrictDataclassError, OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"config.json must be readable, got {reason} in {folder.name}. Correct it.") from error
+    if described.get("image_aspect_ratio") != "pad":
+        warnings.warn(
+            f"{folder.name} was trained on pictures that CLIP's processor crops. "
+            "Use preprocess='hf', or --preprocess hf.",
+            stacklevel=2,
+        )
     processor = llava_processor(tokenizer, pictures, config, chat_template=CHAT_TEMPLATE)
     return Original(config, processor, tuple(files), _translated(stored, config))
 
@@ -134,12 +150,37 @@ def _check(described: dict[str, Any], folder: Path) -> None:
         "image_aspect_ratio": (described.get("image_aspect_ratio", "square"), ("square", "pad", None)),
         "mm_use_im_start_end": (bool(described.get("mm_use_im_start_end")), (False,)),
     }
+    if not described["mm_vision_tower"] or not isinstance(described["mm_vision_tower"], str):
+        raise CheckpointError(
+            f"mm_vision_tower must name a vision tower, got {described['mm_vision_tower']!r} in the config.json of "
+            f"{folder.name}. A language model alone is no LLaVA."
+        )
+    if re.search(r"\bdelta\b", f"{folder.name} {described.get('_name_or_path', '')}"):
+        raise CheckpointError(
+            f"checkpoint must be whole, got a delta in {folder.name}. Add it to its LLaMA first "
+            "(llava.model.apply_delta of the original code)."
+        )
     for key, (found, accepted) in wanted.items():
         if found not in accepted:
             raise CheckpointError(
                 f"{key} must be {' or '.join(str(value) for value in accepted if value is not None)}, got {found} in "
                 f"{folder.name}. Of the original checkpoints LLaVA and LLaVA-1.5 on LLaMA are read."
             )
+
+
+def _check_language(text: dict[str, Any], folder: Path) -> None:
+    """Refuses a language model that would run as LLaMA and is none, or leaves its sizes to chance."""
+    kind = text.get("model_type", "llama")
+    if kind not in ("llama", "llava", "llava_llama") or "text_config" in text:
+        raise CheckpointError(
+            f"language model must be a LLaMA (model_type llama), got {kind} in {folder.name}. Give the folder that the "
+            "projector was trained with."
+        )
+    missing = [key for key in _NEEDED if text.get(key) is None]
+    if missing:
+        raise CheckpointError(
+            f"config.json must hold {', '.join(_NEEDED)}, got no {', '.join(missing)} in {folder.name}. Correct it."
+        )
 
 
 def _language(folder: Path, base: str | Path | None) -> tuple[Path, list[Path]]:
@@ -199,12 +240,11 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Text on both sides of a picture is tokenized as the original code does it, each part as if it stood alone: the part
     behind ``<image>`` begins with a space of its own.
     """
-    files = [name for name in ("tokenizer.model", "tokenizer.json") if (folder / name).is_file()]
     try:
-        if not files:
-            raise FileNotFoundError("none")  # transformers would make an empty one
+        if not (folder / "tokenizer.model").is_file():
+            _check_sentencepiece(folder / "tokenizer.json")
         llama: Any = LlamaTokenizer.from_pretrained(folder, legacy=True)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"checkpoint folder must hold LLaMA's tokenizer.model, got {reason} in {folder.name}. "
@@ -221,6 +261,14 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         add_bos_token=True,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _check_sentencepiece(path: Path) -> None:
+    """Refuses a fast tokenizer that LLaMA's class would read wrongly: it would make other ids and not say so."""
+    if not path.is_file():
+        raise FileNotFoundError("none")
+    if not json.loads(path.read_text())["model"].get("byte_fallback"):
+        raise ValueError("a tokenizer.json of another kind")
 
 
 def _config(
@@ -290,7 +338,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def convert(source: str | Path, out: Path, *, base: str | Path | None = None) -> Path:
-    """Writes an original checkpoint as a llava-hf folder, in the precision it is stored in.
+    """Writes an original checkpoint as a llava-hf folder, in the precision of its language model.
 
     Args:
         source: A folder or Hugging Face id.

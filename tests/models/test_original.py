@@ -58,8 +58,9 @@ TEXT = LlamaConfig(
 class Authors(nn.Module):
     """LLaVA as its authors write it: CLIP's features but one, a projector, and LLaMA with the picture spliced in."""
 
-    def __init__(self, projector: str) -> None:
+    def __init__(self, projector: str, text: LlamaConfig = TEXT) -> None:
         super().__init__()
+        self.first_patch = 1  # behind the class token
         torch.manual_seed(0)
         self.clip = CLIPModel(
             CLIPConfig(
@@ -77,7 +78,7 @@ class Authors(nn.Module):
             if projector == "linear"
             else nn.Sequential(nn.Linear(32, 48), nn.GELU(), nn.Linear(48, 48))
         )
-        self.llama = LlamaForCausalLM(TEXT).eval()
+        self.llama = LlamaForCausalLM(text).eval()
 
     def _vision(self) -> dict[str, Tensor]:
         found = {k: v for k, v in self.clip.state_dict().items() if k.startswith("vision_model.")}
@@ -86,7 +87,7 @@ class Authors(nn.Module):
 
     @torch.inference_mode()
     def forward(self, before: Tensor, pixels: Tensor, after: Tensor) -> Tensor:
-        features = self.tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+        features = self.tower(pixels, output_hidden_states=True).hidden_states[-2][:, self.first_patch :]
         embed = self.llama.get_input_embeddings()
         spliced = torch.cat([embed(before), self.projector(features), embed(after)], 1)
         logits: Tensor = self.llama(inputs_embeds=spliced).logits
@@ -243,10 +244,9 @@ def test_prompts_become_the_ids_of_the_authors_code(write: Write, sentences: byt
     assert llava.image_token_id == pieces.vocab_size() == ROWS
 
 
-def test_a_stage_1_folder_takes_its_language_model_from_elsewhere(
-    tmp_path: Path, sentences: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    authors, folder, base = Authors("mlp2x_gelu"), tmp_path / "pretrain", tmp_path / "vicuna"
+def test_a_stage_1_folder_takes_its_language_model_from_elsewhere(tmp_path: Path, sentences: bytes) -> None:
+    turned = LlamaConfig(**{**TEXT.to_dict(), "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}})
+    authors, folder, base = Authors("mlp2x_gelu", turned), tmp_path / "pretrain", tmp_path / "vicuna"
     write_config(folder, str(tmp_path / "clip"), vocab_size=1)
     torch.save(
         {f"model.mm_projector.{k}": v for k, v in authors.projector.state_dict().items()}, folder / "mm_projector.bin"
@@ -263,6 +263,15 @@ def test_a_stage_1_folder_takes_its_language_model_from_elsewhere(
     assert load(folder, base=base).weight_hash != llava.weight_hash  # every file that was read counts
     with pytest.raises(CheckpointError, match="base is for original stage-1 folders"):
         load("smol-stage1", base=base)
+    described = json.loads((base / "config.json").read_text())
+    for changes, message in (
+        ({"model_type": "mistral"}, "language model must be a LLaMA"),
+        ({"text_config": {}}, "language model must be a LLaMA"),
+        ({"rms_norm_eps": None}, "got no rms_norm_eps in vicuna"),
+    ):
+        (base / "config.json").write_text(json.dumps({**described, **changes}))
+        with pytest.raises(CheckpointError, match=message):
+            load(folder, base=base)
 
 
 def test_the_converted_folder_opens_in_plain_transformers(
@@ -294,6 +303,37 @@ def test_the_published_tower_inside_a_checkpoint_needs_no_download(write: Write)
     assert (read.config.image_seq_length, read.processor.image_processor.crop_size["height"]) == (576, 336)
 
 
+def test_old_buffers_and_a_tower_in_bin_files_are_read(write: Write) -> None:
+    folder, authors = write(inside=False, bins=True)
+    tower = {**authors.clip.state_dict(), "vision_model.embeddings.position_ids": torch.arange(17)[None]}
+    (folder / "clip" / "model.safetensors").unlink()
+    torch.save(
+        {**tower, "vision_model.embeddings.position_ids": torch.arange(17)[None]}, folder / "clip" / "pytorch_model.bin"
+    )
+    shard = folder / "pytorch_model-00001-of-00002.bin"
+    weights = torch.load(shard, weights_only=True)
+    torch.save(
+        {**weights, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, shard,
+        _use_new_zipfile_serialization=False,  # as torch before 1.6 wrote
+    )  # fmt: skip
+    check_same(load(folder), authors)
+
+
+def test_the_class_token_comes_along_where_the_config_says_so(write: Write) -> None:
+    folder, authors = write(mm_vision_select_feature="cls_patch")
+    authors.first_patch = 0
+    llava = load(folder)
+    assert llava.n_image_tokens == 17
+    check_same(llava, authors)
+
+
+@pytest.mark.parametrize("ratio", ["square", ...])
+def test_cropped_pictures_are_pointed_out(write: Write, ratio: object) -> None:
+    folder, _ = write(image_aspect_ratio=ratio)
+    with pytest.warns(UserWarning, match="use preprocess='hf'"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -303,6 +343,9 @@ def test_the_published_tower_inside_a_checkpoint_needs_no_download(write: Write)
         ({"mm_use_im_start_end": True}, "mm_use_im_start_end must be False, got True"),
         ({"mm_vision_select_feature": "both"}, "mm_vision_select_feature must be patch or cls_patch"),
         ({"mm_vision_tower": "nowhere/no-such-tower"}, "mm_vision_tower must be a folder, or a Hugging Face id"),
+        ({"mm_vision_tower": None}, "mm_vision_tower must name a vision tower, got None"),
+        ({"mm_vision_select_layer": "last"}, "config.json must be readable"),
+        ({"_name_or_path": "liuhaotian/LLaVA-7b-delta-v1-1"}, "got a delta in llava-original"),
         ({"hidden_size": 40}, "config.json must be readable"),
         ({"hidden_size": 60}, "must have shape"),
     ],
@@ -325,9 +368,16 @@ def test_factors_a_missing_tokenizer_and_a_missing_tower_are_refused(write: Writ
     write_tower(folder / "clip", Authors("linear"))
     with pytest.raises(CheckpointError, match="base is for folders that hold a projector alone"):
         load(folder, base=folder)
+    (folder / "clip" / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="config.json must be readable"):
+        load(folder)
     (folder / "tokenizer.model").write_bytes(b"no tokenizer")
     with pytest.raises(CheckpointError, match=r"must hold LLaMA's tokenizer.model"):
         load(folder)
     (folder / "tokenizer.model").unlink()
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "byte_fallback": False}}))
+    with pytest.raises(CheckpointError, match=r"got a tokenizer.json of another kind"):
+        load(folder)
+    (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"must hold LLaMA's tokenizer.model, got none"):
         load(folder)
