@@ -12,21 +12,19 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "models": {"tasks"},  # the example type that inputs are made of, and the prompts
     "tasks": set(),
-    "records": set(),
+    "records": {"models"},  # settings name a model; records.model opens it
     "probes": {"models", "tasks", "records"},
     "interventions": {"models", "tasks", "records"},
     "tuning": {"models", "tasks", "records"},
     "figures": {"probes", "interventions", "tuning"},
     "benchmarks": {"models", "tasks", "records", "probes", "interventions", "tuning", "figures"},
 }
-# A command draws at its end, or writes a report; those are the places where results meet figures.
+# A sweep draws at its end, and a command writes a report; those are the places where results meet figures.
 EXCEPTIONS = {
     ("probes/sweep.py", "figures"),
     ("interventions/sweep.py", "figures"),
     ("tuning/compare.py", "figures"),
-    ("probes/cli.py", "figures"),
-    ("interventions/cli.py", "figures"),
-    ("tuning/cli.py", "figures"),
+    ("records/arguments.py", "figures"),
 }
 LATE = {"transformer_lens", "nnsight", "beartype"}  # slow, or for development only: imported inside functions
 MODULES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py"))

@@ -127,7 +127,7 @@ def test_activations_that_are_not_finite_name_a_pair(
     )
     from models.llava import load
 
-    monkeypatch.setattr("interventions.work.load", lambda *a, **k: load(*a, **{**k, "validate": False}))
+    monkeypatch.setattr("records.model.load", lambda *a, **k: load(*a, **{**k, "validate": False}))
     line = ["--limit", 2, "--layers", "1", *(["--tokens", "last"] if op != "transplant" else ["--donor", folder])]
     refused(sweep("--op", op, *line, model=folder), "finite", "of 'test-0-0/colour'")
     assert not (tmp_path / "run/results.parquet").exists()
@@ -164,7 +164,7 @@ def test_picture_that_goes_missing_on_the_way_is_named(
         (pair_file.folder / "corrupt-3.png").unlink()
         return load(*arguments, **options)
 
-    monkeypatch.setattr("interventions.work.load", lose)
+    monkeypatch.setattr("records.model.load", lose)
     refused(sweep("--data", pair_file.table, "--layers", "1", "--batch-size", 2), "corrupt-3.png")
     assert not (tmp_path / "run/results.parquet").exists()
 

@@ -330,7 +330,7 @@ def test_the_class_token_comes_along_where_the_config_says_so(write: Write) -> N
 @pytest.mark.parametrize("ratio", ["square", ...])
 def test_cropped_pictures_are_pointed_out(write: Write, ratio: object) -> None:
     folder, _ = write(image_aspect_ratio=ratio)
-    with pytest.warns(UserWarning, match="use preprocess='hf'"):
+    with pytest.warns(UserWarning, match="Use preprocess='hf'"):
         load(folder)
 
 
