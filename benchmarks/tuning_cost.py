@@ -198,7 +198,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
         | {"python": platform.python_version()},
         "commit": commit(),
-        "command": " ".join(sys.argv),
+        "command": " ".join(["python -m benchmarks.tuning_cost", *sys.argv[1:]]),
         "seconds_in_all": time.perf_counter() - began,
     }
 
