@@ -1,9 +1,10 @@
-"""From stored activations to the table of results: every target at every site, with its controls, one site at a time.
+"""From stored activations to the table of results: every target at every site, with its controls.
 
 The columns are described in ``docs/results.md``.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from probes.config import SweepConfig
 from probes.controls import pixel_features
 from probes.evaluate import Kind, Result, evaluate
 from probes.folds import Plan
+from probes.parallel import each_site, sites_at_once
 from probes.scores import benjamini_hochberg
 from probes.selection import Selection, plan_for
 from probes.store import ActivationStore
@@ -56,12 +58,12 @@ def fit_sites(
     for group in selection.groups:
         plan = plan_for(selection, group, config)
         bare = plan_for(selection, group, config, fitted_only=True) if control_store is not None else None
-        for site, depth in zip(sites, depths, strict=True):
-            results = _evaluate(store.read(site, group), plan, config)
-            random_init: dict[str, float] = {}
-            if control_store is not None and bare is not None:
-                control = _evaluate(control_store.read(site, group), bare, config)
-                random_init = {target: result.score.value for target, result in control.items()}
+        work = partial(
+            _fit_site, group=group, store=store, plan=plan, control_store=control_store, bare=bare, config=config
+        )
+        at_once = sites_at_once(plan, max(store.width(site, group) for site in sites), len(sites), config.model.device)
+        fitted = each_site(work, sites, at_once=at_once)
+        for site, depth, (results, random_init) in zip(sites, depths, fitted, strict=True):
             where = {
                 "part": site.part, "site": str(site), "layer": site.layer, "name": site.name, "depth": depth,
                 "tokens": group, "pool": config.sites.pool,
@@ -86,6 +88,24 @@ def fit_sites(
     table = table.sort_values("target", key=lambda names: names.map(order), kind="stable")
     table["layer"] = table["layer"].astype("Int64")
     return table[list(COLUMNS)].reset_index(drop=True)
+
+
+def _fit_site(
+    site: Site,
+    *,
+    group: str,
+    store: ActivationStore,
+    plan: Plan,
+    control_store: ActivationStore | None,
+    bare: Plan | None,
+    config: SweepConfig,
+) -> tuple[dict[str, Result], dict[str, float]]:
+    """What the probes of one site read, and the scores of the same on the randomly initialised model, by target."""
+    results = _evaluate(store.read(site, group), plan, config)
+    if control_store is None or bare is None:
+        return results, {}
+    control = _evaluate(control_store.read(site, group), bare, config)
+    return results, {target: result.score.value for target, result in control.items()}
 
 
 def _evaluate(x: Float[Tensor, "example d"], plan: Plan, config: SweepConfig) -> dict[str, Result]:

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from probes.config import RUN, TEXT_TOKENS, SweepConfig
 from probes.estimators import LogisticProbe, MassMeanProbe, MLPProbe
 from probes.evaluate import STRENGTHS, choose_strengths
 from probes.folds import InnerSplit, Mask, Plan, TargetPlan, encode
+from probes.parallel import each_site, sites_at_once
 from probes.selection import Selection, plan_for
 from probes.solver import rotate, solve_logistic, to_original
 from probes.store import ActivationStore
@@ -252,9 +254,11 @@ def write_maps(
     probes: dict[Site, dict[str, PatchProbe]] = {site: {} for site in sites}
     for group, plan in plans.items():
         mine = [target for name, target in targets.items() if selection.tokens[name] == group]
-        for site in sites:
-            x = store.read(site, group)[: selection.n_fitted].to(device=_device(config), dtype=torch.float32)
-            probes[site].update(fit_probes(x, mine, maps.training, plan, config.probing.probe))
+        work = partial(_fit_site, group=group, store=store, targets=mine, maps=maps, plan=plan, config=config)
+        widest = max(store.width(site, group) for site in sites)
+        at_once = sites_at_once(plan, widest, len(sites), _device(config))
+        for site, fitted in zip(sites, each_site(work, sites, at_once=at_once), strict=True):
+            probes[site].update(fitted)
             on_progress(1)
     shape = (len(targets), len(sites), len(maps.examples), llava.grid[0] * llava.grid[1])
     p_true, predicted = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.int64)
@@ -282,6 +286,20 @@ def write_maps(
     with refusing(OSError):
         write_atomically(config.folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
         write_atomically(config.folder / TABLE, table.to_parquet(index=False))
+
+
+def _fit_site(
+    site: Site,
+    *,
+    group: str,
+    store: ActivationStore,
+    targets: Sequence[TargetPlan],
+    maps: MapPlan,
+    plan: Plan,
+    config: SweepConfig,
+) -> dict[str, PatchProbe]:
+    x = store.read(site, group)[: len(maps.training)].to(device=_device(config), dtype=torch.float32)
+    return fit_probes(x, targets, maps.training, plan, config.probing.probe)
 
 
 def map_steps(sites: Sequence[Site], selection: Selection, maps: MapPlan) -> int:

@@ -124,6 +124,11 @@ class ActivationStore:
                 ) from error
         return torch.cat(parts)
 
+    def width(self, site: Site, group: str) -> int:
+        """The length of one activation, by the first shard."""
+        with safe_open(self.path(site, self.shards[0]), framework="pt") as file:
+            return int(file.get_slice(group).get_shape()[1])
+
     @staticmethod
     def _holds(path: Path, shard: Shard, groups: Sequence[str]) -> bool:
         try:
