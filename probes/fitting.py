@@ -19,7 +19,7 @@ from probes.config import SweepConfig
 from probes.controls import pixel_features
 from probes.evaluate import Kind, Result, evaluate
 from probes.folds import Plan
-from probes.parallel import each_site, sites_at_once
+from probes.parallel import each_site, processes_for
 from probes.scores import benjamini_hochberg
 from probes.selection import Selection, plan_for
 from probes.store import ActivationStore
@@ -61,8 +61,9 @@ def fit_sites(
         work = partial(
             _fit_site, group=group, store=store, plan=plan, control_store=control_store, bare=bare, config=config
         )
-        at_once = sites_at_once(plan, max(store.width(site, group) for site in sites), len(sites), config.model.device)
-        fitted = each_site(work, sites, at_once=at_once)
+        widest = max(store.width(site, group) for site in sites)
+        processes = processes_for(plan, widest, len(sites), config.model.device)
+        fitted = each_site(work, sites, processes=processes)
         for site, depth, (results, random_init) in zip(sites, depths, fitted, strict=True):
             where = {
                 "part": site.part, "site": str(site), "layer": site.layer, "name": site.name, "depth": depth,

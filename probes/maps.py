@@ -34,7 +34,7 @@ from probes.config import RUN, TEXT_TOKENS, SweepConfig
 from probes.estimators import LogisticProbe, MassMeanProbe, MLPProbe
 from probes.evaluate import STRENGTHS, choose_strengths
 from probes.folds import InnerSplit, Mask, Plan, TargetPlan, encode
-from probes.parallel import each_site, sites_at_once
+from probes.parallel import each_site, processes_for
 from probes.selection import Selection, plan_for
 from probes.solver import rotate, solve_logistic, to_original
 from probes.store import ActivationStore
@@ -256,8 +256,8 @@ def write_maps(
         mine = [target for name, target in targets.items() if selection.tokens[name] == group]
         work = partial(_fit_site, group=group, store=store, targets=mine, maps=maps, plan=plan, config=config)
         widest = max(store.width(site, group) for site in sites)
-        at_once = sites_at_once(plan, widest, len(sites), _device(config))
-        for site, fitted in zip(sites, each_site(work, sites, at_once=at_once), strict=True):
+        processes = processes_for(plan, widest, len(sites), config.model.device)
+        for site, fitted in zip(sites, each_site(work, sites, processes=processes), strict=True):
             probes[site].update(fitted)
             on_progress(1)
     shape = (len(targets), len(sites), len(maps.examples), llava.grid[0] * llava.grid[1])

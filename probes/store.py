@@ -6,9 +6,11 @@ r, r + n, ...), so any number of processes write without waiting for each other,
 """
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -113,21 +115,31 @@ class ActivationStore:
         """
         parts = []
         for shard in self.shards:
-            path = self.path(site, shard)
-            try:
-                with safe_open(path, framework="pt") as file:
-                    parts.append(file.get_tensor(group))
-            except SafetensorError as error:
-                raise BadInput(
-                    f"shard must be a whole safetensors file with {group!r}, got {str(path)!r} ({error}). "
-                    "Delete the file and start again."
-                ) from error
+            with self._opened(self.path(site, shard), group) as file:
+                parts.append(file.get_tensor(group))
         return torch.cat(parts)
 
     def width(self, site: Site, group: str) -> int:
-        """The length of one activation, by the first shard."""
-        with safe_open(self.path(site, self.shards[0]), framework="pt") as file:
+        """The length of one activation, by the first shard.
+
+        Raises:
+            FileNotFoundError: If the shard is missing.
+            BadInput: If it is not whole.
+        """
+        with self._opened(self.path(site, self.shards[0]), group) as file:
             return int(file.get_slice(group).get_shape()[1])
+
+    @staticmethod
+    @contextmanager
+    def _opened(path: Path, group: str) -> Iterator[Any]:
+        try:
+            with safe_open(path, framework="pt") as file:
+                yield file
+        except SafetensorError as error:
+            raise BadInput(
+                f"shard must be a whole safetensors file with {group!r}, got {str(path)!r} ({error}). "
+                "Delete the file and start again."
+            ) from error
 
     @staticmethod
     def _holds(path: Path, shard: Shard, groups: Sequence[str]) -> bool:

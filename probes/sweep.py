@@ -284,7 +284,7 @@ def _capture(
     on_progress: OnProgress,
 ) -> ActivationStore:
     n = len(selection.examples)
-    store = ActivationStore(config.folder / STORES[0], n, shard_size(config.batch_size))
+    store = ActivationStore(config.folder.absolute() / STORES[0], n, shard_size(config.batch_size))
     own = -(-n // processes.world)
     fill_store(
         store, llava, selection.examples, sites, selection.groups, config, processes,
@@ -321,7 +321,9 @@ def _capture_control(
     """The activations of the randomly initialised model; ``llava`` cannot be used after that."""
     if not _has_control_model(config):
         return None
-    control_store = ActivationStore(config.folder / STORES[1], selection.n_fitted, shard_size(config.batch_size))
+    control_store = ActivationStore(
+        config.folder.absolute() / STORES[1], selection.n_fitted, shard_size(config.batch_size)
+    )
     fitted = selection.examples[: selection.n_fitted]
     own = -(-selection.n_fitted // processes.world)
     if control_store.missing(sites, selection.groups, rank=processes.rank, world=processes.world):

@@ -1,10 +1,14 @@
 import os
 import signal
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -13,7 +17,7 @@ from models.sites import Site
 from probes.config import ProbeOptions, SweepConfig
 from probes.fitting import fit_sites
 from probes.folds import Plan, plan_folds
-from probes.parallel import each_site, sites_at_once
+from probes.parallel import each_site, processes_for
 from probes.selection import Selection
 from probes.store import ActivationStore
 from records.errors import BadInput
@@ -40,19 +44,18 @@ def two_threads() -> object:
 
 
 def test_sites_come_back_in_order_from_processes_of_one_thread(two_threads: object) -> None:
-    layers, threads, processes = zip(*each_site(whereabouts, SITES, at_once=2), strict=True)
+    layers, threads, processes = zip(*each_site(whereabouts, SITES, processes=2), strict=True)
     assert layers == tuple(range(9))
     assert set(threads) == {1}
     assert torch.get_num_threads() == 2
     assert os.getpid() not in processes
-    assert {pid for _, _, pid in each_site(whereabouts, SITES, at_once=1)} == {os.getpid()}
 
 
 def test_refusals_of_a_process_are_refusals_here_and_a_killed_one_is_told() -> None:
     with pytest.raises(BadInput, match="must be finite"):
-        list(each_site(partial(whereabouts, harm="refuse"), SITES, at_once=2))
+        list(each_site(partial(whereabouts, harm="refuse"), SITES, processes=2))
     with pytest.raises(BadInput, match="OMP_NUM_THREADS=1"):
-        list(each_site(partial(whereabouts, harm="kill"), SITES, at_once=2))
+        list(each_site(partial(whereabouts, harm="kill"), SITES, processes=2))
 
 
 def test_side_by_side_gives_the_same_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,8 +65,8 @@ def test_side_by_side_gives_the_same_table(tmp_path: Path, monkeypatch: pytest.M
     selection = Selection("made", "0", make_examples(n), n, None, (Target("kind"),), {"kind": "image"})
     config = SweepConfig(probing=ProbeOptions(targets=("kind",), folds=2, controls=False))
 
-    def table(at_once: int) -> tuple[pd.DataFrame, list[int]]:
-        monkeypatch.setattr(probes.fitting, "sites_at_once", lambda *_: at_once)
+    def table(processes: int) -> tuple[pd.DataFrame, list[int]]:
+        monkeypatch.setattr(probes.fitting, "processes_for", lambda *_: processes)
         told: list[int] = []
         return fit_sites(store, None, SITES, [0.0] * len(SITES), selection, config, told.append), told
 
@@ -76,15 +79,55 @@ def plan(n: int) -> Plan:
     return plan_folds({"label": [i % 4 for i in range(n)]}, list(range(n)), n_resamples=2)
 
 
-def test_sites_are_fitted_side_by_side_where_they_are_small_and_many(
+def test_small_fits_get_processes_and_large_ones_all_threads(
     two_threads: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sites_at_once(plan(200), 576, 41, "cpu") == 2
-    assert sites_at_once(plan(200), 576, 7, "cpu") == 1  # processes would cost more than they save
-    assert sites_at_once(plan(200), 576, 41, "cuda") == 1
-    assert sites_at_once(plan(400), 100_000, 41, "cpu") == 1  # one site fills the batch
+    assert processes_for(plan(200), 576, 41, "cpu") == 2
+    assert processes_for(plan(200), 576, 7, "cpu") == 1  # starting them would cost more than they save
+    assert processes_for(plan(200), 576, 41, "cuda:0") == 0
+    assert processes_for(plan(200), 20_000, 41, "cpu") == 0
     torch.set_num_threads(1)
-    assert sites_at_once(plan(200), 576, 41, "cpu") == 1
+    assert processes_for(plan(200), 576, 41, "cpu") == 1
     torch.set_num_threads(2)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10**9))
-    assert sites_at_once(plan(200), 576, 41, "cpu") == 1
+    assert processes_for(plan(200), 576, 41, "cpu") == 1
+
+
+def test_one_process_is_this_one_with_one_thread(two_threads: object) -> None:
+    assert {found[1:] for found in each_site(whereabouts, SITES, processes=1)} == {(1, os.getpid())}
+    assert {found[1:] for found in each_site(whereabouts, SITES, processes=0)} == {(2, os.getpid())}
+    assert torch.get_num_threads() == 2
+
+
+PARENT = """
+import os, sys
+from functools import partial
+from probes.parallel import each_site
+from tests.probes.test_parallel import SITES, wait_with
+work = partial(wait_with, ballast=bytes(3_000_000), folder=sys.argv[1])
+list(each_site(work, SITES, processes=2))
+"""
+
+
+def wait_with(site: Site, *, ballast: bytes, folder: str) -> None:
+    (Path(folder) / str(os.getpid())).touch()
+    if site.layer:
+        time.sleep(0.2)
+
+
+def test_processes_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], cwd=Path(__file__).parents[2])
+    for _ in range(600):
+        if len(started := list(tmp_path.iterdir())) == 2:
+            break
+        assert parent.poll() is None
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    workers = [int(path.name) for path in started]
+    assert len(workers) == 2
+    for _ in range(100):
+        if not any(psutil.pid_exists(pid) for pid in workers):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"still there: {[pid for pid in workers if psutil.pid_exists(pid)]}")
