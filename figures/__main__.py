@@ -12,7 +12,7 @@ A run directory is what a command wrote with --out:
   probe-sweep                 score_by_layer; probe_map_TARGET where the run mapped examples
   patch-sweep                 token_map, head_map or patch_map; curves of knockouts, skipping and transplants
   layerwise-finetune compare  accuracy_by_family, retention, plans, cost_against_retention
-  layerwise-finetune          plan: which layers train
+  layerwise-finetune          plan: which layers train; learning_curve where the run was evaluated
 
 Each figure is written as .svg (to print) and .png (to look at), and the paths are printed.
 """

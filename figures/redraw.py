@@ -16,6 +16,7 @@ from figures.cost_ratios import draw_cost_ratios
 from figures.cost_retention import draw_cost_retention
 from figures.head_map import draw_head_map
 from figures.knockout import draw_knockout
+from figures.learning_curve import draw_learning_curve
 from figures.patch_map import draw_patch_map, draw_probe_map
 from figures.plan_diagram import draw_plan_diagram
 from figures.retention import draw_retention
@@ -42,6 +43,7 @@ KINDS: dict[str, Callable[..., Panels]] = {
     "retention": draw_retention,
     "accuracy_by_family": draw_accuracy,
     "cost_ratios": draw_cost_ratios,
+    "learning_curve": draw_learning_curve,
 }
 _PAINTED = ("patch_grid", "probe_map")
 

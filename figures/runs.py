@@ -18,6 +18,7 @@ from figures.accuracy_by_family import draw_accuracy
 from figures.cost_retention import draw_cost_retention
 from figures.head_map import draw_head_map
 from figures.knockout import draw_knockout
+from figures.learning_curve import draw_learning_curve
 from figures.parts import names_in_blocks
 from figures.patch_map import Picture, draw_patch_map, draw_probe_map, of_patches
 from figures.plan_diagram import draw_plan_diagram
@@ -36,6 +37,7 @@ _COLUMNS = {  # without these, a table is not what the command wrote
             "clean", "corrupt", "unchanged", "recovered", "n", "p_adjusted"),
     COMPARE: ("plan", "layers", "train", "method", "flops_ratio", "step_time_ratio", "condition", "family", "metric",
               "score", "score_lower", "score_upper", "retention", "lower", "upper", "n"),
+    TUNE: ("step", "set", "family", "metric", "score", "lower", "upper", "n"),
 }  # fmt: skip
 _CURVES = {"knockout": draw_knockout, "skip": draw_skip, "transplant": draw_transplant}
 # read from CSV, empty text and numbers of layers would become floats
@@ -68,6 +70,9 @@ def draw_run(folder: Path, *, width: Width = "two", example: int = 0) -> Iterato
     if kind == TUNE:
         plan, n_layers = _read_plan(folder)
         yield Drawing("plan", draw_plan_diagram(plan, n_layers=n_layers, width=width))
+        if (folder / "evaluations.csv").is_file():
+            table = read_table(folder / "evaluations.csv", TUNE)
+            yield Drawing("learning_curve", draw_learning_curve(table, width=width))
         return
     table = read_table(_table_of(folder, kind), kind)
     if kind == PATCH:

@@ -5,7 +5,6 @@ generating and comparing word for word finds, in one forward pass, and several q
 """
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -127,10 +126,3 @@ def pad_id(llava: Llava) -> int:
 def collator(llava: Llava) -> "partial[dict[str, Tensor]]":
     """``collate`` with this model's padding."""
     return partial(collate, pad_id=pad_id(llava))
-
-
-def mean_by_family(answers: pd.DataFrame, families: Sequence[str] | None = None) -> dict[str, float]:
-    """Share of right answers of each family, and ``all``."""
-    found = {str(family): float(rows["right"].mean()) for family, rows in answers.groupby("family", sort=False)}
-    kept = found if families is None else {family: found[family] for family in families if family in found}
-    return {**kept, "all": float(answers["right"].mean())}

@@ -1,13 +1,15 @@
 """Before a run goes on: whether the checkpoint is its own, whether the disk has room, what the log must forget."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 from records.errors import BadInput
+from records.manifest import write_atomically
 from tuning import checkpoint
+from tuning.callbacks import LOG
 from tuning.config import Running
+from tuning.evaluations import trim_rows
 from tuning.plan import Resolved
 
 # Bytes of a checkpoint for each trained number: the weight and AdamW's two moments in float32.
@@ -59,10 +61,10 @@ def check_disk(folder: Path, resolved: Resolved, running: Running) -> None:
         )
 
 
-def trim_log(path: Path, step: int) -> None:
-    """Drops what an interrupted run logged after the checkpoint: it is logged again."""
+def forget_after(folder: Path, step: int) -> None:
+    """Drops what an interrupted run logged and found after the checkpoint at ``step``: it will do so again."""
+    trim_rows(folder, step)
+    path = folder / LOG
     if path.is_file():
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-        temporary = path.with_suffix(".partial")
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, "".join(f"{line}\n" for line in lines).encode())

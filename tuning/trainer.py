@@ -24,16 +24,16 @@ from records.errors import BadInput
 from records.progress import OnProgress, silent
 from tuning import checkpoint, sharding
 from tuning.apply import planned_parameters, set_checkpointing
-from tuning.callbacks import LOG, Clock, Flow, Watch
+from tuning.callbacks import Clock, Flow, Watch
 from tuning.config import Optimisation, Running
 from tuning.data import GroupedSampler, Samples
-from tuning.evaluate import collator, mean_by_family, model_inputs, score_answers
+from tuning.evaluate import collator, model_inputs
+from tuning.evaluations import add_rows, evaluate_sets, in_log
 from tuning.learned import only_learned
 from tuning.plan import Resolved
 from tuning.prefix import KeptPrefix, keep_prefix
-from tuning.resuming import check_disk, check_resume, trim_log
+from tuning.resuming import check_disk, check_resume, forget_after
 
-_EVAL_BATCH = 8
 _WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "module.")
 
 
@@ -113,7 +113,7 @@ def train(
     trainer.eval_sets, trainer.on_note, trainer.on_progress = dict(eval_sets or {}), on_note, on_progress
     try:
         if resume is not None:
-            trim_log(folder / LOG, checkpoint.checkpoint_step(resume))
+            forget_after(folder, checkpoint.checkpoint_step(resume))
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         if trainer.eval_sets and not running.eval_every:
             trainer.evaluate()
@@ -305,12 +305,11 @@ class PlanTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Share of right answers and mean log-probability of each evaluation set."""
-        metrics: dict[str, float] = {}
-        for name, samples in self.eval_sets.items():
-            with self.compute_loss_context_manager():
-                answers = score_answers(self.llava, samples, batch_size=_EVAL_BATCH, model=self.model)
-            metrics |= {f"{name}/{family}": score for family, score in mean_by_family(answers).items()}
-            metrics[f"{name}/log_prob_per_token"] = float(answers["log_prob"].sum() / answers["tokens"].sum())
+        with self.compute_loss_context_manager():
+            rows = evaluate_sets(self.llava, self.eval_sets, step=self.state.global_step, model=self.model)
+        if self.args.should_save:
+            add_rows(self.folder, rows)
+        metrics = in_log(rows)
         self.log({f"eval/{key}": value for key, value in metrics.items()})
         return metrics
 
