@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.llava import Llava
 from records.errors import BadInput
+from tuning.dropout import BitDropout
 from tuning.plan import Resolved, block_parameters, lisa_layers
 
 _ADAPTER = "default"  # PEFT's own name for the one adapter
@@ -122,6 +123,11 @@ def _add_lora(llava: Llava, resolved: Resolved, seed: int) -> None:
     torch.manual_seed(seed)
     inject_adapter_in_model(_lora_config(resolved), llava.model)  # type: ignore[arg-type, unused-ignore]
     torch.random.set_rng_state(state)
+    for module in llava.model.modules():
+        held = getattr(module, "lora_dropout", None)
+        drop = held[_ADAPTER] if isinstance(held, nn.ModuleDict) else None
+        if isinstance(held, nn.ModuleDict) and isinstance(drop, nn.Dropout):
+            held[_ADAPTER] = BitDropout(drop.p)
     llava.model.requires_grad_(False)
 
 

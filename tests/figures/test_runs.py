@@ -113,9 +113,7 @@ def test_a_tuning_run_gives_the_diagram_of_its_plan_on_its_own_model(tmp_path: P
     evaluations().to_csv(folder / "evaluations.csv", index=False)
     assert [drawing.name for drawing in draw_run(folder)] == ["plan", "learning_curve"]
     (folder / "evaluations.csv").write_text("step,set\n1,seen\n")
-    with pytest.raises(
-        RunError, match=r"must be the table of a layerwise-finetune run, got no family"
-    ):
+    with pytest.raises(RunError, match=r"must be the table of a layerwise-finetune run, got no family"):
         list(draw_run(folder))
 
 
