@@ -13,10 +13,10 @@ from matplotlib.ticker import MaxNLocator
 
 from figures.panels import add_legend, add_title, open_panels
 from figures.plan_marks import CONDITIONS
-from figures.style import SERIES, SERIES_MARKERS, Panels, Width, style
+from figures.style import COLOURS, LINES, SERIES, SERIES_MARKERS, Panels, Width, style
 
 EvaluationMetric = Literal["accuracy", "log_prob_per_token"]
-METRICS: Mapping[EvaluationMetric, str] = {
+_METRICS: Mapping[EvaluationMetric, str] = {
     "accuracy": "share of right answers",
     "log_prob_per_token": "log-probability\nof a token (nats)",
 }
@@ -35,8 +35,8 @@ def draw_learning_curve(
 ) -> list[Axes]:
     """Scores by optimizer step, one curve a run: accuracy of each question family, and log-probability of all answers.
 
-    Bands are 95 % intervals, bootstrapped over samples; n samples stand in the title. Answers without a family have the
-    panel ``all`` alone.
+    Bands are 95 % intervals, bootstrapped over pictures, n of which stand in the panel's title; the dashed line is what
+    a guess gets, where the table says so. Answers without a family have the panel ``all`` alone.
 
     Args:
         table: Of a run's evaluations; with a column ``run``, of several.
@@ -44,37 +44,46 @@ def draw_learning_curve(
         title: Stands above all panels.
         axes: To draw into, one for each panel; None for a new figure.
         width: Of a new figure, in columns of a page.
-        legend: Whether there is one, where there are several runs.
+        legend: Whether there is one.
 
     Returns:
         The panels: by set, then metric, then family, ``all`` first.
 
     Raises:
-        ValueError: If the table holds none of the metrics, or ``axes`` are not one for each panel.
+        ValueError: If the table holds none of the metrics or more runs than can be told apart, or ``axes`` are not one
+            for each panel.
     """
     wanted = _panels(table, metrics)
     if not wanted:
         raise ValueError(f"table must hold {' or '.join(metrics)}, got none. Train with --eval-data.")
     steps = sorted(set(table["step"].astype(int)))
     runs = list(dict.fromkeys(table["run"])) if "run" in table else [None]
+    if len(runs) > len(SERIES):
+        raise ValueError(f"table must hold at most {len(SERIES)} runs, got {len(runs)}. Select some of them.")
     with style():
         columns = min(3 if width == "two" else 1, len(wanted))
         lines = -(-len(wanted) // columns)
         opened = open_panels(
             axes, [" ".join(panel) for panel in wanted], width=width, columns=columns, row_heights=[1.55] * lines,
-            extra=0.3 + (0.2 if len(runs) > 1 else 0.0),
+            extra=0.5,
         )  # fmt: skip
         for number, (panel, (name, metric, family)) in enumerate(zip(opened.axes, wanted, strict=True)):
             here = table[(table["set"] == name) & (table["metric"] == metric) & (table["family"] == family)]
             for index, run in enumerate(runs):
                 own = (here if run is None else here[here["run"] == run]).sort_values("step")
-                colour, marker = SERIES[index % len(SERIES)], SERIES_MARKERS[index % len(SERIES_MARKERS)]
+                colour, marker = SERIES[index], SERIES_MARKERS[index]
                 panel.plot(own["step"], own["score"], color=colour, marker=marker, label=run, zorder=3)
                 low, high = own["lower"].astype(float), own["upper"].astype(float)
                 panel.fill_between(own["step"], low, high, color=colour, alpha=0.22, linewidth=0, zorder=2)
             if metric == "accuracy":
                 panel.set_ylim(-0.02, 1.04)
-            panel.set_title(f"{_SETS.get(name, name)}: {family}", loc="left")
+            for level in sorted(set(here["chance"].dropna())) if "chance" in here else ():
+                dashes = LINES["chance"][0]
+                panel.axhline(
+                    level, color=COLOURS["chance"], linestyle=dashes, linewidth=1.0, label="a guess", zorder=1
+                )
+            n = " or ".join(map(str, sorted(set(here["n"].astype(int)))))
+            panel.set_title(f"{_SETS.get(name, name)}: {family} (n = {n})", loc="left")
             panel.set_xlabel("optimizer step")
             if len(steps) <= _FEW:
                 panel.set_xticks(steps)
@@ -82,13 +91,10 @@ def draw_learning_curve(
                 panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
             first = number % opened.columns == 0 or wanted[number - 1][1] != metric
             if first or not opened.own:
-                panel.set_ylabel(METRICS[metric])
-        if legend and len(runs) > 1:
+                panel.set_ylabel(_METRICS[metric])
+        if legend:
             add_legend(opened, width=width)
-        n = sorted(set(table["n"].astype(int)))
-        add_title(
-            opened, title, f"evaluations while training (n = {' or '.join(map(str, n))} samples; bands: 95 % intervals)"
-        )
+        add_title(opened, title, "evaluations while training (bands: 95 % intervals)")
     return opened.axes
 
 

@@ -41,7 +41,16 @@ _COLUMNS = {  # without these, a table is not what the command wrote
 }  # fmt: skip
 _CURVES = {"knockout": draw_knockout, "skip": draw_skip, "transplant": draw_transplant}
 # read from CSV, empty text and numbers of layers would become floats
-_TYPES: dict[Any, Any] = {"layer": "Int64", "window": str, "tokens": str, "head": str, "layers": str, "train": str}
+_TYPES: dict[Any, Any] = {
+    "layer": "Int64",
+    "window": str,
+    "tokens": str,
+    "head": str,
+    "layers": str,
+    "train": str,
+    "family": str,
+    "run": str,
+}
 
 
 class RunError(ValueError):
@@ -68,11 +77,7 @@ def draw_run(folder: Path, *, width: Width = "two", example: int = 0) -> Iterato
     """
     kind = kind_of_run(folder)
     if kind == TUNE:
-        plan, n_layers = _read_plan(folder)
-        yield Drawing("plan", draw_plan_diagram(plan, n_layers=n_layers, width=width))
-        if (folder / "evaluations.csv").is_file():
-            table = read_table(folder / "evaluations.csv", TUNE)
-            yield Drawing("learning_curve", draw_learning_curve(table, width=width))
+        yield from _draw_tuning(folder, width)
         return
     table = read_table(_table_of(folder, kind), kind)
     if kind == PATCH:
@@ -202,6 +207,17 @@ def _table_of(folder: Path, kind: str) -> Path:
     raise RunError(
         f"RUN must be finished, got a {kind} run without {names[0]} in {str(folder)!r}. Start it again to resume."
     )
+
+
+def _draw_tuning(folder: Path, width: Width) -> Iterator[Drawing]:
+    """The plan, where the run has written a model, and the curves, where it was evaluated; at least one of the two."""
+    evaluated = (folder / "evaluations.csv").is_file()
+    if not evaluated or ((folder / "plan.json").is_file() and (folder / "config.json").is_file()):
+        plan, n_layers = _read_plan(folder)
+        yield Drawing("plan", draw_plan_diagram(plan, n_layers=n_layers, width=width))
+    if evaluated:
+        table = read_table(folder / "evaluations.csv", TUNE)
+        yield Drawing("learning_curve", draw_learning_curve(table, width=width))
 
 
 def _draw_maps(folder: Path, width: Width, example: int) -> Iterator[Drawing]:

@@ -124,10 +124,9 @@ def _add_lora(llava: Llava, resolved: Resolved, seed: int) -> None:
     inject_adapter_in_model(_lora_config(resolved), llava.model)  # type: ignore[arg-type, unused-ignore]
     torch.random.set_rng_state(state)
     for module in llava.model.modules():
-        held = getattr(module, "lora_dropout", None)
-        drop = held[_ADAPTER] if isinstance(held, nn.ModuleDict) else None
-        if isinstance(held, nn.ModuleDict) and isinstance(drop, nn.Dropout):
-            held[_ADAPTER] = BitDropout(drop.p)
+        held: Any = getattr(module, "lora_dropout", None)
+        if held is not None and isinstance(held[_ADAPTER], nn.Dropout):
+            held[_ADAPTER] = BitDropout(held[_ADAPTER].p).train(held[_ADAPTER].training)
     llava.model.requires_grad_(False)
 
 

@@ -42,7 +42,8 @@ class Watch(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Says how a sharded model is shared, and where a resumed run goes on."""
+        """Says how a sharded model is shared, and where a resumed run goes on; forgets what will be done again."""
+        self._trainer.forget()
         self._trainer.on_progress("training", state.global_step, state.max_steps)
         line = describe(self._trainer.llava.model)
         if line is not None and state.is_world_process_zero:
@@ -76,7 +77,9 @@ class Watch(TrainerCallback):
         trainer.on_progress("training", 1, state.max_steps)
         every = trainer.running.eval_every
         if trainer.eval_sets and every and (state.global_step % every == 0 or state.global_step >= state.max_steps):
+            wanted = control.should_log
             trainer.evaluate()
+            control.should_log = wanted  # Trainer takes the line of the evaluation for that of the loss
 
     def on_log(
         self,

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _STEPS = 2**16
-_FEWEST = 128  # of the steps: a rarer drop would be rounded by more than half a percent of itself
+_FEWEST = 128  # of the steps: rounding moves a share by 0.4 % of itself at most
 
 
 class BitDropout(nn.Module):
-    """``nn.Dropout`` whose share on a CPU is rounded to a multiple of 2^-16; what is kept is scaled by that share.
+    """``nn.Dropout`` whose share on a CPU is rounded to a multiple of 2^-16; what is kept is divided by the share kept.
 
     Draws come from torch's default generator, so a seed or a restored state gives the same ones. On other devices, and
     for shares too small for sixteen bits, it is torch's own.
@@ -32,7 +32,7 @@ class BitDropout(nn.Module):
             return x
         if x.device.type != "cpu" or not _FEWEST <= cut <= _STEPS - _FEWEST:
             return F.dropout(x, self.p)
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
         kept = words.view(torch.int16)[: x.numel()] >= cut - _STEPS // 2
         return x * kept.view(x.shape).to(x.dtype).mul_(_STEPS / (_STEPS - cut))
 

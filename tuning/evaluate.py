@@ -27,7 +27,7 @@ PASSAGE = Path(__file__).parents[1] / "models" / "embedded" / "passage.txt"
 def score_answers(
     llava: Llava, samples: Samples, *, batch_size: int = 8, model: nn.Module | None = None
 ) -> pd.DataFrame:
-    """One row for each answer: ``id, family, right, log_prob, tokens``.
+    """One row for each answer: ``id, group, family, right, log_prob, tokens``.
 
     Args:
         llava: In ``eval()`` while this runs.
@@ -36,7 +36,8 @@ def score_answers(
         model: What runs in its place: the same model, spread over processes.
 
     Returns:
-        ``right`` is 1 or 0; ``log_prob`` is the answer's total log-probability in nats, its end-of-text mark included.
+        ``group`` is the first picture, or the sample where none is shown; ``right`` is 1 or 0; ``log_prob`` is the
+        answer's total log-probability in nats, its end-of-text mark included.
     """
     runs: nn.Module = llava.model if model is None else model
     training = runs.training
@@ -53,12 +54,14 @@ def score_answers(
             right, log_prob = _token_scores(logits, labels[:, 1:])
             for row, sample in enumerate(asked.tolist()):
                 conversation = samples.conversation(sample)
+                pictures = conversation.pictures
                 for turn in range(len(conversation.turns)):
                     at = ((owner[row, 1:] == turn) & (labels[row, 1:] != IGNORED)).nonzero().flatten()
                     if len(at):
                         rows.append(
                             {
                                 "id": conversation.id,
+                                "group": pictures[0].key if pictures else f"sample {sample}",
                                 "family": conversation.families[turn] if conversation.families else "",
                                 "right": float(right[row, at].all()),
                                 "log_prob": float(log_prob[row, at].sum()),
@@ -67,7 +70,7 @@ def score_answers(
                         )
     finally:
         runs.train(training)
-    return pd.DataFrame(rows, columns=["id", "family", "right", "log_prob", "tokens"])
+    return pd.DataFrame(rows, columns=["id", "group", "family", "right", "log_prob", "tokens"])
 
 
 def _token_scores(logits: Float[Tensor, "learned vocab"], labels: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:

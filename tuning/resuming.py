@@ -1,4 +1,4 @@
-"""Before a run goes on: whether the checkpoint is its own, whether the disk has room, what the log must forget."""
+"""Before a run goes on: whether the checkpoint is its own, whether the disk has room, what is forgotten."""
 
 import json
 import shutil
@@ -61,10 +61,34 @@ def check_disk(folder: Path, resolved: Resolved, running: Running) -> None:
         )
 
 
-def forget_after(folder: Path, step: int) -> None:
-    """Drops what an interrupted run logged and found after the checkpoint at ``step``: it will do so again."""
+def forget_after(folder: Path, step: int, *, evaluations: bool = False) -> None:
+    """Drops what an interrupted run logged and found after ``step``, for it will do so again; all of it after step 0.
+
+    Args:
+        folder: Of the run.
+        step: That the run goes on from.
+        evaluations: Whether those at the very step are done again, too.
+    """
     trim_rows(folder, step)
     path = folder / LOG
     if path.is_file():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-        write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _stays(line, step, evaluations)]
+        write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
+
+
+def _stays(line: str, step: int, evaluations: bool) -> bool:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False  # cut off when the process died or the disk was full
+    again = entry["step"] == step and evaluations and any(key.startswith("eval/") for key in entry)
+    return step > 0 and bool(entry["step"] <= step) and not again
+
+
+def is_finished(resume: Path) -> bool:
+    """Whether a checkpoint is that of a run's last step."""
+    path = resume / "trainer_state.json"
+    if not path.is_file():
+        return False
+    state = json.loads(path.read_text(encoding="utf-8"))
+    return bool(state["global_step"] >= state["max_steps"] > 0)

@@ -120,6 +120,8 @@ class TableFile:
         """Takes the examples of ``dataset``, each as a conversation of one turn."""
         self.name, self.digest = dataset.name, dataset.digest
         self._examples = dataset.examples
+        if any(example.family == "all" for example in dataset.examples):
+            raise DataError(f"family must not be 'all' in {dataset.name!r}: scores use it for all of them. Rename it.")
 
     def __len__(self) -> int:
         """The number of samples."""

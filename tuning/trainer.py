@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 
 from models.llava import Llava
 from records.errors import BadInput
@@ -28,11 +28,12 @@ from tuning.callbacks import Clock, Flow, Watch
 from tuning.config import Optimisation, Running
 from tuning.data import GroupedSampler, Samples
 from tuning.evaluate import collator, model_inputs
-from tuning.evaluations import add_rows, evaluate_sets, in_log
+from tuning.evaluations import add_rows, in_log, score_sets, table_of
 from tuning.learned import only_learned
+from tuning.optimizer import adamw, cosine_behind_rise
 from tuning.plan import Resolved
 from tuning.prefix import KeptPrefix, keep_prefix
-from tuning.resuming import check_disk, check_resume, forget_after
+from tuning.resuming import check_disk, check_resume, forget_after, is_finished
 
 _WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "module.")
 
@@ -80,7 +81,7 @@ def train(
         samples: What is trained on.
         optimisation: How weights move.
         running: How the run goes about it.
-        folder: Checkpoints and the log go here; it must exist.
+        folder: Checkpoints, the log and the table of evaluations go here; it must exist.
         facts: What must agree for a checkpoint to be resumed (settings, model, data).
         eval_sets: Samples to score on the way, by name.
         resume: A checkpoint to go on from; None to start.
@@ -112,9 +113,10 @@ def train(
     trainer = PlanTrainer(llava, resolved, samples, optimisation, running, folder, facts or {}, keeper)
     trainer.eval_sets, trainer.on_note, trainer.on_progress = dict(eval_sets or {}), on_note, on_progress
     try:
-        if resume is not None:
-            forget_after(folder, checkpoint.checkpoint_step(resume))
-        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        if resume is not None and is_finished(resume):
+            trainer.take_up(resume)  # Trainer would go one step further
+        else:
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         if trainer.eval_sets and not running.eval_every:
             trainer.evaluate()
         if on_trained is not None:
@@ -212,32 +214,16 @@ class PlanTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """AdamW over the planned parameters alone: the projector and the tower at their rate, the rest at theirs."""
         if self.optimizer is None:
-            named = self._planned(model)
-            near = set(_seen_first(self.resolved))
-            groups = [
-                {"params": [p for name, p in named.items() if name not in near], "lr": self.optimisation.lr},
-                {"params": [p for name, p in named.items() if name in near], "lr": self.optimisation.projector_lr},
-            ]
-            self.optimizer = AdamW(
-                [group for group in groups if group["params"]],  # type: ignore[arg-type, unused-ignore]
-                weight_decay=self.optimisation.weight_decay,
-                fused=not self.is_fsdp_enabled,  # one pass over the weights instead of seven
-            )
+            named, fused = self._planned(model), not self.is_fsdp_enabled
+            self.optimizer = adamw(named, self.resolved, self.optimisation, fused=fused)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
         """A cosine to zero behind a linear rise."""
-        warm = math.ceil(self.optimisation.warmup * num_training_steps)
-
-        def rate(step: int) -> float:
-            if step < warm:
-                return (step + 1) / warm
-            share = (step - warm) / max(1, num_training_steps - warm)
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-
         if self.lr_scheduler is None:
             chosen = optimizer or self.optimizer
             assert chosen is not None
+            rate = cosine_behind_rise(self.optimisation.warmup, num_training_steps)
             self.lr_scheduler = LambdaLR(getattr(chosen, "optimizer", chosen), rate)
             self._created_lr_scheduler = True
         assert isinstance(self.lr_scheduler, LambdaLR)
@@ -304,11 +290,14 @@ class PlanTrainer(Trainer):
         return 0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Share of right answers and mean log-probability of each evaluation set."""
+        """Scores every evaluation set; the first process writes ``evaluations.csv`` and the log."""
+        step = self.state.global_step
         with self.compute_loss_context_manager():
-            rows = evaluate_sets(self.llava, self.eval_sets, step=self.state.global_step, model=self.model)
-        if self.args.should_save:
-            add_rows(self.folder, rows)
+            answers = score_sets(self.llava, self.eval_sets, step=step, model=self.model)
+        if not answers or not self.args.should_save:
+            return {}
+        rows = table_of(answers, self.eval_sets, step=step)
+        add_rows(self.folder, rows)
         metrics = in_log(rows)
         self.log({f"eval/{key}": value for key, value in metrics.items()})
         return metrics
@@ -324,6 +313,17 @@ class PlanTrainer(Trainer):
             if bare in self._frozen_names:
                 named[bare] = parameter
         return named
+
+    def take_up(self, resume: Path) -> None:
+        """The state of a run that has done its last step, without another one."""
+        self._load_from_checkpoint(str(resume))
+        self.state = TrainerState.load_from_json(str(resume / "trainer_state.json"))
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops from log and table what lies behind the step that this run goes on from."""
+        if self.args.should_save:
+            forget_after(self.folder, self.state.global_step, evaluations=not self.running.eval_every)
 
     def full_tensors(self) -> dict[str, Tensor]:
         """The planned tensors, gathered from all processes where they are sharded; every process must call this."""
@@ -387,13 +387,3 @@ class PlanTrainer(Trainer):
             checkpoint.read_random(path)
         else:
             super()._load_rng_state(checkpoint_folder)
-
-
-def _seen_first(resolved: Resolved) -> list[str]:
-    """Parameters that train at the projector's rate: its own and the vision tower's."""
-    return [
-        name
-        for group in resolved.groups
-        if group.trained and (group.name == "projector" or group.name.startswith("vision"))
-        for name in group.names
-    ]

@@ -109,3 +109,19 @@ def map_table(
     ]  # fmt: skip
     table = pd.DataFrame(rows).astype({"layer": "Int64"})
     return table.assign(p_true=np.arange(len(table)) / len(table))
+
+
+def evaluations_table(*, families: tuple[str, ...] = ("colour", "count", "all"), name: str = "seen") -> pd.DataFrame:
+    """Three evaluations; scores differ in every row."""
+    rows = []
+    for step in (60, 120, 180):
+        for k, family in enumerate(families):
+            for metric, score in (("accuracy", step / 240 + k / 50), ("log_prob_per_token", -3 + step / 100 + k / 50)):
+                rows.append(
+                    {
+                        "step": step, "set": name, "family": family, "metric": metric, "score": score,
+                        "lower": score - 0.02, "upper": score + 0.01, "n": 40, "interval": "bootstrap",
+                        "chance": 0.25 if metric == "accuracy" else float("nan"),
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)

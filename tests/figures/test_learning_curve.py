@@ -9,6 +9,7 @@ import pytest
 
 from figures.learning_curve import draw_learning_curve
 from figures.style import SERIES, figure_of
+from tests.figures.tables import evaluations_table as evaluations
 
 
 @pytest.fixture(autouse=True)
@@ -17,42 +18,30 @@ def closed() -> Iterator[None]:
     plt.close("all")
 
 
-def evaluations(*, families: tuple[str, ...] = ("colour", "count", "all"), name: str = "seen") -> pd.DataFrame:
-    """Three evaluations; scores differ in every row."""
-    rows = []
-    for step in (60, 120, 180):
-        for k, family in enumerate(families):
-            for metric, score in (("accuracy", step / 240 + k / 50), ("log_prob_per_token", -3 + step / 100 + k / 50)):
-                rows.append(
-                    {
-                        "step": step, "set": name, "family": family, "metric": metric, "score": score,
-                        "lower": score - 0.02, "upper": score + 0.01, "n": 40, "interval": "bootstrap",
-                    }
-                )  # fmt: skip
-    return pd.DataFrame(rows)
-
-
 def test_a_run_gets_a_panel_for_each_family_and_one_for_all_log_probabilities() -> None:
     table = evaluations()
     panels = draw_learning_curve(table.sample(frac=1, random_state=0))  # rows in any order
     shown = {(p.get_title("left"), p.lines[0].get_ydata()[0] < 0): p for p in panels}  # type: ignore[index]
-    assert {title for title, _ in shown} == {"seen drawings: all", "seen drawings: colour", "seen drawings: count"}
+    names = [f"seen drawings: {family} (n = 40)" for family in ("all", "colour", "count")]
+    assert {title for title, _ in shown} == set(names)
     assert sorted(negative for _, negative in shown) == [False, False, False, True]
     for (title, negative), panel in shown.items():
         metric = "log_prob_per_token" if negative else "accuracy"
-        own = table[(table["family"] == title.split(": ")[1]) & (table["metric"] == metric)]
+        own = table[(table["family"] == title.split(": ")[1].split(" ")[0]) & (table["metric"] == metric)]
+        assert [line.get_ydata()[0] for line in panel.lines[1:]] == ([] if negative else [0.25])  # type: ignore[index]
         np.testing.assert_allclose(panel.lines[0].get_xydata(), own[["step", "score"]])
         (band,) = panel.collections
         ends = np.concatenate([path.vertices for path in band.get_paths()])
         for step, lower, upper in own[["step", "lower", "upper"]].to_numpy():
             at = ends[ends[:, 0] == step, 1]
             assert (at.min(), at.max()) == pytest.approx((lower, upper))
-    assert "n = 40 samples" in figure_of(panels)._suptitle.get_text()  # type: ignore[attr-defined]
-    assert not figure_of(panels).legends
+    (legend,) = figure_of(panels).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a guess"]
 
 
 def test_several_runs_get_a_curve_each_and_a_legend() -> None:
     table = pd.concat([evaluations().assign(run=run) for run in ("linear", "two layers")], ignore_index=True)
+    table = table.drop(columns="chance")
     panels = draw_learning_curve(table, metrics=["accuracy"])
     assert len(panels) == 3
     for panel in panels:
@@ -60,6 +49,9 @@ def test_several_runs_get_a_curve_each_and_a_legend() -> None:
         assert [line.get_color() for line in panel.lines] == list(SERIES[:2])
     (legend,) = figure_of(panels).legends
     assert [text.get_text() for text in legend.get_texts()] == ["linear", "two layers"]
+    many = pd.concat([evaluations().assign(run=run) for run in range(7)], ignore_index=True)
+    with pytest.raises(ValueError, match="table must hold at most 6 runs, got 7"):
+        draw_learning_curve(many)
 
 
 def test_answers_without_families_have_one_panel_a_metric_in_axes_of_the_caller() -> None:
@@ -67,7 +59,7 @@ def test_answers_without_families_have_one_panel_a_metric_in_axes_of_the_caller(
     _, axes = plt.subplots(1, 2)
     panels = draw_learning_curve(table, axes=axes, title="Captions")
     assert list(axes) == panels
-    assert [panel.get_title("left") for panel in panels] == ["captions: all"] * 2
+    assert [panel.get_title("left") for panel in panels] == ["captions: all (n = 40)"] * 2
     with pytest.raises(ValueError, match="axes must hold 2 Axes"):
         draw_learning_curve(table, axes=axes[0])
     with pytest.raises(ValueError, match="table must hold accuracy, got none"):

@@ -14,8 +14,7 @@ from PIL import Image
 
 from figures.runs import RunError, draw_patch_run, draw_run, kind_of_run
 from figures.style import figure_of
-from tests.figures.tables import compare_table, map_table, patch_table, probe_table
-from tests.figures.test_learning_curve import evaluations
+from tests.figures.tables import compare_table, evaluations_table, map_table, patch_table, probe_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,11 +109,14 @@ def test_a_tuning_run_gives_the_diagram_of_its_plan_on_its_own_model(tmp_path: P
     assert drawing.name == "plan"
     filled = [p for p in drawing.axes.patches if p.get_facecolor()[3] > 0]  # type: ignore[union-attr]
     assert len(drawing.axes.patches) == 5 + 12 and len(filled) == 3  # type: ignore[union-attr]
-    evaluations().to_csv(folder / "evaluations.csv", index=False)
+    evaluations_table().to_csv(folder / "evaluations.csv", index=False)
     assert [drawing.name for drawing in draw_run(folder)] == ["plan", "learning_curve"]
     (folder / "evaluations.csv").write_text("step,set\n1,seen\n")
     with pytest.raises(RunError, match=r"must be the table of a layerwise-finetune run, got no family"):
         list(draw_run(folder))
+    evaluations_table().to_csv(folder / "evaluations.csv", index=False)
+    (folder / "config.json").unlink()  # a run that goes on still, or saved adapters alone
+    assert [drawing.name for drawing in draw_run(folder)] == ["learning_curve"]
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from typer.testing import CliRunner
 
 from models.llava import Llava, load
+from tasks.questions import FAMILIES
 from tests.tuning.conftest import LlavaRows, turns
 from tuning.cli import app
 from tuning.compare import CompareConfig
@@ -180,6 +182,8 @@ def test_the_output_opens_in_plain_transformers_with_plan_and_cost_beside(run: R
     changed = {name for name, tensor in tuned.state_dict().items() if not torch.equal(tensor, before[name])}
     plan = json.loads((folder / "plan.json").read_text())
     assert changed == set(plan["parameters"])
+    evaluated = pd.read_csv(folder / "evaluations.csv")
+    assert set(evaluated["n"]) == {1} and evaluated["family"].nunique() == len(FAMILIES) + 1
     cost = json.loads((folder / "cost.json").read_text())
     assert cost["flops_forward"] == pytest.approx(cost["closed_form_forward"], rel=0.03)
     assert cost["flops_backward"] == pytest.approx(cost["closed_form_backward"], rel=0.03)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
@@ -40,7 +41,8 @@ def launch(starter: list[str], arguments: list[str]) -> "subprocess.CompletedPro
 
 
 def losses_of(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [entry["loss"] for entry in entries if "loss" in entry]
 
 
 def run_here(arguments: list[str]) -> None:
@@ -57,6 +59,7 @@ def test_two_processes_give_the_losses_of_one(base: Path, tmp_path: Path) -> Non
         arguments = [
             "--model", str(base), "--layers", "1-2", "--scenes", "8", "--steps", "4", "--batch-size", str(batch),
             "--lr", "0.01", "--projector-lr", "0.01", "--log-every", "1", "--max-length", "500", "--out", str(out),
+            "--eval-data", "scenes", "--eval-limit", "2",
         ]  # fmt: skip
         if processes == 1:
             run_here(arguments)
@@ -67,6 +70,9 @@ def test_two_processes_give_the_losses_of_one(base: Path, tmp_path: Path) -> Non
         assert load(out).n_layers == 3
     assert len(losses[1]) == 4
     assert losses[1] == pytest.approx(losses[2], abs=2e-4)  # sums in another order, then through AdamW
+    one, two = (pd.read_csv(tmp_path / str(processes) / "evaluations.csv") for processes in (1, 2))
+    assert len(one) == 16 and set(one["step"]) == {4}
+    pd.testing.assert_frame_equal(one, two, atol=2e-3, rtol=0)
 
 
 def twice(arguments: list[str], folder: Path) -> None:
