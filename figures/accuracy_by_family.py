@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from figures.panels import add_legend, add_title, open_panels
 from figures.plan_marks import CONDITIONS, mark_plan
-from figures.style import Panels, Width, style
+from figures.style import COLOURS, LINES, Panels, Width, style
 
 
 def draw_accuracy(
@@ -22,8 +22,8 @@ def draw_accuracy(
 ) -> list[Axes]:
     """Accuracy by question family, one panel a condition, one mark a plan.
 
-    Bars are 95 % intervals, bootstrapped over scenes and seeds; n scenes stand in the title. Families are in the order
-    of the table, ``all`` last.
+    Bars are 95 % intervals, bootstrapped over scenes and seeds; n scenes stand in the title. Dashed lines are what a
+    guess gets, where the table says so. Families are in the order of the table, ``all`` last.
 
     Args:
         table: Of a comparison.
@@ -56,6 +56,13 @@ def draw_accuracy(
                 places = np.arange(len(families), dtype=float) + (index - (len(plans) - 1) / 2) * 0.8 / len(plans)
                 scores = own["score"].to_numpy(dtype=float)
                 mark_plan(panel, plan, places, scores, bounds=own[["score_lower", "score_upper"]])
+            if "chance" in here:
+                levels = here.groupby("family")["chance"].first().reindex(families).to_numpy(dtype=float)
+                ends = np.arange(len(families))
+                panel.hlines(
+                    levels, ends - 0.45, ends + 0.45, color=COLOURS["chance"], linestyle=LINES["chance"][0],
+                    linewidth=1.0, label="a guess", zorder=0,
+                )  # fmt: skip
             panel.set_xticks(range(len(families)), families)
             if len(families) > (12 if width == "two" else 5):
                 panel.tick_params(axis="x", labelrotation=40)

@@ -21,6 +21,7 @@ from records.manifest import RunKind, difference, new_manifest, read_manifest, w
 from records.options import plain
 from records.processes import own_device
 from records.progress import OnProgress, shown_progress
+from tasks.questions import CHANCE
 from tasks.scenes import Split
 from tuning.apply import apply_plan
 from tuning.checkpoint import last_checkpoint
@@ -329,7 +330,8 @@ def compare_table(
         words.append({"plan": facts["plan"], "seed": int(facts["seed"]), "value": float(facts["text_log_likelihood"])})
     if not any(word["plan"] == FULL for word in words):
         raise BadInput(f"compare must have a finished run of 'full', got none in {str(folder)!r}. Start it again.")
-    scores = summarise(pd.concat(answers, ignore_index=True), pd.DataFrame(words), full=FULL)
+    guessed = {str(family): share for family, share in CHANCE.items()}
+    scores = summarise(pd.concat(answers, ignore_index=True), pd.DataFrame(words), full=FULL, chance=guessed)
     names = [plan.name for plan in plans]
     numbers = {plan.name: _numbers(plan, n_layers) for plan in plans}
     if reference is not None:

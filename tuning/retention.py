@@ -4,6 +4,7 @@ Retention is a plan's accuracy over full tuning's. Both are resampled together, 
 hard for both cancels; the interval says how far the ratio could lie from what these scenes and seeds show.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -23,19 +24,28 @@ class Interval(NamedTuple):
     upper: float
 
 
-def summarise(answers: pd.DataFrame, words: pd.DataFrame, *, full: str = "full", seed: int = 0) -> pd.DataFrame:
+def summarise(
+    answers: pd.DataFrame,
+    words: pd.DataFrame,
+    *,
+    full: str = "full",
+    chance: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
     """One row for each plan, condition and family.
 
     Args:
         answers: ``plan, seed, condition, id, family, right``: one row an answer.
         words: ``plan, seed, value``: mean log-likelihood in nats of a token of ordinary text.
         full: The plan that the others are compared with.
+        chance: Share of right answers of a guess by family, where it is known.
         seed: Of the bootstrap.
 
     Returns:
-        Columns ``plan, condition, family, metric, score, score_lower, score_upper, retention, lower, upper, n, seeds,
-        interval``. Family ``all`` is the mean over answers. Condition ``passage`` holds the probability that the model
-        gives a token of ordinary text on average (the exponential of ``value``), without an interval over scenes.
+        Columns ``plan, condition, family, metric, score, score_lower, score_upper, chance, retention, lower, upper, n,
+        seeds, interval``. Family ``all`` is the mean over answers. Condition ``passage`` holds the probability that
+        the model gives a token of ordinary text on average (the exponential of ``value``), without an interval over
+        scenes.
         Retention is NaN where full tuning scores 0.
     """
     rows = []
@@ -43,6 +53,7 @@ def summarise(answers: pd.DataFrame, words: pd.DataFrame, *, full: str = "full",
         part = answers[answers["condition"] == condition]
         for family in [*dict.fromkeys(map(str, part["family"])), "all"]:
             chosen = part if family == "all" else part[part["family"] == family]
+            guessed = float(np.mean([(chance or {}).get(str(name), np.nan) for name in chosen["family"]]))
             grids = {str(plan): _grid(group) for plan, group in chosen.groupby("plan", sort=False)}
             for plan, grid in grids.items():
                 rng = np.random.default_rng(seed)
@@ -57,6 +68,7 @@ def summarise(answers: pd.DataFrame, words: pd.DataFrame, *, full: str = "full",
                         "score": mean,
                         "score_lower": score.lower,
                         "score_upper": score.upper,
+                        "chance": guessed,
                         "retention": mean / whole if whole > _CHANCE_FREE else np.nan,
                         "lower": ratio.lower,
                         "upper": ratio.upper,
@@ -78,6 +90,7 @@ def summarise(answers: pd.DataFrame, words: pd.DataFrame, *, full: str = "full",
                 "score": float(values.mean()),
                 "score_lower": float(values.min()),
                 "score_upper": float(values.max()),
+                "chance": np.nan,
                 "retention": float(values.mean()) / base,
                 "lower": float(values.min()) / base,
                 "upper": float(values.max()) / base,

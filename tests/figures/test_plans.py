@@ -52,6 +52,12 @@ def test_accuracy_has_a_panel_for_each_condition_and_the_values_of_the_table() -
             np.testing.assert_allclose(
                 ends[~np.isnan(ends).any(axis=1)][:, [1, 3]], rows[["score_lower", "score_upper"]]
             )
+    assert not panels[0].collections or all("guess" not in str(c.get_label()) for c in panels[0].collections)
+    guessed = draw_accuracy(table.assign(chance=0.25))
+    (lines,) = (c for c in guessed[0].collections if c.get_label() == "a guess")
+    ends = np.array([path.vertices for path in lines.get_paths()])
+    assert len(ends) == table.loc[table["metric"] == "accuracy", "family"].nunique()
+    assert (ends[..., 1] == 0.25).all()
     with pytest.raises(ValueError, match="table must hold accuracies"):
         draw_accuracy(table[table["metric"] != "accuracy"])
 

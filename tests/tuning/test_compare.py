@@ -84,6 +84,10 @@ def test_the_table_has_every_plan_condition_and_family_with_its_columns(
     passage = finished[finished["condition"] == "passage"].set_index("plan")
     assert passage.loc["full", "retention"] == 1
     assert (passage["score"] > 0).all()
+    seen = full[full["condition"] == "seen"].set_index("family")["chance"]
+    assert (seen["exists"], seen["count"]) == (0.5, 0.25)
+    assert seen["all"] == pytest.approx(seen.drop("all").mean())  # one question of every family about a scene
+    assert passage["chance"].isna().all()
     assert pd.read_csv(settings.out / "compare.csv").shape == finished.shape
     assert {path.suffix for path in (settings.out / "figures").iterdir()} == {".png", ".svg"}
     drawn = {path.stem for path in (settings.out / "figures").iterdir()}
