@@ -1,7 +1,7 @@
 """Several plans from the same start, on the same data in the same order: ``run_compare`` writes ``compare.csv``.
 
 Each plan and seed is a run of its own in the comparison's folder, finished once its answers are written; a comparison
-that was killed goes on with the next. Retention is a plan's score over full tuning's, resampled together.
+that was killed goes on with the next, and several processes may share one.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from filelock import FileLock
 
 from models.llava import Llava, load
 from records.errors import BadInput, refusing
@@ -21,27 +22,25 @@ from records.manifest import RunKind, difference, new_manifest, read_manifest, w
 from records.options import plain
 from records.processes import own_device
 from records.progress import OnProgress, shown_progress
-from tasks.questions import CHANCE
+from records.sharing import LOCK, share_jobs
 from tasks.scenes import Split
 from tuning.apply import apply_plan
 from tuning.checkpoint import last_checkpoint
+from tuning.compare_table import ANSWERS, FULL, START, compare_table, name_of_reference
 from tuning.config import Optimisation, Running, check_numbers
 from tuning.data import Samples, Survey, Writing, survey
 from tuning.evaluate import collator, model_inputs, score_answers, text_log_likelihood
-from tuning.layers import format_layers, parse_layers
+from tuning.layers import parse_layers
 from tuning.output import write_json
 from tuning.plan import LayerPlan, Lora, Resolved, resolve
 from tuning.report_table import render_table
-from tuning.retention import summarise
 from tuning.rivals import default_plans
 from tuning.sources import SceneMix, SceneQuestions, Source
 from tuning.timing import measure_plans
 from tuning.trainer import train
 
 KIND = RunKind("layerwise-finetune compare")
-START, FULL = "start", "full"
 CONDITIONS = ("seen", "unseen", "text")
-_ANSWERS = "answers.parquet"
 
 
 @dataclass(frozen=True)
@@ -144,15 +143,18 @@ def run_compare(
         llava = load(config.model, device=device, dtype=torch.float32)
     plans = chosen_plans(config, llava)
     resolved = {plan.name: resolve(plan, llava) for plan in plans if plan.name != START}
-    costs = _timed(config, llava, resolved, on_note)
+    with FileLock(config.out / LOCK):  # of several processes one times the plans, before any trains
+        costs = _timed(config, llava, resolved, on_note)
     on_note(f"{len(plans)} plans, {len(config.seeds)} seeds, in {config.out}")
     data = _Data.surveyed(config, llava)
-    for seed in config.seeds:
-        for plan in plans:
-            _run_one(config, plan, seed, data, on_note)
-            on_progress("training and scoring plans", 1, len(plans) * len(config.seeds))
-    if config.reference is not None:
-        _score_reference(config, config.reference, data, on_note)
+    jobs = _jobs(config, plans)
+    share_jobs(
+        {folder: f"{plan}, seed {seed}" for folder, (plan, seed) in jobs.items()},
+        is_done=lambda folder: (folder / ANSWERS).is_file(),
+        run=lambda folder: _run_one(config, plans, *jobs[folder], folder, data, on_note),
+        on_done=lambda folder: on_progress("training and scoring plans", 1, len(jobs)),
+        on_note=on_note,
+    )
     table = compare_table(config.out, plans, costs, n_layers=llava.n_layers, reference=config.reference)
     write_atomically(config.out / "compare.csv", table.to_csv(index=False).encode())
     return Compared(config.out, table, _draw(config.out, table))
@@ -190,7 +192,8 @@ def _open(config: CompareConfig) -> None:
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"out must be a folder, got the file {str(folder)!r}. Choose another name.")
     manifest = new_manifest(KIND, config.settings)
-    if folder.is_dir() and any(folder.iterdir()):
+    # what starts with a dot may be a process that starts beside this one and writes the same manifest
+    if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         with refusing(ValueError):
             old = read_manifest(folder, KIND)
         if old is None:
@@ -206,43 +209,66 @@ def _open(config: CompareConfig) -> None:
         write_manifest(folder, manifest)
 
 
-def _slug(plan: str, seed: int) -> str:
-    return f"{plan.replace(' ', '-').lower()}-seed{seed}"
+def _jobs(config: CompareConfig, plans: Sequence[LayerPlan]) -> dict[Path, tuple[str, int]]:
+    """The folder of every run of a comparison, with its plan and seed; what is not trained has one seed."""
+    named = [(plan.name, seed if plan.name != START else 0) for seed in config.seeds for plan in plans]
+    if config.reference is not None:
+        named.append((name_of_reference(config.reference), 0))
+    return {config.out / "runs" / f"{plan.replace(' ', '-').lower()}-seed{seed}": (plan, seed) for plan, seed in named}
 
 
-def _run_one(config: CompareConfig, plan: LayerPlan, seed: int, data: _Data, on_note: Callable[[str], None]) -> None:
-    """Trains and scores one plan with one seed, unless its answers are there."""
-    folder = config.out / "runs" / _slug(plan.name, 0 if plan.name == START else seed)
-    if (folder / _ANSWERS).is_file():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
+def _run_one(
+    config: CompareConfig,
+    plans: Sequence[LayerPlan],
+    name: str,
+    seed: int,
+    folder: Path,
+    data: _Data,
+    on_note: Callable[[str], None],
+) -> None:
+    """Trains one plan with one seed, where there is anything to train, and scores it."""
+    plan = next((plan for plan in plans if plan.name == name), None)
+    model = config.model if plan is not None else config.reference
+    assert model is not None
     with refusing(ValueError, OSError):
-        llava = load(config.model, device=config.running.device, dtype=torch.float32, validate=False)  # it was before
-    facts: dict[str, Any] = {"plan": plan.name, "seed": seed, "steps": 0}
-    if plan.name != START:
-        resolved = resolve(plan, llava)
-        apply_plan(llava, resolved, seed=seed, low_precision=config.running.bf16)
-        rate = config.lora_lr if plan.method == "lora" else config.optimisation.lr
-        samples = Samples(llava, data.mix, data.found, Writing())
-        on_note(f"{plan.name}, seed {seed}: {resolved.trained:,} of {resolved.total:,} train")
-        trained = train(
-            llava,
-            resolved,
-            samples,
-            optimisation=replace(config.optimisation, lr=rate, seed=seed),
-            running=config.running,
-            folder=folder,
-            facts={"settings": config.settings, "plan": plan.to_dict(), "seed": seed, "model": llava.weight_hash},
-            resume=last_checkpoint(folder),
-            on_note=lambda line: on_note(f"{plan.name}, seed {seed}: {line}"),
-        )
-        facts |= {"steps": trained.steps, "losses": {str(step): loss for step, loss in trained.losses.items()}}
+        llava = load(model, device=config.running.device, dtype=torch.float32, validate=plan is None)
+    facts: dict[str, Any] = {"plan": name, "seed": seed, "steps": 0}
+    if plan is not None and name != START:
+        facts |= _train_one(config, plan, seed, llava, data, folder, on_note)
     answers, words = _score(config, llava, data)
     write_json(folder / "run.json", {**facts, "text_log_likelihood": words})
-    write_atomically(folder / _ANSWERS, answers.to_parquet(index=False))
+    write_atomically(folder / ANSWERS, answers.to_parquet(index=False))
     for leftover in folder.glob("checkpoint-*"):  # the answers are what a comparison keeps
         shutil.rmtree(leftover)
-    on_note(f"{plan.name}, seed {seed}: {_line(answers, words)}")
+    on_note(f"{name}, seed {seed}: {_line(answers, words)}")
+
+
+def _train_one(
+    config: CompareConfig,
+    plan: LayerPlan,
+    seed: int,
+    llava: Llava,
+    data: _Data,
+    folder: Path,
+    on_note: Callable[[str], None],
+) -> dict[str, Any]:
+    """Trains the model in place, from the last checkpoint where there is one."""
+    resolved = resolve(plan, llava)
+    apply_plan(llava, resolved, seed=seed, low_precision=config.running.bf16)
+    rate = config.lora_lr if plan.method == "lora" else config.optimisation.lr
+    on_note(f"{plan.name}, seed {seed}: {resolved.trained:,} of {resolved.total:,} train")
+    trained = train(
+        llava,
+        resolved,
+        Samples(llava, data.mix, data.found, Writing()),
+        optimisation=replace(config.optimisation, lr=rate, seed=seed),
+        running=config.running,
+        folder=folder,
+        facts={"settings": config.settings, "plan": plan.to_dict(), "seed": seed, "model": llava.weight_hash},
+        resume=last_checkpoint(folder),
+        on_note=lambda line: on_note(f"{plan.name}, seed {seed}: {line}"),
+    )
+    return {"steps": trained.steps, "losses": {str(step): loss for step, loss in trained.losses.items()}}
 
 
 def _score(config: CompareConfig, llava: Llava, data: _Data) -> tuple[pd.DataFrame, float]:
@@ -261,20 +287,6 @@ def _score(config: CompareConfig, llava: Llava, data: _Data) -> tuple[pd.DataFra
 def _line(answers: pd.DataFrame, words: float) -> str:
     means = answers.groupby("condition", sort=False)["right"].mean()
     return ", ".join(f"{name} {float(score):.3f}" for name, score in means.items()) + f", text {words:.3f} nats a token"
-
-
-def _score_reference(config: CompareConfig, name: str, data: _Data, on_note: Callable[[str], None]) -> None:
-    folder = config.out / "runs" / _slug(f"reference {name.rsplit('/', 1)[-1]}", 0)
-    if (folder / _ANSWERS).is_file():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with refusing(ValueError, OSError):
-        llava = load(name, device=config.running.device, dtype=torch.float32)
-    answers, words = _score(config, llava, data)
-    facts = {"plan": f"reference {name.rsplit('/', 1)[-1]}", "seed": 0, "steps": 0, "text_log_likelihood": words}
-    write_json(folder / "run.json", facts)
-    write_atomically(folder / _ANSWERS, answers.to_parquet(index=False))
-    on_note(f"{name}: {_line(answers, words)}")
 
 
 def _timed(
@@ -300,79 +312,6 @@ def _timed(
     described = {name: cost.to_dict() for name, cost in costs.items()}
     write_json(path, described)
     return described
-
-
-def compare_table(
-    folder: Path,
-    plans: Sequence[LayerPlan],
-    costs: dict[str, dict[str, Any]],
-    *,
-    n_layers: int,
-    reference: str | None = None,
-) -> pd.DataFrame:
-    """The table of the finished runs in ``folder``, one row for each plan, condition and question family.
-
-    ``plan, layers, train, method, trainable``; ``flops_ratio`` (counted), ``closed_form_ratio``, ``step_time_ratio``,
-    all to full tuning and NaN where nothing was timed; ``peak_memory`` and ``optimizer_bytes`` of a step; then the
-    columns of ``tuning.retention.summarise``: ``lower`` and ``upper`` are the interval of ``retention``.
-
-    ``layers`` holds plain numbers and ranges, whatever the plan's spec was; the last block is always named so that the
-    model's depth can be read off ``full``.
-
-    Raises:
-        BadInput: If full tuning has not finished with any seed.
-    """
-    answers: list[pd.DataFrame] = []
-    words: list[dict[str, Any]] = []
-    for path in sorted((folder / "runs").glob(f"*/{_ANSWERS}")):
-        facts = json.loads((path.parent / "run.json").read_text())
-        answers.append(pd.read_parquet(path).assign(plan=facts["plan"], seed=int(facts["seed"])))
-        words.append({"plan": facts["plan"], "seed": int(facts["seed"]), "value": float(facts["text_log_likelihood"])})
-    if not any(word["plan"] == FULL for word in words):
-        raise BadInput(f"compare must have a finished run of 'full', got none in {str(folder)!r}. Start it again.")
-    guessed = {str(family): share for family, share in CHANCE.items()}
-    scores = summarise(pd.concat(answers, ignore_index=True), pd.DataFrame(words), full=FULL, chance=guessed)
-    names = [plan.name for plan in plans]
-    numbers = {plan.name: _numbers(plan, n_layers) for plan in plans}
-    if reference is not None:
-        names.append(f"reference {reference.rsplit('/', 1)[-1]}")
-    described = {plan.name: replace(plan, layers=numbers[plan.name]) for plan in plans}
-    full = costs.get(FULL)
-    rows: list[dict[Any, Any]] = []
-    for name in names:
-        own = _plan_columns(name, described.get(name), costs.get(name), full)
-        rows += [{**own, **row} for row in scores[scores["plan"] == name].drop(columns="plan").to_dict("records")]
-    return pd.DataFrame(rows)
-
-
-def _numbers(plan: LayerPlan, n_layers: int) -> str:
-    layers = parse_layers(plan.layers, n_layers)
-    return f"0-{n_layers - 1}" if len(layers) == n_layers else format_layers(layers, n_layers)
-
-
-def _plan_columns(
-    name: str, plan: LayerPlan | None, cost: dict[str, Any] | None, full: dict[str, Any] | None
-) -> dict[str, Any]:
-    """What is the same in all rows of a plan."""
-
-    def ratio(first: str, second: str | None = None) -> float | None:
-        if cost is None or full is None or cost[first] is None:
-            return None
-        own = cost[first] + (cost[second] if second else 0)
-        return float(own / (full[first] + (full[second] if second else 0)))
-
-    return {
-        "plan": name,
-        "layers": plan.layers if plan else "",
-        "train": ",".join(plan.train) if plan else "",
-        "method": plan.method if plan and plan.name != START else "",
-        "trainable": 0 if cost is None else cost["trainable"],
-        "flops_ratio": ratio("flops_forward", "flops_backward"),
-        "closed_form_ratio": ratio("closed_form_forward", "closed_form_backward"),
-        "step_time_ratio": ratio("step_seconds_median"),
-        "peak_memory": None if cost is None else cost["peak_memory"],
-        "optimizer_bytes": None if cost is None else cost["bytes_optimizer"],
-    }
 
 
 def _draw(folder: Path, table: pd.DataFrame) -> tuple[Path, ...]:

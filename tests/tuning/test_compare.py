@@ -174,6 +174,36 @@ killed_within_a_plan({again!r})
     pd.testing.assert_frame_equal(table[columns], whole[columns].reset_index(drop=True), rtol=1e-3)
 
 
+def test_two_processes_share_a_comparison(
+    finished: pd.DataFrame, settings: CompareConfig, base: Path, tmp_path: Path
+) -> None:
+    shared = replace(settings, plans=("start", "full", "middle band"), reference=str(base), out=tmp_path / "shared")
+    code = f"""
+from pathlib import Path, PosixPath
+from tests.tuning.test_compare import *
+torch.set_num_threads(1)
+run_compare({shared!r}, on_note=lambda line: print(line, flush=True))
+"""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    lines = [process.communicate(timeout=200)[0].splitlines() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    said = [line for line in lines[0] + lines[1] if "seen 0." in line or "seen 1." in line]
+    assert sorted(line.split(",")[0].split(":")[0] for line in said) == sorted(
+        ["start", "full", "middle band", f"reference {base.name}"]
+    )
+    assert sum(line.startswith("timing") for line in lines[0] + lines[1]) == 1
+    table = pd.read_csv(shared.out / "compare.csv")
+    whole = finished[finished["plan"].isin(shared.plans)]
+    columns = ["plan", "condition", "family", "score", "retention"]
+    own = table.loc[table["plan"].isin(shared.plans), columns]
+    pd.testing.assert_frame_equal(own, whole[columns].reset_index(drop=True), rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
