@@ -5,13 +5,29 @@ gives its job back, for the lock on a job's folder goes with the process.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"
 _SECONDS = 2.0  # between two looks at what others are doing
+
+
+@contextmanager
+def one_at_a_time(folder: Path, waiting: str, *, on_note: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """One process of a folder is inside the block; others say ``waiting`` and wait until it has left."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        on_note(waiting)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def share_jobs(

@@ -1,27 +1,22 @@
-"""A resolved plan on a live model: what requires a gradient, LoRA factors in and out, checkpointing above the prefix.
+"""A resolved plan on a live model: what requires a gradient, and checkpointing above the frozen prefix.
 
 ``apply_plan`` changes the model in place; ``trained_parameters`` then is what the optimizer may hold, and nothing else
 requires a gradient, so nothing below the lowest trained parameter makes a graph or keeps an activation.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models.llava import Llava
 from records.errors import BadInput
-from tuning.dropout import BitDropout
+from tuning.lora import add_lora, is_factor, remove_lora
 from tuning.plan import Resolved, block_parameters, lisa_layers
-
-_ADAPTER = "default"  # PEFT's own name for the one adapter
 
 
 def apply_plan(llava: Llava, resolved: Resolved, *, seed: int = 0, low_precision: bool = False) -> None:
@@ -36,10 +31,10 @@ def apply_plan(llava: Llava, resolved: Resolved, *, seed: int = 0, low_precision
     """
     llava.model.requires_grad_(False)
     if resolved.lora_modules:
-        _add_lora(llava, resolved, seed)
+        add_lora(llava, resolved, seed=seed)
     wanted = set(resolved.parameters)
     for name, parameter in llava.model.named_parameters():
-        if name in wanted or f".lora_A.{_ADAPTER}." in name or f".lora_B.{_ADAPTER}." in name:
+        if name in wanted or is_factor(name):
             parameter.requires_grad_(True)
     if low_precision:
         for parameter in llava.model.parameters():
@@ -61,11 +56,7 @@ def trained_parameters(llava: Llava) -> dict[str, nn.Parameter]:
 def planned_parameters(llava: Llava, resolved: Resolved) -> dict[str, nn.Parameter]:
     """Everything the plan may ever change, by name: under ``lisa`` also the blocks that rest at the moment."""
     wanted = set(resolved.parameters)
-    return {
-        name: parameter
-        for name, parameter in llava.model.named_parameters()
-        if name in wanted or ".lora_A." in name or ".lora_B." in name
-    }
+    return {name: parameter for name, parameter in llava.model.named_parameters() if name in wanted or is_factor(name)}
 
 
 def draw_blocks(llava: Llava, resolved: Resolved, *, step: int, seed: int) -> tuple[int, ...]:
@@ -114,75 +105,3 @@ def applied(llava: Llava, resolved: Resolved, *, seed: int = 0, checkpointing: b
         remove_lora(llava, merge=False)
         llava.model.zero_grad(set_to_none=True)
         llava.model.requires_grad_(False)
-
-
-def _add_lora(llava: Llava, resolved: Resolved, seed: int) -> None:
-    from peft import inject_adapter_in_model  # takes a second to import
-
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    inject_adapter_in_model(_lora_config(resolved), llava.model)  # type: ignore[arg-type, unused-ignore]
-    torch.random.set_rng_state(state)
-    for module in llava.model.modules():
-        held: Any = getattr(module, "lora_dropout", None)
-        if held is not None and isinstance(held[_ADAPTER], nn.Dropout):
-            held[_ADAPTER] = BitDropout(held[_ADAPTER].p).train(held[_ADAPTER].training)
-    llava.model.requires_grad_(False)
-
-
-def _lora_config(resolved: Resolved, modules_to_save: Sequence[str] | None = None) -> Any:
-    from peft import LoraConfig
-
-    lora = resolved.plan.lora
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        # An exact list of full names: layers_to_transform would match layers of the vision tower as well.
-        target_modules="|".join(name.replace(".", r"\.") for name in resolved.lora_modules),
-        modules_to_save=list(modules_to_save) if modules_to_save else None,
-        base_model_name_or_path=None,
-    )
-
-
-def remove_lora(llava: Llava, *, merge: bool) -> None:
-    """Takes the factors out of the model, added to the weights or dropped."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, module in list(llava.model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            if merge:
-                module.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(llava.model.get_submodule(parent), child, module.get_base_layer())
-    for leftover in ("peft_config", "_hf_peft_config_loaded"):
-        if leftover in vars(llava.model):
-            delattr(llava.model, leftover)
-
-
-def adapter_tensors(trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The factors and the modules trained in full, under the names of PEFT's adapter files."""
-    tensors = {}
-    for name, tensor in trained.items():
-        key = name.replace(f".{_ADAPTER}.", ".") if ".lora_" in name else name
-        tensors[f"base_model.model.{key}"] = tensor.detach().to("cpu", torch.float32).contiguous()
-    return tensors
-
-
-def write_adapter(folder: Path, tensors: Mapping[str, Tensor], resolved: Resolved, base: str) -> None:
-    """An adapter in PEFT's format, which ``PeftModel.from_pretrained(model, folder)`` opens on the base model.
-
-    Args:
-        folder: Must exist.
-        tensors: From ``adapter_tensors``.
-        resolved: The plan.
-        base: The base model's name.
-    """
-    full = sorted({name.rpartition(".")[0] for name in resolved.parameters})
-    config = _lora_config(resolved, full)
-    config.base_model_name_or_path = base
-    config.inference_mode = True
-    save_file(dict(tensors), folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    described = config.to_dict()
-    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in described.items()}
-    (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, default=str) + "\n")

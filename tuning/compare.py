@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from filelock import FileLock
 
 from models.llava import Llava, load
 from records.errors import BadInput, refusing
@@ -22,7 +21,7 @@ from records.manifest import RunKind, difference, new_manifest, read_manifest, w
 from records.options import plain
 from records.processes import own_device
 from records.progress import OnProgress, shown_progress
-from records.sharing import LOCK, share_jobs
+from records.sharing import one_at_a_time, share_jobs
 from tasks.scenes import Split
 from tuning.apply import apply_plan
 from tuning.checkpoint import last_checkpoint
@@ -143,7 +142,7 @@ def run_compare(
         llava = load(config.model, device=device, dtype=torch.float32)
     plans = chosen_plans(config, llava)
     resolved = {plan.name: resolve(plan, llava) for plan in plans if plan.name != START}
-    with FileLock(config.out / LOCK):  # of several processes one times the plans, before any trains
+    with one_at_a_time(config.out, "another process is timing the plans: waiting for it", on_note=on_note):
         costs = _timed(config, llava, resolved, on_note)
     on_note(f"{len(plans)} plans, {len(config.seeds)} seeds, in {config.out}")
     data = _Data.surveyed(config, llava)

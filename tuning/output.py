@@ -11,7 +11,8 @@ from torch import Tensor
 
 from models.llava import Llava
 from records.manifest import write_atomically
-from tuning.apply import adapter_tensors, apply_plan, remove_lora, write_adapter
+from tuning.apply import apply_plan
+from tuning.lora import adapter_tensors, remove_lora, write_adapter
 from tuning.plan import Resolved
 
 

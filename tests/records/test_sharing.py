@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from records.sharing import LOCK, share_jobs
+from records.sharing import LOCK, one_at_a_time, share_jobs
 
 ROOT = Path(__file__).parents[2]
 WORKER = """
@@ -87,3 +87,24 @@ def test_what_a_job_raises_ends_it_and_frees_its_lock(tmp_path: Path) -> None:
         share_jobs({tmp_path / "a": "a"}, is_done=lambda job: False, run=fail)
     FileLock(tmp_path / "a" / LOCK).acquire(timeout=0).lock.release()
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_whoever_finds_the_block_taken_says_so_and_waits(tmp_path: Path) -> None:
+    notes: list[str] = []
+    inside: list[str] = []
+
+    def late() -> None:
+        with one_at_a_time(tmp_path, "waiting", on_note=notes.append):
+            inside.append("late")
+
+    worker = threading.Thread(target=late)
+    with one_at_a_time(tmp_path, "waiting", on_note=notes.append):
+        worker.start()
+        worker.join(timeout=0.3)
+        assert worker.is_alive() and not inside
+        inside.append("early")
+    worker.join(timeout=30)
+    assert (inside, notes) == (["early", "late"], ["waiting"])
+    with one_at_a_time(tmp_path, "again", on_note=notes.append):
+        pass
+    assert notes == ["waiting"]

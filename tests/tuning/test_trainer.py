@@ -20,10 +20,11 @@ from records.errors import BadInput
 from tests.conftest import tiny_config
 from tests.tuning.conftest import samples_of
 from tuning import checkpoint
-from tuning.apply import apply_plan, remove_lora, set_checkpointing
+from tuning.apply import apply_plan, set_checkpointing
 from tuning.config import Optimisation, Running
 from tuning.cost import count_activations, synthetic_batch
 from tuning.data import Samples
+from tuning.lora import remove_lora
 from tuning.plan import WHOLE, LayerPlan, Lisa, Lora, Resolved, lisa_layers, resolve
 from tuning.sources import SceneMix, SceneQuestions
 from tuning.trainer import LossNotFinite, PlanTrainer, Trained, train
