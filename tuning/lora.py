@@ -68,12 +68,14 @@ def _fused_class() -> Any:
         def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             """``batch pos d_out`` from ``batch pos d_in``."""
             first: Any = self.lora_A[_ADAPTER].weight
-            second: Any = self.lora_B[_ADAPTER].weight
+            last: Any = self.lora_B[_ADAPTER]
+            second: Any = last.weight
             one_type = torch.is_autocast_enabled(x.device.type) or (
                 x.dtype == self.base_layer.weight.dtype == first.dtype == second.dtype
             )
             plain = not (args or kwargs or self.disable_adapters or self.merged or self.lora_variant)
-            if not one_type or not plain or self.active_adapters != [_ADAPTER]:
+            hooked = last._forward_pre_hooks or last._forward_hooks  # they run where it is called; sharding is one
+            if hooked or not one_type or not plain or self.active_adapters != [_ADAPTER]:
                 out: Tensor = super().forward(x, *args, **kwargs)
                 return out
             frozen: Tensor = self.base_layer(x)

@@ -1,7 +1,5 @@
 """Dropout by gaps: what dropout promises, and where it is torch's own."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,7 @@ from tuning.dropout import SparseDropout, places
 N = 400_000
 
 
-@pytest.mark.parametrize("p", [0.0001, 0.05, 0.25])
+@pytest.mark.parametrize("p", [0.002, 0.05, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_share_is_dropped_and_the_rest_scaled_so_that_the_mean_stays(p: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -27,7 +25,7 @@ def test_the_share_is_dropped_and_the_rest_scaled_so_that_the_mean_stays(p: floa
 
 def test_drops_are_independent_of_place_and_of_the_call() -> None:
     torch.manual_seed(0)
-    p = 0.25
+    p = 0.5
     drop = SparseDropout(p)
     first, second = ((drop(torch.ones(N)) == 0).double() - p for _ in range(2))
     limit = 4 * p * (1 - p) / N**0.5  # four standard deviations of a mean of products
@@ -48,12 +46,30 @@ def test_gaps_between_dropped_values_are_geometric() -> None:
     assert at[0] >= 0 and at[-1] < 20 * N
 
 
-def test_too_few_gaps_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    many: Callable[[float], int] = dropout.math.ceil
-    monkeypatch.setattr(dropout.math, "ceil", lambda value: many(value) // 40)
+def test_every_place_and_every_pair_is_dropped_as_often_as_it_should_be() -> None:
     torch.manual_seed(0)
-    at = places(N, 0.05)
-    assert len(at) / N == pytest.approx(0.05, abs=0.002)
+    p, calls = 0.3, 20_000
+    dropped = torch.zeros(calls, 4)
+    for row in dropped:
+        row[places(4, p)] = 1
+    together = dropped.T @ dropped / calls  # singles on the diagonal
+    wanted = torch.full((4, 4), p * p).fill_diagonal_(p)
+    limit = 4 * (wanted * (1 - wanted) / calls).sqrt()  # four standard deviations
+    assert bool(((together - wanted).abs() < limit).all())
+
+
+@pytest.mark.parametrize("p", [1e-12, 1e-25, 1e-45])
+def test_a_share_of_next_to_nothing_drops_nothing(p: float) -> None:
+    torch.manual_seed(0)
+    assert len(places(1000, p)) == 0
+
+
+def test_too_few_gaps_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dropout, "_SPARE", -140)  # the mean is then 141 standard deviations
+    torch.manual_seed(0)
+    p = 0.05
+    at = places(N, p)
+    assert len(at) / N == pytest.approx(p, abs=4 * (p * (1 - p) / N) ** 0.5)
     assert bool((at.diff() > 0).all()) and int(at[-1]) > 0.99 * N
 
 
@@ -104,6 +120,6 @@ def test_recomputing_a_block_drops_the_same() -> None:
 def test_a_large_share_is_torchs_own() -> None:
     x = torch.ones(N)
     torch.manual_seed(0)
-    out = SparseDropout(0.5)(x)
+    out = SparseDropout(0.75)(x)
     torch.manual_seed(0)
-    assert torch.equal(out, nn.functional.dropout(x, 0.5))
+    assert torch.equal(out, nn.functional.dropout(x, 0.75))
