@@ -1,7 +1,8 @@
 """What a training step of each layer plan costs relative to full tuning: time, operations, memory.
 
     python -m benchmarks.tuning_cost --model random:llava-1.5-7b --device cuda   # real size, bfloat16, one GPU
-    python -m benchmarks.tuning_cost --model wide --clock cpu                    # d_model 1,024, 8 layers, float32
+    python -m benchmarks.tuning_cost --model wider --clock cpu                   # d_model 2,048, 8 layers, float32
+    python -m benchmarks.tuning_cost --model wide --clock cpu                    # d_model 1,024
     python -m benchmarks.tuning_cost --model tiny                                # seconds; shows that the script runs
 
 All plans run in one process, in turn, on one batch of noise (a picture and ``--text-tokens`` words a row): forward,
@@ -34,7 +35,11 @@ from tuning.plan import WHOLE, LayerPlan, Lora, Resolved, resolve
 from tuning.timing import measure_plans
 
 # name -> (d_model, inner, blocks, heads, patches a side, d_vision, vision blocks)
-SIZES = {"tiny": (64, 128, 4, 4, 3, 32, 3), "wide": (1024, 2816, 8, 16, 12, 128, 3)}
+SIZES = {
+    "tiny": (64, 128, 4, 4, 3, 32, 3),
+    "wide": (1024, 2816, 8, 16, 12, 128, 3),
+    "wider": (2048, 5632, 8, 16, 12, 128, 3),
+}
 TARGETS = {"6-16": 0.75, "6-16 + projector": 0.82}  # of step time, at the size of LLaVA-7B
 
 
