@@ -154,7 +154,10 @@ def run_compare(
         on_done=lambda folder: on_progress("training and scoring plans", 1, len(jobs)),
         on_note=on_note,
     )
-    table = compare_table(config.out, plans, costs, n_layers=llava.n_layers, reference=config.reference)
+    trainable = {name: chosen.trained for name, chosen in resolved.items()}
+    table = compare_table(
+        config.out, plans, costs, n_layers=llava.n_layers, trainable=trainable, reference=config.reference
+    )
     write_atomically(config.out / "compare.csv", table.to_csv(index=False).encode())
     return Compared(config.out, table, _draw(config.out, table))
 

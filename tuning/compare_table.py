@@ -4,7 +4,7 @@ Retention is a plan's score over full tuning's, resampled together (``tuning.ret
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,26 @@ def compare_table(
     costs: dict[str, dict[str, Any]],
     *,
     n_layers: int,
+    trainable: Mapping[str, int],
     reference: str | None = None,
 ) -> pd.DataFrame:
     """The table of the finished runs in ``folder``, one row for each plan, condition and question family.
 
-    ``plan, layers, train, method, trainable``; ``flops_ratio`` (counted), ``closed_form_ratio``, ``step_time_ratio``,
-    all to full tuning and NaN where nothing was timed; ``peak_memory`` and ``optimizer_bytes`` of a step; then the
-    columns of ``tuning.retention.summarise``: ``lower`` and ``upper`` are the interval of ``retention``.
+    ``plan, layers, train, method, trainable`` (numbers that train; 0 for what is only scored); ``flops_ratio``
+    (counted), ``closed_form_ratio``, ``step_time_ratio``, all to full tuning and NaN where nothing was timed;
+    ``peak_memory`` and ``optimizer_bytes`` of a step; then the columns of ``tuning.retention.summarise``: ``lower`` and
+    ``upper`` are the interval of ``retention``.
 
     ``layers`` holds plain numbers and ranges, whatever the plan's spec was; the last block is always named so that the
     model's depth can be read off ``full``.
+
+    Args:
+        folder: The comparison.
+        plans: In the order of the table.
+        costs: What a step of each plan costs, by name, where it was measured.
+        n_layers: Blocks of the language model.
+        trainable: Numbers that train, by plan; a plan that is missing trains nothing.
+        reference: The tuned model that was scored beside them.
 
     Raises:
         BadInput: If full tuning has not finished with any seed.
@@ -64,7 +74,7 @@ def compare_table(
     full = costs.get(FULL)
     rows: list[dict[Any, Any]] = []
     for name in names:
-        own = _plan_columns(name, described.get(name), costs.get(name), full)
+        own = _plan_columns(name, described.get(name), trainable.get(name, 0), costs.get(name), full)
         rows += [{**own, **row} for row in scores[scores["plan"] == name].drop(columns="plan").to_dict("records")]
     return pd.DataFrame(rows)
 
@@ -75,7 +85,7 @@ def _numbers(plan: LayerPlan, n_layers: int) -> str:
 
 
 def _plan_columns(
-    name: str, plan: LayerPlan | None, cost: dict[str, Any] | None, full: dict[str, Any] | None
+    name: str, plan: LayerPlan | None, trainable: int, cost: dict[str, Any] | None, full: dict[str, Any] | None
 ) -> dict[str, Any]:
     """What is the same in all rows of a plan."""
 
@@ -90,7 +100,7 @@ def _plan_columns(
         "layers": plan.layers if plan else "",
         "train": ",".join(plan.train) if plan else "",
         "method": plan.method if plan and plan.name != START else "",
-        "trainable": 0 if cost is None else cost["trainable"],
+        "trainable": trainable,
         "flops_ratio": ratio("flops_forward", "flops_backward"),
         "closed_form_ratio": ratio("closed_form_forward", "closed_form_backward"),
         "step_time_ratio": ratio("step_seconds_median"),

@@ -18,6 +18,7 @@ from records.errors import BadInput
 from tests.conftest import tiny_config
 from tuning.compare import CompareConfig, chosen_plans, run_compare
 from tuning.config import Optimisation, Running
+from tuning.plan import resolve
 from tuning.report_table import render_table
 from tuning.retention import summarise
 
@@ -75,6 +76,10 @@ def test_the_table_has_every_plan_condition_and_family_with_its_columns(
         "all",
         "text",
     }
+    trainable = finished.groupby("plan")["trainable"].unique().map(list)
+    llava = load(settings.model, validate=False)
+    for plan in chosen_plans(settings, llava):
+        assert trainable[plan.name] == [0 if plan.name == "start" else resolve(plan, llava).trained]
     full = finished[finished["plan"] == "full"]
     assert (full["flops_ratio"] == 1).all()
     assert (full["closed_form_ratio"] == 1).all()
@@ -170,7 +175,8 @@ killed_within_a_plan({again!r})
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     assert not any(note.startswith("full, seed 0") for note in notes)
     whole = finished[finished["plan"].isin(again.plans)]
-    columns = ["plan", "condition", "family", "score", "retention"]
+    assert table["flops_ratio"].isna().all()  # nothing was timed, but what trains is known
+    columns = ["plan", "trainable", "condition", "family", "score", "retention"]
     pd.testing.assert_frame_equal(table[columns], whole[columns].reset_index(drop=True), rtol=1e-3)
 
 
