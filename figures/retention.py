@@ -56,6 +56,7 @@ def draw_retention(
                     mark_plan(panel, plan, [float(value)], [place], bounds=bounds, along="x")
             mark_full(panel, along="x")
             panel.set_yticks(range(len(plans)), plans)
+            panel.set_ylim(-0.6, len(plans) - 0.4)  # markers of the first and the last plan are whole
             panel.set_title(CONDITIONS.get(condition, condition), loc="left")
             panel.set_xlabel("score / full tuning's")
         if title is not None:
