@@ -9,7 +9,9 @@ from matplotlib.axes import Axes
 
 from figures.panels import add_title, open_panels
 from figures.plan_marks import CONDITIONS, mark_full, mark_plan
-from figures.style import Panels, Width, style
+from figures.style import Panels, Width, plan_colour, style
+
+_FAR, _NEAR = 0.5, 0.75
 
 
 def draw_retention(
@@ -22,7 +24,9 @@ def draw_retention(
     """Retention of every plan, one panel a condition: its score over full tuning's (1, dashed), all families together.
 
     Bars are 95 % intervals of the ratio, scenes and seeds resampled for both together; in the last panel, ordinary
-    text, they are the range over seeds. Plans are named on the axis, so that there is no legend.
+    text, they are the range over seeds. Plans are named on the axis, so that there is no legend. Where all others keep
+    three quarters or more, a plan that keeps less than half is a number at the edge, so that the others can be told
+    apart.
 
     Args:
         table: Of a comparison.
@@ -50,8 +54,14 @@ def draw_retention(
         )  # fmt: skip
         for panel, condition in zip(opened.axes, conditions, strict=True):
             own = rows[rows["condition"] == condition].set_index("plan").reindex(plans)
+            beyond = _beyond(own)
             for place, (plan, value) in enumerate(zip(plans, own["retention"].to_numpy(dtype=float), strict=True)):
-                if not np.isnan(value):
+                if plan in beyond:
+                    panel.text(
+                        0.03, place, f"\N{LEFTWARDS ARROW} {value:.2f}", transform=panel.get_yaxis_transform(),
+                        color=plan_colour(plan), va="center",
+                    )  # fmt: skip
+                elif not np.isnan(value):
                     bounds = own.loc[[plan], ["lower", "upper"]]
                     mark_plan(panel, plan, [float(value)], [place], bounds=bounds, along="x")
             mark_full(panel, along="x")
@@ -62,3 +72,10 @@ def draw_retention(
         if title is not None:
             add_title(opened, title, title)
     return opened.axes
+
+
+def _beyond(rows: pd.DataFrame) -> set[str]:
+    """Plans that are too far below all others to be drawn on one scale with them; ``rows`` has one for each plan."""
+    far = rows["upper"] < _FAR
+    others = rows.loc[~far, "lower"].dropna()
+    return {str(plan) for plan in rows.index[far]} if len(others) and (others >= _NEAR).all() else set()

@@ -74,6 +74,19 @@ def test_retention_draws_every_plan_with_its_interval() -> None:
         assert len(panel.containers) == len(PLANS)
 
 
+def test_a_plan_far_below_all_others_is_a_number_at_the_edge() -> None:
+    table = compare_table()
+    others = table["plan"] != "start"
+    table.loc[others, ["retention", "lower", "upper"]] = [0.9, 0.8, 1.0]
+    panel = draw_retention(table)[0]
+    assert set(marks(panel)) == set(PLANS) - {"start"}
+    assert [text.get_text() for text in panel.texts] == ["\N{LEFTWARDS ARROW} 0.00"]
+    assert panel.get_xlim()[0] > 0.7
+    table.loc[table["plan"] == "full", "lower"] = 0.7  # then all are drawn to scale
+    panel = draw_retention(table)[0]
+    assert set(marks(panel)) == set(PLANS) and not panel.texts
+
+
 def test_cost_against_retention_holds_both_columns_and_leaves_out_what_was_not_timed() -> None:
     table = compare_table()
     panels = draw_cost_retention(table)
