@@ -24,7 +24,7 @@ from tuning.embedded_language import (
     Mix,
     Projector,
     Trainee,
-    add_lora,
+    add_adapter,
     fresh_projector,
     lora_factors,
     train_language,
@@ -89,7 +89,7 @@ def run_stage2(work: Path, *, steps: int, seed: int, device: str, mix: Mix) -> N
     """Train projector and LoRA from stage 1's projector; write ``projector.safetensors`` and ``lora.safetensors``."""
     trainee = _trainee(work, device, seed)
     trainee.projector.load_state_dict(load_file(work / "projector-stage1.safetensors"))
-    add_lora(trainee.language, seed=seed)
+    add_adapter(trainee.language, seed=seed)
     trainee.language.to(device)  # type: ignore[arg-type]
     train_language(work, trainee, stage=2, steps=steps, seed=seed, mix=mix)
     _save_folded(trainee.projector, work / "projector-folded.safetensors")

@@ -230,7 +230,7 @@ class Trainee:
         ]
 
 
-def add_lora(language: LlamaForCausalLM, *, seed: int) -> None:
+def add_adapter(language: LlamaForCausalLM, *, seed: int) -> None:
     """Put LoRA on all seven linear maps of every block, and freeze everything else."""
     torch.manual_seed(seed)
     config = LoraConfig(

@@ -58,7 +58,7 @@ def summarise(
             for plan, grid in grids.items():
                 rng = np.random.default_rng(seed)
                 score, ratio = _bootstrap(grid, grids[full], rng)
-                mean, whole = float(grid.mean()), float(grids[full].mean())
+                mean, whole = float(grid.to_numpy().mean()), float(grids[full].to_numpy().mean())
                 rows.append(
                     {
                         "plan": plan,
@@ -102,22 +102,19 @@ def summarise(
     return pd.DataFrame(rows)
 
 
-def _grid(group: pd.DataFrame) -> NDArray[np.float64]:
+def _grid(group: pd.DataFrame) -> pd.DataFrame:
     """Mean score by seed and scene; answers about one scene are one unit."""
-    table = group.pivot_table(index="seed", columns="id", values="right", aggfunc="mean", sort=True)
-    return table.to_numpy(dtype=float)
+    return group.pivot_table(index="seed", columns="id", values="right", aggfunc="mean", sort=True).astype(float)
 
 
-def _bootstrap(
-    own: NDArray[np.float64], full: NDArray[np.float64], rng: np.random.Generator
-) -> tuple[Interval, Interval]:
-    """Intervals of the score and of its ratio to full tuning's; seeds pair up where both have as many."""
+def _bootstrap(own: pd.DataFrame, full: pd.DataFrame, rng: np.random.Generator) -> tuple[Interval, Interval]:
+    """Intervals of the score and of its ratio to full tuning's; seeds pair up where both have the same."""
     scenes = rng.integers(own.shape[1], size=(DRAWS, own.shape[1]))
     seeds = rng.integers(own.shape[0], size=(DRAWS, own.shape[0]))
-    paired = own.shape[0] == full.shape[0]
+    paired = own.index.equals(full.index)
     others = seeds if paired else rng.integers(full.shape[0], size=(DRAWS, full.shape[0]))
-    mine = _means(own, seeds, scenes)
-    whole = _means(full, others, scenes)
+    mine = _means(own.to_numpy(), seeds, scenes)
+    whole = _means(full.to_numpy(), others, scenes)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.where(whole > _CHANCE_FREE, mine / whole, np.nan)
     return _percentiles(mine), _percentiles(ratios[~np.isnan(ratios)])

@@ -1,4 +1,4 @@
-"""Fixtures of the patch sweep: checkpoint folders of the tiny LLaVA, pairs of one's own, and the command line."""
+"""Fixtures: the kinds of tiny LLaVA, checkpoint folders, pairs of one's own, and the command line."""
 
 import json
 from collections.abc import Callable
@@ -13,12 +13,26 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from interventions.cli import app
+from models.llava import Llava, load
+from tests.conftest import tiny_config
 
 
 class Outcome(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="session")
+def models(llava: Llava, llava_plain: Llava) -> dict[tuple[bool, str], Llava]:
+    """By (grouped queries, attention)."""
+    eager = {g: load(tiny_config(grouped=g), seed=0 if g else 1, attn="eager", validate=False) for g in (True, False)}
+    return {
+        (True, "sdpa"): llava,
+        (False, "sdpa"): llava_plain,
+        (True, "eager"): eager[True],
+        (False, "eager"): eager[False],
+    }
 
 
 @pytest.fixture(scope="session")

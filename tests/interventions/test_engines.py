@@ -1,94 +1,31 @@
-"""Both engines: laws of patching, cutting and holding; resume equals full on random plans; nothing is left behind."""
-
-import inspect
-import random
-from collections.abc import Sequence
-from dataclasses import replace
+"""Both engines: laws of patching, cutting and holding, and that cells compute no more than they can change."""
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.testing import assert_close
 
-from interventions.base import Base, plain_logits
+from interventions.base import plain_logits
 from interventions.chunks import plan_chunks
-from interventions.edits import OTHER, Cell, Cut, Edit, Hold, Write
+from interventions.edits import OTHER, Cell, Cut, Hold, Write
 from interventions.engine import Engine, prepare_base, run_cells
-from models.inputs import Inputs, prepare
-from models.llava import Llava, load
-from models.recording import CaptureError
+from models.inputs import prepare
+from models.llava import Llava
 from models.resume import additive
 from models.sites import Site, all_sites
 from models.tokens import token_mask
-from tasks.example import Example
-from tests.conftest import make_examples, noise_picture, tiny_config
-
-ENGINES: tuple[Engine, ...] = ("full", "resume")
-# float32 in another order of summation; logits are of order 0.1 to 1, so this is the relative error that counts
-RELATIVE = 1e-5
-
-
-@pytest.fixture(scope="session")
-def models(llava: Llava, llava_plain: Llava) -> dict[tuple[bool, str], Llava]:
-    """By (grouped queries, attention)."""
-    eager = {g: load(tiny_config(grouped=g), seed=0 if g else 1, attn="eager", validate=False) for g in (True, False)}
-    return {
-        (True, "sdpa"): llava,
-        (False, "sdpa"): llava_plain,
-        (True, "eager"): eager[True],
-        (False, "eager"): eager[False],
-    }
-
-
-KINDS = [(grouped, attn) for grouped in (True, False) for attn in ("sdpa", "eager")]
-
-
-def other_pictures(examples: Sequence[Example]) -> list[Example]:
-    """The same examples with other pictures."""
-    return [
-        replace(e, pictures=tuple(noise_picture(900 + 10 * i + p) for p in range(len(e.pictures))))
-        for i, e in enumerate(examples)
-    ]
-
-
-def last_columns(inputs: Inputs) -> Tensor:
-    return torch.tensor([[layout.prompt_stop - 1] for layout in inputs.layout])
-
-
-def pair(
-    llava: Llava, n: int = 3, *, n_pictures: Sequence[int] = (1, 2), padding_side: str = "right"
-) -> tuple[Inputs, Inputs]:
-    examples = make_examples(n, n_pictures=n_pictures)
-    return (
-        prepare(llava, examples, padding_side=padding_side),  # type: ignore[arg-type]
-        prepare(llava, other_pictures(examples), padding_side=padding_side),  # type: ignore[arg-type]
-    )
-
-
-def run(llava: Llava, base: Base, cells: Sequence[Cell], engine: Engine = "resume") -> list[Tensor]:
-    return run_cells(llava, base, cells, lambda logits: logits, engine=engine)
-
-
-def close(got: Tensor, expected: Tensor, relative: float = RELATIVE) -> None:
-    assert_close(got, expected, rtol=0, atol=relative * float(expected.abs().max()))
-
-
-def differs(got: Tensor, expected: Tensor) -> bool:
-    return float((got - expected).abs().max()) > 100 * RELATIVE * float(expected.abs().max())
-
-
-def real(inputs: Inputs) -> Tensor:
-    return inputs.attention_mask.bool()
-
-
-def mask_for(llava: Llava, inputs: Inputs, site: Site) -> Tensor:
-    """Everything that can be written at a site."""
-    if site.part == "language_model":
-        return real(inputs)
-    assert inputs.pixel_values is not None
-    tokens = llava.n_image_tokens + (site.part == "vision_tower")
-    return torch.ones(len(inputs.pixel_values), tokens, dtype=torch.bool)
-
+from tests.conftest import make_examples
+from tests.interventions.engine_runs import (
+    ENGINES,
+    KINDS,
+    close,
+    differs,
+    last_columns,
+    mask_for,
+    other_pictures,
+    pair,
+    real,
+    run,
+)
 
 # Laws
 
@@ -320,118 +257,15 @@ def test_the_other_runs_value_is_that_of_each_placeholder(llava: Llava) -> None:
         close(run(llava, base, [cell], engine)[0], theirs)
 
 
-# Random plans
-
-
-def random_mask(rng: random.Random, allowed: Tensor, image: Tensor) -> Tensor:
-    """A random, not empty part of what is allowed."""
-    generator = torch.Generator().manual_seed(rng.randrange(2**31))
-    kind = rng.choice(["all", "image", "prefix", "random", "one", "row"])
-    mask = allowed.clone()
-    if kind == "image":
-        mask = allowed & image
-    elif kind == "prefix":
-        mask[:, rng.randrange(1, allowed.shape[1]) :] = False
-    elif kind == "random":
-        mask &= torch.rand(allowed.shape, generator=generator) < 0.3
-    elif kind == "one":
-        row, column = rng.choice(allowed.nonzero().tolist())
-        mask = torch.zeros_like(allowed)
-        mask[row, column] = True
-    elif kind == "row":
-        kept = rng.randrange(len(mask))
-        mask[[row for row in range(len(mask)) if row != kept]] = False
-    return mask if bool(mask.any()) else allowed
-
-
-def random_edit(rng: random.Random, llava: Llava, inputs: Inputs, shared: Tensor) -> Edit:
-    """A random edit; the other run's values are taken at positions that both batches have."""
-    image = inputs.input_ids == llava.image_token_id
-    kind = rng.choice(["write"] * 4 + ["cut"] * 2 + ["hold"])
-    layer = rng.randrange(llava.n_layers)
-    if kind == "hold":
-        return Hold(layer, random_mask(rng, real(inputs), image))
-    if kind == "cut":
-        heads = None if rng.random() < 0.5 else tuple(rng.sample(range(llava.n_heads), 2))
-        queries, keys = (random_mask(rng, real(inputs), image) for _ in range(2))
-        return Cut(layer, queries, keys, heads)
-    parts = ["language_model"] * 4 + (["vision_tower", "projector"] if inputs.pixel_values is not None else [])
-    part = rng.choice(parts)
-    site = rng.choice([s for s in all_sites(llava) if s.part == part and s.name != "pattern"])
-    others = rng.random() < 0.5
-    allowed = mask_for(llava, inputs, site)
-    if part == "language_model" and others:
-        allowed = shared
-    mask = random_mask(rng, allowed, image if part == "language_model" else allowed)
-    by_head = site.name in ("q", "k", "v", "z")
-    own = llava.n_kv_heads if part == "language_model" and site.name in ("k", "v") else llava.n_heads
-    n_heads = own if part == "language_model" else llava.n_vision_heads
-    heads = tuple(rng.sample(range(n_heads), rng.randint(1, n_heads))) if by_head and rng.random() < 0.5 else None
-    add = rng.random() < 0.3
-    if others:
-        return Write(site, mask, OTHER, heads, add)
-    generator = torch.Generator().manual_seed(rng.randrange(2**31))
-    if by_head:
-        axes: tuple[int, ...] = (n_heads, 8)
-    elif part == "language_model" or (part == "projector" and site.name != "in"):
-        axes = (llava.d_model,)
-    else:
-        axes = (llava.n_vision_heads * 8,)
-    leading = rng.choice([(), (1, 1), (mask.shape[0], 1), (1, mask.shape[1]), tuple(mask.shape)])
-    return Write(site, mask, torch.randn(*leading, *axes, generator=generator), heads, add)
-
-
-def random_plan(seed: int, llava: Llava) -> tuple[Inputs, Inputs, Tensor, list[Cell]]:
-    rng = random.Random(seed)
-    examples = make_examples(rng.randint(1, 3), n_pictures=rng.choice([(1,), (1, 2), (2, 0, 1)]))
-    partners = other_pictures(examples)
-    if rng.random() < 0.4:
-        partners = [replace(e, question=e.question.replace("cat", rng.choice(["dog", "umbrella"]))) for e in partners]
-    if rng.random() < 0.3:  # a pair that differs in some rows only
-        partners[0] = examples[0]
-    side = rng.choice(["left", "right"])
-    inputs = prepare(llava, examples, padding_side=side)  # type: ignore[arg-type]
-    other = prepare(llava, partners, padding_side=side)  # type: ignore[arg-type]
-    shared = torch.zeros_like(real(inputs))
-    n = min(inputs.n_positions, other.n_positions)
-    agree = real(other)[:, :n] & (inputs.position_ids[:, :n] == other.position_ids[:, :n])
-    shared[:, :n] = real(inputs)[:, :n] & agree
-    if not bool(shared.any()):  # left padding of another length: nothing stands at the same place
-        other, shared = inputs, real(inputs)
-    columns = [[rng.randrange(*layout.real), layout.real.stop - 1, -1] for layout in inputs.layout]
-    readout = torch.tensor([row if i == 0 else rng.sample(row, 3) for i, row in enumerate(columns)])
-    cells = [
-        Cell(tuple(random_edit(rng, llava, inputs, shared) for _ in range(rng.choice([1, 1, 2, 3, 5]))))
-        for _ in range(5)
-    ]
-    return inputs, other, readout, cells
-
-
-@pytest.mark.parametrize(("grouped", "attn"), KINDS)
-def test_resume_equals_full_on_random_plans(models: dict[tuple[bool, str], Llava], grouped: bool, attn: str) -> None:
-    llava = models[grouped, attn]
-    changed = 0
-    for seed in range(15):
-        inputs, other, readout, cells = random_plan(1000 * KINDS.index((grouped, attn)) + seed, llava)
-        base = prepare_base(llava, inputs, other, readout=readout)
-        expected = run(llava, base, cells, "full")
-        at_once = (None, 1, 2, None)[seed % 4]
-        found = run_cells(llava, base, cells, lambda logits: logits, cells_at_once=at_once)
-        for number, (got, wanted) in enumerate(zip(found, expected, strict=True)):
-            error = float((got - wanted).abs().max() / wanted.abs().max())
-            assert error < RELATIVE, f"plan {seed}, cell {number}: {error:.1e} with {cells[number]}"
-            changed += differs(wanted, base.logits)
-    assert changed > 45  # of 75 cells: most plans do something
-
-
-def test_resume_equals_full_in_bfloat16(llava: Llava) -> None:
-    half = load(tiny_config(grouped=True), seed=0, dtype=torch.bfloat16, validate=False)
-    for seed in range(5):
-        inputs, other, readout, cells = random_plan(seed, half)
-        base = prepare_base(half, inputs, other, readout=readout)
-        for got, wanted in zip(run(half, base, cells), run(half, base, cells, "full"), strict=True):
-            assert got.dtype == torch.float32
-            close(got, wanted, 4e-2)  # bfloat16 keeps 8 bits, over three layers
+def test_what_is_read_is_a_tensor_like_any_other(llava: Llava) -> None:
+    inputs, other = pair(llava)
+    base = prepare_base(llava, inputs, other, readout=last_columns(inputs))
+    cells = [Cell(()), Cell((Write(Site("language_model", 1, "z"), real(inputs), OTHER),))]
+    for engine in ENGINES:
+        assert run_cells(llava, base, [], lambda logits: logits, engine=engine) == []
+        for got in [*run(llava, base, cells, engine), base.logits]:
+            assert not got.is_inference()
+            (got.clone().requires_grad_() ** 2).sum().backward()
 
 
 # Cost
@@ -494,136 +328,3 @@ def test_cells_at_once_bounds_a_chunk_and_large_cells_go_alone(llava: Llava, mon
     assert [chunk.cells for chunk in plan_chunks(llava, base.prefix, cells, None)] == [(1,), (3,), (2,), (0,)]
     for alone, got in zip(run(llava, base, cells), together, strict=True):
         close(alone, got)
-
-
-# Restoration and errors
-
-
-def hooks(llava: Llava) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in llava.model.modules())
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_no_hook_is_left_behind_after_an_exception(
-    llava: Llava, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inputs, other = pair(llava)
-    base = prepare_base(llava, inputs, other, readout=last_columns(inputs))
-    every = real(inputs)
-    cell = Cell(
-        (
-            *(Write(Site("language_model", 1, n), every, OTHER) for n in ("resid_mid", "q", "k", "z", "mlp_out")),
-            Write(Site("language_model", 0, "v"), every, torch.zeros(8)),
-            Cut(1, every, every),
-            Hold(2, every),
-        )
-    )
-    expected = run(llava, base, [cell], engine)[0]
-    before, during = hooks(llava), list[int]()
-
-    def fail(*args: object, **kwargs: object) -> Tensor:
-        during.append(hooks(llava))
-        raise ZeroDivisionError
-
-    with monkeypatch.context() as patched:
-        patched.setattr(llava.blocks[1].mlp, "forward", fail)
-        with pytest.raises(ZeroDivisionError):
-            run(llava, base, [cell], engine)
-    assert during[-1] > before
-    assert hooks(llava) == before
-    close(run(llava, base, [cell], engine)[0], expected)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_site_that_does_not_fire_is_named(llava: Llava, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs, other = pair(llava)
-    base = prepare_base(llava, inputs, other, readout=last_columns(inputs))
-    cell = Cell((Write(Site("language_model", 1, "mlp_out"), real(inputs), torch.zeros(())),))
-    monkeypatch.setattr(llava.blocks[1], "forward", lambda hidden_states, **kwargs: hidden_states)
-    with pytest.raises(CaptureError, match=r"site 'blocks\.1\.hook_mlp_out' must fire"):
-        run(llava, base, [cell], engine)
-
-
-def test_what_is_read_is_a_tensor_like_any_other(llava: Llava) -> None:
-    inputs, other = pair(llava)
-    base = prepare_base(llava, inputs, other, readout=last_columns(inputs))
-    cells = [Cell(()), Cell((Write(Site("language_model", 1, "z"), real(inputs), OTHER),))]
-    for engine in ENGINES:
-        assert run_cells(llava, base, [], lambda logits: logits, engine=engine) == []
-        for got in [*run(llava, base, cells, engine), base.logits]:
-            assert not got.is_inference()
-            (got.clone().requires_grad_() ** 2).sum().backward()
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_what_cannot_be_run_is_refused_before_any_forward(
-    llava: Llava, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inputs, other = pair(llava, 2)
-    every, none = real(inputs), torch.zeros_like(real(inputs))
-    base = prepare_base(llava, inputs, other, readout=last_columns(inputs))
-    alone = prepare_base(llava, inputs, readout=last_columns(inputs))
-    shorter = prepare(llava, [replace(e, question="Is it?") for e in make_examples(2, n_pictures=(1, 2))])
-    moved = prepare(llava, make_examples(2, n_pictures=(1, 2)), padding_side="left")
-    fewer = prepare(llava, make_examples(2, n_pictures=(1,)))
-    z, post = Site("language_model", 1, "z"), Site("language_model", 1, "resid_post")
-    tower = Site("vision_tower", 0, "z")
-    refused: list[tuple[Base, Edit, str]] = [
-        (base, Write(post, none, OTHER), "mask at 'blocks.1.hook_resid_post' must hold at least one position"),
-        (base, Write(post, every[:, 1:], OTHER), "must be boolean of shape"),
-        (base, Write(post, torch.ones_like(every), OTHER), "must not hold padding"),
-        (base, Write(Site("language_model", 1, "pattern"), every, OTHER), "must not be a pattern"),
-        (base, Write(Site("language_model", 3, "z"), every, OTHER), r"layer must be in \[0, 3\)"),
-        (base, Write(z, every, OTHER, (6,)), r"heads must be in \[0, 6\) and not empty"),
-        (base, Write(Site("language_model", 1, "k"), every, OTHER, (2,)), r"heads must be in \[0, 2\)"),
-        (base, Write(z, every, OTHER, ()), "not empty"),
-        (base, Write(post, every, OTHER, (0,)), "Only q, k, v and z have heads"),
-        (base, Write(z, every, torch.zeros(48)), r"value at 'blocks.1.attn.hook_z' must broadcast to \(2, \d+, 6, 8\)"),
-        (alone, Write(post, every, OTHER), "other must be given"),
-        (alone, Write(tower, mask_for(llava, inputs, tower), OTHER), "other must be given"),
-        (base, Write(tower, every, OTHER), "must be boolean of shape"),
-        (base, Cut(3, every, every), r"layer of a Cut must be in \[0, 3\)"),
-        (base, Cut(1, every[:1], every[:1]), "mask of a Cut must be boolean"),
-        (base, Cut(1, every, every, (6,)), r"heads must be in \[0, 6\)"),
-        (base, Hold(-1, every), "layer of a Hold must be in"),
-        (replace(base, other=shorter), Write(post, every, OTHER), "other must have the same position at column"),
-        (replace(base, other=moved), Write(post, every, OTHER), "other must have the same position at column"),
-        (replace(base, other=fewer), Write(tower, mask_for(llava, inputs, tower), OTHER), "as many pictures"),
-    ]
-    started: list[object] = []
-    handles = [llava.model.register_forward_pre_hook(lambda m, a: started.append(m))]
-    handles += [block.register_forward_pre_hook(lambda m, a: started.append(m)) for block in llava.blocks]
-    fine = Cell((Write(post, every, torch.zeros(())),))
-    for which, edit, text in refused:
-        with pytest.raises(ValueError, match=text):
-            run(llava, which, [fine, Cell((edit,))], engine)
-    assert not started
-    run(llava, base, [fine], engine)
-    assert started
-    for handle in handles:
-        handle.remove()
-
-
-def test_bad_options_and_readouts_are_refused(llava: Llava) -> None:
-    inputs, other = pair(llava, 2)
-    last = last_columns(inputs)
-    base = prepare_base(llava, inputs, other, readout=last, engine="full")
-    with pytest.raises(ValueError, match="engine must be 'full' for a base prepared for it"):
-        run(llava, base, [Cell(())])
-    assert len(run(llava, base, [Cell(())], "full")) == 1
-    with pytest.raises(ValueError, match="engine must be 'resume' or 'full', got 'fast'"):
-        inspect.unwrap(run_cells)(llava, base, [], lambda x: x, engine="fast")
-    with pytest.raises(ValueError, match="engine must be 'resume' or 'full', got 'fast'"):
-        inspect.unwrap(prepare_base)(llava, inputs, readout=last, engine="fast")
-    with pytest.raises(ValueError, match="cells_at_once must be at least 1"):
-        run_cells(llava, base, [], lambda x: x, engine="full", cells_at_once=0)
-    for readout, text in [
-        (last[:1], "one row for each of 2 examples"),
-        (torch.full((2, 1), -1), "at least one position"),
-        (last + 100, "readout must be in"),
-        (torch.full((2, 1), inputs.n_positions - 1), "readout must be at real tokens"),
-    ]:
-        with pytest.raises(ValueError, match=text):
-            prepare_base(llava, inputs, other, readout=readout)
-    with pytest.raises(ValueError, match="other must have 2 examples, got 1"):
-        prepare_base(llava, inputs, other.select([0]), readout=last)

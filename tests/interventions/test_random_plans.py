@@ -1,7 +1,7 @@
 """Plans as people write them: ``resume`` equals ``full`` for every operation, site, group, window, padding and batch.
 
-``test_engines`` draws edits, any mask at any site; here whole plans are drawn, so that what turns names into edits is
-in it too: groups, windows, heads, corruption, means, directions, resampling.
+``test_random_edits`` draws edits, any mask at any site; here whole plans are drawn, so that what turns names into edits
+is in it too: groups, windows, heads, corruption, means, directions, resampling.
 """
 
 import random

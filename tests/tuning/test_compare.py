@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -20,7 +19,6 @@ from tuning.compare import CompareConfig, chosen_plans, run_compare
 from tuning.config import Optimisation, Running
 from tuning.plan import resolve
 from tuning.report_table import render_table
-from tuning.retention import summarise
 
 COLUMNS = {
     "plan", "layers", "trainable", "flops_ratio", "closed_form_ratio", "step_time_ratio", "peak_memory", "family",
@@ -237,76 +235,3 @@ def test_the_given_band_and_parts_reach_the_plans(settings: CompareConfig, base:
     assert plans["middle band"].train == plans["LoRA on the band"].train == ("final_norm",)
     assert plans["projector only"].train == ("projector",)
     assert plans["last"].layers == "last:2"
-
-
-def answers(rates: dict[str, float], *, n: int = 400, seeds: int = 3, paired: bool = True) -> pd.DataFrame:
-    """Answers whose plans are right at given rates; paired plans fail on the same scenes."""
-    rows = []
-    for seed in range(seeds):
-        for index, (plan, rate) in enumerate(rates.items()):
-            rng = np.random.default_rng([seed, 0 if paired else index + 1])
-            draws = rng.random(n)
-            rows += [
-                {
-                    "plan": plan,
-                    "seed": seed,
-                    "condition": "seen",
-                    "id": f"s{i}",
-                    "family": "what",
-                    "right": float(d < rate),
-                }
-                for i, d in enumerate(draws)
-            ]
-    return pd.DataFrame(rows)
-
-
-WORDS = pd.DataFrame([{"plan": plan, "seed": 0, "value": -3.0} for plan in ("full", "band", "same")])
-
-
-def test_retention_finds_a_planted_ratio_inside_its_interval() -> None:
-    table = summarise(answers({"full": 0.8, "band": 0.6, "same": 0.8}), WORDS)
-    rows = table[(table["family"] == "all") & (table["condition"] == "seen")].set_index("plan")
-    assert rows.loc["band", "retention"] == pytest.approx(0.75, abs=0.03)
-    assert rows.loc["band", "lower"] < 0.75 < rows.loc["band", "upper"]
-    assert rows.loc["band", "upper"] < 1
-    assert rows.loc["same", ["retention", "lower", "upper"]].tolist() == [1, 1, 1]
-    assert (rows["score_lower"] <= rows["score"]).all()
-    assert (rows["score"] <= rows["score_upper"]).all()
-    assert set(rows["n"]) == {400}
-    assert set(rows["seeds"]) == {3}
-
-
-def test_pairing_makes_the_interval_narrower() -> None:
-    widths = []
-    for paired in (True, False):
-        table = summarise(answers({"full": 0.8, "band": 0.7}, paired=paired), WORDS)
-        row = table[(table["plan"] == "band") & (table["family"] == "all") & (table["condition"] == "seen")].iloc[0]
-        widths.append(row["upper"] - row["lower"])
-    assert widths[0] < 0.8 * widths[1]
-
-
-def test_retention_of_nothing_is_undefined() -> None:
-    table = summarise(answers({"full": 0.0, "band": 0.5}, n=20), WORDS)
-    row = table[(table["plan"] == "band") & (table["condition"] == "seen")].iloc[0]
-    assert np.isnan(row["retention"])
-    assert np.isnan(row["lower"])
-
-
-def test_the_benchmark_runs_as_a_process_and_says_not_yet_run_without_a_gpu(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "benchmarks.tuning_cost", "--out", str(tmp_path), "--text-tokens", "16"]
-    small = subprocess.run([*command, "--rounds", "1", "--repeats", "2", "--batch", "1"], cwd=root, env=environment,
-                           capture_output=True, text=True, check=False)  # fmt: skip
-    assert small.returncode == 0, small.stderr
-    record = json.loads(next(tmp_path.glob("*-tuning-cost-tiny-cpu.json")).read_text())
-    assert [row["plan"] for row in record["plans"]][:2] == ["full", "1"]
-    assert {row["checkpointing"] for row in record["plans"]} == {True, False}
-    assert all(abs(row["closed_form_over_counted"] - 1) < 0.03 for row in record["plans"])
-    assert len(list(tmp_path.glob("*.png"))) == 1
-    if torch.cuda.is_available():
-        pytest.skip("a GPU is at hand; ends where there is none")
-    none = subprocess.run([*command, "--model", "random:llava-1.5-7b", "--device", "cuda"], cwd=root, env=environment,
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    assert none.returncode == 0, none.stderr
-    assert "Not yet run: no CUDA device at hand." in none.stdout

@@ -1,6 +1,11 @@
 """Cost: the closed form equals what is counted, on every plan, and time follows the form where products dominate."""
 
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -202,3 +207,23 @@ def test_step_time_follows_the_closed_form_where_products_dominate() -> None:
     for name, cost in costs.items():
         ratio = cost.step_seconds / full.step_seconds
         assert math.isclose(ratio, cost.closed_form.total / full.closed_form.total, rel_tol=0.1), name
+
+
+def test_the_benchmark_runs_as_a_process_and_says_not_yet_run_without_a_gpu(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.tuning_cost", "--out", str(tmp_path), "--text-tokens", "16"]
+    small = subprocess.run([*command, "--rounds", "1", "--repeats", "2", "--batch", "1"], cwd=root, env=environment,
+                           capture_output=True, text=True, check=False)  # fmt: skip
+    assert small.returncode == 0, small.stderr
+    record = json.loads(next(tmp_path.glob("*-tuning-cost-tiny-cpu.json")).read_text())
+    assert [row["plan"] for row in record["plans"]][:2] == ["full", "1"]
+    assert {row["checkpointing"] for row in record["plans"]} == {True, False}
+    assert all(abs(row["closed_form_over_counted"] - 1) < 0.03 for row in record["plans"])
+    assert len(list(tmp_path.glob("*.png"))) == 1
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is at hand; ends where there is none")
+    none = subprocess.run([*command, "--model", "random:llava-1.5-7b", "--device", "cuda"], cwd=root, env=environment,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert none.returncode == 0, none.stderr
+    assert "Not yet run: no CUDA device at hand." in none.stdout

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from models.embedded import merge_lora
 from tasks.scenes import make_scene
 from tuning.build_embedded import app
-from tuning.embedded_language import Projector, add_lora, block_mask, lora_factors, pack
+from tuning.embedded_language import Projector, add_adapter, block_mask, lora_factors, pack
 from tuning.embedded_vision import BACKGROUND, pretrain_vision, scene_batch, schedule
 from tuning.snapshot import digest, load_snapshot, save_snapshot
 
@@ -68,7 +68,7 @@ def test_branches_do_not_see_each_other() -> None:
 
 def test_merged_lora_equals_the_adapted_model(language: LlamaForCausalLM) -> None:
     adapted, merged = copy.deepcopy(language), copy.deepcopy(language)
-    add_lora(adapted, seed=0)
+    add_adapter(adapted, seed=0)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
