@@ -7,7 +7,8 @@
 
 All plans run in one process, in turn, on one batch of noise (a picture and ``--text-tokens`` words a row): forward,
 backward, AdamW. The batch is the largest that full tuning fits without checkpointing. On a GPU weights, gradients and
-moments are in bfloat16; step time includes the optimizer, the closed form does not.
+moments are in bfloat16, which takes half the memory of what ``layerwise-finetune --bf16`` trains: ``--precision mixed``
+measures that. Step time includes the optimizer, the closed form does not.
 """
 
 import argparse
@@ -91,16 +92,16 @@ def build_plans(llava: Llava) -> dict[str, Resolved]:
     return {name: resolve(plan, llava) for name, plan in plans.items()}
 
 
-def largest_batch(llava: Llava, full: Resolved, text_tokens: int, limit: int) -> int:
+def largest_batch(llava: Llava, full: Resolved, text_tokens: int, limit: int, *, mixed: bool) -> int:
     """The largest batch of 1, 2, 3, 4, 6, 8, 12, ... rows that full tuning fits on the GPU, at most ``limit``."""
     fits = 0
     for rows in (n for k in range(12) for n in ((2**k, 3 * 2 ** (k - 1)) if k else (1,))):
         if rows > limit:
             break
         try:
-            with applied(llava, full):
+            with applied(llava, full, low_precision=mixed):
                 batch = synthetic_batch(llava, rows=rows, text_tokens=text_tokens)
-                measure_step(llava, full, batch, repeats=1, warmup=1, count=False)
+                measure_step(llava, full, batch, repeats=1, warmup=1, count=False, bf16=mixed)
             # The optimizer's memory comes on top in the first step of each turn: leave a little.
             if torch.cuda.max_memory_allocated() > 0.94 * torch.cuda.get_device_properties(0).total_memory:
                 break
@@ -124,6 +125,8 @@ def describe_costs(
     rows = []
     for name, cost in costs.items():
         resolved = plans[name]
+        assert cost.flops is not None
+        assert full.flops is not None
         quartiles = statistics.quantiles(cost.seconds, n=4) if len(cost.seconds) > 1 else [cost.seconds[0]] * 3
         rows.append(
             {
@@ -151,13 +154,16 @@ def describe_costs(
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """The record."""
     on_gpu = options.device.startswith("cuda")
-    dtype = torch.bfloat16 if on_gpu else torch.float32
+    mixed = options.precision == "mixed"
+    dtype = torch.bfloat16 if on_gpu and not mixed else torch.float32
     began = time.perf_counter()
     llava = build(options.model, options.device, dtype, options.attn)
     print(f"built in {time.perf_counter() - began:.0f} s", file=sys.stderr)
     plans = build_plans(llava)
     limit = options.batch or 64
-    rows = largest_batch(llava, plans["full"], options.text_tokens, limit) if on_gpu else options.batch or 2
+    rows = (
+        largest_batch(llava, plans["full"], options.text_tokens, limit, mixed=mixed) if on_gpu else options.batch or 2
+    )
     batch = synthetic_batch(llava, rows=rows, text_tokens=options.text_tokens)
     measured: list[dict[str, Any]] = []
 
@@ -173,6 +179,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             rounds=options.rounds,
             repeats=options.repeats,
             checkpointing=checkpointing,
+            bf16=mixed,
             clock=options.clock,
             on_turn=report,
         )
@@ -186,9 +193,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "d_model": llava.d_model,
         "parameters": sum(p.numel() for p in llava.model.parameters()),
         "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": "mixed" if mixed else str(dtype).removeprefix("torch."),
         "attention": options.attn,
-        "optimizer": "AdamW (torch, fused), moments in the weights' type, lr 0",
+        "optimizer": "AdamW (torch, fused), moments in the trained weights' type, lr 0",
         "batch": rows,
         "positions": shape.positions,
         "image_tokens": llava.n_image_tokens,
@@ -266,6 +273,10 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", help=f"{', '.join(SIZES)}, or a name that models.llava.load knows")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--attn", choices=["sdpa", "eager"], default="sdpa")
+    parser.add_argument(
+        "--precision", choices=["plain", "mixed"], default="plain",
+        help="mixed: as layerwise-finetune --bf16 trains; plain: one type, bfloat16 on a GPU, float32 elsewhere",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, default=None, help="rows; on a GPU the most that is tried")
     parser.add_argument("--text-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=2)

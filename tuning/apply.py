@@ -93,9 +93,20 @@ def set_checkpointing(llava: Llava, first_block: int | None, first_vision: int |
 
 
 @contextmanager
-def applied(llava: Llava, resolved: Resolved, *, seed: int = 0, checkpointing: bool = False) -> Iterator[None]:
-    """The plan on the model inside the block; outside, no factors, no gradients, nothing requires one, as loaded."""
-    apply_plan(llava, resolved, seed=seed)
+def applied(
+    llava: Llava, resolved: Resolved, *, seed: int = 0, checkpointing: bool = False, low_precision: bool = False
+) -> Iterator[None]:
+    """The plan on the model inside the block; outside, no factors, no gradients, nothing requires one, as loaded.
+
+    Args:
+        llava: In one type.
+        resolved: The plan.
+        seed: As of ``apply_plan``.
+        checkpointing: Whether blocks are recomputed.
+        low_precision: As of ``apply_plan``; what is frozen comes back in its type, but rounded to bfloat16.
+    """
+    dtype = llava.dtype
+    apply_plan(llava, resolved, seed=seed, low_precision=low_precision)
     first = resolved.first_block if checkpointing else None
     set_checkpointing(llava, first, resolved.first_vision)
     try:
@@ -105,3 +116,5 @@ def applied(llava: Llava, resolved: Resolved, *, seed: int = 0, checkpointing: b
         remove_lora(llava, merge=False)
         llava.model.zero_grad(set_to_none=True)
         llava.model.requires_grad_(False)
+        for parameter in llava.model.parameters():
+            parameter.data = parameter.data.to(dtype)

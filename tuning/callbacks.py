@@ -71,6 +71,12 @@ class Watch(TrainerCallback):
             if not parameter.requires_grad:
                 del optimizer.state[parameter]  # what rests keeps no moments: that is LISA's saving
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Where words alone taught the projector nothing, nothing moves."""
+        self._trainer.rest_where_nothing_was_taught()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Scores the evaluation sets when it is time."""
         trainer = self._trainer
@@ -93,31 +99,40 @@ class Watch(TrainerCallback):
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         entry = {"step": state.global_step, "epoch": round(float(state.epoch or 0), 4), **logs}
-        with (self._trainer.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({key: _plain(value) for key, value in entry.items()}) + "\n")
+        line = json.dumps({key: _plain(value) for key, value in entry.items()})
+        with self._trainer.on_disk(), (self._trainer.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
         shown = " ".join(f"{key} {value:.4g}" for key, value in logs.items() if isinstance(value, int | float))
         self._trainer.on_note(f"step {state.global_step}/{state.max_steps} {shown}")
 
 
 class Clock(TrainerCallback):
-    """How long optimizer steps take, saving and scoring left out."""
+    """How long optimizer steps take and wait for their samples, saving and scoring left out; the last of callbacks."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.waited: list[float] = []
         self.tokens = 0
-        self._began = 0.0
+        self._began = self._free = _now()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Starts the clock, after the batch was made."""
+        """Starts the clock: the samples of the step are there."""
         self._began = _now()
+        self.waited.append(self._began - self._free)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stops it, before anything is logged or saved."""
         self.seconds.append(_now() - self._began)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The next samples are asked for from here on, unless something is logged or saved."""
+        self._free = _now()
+
+    on_log = on_save = on_step_end
 
 
 def _now() -> float:

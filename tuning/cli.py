@@ -36,7 +36,8 @@ def run(
         str | None,
         typer.Option(
             help="Other parts, comma-separated: `projector`, `vision` or `vision:20` (the tower from block 20 on), "
-            "`embeddings`, `final_norm`, `lm_head`; `none`. [default: projector]",
+            "`embeddings`, `final_norm`, `lm_head`; `none`. [default: projector; where --layers is left out, what the "
+            "stage trains, which in stage 2 is all but the tower]",
             rich_help_panel=_PLAN,
         ),
     ] = None,
@@ -138,6 +139,9 @@ def run(
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the order of data, LoRA and LISA.", rich_help_panel=_RUN)] = 0,
     device: Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1`.", rich_help_panel=_RUN)] = "cpu",
+    workers: Annotated[
+        int, typer.Option(help="Processes that open and prepare pictures ahead.", rich_help_panel=_RUN)
+    ] = 0,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0 for none.", rich_help_panel=_RUN)] = 100,
     keep: Annotated[int, typer.Option(help="Checkpoints that stay.", rich_help_panel=_RUN)] = 1,
     log_every: Annotated[int, typer.Option(help="Steps between lines of the log.", rich_help_panel=_RUN)] = 10,
@@ -182,8 +186,9 @@ def run(
     `accelerate launch --num_processes 2 -m tuning.cli --layers 6-15 --out runs/band` - on several devices
     """
     from tuning.config import LORA_LR, RECIPES, Optimisation, Running, TuningConfig, TuningData
+    from tuning.estimate import Estimate
     from tuning.plan import LayerPlan, Lisa, Lora
-    from tuning.run import Estimate, run_tuning  # torch and transformers take seconds, and --help needs neither
+    from tuning.run import run_tuning  # torch and transformers take seconds, and --help needs neither
 
     leads = os.environ.get("RANK", "0") == "0"
     try:
@@ -192,7 +197,11 @@ def run(
         recipe = RECIPES[stage]
         plan = LayerPlan(
             recipe.plan.layers if layers is None else layers,
-            _parts("projector" if train is None else train),
+            _parts(train)
+            if train is not None
+            else ("projector",)
+            if layers is not None or method == "lora"
+            else recipe.plan.train,
             method,
             Lora(lora_rank, lora_alpha, lora_dropout),
             Lisa(lisa_active, lisa_every),
@@ -223,6 +232,7 @@ def run(
                 keep=keep,
                 log_every=log_every,
                 eval_every=eval_every,
+                workers=workers,
             ),
             stage=1 if stage == 1 else 2,
             connector=connector,
@@ -285,10 +295,23 @@ def compare(
     projector_lr: Annotated[float, typer.Option(help="Of the projector.", rich_help_panel=_HOW)] = 2e-5,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16.", rich_help_panel=_HOW)] = False,
     timing_rounds: Annotated[
-        int, typer.Option(help="Rounds in which every plan's step is timed; 0 for none.", rich_help_panel=_RUN)
+        int,
+        typer.Option(
+            help="Rounds in which steps of plans that were not timed before take turns with that of full; 0 for none.",
+            rich_help_panel=_RUN,
+        ),
     ] = 3,
     device: Annotated[str, typer.Option(help="`cpu` or `cuda`.", rich_help_panel=_RUN)] = "cpu",
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=_RUN)] = 50,
+    keep_weights: Annotated[
+        bool,
+        typer.Option(
+            "--keep-weights",
+            help="Keep each tuned model that this call finishes in its run's folder, as a single run writes it. "
+            "[default: it is scored and forgotten]",
+            rich_help_panel=_RUN,
+        ),
+    ] = False,
     out: Annotated[Path, typer.Option(help="The folder of the comparison.", rich_help_panel=_RUN)] = Path(
         "runs/compare"
     ),
@@ -296,6 +319,12 @@ def compare(
     """Train several plans from the same start on the same data in the same order, and write one table and figures.
 
     A comparison that was killed goes on where it stopped when it is started again: finished plans are not run again.
+    Plans and seeds can be added; table and figures hold all that is finished in the folder.
+
+    Tuned models are deleted once they are scored, unless `--keep-weights` is given.
+
+    On several GPUs, start one process for each with the same `--out`, each with its own `--device` (`cuda:0`, `cuda:1`,
+    ...): they share the plans. `accelerate launch` is refused.
     """
     from tuning.compare import CompareConfig, run_compare
     from tuning.config import Optimisation, Running
@@ -315,6 +344,7 @@ def compare(
             lora_lr=lora_lr,
             running=Running(device=device, bf16=bf16, save_every=save_every),
             timing_rounds=timing_rounds,
+            keep_weights=keep_weights,
             out=out,
         )
         with progress_bar() as on_progress:

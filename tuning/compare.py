@@ -1,10 +1,11 @@
 """Several plans from the same start, on the same data in the same order: ``run_compare`` writes ``compare.csv``.
 
 Each plan and seed is a run of its own in the comparison's folder, finished once its answers are written; a comparison
-that was killed goes on with the next, and several processes may share one.
+that was killed goes on with the next, and several processes may share one. The table is that of the folder: it holds
+all that is finished there, whichever call asked for it.
 """
 
-import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,18 +26,18 @@ from records.sharing import one_at_a_time, share_jobs
 from tasks.scenes import Split
 from tuning.apply import apply_plan
 from tuning.checkpoint import last_checkpoint
-from tuning.compare_table import ANSWERS, FULL, START, compare_table, name_of_reference
+from tuning.compare_table import ANSWERS, FULL, START, add_costs, compare_table, name_of_reference, read_costs
 from tuning.config import Optimisation, Running, check_numbers
 from tuning.data import Samples, Survey, Writing, survey
 from tuning.evaluate import collator, model_inputs, score_answers, text_log_likelihood
 from tuning.layers import parse_layers
-from tuning.output import write_json
+from tuning.output import save_model, write_json
 from tuning.plan import LayerPlan, Lora, Resolved, resolve
 from tuning.report_table import render_table
 from tuning.rivals import default_plans
 from tuning.sources import SceneMix, SceneQuestions, Source
 from tuning.timing import measure_plans
-from tuning.trainer import train
+from tuning.trainer import PlanTrainer, train
 
 KIND = RunKind("layerwise-finetune compare")
 CONDITIONS = ("seen", "unseen", "text")
@@ -59,7 +60,10 @@ class CompareConfig:
         optimisation: Its seed is replaced by each of ``seeds``.
         lora_lr: Peak learning rate of factors.
         running: As for a single run.
-        timing_rounds: Rounds in which every plan's step is timed in one process; 0 for none.
+        timing_rounds: Rounds in which steps of plans that were not timed yet take turns with that of ``full`` in one
+            process; 0 for none.
+        keep_weights: Whether the tuned model of each run that this call finishes stays in the run's folder; it is
+            scored and forgotten otherwise.
         out: The folder.
     """
 
@@ -76,12 +80,13 @@ class CompareConfig:
     lora_lr: float = 2e-4
     running: Running = field(default_factory=Running)
     timing_rounds: int = 3
+    keep_weights: bool = False
     out: Path = Path("runs/compare")
 
     @property
     def settings(self) -> dict[str, Any]:
         """What must agree for the comparison to be resumed; more plans and seeds may be added."""
-        added = ("out", "running", "optimisation", "plans", "seeds", "timing_rounds", "reference")
+        added = ("out", "running", "optimisation", "plans", "seeds", "timing_rounds", "reference", "keep_weights")
         described = {name: plain(value) for name, value in asdict(self).items() if name not in added}
         return {**described, **asdict(self.optimisation), "bf16": self.running.bf16}
 
@@ -123,7 +128,7 @@ def run_compare(
     on_note: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress | None = None,
 ) -> Compared:
-    """Trains and scores every plan with every seed, and writes the table and the figures.
+    """Trains and scores every plan with every seed, and writes the table and the figures of all that is finished.
 
     Args:
         config: The comparison.
@@ -131,9 +136,11 @@ def run_compare(
         on_progress: Told how it goes, as (stage, newly done, total); None shows it where this is a notebook.
 
     Raises:
-        BadInput: If a plan is unknown, ``full`` is missing, or the folder holds another comparison.
+        BadInput: If a plan is unknown, ``full`` is missing, the folder holds another comparison, or a launcher started
+            several processes as one run.
     """
     on_progress = on_progress or shown_progress()
+    _refuse_launcher()
     with refusing(ValueError):
         device = own_device(config.running.device)
     config = replace(config, running=replace(config.running, device=device))
@@ -143,7 +150,7 @@ def run_compare(
     plans = chosen_plans(config, llava)
     resolved = {plan.name: resolve(plan, llava) for plan in plans if plan.name != START}
     with one_at_a_time(config.out, "another process is timing the plans: waiting for it", on_note=on_note):
-        costs = _timed(config, llava, resolved, on_note)
+        _time(config, llava, resolved, on_note)
     on_note(f"{len(plans)} plans, {len(config.seeds)} seeds, in {config.out}")
     data = _Data.surveyed(config, llava)
     jobs = _jobs(config, plans)
@@ -154,12 +161,24 @@ def run_compare(
         on_done=lambda folder: on_progress("training and scoring plans", 1, len(jobs)),
         on_note=on_note,
     )
-    trainable = {name: chosen.trained for name, chosen in resolved.items()}
     table = compare_table(
-        config.out, plans, costs, n_layers=llava.n_layers, trainable=trainable, reference=config.reference
+        config.out,
+        known_plans(config, llava),
+        n_layers=llava.n_layers,
+        trainable=lambda plan: resolve(plan, llava).trained,
     )
     write_atomically(config.out / "compare.csv", table.to_csv(index=False).encode())
     return Compared(config.out, table, _draw(config.out, table))
+
+
+def known_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
+    """All default plans with the band, parts and rank of a comparison, whichever of them it runs."""
+    band = None if config.band is None else parse_layers(config.band, llava.n_layers)
+    lora = Lora(config.lora_rank, 2 * config.lora_rank)
+    return [
+        plan if plan.name in (START, FULL, "projector only") else replace(plan, train=config.train)
+        for plan in default_plans(llava.n_layers, band=band, lora=lora)
+    ]
 
 
 def chosen_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
@@ -168,12 +187,7 @@ def chosen_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
     Raises:
         BadInput: If a name is unknown, or ``full``, which everything is compared with, is left out.
     """
-    band = None if config.band is None else parse_layers(config.band, llava.n_layers)
-    lora = Lora(config.lora_rank, 2 * config.lora_rank)
-    plans = [
-        plan if plan.name in (START, FULL, "projector only") else replace(plan, train=config.train)
-        for plan in default_plans(llava.n_layers, band=band, lora=lora)
-    ]
+    plans = known_plans(config, llava)
     if not config.plans:
         return plans
     known = {plan.name: plan for plan in plans}
@@ -183,6 +197,17 @@ def chosen_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
     if FULL not in config.plans:
         raise BadInput(f"plans must hold 'full', which the others are compared with, got {', '.join(config.plans)}.")
     return [plan for plan in plans if plan.name in config.plans]
+
+
+def _refuse_launcher() -> None:
+    """Each process takes runs of its own here; a launcher would join them and train one model over all of them."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    if int(world) > 1:
+        raise BadInput(
+            f"compare must be started without a launcher, got one that started {world} processes. Start one process "
+            "for each GPU with the same --out folder, each with its own --device (cuda:0, cuda:1, ...): they share the "
+            "plans and seeds."
+        )
 
 
 def _open(config: CompareConfig) -> None:
@@ -240,7 +265,7 @@ def _run_one(
     answers, words = _score(config, llava, data)
     write_json(folder / "run.json", {**facts, "text_log_likelihood": words})
     write_atomically(folder / ANSWERS, answers.to_parquet(index=False))
-    for leftover in folder.glob("checkpoint-*"):  # the answers are what a comparison keeps
+    for leftover in folder.glob("checkpoint-*"):  # nothing is resumed from here any more
         shutil.rmtree(leftover)
     on_note(f"{name}, seed {seed}: {_line(answers, words)}")
 
@@ -269,8 +294,21 @@ def _train_one(
         facts={"settings": config.settings, "plan": plan.to_dict(), "seed": seed, "model": llava.weight_hash},
         resume=last_checkpoint(folder),
         on_note=lambda line: on_note(f"{plan.name}, seed {seed}: {line}"),
+        on_trained=(lambda trainer: _keep(config, trainer, folder)) if config.keep_weights else None,
     )
     return {"steps": trained.steps, "losses": {str(step): loss for step, loss in trained.losses.items()}}
+
+
+def _keep(config: CompareConfig, trainer: PlanTrainer, folder: Path) -> None:
+    """The tuned model as a single run writes it, LoRA as an adapter; the model at hand stays as it is."""
+
+    def unrounded() -> Llava:
+        return load(config.model, device="cpu", dtype=torch.float32, validate=False)
+
+    with refusing(OSError):
+        reload = unrounded if config.running.bf16 else None
+        save_model(trainer.llava, trainer.resolved, trainer.full_tensors(), folder, reload=reload)
+        write_json(folder / "plan.json", trainer.resolved.to_dict())
 
 
 def _score(config: CompareConfig, llava: Llava, data: _Data) -> tuple[pd.DataFrame, float]:
@@ -291,29 +329,28 @@ def _line(answers: pd.DataFrame, words: float) -> str:
     return ", ".join(f"{name} {float(score):.3f}" for name, score in means.items()) + f", text {words:.3f} nats a token"
 
 
-def _timed(
+def _time(
     config: CompareConfig,
     llava: Llava,
     plans: dict[str, Resolved],
     on_note: Callable[[str], None],
-) -> dict[str, dict[str, Any]]:
-    """What a step of each plan costs, all in this process; read from ``costs.json`` where they were measured before."""
-    path = config.out / "costs.json"
-    known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
-    if config.timing_rounds < 1 or known.keys() >= plans.keys():
-        return known
+) -> None:
+    """Times a step of each plan that was not timed before, in turn with ``full``, all in this process."""
+    known = read_costs(config.out)
+    missing = {name: resolved for name, resolved in plans.items() if name not in known}
+    if config.timing_rounds < 1 or not missing:
+        return
+    timed = {FULL: plans[FULL], **missing}
     writing = Writing()
     few = SceneMix(max(config.optimisation.batch_size, 1), text_share=0.0)
     samples = Samples(llava, few, survey(llava, few, writing), writing)
     batch = collator(llava)([samples[index] for index in range(len(samples))])
     given = {name: value for name, value in batch.items() if name not in ("owner", "sample")}
-    on_note(f"timing {len(plans)} plans, {config.timing_rounds} rounds")
+    on_note(f"timing {len(timed)} plans, {config.timing_rounds} rounds")
     costs = measure_plans(
-        llava, plans, model_inputs(given, llava), rounds=config.timing_rounds, bf16=config.running.bf16
+        llava, timed, model_inputs(given, llava), rounds=config.timing_rounds, bf16=config.running.bf16
     )
-    described = {name: cost.to_dict() for name, cost in costs.items()}
-    write_json(path, described)
-    return described
+    add_costs(config.out, costs)
 
 
 def _draw(folder: Path, table: pd.DataFrame) -> tuple[Path, ...]:

@@ -1,10 +1,10 @@
-"""The table of a comparison, from what its runs have written: ``compare_table(folder, plans, costs, ...)``.
+"""The table of a comparison, from what its runs have written: ``compare_table(folder, plans, ...)``.
 
 Retention is a plan's score over full tuning's, resampled together (``tuning.retention``).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,45 +13,61 @@ import pandas as pd
 
 from records.errors import BadInput
 from tasks.questions import CHANCE
+from tuning.cost import Cost
 from tuning.layers import format_layers, parse_layers
+from tuning.output import write_json
 from tuning.plan import LayerPlan
 from tuning.retention import summarise
 
 ANSWERS = "answers.parquet"  # of a run; what has it is finished
 START, FULL = "start", "full"
+_REFERENCE = "reference "
+_COSTS = "costs.json"
+# Of an entry of costs.json: the step of ``full`` that took turns with it. Times of two sessions make no ratio.
+BESIDE = "full_step_seconds_median"
 
 
 def name_of_reference(model: str) -> str:
     """What the table calls a tuned model that is scored beside the plans."""
-    return f"reference {model.rsplit('/', 1)[-1]}"
+    return _REFERENCE + model.rsplit("/", 1)[-1]
+
+
+def read_costs(folder: Path) -> dict[str, dict[str, Any]]:
+    """What a step of each plan costs, by name, where it was timed; each with the step of ``full`` timed beside it."""
+    path = folder / _COSTS
+    costs: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    once = costs.get(FULL, {}).get("step_seconds_median")
+    return {name: {BESIDE: once, **cost} for name, cost in costs.items()}  # files of one session do not say it
+
+
+def add_costs(folder: Path, measured: Mapping[str, Cost]) -> None:
+    """Adds plans that were timed in one session with ``full``; what was known before stays."""
+    described = {name: {**cost.to_dict(), BESIDE: measured[FULL].step_seconds} for name, cost in measured.items()}
+    write_json(folder / _COSTS, {**described, **read_costs(folder)})
 
 
 def compare_table(
     folder: Path,
     plans: Sequence[LayerPlan],
-    costs: dict[str, dict[str, Any]],
     *,
     n_layers: int,
-    trainable: Mapping[str, int],
-    reference: str | None = None,
+    trainable: Callable[[LayerPlan], int],
 ) -> pd.DataFrame:
-    """The table of the finished runs in ``folder``, one row for each plan, condition and question family.
+    """The table of all finished runs in ``folder``, one row for each plan, condition and question family.
 
     ``plan, layers, train, method, trainable`` (numbers that train; 0 for what is only scored); ``flops_ratio``
-    (counted), ``closed_form_ratio``, ``step_time_ratio``, all to full tuning and NaN where nothing was timed;
-    ``peak_memory`` and ``optimizer_bytes`` of a step; then the columns of ``tuning.retention.summarise``: ``lower`` and
-    ``upper`` are the interval of ``retention``.
+    (counted), ``closed_form_ratio``, ``step_time_ratio`` (to the ``full`` that took turns with the plan), all to full
+    tuning and NaN where nothing was timed; ``peak_memory`` and ``optimizer_bytes`` of a step; then the columns of
+    ``tuning.retention.summarise``: ``lower`` and ``upper`` are the interval of ``retention``.
 
     ``layers`` holds plain numbers and ranges, whatever the plan's spec was; the last block is always named so that the
     model's depth can be read off ``full``.
 
     Args:
         folder: The comparison.
-        plans: In the order of the table.
-        costs: What a step of each plan costs, by name, where it was measured.
+        plans: All that the table may hold, in its order; tuned models that were scored beside them come last.
         n_layers: Blocks of the language model.
-        trainable: Numbers that train, by plan; a plan that is missing trains nothing.
-        reference: The tuned model that was scored beside them.
+        trainable: Numbers that train in a plan; asked for finished plans alone.
 
     Raises:
         BadInput: If full tuning has not finished with any seed.
@@ -65,16 +81,20 @@ def compare_table(
     if not any(word["plan"] == FULL for word in words):
         raise BadInput(f"compare must have a finished run of 'full', got none in {str(folder)!r}. Start it again.")
     guessed = {str(family): share for family, share in CHANCE.items()}
-    scores = summarise(pd.concat(answers, ignore_index=True), pd.DataFrame(words), full=FULL, chance=guessed)
-    names = [plan.name for plan in plans]
-    numbers = {plan.name: _numbers(plan, n_layers) for plan in plans}
-    if reference is not None:
-        names.append(name_of_reference(reference))
-    described = {plan.name: replace(plan, layers=numbers[plan.name]) for plan in plans}
-    full = costs.get(FULL)
+    references = sorted({word["plan"] for word in words if word["plan"].startswith(_REFERENCE)})
+    scores = summarise(
+        pd.concat(answers, ignore_index=True), pd.DataFrame(words), full=FULL, untrained=(START, *references),
+        chance=guessed,
+    )  # fmt: skip
+    described = {plan.name: plan for plan in plans}
+    finished = {word["plan"] for word in words}
+    costs = read_costs(folder)
     rows: list[dict[Any, Any]] = []
-    for name in names:
-        own = _plan_columns(name, described.get(name), trainable.get(name, 0), costs.get(name), full)
+    for name in [*(name for name in described if name in finished), *references]:
+        plan = described.get(name)
+        shown = None if plan is None else replace(plan, layers=_numbers(plan, n_layers))
+        trained = 0 if plan is None or name == START else trainable(plan)
+        own = _plan_columns(name, shown, trained, costs.get(name), costs.get(FULL))
         rows += [{**own, **row} for row in scores[scores["plan"] == name].drop(columns="plan").to_dict("records")]
     return pd.DataFrame(rows)
 
@@ -89,12 +109,12 @@ def _plan_columns(
 ) -> dict[str, Any]:
     """What is the same in all rows of a plan."""
 
-    def ratio(first: str, second: str | None = None) -> float | None:
+    def ratio(first: str, second: str) -> float | None:
         if cost is None or full is None or cost[first] is None:
             return None
-        own = cost[first] + (cost[second] if second else 0)
-        return float(own / (full[first] + (full[second] if second else 0)))
+        return float((cost[first] + cost[second]) / (full[first] + full[second]))
 
+    seconds, beside = (None, None) if cost is None else (cost["step_seconds_median"], cost[BESIDE])
     return {
         "plan": name,
         "layers": plan.layers if plan else "",
@@ -103,7 +123,7 @@ def _plan_columns(
         "trainable": trainable,
         "flops_ratio": ratio("flops_forward", "flops_backward"),
         "closed_form_ratio": ratio("closed_form_forward", "closed_form_backward"),
-        "step_time_ratio": ratio("step_seconds_median"),
+        "step_time_ratio": None if seconds is None or beside is None else float(seconds / beside),
         "peak_memory": None if cost is None else cost["peak_memory"],
         "optimizer_bytes": None if cost is None else cost["bytes_optimizer"],
     }

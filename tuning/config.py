@@ -80,6 +80,7 @@ class Running:
         keep: Checkpoints that stay.
         log_every: Optimizer steps between lines of the log.
         eval_every: Optimizer steps between evaluations; 0 for one at the end.
+        workers: Processes that open and prepare pictures ahead; 0 for none.
     """
 
     device: str = "cpu"
@@ -91,6 +92,7 @@ class Running:
     keep: int = 1
     log_every: int = 10
     eval_every: int = 0
+    workers: int = 0
 
 
 def check_numbers(o: Optimisation, r: Running, *, counts: Mapping[str, int | None]) -> None:
@@ -116,10 +118,16 @@ def check_numbers(o: Optimisation, r: Running, *, counts: Mapping[str, int | Non
         "keep": (r.keep, 1),
         "log-every": (r.log_every, 1),
         "eval-every": (r.eval_every, 0),
+        "workers": (r.workers, 0),
+        "seed": (o.seed, 0),
     }
     for name, (value, floor) in least.items():
         if value is not None and not value >= floor:  # NaN is no number either
             raise BadInput(f"{name} must be >= {floor}, got {value}. See layerwise-finetune --help.")
+    if not o.warmup < 1:
+        raise BadInput(f"warmup must be a share of the steps in [0, 1), got {o.warmup}. Write 0.03 for 3 per cent.")
+    if o.seed >= 2**32:
+        raise BadInput(f"seed must be below 2^32, got {o.seed}. See layerwise-finetune --help.")
     if not o.epochs > 0:
         raise BadInput(f"epochs must be > 0, got {o.epochs}. See layerwise-finetune --help.")
 

@@ -51,7 +51,7 @@ class Cost:
 
     Args:
         trainable: Numbers that train.
-        flops: Counted.
+        flops: Counted; None where nothing was run.
         closed_form: From the sizes.
         seconds: Of each timed step, optimizer included.
         tokens: Positions in a step.
@@ -61,7 +61,7 @@ class Cost:
     """
 
     trainable: int
-    flops: Flops
+    flops: Flops | None
     closed_form: Flops
     seconds: tuple[float, ...]
     tokens: int
@@ -78,8 +78,8 @@ class Cost:
         """Plain data for ``cost.json``."""
         return {
             "trainable": self.trainable,
-            "flops_forward": self.flops.forward,
-            "flops_backward": self.flops.backward,
+            "flops_forward": None if self.flops is None else self.flops.forward,
+            "flops_backward": None if self.flops is None else self.flops.backward,
             "closed_form_forward": self.closed_form.forward,
             "closed_form_backward": self.closed_form.backward,
             "step_seconds_median": self.step_seconds if self.seconds else None,
@@ -147,7 +147,8 @@ def estimate_memory(
         share = resolved.plan.lisa.active / len(resolved.layers)
         blocks = sum(group.trained for group in resolved.groups if group.name.startswith("block "))
         trained = round(trained - blocks * (1 - share))
-    weights = frozen * (2 if bf16 else own) + (resolved.trained) * _WIDE
+    # In bfloat16 the products keep a copy of each trained weight for the backward pass.
+    weights = frozen * (2 if bf16 else own) + resolved.trained * (_WIDE + 2 * bf16)
     text: Any = llava.config.text_config
     rows = shape.batch * shape.positions
     d, inner = llava.d_model, int(text.intermediate_size)
@@ -198,7 +199,7 @@ def measure_step(
         repeats: Timed steps: forward, backward, AdamW.
         warmup: Steps before them.
         checkpointing: Whether checkpointing is set.
-        bf16: Whether products run in bfloat16 over wider weights.
+        bf16: Whether products run in bfloat16 (over wider weights, where the plan was applied so).
         count: Whether operations and kept activations are counted, which takes two more passes.
         clock: ``"wall"``, or ``"cpu"`` for this process's processor time, where others share the machine.
 

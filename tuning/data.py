@@ -274,7 +274,7 @@ class GroupedSampler(Sampler[int]):
                 mega = own[start : start + self._group * _MEGABATCHES]
                 by_length = mega[np.argsort(-self._lengths[mega], kind="stable")]
                 full = len(by_length) // self._group * self._group
-                # What is left over is taken from the mixed end, not from the shortest alone
+                # What fills no group, the shortest of them, comes last
                 groups += [by_length[i : i + self._group] for i in range(0, full, self._group)]
                 rest.append(by_length[full:])
         for index in rng.permutation(len(groups)):

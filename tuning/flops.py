@@ -55,6 +55,10 @@ class Flops:
         """Both passes."""
         return self.forward + self.backward
 
+    def __mul__(self, times: float) -> "Flops":
+        """So many of them."""
+        return Flops(self.forward * times, self.backward * times)
+
 
 def band_ratio(n_layers: int, layers: Sequence[int], *, below: bool = False, checkpointing: bool = False) -> float:
     """Time of training ``layers`` relative to all of them, counting blocks alone.

@@ -114,6 +114,6 @@ def _number(value: str, spec: str) -> float:
 
 def _count(value: str, n_layers: int, spec: str) -> int:
     number = _number(value, spec)
-    if number != int(number) or not 1 <= number <= n_layers:
+    if not 1 <= number <= n_layers or number != int(number):  # NaN and infinity are in no range
         raise BadInput(f"{spec.partition(':')[0]} must count layers in [1, {n_layers}], got {value}. See {SPECS}.")
     return int(number)

@@ -136,8 +136,10 @@ def write_adapter(folder: Path, tensors: Mapping[str, Tensor], resolved: Resolve
         resolved: The plan.
         base: The base model's name.
     """
-    full = sorted({name.rpartition(".")[0] for name in resolved.parameters})
-    config = _lora_config(resolved, full)
+    full = {name.rpartition(".")[0] for name in resolved.parameters}
+    # A module is saved with all that it holds: the tower's embeddings with the patch embedding inside them.
+    outermost = sorted(name for name in full if not any(name.startswith(f"{other}.") for other in full))
+    config = _lora_config(resolved, outermost)
     config.base_model_name_or_path = base
     config.inference_mode = True
     save_file(dict(tensors), folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -6,6 +6,7 @@ ones, and the layers below.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +20,17 @@ from torch import Tensor, nn
 from models.llava import Llava
 from models.sites import Site
 from records.errors import BadInput
+from records.processes import join_processes
+from tuning.config import Optimisation, Running
 from tuning.data import Samples
 from tuning.plan import Resolved
+from tuning.sharding import will_shard
 
 
 class KeptPrefix:
     """The residual stream entering block ``first`` (the final norm if there is no such block), by sample."""
 
-    def __init__(self, llava: Llava, resolved: Resolved, folder: Path, *, identity: str) -> None:
+    def __init__(self, llava: Llava, resolved: Resolved, folder: Path, *, identity: str, device: str = "cpu") -> None:
         """Makes the folder; what it holds of another model, data or plan is thrown away.
 
         Args:
@@ -34,6 +38,7 @@ class KeptPrefix:
             resolved: Its ``first_block`` is where the prefix ends.
             folder: Where the files go.
             identity: Names weights, data and the way samples are written.
+            device: Of this process; where several share the run, the first makes the folder.
 
         Raises:
             BadInput: If the plan trains something that feeds the first block: then nothing is frozen below.
@@ -47,18 +52,26 @@ class KeptPrefix:
         self._llava, self._folder = llava, folder
         mark = folder / "identity.txt"
         wanted = f"{identity} block {self.first}"
-        if folder.exists() and (not mark.is_file() or mark.read_text() != wanted):
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(wanted)
+        processes = join_processes(device)
+        if processes.leads:
+            if folder.exists() and (not mark.is_file() or mark.read_text() != wanted):
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.write_text(wanted)
+        processes.wait()
 
-    def check_disk(self, n_tokens: int) -> None:
-        """Passes if the prefix of so many tokens fits on the disk.
+    def check_disk(self, n_tokens: int, *, n_bytes: int = 4) -> None:
+        """Passes if the prefix of so many tokens fits on the disk, or is there already.
+
+        Args:
+            n_tokens: Of all samples.
+            n_bytes: Of one kept number.
 
         Raises:
             BadInput: If it does not.
         """
-        needed = n_tokens * self._llava.d_model * 4
+        there = sum(file.stat().st_size for file in self._folder.glob("*/*.safetensors"))
+        needed = max(0, n_tokens * self._llava.d_model * n_bytes - there)
         free = shutil.disk_usage(self._folder).free
         if needed > free:
             raise BadInput(
@@ -84,7 +97,7 @@ class KeptPrefix:
             resid = args[0] if args else kwargs["hidden_states"]
             for row, sample in enumerate(rows):
                 path = self._path(sample)
-                partial = path.with_suffix(".partial")
+                partial = path.with_suffix(f".{os.getpid()}.partial")  # two processes may have the same sample
                 kept = resid[row, : int(lengths[row])].detach().to("cpu").contiguous().clone()
                 save_file({"resid_pre": kept}, partial)
                 partial.replace(path)
@@ -117,13 +130,25 @@ class KeptPrefix:
         return shelf / f"{sample:08d}.safetensors"
 
 
-def keep_prefix(llava: Llava, resolved: Resolved, samples: Samples, folder: Path, *, bf16: bool) -> KeptPrefix:
+def keep_prefix(
+    llava: Llava, resolved: Resolved, samples: Samples, folder: Path, *, optimisation: Optimisation, running: Running
+) -> KeptPrefix:
     """A place for the prefix of all samples, once the disk has room for it.
 
     Raises:
-        BadInput: If nothing is frozen below the plan, or the disk is too small.
+        BadInput: If nothing is frozen below the plan, no second epoch would read what the first kept, no process has
+            the whole model, or the disk is too small.
     """
-    identity = json.dumps([llava.weight_hash, samples.source.digest, asdict(samples.writing), bf16])
-    keeper = KeptPrefix(llava, resolved, folder, identity=identity)
-    keeper.check_disk(int(samples.lengths.sum()))
+    if will_shard():
+        raise BadInput("keep-prefix must have the whole model in every process, got FSDP. Leave one of them out.")
+    identity = json.dumps([llava.weight_hash, samples.source.digest, asdict(samples.writing), running.bf16])
+    keeper = KeptPrefix(llava, resolved, folder, identity=identity, device=running.device)
+    per_step = optimisation.batch_size * optimisation.grad_accum * int(os.environ.get("WORLD_SIZE", "1"))
+    epochs = optimisation.epochs if optimisation.steps is None else optimisation.steps * per_step / len(samples)
+    if epochs <= 1:
+        raise BadInput(
+            f"keep-prefix must have a second epoch that reads what the first kept, got {epochs:.3g} epochs. "
+            "Give --epochs 2 or more, or leave it out."
+        )
+    keeper.check_disk(int(samples.lengths.sum()), n_bytes=2 if running.bf16 else 4)
     return keeper

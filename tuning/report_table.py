@@ -24,7 +24,12 @@ def render_table(table: pd.DataFrame) -> Table:
         grid.add_row(
             Text(str(name)), str(first["layers"]), f"{int(first['trainable']):,}", share(first["flops_ratio"]),
             share(first["step_time_ratio"]), *(f"{float(overall.loc[c, 'score']):.3f}" for c in conditions),
-            f"{float(seen['retention']):.3f} [{float(seen['lower']):.3f}, {float(seen['upper']):.3f}]",
+            _interval(*(float(seen[name]) for name in ("retention", "lower", "upper"))),
             "" if passage.empty else f"{float(passage['score'].iloc[0]):.4f}", str(int(seen["seeds"])),
         )  # fmt: skip
     return grid
+
+
+def _interval(value: float, lower: float, upper: float) -> str:
+    """Nothing where there is no value: full tuning is never right, or has none of the plan's seeds."""
+    return "" if pd.isna(value) else f"{value:.3f} [{lower:.3f}, {upper:.3f}]"

@@ -22,13 +22,11 @@ def check_resume(path: Path, facts: dict[str, object]) -> None:
     Raises:
         BadInput: If it is no checkpoint or belongs to another run; the message names what differs.
     """
-    if not (path / "run.json").is_file() and not (path / "trainer_state.json").is_file():
+    if not (path / "run.json").is_file():
         raise BadInput(
             f"resume must name a checkpoint folder, got {str(path)!r}. See the run's folder for checkpoint-N."
         )
-    if not (path / "run.json").is_file():
-        return  # written by DeepSpeed, whose shards say nothing of the run
-    saved = checkpoint.facts(path)
+    saved = {"processes": 1, **checkpoint.facts(path)}
     for key, value in json.loads(json.dumps(facts)).items():
         if saved.get(key) != value:
             name, before, after = _differing(key, saved.get(key), value)
@@ -46,18 +44,28 @@ def _differing(key: str, before: object, after: object) -> tuple[str, object, ob
     return key, before, after
 
 
-def check_disk(folder: Path, resolved: Resolved, running: Running) -> None:
-    """Passes if the disk has room for the checkpoints of a run.
+def check_disk(folder: Path, resolved: Resolved, running: Running, *, model_bytes: int = 0) -> None:
+    """Passes if the disk has room for the checkpoints of a run, less those that it has already, and for its model.
+
+    Args:
+        folder: Of the run.
+        resolved: The plan.
+        running: How many checkpoints stay.
+        model_bytes: Of what is written once training is done.
 
     Raises:
         BadInput: If it has not.
     """
-    needed = resolved.trained * _CHECKPOINT_BYTES * (running.keep + 1)  # the new one is written before the old one goes
+    there = sum(file.stat().st_size for file in folder.glob("checkpoint-*/*") if file.is_file())
+    one = resolved.trained * _CHECKPOINT_BYTES if running.save_every else 0
+    # The new one is written before the old one goes.
+    needed = max(0, one * (running.keep + 1) - there) + model_bytes
     free = shutil.disk_usage(folder).free
     if needed > free:
+        what = f"{running.keep + 1} checkpoints and the model" if model_bytes else f"{running.keep + 1} checkpoints"
         raise BadInput(
-            f"out must have room for {running.keep + 1} checkpoints, got {free / 1e9:.1f} GB free of "
-            f"{needed / 1e9:.1f} GB needed. Make room, or use --save-every 0."
+            f"out must have room for {what if one else 'the model'}, got {free / 1e9:.1f} GB free of "
+            f"{needed / 1e9:.1f} GB needed. Make room{', or use --save-every 0' if one else ''}."
         )
 
 

@@ -20,7 +20,6 @@ def default_plans(
     middle = tuple(band) if band is not None else anchor_band(n_layers)
     size = len(middle)
     rest = tuple(layer for layer in range(n_layers) if layer not in middle)
-    stride = max(1, round(n_layers / size))
     low_rank = lora or Lora()
     spec = format_layers(middle, n_layers)
     plans = [
@@ -30,10 +29,17 @@ def default_plans(
         LayerPlan(format_layers(rest, n_layers), name="complement"),
         LayerPlan(f"first:{size}", name="first"),
         LayerPlan(f"last:{size}", name="last"),
-        LayerPlan(f"every:{stride}", name="evenly spread"),
+        LayerPlan(_evenly(size, n_layers), name="evenly spread"),
         LayerPlan(f"random:{size}@{seed}", name="random layers"),
         LayerPlan("all", method="lora", lora=low_rank, name="LoRA everywhere"),
         LayerPlan(spec, method="lora", lora=low_rank, name="LoRA on the band"),
         LayerPlan("none", ("projector",), name="projector only"),
     ]
     return [plan for plan in plans if plan.name != "complement" or rest]
+
+
+def _evenly(size: int, n_layers: int) -> str:
+    """``size`` different layers from 0 on, at distances that differ by one at most: a rival must have the same size."""
+    if n_layers % size == 0:
+        return f"every:{n_layers // size}"
+    return format_layers(tuple(round(index * n_layers / size) for index in range(size)), n_layers)

@@ -1,9 +1,9 @@
 """One tuning run from settings to a folder: check, survey, estimate, train, score, save. ``run_tuning`` does it all."""
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,65 +24,21 @@ from records.processes import join_processes, own_device
 from records.progress import OnProgress, shown_progress, silent
 from tasks.pictures import PictureError
 from tasks.tables import DataError
-from tuning.apply import apply_plan, set_checkpointing
+from tuning.apply import apply_plan
 from tuning.auto import describe_choice
 from tuning.checkpoint import last_checkpoint
 from tuning.config import TuningConfig, check_numbers
 from tuning.connector import with_connector
-from tuning.cost import Cost, Memory, estimate_memory, measure_step
-from tuning.data import Samples, Survey, Writing, survey, write_skipped
-from tuning.evaluate import collator, model_inputs
-from tuning.flops import Flops, Shape, closed_form
+from tuning.data import Samples, Skipped, Survey, Writing, survey, write_skipped
+from tuning.estimate import Estimate, cost_of_run, estimate_run, measure_first
 from tuning.labels import Unusable
 from tuning.output import save_model, write_json
-from tuning.plan import WHOLE, LayerPlan, Resolved, resolve
+from tuning.plan import Resolved, resolve
 from tuning.sources import FIRST_CAPTION_SCENE, SceneMix, SceneQuestions, Source, Subset, open_source
 from tuning.trainer import PlanTrainer, Trained, train
 
 KIND = RunKind("layerwise-finetune")
-FULL = LayerPlan("all", WHOLE, name="full")
 _SHOWN = 3  # samples named in a refusal
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run would do, before it is done.
-
-    Args:
-        resolved: The plan.
-        found: The survey of the data.
-        steps: Optimizer steps.
-        flops: Of one optimizer step.
-        ratio: To full tuning with the projector.
-        memory: Of one process.
-    """
-
-    resolved: Resolved
-    found: Survey
-    steps: int
-    flops: Flops
-    ratio: float
-    memory: Memory
-
-    def __str__(self) -> str:
-        """Lines for people."""
-        gigabytes = {
-            "weights": self.memory.weights,
-            "gradients": self.memory.gradients,
-            "optimizer": self.memory.optimizer,
-            "activations (estimated)": self.memory.activations,
-            "in all": self.memory.total,
-        }
-        return "\n".join(
-            [
-                self.resolved.summary(),
-                f"data       {self.found.describe()}",
-                f"steps      {self.steps:,}",
-                f"compute    {self.flops.total / 1e12:.3g} TFLOP a step ({self.flops.forward / 1e12:.3g} forward), "
-                f"{self.ratio:.2f} of full tuning",
-                "memory     " + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in gigabytes.items()),
-            ]
-        )
 
 
 class Outcome(NamedTuple):
@@ -102,6 +58,7 @@ class Prepared(NamedTuple):
     samples: Samples
     found: Survey
     eval_sets: dict[str, Samples]
+    eval_found: dict[str, Survey]
 
 
 def run_tuning(
@@ -132,13 +89,21 @@ def run_tuning(
     manifest = new_manifest(KIND, config.settings)
     resume = _checked_folder(folder, config, manifest, dry_run=dry_run)
     prepared = prepare_run(config, device, on_note=on_note, on_progress=on_progress)
-    llava, resolved, samples, found, eval_sets = prepared
-    if found.skipped and not config.data.skip_bad:
-        raise _refusal(found)
-    estimate = _estimate(config, llava, resolved, samples, found, processes.world)
+    llava, resolved, samples, found, eval_sets, eval_found = prepared
+    skipped = {"skipped.csv": found.skipped, **{f"skipped-{n}.csv": own.skipped for n, own in eval_found.items()}}
+    for bad in skipped.values():
+        if bad and not config.data.skip_bad:
+            raise _refusal(bad)
+    estimate = estimate_run(config, llava, resolved, samples, found, processes.world)
     if dry_run:
         return estimate
-    facts = {"settings": config.settings, "model": llava.weight_hash, "data": samples.source.digest}
+    # How many processes share a step decides its batch, and so the weights.
+    facts = {
+        "settings": config.settings,
+        "model": llava.weight_hash,
+        "data": samples.source.digest,
+        "processes": processes.world,
+    }
     if processes.leads:
         with refusing(OSError):
             folder.mkdir(parents=True, exist_ok=True)
@@ -148,13 +113,16 @@ def run_tuning(
                 {**manifest, "model": described, "data": samples.source.digest, "command": list(command or sys.argv)},
             )
             write_json(folder / "plan.json", resolved.to_dict())
-            write_skipped(folder / "skipped.csv", found.skipped)
+            for name, bad in skipped.items():
+                if bad or name == "skipped.csv":
+                    write_skipped(folder / name, bad)
     processes.wait()
-    if found.skipped:
-        on_note(f"{len(found.skipped)} samples left out, see {folder / 'skipped.csv'}")
+    for name, bad in skipped.items():
+        if bad:
+            on_note(f"{len(bad)} samples left out, see {folder / name}")
     apply_plan(llava, resolved, seed=config.optimisation.seed, low_precision=config.running.bf16)
-    with refusing(PictureError, DataError, Unusable):
-        measured = _measure_first(config, llava, resolved, samples)
+    with refusing(PictureError, DataError, Unusable), _enough_memory(config):
+        measured = measure_first(config, llava, resolved, samples, estimate)
         trained = train(
             llava,
             resolved,
@@ -165,11 +133,12 @@ def run_tuning(
             facts=facts,
             eval_sets=eval_sets,
             resume=resume,
+            model_bytes=_bytes_of_model(config, resolved),
             on_note=on_note if processes.leads else lambda line: None,
             on_progress=on_progress if processes.leads else silent,
             on_trained=lambda trainer: _save(config, trainer, folder, leads=processes.leads),
         )
-    cost = _cost(measured, trained, estimate, llava.device)
+    cost = cost_of_run(config, measured, trained, estimate, llava.device, processes.world)
     if processes.leads:
         write_json(folder / "cost.json", cost)
     processes.wait()
@@ -196,13 +165,10 @@ def prepare_run(
     with refusing(ValueError, OSError):
         source = training_source(config)
         found = _surveyed(llava, source, config.writing, "reading samples", on_progress)
-        eval_sets = {
-            name: Samples(
-                llava, scored, _surveyed(llava, scored, scoring_of(config), "reading questions"), scoring_of(config)
-            )
-            for name, scored in evaluation_sources(config).items()
-        }
-    return Prepared(llava, resolved, Samples(llava, source, found, config.writing), found, eval_sets)
+        scored, how = evaluation_sources(config), scoring_of(config)
+        eval_found = {name: _surveyed(llava, own, how, "reading questions") for name, own in scored.items()}
+        eval_sets = {name: Samples(llava, own, eval_found[name], how) for name, own in scored.items()}
+    return Prepared(llava, resolved, Samples(llava, source, found, config.writing), found, eval_sets, eval_found)
 
 
 def _opened(config: TuningConfig, device: str, *, validate: bool = True) -> Llava:
@@ -237,9 +203,10 @@ def evaluation_sources(config: TuningConfig) -> dict[str, Source]:
 
 def scoring_of(config: TuningConfig) -> Writing:
     """How questions are written: as the evaluation of LLaVA-1.5 writes them, and captions as stage 1 does."""
+    # An answer that was cut would be right on what is left of it.
     if config.stage == 1 and config.data.eval_spec == "scenes":
-        return config.writing
-    return Writing("vicuna_v1", max_length=config.max_length)
+        return replace(config.writing, on_long="refuse")
+    return Writing("vicuna_v1", max_length=config.max_length, on_long="refuse")
 
 
 def _surveyed(
@@ -258,13 +225,32 @@ def _surveyed(
     return found
 
 
-def _refusal(found: Survey) -> BadInput:
-    shown = "; ".join(f"{bad.id!r}: {bad.reason}" for bad in found.skipped[:_SHOWN])
-    more = f" and {len(found.skipped) - _SHOWN} more" if len(found.skipped) > _SHOWN else ""
+def _refusal(skipped: Sequence[Skipped]) -> BadInput:
+    shown = "; ".join(f"{bad.id!r}: {bad.reason}" for bad in skipped[:_SHOWN])
+    more = f" and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
     return BadInput(
-        f"every sample must be one that can be trained on, got {len(found.skipped)} that cannot ({shown}{more}). "
+        f"every sample must be one that can be used, got {len(skipped)} that cannot ({shown}{more}). "
         "Correct them, or leave them out with --skip-bad."
     )
+
+
+@contextmanager
+def _enough_memory(config: TuningConfig) -> Iterator[None]:
+    """A device whose memory a step does not fit in becomes a sentence."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        rows = config.optimisation.batch_size
+        raise BadInput(
+            f"device must hold a step of {rows} samples, got {' '.join(str(error).split())} Lower --batch-size and "
+            "raise --grad-accum, or give --bf16, --gradient-checkpointing, or fewer --layers."
+        ) from error
+
+
+def _bytes_of_model(config: TuningConfig, resolved: Resolved) -> int:
+    """What ``save_model`` writes: factors, or the whole model in float32."""
+    adapter = config.plan.method == "lora" and not config.merge
+    return (resolved.trained if adapter else resolved.total) * 4
 
 
 def _checked_folder(folder: Path, config: TuningConfig, manifest: dict[str, Any], *, dry_run: bool) -> Path | None:
@@ -302,63 +288,17 @@ def _check_numbers(config: TuningConfig) -> None:
     check_numbers(config.optimisation, config.running, counts=given)
     if config.max_length < 2:
         raise BadInput(f"max-length must be >= 2, got {config.max_length}. See layerwise-finetune --help.")
+    if config.merge and config.plan.method != "lora":
+        raise BadInput(f"merge must have LoRA's factors to merge, got --method {config.plan.method}. Leave it out.")
+    scenes = "scenes" in (config.data.spec, config.data.eval_spec)
+    if not scenes and not (config.data.format_prompts and config.data.apart):
+        option = "--in-turn" if config.data.format_prompts else "--no-format-prompts"
+        raise BadInput(f"{option} must have scenes to act on, got the file {config.data.spec!r}. Leave it out.")
     if config.connector != "keep" and config.plan.method == "lora" and not config.merge:
         raise BadInput(
             f"connector must be kept where LoRA becomes an adapter of the base model, got {config.connector!r}. "
             "Add --merge."
         )
-
-
-def _estimate(
-    config: TuningConfig, llava: Llava, resolved: Resolved, samples: Samples, found: Survey, world: int
-) -> Estimate:
-    o = config.optimisation
-    per_step = o.batch_size * o.grad_accum * world
-    steps = o.steps or max(1, round(o.epochs * -(-len(samples) // per_step)))
-    length = int(samples.lengths.mean())
-    learned = round(o.batch_size * float(found.learned[found.kept].mean()))
-    shape = Shape(o.batch_size, length, round(o.batch_size * float(samples.pictured.mean())), learned)
-    checkpointing = config.running.gradient_checkpointing
-    one = closed_form(llava, resolved, shape, checkpointing=checkpointing)
-    full = closed_form(llava, resolve(FULL, llava), shape, checkpointing=checkpointing)
-    flops = Flops(one.forward * o.grad_accum, one.backward * o.grad_accum)
-    memory = estimate_memory(llava, resolved, shape, checkpointing=checkpointing, bf16=config.running.bf16)
-    return Estimate(resolved, found, steps, flops, one.total / full.total, memory)
-
-
-def _measure_first(config: TuningConfig, llava: Llava, resolved: Resolved, samples: Samples) -> Cost:
-    """Operations and bytes of the first batch; no weight and no random state changes."""
-    items = [samples[index] for index in range(min(config.optimisation.batch_size, len(samples)))]
-    batch = collator(llava)(items)
-    batch = {name: value for name, value in batch.items() if name not in ("owner", "sample")}
-    checkpointing = config.running.gradient_checkpointing
-    first = resolved.first_block if checkpointing else None
-    set_checkpointing(llava, first, resolved.first_vision)
-    low = torch.autocast(llava.device.type, dtype=torch.bfloat16) if config.running.bf16 else nullcontext()
-    with torch.random.fork_rng(devices=[llava.device] if llava.device.type == "cuda" else []):
-        with low:
-            inputs = model_inputs(batch, llava)
-        cost = measure_step(
-            llava, resolved, inputs, repeats=0, warmup=0, checkpointing=checkpointing, bf16=config.running.bf16
-        )
-    set_checkpointing(llava, None)
-    if llava.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(llava.device)
-    return cost
-
-
-def _cost(measured: Cost, trained: Trained, estimate: Estimate, device: torch.device) -> dict[str, Any]:
-    on_gpu = device.type == "cuda"
-    peak = int(torch.cuda.max_memory_allocated(device)) if on_gpu else measured.peak_memory
-    described = replace(measured, seconds=trained.step_seconds, peak_memory=peak).to_dict()
-    seconds = sum(trained.step_seconds)
-    described["closed_form_ratio"] = estimate.ratio
-    described["steps"] = trained.steps
-    # The clock leaves out the first step of a process, the count of tokens does not.
-    share = len(trained.step_seconds) / max(1, len(trained.step_seconds) + 1)
-    described["tokens_per_second"] = trained.tokens * share / seconds if seconds else None
-    described["plan"] = estimate.resolved.plan.to_dict()
-    return described
 
 
 def _save(config: TuningConfig, trainer: PlanTrainer, folder: Path, *, leads: bool) -> None:

@@ -5,11 +5,12 @@ each must call it for the same tensors in the same order.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from models.llava import Llava
@@ -43,6 +44,13 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(moved, like.device_mesh, like.placements) if isinstance(like, DTensor) else moved
 
 
+def reshard(model: nn.Module) -> None:
+    """Back to shards after a forward that no backward follows, which leaves the outermost unit whole."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def describe(model: nn.Module) -> str | None:
     """How much of a sharded model this process holds; None if it is not sharded."""
     parameters = list(model.parameters())
@@ -55,6 +63,11 @@ def describe(model: nn.Module) -> str | None:
 def asked_for() -> bool:
     """Whether accelerate's config or launcher asks for FSDP."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def will_shard() -> bool:
+    """Whether this process will hold a shard of the model: FSDP was asked for, and there are several processes."""
+    return asked_for() and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def set_up(accelerator: Any, llava: Llava) -> bool:
@@ -88,10 +101,13 @@ def set_up(accelerator: Any, llava: Llava) -> bool:
     return True
 
 
-def add_nothing(loss: Tensor, parameter: Tensor) -> Tensor:
-    """``loss`` with a graph that reaches ``parameter`` and gives it a gradient of zero."""
-    total: Tensor = parameter.sum()
-    return loss + 0.0 * (total.full_tensor() if isinstance(total, DTensor) else total)
+def add_nothing(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """``loss`` with a graph that reaches every parameter that trains, and gives it a gradient of zero."""
+    for parameter in parameters:
+        if parameter.requires_grad:
+            total: Tensor = parameter.sum()
+            loss = loss + 0.0 * (total.full_tensor() if isinstance(total, DTensor) else total)
+    return loss
 
 
 def as_number(value: Any) -> float | None:

@@ -26,21 +26,21 @@ def measure_plans(
     """The cost of a step of each plan; the plans take turns, so that a slow minute slows all of them.
 
     Args:
-        llava: As loaded; it is left so.
+        llava: As loaded; it is left so, but rounded by ``bf16``.
         plans: By name.
         inputs: The model's arguments, on its device.
         rounds: How often every plan has its turn.
         repeats: Timed steps a turn.
         warmup: Steps before them.
         checkpointing: Whether blocks are recomputed.
-        bf16: Whether products run in bfloat16 over wider weights.
+        bf16: Whether weights and products are as in a run with ``Running.bf16``.
         clock: ``"wall"``, or ``"cpu"`` for this process's processor time, where others share the machine.
         on_turn: Called after each turn.
     """
     costs: dict[str, Cost] = {}
     for turn in range(rounds):
         for name, resolved in plans.items():
-            with applied(llava, resolved, checkpointing=checkpointing):
+            with applied(llava, resolved, checkpointing=checkpointing, low_precision=bf16):
                 cost = measure_step(
                     llava,
                     resolved,

@@ -9,7 +9,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerState
 
 from models.llava import Llava
 from records.errors import BadInput
 from records.progress import OnProgress, silent
 from tuning import checkpoint, sharding
 from tuning.apply import planned_parameters, set_checkpointing
+from tuning.arguments import training_arguments
 from tuning.callbacks import Clock, Flow, Watch
 from tuning.config import Optimisation, Running
 from tuning.data import GroupedSampler, Samples
@@ -49,12 +51,14 @@ class Trained(NamedTuple):
         steps: Optimizer steps done in all.
         losses: Logged training losses by step.
         step_seconds: Wall-clock of each optimizer step of this process's life, the first one left out.
-        tokens: Positions run through the language model in these steps, padding included.
+        data_seconds: What each of them waited for its samples before, which ``step_seconds`` leaves out.
+        tokens: Positions run through the language model in these steps by this process, padding included.
     """
 
     steps: int
     losses: dict[int, float]
     step_seconds: tuple[float, ...]
+    data_seconds: tuple[float, ...]
     tokens: int
 
 
@@ -69,6 +73,7 @@ def train(
     facts: Mapping[str, object] | None = None,
     eval_sets: Mapping[str, Samples] | None = None,
     resume: Path | None = None,
+    model_bytes: int = 0,
     on_note: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress = silent,
     on_trained: "Callable[[PlanTrainer], None] | None" = None,
@@ -85,6 +90,7 @@ def train(
         facts: What must agree for a checkpoint to be resumed (settings, model, data).
         eval_sets: Samples to score on the way, by name.
         resume: A checkpoint to go on from; None to start.
+        model_bytes: Of what ``on_trained`` writes, for which the disk must have room.
         on_note: Called with each line for the reader.
         on_progress: Told the steps, as (stage, newly done, total).
         on_trained: Called by every process once the last step is done, before anything is taken apart.
@@ -98,14 +104,13 @@ def train(
         raise BadInput("data must have at least one sample that can be trained on, got none. See skipped.csv.")
     if resume is not None:
         check_resume(resume, dict(facts or {}))
-    if running.save_every:
-        check_disk(folder, resolved, running)
+    check_disk(folder, resolved, running, model_bytes=model_bytes)
     if resolved.plan.method == "lisa" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # What requires a gradient is fixed once processes share it: blocks drawn later would drift apart.
         raise BadInput("lisa must run in one process, got several. Use --method full or lora to share the work.")
     keeper = None
     if running.keep_prefix:
-        keeper = keep_prefix(llava, resolved, samples, folder / "prefix", bf16=running.bf16)
+        keeper = keep_prefix(llava, resolved, samples, folder / "prefix", optimisation=optimisation, running=running)
     first = resolved.first_block if running.gradient_checkpointing else None
     if resolved.plan.method == "lisa" and first is not None:
         first = 0  # any of the plan's blocks may be drawn
@@ -121,17 +126,13 @@ def train(
             trainer.evaluate()
         if on_trained is not None:
             on_trained(trainer)
-    except OSError as error:
-        last = checkpoint.last_checkpoint(folder)
-        raise BadInput(
-            f"checkpoint must fit on the disk, got {error} at step {trainer.state.global_step}. "
-            f"Make room and resume from {last.name if last else 'the start'}."
-        ) from error
     finally:
         set_checkpointing(llava, None)
         llava.model.eval()
     losses = {int(entry["step"]): float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry}
-    return Trained(int(trainer.state.global_step), losses, tuple(trainer.clock.seconds[1:]), trainer.clock.tokens)
+    clock = trainer.clock
+    seconds, waited = tuple(clock.seconds[1:]), tuple(clock.waited[1:])
+    return Trained(int(trainer.state.global_step), losses, seconds, waited, clock.tokens)
 
 
 class PlanTrainer(Trainer):
@@ -156,32 +157,9 @@ class PlanTrainer(Trainer):
         self.on_progress: OnProgress = silent
         self.clock = Clock()
         self._frozen_names = set(planned_parameters(llava, resolved))
-        texts_feed_nothing = resolved.below_blocks and not bool(samples.pictured.all())
-        arguments = TrainingArguments(
-            output_dir=str(folder),
-            per_device_train_batch_size=optimisation.batch_size,
-            gradient_accumulation_steps=optimisation.grad_accum,
-            num_train_epochs=optimisation.epochs,
-            max_steps=optimisation.steps or -1,
-            learning_rate=optimisation.lr,
-            max_grad_norm=optimisation.clip,
-            bf16=running.bf16,
-            use_cpu=running.device == "cpu",
-            seed=optimisation.seed,
-            logging_steps=running.log_every,
-            save_strategy="steps" if running.save_every else "no",
-            save_steps=running.save_every or 1,
-            eval_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_num_workers=0,
-            dataloader_pin_memory=running.device != "cpu",
-            # A batch of text alone gives the projector no gradient, and so do blocks that rest under LISA.
-            ddp_find_unused_parameters=texts_feed_nothing or resolved.plan.method == "lisa",
-            logging_nan_inf_filter=False,
-            label_names=["labels"],
-        )
+        # A batch of text alone gives projector and tower no gradient.
+        self._texts_feed_nothing = resolved.below_blocks and not bool(samples.pictured.all())
+        arguments = training_arguments(optimisation, running, folder, find_unused=self._texts_feed_nothing)
         super().__init__(
             model=llava.model,
             args=arguments,
@@ -244,22 +222,51 @@ class PlanTrainer(Trainer):
         batch = model_inputs(batch, self.llava)
 
         def run(given: dict[str, Any]) -> Tensor:
-            with only_learned(self.llava, given) as inputs:
+            with only_learned(self.llava, given) as inputs, self._words_teach_nothing():
                 loss: Any = super(PlanTrainer, self).compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
             if not loss.requires_grad and torch.is_grad_enabled():
-                # Words alone teach a projector or a vision tower nothing: a step without a gradient, not an error.
-                loss = sharding.add_nothing(loss, next(p for p in self._planned().values() if p.requires_grad))
+                loss = sharding.add_nothing(loss, self._planned().values())
             assert isinstance(loss, Tensor)
             return loss
 
         if self.keeper is None:
             return run(batch)
         if prefix is None:
-            with self.keeper.writing(samples, lengths):
+            with self.on_disk(), self.keeper.writing(samples, lengths):
                 return run(batch)
         batch.pop("input_ids")
         with self.keeper.from_here():
             return run({**batch, "inputs_embeds": prefix.to(self.llava.device, self._residual_dtype())})
+
+    @contextmanager
+    def _words_teach_nothing(self) -> Iterator[None]:
+        """Inside the block a batch that reaches nothing planned (words alone, the projector alone) is no error.
+
+        Its loss gets a gradient of zero inside the model's forward, for that is where DDP looks for what takes part.
+        Under FSDP that is done behind it, where parameters are whole.
+        """
+        if not self._texts_feed_nothing or self.is_fsdp_enabled:
+            yield
+            return
+
+        def reach(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if not output["loss"].requires_grad and torch.is_grad_enabled():
+                output["loss"] = sharding.add_nothing(output["loss"], self._planned().values())
+
+        handle = self.llava.model.register_forward_hook(reach)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def rest_where_nothing_was_taught(self) -> None:
+        """Takes gradients of zero away before the optimizer's step, whose momentum would move the weights on."""
+        if not self._texts_feed_nothing:
+            return
+        planned = list(self._planned().values())
+        if not any(sharding.as_number(p.grad.norm()) for p in planned if p.grad is not None):
+            for parameter in planned:
+                parameter.grad = None
 
     def _residual_dtype(self) -> torch.dtype:
         return next(iter(self.llava.model.get_input_embeddings().parameters())).dtype
@@ -294,10 +301,12 @@ class PlanTrainer(Trainer):
         step = self.state.global_step
         with self.compute_loss_context_manager():
             answers = score_sets(self.llava, self.eval_sets, step=step, model=self.model)
+        sharding.reshard(self.llava.model)
         if not answers or not self.args.should_save:
             return {}
         rows = table_of(answers, self.eval_sets, step=step)
-        add_rows(self.folder, rows)
+        with self.on_disk():
+            add_rows(self.folder, rows)
         metrics = in_log(rows)
         self.log({f"eval/{key}": value for key, value in metrics.items()})
         return metrics
@@ -325,14 +334,27 @@ class PlanTrainer(Trainer):
         if self.args.should_save:
             forget_after(self.folder, self.state.global_step, evaluations=not self.running.eval_every)
 
+    @contextmanager
+    def on_disk(self) -> Iterator[None]:
+        """Around what writes into the run's folder: a disk that is full becomes a sentence."""
+        try:
+            yield
+        except OSError as error:
+            last = checkpoint.last_checkpoint(self.folder)
+            raise BadInput(
+                f"checkpoint must fit on the disk, got {error} at step {self.state.global_step}. "
+                f"Make room and resume from {last.name if last else 'the start'}."
+            ) from error
+
     def full_tensors(self) -> dict[str, Tensor]:
         """The planned tensors, gathered from all processes where they are sharded; every process must call this."""
         return sharding.gathered(self._planned(), keep=bool(self.args.should_save))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.is_deepspeed_enabled:
-            super()._save_checkpoint(model, trial)  # each process writes its own shard
-            return
+        with self.on_disk():
+            self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
         target = self.folder / f"checkpoint-{self.state.global_step}"
         fresh = checkpoint.partial_of(target)
         if self.args.should_save:
@@ -363,13 +385,10 @@ class PlanTrainer(Trainer):
         return found
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
         checkpoint.read_weights_into(Path(resume_from_checkpoint) / "weights.safetensors", self._planned())
 
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
-        if checkpoint_folder is None or self.is_deepspeed_enabled:
+        if checkpoint_folder is None:
             super()._load_optimizer_and_scheduler(checkpoint_folder)
             return
         folder = Path(checkpoint_folder)

@@ -18,6 +18,7 @@ from tests.tuning.conftest import LlavaRows, turns
 from tuning.cli import app
 from tuning.compare import CompareConfig
 from tuning.config import TuningConfig
+from tuning.estimate import FULL
 
 
 class Done(NamedTuple):
@@ -128,6 +129,13 @@ def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not check(seen[-1]), flag
     CliRunner().invoke(app, ["--method", "lora"])
     assert seen[-1].optimisation.lr == 2e-4
+    assert (seen[-1].plan.layers, seen[-1].plan.train) == ("all", ("projector",))
+    CliRunner().invoke(app, ["--stage", "2"])
+    assert (seen[-1].plan.layers, seen[-1].plan.train) == (FULL.layers, FULL.train)
+    CliRunner().invoke(app, ["--stage", "1"])
+    assert (seen[-1].plan.layers, seen[-1].plan.train) == ("none", ("projector",))
+    CliRunner().invoke(app, ["--layers", "all"])
+    assert (seen[-1].plan.layers, seen[-1].plan.train) == ("all", ("projector",))
 
 
 def test_every_option_reaches_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,10 +204,11 @@ def test_the_output_opens_in_plain_transformers_with_plan_and_cost_beside(run: R
     assert "out must hold the same run or none" in again.err
 
 
-def test_lora_is_written_for_peft_or_merged_and_both_agree(run: Run, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("train", ["projector", "projector,vision,final_norm"])
+def test_lora_is_written_for_peft_or_merged_and_both_agree(train: str, run: Run, base: Path, tmp_path: Path) -> None:
     from peft import PeftModel
 
-    options = ["--layers", "1-2", "--train", "projector", "--method", "lora", "--lora-rank", "2", "--lora-alpha", "4",
+    options = ["--layers", "1-2", "--train", train, "--method", "lora", "--lora-rank", "2", "--lora-alpha", "4",
                "--lr", "0.02", "--projector-lr", "0.02"]  # fmt: skip
     assert run(*options).code == 0
     assert run(*options, "--merge", out="merged").code == 0
@@ -286,6 +295,14 @@ def test_a_data_file_that_changed_cannot_resume_a_checkpoint(run: Run, llava_jso
         (["--keep-prefix", "--layers", "1"], "keep-prefix must have a frozen part to keep"),
         (["--layers", "auto:nowhere"], "auto must name a finished run"),
         (["--connector", "linear", "--method", "lora", "--layers", "1"], "connector must be kept where LoRA"),
+        (["--layers", "every:nan"], "every must count layers in [1, 3], got nan"),
+        (["--layers", "first:inf"], "first must count layers in [1, 3], got inf"),
+        (["--warmup", "3"], "warmup must be a share of the steps in [0, 1), got 3"),
+        (["--seed", "-1"], "seed must be >= 0, got -1"),
+        (["--seed", "4294967296"], "seed must be below 2^32"),
+        (["--workers", "-1"], "workers must be >= 0"),
+        (["--layers", "1", "--merge"], "merge must have LoRA's factors to merge, got --method full"),
+        (["--layers", "1", "--data", "a.json", "--in-turn"], "--in-turn must have scenes to act on, got the file"),
         (["--max-length", "20"], "data must have at least one sample that can be used"),
     ],
 )
@@ -335,6 +352,45 @@ def test_bad_samples_can_be_left_out_counted_and_listed(run: Run, llava_json: Ll
     assert done.code == 0, done.err
     assert "1 samples left out" in done.out
     assert "bad,no assistant turn" in (tmp_path / "run" / "skipped.csv").read_text()
+
+
+def test_questions_that_cannot_be_scored_are_refused_or_listed(run: Run, llava_json: LlavaRows, tmp_path: Path) -> None:
+    rows = [
+        {"id": "fine", "conversations": turns("Two?", "2")},
+        {"id": "long", "conversations": turns("Say it.", "two " * 600)},
+        {"id": "gone", "image": "missing.jpg", "conversations": turns("<image>\nWhat?", "a")},
+    ]
+    options = ("--layers", "1", "--train", "none", "--eval-data", str(llava_json(rows)))
+    refused = run(*options)
+    assert (refused.code, "got 2 that cannot ('long': " in refused.err) == (2, True)
+    done = run(*options, "--skip-bad")
+    assert done.code == 0, done.err
+    assert "2 samples left out" in done.out
+    assert pd.read_csv(tmp_path / "run" / "skipped-eval.csv")["id"].tolist() == ["long", "gone"]
+    assert set(pd.read_csv(tmp_path / "run" / "evaluations.csv")["n"]) == {1}
+
+
+def test_cost_is_of_an_optimizer_step_and_says_what_waiting_took(run: Run, tmp_path: Path) -> None:
+    costs = []
+    for accum in ("1", "2"):
+        assert run("--layers", "1", "--grad-accum", accum, "--steps", "3", out=accum).code == 0
+        costs.append(json.loads((tmp_path / accum / "cost.json").read_text()))
+    for key in ("flops_forward", "flops_backward"):
+        assert costs[1][key] == 2 * costs[0][key] > 0
+    assert costs[1]["closed_form_forward"] == pytest.approx(costs[1]["flops_forward"], rel=0.03)
+    assert costs[1]["bytes_activations"] == costs[0]["bytes_activations"]
+    assert costs[0]["data_seconds_median"] > 0
+    assert costs[0]["processes"] == 1
+
+
+def test_a_step_that_no_memory_holds_is_one_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GB.")
+
+    monkeypatch.setattr("tuning.run.train", fail)
+    done = run("--layers", "1")
+    assert done.code == 2
+    assert "device must hold a step of 2 samples, got CUDA out of memory. Tried to allocate 2 GB. Lower" in done.err
 
 
 def test_a_broken_picture_is_named_when_it_is_reached(run: Run, llava_json: LlavaRows, tmp_path: Path) -> None:

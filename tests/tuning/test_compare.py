@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +12,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from models.llava import load
 from records.errors import BadInput
 from tests.conftest import tiny_config
+from tuning.cli import app
 from tuning.compare import CompareConfig, chosen_plans, run_compare
 from tuning.config import Optimisation, Running
+from tuning.evaluate import text_log_likelihood
 from tuning.plan import resolve
 from tuning.report_table import render_table
 
@@ -112,7 +116,11 @@ def test_a_finished_plan_is_not_run_again_and_a_new_seed_is_added(
     assert told == [("training and scoring plans", 1, 4)] * 4
     assert not any("train" in note and "seed 0:" in note for note in notes)
     more = run_compare(replace(settings, seeds=(0, 1), plans=("full", "middle band"))).table
-    assert set(more["seeds"]) == {2}
+    seeds = more.groupby("plan")["seeds"].unique().map(list).to_dict()
+    assert seeds == {"start": [1], "full": [2], "middle band": [2], "LoRA on the band": [1]}
+    same = ["condition", "family", "retention", "lower", "upper"]  # the seed that the plan has is that of full before
+    before, after = (table.loc[table["plan"] == "LoRA on the band", same].reset_index() for table in (finished, more))
+    pd.testing.assert_frame_equal(before.drop(columns="index"), after.drop(columns="index"))
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     assert not list(settings.out.glob("runs/*/checkpoint-*"))
 
@@ -206,6 +214,99 @@ run_compare({shared!r}, on_note=lambda line: print(line, flush=True))
     columns = ["plan", "condition", "family", "score", "retention"]
     own = table.loc[table["plan"].isin(shared.plans), columns]
     pd.testing.assert_frame_equal(own, whole[columns].reset_index(drop=True), rtol=1e-3)
+    later = run_compare(replace(shared, plans=("full",), reference=None)).table
+    assert list(dict.fromkeys(later["plan"])) == ["start", "full", f"reference {base.name}"]
+
+
+def test_the_table_holds_all_that_is_finished_whatever_the_last_call_named(
+    finished: pd.DataFrame, settings: CompareConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(settings.out, tmp_path / "copy")
+    table = run_compare(replace(settings, plans=("full",), out=tmp_path / "copy")).table
+    assert list(dict.fromkeys(table["plan"])) == list(settings.plans)
+    columns = ["layers", "train", "method", "trainable", "flops_ratio", "step_time_ratio", "peak_memory"]
+    first, again = (one.groupby("plan", sort=False)[columns].first() for one in (finished, table))
+    pd.testing.assert_frame_equal(first, again)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "copy" / "compare.csv")[["plan"]], table[["plan"]])
+
+
+def test_a_plan_that_is_added_is_timed_beside_full_and_no_cost_is_lost(
+    finished: pd.DataFrame, settings: CompareConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(settings.out, tmp_path / "copy")
+    path = tmp_path / "copy" / "costs.json"
+    known = json.loads(path.read_text())
+    known = {name: {**known[name], "step_seconds_median": s} for name, s in (("full", 1000), ("LoRA on the band", 500))}
+    for cost in known.values():
+        cost.pop("full_step_seconds_median", None)  # as files were before plans could be added
+    path.write_text(json.dumps(known))
+    notes: list[str] = []
+    config = replace(settings, plans=("full", "middle band"), out=tmp_path / "copy")
+    table = run_compare(config, on_note=notes.append).table
+    assert "timing 2 plans, 1 rounds" in notes
+    ratios = table.groupby("plan")["step_time_ratio"].first()
+    assert (ratios["full"], ratios["LoRA on the band"]) == (1, 0.5)
+    costs = json.loads(path.read_text())
+    assert costs.keys() == {"full", "middle band", "LoRA on the band"}
+    assert all(costs[name].items() >= cost.items() for name, cost in known.items())
+    band = costs["middle band"]
+    assert band["full_step_seconds_median"] < 100  # that of this session, not the 1000 of the other
+    assert ratios["middle band"] == band["step_seconds_median"] / band["full_step_seconds_median"]
+    text = path.read_text()
+    run_compare(config, on_note=notes.append)
+    assert sum(note.startswith("timing") for note in notes) == 1
+    assert path.read_text() == text
+
+
+def test_kept_weights_are_those_that_were_scored(
+    finished: pd.DataFrame, settings: CompareConfig, tmp_path: Path
+) -> None:
+    assert not list(settings.out.glob("runs/*/*.safetensors"))
+    config = replace(
+        settings, plans=("start", "full", "LoRA on the band"), timing_rounds=0, keep_weights=True, out=tmp_path / "kept"
+    )
+    assert config.settings == settings.settings  # the same comparison, so that it can be added to one that keeps none
+    run_compare(config)
+    words = {}
+    for name in ("start", "full", "lora-on-the-band"):
+        facts = [
+            json.loads((out / "runs" / f"{name}-seed0" / "run.json").read_text()) for out in (settings.out, config.out)
+        ]
+        words[name] = facts[1]["text_log_likelihood"]
+        assert words[name] == pytest.approx(facts[0]["text_log_likelihood"], rel=1e-6)  # keeping changes no score
+    kept = {path.parent.name: path.name for path in config.out.glob("runs/*/*.safetensors")}
+    assert kept == {"full-seed0": "model.safetensors", "lora-on-the-band-seed0": "adapter_model.safetensors"}
+    assert not list(config.out.glob("runs/*/checkpoint-*"))
+    folder = config.out / "runs" / "full-seed0"
+    value = text_log_likelihood(load(str(folder), validate=False))
+    assert value == pytest.approx(words["full"], rel=1e-6)
+    assert value != pytest.approx(words["start"], rel=1e-4)
+    assert json.loads((folder / "plan.json").read_text())["plan"]["name"] == "full"
+
+
+def test_the_option_keeps_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def record(config: CompareConfig, **options: object) -> None:
+        seen.append(config.keep_weights)
+        raise BadInput("enough")
+
+    monkeypatch.setattr("tuning.compare.run_compare", record)
+    for line in (["compare"], ["compare", "--keep-weights"]):
+        assert CliRunner().invoke(app, line).exit_code == 2
+    assert seen == [False, True]
+
+
+def test_a_launcher_is_refused_before_anything_is_written(
+    settings: CompareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher would join the processes, and each trains a plan of its own."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BadInput, match=r"without a launcher, got one that started 2 processes.*--out.*--device"):
+        run_compare(replace(settings, out=tmp_path / "new"))
+    done = CliRunner().invoke(app, ["compare", "--out", str(tmp_path / "new")])
+    assert (done.exit_code, "without a launcher" in done.stderr) == (2, True)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

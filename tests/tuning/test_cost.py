@@ -189,6 +189,16 @@ def test_plans_take_turns_and_leave_the_model_as_it_was(fresh: Llava) -> None:
     assert costs["last"].flops.total < costs["full"].flops.total
 
 
+def test_bf16_is_timed_with_the_weights_that_a_run_trains(fresh: Llava) -> None:
+    """Frozen weights take two bytes and trained ones four; outside, all are of one type again."""
+    batch = synthetic_batch(fresh, rows=1, text_tokens=8)
+    resolved = resolve(PLANS["last"], fresh)
+    costs = [measure_plans(fresh, {"last": resolved}, batch, rounds=1, bf16=bf16)["last"] for bf16 in (False, True)]
+    assert costs[0].memory.weights - costs[1].memory.weights == 2 * (resolved.total - resolved.trained)
+    assert costs[1].memory.gradients == costs[0].memory.gradients == 4 * resolved.trained
+    assert {parameter.dtype for parameter in fresh.model.parameters()} == {torch.float32}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_step_time_follows_the_closed_form_where_products_dominate() -> None:

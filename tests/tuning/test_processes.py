@@ -52,12 +52,15 @@ def run_here(arguments: list[str]) -> None:
     assert ended.value.code == 0
 
 
-def test_two_processes_give_the_losses_of_one(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layers", ["1-2", "none"])
+def test_two_processes_give_the_losses_of_one(layers: str, base: Path, tmp_path: Path) -> None:
+    """With the projector alone, words teach nothing: no process waits for a gradient, and none moves by momentum."""
+    assert not samples_of(load(base), SceneMix(8)).pictured.all()
     losses = {}
     for processes, batch in ((1, 4), (2, 2)):
         out = tmp_path / str(processes)
         arguments = [
-            "--model", str(base), "--layers", "1-2", "--scenes", "8", "--steps", "4", "--batch-size", str(batch),
+            "--model", str(base), "--layers", layers, "--scenes", "8", "--steps", "4", "--batch-size", str(batch),
             "--lr", "0.01", "--projector-lr", "0.01", "--log-every", "1", "--max-length", "500", "--out", str(out),
             "--eval-data", "scenes", "--eval-limit", "2",
         ]  # fmt: skip
@@ -96,7 +99,8 @@ def test_shards_train_resume_and_open_as_one_process_does(base: Path, llava_json
     shared = [
         "--model", str(base), "--layers", "1-2", "--method", "lora", "--merge", "--lora-rank", "4", "--lora-dropout",
         "0", "--train", "projector", "--data", str(llava_json(rows)), "--steps", "4", "--lr", "0.01",
-        "--projector-lr", "0.01",        "--log-every", "1", "--save-every", "2", "--keep", "5", "--max-length", "500",
+        "--projector-lr", "0.01", "--log-every", "1", "--save-every", "2", "--keep", "5", "--max-length", "500",
+        "--eval-data", "scenes", "--eval-limit", "1", "--eval-every", "2",
     ]  # fmt: skip
     code = f"import pathlib, tests.tuning.test_processes as t; t.twice({[*shared, '--batch-size', '2']!r}, "
     code += f"pathlib.Path({str(tmp_path / 'resumed')!r}))"
@@ -118,6 +122,9 @@ def test_shards_train_resume_and_open_as_one_process_does(base: Path, llava_json
     for name, tensor in ends["whole"].items():
         assert torch.equal(tensor, ends["resumed"][name]), name
     assert losses_of(tmp_path / "whole")[2:] == losses_of(tmp_path / "resumed")
+    cost = json.loads((tmp_path / "whole" / "cost.json").read_text())
+    assert (cost["flops_forward"], cost["processes"]) == (None, 2)  # no process could run the whole model first
+    assert cost["closed_form_forward"] > 0
     run_here([*shared, "--batch-size", "4", "--out", str(tmp_path / "one")])
     assert losses_of(tmp_path / "one") == pytest.approx(losses_of(tmp_path / "whole"), abs=2e-4)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tuning.retention import summarise
+from tuning.retention import INTERVAL, NO_PAIR, ONE_SEED, RANGE, UNTRAINED, summarise
 
 
 def answers(rates: dict[str, float], *, n: int = 400, seeds: int = 3, paired: bool = True) -> pd.DataFrame:
@@ -60,13 +60,85 @@ def test_retention_of_nothing_is_undefined() -> None:
     assert np.isnan(row["lower"])
 
 
+def by_seed(seeds: dict[str, dict[int, float]], *, n: int = 20) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Answers and words of plans whose score with a seed is given: every answer is that right, in every scene."""
+    rows = [
+        {"plan": plan, "seed": seed, "condition": "seen", "id": f"s{i}", "family": "what", "right": score}
+        for plan, own in seeds.items() for seed, score in own.items() for i in range(n)
+    ]  # fmt: skip
+    words = [
+        {"plan": plan, "seed": seed, "value": np.log(score)}
+        for plan, own in seeds.items()
+        for seed, score in own.items()
+    ]
+    return pd.DataFrame(rows), pd.DataFrame(words)
+
+
+FULL = {0: 0.8, 1: 0.4, 2: 0.6}
+
+
+@pytest.mark.parametrize(
+    ("own", "score", "interval"),
+    [
+        (FULL, 0.6, INTERVAL),
+        ({0: 0.8}, 0.8, ONE_SEED),
+        ({0: 0.8, 2: 0.6}, 0.7, INTERVAL),
+        ({0: 0.8, 7: 0.2}, 0.5, ONE_SEED),
+    ],
+)
+def test_retention_is_over_the_seeds_that_both_have(own: dict[int, float], score: float, interval: str) -> None:
+    """A plan that scores as full does, seed by seed: the ratio is 1, in every draw of pairs, and of those alone."""
+    table = summarise(*by_seed({"full": FULL, "band": own}))
+    rows = table[(table["plan"] == "band") & (table["family"] != "all")].set_index("condition")
+    for condition in ("seen", "passage"):
+        row = rows.loc[condition]
+        retention = row[["retention", "lower", "upper"]].tolist()
+        if condition == "passage":  # the range over the shared seeds, over their mean
+            both = [FULL[seed] for seed in own if seed in FULL]
+            assert retention == pytest.approx([1, min(both) / np.mean(both), max(both) / np.mean(both)])
+        else:
+            assert retention == pytest.approx([1, 1, 1])
+        assert row["score"] == pytest.approx(score)
+        assert (row["score_lower"], row["score_upper"]) == pytest.approx((min(own.values()), max(own.values())))
+        assert row["seeds"] == len(own)
+    assert rows["interval"].tolist() == [interval, RANGE]
+
+
 def test_as_many_seeds_are_no_pairs_unless_they_are_the_same() -> None:
-    """A plan that is right where full is, seed by seed: the ratio is 1 in every draw of pairs, and of those alone."""
-    made = pd.concat([answers({"full": 1.0, "band": 1.0}, n=20, seeds=1).assign(seed=s, right=s / 4) for s in (1, 2)])
-    rows = []
-    for shift in (0, 2):
-        moved = made.assign(seed=made["seed"] + shift * (made["plan"] == "band"))
-        table = summarise(moved, WORDS)
-        rows.append(table[(table["plan"] == "band") & (table["condition"] == "seen")].iloc[0])
-    assert rows[0][["retention", "lower", "upper"]].tolist() == [1, 1, 1]
-    assert rows[1]["lower"] < 0.7 < 1 < 1.4 < rows[1]["upper"]
+    table = summarise(*by_seed({"full": {0: 0.4, 1: 0.8}, "band": {2: 0.4, 3: 0.8}}))
+    rows = table[table["plan"] == "band"]
+    assert rows[["retention", "lower", "upper"]].isna().all(axis=None)
+    assert set(rows["interval"]) == {NO_PAIR}
+    assert rows["score"].tolist() == pytest.approx([0.6] * 3)
+    assert rows["score_upper"].tolist() == pytest.approx([0.8] * 3)
+
+
+def test_what_trains_nothing_is_compared_with_all_seeds_of_full() -> None:
+    table = summarise(*by_seed({"full": FULL, "start": {0: 0.3}}), untrained=("start",))
+    rows = table[table["plan"] == "start"].set_index("family")
+    assert rows["retention"].tolist() == pytest.approx([0.5] * 3)
+    assert rows["interval"].tolist() == [UNTRAINED, UNTRAINED, RANGE]
+    assert rows.loc["all", ["lower", "upper"]].tolist() == pytest.approx([0.3 / 0.8, 0.3 / 0.4])  # the seeds of full
+    assert rows.loc["text", ["lower", "upper"]].tolist() == pytest.approx([0.5, 0.5])
+    once = summarise(*by_seed({"full": {1: 0.4}, "start": {0: 0.3}}), untrained=("start",))
+    row = once[(once["plan"] == "start") & (once["family"] == "all")].iloc[0]
+    assert row[["retention", "lower", "upper"]].tolist() == pytest.approx([0.75] * 3)
+    assert row["interval"] == ONE_SEED
+
+
+def test_scenes_stay_paired_where_a_plan_has_fewer_seeds() -> None:
+    """Plans that fail on the same scenes: without pairs the ratio of two equal plans would vary."""
+    made = answers({"full": 0.5, "band": 0.5, "start": 0.5}, n=40)
+    made = made[(made["plan"] == "full") | (made["seed"] == 0)]
+    table = summarise(made, WORDS.replace({"same": "start"}), untrained=("start",))
+    rows = table[(table["family"] == "all") & (table["condition"] == "seen")].set_index("plan")
+    assert rows.loc["band", ["retention", "lower", "upper"]].tolist() == [1, 1, 1]
+    assert rows.loc["band", "score_upper"] - rows.loc["band", "score_lower"] > 0.2  # scenes do vary
+    assert rows.loc["start", "lower"] < 1 < rows.loc["start", "upper"]
+
+
+def test_values_of_equal_seeds_are_those_of_earlier_tables() -> None:
+    table = summarise(answers({"full": 0.8, "band": 0.6}, n=50, paired=False), WORDS)
+    row = table[(table["plan"] == "band") & (table["family"] == "all") & (table["condition"] == "seen")].iloc[0]
+    found = row[["score_lower", "score_upper", "retention", "lower", "upper"]].tolist()
+    assert found == pytest.approx([0.54, 0.78, 0.8181818181818182, 0.6724137931034483, 0.9824745687748782], abs=1e-12)

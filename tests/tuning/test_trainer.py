@@ -1,5 +1,6 @@
 """Training: exactly the plan changes, resuming changes nothing, and what goes wrong stops with one sentence."""
 
+import itertools
 import json
 import math
 import os
@@ -293,6 +294,19 @@ def test_keeping_a_prefix_that_trains_is_refused(fresh: Llava, mix: SceneMix, tm
             go(fresh, plan, tmp_path, samples_of(fresh, mix), running=Running(save_every=0, keep_prefix=True))
 
 
+def test_keeping_a_prefix_that_no_epoch_reads_or_no_process_has_is_refused(
+    fresh: Llava, mix: SceneMix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, running = samples_of(fresh, mix), Running(save_every=0, keep_prefix=True)
+    once = Optimisation(steps=len(samples) // 2, batch_size=2)
+    with pytest.raises(BadInput, match="keep-prefix must have a second epoch that reads .*, got 1 epochs"):
+        go(fresh, LayerPlan("1", ()), tmp_path, samples, optimisation=once, running=running)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BadInput, match="keep-prefix must have the whole model in every process, got FSDP"):
+        go(fresh, LayerPlan("1", ()), tmp_path, samples, running=running)
+
+
 def test_resuming_another_run_is_refused_with_what_differs(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
     samples = samples_of(fresh, mix)
     go(fresh, LayerPlan("1", ()), tmp_path, samples, running=Running(save_every=3), facts={"data": "abc"})
@@ -300,6 +314,9 @@ def test_resuming_another_run_is_refused_with_what_differs(fresh: Llava, mix: Sc
         go(fresh, LayerPlan("1", ()), tmp_path, samples, facts={"data": "xyz"}, resume=tmp_path / "checkpoint-3")
     with pytest.raises(BadInput, match="checkpoint must hold what the plan trains"):
         go(fresh, LayerPlan("2", ()), tmp_path, samples, facts={"data": "abc"}, resume=tmp_path / "checkpoint-3")
+    with pytest.raises(BadInput, match="another processes: it was 1, is 2"):  # of an older run, which did not say
+        go(fresh, LayerPlan("1", ()), tmp_path, samples, facts={"processes": 2}, resume=tmp_path / "checkpoint-3")
+    (tmp_path / "trainer_state.json").write_text("{}")  # of plain Trainer, whose checkpoints say nothing of the run
     with pytest.raises(BadInput, match="resume must name a checkpoint folder"):
         go(fresh, LayerPlan("2", ()), tmp_path, samples, resume=tmp_path)
 
@@ -323,12 +340,77 @@ def test_a_full_disk_is_refused_before_and_reported_during(
         go(fresh, LayerPlan("1", ()), tmp_path, samples, running=Running(save_every=1))
 
 
+def test_what_a_run_has_on_the_disk_already_needs_no_more_room(
+    fresh: Llava, mix: SceneMix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, running = samples_of(fresh, mix), Running(save_every=3)
+    _, resolved = go(fresh, LayerPlan("1", ()), tmp_path, samples, running=running)
+    one = resolved.trained * 12
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("tuning.resuming.shutil.disk_usage", lambda path: usage._replace(free=one + 1000))
+    there = tmp_path / "checkpoint-3"
+    go(fresh, LayerPlan("1", ()), tmp_path, samples, running=running, resume=there)
+    with pytest.raises(BadInput, match="room for 2 checkpoints and the model, got .* or use --save-every 0"):
+        go(fresh, LayerPlan("1", ()), tmp_path, samples, running=running, resume=there, model_bytes=one)
+    with pytest.raises(BadInput, match=r"room for the model, got .* needed. Make room\.$"):
+        go(fresh, LayerPlan("1", ()), tmp_path, samples, model_bytes=one + 2000)
+
+
+def test_data_that_cannot_be_read_are_no_full_disk(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
+    class Gone(SceneMix):
+        gone = False
+
+        def __getitem__(self, index: int) -> Any:
+            if self.gone:
+                raise OSError(5, "Input/output error")
+            return super().__getitem__(index)
+
+    source = Gone(8, questions=2)
+    samples = samples_of(fresh, source)
+    source.gone = True
+    with pytest.raises(OSError, match="Input/output error"):
+        go(fresh, LayerPlan("1", ()), tmp_path, samples)
+
+
 def test_words_alone_are_a_step_without_a_gradient_for_the_projector(fresh: Llava, tmp_path: Path) -> None:
     before = weights(fresh)
     samples = samples_of(fresh, SceneMix(4, questions=1, text_share=1.0))
     trained, _ = go(fresh, LayerPlan("none"), tmp_path, samples)
     assert trained.steps == 3
     assert all(torch.equal(tensor, before[key]) for key, tensor in weights(fresh).items())
+
+
+def test_words_alone_move_no_projector_by_momentum(fresh: Llava, tmp_path: Path) -> None:
+    samples = samples_of(fresh, SceneMix(8, questions=1, text_share=0.5))
+    shown: list[bool] = []
+    plain = samples.__class__.__getitem__
+    states: list[Tensor] = [weights(fresh)["model.multi_modal_projector.linear_1.weight"]]
+
+    class Seen(Samples):
+        def __getitem__(self, index: int) -> Any:
+            shown.append(bool(self.pictured[index]))
+            return plain(self, index)
+
+    samples.__class__ = Seen
+    each = Optimisation(steps=8, batch_size=1, lr=1e-2, projector_lr=1e-2, warmup=0.0)
+    go(fresh, LayerPlan("none"), tmp_path, samples, optimisation=each,
+       on_note=lambda line: states.append(weights(fresh)["model.multi_modal_projector.linear_1.weight"]))  # fmt: skip
+    moved = [not torch.equal(a, b) for a, b in itertools.pairwise(states)]
+    assert len(moved) == 8
+    assert shown.index(False, shown.index(True)) > 0  # words after a picture, when there is momentum
+    assert moved == shown[:8]
+
+
+def test_samples_made_ahead_give_the_same_weights(mix: SceneMix, tmp_path: Path) -> None:
+    ends = []
+    for workers in (0, 2):
+        llava = load(tiny_config(grouped=True), seed=0, validate=False)
+        running = Running(save_every=0, log_every=1, workers=workers)
+        trained, _ = go(llava, LayerPlan("1"), tmp_path / str(workers), samples_of(llava, mix), running=running)
+        assert len(trained.data_seconds) == len(trained.step_seconds) == 2
+        assert all(second > 0 for second in trained.data_seconds)
+        ends.append(weights(llava))
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
 
 
 def test_evaluation_on_the_way_scores_what_generating_would(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
