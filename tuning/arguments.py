@@ -26,6 +26,22 @@ def bind(arguments: TrainingArguments, device: str) -> TrainingArguments:
     return arguments
 
 
+def check_launcher(running: Running) -> None:
+    """Passes if the launcher asks for nothing that the run would not do.
+
+    Raises:
+        BadInput: If it asks for DeepSpeed, or for a precision of its own.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise BadInput("processes must be shared by DDP or FSDP, got DeepSpeed. Launch with --use_fsdp.")
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", "bf16" if running.bf16 else "no"):
+        raise BadInput(
+            f"precision must be set by the run, got {precision!r} from the launcher. Launch with --mixed_precision no, "
+            "and give --bf16 to layerwise-finetune."
+        )
+
+
 def training_arguments(
     optimisation: Optimisation, running: Running, folder: Path, *, find_unused: bool
 ) -> TrainingArguments:
@@ -38,16 +54,9 @@ def training_arguments(
         find_unused: Whether a step may give some planned parameters no gradient.
 
     Raises:
-        BadInput: If the launcher asks for what the run would not do: DeepSpeed, or a precision of its own.
+        BadInput: As of ``check_launcher``.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise BadInput("processes must be shared by DDP or FSDP, got DeepSpeed. Launch with --use_fsdp.")
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision not in ("no", "bf16" if running.bf16 else "no"):
-        raise BadInput(
-            f"precision must be set by the run, got {precision!r} from the launcher. Launch with --mixed_precision no, "
-            "and give --bf16 to layerwise-finetune."
-        )
+    check_launcher(running)
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=optimisation.batch_size,

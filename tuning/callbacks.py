@@ -44,6 +44,8 @@ class Watch(TrainerCallback):
     ) -> None:
         """Says how a sharded model is shared, and where a resumed run goes on; forgets what will be done again."""
         self._trainer.forget()
+        if args.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(args.device)  # by now a sharded model is
         self._trainer.on_progress("training", state.global_step, state.max_steps)
         line = describe(self._trainer.llava.model)
         if line is not None and state.is_world_process_zero:
@@ -113,7 +115,13 @@ class Clock(TrainerCallback):
         self.seconds: list[float] = []
         self.waited: list[float] = []
         self.tokens = 0
-        self._began = self._free = _now()
+        self._began = self._free = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The first samples are asked for."""
+        self._free = _now()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

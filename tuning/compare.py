@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 
 from models.llava import Llava, load
 from records.errors import BadInput, refusing
@@ -26,12 +27,21 @@ from records.sharing import one_at_a_time, share_jobs
 from tasks.scenes import Split
 from tuning.apply import apply_plan
 from tuning.checkpoint import last_checkpoint
-from tuning.compare_table import ANSWERS, FULL, START, add_costs, compare_table, name_of_reference, read_costs
+from tuning.compare_table import (
+    ANSWERS,
+    FULL,
+    START,
+    add_costs,
+    compare_table,
+    name_of_reference,
+    plain_layers,
+    read_costs,
+)
 from tuning.config import Optimisation, Running, check_numbers
 from tuning.data import Samples, Survey, Writing, survey
 from tuning.evaluate import collator, model_inputs, score_answers, text_log_likelihood
 from tuning.layers import parse_layers
-from tuning.output import save_model, write_json
+from tuning.output import bytes_of_model, save_model, write_json
 from tuning.plan import LayerPlan, Lora, Resolved, resolve
 from tuning.report_table import render_table
 from tuning.rivals import default_plans
@@ -212,7 +222,8 @@ def _refuse_launcher() -> None:
 
 def _open(config: CompareConfig) -> None:
     counts = {"scenes": config.scenes, "score-scenes": config.score_scenes, "lora-rank": config.lora_rank}
-    check_numbers(config.optimisation, config.running, counts=counts)
+    for seed in config.seeds:
+        check_numbers(replace(config.optimisation, seed=seed), config.running, counts=counts)
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise BadInput(f"seeds must be different numbers, at least one, got {list(config.seeds)}.")
     folder = config.out
@@ -293,10 +304,16 @@ def _train_one(
         folder=folder,
         facts={"settings": config.settings, "plan": plan.to_dict(), "seed": seed, "model": llava.weight_hash},
         resume=last_checkpoint(folder),
+        model_bytes=bytes_of_model(resolved) if config.keep_weights else 0,
         on_note=lambda line: on_note(f"{plan.name}, seed {seed}: {line}"),
         on_trained=(lambda trainer: _keep(config, trainer, folder)) if config.keep_weights else None,
     )
-    return {"steps": trained.steps, "losses": {str(step): loss for step, loss in trained.losses.items()}}
+    layers = plain_layers(plan, llava.n_layers)
+    return {
+        "layers": layers,
+        "steps": trained.steps,
+        "losses": {str(step): loss for step, loss in trained.losses.items()},
+    }
 
 
 def _keep(config: CompareConfig, trainer: PlanTrainer, folder: Path) -> None:
@@ -305,7 +322,7 @@ def _keep(config: CompareConfig, trainer: PlanTrainer, folder: Path) -> None:
     def unrounded() -> Llava:
         return load(config.model, device="cpu", dtype=torch.float32, validate=False)
 
-    with refusing(OSError):
+    with refusing(OSError, SafetensorError):
         reload = unrounded if config.running.bf16 else None
         save_model(trainer.llava, trainer.resolved, trainer.full_tensors(), folder, reload=reload)
         write_json(folder / "plan.json", trainer.resolved.to_dict())

@@ -70,12 +70,19 @@ def compare_table(
         trainable: Numbers that train in a plan; asked for finished plans alone.
 
     Raises:
-        BadInput: If full tuning has not finished with any seed.
+        BadInput: If full tuning has not finished with any seed, or a run was of another plan of that name.
     """
+    described = {plan.name: plan for plan in plans}
     answers: list[pd.DataFrame] = []
     words: list[dict[str, Any]] = []
     for path in sorted((folder / "runs").glob(f"*/{ANSWERS}")):
         facts = json.loads((path.parent / "run.json").read_text())
+        plan = described.get(facts["plan"])
+        if plan is not None and facts.get("layers", plain_layers(plan, n_layers)) != plain_layers(plan, n_layers):
+            raise BadInput(
+                f"plan {plan.name!r} must be the one that ran, got layers {facts['layers']} in {path.parent.name} and "
+                f"{plain_layers(plan, n_layers)} now. Choose another folder with --out."
+            )
         answers.append(pd.read_parquet(path).assign(plan=facts["plan"], seed=int(facts["seed"])))
         words.append({"plan": facts["plan"], "seed": int(facts["seed"]), "value": float(facts["text_log_likelihood"])})
     if not any(word["plan"] == FULL for word in words):
@@ -86,20 +93,20 @@ def compare_table(
         pd.concat(answers, ignore_index=True), pd.DataFrame(words), full=FULL, untrained=(START, *references),
         chance=guessed,
     )  # fmt: skip
-    described = {plan.name: plan for plan in plans}
     finished = {word["plan"] for word in words}
     costs = read_costs(folder)
     rows: list[dict[Any, Any]] = []
     for name in [*(name for name in described if name in finished), *references]:
         plan = described.get(name)
-        shown = None if plan is None else replace(plan, layers=_numbers(plan, n_layers))
+        shown = None if plan is None else replace(plan, layers=plain_layers(plan, n_layers))
         trained = 0 if plan is None or name == START else trainable(plan)
         own = _plan_columns(name, shown, trained, costs.get(name), costs.get(FULL))
         rows += [{**own, **row} for row in scores[scores["plan"] == name].drop(columns="plan").to_dict("records")]
     return pd.DataFrame(rows)
 
 
-def _numbers(plan: LayerPlan, n_layers: int) -> str:
+def plain_layers(plan: LayerPlan, n_layers: int) -> str:
+    """A plan's layers as numbers and ranges, the last block always named."""
     layers = parse_layers(plan.layers, n_layers)
     return f"0-{n_layers - 1}" if len(layers) == n_layers else format_layers(layers, n_layers)
 

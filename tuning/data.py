@@ -13,14 +13,17 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from models.inputs import Preprocess, expand_to_square, image_processor
 from models.llava import Llava
 from tasks.example import Picture
+from tasks.pictures import PictureError
+from tasks.tables import DataError
 from tuning.labels import IGNORED, Conversation, Encoded, OnLong, Recipe, Unusable, encode
 from tuning.sources import Source
 
+FAILED = "failed"  # in place of a sample: why it could not be made
 _MEGABATCHES = 50  # batches that are sorted by length together: enough to pad little, few enough to stay random
 
 
@@ -142,7 +145,19 @@ class Samples(Dataset[dict[str, Any]]):
         self._prefix = read
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The sample as ``encoded``, ``pixels`` (one tensor a picture), ``sample`` (its index), maybe ``prefix``."""
+        """The sample as ``encoded``, ``pixels`` (one tensor a picture), ``sample`` (its index), maybe ``prefix``.
+
+        In a worker of torch's loader an error of the data comes back as ``FAILED``: raised there, it would reach the
+        reader inside a trace.
+        """
+        try:
+            return self._item(index)
+        except (PictureError, DataError, Unusable, OSError) as error:
+            if get_worker_info() is None:
+                raise
+            return {FAILED: error}
+
+    def _item(self, index: int) -> dict[str, Any]:
         conversation = self.conversation(index)
         encoded = _encode(self._llava, conversation, self.writing)
         prefix = self._prefix(index) if self._prefix is not None else None
@@ -172,7 +187,7 @@ def _encode(llava: Llava, conversation: Conversation, writing: Writing) -> Encod
     return encode(llava, conversation, recipe=writing.recipe, max_length=limit, on_long=writing.on_long)
 
 
-def collate(rows: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Tensor]:
+def collate(rows: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:
     """Samples padded on the right into one batch of the Hugging Face model's arguments, and ``sample``, ``owner``.
 
     The mask has one row for each query where a sample's turns stand apart, else one value for each position.
@@ -181,6 +196,9 @@ def collate(rows: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Tensor]
         rows: From ``Samples``.
         pad_id: The id at padded positions.
     """
+    failed = next((row[FAILED] for row in rows if FAILED in row), None)
+    if failed is not None:
+        return {FAILED: failed, "labels": torch.empty(1, 0, dtype=torch.int64)}  # Trainer counts what is learned
     encoded: list[Encoded] = [row["encoded"] for row in rows]
     length = max(len(row) for row in encoded)
 

@@ -87,14 +87,17 @@ def estimate_run(
     full = closed_form(llava, resolve(FULL, llava), shape, checkpointing=checkpointing)
     flops = one * float(o.grad_accum)
     memory = estimate_memory(llava, resolved, shape, checkpointing=checkpointing, bf16=config.running.bf16)
+    if will_shard():
+        weights, gradients, optimizer = (size // world for size in (memory.weights, memory.gradients, memory.optimizer))
+        memory = Memory(weights, gradients, optimizer, memory.activations)
     return Estimate(resolved, found, steps, flops, one.total / full.total, memory)
 
 
 def measure_first(config: TuningConfig, llava: Llava, resolved: Resolved, samples: Samples, estimate: Estimate) -> Cost:
     """Operations and bytes of the first batch; no weight and no random state changes.
 
-    Where FSDP will share the model out, because no device can hold it, nothing is run: the closed form and the
-    estimate of memory stand in, and what was counted is None.
+    Where FSDP will share the model out, a device that holds it may not hold its gradients, too, so nothing is run: the
+    closed form and the estimate of memory stand in, and what was counted is None.
     """
     rows = config.optimisation.batch_size
     if will_shard():

@@ -126,6 +126,6 @@ def pad_id(llava: Llava) -> int:
     raise AssertionError("two ids cannot both be the image token")
 
 
-def collator(llava: Llava) -> "partial[dict[str, Tensor]]":
+def collator(llava: Llava) -> "partial[dict[str, Any]]":
     """``collate`` with this model's padding."""
     return partial(collate, pad_id=pad_id(llava))

@@ -57,6 +57,12 @@ def save_model(
     fresh.rmdir()
 
 
+def bytes_of_model(resolved: Resolved, *, merge: bool = False) -> int:
+    """What ``save_model`` writes: factors and the parts trained beside them, or the whole model in float32."""
+    adapter = resolved.plan.method == "lora" and not merge
+    return (resolved.trained if adapter else resolved.total) * 4
+
+
 def _whole(
     llava: Llava, resolved: Resolved, tensors: Mapping[str, Tensor], *, reload: Callable[[], Llava] | None
 ) -> Llava:

@@ -59,7 +59,7 @@ def check_disk(folder: Path, resolved: Resolved, running: Running, *, model_byte
     there = sum(file.stat().st_size for file in folder.glob("checkpoint-*/*") if file.is_file())
     one = resolved.trained * _CHECKPOINT_BYTES if running.save_every else 0
     # The new one is written before the old one goes.
-    needed = max(0, one * (running.keep + 1) - there) + model_bytes
+    needed = max(one, one * (running.keep + 1) - there) + model_bytes
     free = shutil.disk_usage(folder).free
     if needed > free:
         what = f"{running.keep + 1} checkpoints and the model" if model_bytes else f"{running.keep + 1} checkpoints"

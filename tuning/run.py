@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 
 from models.llava import Llava, load
 from records.errors import BadInput, refusing
@@ -25,6 +26,7 @@ from records.progress import OnProgress, shown_progress, silent
 from tasks.pictures import PictureError
 from tasks.tables import DataError
 from tuning.apply import apply_plan
+from tuning.arguments import check_launcher
 from tuning.auto import describe_choice
 from tuning.checkpoint import last_checkpoint
 from tuning.config import TuningConfig, check_numbers
@@ -32,7 +34,7 @@ from tuning.connector import with_connector
 from tuning.data import Samples, Skipped, Survey, Writing, survey, write_skipped
 from tuning.estimate import Estimate, cost_of_run, estimate_run, measure_first
 from tuning.labels import Unusable
-from tuning.output import save_model, write_json
+from tuning.output import bytes_of_model, save_model, write_json
 from tuning.plan import Resolved, resolve
 from tuning.sources import FIRST_CAPTION_SCENE, SceneMix, SceneQuestions, Source, Subset, open_source
 from tuning.trainer import PlanTrainer, Trained, train
@@ -82,6 +84,7 @@ def run_tuning(
         BadInput: If anything that was given cannot be used.
     """
     on_progress = on_progress or shown_progress()
+    check_launcher(config.running)
     with refusing(ValueError):
         device = own_device(config.running.device)
     processes = join_processes(device)
@@ -121,7 +124,7 @@ def run_tuning(
         if bad:
             on_note(f"{len(bad)} samples left out, see {folder / name}")
     apply_plan(llava, resolved, seed=config.optimisation.seed, low_precision=config.running.bf16)
-    with refusing(PictureError, DataError, Unusable), _enough_memory(config):
+    with refusing(PictureError, DataError, Unusable, OSError), _enough_memory(config):
         measured = measure_first(config, llava, resolved, samples, estimate)
         trained = train(
             llava,
@@ -133,7 +136,7 @@ def run_tuning(
             facts=facts,
             eval_sets=eval_sets,
             resume=resume,
-            model_bytes=_bytes_of_model(config, resolved),
+            model_bytes=bytes_of_model(resolved, merge=config.merge),
             on_note=on_note if processes.leads else lambda line: None,
             on_progress=on_progress if processes.leads else silent,
             on_trained=lambda trainer: _save(config, trainer, folder, leads=processes.leads),
@@ -247,12 +250,6 @@ def _enough_memory(config: TuningConfig) -> Iterator[None]:
         ) from error
 
 
-def _bytes_of_model(config: TuningConfig, resolved: Resolved) -> int:
-    """What ``save_model`` writes: factors, or the whole model in float32."""
-    adapter = config.plan.method == "lora" and not config.merge
-    return (resolved.trained if adapter else resolved.total) * 4
-
-
 def _checked_folder(folder: Path, config: TuningConfig, manifest: dict[str, Any], *, dry_run: bool) -> Path | None:
     """The checkpoint to go on from; None to start."""
     if folder.exists() and not folder.is_dir():
@@ -305,7 +302,7 @@ def _save(config: TuningConfig, trainer: PlanTrainer, folder: Path, *, leads: bo
     tensors = trainer.full_tensors()
     rounded = config.running.bf16
     if leads:
-        with refusing(OSError):
+        with refusing(OSError, SafetensorError):
             save_model(
                 trainer.llava,
                 trainer.resolved,

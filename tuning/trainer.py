@@ -11,10 +11,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -28,7 +30,7 @@ from tuning.apply import planned_parameters, set_checkpointing
 from tuning.arguments import training_arguments
 from tuning.callbacks import Clock, Flow, Watch
 from tuning.config import Optimisation, Running
-from tuning.data import GroupedSampler, Samples
+from tuning.data import FAILED, GroupedSampler, Samples
 from tuning.evaluate import collator, model_inputs
 from tuning.evaluations import add_rows, in_log, score_sets, table_of
 from tuning.learned import only_learned
@@ -104,7 +106,8 @@ def train(
         raise BadInput("data must have at least one sample that can be trained on, got none. See skipped.csv.")
     if resume is not None:
         check_resume(resume, dict(facts or {}))
-    check_disk(folder, resolved, running, model_bytes=model_bytes)
+    finished = resume is not None and is_finished(resume)
+    check_disk(folder, resolved, replace(running, save_every=0) if finished else running, model_bytes=model_bytes)
     if resolved.plan.method == "lisa" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # What requires a gradient is fixed once processes share it: blocks drawn later would drift apart.
         raise BadInput("lisa must run in one process, got several. Use --method full or lora to share the work.")
@@ -118,7 +121,7 @@ def train(
     trainer = PlanTrainer(llava, resolved, samples, optimisation, running, folder, facts or {}, keeper)
     trainer.eval_sets, trainer.on_note, trainer.on_progress = dict(eval_sets or {}), on_note, on_progress
     try:
-        if resume is not None and is_finished(resume):
+        if resume is not None and finished:
             trainer.take_up(resume)  # Trainer would go one step further
         else:
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
@@ -212,6 +215,8 @@ class PlanTrainer(Trainer):
     ) -> Tensor:
         """The mean loss over learned tokens; from the kept prefix on where there is one."""
         batch = dict(inputs)
+        if FAILED in batch:
+            raise batch[FAILED]
         batch.pop("owner")
         samples, prefix = batch.pop("sample"), batch.pop("prefix", None)
         self.clock.tokens += batch["input_ids"].numel()
@@ -225,6 +230,7 @@ class PlanTrainer(Trainer):
             with only_learned(self.llava, given) as inputs, self._words_teach_nothing():
                 loss: Any = super(PlanTrainer, self).compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
             if not loss.requires_grad and torch.is_grad_enabled():
+                sharding.reshard(self.llava.model)  # no backward will, and the optimizer knows the shards
                 loss = sharding.add_nothing(loss, self._planned().values())
             assert isinstance(loss, Tensor)
             return loss
@@ -243,7 +249,7 @@ class PlanTrainer(Trainer):
         """Inside the block a batch that reaches nothing planned (words alone, the projector alone) is no error.
 
         Its loss gets a gradient of zero inside the model's forward, for that is where DDP looks for what takes part.
-        Under FSDP that is done behind it, where parameters are whole.
+        Under FSDP that is done behind it, on the shards.
         """
         if not self._texts_feed_nothing or self.is_fsdp_enabled:
             yield
@@ -339,7 +345,7 @@ class PlanTrainer(Trainer):
         """Around what writes into the run's folder: a disk that is full becomes a sentence."""
         try:
             yield
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors has a name of its own for a full disk
             last = checkpoint.last_checkpoint(self.folder)
             raise BadInput(
                 f"checkpoint must fit on the disk, got {error} at step {self.state.global_step}. "

@@ -393,12 +393,30 @@ def test_a_step_that_no_memory_holds_is_one_sentence(run: Run, monkeypatch: pyte
     assert "device must hold a step of 2 samples, got CUDA out of memory. Tried to allocate 2 GB. Lower" in done.err
 
 
-def test_a_broken_picture_is_named_when_it_is_reached(run: Run, llava_json: LlavaRows, tmp_path: Path) -> None:
-    path = llava_json([{"id": "a", "image": "1.jpg", "conversations": turns("<image>\nWhat?", "a")}])
-    (tmp_path / "1.jpg").write_bytes(b"no picture")
-    done = run("--layers", "1", "--data", str(path))
+def test_data_that_stop_being_readable_are_one_sentence(
+    run: Run, llava_json: LlavaRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = llava_json([{"id": "a", "conversations": turns("Two?", "2")}])
+
+    def fail(*args: object, **options: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("tuning.data.Samples._item", fail)
+    done = run("--layers", "1", "--train", "none", "--data", str(path))
+    assert (done.code, done.err.strip()) == (2, "layerwise-finetune: [Errno 5] Input/output error")
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_broken_picture_is_named_when_it_is_reached(
+    workers: str, run: Run, llava_json: LlavaRows, tmp_path: Path
+) -> None:
+    names = [f"{number}.jpg" for number in range(4)]
+    path = llava_json([{"id": n, "image": n, "conversations": turns("<image>\nWhat?", "a")} for n in names])
+    (tmp_path / "3.jpg").write_bytes(b"no picture")
+    done = run("--layers", "1", "--data", str(path), "--workers", workers)
     assert done.code == 2
-    assert "picture must be a readable image file" in done.err
+    assert done.err.startswith("layerwise-finetune: picture must be a readable image file")
+    assert "Traceback" not in done.err
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(run: Run, tmp_path: Path) -> None:

@@ -125,6 +125,20 @@ def test_a_finished_plan_is_not_run_again_and_a_new_seed_is_added(
     assert not list(settings.out.glob("runs/*/checkpoint-*"))
 
 
+def test_runs_of_another_plan_of_the_same_name_are_refused(
+    finished: pd.DataFrame, settings: CompareConfig, tmp_path: Path
+) -> None:
+    """A version that means other layers by a name must not describe what ran under it before."""
+    shutil.copytree(settings.out, tmp_path / "old")
+    path = tmp_path / "old" / "runs" / "middle-band-seed0" / "run.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, "layers": "2"}))
+    with pytest.raises(
+        BadInput, match=f"plan 'middle band' must be the one that ran, got layers 2 .* {facts['layers']} now"
+    ):
+        run_compare(replace(settings, out=tmp_path / "old"))
+
+
 def test_every_plan_sees_the_same_data_in_the_same_order(finished: pd.DataFrame, settings: CompareConfig) -> None:
     first = {}
     for plan in ("full", "middle-band", "lora-on-the-band"):
@@ -314,6 +328,7 @@ def test_a_launcher_is_refused_before_anything_is_written(
     [
         ({"plans": ("full", "middle")}, "plan must be one of start, full, middle band"),
         ({"plans": ("start", "middle band")}, "plans must hold 'full'"),
+        ({"seeds": (0, 2**32)}, r"seed must be below 2\^32"),
         ({"seeds": (1, 1)}, "seeds must be different numbers"),
         ({"band": "9"}, r"layer must be in \[0, 3\), got 9"),
         ({"scenes": 0}, "scenes must be >= 1, got 0"),

@@ -129,6 +129,22 @@ def test_shards_train_resume_and_open_as_one_process_does(base: Path, llava_json
     assert losses_of(tmp_path / "one") == pytest.approx(losses_of(tmp_path / "whole"), abs=2e-4)
 
 
+def test_shards_of_the_projector_alone_are_saved_after_words(base: Path, tmp_path: Path) -> None:
+    """Words alone need no backward pass, after which FSDP would go back to shards."""
+    arguments = [
+        "--model", str(base), "--layers", "none", "--train", "projector", "--scenes", "20", "--steps", "5",
+        "--batch-size", "2", "--projector-lr", "0.01", "--log-every", "1", "--save-every", "1", "--max-length", "500",
+        "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    done = launch([*ACCELERATE, "-m", "tuning.cli"], arguments)
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    norms = [entry["grad_norm"] for entry in log if "grad_norm" in entry]
+    assert 0 in norms  # a step of words
+    assert max(norms) > 0
+    assert (tmp_path / "run" / "checkpoint-5" / "weights.safetensors").is_file()
+
+
 def test_the_first_version_of_fsdp_and_lisa_in_several_processes_are_refused(
     fresh: Llava, mix: SceneMix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

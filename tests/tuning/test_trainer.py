@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -326,13 +327,14 @@ def test_a_full_disk_is_refused_before_and_reported_during(
 ) -> None:
     samples = samples_of(fresh, mix)
 
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("tuning.checkpoint.write_weights", full)
-        with pytest.raises(BadInput, match=r"checkpoint must fit on the disk, got .*No space left.* at step 1"):
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # a file cannot grow further, as on a full disk
+    try:
+        with pytest.raises(BadInput, match=r"checkpoint must fit on the disk, got .*File too large.* at step 1"):
             go(fresh, LayerPlan("1", ()), tmp_path, samples, running=Running(save_every=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
     assert checkpoint.last_checkpoint(tmp_path) is None
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("tuning.resuming.shutil.disk_usage", lambda path: usage._replace(free=1000))
@@ -343,17 +345,25 @@ def test_a_full_disk_is_refused_before_and_reported_during(
 def test_what_a_run_has_on_the_disk_already_needs_no_more_room(
     fresh: Llava, mix: SceneMix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    samples, running = samples_of(fresh, mix), Running(save_every=3)
-    _, resolved = go(fresh, LayerPlan("1", ()), tmp_path, samples, running=running)
+    samples, once = samples_of(fresh, mix), Running(save_every=2)
+    _, resolved = go(fresh, LayerPlan("1", ()), tmp_path, samples, running=Running(save_every=2, keep=5))
+    middle, end = tmp_path / "checkpoint-2", tmp_path / "checkpoint-3"
     one = resolved.trained * 12
+
+    def leave(free: int) -> None:
+        monkeypatch.setattr("tuning.resuming.shutil.disk_usage", lambda path: usage._replace(free=free))
+
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("tuning.resuming.shutil.disk_usage", lambda path: usage._replace(free=one + 1000))
-    there = tmp_path / "checkpoint-3"
-    go(fresh, LayerPlan("1", ()), tmp_path, samples, running=running, resume=there)
-    with pytest.raises(BadInput, match="room for 2 checkpoints and the model, got .* or use --save-every 0"):
-        go(fresh, LayerPlan("1", ()), tmp_path, samples, running=running, resume=there, model_bytes=one)
+    leave(one - 1000)
+    with pytest.raises(BadInput, match="room for 2 checkpoints"):  # an old one goes only once the new one is whole
+        go(fresh, LayerPlan("1", ()), tmp_path, samples, running=once, resume=middle)
+    go(fresh, LayerPlan("1", ()), tmp_path, samples, running=once, resume=end, model_bytes=500)  # writes none any more
     with pytest.raises(BadInput, match=r"room for the model, got .* needed. Make room\.$"):
-        go(fresh, LayerPlan("1", ()), tmp_path, samples, model_bytes=one + 2000)
+        go(fresh, LayerPlan("1", ()), tmp_path, samples, model_bytes=one)
+    leave(one + 1000)
+    with pytest.raises(BadInput, match="room for 2 checkpoints and the model, got .* or use --save-every 0"):
+        go(fresh, LayerPlan("1", ()), tmp_path, samples, running=once, resume=middle, model_bytes=2000)
+    go(fresh, LayerPlan("1", ()), tmp_path, samples, running=once, resume=middle)
 
 
 def test_data_that_cannot_be_read_are_no_full_disk(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
