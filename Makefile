@@ -29,7 +29,7 @@ test: $(VENV)/.installed-dev  ## Install with the dev extra, then ruff, mypy and
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(TEST_OPTIONS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal --durations 12 $(TEST_OPTIONS)
 
 notebooks: $(VENV)/.installed-dev  ## Run all notebooks anew and save what they show
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.notebooks.execute
