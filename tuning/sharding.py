@@ -5,7 +5,7 @@ each must call it for the same tensors in the same order.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -99,15 +99,6 @@ def set_up(accelerator: Any, llava: Llava) -> bool:
     if plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = [type(llava.blocks[0]).__name__]
     return True
-
-
-def add_nothing(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-    """``loss`` with a graph that reaches every parameter that trains, and gives it a gradient of zero."""
-    for parameter in parameters:
-        if parameter.requires_grad:
-            total: Tensor = parameter.sum()
-            loss = loss + 0.0 * (total.full_tensor() if isinstance(total, DTensor) else total)
-    return loss
 
 
 def as_number(value: Any) -> float | None:

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ from tuning.optimizer import adamw, cosine_behind_rise
 from tuning.plan import Resolved
 from tuning.prefix import KeptPrefix, keep_prefix
 from tuning.resuming import check_disk, check_resume, forget_after, is_finished
+from tuning.untaught import add_nothing, drop_zeros, taking_part
 
 _WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "module.")
 
@@ -227,11 +228,13 @@ class PlanTrainer(Trainer):
         batch = model_inputs(batch, self.llava)
 
         def run(given: dict[str, Any]) -> Tensor:
-            with only_learned(self.llava, given) as inputs, self._words_teach_nothing():
+            inside = self._texts_feed_nothing and not self.is_fsdp_enabled  # FSDP: behind the forward, on the shards
+            part = taking_part(self.llava.model, lambda: self._planned().values()) if inside else nullcontext()
+            with only_learned(self.llava, given) as inputs, part:
                 loss: Any = super(PlanTrainer, self).compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
             if not loss.requires_grad and torch.is_grad_enabled():
                 sharding.reshard(self.llava.model)  # no backward will, and the optimizer knows the shards
-                loss = sharding.add_nothing(loss, self._planned().values())
+                loss = add_nothing(loss, self._planned().values())
             assert isinstance(loss, Tensor)
             return loss
 
@@ -244,35 +247,10 @@ class PlanTrainer(Trainer):
         with self.keeper.from_here():
             return run({**batch, "inputs_embeds": prefix.to(self.llava.device, self._residual_dtype())})
 
-    @contextmanager
-    def _words_teach_nothing(self) -> Iterator[None]:
-        """Inside the block a batch that reaches nothing planned (words alone, the projector alone) is no error.
-
-        Its loss gets a gradient of zero inside the model's forward, for that is where DDP looks for what takes part.
-        Under FSDP that is done behind it, on the shards.
-        """
-        if not self._texts_feed_nothing or self.is_fsdp_enabled:
-            yield
-            return
-
-        def reach(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if not output["loss"].requires_grad and torch.is_grad_enabled():
-                output["loss"] = sharding.add_nothing(output["loss"], self._planned().values())
-
-        handle = self.llava.model.register_forward_hook(reach)
-        try:
-            yield
-        finally:
-            handle.remove()
-
     def rest_where_nothing_was_taught(self) -> None:
-        """Takes gradients of zero away before the optimizer's step, whose momentum would move the weights on."""
-        if not self._texts_feed_nothing:
-            return
-        planned = list(self._planned().values())
-        if not any(sharding.as_number(p.grad.norm()) for p in planned if p.grad is not None):
-            for parameter in planned:
-                parameter.grad = None
+        """Before the optimizer's step: where words alone taught the projector nothing, nothing moves."""
+        if self._texts_feed_nothing:
+            drop_zeros(self._planned().values())
 
     def _residual_dtype(self) -> torch.dtype:
         return next(iter(self.llava.model.get_input_embeddings().parameters())).dtype
