@@ -131,6 +131,14 @@ def run(
         bool,
         typer.Option("--gradient-checkpointing", help="Recompute blocks to save memory.", rich_help_panel=_HOW),
     ] = False,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the blocks with torch.compile, but for LoRA; pays where a run takes many minutes.",
+            rich_help_panel=_HOW,
+        ),
+    ] = False,
     keep_prefix: Annotated[
         bool,
         typer.Option(
@@ -226,6 +234,7 @@ def run(
                 device=device,
                 bf16=bf16,
                 gradient_checkpointing=gradient_checkpointing,
+                compile=compiled,
                 keep_prefix=keep_prefix,
                 by_modality=recipe.by_modality,
                 save_every=save_every,
@@ -294,6 +303,14 @@ def compare(
     lora_lr: Annotated[float, typer.Option(help="Of LoRA's factors.", rich_help_panel=_HOW)] = 2e-4,
     projector_lr: Annotated[float, typer.Option(help="Of the projector.", rich_help_panel=_HOW)] = 2e-5,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16.", rich_help_panel=_HOW)] = False,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the blocks with torch.compile, but for LoRA; pays where a run takes many minutes.",
+            rich_help_panel=_HOW,
+        ),
+    ] = False,
     timing_rounds: Annotated[
         int,
         typer.Option(
@@ -342,7 +359,7 @@ def compare(
             score_scenes=score_scenes,
             optimisation=Optimisation(steps=steps, batch_size=batch_size, lr=lr, projector_lr=projector_lr),
             lora_lr=lora_lr,
-            running=Running(device=device, bf16=bf16, save_every=save_every),
+            running=Running(device=device, bf16=bf16, compile=compiled, save_every=save_every),
             timing_rounds=timing_rounds,
             keep_weights=keep_weights,
             out=out,

@@ -74,6 +74,7 @@ class Running:
         device: ``cpu``, ``cuda`` or ``cuda:1``.
         bf16: Frozen weights in bfloat16, products in bfloat16, trained weights in float32.
         gradient_checkpointing: Recompute blocks instead of keeping their activations.
+        compile: Compile the language model's blocks with ``torch.compile`` for as long as the run trains.
         keep_prefix: Keep the frozen prefix's output on disk from the first epoch on.
         by_modality: Batches with and without pictures apart, alike lengths together.
         save_every: Optimizer steps between checkpoints; 0 for none.
@@ -86,6 +87,7 @@ class Running:
     device: str = "cpu"
     bf16: bool = False
     gradient_checkpointing: bool = False
+    compile: bool = False
     keep_prefix: bool = False
     by_modality: bool = True
     save_every: int = 100

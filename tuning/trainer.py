@@ -29,6 +29,7 @@ from tuning import checkpoint, sharding
 from tuning.apply import planned_parameters, set_checkpointing
 from tuning.arguments import training_arguments
 from tuning.callbacks import Clock, Flow, Watch
+from tuning.compiling import check_compiling, compiled, uncompiled
 from tuning.config import Optimisation, Running
 from tuning.data import FAILED, GroupedSampler, Samples
 from tuning.evaluate import collator, model_inputs
@@ -105,6 +106,8 @@ def train(
     """
     if not len(samples):
         raise BadInput("data must have at least one sample that can be trained on, got none. See skipped.csv.")
+    if running.compile:
+        check_compiling(keep_prefix=running.keep_prefix)
     if resume is not None:
         check_resume(resume, dict(facts or {}))
     finished = resume is not None and is_finished(resume)
@@ -125,7 +128,11 @@ def train(
         if resume is not None and finished:
             trainer.take_up(resume)  # Trainer would go one step further
         else:
-            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+            compiling = running.compile and resolved.plan.method != "lora"
+            if running.compile and not compiling:
+                on_note("LoRA is not compiled: its blocks run as written")
+            with compiled(llava) if compiling else nullcontext():
+                trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         if trainer.eval_sets and not running.eval_every:
             trainer.evaluate()
         if on_trained is not None:
@@ -283,7 +290,7 @@ class PlanTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Scores every evaluation set; the first process writes ``evaluations.csv`` and the log."""
         step = self.state.global_step
-        with self.compute_loss_context_manager():
+        with self.compute_loss_context_manager(), uncompiled():
             answers = score_sets(self.llava, self.eval_sets, step=step, model=self.model)
         sharding.reshard(self.llava.model)
         if not answers or not self.args.should_save:
