@@ -26,8 +26,7 @@ def check_compiling(*, keep_prefix: bool = False) -> None:
     named = os.environ.get("CXX")
     if not any(shutil.which(name) for name in ((named,) if named else _COMPILERS)):
         raise BadInput(
-            f"compile must find a C++ compiler, got none of {', '.join((named,) if named else _COMPILERS)}. Install g++ "
-            "(apt-get install g++), or leave --compile out."
+            f"compile must find a C++ compiler, got none of {', '.join(wanted)}. Install g++, or leave --compile out."
         )
     if keep_prefix:
         raise BadInput(
