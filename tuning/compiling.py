@@ -24,7 +24,8 @@ def check_compiling(*, keep_prefix: bool = False) -> None:
         BadInput: If there is no C++ compiler, the run keeps its prefix, or several processes share it.
     """
     named = os.environ.get("CXX")
-    if not any(shutil.which(name) for name in ((named,) if named else _COMPILERS)):
+    wanted = (named,) if named else _COMPILERS
+    if not any(shutil.which(name) for name in wanted):
         raise BadInput(
             f"compile must find a C++ compiler, got none of {', '.join(wanted)}. Install g++, or leave --compile out."
         )
