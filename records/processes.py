@@ -32,9 +32,14 @@ class Processes:
         return self.rank == 0
 
 
+def launched() -> int:
+    """How many processes the launcher started; 1 where none did. They need not know of each other yet."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def join_processes(device: str) -> Processes:
     """The processes that a launcher started; one where none did. Processes on a CPU talk over gloo."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if launched() < 2:
         return Processes()
     from accelerate import PartialState  # takes a second to import, and one process does not need it
 

@@ -5,7 +5,6 @@ that was killed goes on with the next, and several processes may share one. The 
 all that is finished there, whichever call asked for it.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +20,7 @@ from records.errors import BadInput, refusing
 from records.html import run_html
 from records.manifest import RunKind, difference, new_manifest, read_manifest, write_atomically, write_manifest
 from records.options import plain
-from records.processes import own_device
+from records.processes import launched, own_device
 from records.progress import OnProgress, shown_progress
 from records.sharing import one_at_a_time, share_jobs
 from tasks.scenes import Split
@@ -211,8 +210,8 @@ def chosen_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
 
 def _refuse_launcher() -> None:
     """Each process takes runs of its own here; a launcher would join them and train one model over all of them."""
-    world = os.environ.get("WORLD_SIZE", "1")
-    if int(world) > 1:
+    world = launched()
+    if world > 1:
         raise BadInput(
             f"compare must be started without a launcher, got one that started {world} processes. Start one process "
             "for each GPU with the same --out folder, each with its own --device (cuda:0, cuda:1, ...): they share the "

@@ -10,6 +10,7 @@ import torch
 
 from models.llava import Llava
 from records.errors import BadInput
+from records.processes import launched
 
 _COMPILERS = ("c++", "g++", "clang++")
 
@@ -33,12 +34,12 @@ def check_compiling(*, keep_prefix: bool = False) -> None:
         raise BadInput(
             "compile must not stand beside keep-prefix, which reads inside the blocks. Leave one of them out."
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched() > 1:
         raise BadInput("compile must run in one process, got several. Leave --compile out.")
 
 
 @contextmanager
-def compiled(llava: Llava) -> Iterator[None]:
+def compiled(llava: Llava, *, backend: str = "inductor") -> Iterator[None]:
     """Inside the block the language model's blocks are compiled, all lengths of a row by one graph; afterwards none is.
 
     All blocks of a kind (trained, frozen) share one graph, so it is the number of kinds that takes time. On a CPU they
@@ -47,6 +48,7 @@ def compiled(llava: Llava) -> Iterator[None]:
 
     Args:
         llava: Without LoRA, whose dropout is drawn outside of torch. Changed in place, and back.
+        backend: Of ``torch.compile``.
     """
     config: Any = llava.model.config.text_config
     attention = config._attn_implementation
@@ -55,7 +57,7 @@ def compiled(llava: Llava) -> Iterator[None]:
         if llava.device.type == "cpu":
             config._attn_implementation = "eager"
         for block in blocks:
-            block.compile(dynamic=True)
+            block.compile(dynamic=True, backend=backend)
         yield
     finally:
         config._attn_implementation = attention

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from models.llava import Llava
 from models.sites import Site
 from records.errors import BadInput
-from records.processes import join_processes
+from records.processes import join_processes, launched
 from tuning.config import Optimisation, Running
 from tuning.data import Samples
 from tuning.plan import Resolved
@@ -143,7 +143,7 @@ def keep_prefix(
         raise BadInput("keep-prefix must have the whole model in every process, got FSDP. Leave one of them out.")
     identity = json.dumps([llava.weight_hash, samples.source.digest, asdict(samples.writing), running.bf16])
     keeper = KeptPrefix(llava, resolved, folder, identity=identity, device=running.device)
-    per_step = optimisation.batch_size * optimisation.grad_accum * int(os.environ.get("WORLD_SIZE", "1"))
+    per_step = optimisation.batch_size * optimisation.grad_accum * launched()
     epochs = optimisation.epochs if optimisation.steps is None else optimisation.steps * per_step / len(samples)
     if epochs <= 1:
         raise BadInput(

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from models.llava import Llava
 from records.errors import BadInput
+from records.processes import launched
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ def asked_for() -> bool:
 
 def will_shard() -> bool:
     """Whether this process will hold a shard of the model: FSDP was asked for, and there are several processes."""
-    return asked_for() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return asked_for() and launched() > 1
 
 
 def set_up(accelerator: Any, llava: Llava) -> bool:

@@ -7,7 +7,6 @@ before the weights are touched.
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -24,6 +23,7 @@ from transformers import Trainer, TrainerState
 
 from models.llava import Llava
 from records.errors import BadInput
+from records.processes import launched
 from records.progress import OnProgress, silent
 from tuning import checkpoint, sharding
 from tuning.apply import planned_parameters, set_checkpointing
@@ -112,7 +112,7 @@ def train(
         check_resume(resume, dict(facts or {}))
     finished = resume is not None and is_finished(resume)
     check_disk(folder, resolved, replace(running, save_every=0) if finished else running, model_bytes=model_bytes)
-    if resolved.plan.method == "lisa" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if resolved.plan.method == "lisa" and launched() > 1:
         # What requires a gradient is fixed once processes share it: blocks drawn later would drift apart.
         raise BadInput("lisa must run in one process, got several. Use --method full or lora to share the work.")
     keeper = None

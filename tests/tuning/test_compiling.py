@@ -1,10 +1,11 @@
 """Compiled blocks: the same losses and weights, and a model that is afterwards as it was."""
 
-import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from models.llava import Llava, load
 from records.errors import BadInput
@@ -18,10 +19,14 @@ from tuning.sources import SceneMix, SceneQuestions
 from tuning.trainer import train
 
 
-@pytest.mark.skipif(not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="no C++ compiler")
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler asks for it and hides the warning
-def test_compiled_blocks_train_to_the_same_weights(mix: SceneMix, tmp_path: Path) -> None:
+def test_compiled_blocks_train_to_the_same_weights(
+    backend: str, mix: SceneMix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuning.trainer.compiled", partial(compiled, backend=backend))
     ends, losses, scores = [], [], []
+    counters.clear()
     for on in (False, True):
         folder = tmp_path / str(on)
         folder.mkdir()
@@ -34,6 +39,7 @@ def test_compiled_blocks_train_to_the_same_weights(mix: SceneMix, tmp_path: Path
             running=Running(save_every=0, log_every=1, eval_every=2, compile=on, gradient_checkpointing=True),
             eval_sets={"seen": samples_of(llava, SceneQuestions(2))},
         )  # fmt: skip
+        assert (counters["stats"]["unique_graphs"] > 0) == on
         losses.append(list(trained.losses.values()))
         scores.append((folder / "evaluations.csv").read_text())
         ends.append(dict(llava.model.state_dict()))
