@@ -36,6 +36,7 @@ from tuning.compare_table import (
     plain_layers,
     read_costs,
 )
+from tuning.compiling import check_compiling, is_compiled
 from tuning.config import Optimisation, Running, check_numbers
 from tuning.data import Samples, Survey, Writing, survey
 from tuning.evaluate import collator, model_inputs, score_answers, text_log_likelihood
@@ -223,6 +224,8 @@ def _open(config: CompareConfig) -> None:
     counts = {"scenes": config.scenes, "score-scenes": config.score_scenes, "lora-rank": config.lora_rank}
     for seed in config.seeds:
         check_numbers(replace(config.optimisation, seed=seed), config.running, counts=counts)
+    if config.running.compile:
+        check_compiling(config.running.device)
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise BadInput(f"seeds must be different numbers, at least one, got {list(config.seeds)}.")
     folder = config.out
@@ -310,6 +313,7 @@ def _train_one(
     layers = plain_layers(plan, llava.n_layers)
     return {
         "layers": layers,
+        "compiled": is_compiled(plan, asked=config.running.compile),
         "steps": trained.steps,
         "losses": {str(step): loss for step, loss in trained.losses.items()},
     }

@@ -9,6 +9,7 @@ import torch
 
 from models.llava import Llava
 from tuning.apply import set_checkpointing
+from tuning.compiling import is_compiled
 from tuning.config import TuningConfig
 from tuning.cost import Cost, Memory, estimate_memory, measure_step
 from tuning.data import Samples, Survey
@@ -142,6 +143,7 @@ def cost_of_run(
     seconds = sum(trained.step_seconds)
     described["data_seconds_median"] = median(trained.data_seconds) if trained.data_seconds else None
     described["processes"] = world
+    described["compiled"] = is_compiled(config.plan, asked=config.running.compile)
     described["closed_form_ratio"] = estimate.ratio
     described["steps"] = trained.steps
     # The clock leaves out the first step of a process, the count of tokens does not.

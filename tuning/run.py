@@ -29,6 +29,7 @@ from tuning.apply import apply_plan
 from tuning.arguments import check_launcher
 from tuning.auto import describe_choice
 from tuning.checkpoint import last_checkpoint
+from tuning.compiling import check_compiling, is_compiled
 from tuning.config import TuningConfig, check_numbers
 from tuning.connector import with_connector
 from tuning.data import Samples, Skipped, Survey, Writing, survey, write_skipped
@@ -85,6 +86,8 @@ def run_tuning(
     """
     on_progress = on_progress or shown_progress()
     check_launcher(config.running)
+    if is_compiled(config.plan, asked=config.running.compile):
+        check_compiling(config.running.device, keep_prefix=config.running.keep_prefix)
     with refusing(ValueError):
         device = own_device(config.running.device)
     processes = join_processes(device)

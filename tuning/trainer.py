@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from tuning import checkpoint, sharding
 from tuning.apply import planned_parameters, set_checkpointing
 from tuning.arguments import training_arguments
 from tuning.callbacks import Clock, Flow, Watch
-from tuning.compiling import check_compiling, compiled, uncompiled
+from tuning.compiling import check_compiling, compiled, is_compiled
 from tuning.config import Optimisation, Running
 from tuning.data import FAILED, GroupedSampler, Samples
 from tuning.evaluate import collator, model_inputs
@@ -106,8 +106,9 @@ def train(
     """
     if not len(samples):
         raise BadInput("data must have at least one sample that can be trained on, got none. See skipped.csv.")
-    if running.compile:
-        check_compiling(keep_prefix=running.keep_prefix)
+    compiling = is_compiled(resolved.plan, asked=running.compile)
+    if compiling:
+        check_compiling(running.device, keep_prefix=running.keep_prefix)
     if resume is not None:
         check_resume(resume, dict(facts or {}))
     finished = resume is not None and is_finished(resume)
@@ -128,11 +129,12 @@ def train(
         if resume is not None and finished:
             trainer.take_up(resume)  # Trainer would go one step further
         else:
-            compiling = running.compile and resolved.plan.method != "lora"
             if running.compile and not compiling:
                 on_note("LoRA is not compiled: its blocks run as written")
-            with compiled(llava) if compiling else nullcontext():
+            longest = int(samples.lengths.max())
+            with compiled(llava, longest=longest) if compiling else nullcontext(nullcontext) as trainer.as_written:
                 trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        trainer.as_written = nullcontext
         if trainer.eval_sets and not running.eval_every:
             trainer.evaluate()
         if on_trained is not None:
@@ -166,6 +168,7 @@ class PlanTrainer(Trainer):
         self.eval_sets: dict[str, Samples] = {}
         self.on_note: Callable[[str], None] = lambda line: None
         self.on_progress: OnProgress = silent
+        self.as_written: Callable[[], AbstractContextManager[None]] = nullcontext  # blocks that may be compiled
         self.clock = Clock()
         self._frozen_names = set(planned_parameters(llava, resolved))
         # A batch of text alone gives projector and tower no gradient.
@@ -290,7 +293,7 @@ class PlanTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Scores every evaluation set; the first process writes ``evaluations.csv`` and the log."""
         step = self.state.global_step
-        with self.compute_loss_context_manager(), uncompiled():
+        with self.compute_loss_context_manager(), self.as_written():
             answers = score_sets(self.llava, self.eval_sets, step=step, model=self.model)
         sharding.reshard(self.llava.model)
         if not answers or not self.args.should_save:

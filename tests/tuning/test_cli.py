@@ -99,6 +99,7 @@ EVERY: dict[str, tuple[str, Callable[[TuningConfig], object], object]] = {
 FLAGS: dict[str, Callable[[TuningConfig], bool]] = {
     "--bf16": lambda c: c.running.bf16,
     "--gradient-checkpointing": lambda c: c.running.gradient_checkpointing,
+    "--compile": lambda c: c.running.compile,
     "--keep-prefix": lambda c: c.running.keep_prefix,
     "--skip-bad": lambda c: c.data.skip_bad,
     "--merge": lambda c: c.merge,
@@ -151,7 +152,7 @@ def test_every_option_reaches_the_comparison(monkeypatch: pytest.MonkeyPatch) ->
     line = (
         "compare --model m --reference smol --plans full,last --band 3-5 --train projector,final_norm --lora-rank 4 "
         "--seeds 0,2 --scenes 9 --score-scenes 8 --steps 7 --batch-size 6 --lr 0.5 --lora-lr 0.25 --projector-lr 0.125 "
-        "--bf16 --timing-rounds 1 --device cuda --save-every 3 --out o"
+        "--bf16 --compile --timing-rounds 1 --device cuda --save-every 3 --out o"
     )
     assert CliRunner().invoke(app, line.split()).exit_code == 2
     c = seen[0]
@@ -159,7 +160,7 @@ def test_every_option_reaches_the_comparison(monkeypatch: pytest.MonkeyPatch) ->
     assert (c.train, c.lora_rank, c.seeds, c.scenes, c.score_scenes) == (("projector", "final_norm"), 4, (0, 2), 9, 8)
     assert (c.optimisation.steps, c.optimisation.batch_size, c.optimisation.lr) == (7, 6, 0.5)
     assert (c.lora_lr, c.optimisation.projector_lr, c.timing_rounds, str(c.out)) == (0.25, 0.125, 1, "o")
-    assert (c.running.bf16, c.running.device, c.running.save_every) == (True, "cuda", 3)
+    assert (c.running.bf16, c.running.compile, c.running.device, c.running.save_every) == (True, True, "cuda", 3)
     bad = CliRunner().invoke(app, ["compare", "--seeds", "x"])
     assert (bad.exit_code, "seeds must be whole numbers" in bad.stderr) == (2, True)
 
