@@ -226,7 +226,8 @@ def measure_step(
             flops = count_flops(llava, batch) if count else form
             model.train()
             if count:
-                _, kept = count_activations(lambda: loss_of(llava, batch))
+                # A name for the loss would keep all activations beside those of the steps below.
+                kept = count_activations(lambda: loss_of(llava, batch))[1]
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
         for index in range(warmup + repeats):

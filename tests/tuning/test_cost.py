@@ -5,11 +5,15 @@ import math
 import os
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, Trainer
 
 from models.llava import Llava, load
@@ -197,6 +201,26 @@ def test_bf16_is_timed_with_the_weights_that_a_run_trains(fresh: Llava) -> None:
     assert costs[0].memory.weights - costs[1].memory.weights == 2 * (resolved.total - resolved.trained)
     assert costs[1].memory.gradients == costs[0].memory.gradients == 4 * resolved.trained
     assert {parameter.dtype for parameter in fresh.model.parameters()} == {torch.float32}
+
+
+def test_what_was_counted_is_gone_when_steps_are_timed(fresh: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolved = resolve(LayerPlan("1"), fresh)
+    apply_plan(fresh, resolved)
+    counted: list[weakref.ref[Tensor]] = []
+
+    def counting(run: Callable[[], Tensor]) -> tuple[Tensor, int]:
+        loss, kept = count_activations(run)
+        counted.append(weakref.ref(loss))
+        return loss, kept
+
+    def timed(llava: Llava, batch: dict[str, Any]) -> Tensor:
+        assert all(loss() is None for loss in counted)
+        return loss_of(llava, batch)
+
+    monkeypatch.setattr("tuning.cost.count_activations", counting)
+    monkeypatch.setattr("tuning.cost.loss_of", timed)
+    measure_step(fresh, resolved, synthetic_batch(fresh, rows=1, text_tokens=4), repeats=1, warmup=0)
+    assert len(counted) == 1
 
 
 @pytest.mark.slow
