@@ -223,6 +223,24 @@ def test_what_was_counted_is_gone_when_steps_are_timed(fresh: Llava, monkeypatch
     assert len(counted) == 1
 
 
+def test_counted_activations_are_let_go_and_gradients_are_those_without_counting() -> None:
+    weight, seen = torch.nn.Parameter(torch.linspace(0, 1, 1000)), []
+
+    def run() -> Tensor:
+        inner = torch.exp(weight * 2)  # keeps what it puts out
+        seen.append(weakref.ref(inner))
+        return (inner * 3).sum()
+
+    run().backward()
+    expected, weight.grad = weight.grad, None
+    loss, kept = count_activations(run)
+    assert kept == 4000
+    loss.backward()
+    assert expected is not None and weight.grad is not None and torch.equal(weight.grad, expected)
+    del loss
+    assert all(inner() is None for inner in seen)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_step_time_follows_the_closed_form_where_products_dominate() -> None:
