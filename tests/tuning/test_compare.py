@@ -1,5 +1,6 @@
 """Plans side by side: same start, same data, resumable plan by plan, and a table that says what it says."""
 
+import io
 import json
 import os
 import shutil
@@ -19,10 +20,12 @@ from records.errors import BadInput
 from tests.conftest import tiny_config
 from tuning.cli import app
 from tuning.compare import CompareConfig, chosen_plans, run_compare
+from tuning.compare_table import compare_table
 from tuning.config import Optimisation, Running
 from tuning.evaluate import text_log_likelihood
 from tuning.plan import resolve
 from tuning.report_table import render_table
+from tuning.rivals import default_plans
 
 COLUMNS = {
     "plan", "layers", "trainable", "flops_ratio", "closed_form_ratio", "step_time_ratio", "peak_memory", "family",
@@ -351,3 +354,23 @@ def test_the_given_band_and_parts_reach_the_plans(settings: CompareConfig, base:
     assert plans["middle band"].train == plans["LoRA on the band"].train == ("final_norm",)
     assert plans["projector only"].train == ("projector",)
     assert plans["last"].layers == "last:2"
+
+
+def test_the_table_of_the_gallery_follows_from_the_committed_answers() -> None:
+    root = Path(__file__).parents[2]
+    saved = pd.read_csv(root / "figures" / "gallery" / "retention_smol.csv")
+    trainable = saved.groupby("plan")["trainable"].first()
+    made = compare_table(
+        root / "benchmarks" / "records" / "2026-11-22-compare-smol",
+        default_plans(30),
+        n_layers=30,
+        trainable=lambda plan: int(trainable[plan.name]),
+    )
+    again = pd.read_csv(io.StringIO(made.to_csv(index=False)))
+    pd.testing.assert_frame_equal(again, saved, rtol=1e-9)
+    for name in ("accuracy_by_family_smol", "cost_retention_smol"):
+        pd.testing.assert_frame_equal(pd.read_csv(root / "figures" / "gallery" / f"{name}.csv"), saved)
+    seeds = saved.groupby("plan")["seeds"].first()
+    assert (seeds[["full", "middle band", "last", "evenly spread"]] == 3).all() and len(seeds) == 12
+    seen = saved[(saved["condition"] == "seen") & (saved["family"] == "all")].set_index("plan")["score"]
+    assert seen["full"] >= seen["reference smol"] - 0.03
