@@ -242,7 +242,7 @@ def test_counted_activations_are_let_go_and_gradients_are_those_without_counting
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_step_time_follows_the_closed_form_where_products_dominate() -> None:
     from benchmarks.tuning_cost import build, build_plans
 
@@ -251,7 +251,8 @@ def test_step_time_follows_the_closed_form_where_products_dominate() -> None:
     try:
         large = build("wider", "cpu", torch.float32, "sdpa")
         plans = build_plans(large)
-        batch = synthetic_batch(large, rows=2, text_tokens=112)
+        # AdamW moves every trained weight once, however many positions a step has: with few it is no small part
+        batch = synthetic_batch(large, rows=4, text_tokens=128)
         costs = measure_plans(large, plans, batch, rounds=2, repeats=1, clock="cpu")
     finally:
         torch.set_num_threads(threads)
