@@ -22,8 +22,8 @@ def draw_accuracy(
 ) -> list[Axes]:
     """Accuracy by question family, one panel a condition, one mark a plan.
 
-    Bars are 95 % intervals, bootstrapped over scenes and seeds; n scenes stand in the title. Dashed lines are what a
-    guess gets, where the table says so. Families are in the order of the table, ``all`` last.
+    Bars are 95 % intervals, bootstrapped over scenes (pictures of a file) and seeds; n of them stand in the title.
+    Dashed lines are what a guess gets, where the table says so. Families are in the order of the table, ``all`` last.
 
     Args:
         table: Of a comparison.
@@ -42,7 +42,6 @@ def draw_accuracy(
     if rows.empty:
         raise ValueError("table must hold accuracies, got none. Run layerwise-finetune compare first.")
     conditions = [str(condition) for condition in dict.fromkeys(rows["condition"])]
-    families = list(dict.fromkeys(rows["family"]))
     plans = [str(plan) for plan in dict.fromkeys(rows["plan"])]
     with style():
         opened = open_panels(
@@ -51,6 +50,7 @@ def draw_accuracy(
         )  # fmt: skip
         for panel, condition in zip(opened.axes, conditions, strict=True):
             here = rows[rows["condition"] == condition]
+            families = list(dict.fromkeys(here["family"]))
             for index, plan in enumerate(plans):
                 own = here[here["plan"] == plan].set_index("family").reindex(families)
                 places = np.arange(len(families), dtype=float) + (index - (len(plans) - 1) / 2) * 0.8 / len(plans)
@@ -68,7 +68,8 @@ def draw_accuracy(
                 panel.tick_params(axis="x", labelrotation=40)
             panel.set_ylim(-0.02, 1.04)
             panel.set_ylabel("share of right answers")
-            panel.set_title(f"{CONDITIONS.get(condition, condition)}  (n = {int(here['n'].max())} scenes)", loc="left")
+            units = f"{int(here['n'].max())} scenes" if condition in CONDITIONS else str(int(here["n"].max()))
+            panel.set_title(f"{CONDITIONS.get(condition, condition)}  (n = {units})", loc="left")
         if legend:
             add_legend(opened, width=width, columns=5 if width == "two" else 2)
         if title is not None:

@@ -25,7 +25,7 @@ def draw_cost_retention(
     table: pd.DataFrame,
     *,
     costs: Sequence[Cost] = ("flops_ratio", "step_time_ratio"),
-    condition: str = "seen",
+    condition: str | None = None,
     title: str | None = None,
     axes: Panels | None = None,
     width: Width = "two",
@@ -39,7 +39,7 @@ def draw_cost_retention(
     Args:
         table: Of a comparison.
         costs: Columns of cost; panels without any value are not drawn.
-        condition: Whose retention.
+        condition: Whose retention; the table's first (seen drawings, where scenes were scored) where it is None.
         title: Stands above all panels.
         axes: To draw into, one for each cost; None for a new figure.
         width: Of a new figure, in columns of a page.
@@ -51,6 +51,7 @@ def draw_cost_retention(
     Raises:
         ValueError: If nothing was timed under that condition, or ``axes`` are not one for each cost.
     """
+    condition = condition or str(next(iter(table["condition"]), ""))
     rows = table[(table["family"] == "all") & (table["condition"] == condition) & table["retention"].notna()]
     shown = [cost for cost in costs if cost in rows and rows[cost].notna().any()]
     if not shown:

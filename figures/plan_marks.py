@@ -9,7 +9,12 @@ from matplotlib.axes import Axes
 
 from figures.style import COLOURS, LINES, plan_colour, plan_marker
 
-CONDITIONS = {"seen": "seen drawings", "unseen": "unseen drawings", "text": "text alone", "passage": "ordinary text"}
+CONDITIONS = {
+    "seen": "seen drawings",
+    "unseen": "unseen drawings",
+    "text": "caption in words",
+    "passage": "ordinary text",
+}
 Values = Sequence[float] | Sequence[int] | npt.NDArray[np.float64]
 
 

@@ -11,7 +11,7 @@ from figures.panels import add_title, open_panels
 from figures.plan_marks import CONDITIONS, mark_full, mark_plan
 from figures.style import Panels, Width, plan_colour, style
 
-_FAR, _NEAR = 0.5, 0.75
+_FAR, _NEAR = 0.5, 0.65
 
 
 def draw_retention(
@@ -25,7 +25,7 @@ def draw_retention(
 
     Bars are 95 % intervals of the ratio, scenes and seeds resampled for both together; in the last panel, ordinary
     text, they are the range over seeds. Plans are named on the axis, so that there is no legend. Where all others keep
-    three quarters or more, a plan that keeps less than half is a number at the edge, so that the others can be told
+    about two thirds or more, a plan that keeps less than half is a number at the edge, so that the others can be told
     apart.
 
     Args:
@@ -68,7 +68,7 @@ def draw_retention(
             panel.set_yticks(range(len(plans)), plans)
             panel.set_ylim(-0.6, len(plans) - 0.4)  # markers of the first and the last plan are whole
             panel.set_title(CONDITIONS.get(condition, condition), loc="left")
-            panel.set_xlabel("score / full tuning's")
+            panel.set_xlabel(f"{'probability' if condition == 'passage' else 'score'} / full tuning's")
         if title is not None:
             add_title(opened, title, title)
     return opened.axes

@@ -126,8 +126,10 @@ def style() -> Iterator[None]:
 
 
 def plan_colour(plan: str) -> str:
-    """The colour of a plan in all figures."""
-    return PLAN_COLOURS.get(plan, COLOURS["random_init"] if plan.startswith("LoRA") else COLOURS["control"])
+    """The colour of a plan in all figures; tuned models that were scored beside the plans are dark."""
+    kinds = {"LoRA": COLOURS["random_init"], "reference ": COLOURS["chance"]}
+    other = next((colour for kind, colour in kinds.items() if plan.startswith(kind)), COLOURS["control"])
+    return PLAN_COLOURS.get(plan, other)
 
 
 def plan_marker(plan: str) -> str:

@@ -9,11 +9,9 @@ from typing import Annotated, Literal
 import typer
 
 from records.arguments import add_report
-from records.commandline import RunByDefault, progress_bar, refuse, table_console
+from records.commandline import RunByDefault, progress_bar, refuse
 from records.errors import BadInput
-
-COMMAND = "layerwise-finetune"
-_MODEL, _PLAN, _DATA, _HOW, _RUN = "The model", "What trains", "The data", "How it trains", "The run"
+from tuning.cli_compare import COMMAND, DATA, HOW, MODEL, PLAN, RUN, compare, parts_of
 
 app = typer.Typer(cls=RunByDefault, add_completion=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
@@ -22,14 +20,14 @@ app = typer.Typer(cls=RunByDefault, add_completion=True, rich_markup_mode="markd
 def run(
     model: Annotated[
         str,
-        typer.Option(help="`smol-stage1`, `smol`, a checkpoint folder or a Hugging Face id.", rich_help_panel=_MODEL),
+        typer.Option(help="`smol-stage1`, `smol`, a checkpoint folder or a Hugging Face id.", rich_help_panel=MODEL),
     ] = "smol-stage1",
     layers: Annotated[
         str | None,
         typer.Option(
             help="Blocks of the language model: `all`, `none`, `6-16`, `3,5,9`, `every:4`, `first:8`, `last:8`, "
             "`middle:0.33`, `random:8@0`, `auto:RUN`. [default: all in stage 2, none in stage 1]",
-            rich_help_panel=_PLAN,
+            rich_help_panel=PLAN,
         ),
     ] = None,
     train: Annotated[
@@ -38,48 +36,48 @@ def run(
             help="Other parts, comma-separated: `projector`, `vision` or `vision:20` (the tower from block 20 on), "
             "`embeddings`, `final_norm`, `lm_head`; `none`. [default: projector; where --layers is left out, what the "
             "stage trains, which in stage 2 is all but the tower]",
-            rich_help_panel=_PLAN,
+            rich_help_panel=PLAN,
         ),
     ] = None,
     method: Annotated[
         Literal["full", "lora", "lisa"],
-        typer.Option(help="Full weights of the blocks, LoRA on them, or a few drawn anew.", rich_help_panel=_PLAN),
+        typer.Option(help="Full weights of the blocks, LoRA on them, or a few drawn anew.", rich_help_panel=PLAN),
     ] = "full",
-    lora_rank: Annotated[int, typer.Option(help="Width of LoRA's factors.", rich_help_panel=_PLAN)] = 128,
-    lora_alpha: Annotated[int, typer.Option(help="LoRA's scale times its rank.", rich_help_panel=_PLAN)] = 256,
-    lora_dropout: Annotated[float, typer.Option(help="On the factors' input.", rich_help_panel=_PLAN)] = 0.05,
-    lisa_active: Annotated[int, typer.Option(help="Blocks that train at once.", rich_help_panel=_PLAN)] = 2,
-    lisa_every: Annotated[int, typer.Option(help="Steps until others are drawn.", rich_help_panel=_PLAN)] = 20,
+    lora_rank: Annotated[int, typer.Option(help="Width of LoRA's factors.", rich_help_panel=PLAN)] = 128,
+    lora_alpha: Annotated[int, typer.Option(help="LoRA's scale times its rank.", rich_help_panel=PLAN)] = 256,
+    lora_dropout: Annotated[float, typer.Option(help="On the factors' input.", rich_help_panel=PLAN)] = 0.05,
+    lisa_active: Annotated[int, typer.Option(help="Blocks that train at once.", rich_help_panel=PLAN)] = 2,
+    lisa_every: Annotated[int, typer.Option(help="Steps until others are drawn.", rich_help_panel=PLAN)] = 20,
     stage: Annotated[
         int,
         typer.Option(
             help="LLaVA's recipe: 1 (projector, plain prompts, LR 1e-3) or 2 (vicuna_v1, LR 2e-5, by modality).",
-            rich_help_panel=_HOW,
+            rich_help_panel=HOW,
         ),
     ] = 2,
     connector: Annotated[
         Literal["keep", "linear", "mlp"],
         typer.Option(
             help="The model's own connector, or a fresh one: one linear map (LLaVA), or two with GELU (LLaVA-1.5).",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
         ),
     ] = "keep",
     data: Annotated[
         str,
         typer.Option(
             help="`scenes`, a JSON file in LLaVA's layout (any size), or a JSONL or Parquet file of questions.",
-            rich_help_panel=_DATA,
+            rich_help_panel=DATA,
         ),
     ] = "scenes",
     images: Annotated[
-        Path | None, typer.Option(help="The folder that picture paths start from.", rich_help_panel=_DATA)
+        Path | None, typer.Option(help="The folder that picture paths start from.", rich_help_panel=DATA)
     ] = None,
-    scenes: Annotated[int, typer.Option(help="How many scenes.", rich_help_panel=_DATA)] = 4000,
+    scenes: Annotated[int, typer.Option(help="How many scenes, where data are scenes.", rich_help_panel=DATA)] = 4000,
     format_prompts: Annotated[
         bool,
         typer.Option(
             help="Whether scene questions say how to answer (`Answer the question using a single word or phrase.`).",
-            rich_help_panel=_DATA,
+            rich_help_panel=DATA,
         ),
     ] = True,
     apart: Annotated[
@@ -87,88 +85,88 @@ def run(
         typer.Option(
             "--apart/--in-turn",
             help="Questions about one scene hidden from each other, or one after the other.",
-            rich_help_panel=_DATA,
+            rich_help_panel=DATA,
         ),
     ] = True,
-    limit: Annotated[int | None, typer.Option(help="The first so many samples.", rich_help_panel=_DATA)] = None,
+    limit: Annotated[int | None, typer.Option(help="The first so many samples.", rich_help_panel=DATA)] = None,
     eval_data: Annotated[
-        str | None, typer.Option(help="`scenes` or a file to score on the way.", rich_help_panel=_DATA)
+        str | None, typer.Option(help="`scenes` or a file to score on the way.", rich_help_panel=DATA)
     ] = None,
-    eval_limit: Annotated[int, typer.Option(help="Samples scored, at most.", rich_help_panel=_DATA)] = 64,
+    eval_limit: Annotated[int, typer.Option(help="Samples scored, at most.", rich_help_panel=DATA)] = 64,
     skip_bad: Annotated[
         bool,
         typer.Option(
             "--skip-bad",
             help="Go on without samples that cannot be trained on; they are counted and listed in skipped.csv.",
-            rich_help_panel=_DATA,
+            rich_help_panel=DATA,
         ),
     ] = False,
     max_length: Annotated[
-        int, typer.Option(help="Tokens of the longest sample, image tokens included.", rich_help_panel=_DATA)
+        int, typer.Option(help="Tokens of the longest sample, image tokens included.", rich_help_panel=DATA)
     ] = 2048,
     on_long: Annotated[
-        Literal["cut", "refuse"], typer.Option(help="What becomes of longer ones.", rich_help_panel=_DATA)
+        Literal["cut", "refuse"], typer.Option(help="What becomes of longer ones.", rich_help_panel=DATA)
     ] = "cut",
-    epochs: Annotated[float, typer.Option(help="Passes over the data.", rich_help_panel=_HOW)] = 1.0,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.", rich_help_panel=HOW)] = 1.0,
     steps: Annotated[
-        int | None, typer.Option(help="Optimizer steps in all, instead of epochs.", rich_help_panel=_HOW)
+        int | None, typer.Option(help="Optimizer steps in all, instead of epochs.", rich_help_panel=HOW)
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples that a process runs together.", rich_help_panel=_HOW)] = 8,
-    grad_accum: Annotated[int, typer.Option(help="Batches for one optimizer step.", rich_help_panel=_HOW)] = 1,
+    batch_size: Annotated[int, typer.Option(help="Samples that a process runs together.", rich_help_panel=HOW)] = 8,
+    grad_accum: Annotated[int, typer.Option(help="Batches for one optimizer step.", rich_help_panel=HOW)] = 1,
     lr: Annotated[
         float | None,
-        typer.Option(help="Peak learning rate. [default: the stage's; 2e-4 for LoRA]", rich_help_panel=_HOW),
+        typer.Option(help="Peak learning rate. [default: the stage's; 2e-4 for LoRA]", rich_help_panel=HOW),
     ] = None,
     projector_lr: Annotated[
         float | None,
-        typer.Option(help="Of projector and vision tower. [default: the stage's]", rich_help_panel=_HOW),
+        typer.Option(help="Of projector and vision tower. [default: the stage's]", rich_help_panel=HOW),
     ] = None,
-    warmup: Annotated[float, typer.Option(help="Share of the steps before the peak.", rich_help_panel=_HOW)] = 0.03,
+    warmup: Annotated[float, typer.Option(help="Share of the steps before the peak.", rich_help_panel=HOW)] = 0.03,
     bf16: Annotated[
-        bool, typer.Option("--bf16", help="bfloat16; what trains is kept in float32.", rich_help_panel=_HOW)
+        bool, typer.Option("--bf16", help="bfloat16; what trains is kept in float32.", rich_help_panel=HOW)
     ] = False,
     gradient_checkpointing: Annotated[
         bool,
-        typer.Option("--gradient-checkpointing", help="Recompute blocks to save memory.", rich_help_panel=_HOW),
+        typer.Option("--gradient-checkpointing", help="Recompute blocks to save memory.", rich_help_panel=HOW),
     ] = False,
     compiled: Annotated[
         bool,
         typer.Option(
             "--compile",
             help="Compile the blocks with torch.compile, but for LoRA; pays where a run takes many minutes.",
-            rich_help_panel=_HOW,
+            rich_help_panel=HOW,
         ),
     ] = False,
     keep_prefix: Annotated[
         bool,
         typer.Option(
-            "--keep-prefix", help="Over several epochs keep the frozen prefix's output on disk.", rich_help_panel=_HOW
+            "--keep-prefix", help="Over several epochs keep the frozen prefix's output on disk.", rich_help_panel=HOW
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the order of data, LoRA and LISA.", rich_help_panel=_RUN)] = 0,
-    device: Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1`.", rich_help_panel=_RUN)] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of the order of data, LoRA and LISA.", rich_help_panel=RUN)] = 0,
+    device: Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1`.", rich_help_panel=RUN)] = "cpu",
     workers: Annotated[
-        int, typer.Option(help="Processes that open and prepare pictures ahead.", rich_help_panel=_RUN)
+        int, typer.Option(help="Processes that open and prepare pictures ahead.", rich_help_panel=RUN)
     ] = 0,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0 for none.", rich_help_panel=_RUN)] = 100,
-    keep: Annotated[int, typer.Option(help="Checkpoints that stay.", rich_help_panel=_RUN)] = 1,
-    log_every: Annotated[int, typer.Option(help="Steps between lines of the log.", rich_help_panel=_RUN)] = 10,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0 for none.", rich_help_panel=RUN)] = 100,
+    keep: Annotated[int, typer.Option(help="Checkpoints that stay.", rich_help_panel=RUN)] = 1,
+    log_every: Annotated[int, typer.Option(help="Steps between lines of the log.", rich_help_panel=RUN)] = 10,
     eval_every: Annotated[
-        int, typer.Option(help="Steps between evaluations; 0 for one at the end.", rich_help_panel=_RUN)
+        int, typer.Option(help="Steps between evaluations; 0 for one at the end.", rich_help_panel=RUN)
     ] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="The output folder. [default: runs/MODEL-PLAN]", rich_help_panel=_RUN)
+        Path | None, typer.Option(help="The output folder. [default: runs/MODEL-PLAN]", rich_help_panel=RUN)
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="A checkpoint to go on from, or `last`.", rich_help_panel=_RUN),
+        typer.Option(help="A checkpoint to go on from, or `last`.", rich_help_panel=RUN),
     ] = None,
     merge: Annotated[
-        bool, typer.Option("--merge", help="Merge LoRA into the weights before saving.", rich_help_panel=_RUN)
+        bool, typer.Option("--merge", help="Merge LoRA into the weights before saving.", rich_help_panel=RUN)
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print the plan, counts, memory and compute, and stop.", rich_help_panel=_RUN),
+        typer.Option("--dry-run", help="Print the plan, counts, memory and compute, and stop.", rich_help_panel=RUN),
     ] = False,
 ) -> None:
     """Train exactly the layers of LLaVA-1.5 that a plan names, and say what that cost.
@@ -205,7 +203,7 @@ def run(
         recipe = RECIPES[stage]
         plan = LayerPlan(
             recipe.plan.layers if layers is None else layers,
-            _parts(train)
+            parts_of(train)
             if train is not None
             else ("projector",)
             if layers is not None or method == "lora"
@@ -271,127 +269,13 @@ def run(
     typer.echo(f"cost:   {outcome.folder / 'cost.json'}")
 
 
-@app.command()
-def compare(
-    model: Annotated[str, typer.Option(help="Where every plan starts.", rich_help_panel=_MODEL)] = "smol-stage1",
-    reference: Annotated[
-        str | None,
-        typer.Option(help="A tuned model to score beside the plans, for example `smol`.", rich_help_panel=_MODEL),
-    ] = None,
-    plans: Annotated[
-        str | None,
-        typer.Option(
-            help="Names of the plans to run, comma-separated. [default: all of start, full, middle band, complement, "
-            "first, last, evenly spread, random layers, LoRA everywhere, LoRA on the band, projector only]",
-            rich_help_panel=_PLAN,
-        ),
-    ] = None,
-    band: Annotated[
-        str | None,
-        typer.Option(help="The middle band as a layer spec. [default: 6-16 of 32, scaled]", rich_help_panel=_PLAN),
-    ] = None,
-    train: Annotated[
-        str, typer.Option(help="Other parts that train beside the layers of every partial plan.", rich_help_panel=_PLAN)
-    ] = "projector",
-    lora_rank: Annotated[int, typer.Option(help="Width of LoRA's factors.", rich_help_panel=_PLAN)] = 32,
-    seeds: Annotated[str, typer.Option(help="Comma-separated.", rich_help_panel=_RUN)] = "0",
-    scenes: Annotated[int, typer.Option(help="Scenes trained on.", rich_help_panel=_DATA)] = 4000,
-    score_scenes: Annotated[int, typer.Option(help="Scenes scored, of each kind.", rich_help_panel=_DATA)] = 100,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.", rich_help_panel=_HOW)] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples a step.", rich_help_panel=_HOW)] = 8,
-    lr: Annotated[float, typer.Option(help="Of full weights.", rich_help_panel=_HOW)] = 2e-5,
-    lora_lr: Annotated[float, typer.Option(help="Of LoRA's factors.", rich_help_panel=_HOW)] = 2e-4,
-    projector_lr: Annotated[float, typer.Option(help="Of the projector.", rich_help_panel=_HOW)] = 2e-5,
-    bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16.", rich_help_panel=_HOW)] = False,
-    compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compile",
-            help="Compile the blocks with torch.compile, but for LoRA; pays where a run takes many minutes.",
-            rich_help_panel=_HOW,
-        ),
-    ] = False,
-    timing_rounds: Annotated[
-        int,
-        typer.Option(
-            help="Rounds in which steps of plans that were not timed before take turns with that of full; 0 for none.",
-            rich_help_panel=_RUN,
-        ),
-    ] = 3,
-    device: Annotated[str, typer.Option(help="`cpu` or `cuda`.", rich_help_panel=_RUN)] = "cpu",
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=_RUN)] = 50,
-    keep_weights: Annotated[
-        bool,
-        typer.Option(
-            "--keep-weights",
-            help="Keep each tuned model that this call finishes in its run's folder, as a single run writes it. "
-            "[default: it is scored and forgotten]",
-            rich_help_panel=_RUN,
-        ),
-    ] = False,
-    out: Annotated[Path, typer.Option(help="The folder of the comparison.", rich_help_panel=_RUN)] = Path(
-        "runs/compare"
-    ),
-) -> None:
-    """Train several plans from the same start on the same data in the same order, and write one table and figures.
-
-    A comparison that was killed goes on where it stopped when it is started again: finished plans are not run again.
-    Plans and seeds can be added; table and figures hold all that is finished in the folder.
-
-    Tuned models are deleted once they are scored, unless `--keep-weights` is given.
-
-    On several GPUs, start one process for each with the same `--out`, each with its own `--device` (`cuda:0`, `cuda:1`,
-    ...): they share the plans. `accelerate launch` is refused.
-    """
-    from tuning.compare import CompareConfig, run_compare
-    from tuning.config import Optimisation, Running
-
-    try:
-        config = CompareConfig(
-            model=model,
-            reference=reference,
-            plans=tuple(part.strip() for part in plans.split(",")) if plans else (),
-            band=band,
-            train=_parts(train),
-            lora_rank=lora_rank,
-            seeds=tuple(_seed(text) for text in seeds.split(",")),
-            scenes=scenes,
-            score_scenes=score_scenes,
-            optimisation=Optimisation(steps=steps, batch_size=batch_size, lr=lr, projector_lr=projector_lr),
-            lora_lr=lora_lr,
-            running=Running(device=device, bf16=bf16, compile=compiled, save_every=save_every),
-            timing_rounds=timing_rounds,
-            keep_weights=keep_weights,
-            out=out,
-        )
-        with progress_bar() as on_progress:
-            outcome = run_compare(config, on_note=typer.echo, on_progress=on_progress)
-    except BadInput as error:
-        refuse(COMMAND, error)
-    from tuning.report_table import render_table
-
-    table_console().print(render_table(outcome.table))
-    typer.echo(f"table:   {out / 'compare.csv'}")
-    for name in outcome.figures:
-        typer.echo(f"figure:  {name}")
-
-
+app.command()(compare)
 add_report(app, COMMAND)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command ``layerwise-finetune``."""
     app(args=None if arguments is None else list(arguments), prog_name=COMMAND)
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    return () if text.strip() in ("", "none") else tuple(part.strip() for part in text.split(","))
-
-
-def _seed(text: str) -> int:
-    if not text.strip().isdecimal():
-        raise BadInput(f"seeds must be whole numbers from 0, got {text!r}. Separate them by commas.")
-    return int(text)
 
 
 if __name__ == "__main__":

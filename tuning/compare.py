@@ -7,10 +7,11 @@ all that is finished there, whichever call asked for it.
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
@@ -19,13 +20,14 @@ from models.llava import Llava, load
 from records.errors import BadInput, refusing
 from records.html import run_html
 from records.manifest import RunKind, difference, new_manifest, read_manifest, write_atomically, write_manifest
-from records.options import plain
 from records.processes import launched, own_device
 from records.progress import OnProgress, shown_progress
 from records.sharing import one_at_a_time, share_jobs
-from tasks.scenes import Split
+from tasks.pictures import PictureError
+from tasks.tables import DataError
 from tuning.apply import apply_plan
 from tuning.checkpoint import last_checkpoint
+from tuning.compare_data import Opened, Surveyed, open_data, survey_data
 from tuning.compare_table import (
     ANSWERS,
     FULL,
@@ -37,86 +39,20 @@ from tuning.compare_table import (
     read_costs,
 )
 from tuning.compiling import check_compiling, is_compiled
-from tuning.config import Optimisation, Running, check_numbers
-from tuning.data import Samples, Survey, Writing, survey
+from tuning.config import CompareConfig, check_numbers
+from tuning.estimate import enough_memory
 from tuning.evaluate import collator, model_inputs, score_answers, text_log_likelihood
+from tuning.labels import Unusable
 from tuning.layers import parse_layers
 from tuning.output import bytes_of_model, save_model, write_json
 from tuning.plan import LayerPlan, Lora, Resolved, resolve
 from tuning.report_table import render_table
 from tuning.rivals import default_plans
-from tuning.sources import SceneMix, SceneQuestions, Source
 from tuning.timing import measure_plans
 from tuning.trainer import PlanTrainer, train
 
 KIND = RunKind("layerwise-finetune compare")
-CONDITIONS = ("seen", "unseen", "text")
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """One comparison.
-
-    Args:
-        model: Where every plan starts.
-        reference: A tuned model that is scored beside them, or None.
-        plans: Names of the default plans to run; all of them where it is empty.
-        band: The middle band as a layer spec; 6-16 of 32, scaled, where it is None.
-        train: Components that train beside the layers of every partial plan.
-        lora_rank: Of the LoRA plans; alpha is twice it.
-        seeds: Of the order of data; every plan is run with each.
-        scenes: Scenes trained on.
-        score_scenes: Scenes scored, for each condition.
-        optimisation: Its seed is replaced by each of ``seeds``.
-        lora_lr: Peak learning rate of factors.
-        running: As for a single run.
-        timing_rounds: Rounds in which steps of plans that were not timed yet take turns with that of ``full`` in one
-            process; 0 for none.
-        keep_weights: Whether the tuned model of each run that this call finishes stays in the run's folder; it is
-            scored and forgotten otherwise.
-        out: The folder.
-    """
-
-    model: str = "smol-stage1"
-    reference: str | None = None
-    plans: tuple[str, ...] = ()
-    band: str | None = None
-    train: tuple[str, ...] = ("projector",)
-    lora_rank: int = 32
-    seeds: tuple[int, ...] = (0,)
-    scenes: int = 4000
-    score_scenes: int = 100
-    optimisation: Optimisation = field(default_factory=Optimisation)
-    lora_lr: float = 2e-4
-    running: Running = field(default_factory=Running)
-    timing_rounds: int = 3
-    keep_weights: bool = False
-    out: Path = Path("runs/compare")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What must agree for the comparison to be resumed; more plans and seeds may be added."""
-        added = ("out", "running", "optimisation", "plans", "seeds", "timing_rounds", "reference", "keep_weights")
-        described = {name: plain(value) for name, value in asdict(self).items() if name not in added}
-        return {**described, **asdict(self.optimisation), "bf16": self.running.bf16}
-
-
-class _Data(NamedTuple):
-    """What every plan is trained and scored on, surveyed once: a tokenizer decides it, and all plans have the same."""
-
-    mix: Source
-    found: Survey
-    questions: dict[str, tuple[Source, Survey]]
-
-    @staticmethod
-    def surveyed(config: "CompareConfig", llava: Llava) -> "_Data":
-        mix = SceneMix(config.scenes)
-        questions: dict[str, tuple[Source, Survey]] = {}
-        for condition in CONDITIONS:
-            split: Split = "unseen" if condition == "unseen" else "test"
-            source = SceneQuestions(config.score_scenes, split=split, text=condition == "text")
-            questions[condition] = source, survey(llava, source, Writing())
-        return _Data(mix, survey(llava, mix, Writing()), questions)
+_UNREADABLE = (PictureError, DataError, Unusable, OSError)  # of samples that a survey found fit, pictures unopened
 
 
 class Compared(NamedTuple):
@@ -154,15 +90,22 @@ def run_compare(
     with refusing(ValueError):
         device = own_device(config.running.device)
     config = replace(config, running=replace(config.running, device=device))
-    _open(config)
+    _check(config)
+    opened = open_data(config)
+    manifest = _checked_manifest(config, opened)
     with refusing(ValueError, OSError):
         llava = load(config.model, device=device, dtype=torch.float32)
     plans = chosen_plans(config, llava)
     resolved = {plan.name: resolve(plan, llava) for plan in plans if plan.name != START}
+    data = survey_data(opened, llava, skip_bad=config.skip_bad, on_progress=on_progress)
+    with refusing(OSError):
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_manifest(config.out, manifest)
+        data.list_skipped(config.out)
+    on_note(f"training on {data.found.describe()}")
     with one_at_a_time(config.out, "another process is timing the plans: waiting for it", on_note=on_note):
-        _time(config, llava, resolved, on_note)
+        _time(config, llava, resolved, data, on_note)
     on_note(f"{len(plans)} plans, {len(config.seeds)} seeds, in {config.out}")
-    data = _Data.surveyed(config, llava)
     jobs = _jobs(config, plans)
     share_jobs(
         {folder: f"{plan}, seed {seed}" for folder, (plan, seed) in jobs.items()},
@@ -220,18 +163,26 @@ def _refuse_launcher() -> None:
         )
 
 
-def _open(config: CompareConfig) -> None:
-    counts = {"scenes": config.scenes, "score-scenes": config.score_scenes, "lora-rank": config.lora_rank}
+def _check(config: CompareConfig) -> None:
+    """Refuses what no comparison can have."""
+    counts = {
+        "scenes": config.scenes, "score-scenes": config.score_scenes, "lora-rank": config.lora_rank,
+        "limit": config.limit, "eval-limit": config.eval_limit,
+    }  # fmt: skip
     for seed in config.seeds:
         check_numbers(replace(config.optimisation, seed=seed), config.running, counts=counts)
     if config.running.compile:
         check_compiling(config.running.device)
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise BadInput(f"seeds must be different numbers, at least one, got {list(config.seeds)}.")
+
+
+def _checked_manifest(config: CompareConfig, opened: Opened) -> dict[str, Any]:
+    """What the comparison is made of; the folder must be free, or hold the same."""
     folder = config.out
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"out must be a folder, got the file {str(folder)!r}. Choose another name.")
-    manifest = new_manifest(KIND, config.settings)
+    manifest = new_manifest(KIND, config.settings) | ({"data": opened.digests} if opened.digests else {})
     # what starts with a dot may be a process that starts beside this one and writes the same manifest
     if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         with refusing(ValueError):
@@ -244,9 +195,7 @@ def _open(config: CompareConfig) -> None:
                 f"out must hold the same comparison or none, got one in {str(folder)!r} that differs: {differing}. "
                 "Choose another folder with --out."
             )
-    with refusing(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_manifest(folder, manifest)
+    return manifest
 
 
 def _jobs(config: CompareConfig, plans: Sequence[LayerPlan]) -> dict[Path, tuple[str, int]]:
@@ -263,7 +212,7 @@ def _run_one(
     name: str,
     seed: int,
     folder: Path,
-    data: _Data,
+    data: Surveyed,
     on_note: Callable[[str], None],
 ) -> None:
     """Trains one plan with one seed, where there is anything to train, and scores it."""
@@ -273,9 +222,10 @@ def _run_one(
     with refusing(ValueError, OSError):
         llava = load(model, device=config.running.device, dtype=torch.float32, validate=plan is None)
     facts: dict[str, Any] = {"plan": name, "seed": seed, "steps": 0}
-    if plan is not None and name != START:
-        facts |= _train_one(config, plan, seed, llava, data, folder, on_note)
-    answers, words = _score(config, llava, data)
+    with refusing(*_UNREADABLE), enough_memory(config.optimisation.batch_size):
+        if plan is not None and name != START:
+            facts |= _train_one(config, plan, seed, llava, data, folder, on_note)
+        answers, words = _score(config, llava, data)
     write_json(folder / "run.json", {**facts, "text_log_likelihood": words})
     write_atomically(folder / ANSWERS, answers.to_parquet(index=False))
     for leftover in folder.glob("checkpoint-*"):  # nothing is resumed from here any more
@@ -288,7 +238,7 @@ def _train_one(
     plan: LayerPlan,
     seed: int,
     llava: Llava,
-    data: _Data,
+    data: Surveyed,
     folder: Path,
     on_note: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -300,7 +250,7 @@ def _train_one(
     trained = train(
         llava,
         resolved,
-        Samples(llava, data.mix, data.found, Writing()),
+        data.samples(llava),
         optimisation=replace(config.optimisation, lr=rate, seed=seed),
         running=config.running,
         folder=folder,
@@ -331,13 +281,12 @@ def _keep(config: CompareConfig, trainer: PlanTrainer, folder: Path) -> None:
         write_json(folder / "plan.json", trainer.resolved.to_dict())
 
 
-def _score(config: CompareConfig, llava: Llava, data: _Data) -> tuple[pd.DataFrame, float]:
+def _score(config: CompareConfig, llava: Llava, data: Surveyed) -> tuple[pd.DataFrame, float]:
     """The answers under every condition, one row each, and the log-likelihood of ordinary text."""
     low = torch.autocast(llava.device.type, dtype=torch.bfloat16, enabled=config.running.bf16)
     tables = []
     with low:
-        for condition, (questions, found) in data.questions.items():
-            samples = Samples(llava, questions, found, Writing())
+        for condition, samples in data.asked(llava).items():
             answers = score_answers(llava, samples, batch_size=config.optimisation.batch_size)
             tables.append(answers.assign(condition=condition))
         words = text_log_likelihood(llava)
@@ -353,6 +302,7 @@ def _time(
     config: CompareConfig,
     llava: Llava,
     plans: dict[str, Resolved],
+    data: Surveyed,
     on_note: Callable[[str], None],
 ) -> None:
     """Times a step of each plan that was not timed before, in turn with ``full``, all in this process."""
@@ -361,16 +311,16 @@ def _time(
     if config.timing_rounds < 1 or not missing:
         return
     timed = {FULL: plans[FULL], **missing}
-    writing = Writing()
-    few = SceneMix(max(config.optimisation.batch_size, 1), text_share=0.0)
-    samples = Samples(llava, few, survey(llava, few, writing), writing)
-    batch = collator(llava)([samples[index] for index in range(len(samples))])
+    samples = data.samples(llava)
+    pictured = samples.pictured.nonzero()[0]
+    few = (pictured if len(pictured) else np.arange(len(samples)))[: config.optimisation.batch_size]
+    with refusing(*_UNREADABLE):
+        batch = collator(llava)([samples[int(index)] for index in few])
     given = {name: value for name, value in batch.items() if name not in ("owner", "sample")}
     on_note(f"timing {len(timed)} plans, {config.timing_rounds} rounds")
-    # The second step of a turn still takes memory that no step had before: on a CPU it took twice as long as the third.
     costs = measure_plans(
-        llava, timed, model_inputs(given, llava), rounds=config.timing_rounds, repeats=3, warmup=2,
-        bf16=config.running.bf16,
+        llava, timed, model_inputs(given, llava), rounds=config.timing_rounds, repeats=3,
+        checkpointing=config.running.gradient_checkpointing, bf16=config.running.bf16,
     )  # fmt: skip
     add_costs(config.out, costs)
 
@@ -389,7 +339,7 @@ def _draw(folder: Path, table: pd.DataFrame) -> tuple[Path, ...]:
         "retention": draw_retention(table),
         "plans": draw_plan_diagram(table),
     }
-    overall = table[(table["family"] == "all") & (table["condition"] == "seen")]
+    overall = table[(table["family"] == "all") & (table["condition"] == table["condition"].iloc[0])]
     if (overall["flops_ratio"].notna() & overall["retention"].notna()).any():  # none if full tuning is never right
         drawn["cost_against_retention"] = draw_cost_retention(table)
     paths = []

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from records.errors import BadInput
-from tasks.questions import CHANCE
+from tuning.compare_data import SCENE_CONDITIONS, chance_of
 from tuning.cost import Cost
 from tuning.layers import format_layers, parse_layers
 from tuning.output import write_json
@@ -73,25 +73,21 @@ def compare_table(
         BadInput: If full tuning has not finished with any seed, or a run was of another plan of that name.
     """
     described = {plan.name: plan for plan in plans}
-    answers: list[pd.DataFrame] = []
-    words: list[dict[str, Any]] = []
-    for path in sorted((folder / "runs").glob(f"*/{ANSWERS}")):
-        facts = json.loads((path.parent / "run.json").read_text())
+    words = [_facts(path) for path in _finished(folder)]
+    for facts in words:
         plan = described.get(facts["plan"])
         if plan is not None and facts.get("layers", plain_layers(plan, n_layers)) != plain_layers(plan, n_layers):
             raise BadInput(
-                f"plan {plan.name!r} must be the one that ran, got layers {facts['layers']} in {path.parent.name} and "
-                f"{plain_layers(plan, n_layers)} now. Choose another folder with --out."
+                f"plan {plan.name!r} must be the one that ran, got layers {facts['layers']} in seed {facts['seed']} "
+                f"and {plain_layers(plan, n_layers)} now. Choose another folder with --out."
             )
-        answers.append(pd.read_parquet(path).assign(plan=facts["plan"], seed=int(facts["seed"])))
-        words.append({"plan": facts["plan"], "seed": int(facts["seed"]), "value": float(facts["text_log_likelihood"])})
     if not any(word["plan"] == FULL for word in words):
         raise BadInput(f"compare must have a finished run of 'full', got none in {str(folder)!r}. Start it again.")
-    guessed = {str(family): share for family, share in CHANCE.items()}
+    answers = read_answers(folder)
     references = sorted({word["plan"] for word in words if word["plan"].startswith(_REFERENCE)})
     scores = summarise(
-        pd.concat(answers, ignore_index=True), pd.DataFrame(words), full=FULL, untrained=(START, *references),
-        chance=guessed,
+        answers, pd.DataFrame(words), full=FULL, untrained=(START, *references),
+        chance=chance_of(list(answers["condition"].unique())),
     )  # fmt: skip
     finished = {word["plan"] for word in words}
     costs = read_costs(folder)
@@ -103,6 +99,35 @@ def compare_table(
         own = _plan_columns(name, shown, trained, costs.get(name), costs.get(FULL))
         rows += [{**own, **row} for row in scores[scores["plan"] == name].drop(columns="plan").to_dict("records")]
     return pd.DataFrame(rows)
+
+
+def read_answers(folder: Path) -> pd.DataFrame:
+    """All answers of the finished runs in ``folder``, one row an answer.
+
+    Columns: ``plan, seed, condition, id, group, family, right, log_prob, tokens``. ``id`` names what is resampled as
+    one: a scene, and in a file a picture, for several samples may show one.
+
+    Raises:
+        BadInput: If no run has finished.
+    """
+    found = []
+    for path in _finished(folder):
+        facts, answers = _facts(path), pd.read_parquet(path)
+        unit = answers["id"].where(answers["condition"].isin(SCENE_CONDITIONS), answers["group"])
+        found.append(answers.assign(id=unit, plan=facts["plan"], seed=facts["seed"]))
+    if not found:
+        raise BadInput(f"compare must have a finished run, got none in {str(folder)!r}. Start it again.")
+    return pd.concat(found, ignore_index=True)
+
+
+def _finished(folder: Path) -> list[Path]:
+    return sorted((folder / "runs").glob(f"*/{ANSWERS}"))
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What run.json beside the answers says, ``value`` being the log-likelihood of ordinary text."""
+    facts = json.loads((path.parent / "run.json").read_text())
+    return {**facts, "seed": int(facts["seed"]), "value": float(facts["text_log_likelihood"])}
 
 
 def plain_layers(plan: LayerPlan, n_layers: int) -> str:

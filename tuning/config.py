@@ -15,6 +15,7 @@ from tuning.data import Writing
 from tuning.labels import OnLong
 from tuning.plan import LayerPlan
 
+SCENES = "scenes"  # the embedded data, where a file could stand
 Stage = Literal[1, 2]
 
 
@@ -200,3 +201,69 @@ class TuningConfig:
         }
         described["plan"].pop("name")
         return described
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """One comparison.
+
+    Args:
+        model: Where every plan starts.
+        reference: A tuned model that is scored beside them, or None.
+        plans: Names of the default plans to run; all of them where it is empty.
+        band: The middle band as a layer spec; 6-16 of 32, scaled, where it is None.
+        train: Components that train beside the layers of every partial plan.
+        lora_rank: Of the LoRA plans; alpha is twice it.
+        seeds: Of the order of data; every plan is run with each.
+        data: ``"scenes"``, or a file that every plan is trained on.
+        images: The folder that the files' picture paths start from.
+        scenes: Scenes trained on, where the data are scenes.
+        limit: The first so many samples trained on.
+        eval_data: What is scored: ``"scenes"`` (three conditions: seen and unseen drawings, and text alone), and files,
+            each a condition that is called as the file is.
+        score_scenes: Scenes scored, for each of their conditions.
+        eval_limit: Samples scored of a file, at most; all where it is None.
+        skip_bad: Whether to go on without samples that cannot be used.
+        optimisation: Its seed is replaced by each of ``seeds``.
+        lora_lr: Peak learning rate of factors.
+        running: As for a single run.
+        timing_rounds: Rounds in which steps of plans that were not timed yet take turns with that of ``full`` in one
+            process; 0 for none.
+        keep_weights: Whether the tuned model of each run that this call finishes stays in the run's folder; it is
+            scored and forgotten otherwise.
+        out: The folder.
+    """
+
+    model: str = "smol-stage1"
+    reference: str | None = None
+    plans: tuple[str, ...] = ()
+    band: str | None = None
+    train: tuple[str, ...] = ("projector",)
+    lora_rank: int = 32
+    seeds: tuple[int, ...] = (0,)
+    data: str = SCENES
+    images: Path | None = None
+    scenes: int = 4000
+    limit: int | None = None
+    eval_data: tuple[str, ...] = (SCENES,)
+    score_scenes: int = 100
+    eval_limit: int | None = None
+    skip_bad: bool = False
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    lora_lr: float = 2e-4
+    running: Running = field(default_factory=Running)
+    timing_rounds: int = 3
+    keep_weights: bool = False
+    out: Path = Path("runs/compare")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must agree for the comparison to be resumed; more plans and seeds may be added."""
+        added = ("out", "running", "optimisation", "plans", "seeds", "timing_rounds", "reference", "keep_weights")
+        described = {name: plain(value) for name, value in asdict(self).items() if name not in added}
+        # Left out where they are the default: comparisons that began before there were files go on.
+        plainest = CompareConfig()
+        for name in ("data", "images", "limit", "eval_data", "eval_limit", "skip_bad"):
+            if getattr(self, name) == getattr(plainest, name):
+                del described[name]
+        return {**described, **asdict(self.optimisation), "bf16": self.running.bf16}

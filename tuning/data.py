@@ -17,6 +17,9 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from models.inputs import Preprocess, expand_to_square, image_processor
 from models.llava import Llava
+from records.errors import BadInput
+from records.manifest import write_atomically
+from records.progress import OnProgress, silent
 from tasks.example import Picture
 from tasks.pictures import PictureError
 from tasks.tables import DataError
@@ -24,6 +27,7 @@ from tuning.labels import IGNORED, Conversation, Encoded, OnLong, Recipe, Unusab
 from tuning.sources import Source
 
 FAILED = "failed"  # in place of a sample: why it could not be made
+_SHOWN = 3  # samples named in a refusal
 _MEGABATCHES = 50  # batches that are sorted by length together: enough to pad little, few enough to stay random
 
 
@@ -119,6 +123,38 @@ def survey(
         if on_progress is not None:
             on_progress(index + 1)
     return Survey(lengths, pictured, learned, cut, tuple(skipped))
+
+
+def survey_usable(
+    llava: Llava,
+    source: Source,
+    writing: Writing,
+    stage: str,
+    on_progress: OnProgress = silent,
+) -> Survey:
+    """``survey``, which must find something; ``on_progress`` is told of ``stage``.
+
+    Raises:
+        BadInput: If no sample can be used.
+        DataError: As of ``survey``.
+    """
+    found = survey(llava, source, writing, on_progress=lambda done: on_progress(stage, 1, len(source)))
+    if not len(found.kept):
+        raise BadInput(
+            f"data must have at least one sample that can be used, got none of {len(source)} in {source.name!r} "
+            f"({found.skipped[0].reason}). Correct them."
+        )
+    return found
+
+
+def refusal_of(skipped: Sequence[Skipped]) -> BadInput:
+    """The sentence that refuses data with samples that cannot be used."""
+    shown = "; ".join(f"{bad.id!r}: {bad.reason}" for bad in skipped[:_SHOWN])
+    more = f" and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
+    return BadInput(
+        f"every sample must be one that can be used, got {len(skipped)} that cannot ({shown}{more}). "
+        "Correct them, or leave them out with --skip-bad."
+    )
 
 
 class Samples(Dataset[dict[str, Any]]):
@@ -305,4 +341,5 @@ def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
     """The samples left out, as a table of sample (its place, from 0), id and reason."""
     import pandas as pd
 
-    pd.DataFrame(list(skipped), columns=list(Skipped._fields)).to_csv(path, index=False)
+    table = pd.DataFrame(list(skipped), columns=list(Skipped._fields))
+    write_atomically(path, table.to_csv(index=False).encode())

@@ -10,12 +10,13 @@ from rich.text import Text
 def render_table(table: pd.DataFrame) -> Table:
     """The comparison's main numbers, one row a plan."""
     conditions = list(dict.fromkeys(table.loc[table["family"] == "all", "condition"]))
-    grid = Table("plan", "layers", "trains", "FLOPs", "time", *conditions, "retention (seen)", "passage", "seeds")
+    shown = conditions[0]  # ``seen`` where scenes are scored
+    grid = Table("plan", "layers", "trains", "FLOPs", "time", *conditions, f"retention ({shown})", "passage", "seeds")
     for name in dict.fromkeys(table["plan"]):
         rows = table[table["plan"] == name]
         first = rows.iloc[0]
         overall = rows[rows["family"] == "all"].set_index("condition")
-        seen = overall.loc["seen"]
+        main = overall.loc[shown]
         passage = rows[rows["condition"] == "passage"]
 
         def share(value: Any) -> str:
@@ -24,8 +25,8 @@ def render_table(table: pd.DataFrame) -> Table:
         grid.add_row(
             Text(str(name)), str(first["layers"]), f"{int(first['trainable']):,}", share(first["flops_ratio"]),
             share(first["step_time_ratio"]), *(f"{float(overall.loc[c, 'score']):.3f}" for c in conditions),
-            _interval(*(float(seen[name]) for name in ("retention", "lower", "upper"))),
-            "" if passage.empty else f"{float(passage['score'].iloc[0]):.4f}", str(int(seen["seeds"])),
+            _interval(*(float(main[name]) for name in ("retention", "lower", "upper"))),
+            "" if passage.empty else f"{float(passage['score'].iloc[0]):.4f}", str(int(main["seeds"])),
         )  # fmt: skip
     return grid
 

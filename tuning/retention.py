@@ -5,7 +5,7 @@ seed, so that what is hard for both cancels; the interval says how far the ratio
 seeds show.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +33,33 @@ class Interval(NamedTuple):
 _UNKNOWN = Interval(np.nan, np.nan)
 
 
+class _Grid(NamedTuple):
+    """Right answers by seed and id, and how many answers each id has; answers about one scene are one unit."""
+
+    right: pd.DataFrame
+    asked: NDArray[np.float64]
+
+    def shared(self, other: "_Grid") -> "_Grid":
+        """The rows of seeds that ``other`` has, too."""
+        both = self.right.index.isin(other.right.index)
+        return self if both.all() else self._replace(right=self.right[both])
+
+    def score(self) -> float:
+        """Share of right answers, mean over seeds."""
+        return float((self.right.to_numpy().sum(1) / self.asked.sum()).mean())
+
+    def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Seeds and ids of each draw."""
+        scenes = rng.integers(len(self.asked), size=(DRAWS, len(self.asked)))
+        return rng.integers(len(self.right), size=(DRAWS, len(self.right))), scenes
+
+    def scores(self, seeds: NDArray[np.int64], scenes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The same of each draw of seeds and ids."""
+        right = self.right.to_numpy()
+        by_seed = np.stack([right[:, drawn].sum(1) / self.asked[drawn].sum() for drawn in scenes])  # draw x seed
+        return np.asarray(np.take_along_axis(by_seed, seeds, axis=1).mean(1), dtype=float)
+
+
 class _Compared(NamedTuple):
     """The interval of a score, and its ratio to full tuning's with the name of the ratio's interval."""
 
@@ -48,18 +75,19 @@ def summarise(
     *,
     full: str = "full",
     untrained: Collection[str] = (),
-    chance: Mapping[str, float] | None = None,
+    chance: Mapping[str, Mapping[str, float]] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """One row for each plan, condition and family.
 
     Args:
-        answers: ``plan, seed, condition, id, family, right``: one row an answer.
+        answers: ``plan, seed, condition, id, family, right``: one row an answer. Answers of one ``id`` are drawn
+            together; those without a family are in ``all`` alone.
         words: ``plan, seed, value``: mean log-likelihood in nats of a token of ordinary text.
         full: The plan that the others are compared with.
         untrained: Plans that train nothing: their seed says nothing, so they are compared with the mean over all seeds
             of ``full``.
-        chance: Share of right answers of a guess by family, where it is known.
+        chance: Share of right answers of a guess by condition and family, where it is known.
         seed: Of the bootstrap.
 
     Returns:
@@ -74,36 +102,87 @@ def summarise(
         table. Retention is NaN where no seed is shared, and where full tuning scores 0.
     """
     rows: list[dict[str, object]] = []
-    for condition in dict.fromkeys(map(str, answers["condition"])):
-        part = answers[answers["condition"] == condition]
-        for family in [*dict.fromkeys(map(str, part["family"])), "all"]:
-            chosen = part if family == "all" else part[part["family"] == family]
-            guessed = float(np.mean([(chance or {}).get(str(name), np.nan) for name in chosen["family"]]))
-            grids = {str(plan): _grid(group) for plan, group in chosen.groupby("plan", sort=False)}
-            for plan, grid in grids.items():
-                found = _compare(grid, grids[full], np.random.default_rng(seed), trains=plan not in untrained)
-                rows.append(
-                    {
-                        "plan": plan,
-                        "condition": condition,
-                        "family": family,
-                        "metric": "accuracy",
-                        "score": float(grid.to_numpy().mean()),
-                        "score_lower": found.score.lower,
-                        "score_upper": found.score.upper,
-                        "chance": guessed,
-                        "retention": found.retention,
-                        "lower": found.ratio.lower,
-                        "upper": found.ratio.upper,
-                        "n": grid.shape[1],
-                        "seeds": grid.shape[0],
-                        "interval": found.name,
-                    }
-                )
+    for condition, family, chosen in _parts(answers):
+        known = (chance or {}).get(condition, {})
+        guessed = float(np.mean([known.get(str(name), np.nan) for name in chosen["family"]]))
+        grids = {str(plan): _grid(group) for plan, group in chosen.groupby("plan", sort=False)}
+        for plan, grid in grids.items():
+            found = _compare(grid, grids[full], np.random.default_rng(seed), trains=plan not in untrained)
+            rows.append(
+                {
+                    "plan": plan,
+                    "condition": condition,
+                    "family": family,
+                    "metric": "accuracy",
+                    "score": grid.score(),
+                    "score_lower": found.score.lower,
+                    "score_upper": found.score.upper,
+                    "chance": guessed,
+                    "retention": found.retention,
+                    "lower": found.ratio.lower,
+                    "upper": found.ratio.upper,
+                    "n": len(grid.asked),
+                    "seeds": len(grid.right),
+                    "interval": found.name,
+                }
+            )
     whole = words[words["plan"] == full]
     for name in dict.fromkeys(map(str, words["plan"])):
         rows.append(_passage(name, words[words["plan"] == name], whole, trains=name not in untrained))
     return pd.DataFrame(rows)
+
+
+def differences(answers: pd.DataFrame, plan: str, *, seed: int = 0) -> pd.DataFrame:
+    """How much better a plan answers than each other one, paired by scene and seed.
+
+    Args:
+        answers: As for ``summarise``.
+        plan: The plan that the others are taken from.
+        seed: Of the bootstrap.
+
+    Returns:
+        One row for each other plan, condition and family: ``plan, condition, family, difference, lower, upper, n,
+        seeds``. ``difference`` is the score of ``plan`` minus that of the row's plan over the seeds that both have, in
+        shares of right answers; ``lower`` and ``upper`` are the 95 % percentile bootstrap over scenes and these seeds,
+        drawn together for both. Plans that share no seed with it are left out.
+
+    Raises:
+        ValueError: If there are no answers of ``plan``.
+    """
+    if not (answers["plan"] == plan).any():
+        raise ValueError(f"plan must be one of {', '.join(answers['plan'].unique())}, got {plan!r}.")
+    rows: list[dict[str, object]] = []
+    for condition, family, chosen in _parts(answers):
+        grids = {str(name): _grid(group) for name, group in chosen.groupby("plan", sort=False)}
+        for name, grid in grids.items():
+            mine, other = grids[plan].shared(grid), grid.shared(grids[plan])
+            if name == plan or mine.right.empty:
+                continue
+            seeds, scenes = mine.draw(np.random.default_rng(seed))
+            apart = _percentiles(mine.scores(seeds, scenes) - other.scores(seeds, scenes))
+            rows.append(
+                {
+                    "plan": name,
+                    "condition": condition,
+                    "family": family,
+                    "difference": mine.score() - other.score(),
+                    "lower": apart.lower,
+                    "upper": apart.upper,
+                    "n": len(mine.asked),
+                    "seeds": len(mine.right),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _parts(answers: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """The answers of each condition and family, ``all`` last."""
+    for condition in dict.fromkeys(map(str, answers["condition"])):
+        part = answers[answers["condition"] == condition]
+        for family in dict.fromkeys(map(str, part["family"])):
+            if family:
+                yield condition, family, part[part["family"] == family]
+        yield condition, "all", part
 
 
 def _passage(plan: str, own: pd.DataFrame, full: pd.DataFrame, *, trains: bool) -> dict[str, object]:
@@ -134,40 +213,29 @@ def _passage(plan: str, own: pd.DataFrame, full: pd.DataFrame, *, trains: bool) 
     }
 
 
-def _grid(group: pd.DataFrame) -> pd.DataFrame:
-    """Mean score by seed and scene; answers about one scene are one unit."""
-    return group.pivot_table(index="seed", columns="id", values="right", aggfunc="mean", sort=True).astype(float)
+def _grid(group: pd.DataFrame) -> _Grid:
+    right = group.pivot_table(index="seed", columns="id", values="right", aggfunc="sum", sort=True).astype(float)
+    once = group[group["seed"] == right.index[0]]  # every seed is asked the same
+    return _Grid(right, once.groupby("id", sort=True).size().to_numpy(dtype=float))
 
 
-def _compare(own: pd.DataFrame, full: pd.DataFrame, rng: np.random.Generator, *, trains: bool) -> _Compared:
+def _compare(own: _Grid, full: _Grid, rng: np.random.Generator, *, trains: bool) -> _Compared:
     """The score's interval over all own seeds; retention over the seeds that both have, resampled as pairs."""
-    scenes = rng.integers(own.shape[1], size=(DRAWS, own.shape[1]))
-    seeds = rng.integers(own.shape[0], size=(DRAWS, own.shape[0]))
-    scores = _means(own.to_numpy(), seeds, scenes)
-    mine, whole = (_shared(own, full), _shared(full, own)) if trains else (own, full)
-    if mine.empty:
+    seeds, scenes = own.draw(rng)
+    scores = own.scores(seeds, scenes)
+    mine, whole = (own.shared(full), full.shared(own)) if trains else (own, full)
+    if mine.right.empty:
         return _Compared(_percentiles(scores), np.nan, _UNKNOWN, NO_PAIR)
-    drawn = seeds if len(mine) == len(own) else rng.integers(len(mine), size=(DRAWS, len(mine)))
-    others = drawn if trains else rng.integers(len(whole), size=(DRAWS, len(whole)))
-    above = scores if mine is own else _means(mine.to_numpy(), drawn, scenes)
-    below = _means(whole.to_numpy(), others, scenes)
+    drawn = seeds if len(mine.right) == len(own.right) else rng.integers(len(mine.right), size=(DRAWS, len(mine.right)))
+    others = drawn if trains else rng.integers(len(whole.right), size=(DRAWS, len(whole.right)))
+    above = scores if mine is own else mine.scores(drawn, scenes)
+    below = whole.scores(others, scenes)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.where(below > _CHANCE_FREE, above / below, np.nan)
-    base = float(whole.to_numpy().mean())
-    retention = float(mine.to_numpy().mean()) / base if base > _CHANCE_FREE else np.nan
-    name = ONE_SEED if len(whole) == 1 else INTERVAL if trains else UNTRAINED
+    base = whole.score()
+    retention = mine.score() / base if base > _CHANCE_FREE else np.nan
+    name = ONE_SEED if len(whole.right) == 1 else INTERVAL if trains else UNTRAINED
     return _Compared(_percentiles(scores), retention, _percentiles(ratios[~np.isnan(ratios)]), name)
-
-
-def _shared(grid: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """The rows of seeds that ``other`` has, too."""
-    both = grid.index.isin(other.index)
-    return grid if both.all() else grid[both]
-
-
-def _means(grid: NDArray[np.float64], seeds: NDArray[np.int64], scenes: NDArray[np.int64]) -> NDArray[np.float64]:
-    by_seed = np.stack([grid[:, drawn].mean(1) for drawn in scenes])  # draw x seed
-    return np.asarray(np.take_along_axis(by_seed, seeds, axis=1).mean(1), dtype=float)
 
 
 def _percentiles(values: NDArray[np.float64]) -> Interval:

@@ -1,8 +1,7 @@
 """One tuning run from settings to a folder: check, survey, estimate, train, score, save. ``run_tuning`` does it all."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,16 +31,15 @@ from tuning.checkpoint import last_checkpoint
 from tuning.compiling import check_compiling, is_compiled
 from tuning.config import TuningConfig, check_numbers
 from tuning.connector import with_connector
-from tuning.data import Samples, Skipped, Survey, Writing, survey, write_skipped
-from tuning.estimate import Estimate, cost_of_run, estimate_run, measure_first
+from tuning.data import Samples, Survey, Writing, refusal_of, survey_usable, write_skipped
+from tuning.estimate import Estimate, cost_of_run, enough_memory, estimate_run, measure_first
 from tuning.labels import Unusable
 from tuning.output import bytes_of_model, save_model, write_json
 from tuning.plan import Resolved, resolve
-from tuning.sources import FIRST_CAPTION_SCENE, SceneMix, SceneQuestions, Source, Subset, open_source
+from tuning.sources import FIRST_CAPTION_SCENE, SceneMix, SceneQuestions, Source, Subset, first_of, open_source
 from tuning.trainer import PlanTrainer, Trained, train
 
 KIND = RunKind("layerwise-finetune")
-_SHOWN = 3  # samples named in a refusal
 
 
 class Outcome(NamedTuple):
@@ -99,7 +97,7 @@ def run_tuning(
     skipped = {"skipped.csv": found.skipped, **{f"skipped-{n}.csv": own.skipped for n, own in eval_found.items()}}
     for bad in skipped.values():
         if bad and not config.data.skip_bad:
-            raise _refusal(bad)
+            raise refusal_of(bad)
     estimate = estimate_run(config, llava, resolved, samples, found, processes.world)
     if dry_run:
         return estimate
@@ -127,7 +125,7 @@ def run_tuning(
         if bad:
             on_note(f"{len(bad)} samples left out, see {folder / name}")
     apply_plan(llava, resolved, seed=config.optimisation.seed, low_precision=config.running.bf16)
-    with refusing(PictureError, DataError, Unusable, OSError), _enough_memory(config):
+    with refusing(PictureError, DataError, Unusable, OSError), enough_memory(config.optimisation.batch_size):
         measured = measure_first(config, llava, resolved, samples, estimate)
         trained = train(
             llava,
@@ -170,9 +168,9 @@ def prepare_run(
     resolved = resolve(config.plan, llava)
     with refusing(ValueError, OSError):
         source = training_source(config)
-        found = _surveyed(llava, source, config.writing, "reading samples", on_progress)
+        found = survey_usable(llava, source, config.writing, "reading samples", on_progress)
         scored, how = evaluation_sources(config), scoring_of(config)
-        eval_found = {name: _surveyed(llava, own, how, "reading questions") for name, own in scored.items()}
+        eval_found = {name: survey_usable(llava, own, how, "reading questions") for name, own in scored.items()}
         eval_sets = {name: Samples(llava, own, eval_found[name], how) for name, own in scored.items()}
     return Prepared(llava, resolved, Samples(llava, source, found, config.writing), found, eval_sets, eval_found)
 
@@ -188,10 +186,7 @@ def training_source(config: TuningConfig) -> Source:
     """The samples that a run trains on."""
     data = config.data
     scenes = SceneMix(data.scenes, format_prompts=data.format_prompts, apart=data.apart, stage=config.stage)
-    source = open_source(data.spec, data.images, scenes=scenes)
-    if data.limit is not None and data.limit < len(source):
-        return Subset(source, range(data.limit))
-    return source
+    return first_of(open_source(data.spec, data.images, scenes=scenes), data.limit)
 
 
 def evaluation_sources(config: TuningConfig) -> dict[str, Source]:
@@ -213,44 +208,6 @@ def scoring_of(config: TuningConfig) -> Writing:
     if config.stage == 1 and config.data.eval_spec == "scenes":
         return replace(config.writing, on_long="refuse")
     return Writing("vicuna_v1", max_length=config.max_length, on_long="refuse")
-
-
-def _surveyed(
-    llava: Llava,
-    source: Source,
-    writing: Writing,
-    stage: str,
-    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> Survey:
-    found = survey(llava, source, writing, on_progress=lambda done: on_progress(stage, 1, len(source)))
-    if not len(found.kept):
-        raise BadInput(
-            f"data must have at least one sample that can be used, got none of {len(source)} in {source.name!r} "
-            f"({found.skipped[0].reason}). Correct them."
-        )
-    return found
-
-
-def _refusal(skipped: Sequence[Skipped]) -> BadInput:
-    shown = "; ".join(f"{bad.id!r}: {bad.reason}" for bad in skipped[:_SHOWN])
-    more = f" and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
-    return BadInput(
-        f"every sample must be one that can be used, got {len(skipped)} that cannot ({shown}{more}). "
-        "Correct them, or leave them out with --skip-bad."
-    )
-
-
-@contextmanager
-def _enough_memory(config: TuningConfig) -> Iterator[None]:
-    """A device whose memory a step does not fit in becomes a sentence."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        rows = config.optimisation.batch_size
-        raise BadInput(
-            f"device must hold a step of {rows} samples, got {' '.join(str(error).split())} Lower --batch-size and "
-            "raise --grad-accum, or give --bf16, --gradient-checkpointing, or fewer --layers."
-        ) from error
 
 
 def _checked_folder(folder: Path, config: TuningConfig, manifest: dict[str, Any], *, dry_run: bool) -> Path | None:

@@ -264,6 +264,11 @@ class Subset:
         return self._source[int(self._indices[index])]
 
 
+def first_of(source: Source, n: int | None) -> Source:
+    """The first ``n`` samples; the source itself where it has no more, or where ``n`` is None."""
+    return source if n is None or n >= len(source) else Subset(source, range(n))
+
+
 def open_source(spec: str, images: Path | None = None, *, scenes: SceneMix | None = None) -> Source:
     """The source that ``spec`` names.
 

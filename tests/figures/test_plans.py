@@ -41,7 +41,7 @@ def marks(panel: Axes) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def test_accuracy_has_a_panel_for_each_condition_and_the_values_of_the_table() -> None:
     table = compare_table()
     panels = draw_accuracy(table)
-    assert [panel.get_title("left").split("  ")[0] for panel in panels] == ["seen drawings", "text alone"]
+    assert [panel.get_title("left").split("  ")[0] for panel in panels] == ["seen drawings", "caption in words"]
     for panel, condition in zip(panels, ("seen", "text"), strict=True):
         shown = marks(panel)
         assert list(shown) == list(PLANS)
@@ -82,7 +82,7 @@ def test_a_plan_far_below_all_others_is_a_number_at_the_edge() -> None:
     assert set(marks(panel)) == set(PLANS) - {"start"}
     assert [text.get_text() for text in panel.texts] == ["\N{LEFTWARDS ARROW} 0.00"]
     assert panel.get_xlim()[0] > 0.7
-    table.loc[table["plan"] == "full", "lower"] = 0.7  # then all are drawn to scale
+    table.loc[table["plan"] == "full", "lower"] = 0.6  # then all are drawn to scale
     panel = draw_retention(table)[0]
     assert set(marks(panel)) == set(PLANS) and not panel.texts
 
@@ -110,7 +110,7 @@ def test_cost_against_retention_holds_both_columns_and_leaves_out_what_was_not_t
 def test_one_cost_goes_into_one_axes_of_the_caller() -> None:
     _, ax = plt.subplots()
     assert draw_cost_retention(compare_table(), costs=("flops_ratio",), condition="text", axes=ax) == [ax]
-    assert ax.get_ylabel() == "retention (text alone)" and ax.get_legend() is not None
+    assert ax.get_ylabel() == "retention (caption in words)" and ax.get_legend() is not None
 
 
 @pytest.mark.parametrize("width", ["one", "two"])

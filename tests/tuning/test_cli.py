@@ -16,8 +16,7 @@ from models.llava import Llava, load
 from tasks.questions import FAMILIES
 from tests.tuning.conftest import LlavaRows, turns
 from tuning.cli import app
-from tuning.compare import CompareConfig
-from tuning.config import TuningConfig
+from tuning.config import CompareConfig, TuningConfig
 from tuning.estimate import FULL
 
 
@@ -152,7 +151,8 @@ def test_every_option_reaches_the_comparison(monkeypatch: pytest.MonkeyPatch) ->
     line = (
         "compare --model m --reference smol --plans full,last --band 3-5 --train projector,final_norm --lora-rank 4 "
         "--seeds 0,2 --scenes 9 --score-scenes 8 --steps 7 --batch-size 6 --lr 0.5 --lora-lr 0.25 --projector-lr 0.125 "
-        "--bf16 --compile --timing-rounds 1 --device cuda --save-every 3 --out o"
+        "--bf16 --compile --timing-rounds 1 --device cuda --save-every 3 --out o --data d.json --images i --limit 5 "
+        "--eval-data scenes,e.jsonl --eval-limit 6 --skip-bad --grad-accum 2 --gradient-checkpointing --workers 1"
     )
     assert CliRunner().invoke(app, line.split()).exit_code == 2
     c = seen[0]
@@ -161,6 +161,9 @@ def test_every_option_reaches_the_comparison(monkeypatch: pytest.MonkeyPatch) ->
     assert (c.optimisation.steps, c.optimisation.batch_size, c.optimisation.lr) == (7, 6, 0.5)
     assert (c.lora_lr, c.optimisation.projector_lr, c.timing_rounds, str(c.out)) == (0.25, 0.125, 1, "o")
     assert (c.running.bf16, c.running.compile, c.running.device, c.running.save_every) == (True, True, "cuda", 3)
+    assert (c.data, str(c.images), c.limit, c.eval_data) == ("d.json", "i", 5, ("scenes", "e.jsonl"))
+    assert (c.eval_limit, c.skip_bad, c.optimisation.grad_accum, c.running.workers) == (6, True, 2, 1)
+    assert c.running.gradient_checkpointing
     bad = CliRunner().invoke(app, ["compare", "--seeds", "x"])
     assert (bad.exit_code, "seeds must be whole numbers" in bad.stderr) == (2, True)
 

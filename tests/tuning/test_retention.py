@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tuning.retention import INTERVAL, NO_PAIR, ONE_SEED, RANGE, UNTRAINED, summarise
+from tuning.retention import INTERVAL, NO_PAIR, ONE_SEED, RANGE, UNTRAINED, differences, summarise
 
 
 def answers(rates: dict[str, float], *, n: int = 400, seeds: int = 3, paired: bool = True) -> pd.DataFrame:
@@ -142,3 +142,42 @@ def test_values_of_equal_seeds_are_those_of_earlier_tables() -> None:
     row = table[(table["plan"] == "band") & (table["family"] == "all") & (table["condition"] == "seen")].iloc[0]
     found = row[["score_lower", "score_upper", "retention", "lower", "upper"]].tolist()
     assert found == pytest.approx([0.54, 0.78, 0.8181818181818182, 0.6724137931034483, 0.9824745687748782], abs=1e-12)
+
+
+def test_differences_are_paired_and_find_a_planted_one() -> None:
+    given = answers({"full": 0.8, "band": 0.6, "late": 0.5})
+    table = differences(given, "band").set_index(["plan", "family"])
+    assert table.index.tolist() == [(p, f) for f in ("what", "all") for p in ("full", "late")]
+    assert (table["seeds"] == 3).all()
+    assert (table["n"] == 400).all()
+    means = given.groupby("plan")["right"].mean()
+    row = table.loc[("late", "all")]
+    assert row["difference"] == pytest.approx(means["band"] - means["late"])
+    assert row["lower"] < 0.1 < row["upper"]
+    unpaired = differences(answers({"band": 0.6, "late": 0.5}, paired=False), "band").iloc[-1]
+    assert row["upper"] - row["lower"] < 0.8 * (unpaired["upper"] - unpaired["lower"])
+    with pytest.raises(ValueError, match="plan must be one of full, band, late, got 'first'"):
+        differences(given, "first")
+
+
+def test_differences_are_over_the_seeds_that_both_have() -> None:
+    given, _ = by_seed({"band": {0: 0.8, 1: 0.4}, "late": {1: 0.3, 2: 0.9}, "else": {5: 0.1}})
+    table = differences(given, "band")
+    assert set(table["plan"]) == {"late"}
+    assert table[["difference", "lower", "upper"]].to_numpy() == pytest.approx(np.full((2, 3), 0.1))
+    assert (table["seeds"] == 1).all()
+
+
+def test_every_answer_counts_alike_and_one_without_a_family_counts_in_all() -> None:
+    """Pictures with one answer and with three: a share of answers, not a mean of pictures."""
+    rows = [
+        {"plan": plan, "seed": 0, "condition": "mine", "id": name, "family": family, "right": right}
+        for plan in ("full", "band")
+        for name, family, right in [("a", "what", 1.0), ("b", "", 0.0), ("b", "", 0.0), ("b", "what", 1.0)]
+    ]
+    table = summarise(pd.DataFrame(rows), WORDS, chance={"mine": {"what": 0.5}, "seen": {"": 0.1}})
+    own = table[(table["plan"] == "band") & (table["condition"] == "mine")].set_index("family")
+    assert own["score"].to_dict() == {"what": 1.0, "all": 0.5}
+    assert own["n"].tolist() == [2, 2]
+    assert own["chance"].to_dict() == pytest.approx({"what": 0.5, "all": np.nan}, nan_ok=True)
+    assert own.loc["all", ["score_lower", "score_upper"]].tolist() == pytest.approx([1 / 3, 1.0])  # two of b, two of a
