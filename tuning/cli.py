@@ -11,7 +11,8 @@ import typer
 from records.arguments import add_report
 from records.commandline import RunByDefault, progress_bar, refuse
 from records.errors import BadInput
-from tuning.cli_compare import COMMAND, DATA, HOW, MODEL, PLAN, RUN, compare, parts_of
+from tuning.cli_compare import compare
+from tuning.cli_options import COMMAND, DATA, HOW, MODEL, PLAN, RUN, parts_of
 
 app = typer.Typer(cls=RunByDefault, add_completion=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 

@@ -7,9 +7,7 @@ import typer
 
 from records.commandline import progress_bar, refuse, table_console
 from records.errors import BadInput
-
-COMMAND = "layerwise-finetune"
-MODEL, PLAN, DATA, HOW, RUN = "The model", "What trains", "The data", "How it trains", "The run"  # panels of --help
+from tuning.cli_options import COMMAND, DATA, HOW, MODEL, PLAN, RUN, parts_of
 
 
 def compare(
@@ -51,7 +49,7 @@ def compare(
     eval_data: Annotated[
         str,
         typer.Option(
-            help="What is scored, comma-separated: `scenes` (seen and unseen drawings, and text alone), and files of "
+            help="What is scored, comma-separated: `scenes` (seen and unseen drawings, caption in words), and files of "
             "questions with short answers, each a condition with the file's name.",
             rich_help_panel=DATA,
         ),
@@ -64,7 +62,7 @@ def compare(
         bool,
         typer.Option(
             "--skip-bad",
-            help="Go on without samples that cannot be used; they are counted and listed in skipped.csv.",
+            help="Go on without samples that cannot be used; skipped-train.csv and skipped-FILE.csv list them.",
             rich_help_panel=DATA,
         ),
     ] = False,
@@ -96,7 +94,7 @@ def compare(
     ] = 3,
     device: Annotated[str, typer.Option(help="`cpu` or `cuda`.", rich_help_panel=RUN)] = "cpu",
     workers: Annotated[
-        int, typer.Option(help="Processes that open and prepare pictures ahead.", rich_help_panel=RUN)
+        int, typer.Option(help="Processes that open and prepare pictures ahead while plans train.", rich_help_panel=RUN)
     ] = 0,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=RUN)] = 50,
     keep_weights: Annotated[
@@ -129,7 +127,7 @@ def compare(
     `layerwise-finetune compare --model runs/stage1 --data mix.json --images dir --eval-data pope.jsonl` - your own data
     """
     from tuning.compare import run_compare
-    from tuning.config import CompareConfig, Optimisation, Running  # torch and transformers take seconds
+    from tuning.config import CompareConfig, CompareData, Optimisation, Running  # torch and transformers take seconds
 
     try:
         config = CompareConfig(
@@ -140,14 +138,7 @@ def compare(
             train=parts_of(train),
             lora_rank=lora_rank,
             seeds=tuple(_seed(text) for text in seeds.split(",")),
-            data=data,
-            images=images,
-            scenes=scenes,
-            limit=limit,
-            eval_data=parts_of(eval_data),
-            score_scenes=score_scenes,
-            eval_limit=eval_limit,
-            skip_bad=skip_bad,
+            data=CompareData(data, images, scenes, limit, parts_of(eval_data), score_scenes, eval_limit, skip_bad),
             optimisation=Optimisation(
                 steps=steps, batch_size=batch_size, grad_accum=grad_accum, lr=lr, projector_lr=projector_lr
             ),
@@ -174,11 +165,6 @@ def compare(
     typer.echo(f"table:   {out / 'compare.csv'}")
     for name in outcome.figures:
         typer.echo(f"figure:  {name}")
-
-
-def parts_of(text: str) -> tuple[str, ...]:
-    """The names in a comma-separated list; none of `none`."""
-    return () if text.strip() in ("", "none") else tuple(part.strip() for part in text.split(","))
 
 
 def _seed(text: str) -> int:

@@ -6,7 +6,7 @@ all that is finished there, whichever call asked for it.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from tasks.pictures import PictureError
 from tasks.tables import DataError
 from tuning.apply import apply_plan
 from tuning.checkpoint import last_checkpoint
-from tuning.compare_data import Opened, Surveyed, open_data, survey_data
+from tuning.compare_data import Surveyed, open_data, survey_data
 from tuning.compare_table import (
     ANSWERS,
     FULL,
@@ -40,12 +40,12 @@ from tuning.compare_table import (
 )
 from tuning.compiling import check_compiling, is_compiled
 from tuning.config import CompareConfig, check_numbers
-from tuning.estimate import enough_memory
 from tuning.evaluate import collator, model_inputs, score_answers, text_log_likelihood
 from tuning.labels import Unusable
 from tuning.layers import parse_layers
+from tuning.memory import enough_memory
 from tuning.output import bytes_of_model, save_model, write_json
-from tuning.plan import LayerPlan, Lora, Resolved, resolve
+from tuning.plan import LayerPlan, Lora, resolve
 from tuning.report_table import render_table
 from tuning.rivals import default_plans
 from tuning.timing import measure_plans
@@ -91,35 +91,39 @@ def run_compare(
         device = own_device(config.running.device)
     config = replace(config, running=replace(config.running, device=device))
     _check(config)
-    opened = open_data(config)
-    manifest = _checked_manifest(config, opened)
+    opened = open_data(config.data)
+    manifest = new_manifest(KIND, config.settings) | ({"data": opened.digests} if opened.digests else {})
+    _check_folder(config.out, manifest)
     with refusing(ValueError, OSError):
         llava = load(config.model, device=device, dtype=torch.float32)
-    plans = chosen_plans(config, llava)
-    resolved = {plan.name: resolve(plan, llava) for plan in plans if plan.name != START}
-    data = survey_data(opened, llava, skip_bad=config.skip_bad, on_progress=on_progress)
+    plans, known, n_layers = chosen_plans(config, llava), known_plans(config, llava), llava.n_layers
+    trained = {plan.name: resolve(plan, llava).trained for plan in known if plan.name != START}
     with refusing(OSError):
         config.out.mkdir(parents=True, exist_ok=True)
-        write_manifest(config.out, manifest)
-        data.list_skipped(config.out)
-    on_note(f"training on {data.found.describe()}")
-    with one_at_a_time(config.out, "another process is timing the plans: waiting for it", on_note=on_note):
-        _time(config, llava, resolved, data, on_note)
-    on_note(f"{len(plans)} plans, {len(config.seeds)} seeds, in {config.out}")
+    with one_at_a_time(config.out, "another process is at the folder: waiting for it", on_note=on_note):
+        manifest["model"] = {"weight_hash": llava.weight_hash}
+        _check_folder(config.out, manifest)
+        with refusing(OSError):
+            write_manifest(config.out, manifest)
     jobs = _jobs(config, plans)
-    share_jobs(
-        {folder: f"{plan}, seed {seed}" for folder, (plan, seed) in jobs.items()},
-        is_done=lambda folder: (folder / ANSWERS).is_file(),
-        run=lambda folder: _run_one(config, plans, *jobs[folder], folder, data, on_note),
-        on_done=lambda folder: on_progress("training and scoring plans", 1, len(jobs)),
-        on_note=on_note,
-    )
-    table = compare_table(
-        config.out,
-        known_plans(config, llava),
-        n_layers=llava.n_layers,
-        trainable=lambda plan: resolve(plan, llava).trained,
-    )
+    untimed = [plan for plan in plans if plan.name != START and plan.name not in read_costs(config.out)]
+    on_note(f"{len(plans)} plans, {len(config.seeds)} seeds, in {config.out}")
+    if (config.timing_rounds and untimed) or not all(map(_is_done, jobs)):
+        data = survey_data(opened, llava, skip_bad=config.data.skip_bad, on_progress=on_progress)
+        on_note(f"training on {data.found.describe()}")
+        with one_at_a_time(config.out, "another process is timing the plans: waiting for it", on_note=on_note):
+            for line in data.record(config.out):
+                on_note(line)
+            _time(config, llava, plans, data, on_note)
+        del llava  # each run opens its own, and two may not fit on the device
+        share_jobs(
+            {folder: f"{plan}, seed {seed}" for folder, (plan, seed) in jobs.items()},
+            is_done=_is_done,
+            run=lambda folder: _run_one(config, plans, *jobs[folder], folder, data, on_note),
+            on_done=lambda folder: on_progress("training and scoring plans", 1, len(jobs)),
+            on_note=on_note,
+        )
+    table = compare_table(config.out, known, n_layers=n_layers, trainable=lambda plan: trained[plan.name])
     write_atomically(config.out / "compare.csv", table.to_csv(index=False).encode())
     return Compared(config.out, table, _draw(config.out, table))
 
@@ -166,8 +170,8 @@ def _refuse_launcher() -> None:
 def _check(config: CompareConfig) -> None:
     """Refuses what no comparison can have."""
     counts = {
-        "scenes": config.scenes, "score-scenes": config.score_scenes, "lora-rank": config.lora_rank,
-        "limit": config.limit, "eval-limit": config.eval_limit,
+        "scenes": config.data.scenes, "score-scenes": config.data.score_scenes, "lora-rank": config.lora_rank,
+        "limit": config.data.limit, "eval-limit": config.data.eval_limit,
     }  # fmt: skip
     for seed in config.seeds:
         check_numbers(replace(config.optimisation, seed=seed), config.running, counts=counts)
@@ -177,25 +181,32 @@ def _check(config: CompareConfig) -> None:
         raise BadInput(f"seeds must be different numbers, at least one, got {list(config.seeds)}.")
 
 
-def _checked_manifest(config: CompareConfig, opened: Opened) -> dict[str, Any]:
-    """What the comparison is made of; the folder must be free, or hold the same."""
-    folder = config.out
+def _check_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Passes if the folder is free, or holds the same comparison.
+
+    Raises:
+        BadInput: If it holds anything else.
+    """
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"out must be a folder, got the file {str(folder)!r}. Choose another name.")
-    manifest = new_manifest(KIND, config.settings) | ({"data": opened.digests} if opened.digests else {})
     # what starts with a dot may be a process that starts beside this one and writes the same manifest
-    if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-        with refusing(ValueError):
-            old = read_manifest(folder, KIND)
-        if old is None:
-            raise BadInput(f"out must be empty or a comparison, got {str(folder)!r}. Choose another folder.")
-        differing = difference(old, manifest)
-        if differing is not None:
-            raise BadInput(
-                f"out must hold the same comparison or none, got one in {str(folder)!r} that differs: {differing}. "
-                "Choose another folder with --out."
-            )
-    return manifest
+    if not folder.is_dir() or all(entry.name.startswith(".") for entry in folder.iterdir()):
+        return
+    with refusing(ValueError):
+        old = read_manifest(folder, KIND)
+    if old is None:
+        raise BadInput(f"out must be empty or a comparison, got {str(folder)!r}. Choose another folder.")
+    # comparisons of earlier versions do not say which weights they began with
+    differing = difference(old, {name: value for name, value in manifest.items() if name != "model" or name in old})
+    if differing is not None:
+        raise BadInput(
+            f"out must hold the same comparison or none, got one in {str(folder)!r} that differs: {differing}. "
+            "Choose another folder with --out."
+        )
+
+
+def _is_done(folder: Path) -> bool:
+    return (folder / ANSWERS).is_file()
 
 
 def _jobs(config: CompareConfig, plans: Sequence[LayerPlan]) -> dict[Path, tuple[str, int]]:
@@ -301,16 +312,16 @@ def _line(answers: pd.DataFrame, words: float) -> str:
 def _time(
     config: CompareConfig,
     llava: Llava,
-    plans: dict[str, Resolved],
+    plans: Sequence[LayerPlan],
     data: Surveyed,
     on_note: Callable[[str], None],
 ) -> None:
     """Times a step of each plan that was not timed before, in turn with ``full``, all in this process."""
     known = read_costs(config.out)
-    missing = {name: resolved for name, resolved in plans.items() if name not in known}
+    missing = [plan for plan in plans if plan.name not in (START, *known)]
     if config.timing_rounds < 1 or not missing:
         return
-    timed = {FULL: plans[FULL], **missing}
+    timed = {plan.name: resolve(plan, llava) for plan in plans if plan.name == FULL or plan in missing}
     samples = data.samples(llava)
     pictured = samples.pictured.nonzero()[0]
     few = (pictured if len(pictured) else np.arange(len(samples)))[: config.optimisation.batch_size]
@@ -318,10 +329,11 @@ def _time(
         batch = collator(llava)([samples[int(index)] for index in few])
     given = {name: value for name, value in batch.items() if name not in ("owner", "sample")}
     on_note(f"timing {len(timed)} plans, {config.timing_rounds} rounds")
-    costs = measure_plans(
-        llava, timed, model_inputs(given, llava), rounds=config.timing_rounds, repeats=3,
-        checkpointing=config.running.gradient_checkpointing, bf16=config.running.bf16,
-    )  # fmt: skip
+    with enough_memory(config.optimisation.batch_size):
+        costs = measure_plans(
+            llava, timed, model_inputs(given, llava), rounds=config.timing_rounds, repeats=3,
+            checkpointing=config.running.gradient_checkpointing, bf16=config.running.bf16,
+        )  # fmt: skip
     add_costs(config.out, costs)
 
 

@@ -3,21 +3,29 @@
 Scenes are scored under three conditions; a file is a condition of its own, called as the file is.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from models.llava import Llava
 from records.errors import BadInput, refusing
 from records.progress import OnProgress, silent
+from tasks.example import Picture
+from tasks.pictures import PictureError
 from tasks.questions import CHANCE
 from tasks.scenes import Split
-from tuning.config import SCENES, CompareConfig
+from tuning.config import SCENES, CompareData
 from tuning.data import Samples, Skipped, Survey, Writing, refusal_of, survey_usable, write_skipped
+from tuning.output import write_json
 from tuning.sources import SceneMix, SceneQuestions, Source, first_of, open_source
 
 SCENE_CONDITIONS = ("seen", "unseen", "text")
 PASSAGE = "passage"  # the condition of ordinary text
+_KEPT = "samples.json"  # of a comparison: a digest of which samples are used
+_TRAINED = "train"  # what is trained on, among digests
 TRAINING = Writing()
 SCORING = Writing(on_long="refuse")  # an answer that was cut would be right on what is left of it
 
@@ -31,8 +39,7 @@ class Opened(NamedTuple):
     @property
     def digests(self) -> dict[str, str]:
         """A digest of each file's samples by condition, ``train`` for what is trained on; none of scenes."""
-        asked = {name: source.digest for name, source in self.questions.items() if name not in SCENE_CONDITIONS}
-        return asked if isinstance(self.mix, SceneMix) else {"train": self.mix.digest, **asked}
+        return {name: source.digest for name, source in _files(self.mix, self.questions).items()}
 
 
 class Surveyed(NamedTuple):
@@ -52,44 +59,61 @@ class Surveyed(NamedTuple):
 
     @property
     def skipped(self) -> dict[str, tuple[Skipped, ...]]:
-        """Samples that are left out, by the name of their list."""
-        asked = {f"skipped-{name}": found.skipped for name, (_, found) in self.questions.items()}
-        return {"skipped": self.found.skipped, **asked}
+        """Samples that are left out, by condition; of what is trained on as ``train``."""
+        return {_TRAINED: self.found.skipped, **{name: found.skipped for name, (_, found) in self.questions.items()}}
 
-    def list_skipped(self, folder: Path) -> None:
-        """Writes a list of those of each source that has any."""
-        for name, bad in self.skipped.items():
-            if bad:
-                write_skipped(folder / f"{name}.csv", bad)
+    def record(self, folder: Path) -> list[str]:
+        """Writes which samples are left out, in the folder of the comparison; a line for the reader about each list.
+
+        Raises:
+            BadInput: If they are others than those that the comparison's finished runs had.
+        """
+        used = {_TRAINED: self.found, **{name: found for name, (_, found) in self.questions.items()}}
+        kept = {name: hashlib.sha256(found.lengths.tobytes()).hexdigest()[:16] for name, found in used.items()}
+        path = folder / _KEPT
+        before = json.loads(path.read_text()) if path.is_file() else kept
+        differing = [name for name in kept if before.get(name) != kept[name]]
+        if differing:
+            raise BadInput(
+                f"data must be what they were when the comparison began, got other samples that can be used for "
+                f"{', '.join(differing)}: pictures came or went. Restore them, or choose another folder with --out."
+            )
+        with refusing(OSError):
+            write_json(path, kept)
+            for name, bad in self.skipped.items():
+                if bad:
+                    write_skipped(folder / f"skipped-{name}.csv", bad)
+        lists = {name: len(bad) for name, bad in self.skipped.items() if bad}
+        return [f"{n} samples left out, see {folder / f'skipped-{name}.csv'}" for name, n in lists.items()]
 
 
-def open_data(config: CompareConfig) -> Opened:
-    """The sources of a comparison.
+def open_data(data: CompareData) -> Opened:
+    """The sources of a comparison; scenes are the first conditions, files follow in the order that was given.
 
     Raises:
         BadInput: If a file cannot be read, or two conditions would have one name.
     """
-    names = [name for spec in config.eval_data for name in (SCENE_CONDITIONS if spec == SCENES else (Path(spec).stem,))]
-    reserved = {PASSAGE, "train"} | (set() if SCENES in config.eval_data else set(SCENE_CONDITIONS))
-    if not names or len(set(names)) < len(names) or reserved & set(names):
+    files = {Path(spec).stem: spec for spec in data.eval_specs if spec != SCENES}
+    names = [*(SCENE_CONDITIONS if len(files) < len(data.eval_specs) else ()), *files]
+    taken = {*SCENE_CONDITIONS, PASSAGE, _TRAINED}
+    if not names or len(files) + (SCENES in data.eval_specs) < len(data.eval_specs) or taken & files.keys():
         raise BadInput(
-            f"eval-data must be `scenes` and files with names of their own (none of {', '.join(SCENE_CONDITIONS)}, "
-            f"{PASSAGE}, train), got {', '.join(config.eval_data) or 'nothing'}. Rename the files."
+            f"eval-data must be `scenes` and files with names of their own (none of {', '.join(sorted(taken))}), got "
+            f"{', '.join(data.eval_specs) or 'nothing'}. Rename the files."
         )
-    questions: dict[str, Source] = {}
     with refusing(ValueError, OSError):
-        mix = open_source(config.data, config.images, scenes=SceneMix(config.scenes))
-        for spec in config.eval_data:
-            if spec == SCENES:
-                questions |= {name: _scenes(config, name) for name in SCENE_CONDITIONS}
-            else:
-                questions[Path(spec).stem] = first_of(open_source(spec, config.images), config.eval_limit)
-    return Opened(first_of(mix, config.limit), questions)
+        mix = open_source(data.spec, data.images, scenes=SceneMix(data.scenes))
+        questions = {
+            name: first_of(open_source(files[name], data.images), data.eval_limit) if name in files
+            else _scenes(data, name)
+            for name in names
+        }  # fmt: skip
+    return Opened(first_of(mix, data.limit), questions)
 
 
-def _scenes(config: CompareConfig, condition: str) -> Source:
+def _scenes(data: CompareData, condition: str) -> Source:
     split: Split = "unseen" if condition == "unseen" else "test"
-    return SceneQuestions(config.score_scenes, split=split, text=condition == "text")
+    return SceneQuestions(data.score_scenes, split=split, text=condition == "text")
 
 
 def survey_data(opened: Opened, llava: Llava, *, skip_bad: bool, on_progress: OnProgress = silent) -> Surveyed:
@@ -104,17 +128,50 @@ def survey_data(opened: Opened, llava: Llava, *, skip_bad: bool, on_progress: On
     Raises:
         BadInput: If samples cannot be used, and ``skip_bad`` does not allow it, or none can.
     """
+    files = _files(opened.mix, opened.questions)
     with refusing(ValueError, OSError):
         found = survey_usable(llava, opened.mix, TRAINING, "reading samples", on_progress)
-        questions = {
-            name: (source, survey_usable(llava, source, SCORING, "reading questions", on_progress))
-            for name, source in opened.questions.items()
-        }
+        questions = {}
+        for name, source in opened.questions.items():
+            own = survey_usable(llava, source, SCORING, f"reading questions of {name}", on_progress)
+            questions[name] = source, _with_pictures(source, own) if name in files else own
     data = Surveyed(opened.mix, found, questions)
-    for bad in data.skipped.values():
+    for name, bad in data.skipped.items():
         if bad and not skip_bad:
-            raise refusal_of(bad)
+            raise refusal_of(bad, files[name].name)
     return data
+
+
+def _with_pictures(source: Source, found: Survey) -> Survey:
+    """Without samples whose pictures do not open: what is scored is opened before hours are spent on training."""
+    reasons: dict[str, str | None] = {}
+    lengths, skipped = found.lengths.copy(), list(found.skipped)
+    for index in map(int, found.kept):
+        conversation = source[index]
+        for picture in conversation.pictures:
+            if picture.key not in reasons:
+                reasons[picture.key] = _reason(picture)
+            reason = reasons[picture.key]
+            if reason is not None:
+                lengths[index] = 0
+                skipped.append(Skipped(index, conversation.id, reason))
+                break
+    return replace(found, lengths=lengths, skipped=tuple(skipped))
+
+
+def _reason(picture: Picture) -> str | None:
+    """Why a picture does not open; None if it does."""
+    try:
+        picture.open()
+    except (PictureError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _files(mix: Source, questions: Mapping[str, Source]) -> dict[str, Source]:
+    """The sources that are no scenes."""
+    asked = {name: source for name, source in questions.items() if name not in SCENE_CONDITIONS}
+    return asked if isinstance(mix, SceneMix) else {_TRAINED: mix, **asked}
 
 
 def chance_of(conditions: Sequence[str]) -> Mapping[str, Mapping[str, float]]:

@@ -23,8 +23,12 @@ ANSWERS = "answers.parquet"  # of a run; what has it is finished
 START, FULL = "start", "full"
 _REFERENCE = "reference "
 _COSTS = "costs.json"
-# Of an entry of costs.json: the step of ``full`` that took turns with it. Times of two sessions make no ratio.
+# Of an entry of costs.json: the step of ``full`` that took turns with it. Steps of two sessions make no ratio.
 BESIDE = "full_step_seconds_median"
+_TOTALS = {
+    "full_flops": ("flops_forward", "flops_backward"),
+    "full_closed_form": ("closed_form_forward", "closed_form_backward"),
+}
 
 
 def name_of_reference(model: str) -> str:
@@ -36,14 +40,25 @@ def read_costs(folder: Path) -> dict[str, dict[str, Any]]:
     """What a step of each plan costs, by name, where it was timed; each with the step of ``full`` timed beside it."""
     path = folder / _COSTS
     costs: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
-    once = costs.get(FULL, {}).get("step_seconds_median")
-    return {name: {BESIDE: once, **cost} for name, cost in costs.items()}  # files of one session do not say it
+    once = _beside(costs[FULL]) if FULL in costs else {}
+    return {name: {**once, **cost} for name, cost in costs.items()}  # files of one session do not say it
 
 
 def add_costs(folder: Path, measured: Mapping[str, Cost]) -> None:
     """Adds plans that were timed in one session with ``full``; what was known before stays."""
-    described = {name: {**cost.to_dict(), BESIDE: measured[FULL].step_seconds} for name, cost in measured.items()}
+    beside = _beside(measured[FULL].to_dict())
+    described = {name: {**cost.to_dict(), **beside} for name, cost in measured.items()}
     write_json(folder / _COSTS, {**described, **read_costs(folder)})
+
+
+def _beside(full: Mapping[str, Any]) -> dict[str, Any]:
+    """What the entries of other plans keep of a step of ``full``."""
+    return {BESIDE: full.get("step_seconds_median"), **{name: _sum(full, parts) for name, parts in _TOTALS.items()}}
+
+
+def _sum(cost: Mapping[str, Any], parts: Sequence[str]) -> float | None:
+    known = [cost.get(part) for part in parts]
+    return None if None in known else float(sum(value for value in known if value is not None))
 
 
 def compare_table(
@@ -73,7 +88,8 @@ def compare_table(
         BadInput: If full tuning has not finished with any seed, or a run was of another plan of that name.
     """
     described = {plan.name: plan for plan in plans}
-    words = [_facts(path) for path in _finished(folder)]
+    runs = _read_runs(folder)
+    words = [facts for facts, _ in runs]
     for facts in words:
         plan = described.get(facts["plan"])
         if plan is not None and facts.get("layers", plain_layers(plan, n_layers)) != plain_layers(plan, n_layers):
@@ -83,7 +99,7 @@ def compare_table(
             )
     if not any(word["plan"] == FULL for word in words):
         raise BadInput(f"compare must have a finished run of 'full', got none in {str(folder)!r}. Start it again.")
-    answers = read_answers(folder)
+    answers = _stacked(runs)
     references = sorted({word["plan"] for word in words if word["plan"].startswith(_REFERENCE)})
     scores = summarise(
         answers, pd.DataFrame(words), full=FULL, untrained=(START, *references),
@@ -96,7 +112,7 @@ def compare_table(
         plan = described.get(name)
         shown = None if plan is None else replace(plan, layers=plain_layers(plan, n_layers))
         trained = 0 if plan is None or name == START else trainable(plan)
-        own = _plan_columns(name, shown, trained, costs.get(name), costs.get(FULL))
+        own = _plan_columns(name, shown, trained, costs.get(name))
         rows += [{**own, **row} for row in scores[scores["plan"] == name].drop(columns="plan").to_dict("records")]
     return pd.DataFrame(rows)
 
@@ -110,24 +126,28 @@ def read_answers(folder: Path) -> pd.DataFrame:
     Raises:
         BadInput: If no run has finished.
     """
-    found = []
-    for path in _finished(folder):
-        facts, answers = _facts(path), pd.read_parquet(path)
-        unit = answers["id"].where(answers["condition"].isin(SCENE_CONDITIONS), answers["group"])
-        found.append(answers.assign(id=unit, plan=facts["plan"], seed=facts["seed"]))
-    if not found:
+    runs = _read_runs(folder)
+    if not runs:
         raise BadInput(f"compare must have a finished run, got none in {str(folder)!r}. Start it again.")
-    return pd.concat(found, ignore_index=True)
+    return _stacked(runs)
 
 
-def _finished(folder: Path) -> list[Path]:
-    return sorted((folder / "runs").glob(f"*/{ANSWERS}"))
+def _read_runs(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """What run.json and the answers of each finished run say, ``value`` being the log-likelihood of ordinary text."""
+    runs = []
+    for path in sorted((folder / "runs").glob(f"*/{ANSWERS}")):
+        facts = json.loads((path.parent / "run.json").read_text())
+        value = float(facts["text_log_likelihood"])
+        runs.append(({**facts, "seed": int(facts["seed"]), "value": value}, pd.read_parquet(path)))
+    return runs
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    """What run.json beside the answers says, ``value`` being the log-likelihood of ordinary text."""
-    facts = json.loads((path.parent / "run.json").read_text())
-    return {**facts, "seed": int(facts["seed"]), "value": float(facts["text_log_likelihood"])}
+def _stacked(runs: Sequence[tuple[dict[str, Any], pd.DataFrame]]) -> pd.DataFrame:
+    tables = []
+    for facts, answers in runs:
+        unit = answers["id"].where(answers["condition"].isin(SCENE_CONDITIONS), answers["group"])
+        tables.append(answers.assign(id=unit, plan=facts["plan"], seed=facts["seed"]))
+    return pd.concat(tables, ignore_index=True)
 
 
 def plain_layers(plan: LayerPlan, n_layers: int) -> str:
@@ -136,25 +156,22 @@ def plain_layers(plan: LayerPlan, n_layers: int) -> str:
     return f"0-{n_layers - 1}" if len(layers) == n_layers else format_layers(layers, n_layers)
 
 
-def _plan_columns(
-    name: str, plan: LayerPlan | None, trainable: int, cost: dict[str, Any] | None, full: dict[str, Any] | None
-) -> dict[str, Any]:
+def _plan_columns(name: str, plan: LayerPlan | None, trainable: int, cost: dict[str, Any] | None) -> dict[str, Any]:
     """What is the same in all rows of a plan."""
 
-    def ratio(first: str, second: str) -> float | None:
-        if cost is None or full is None or cost[first] is None:
-            return None
-        return float((cost[first] + cost[second]) / (full[first] + full[second]))
+    def ratio(whole: str) -> float | None:
+        own = None if cost is None else _sum(cost, _TOTALS[whole])
+        return None if cost is None or own is None or not cost.get(whole) else float(own / cost[whole])
 
-    seconds, beside = (None, None) if cost is None else (cost["step_seconds_median"], cost[BESIDE])
+    seconds, beside = (None, None) if cost is None else (cost["step_seconds_median"], cost.get(BESIDE))
     return {
         "plan": name,
         "layers": plan.layers if plan else "",
         "train": ",".join(plan.train) if plan else "",
         "method": plan.method if plan and plan.name != START else "",
         "trainable": trainable,
-        "flops_ratio": ratio("flops_forward", "flops_backward"),
-        "closed_form_ratio": ratio("closed_form_forward", "closed_form_backward"),
+        "flops_ratio": ratio("full_flops"),
+        "closed_form_ratio": ratio("full_closed_form"),
         "step_time_ratio": None if seconds is None or beside is None else float(seconds / beside),
         "peak_memory": None if cost is None else cost["peak_memory"],
         "optimizer_bytes": None if cost is None else cost["bytes_optimizer"],

@@ -204,6 +204,46 @@ class TuningConfig:
 
 
 @dataclass(frozen=True)
+class CompareData:
+    """What the plans of a comparison are trained and scored on.
+
+    Args:
+        spec: ``"scenes"``, or a file that every plan is trained on.
+        images: The folder that the files' picture paths start from.
+        scenes: Scenes trained on, where the data are scenes.
+        limit: The first so many samples trained on.
+        eval_specs: What is scored: ``"scenes"`` (three conditions: seen and unseen drawings, and a caption in words),
+            and files, each a condition that is called as the file is.
+        score_scenes: Scenes scored, for each of their conditions.
+        eval_limit: Samples scored of a file, at most; all where it is None.
+        skip_bad: Whether to go on without samples that cannot be used.
+    """
+
+    spec: str = SCENES
+    images: Path | None = None
+    scenes: int = 4000
+    limit: int | None = None
+    eval_specs: tuple[str, ...] = (SCENES,)
+    score_scenes: int = 100
+    eval_limit: int | None = None
+    skip_bad: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must agree. Files go by their names, for digests say what is in them; defaults of files are left out."""
+        given: dict[str, Any] = {
+            "data": Path(self.spec).name,
+            "limit": self.limit,
+            "eval_data": sorted(Path(spec).name for spec in self.eval_specs),
+            "eval_limit": self.eval_limit,
+            "skip_bad": self.skip_bad,
+        }
+        plainest = {"data": SCENES, "limit": None, "eval_data": [SCENES], "eval_limit": None, "skip_bad": False}
+        changed = {name: value for name, value in given.items() if value != plainest[name]}
+        return {"scenes": self.scenes, "score_scenes": self.score_scenes, **changed}
+
+
+@dataclass(frozen=True)
 class CompareConfig:
     """One comparison.
 
@@ -215,15 +255,7 @@ class CompareConfig:
         train: Components that train beside the layers of every partial plan.
         lora_rank: Of the LoRA plans; alpha is twice it.
         seeds: Of the order of data; every plan is run with each.
-        data: ``"scenes"``, or a file that every plan is trained on.
-        images: The folder that the files' picture paths start from.
-        scenes: Scenes trained on, where the data are scenes.
-        limit: The first so many samples trained on.
-        eval_data: What is scored: ``"scenes"`` (three conditions: seen and unseen drawings, and text alone), and files,
-            each a condition that is called as the file is.
-        score_scenes: Scenes scored, for each of their conditions.
-        eval_limit: Samples scored of a file, at most; all where it is None.
-        skip_bad: Whether to go on without samples that cannot be used.
+        data: What all plans are trained and scored on.
         optimisation: Its seed is replaced by each of ``seeds``.
         lora_lr: Peak learning rate of factors.
         running: As for a single run.
@@ -241,14 +273,7 @@ class CompareConfig:
     train: tuple[str, ...] = ("projector",)
     lora_rank: int = 32
     seeds: tuple[int, ...] = (0,)
-    data: str = SCENES
-    images: Path | None = None
-    scenes: int = 4000
-    limit: int | None = None
-    eval_data: tuple[str, ...] = (SCENES,)
-    score_scenes: int = 100
-    eval_limit: int | None = None
-    skip_bad: bool = False
+    data: CompareData = field(default_factory=CompareData)
     optimisation: Optimisation = field(default_factory=Optimisation)
     lora_lr: float = 2e-4
     running: Running = field(default_factory=Running)
@@ -259,11 +284,6 @@ class CompareConfig:
     @property
     def settings(self) -> dict[str, Any]:
         """What must agree for the comparison to be resumed; more plans and seeds may be added."""
-        added = ("out", "running", "optimisation", "plans", "seeds", "timing_rounds", "reference", "keep_weights")
-        described = {name: plain(value) for name, value in asdict(self).items() if name not in added}
-        # Left out where they are the default: comparisons that began before there were files go on.
-        plainest = CompareConfig()
-        for name in ("data", "images", "limit", "eval_data", "eval_limit", "skip_bad"):
-            if getattr(self, name) == getattr(plainest, name):
-                del described[name]
+        named = ("model", "band", "train", "lora_rank", "lora_lr")
+        described = {name: plain(getattr(self, name)) for name in named} | self.data.settings
         return {**described, **asdict(self.optimisation), "bf16": self.running.bf16}

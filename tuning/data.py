@@ -147,12 +147,13 @@ def survey_usable(
     return found
 
 
-def refusal_of(skipped: Sequence[Skipped]) -> BadInput:
-    """The sentence that refuses data with samples that cannot be used."""
+def refusal_of(skipped: Sequence[Skipped], name: str | None = None) -> BadInput:
+    """The sentence that refuses data, maybe called ``name``, with samples that cannot be used."""
     shown = "; ".join(f"{bad.id!r}: {bad.reason}" for bad in skipped[:_SHOWN])
     more = f" and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
+    where = "" if name is None else f" in {name!r}"
     return BadInput(
-        f"every sample must be one that can be used, got {len(skipped)} that cannot ({shown}{more}). "
+        f"every sample must be one that can be used, got {len(skipped)} that cannot ({shown}{more}){where}. "
         "Correct them, or leave them out with --skip-bad."
     )
 

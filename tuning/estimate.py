@@ -1,7 +1,6 @@
 """What a run will take, told before it starts, and what it took: ``estimate_run`` and ``cost_of_run``."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import torch
 
 from models.llava import Llava
-from records.errors import BadInput
 from tuning.apply import set_checkpointing
 from tuning.compiling import is_compiled
 from tuning.config import TuningConfig
@@ -153,15 +151,3 @@ def cost_of_run(
     described["tokens_per_second"] = trained.tokens * share / seconds if seconds else None
     described["plan"] = estimate.resolved.plan.to_dict()
     return described
-
-
-@contextmanager
-def enough_memory(rows: int) -> Iterator[None]:
-    """A device whose memory a step of ``rows`` samples does not fit in becomes a sentence."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise BadInput(
-            f"device must hold a step of {rows} samples, got {' '.join(str(error).split())} Lower --batch-size and "
-            "raise --grad-accum, or give --bf16, --gradient-checkpointing, or fewer --layers."
-        ) from error

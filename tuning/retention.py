@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from records.errors import BadInput
+
 DRAWS = 2000
 LEVEL = 0.95
 # What was resampled for the interval of retention
@@ -20,6 +22,7 @@ ONE_SEED = "percentile bootstrap over scenes, paired with full"
 UNTRAINED = "percentile bootstrap over scenes, paired with full, and over full's seeds"
 RANGE = "range over seeds"
 NO_PAIR = "none: no seed is shared with full"
+DIFFERENCES = ["plan", "condition", "family", "difference", "lower", "upper", "n", "seeds"]
 _CHANCE_FREE = 1e-9
 
 
@@ -132,12 +135,13 @@ def summarise(
     return pd.DataFrame(rows)
 
 
-def differences(answers: pd.DataFrame, plan: str, *, seed: int = 0) -> pd.DataFrame:
+def differences(answers: pd.DataFrame, plan: str, *, untrained: Collection[str] = (), seed: int = 0) -> pd.DataFrame:
     """How much better a plan answers than each other one, paired by scene and seed.
 
     Args:
         answers: As for ``summarise``.
         plan: The plan that the others are taken from.
+        untrained: Plans whose seed says nothing, as for ``summarise``; they are left out.
         seed: Of the bootstrap.
 
     Returns:
@@ -147,10 +151,11 @@ def differences(answers: pd.DataFrame, plan: str, *, seed: int = 0) -> pd.DataFr
         drawn together for both. Plans that share no seed with it are left out.
 
     Raises:
-        ValueError: If there are no answers of ``plan``.
+        BadInput: If there are no answers of ``plan``, or plans were not asked the same.
     """
+    answers = answers[~answers["plan"].isin(list(untrained))]
     if not (answers["plan"] == plan).any():
-        raise ValueError(f"plan must be one of {', '.join(answers['plan'].unique())}, got {plan!r}.")
+        raise BadInput(f"plan must be one of {', '.join(answers['plan'].unique())}, got {plan!r}.")
     rows: list[dict[str, object]] = []
     for condition, family, chosen in _parts(answers):
         grids = {str(name): _grid(group) for name, group in chosen.groupby("plan", sort=False)}
@@ -158,6 +163,7 @@ def differences(answers: pd.DataFrame, plan: str, *, seed: int = 0) -> pd.DataFr
             mine, other = grids[plan].shared(grid), grid.shared(grids[plan])
             if name == plan or mine.right.empty:
                 continue
+            _check_same(mine, other)
             seeds, scenes = mine.draw(np.random.default_rng(seed))
             apart = _percentiles(mine.scores(seeds, scenes) - other.scores(seeds, scenes))
             rows.append(
@@ -172,7 +178,7 @@ def differences(answers: pd.DataFrame, plan: str, *, seed: int = 0) -> pd.DataFr
                     "seeds": len(mine.right),
                 }
             )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=DIFFERENCES)
 
 
 def _parts(answers: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
@@ -214,13 +220,21 @@ def _passage(plan: str, own: pd.DataFrame, full: pd.DataFrame, *, trains: bool) 
 
 
 def _grid(group: pd.DataFrame) -> _Grid:
-    right = group.pivot_table(index="seed", columns="id", values="right", aggfunc="sum", sort=True).astype(float)
-    once = group[group["seed"] == right.index[0]]  # every seed is asked the same
-    return _Grid(right, once.groupby("id", sort=True).size().to_numpy(dtype=float))
+    by_seed = group.groupby(["seed", "id"], sort=True)["right"]
+    right, asked = by_seed.sum().unstack().astype(float), by_seed.count().unstack()
+    if (asked != asked.iloc[0]).any(axis=None):
+        raise BadInput(f"every seed of a plan must be asked the same, got others in {group['condition'].iloc[0]!r}.")
+    return _Grid(right, asked.iloc[0].to_numpy(dtype=float))
+
+
+def _check_same(own: _Grid, other: _Grid) -> None:
+    if not own.right.columns.equals(other.right.columns) or (own.asked != other.asked).any():
+        raise BadInput("plans must be asked the same to be compared, got answers about other things. Score them again.")
 
 
 def _compare(own: _Grid, full: _Grid, rng: np.random.Generator, *, trains: bool) -> _Compared:
     """The score's interval over all own seeds; retention over the seeds that both have, resampled as pairs."""
+    _check_same(own, full)
     seeds, scenes = own.draw(rng)
     scores = own.scores(seeds, scenes)
     mine, whole = (own.shared(full), full.shared(own)) if trains else (own, full)

@@ -32,8 +32,9 @@ from tuning.compiling import check_compiling, is_compiled
 from tuning.config import TuningConfig, check_numbers
 from tuning.connector import with_connector
 from tuning.data import Samples, Survey, Writing, refusal_of, survey_usable, write_skipped
-from tuning.estimate import Estimate, cost_of_run, enough_memory, estimate_run, measure_first
+from tuning.estimate import Estimate, cost_of_run, estimate_run, measure_first
 from tuning.labels import Unusable
+from tuning.memory import enough_memory
 from tuning.output import bytes_of_model, save_model, write_json
 from tuning.plan import Resolved, resolve
 from tuning.sources import FIRST_CAPTION_SCENE, SceneMix, SceneQuestions, Source, Subset, first_of, open_source

@@ -157,12 +157,19 @@ def test_every_option_reaches_the_comparison(monkeypatch: pytest.MonkeyPatch) ->
     assert CliRunner().invoke(app, line.split()).exit_code == 2
     c = seen[0]
     assert (c.model, c.reference, c.plans, c.band) == ("m", "smol", ("full", "last"), "3-5")
-    assert (c.train, c.lora_rank, c.seeds, c.scenes, c.score_scenes) == (("projector", "final_norm"), 4, (0, 2), 9, 8)
+    assert (c.train, c.lora_rank, c.seeds, c.data.scenes, c.data.score_scenes) == (
+        ("projector", "final_norm"),
+        4,
+        (0, 2),
+        9,
+        8,
+    )
     assert (c.optimisation.steps, c.optimisation.batch_size, c.optimisation.lr) == (7, 6, 0.5)
     assert (c.lora_lr, c.optimisation.projector_lr, c.timing_rounds, str(c.out)) == (0.25, 0.125, 1, "o")
     assert (c.running.bf16, c.running.compile, c.running.device, c.running.save_every) == (True, True, "cuda", 3)
-    assert (c.data, str(c.images), c.limit, c.eval_data) == ("d.json", "i", 5, ("scenes", "e.jsonl"))
-    assert (c.eval_limit, c.skip_bad, c.optimisation.grad_accum, c.running.workers) == (6, True, 2, 1)
+    assert (c.data.spec, str(c.data.images), c.data.limit) == ("d.json", "i", 5)
+    assert (c.data.eval_specs, c.data.eval_limit, c.data.skip_bad) == (("scenes", "e.jsonl"), 6, True)
+    assert (c.optimisation.grad_accum, c.running.workers) == (2, 1)
     assert c.running.gradient_checkpointing
     bad = CliRunner().invoke(app, ["compare", "--seeds", "x"])
     assert (bad.exit_code, "seeds must be whole numbers" in bad.stderr) == (2, True)

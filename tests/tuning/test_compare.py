@@ -21,7 +21,7 @@ from tests.conftest import tiny_config
 from tuning.cli import app
 from tuning.compare import chosen_plans, run_compare
 from tuning.compare_table import compare_table
-from tuning.config import CompareConfig, Optimisation, Running
+from tuning.config import CompareConfig, CompareData, Optimisation, Running
 from tuning.evaluate import text_log_likelihood
 from tuning.plan import resolve
 from tuning.report_table import render_table
@@ -50,8 +50,7 @@ def settings(base: Path, tmp_path_factory: pytest.TempPathFactory) -> CompareCon
         model=str(base),
         plans=("start", "full", "middle band", "LoRA on the band"),
         lora_rank=2,
-        scenes=4,
-        score_scenes=2,
+        data=CompareData(scenes=4, score_scenes=2),
         optimisation=Optimisation(steps=2, batch_size=2, lr=1e-3, projector_lr=1e-3),
         running=Running(save_every=1),
         timing_rounds=1,
@@ -116,11 +115,13 @@ def test_a_finished_plan_is_not_run_again_and_a_new_seed_is_added(
     told: list[tuple[str, int, int]] = []
     again = run_compare(settings, on_note=notes.append, on_progress=lambda *report: told.append(report)).table
     pd.testing.assert_frame_equal(again, finished)
-    stages = {stage: total for stage, _, total in told}
-    assert stages == {"reading samples": 4, "reading questions": 2, "training and scoring plans": 4}
-    assert [report for report in told if report[0] == "training and scoring plans"] == told[-4:]
+    assert told == []  # nothing was left to do, not even reading
     assert not any("train" in note and "seed 0:" in note for note in notes)
-    more = run_compare(replace(settings, seeds=(0, 1), plans=("full", "middle band"))).table
+    more = run_compare(
+        replace(settings, seeds=(0, 1), plans=("full", "middle band")), on_progress=lambda *report: told.append(report)
+    ).table
+    asked = [(f"reading questions of {name}", 1, 2) for name in ("seen", "unseen", "text") for _ in range(2)]
+    assert told == [("reading samples", 1, 4)] * 4 + asked + [("training and scoring plans", 1, 4)] * 4
     seeds = more.groupby("plan")["seeds"].unique().map(list).to_dict()
     assert seeds == {"start": [1], "full": [2], "middle band": [2], "LoRA on the band": [1]}
     same = ["condition", "family", "retention", "lower", "upper"]  # the seed that the plan has is that of full before
@@ -157,7 +158,7 @@ def test_another_comparison_s_folder_is_refused(
     finished: pd.DataFrame, settings: CompareConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(BadInput, match="settings.scenes was 4, is 5"):
-        run_compare(replace(settings, scenes=5))
+        run_compare(replace(settings, data=replace(settings.data, scenes=5)))
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(BadInput, match="out must be empty or a comparison"):
         run_compare(replace(settings, out=tmp_path))
@@ -257,7 +258,9 @@ def test_a_plan_that_is_added_is_timed_beside_full_and_no_cost_is_lost(
     known = json.loads(path.read_text())
     known = {name: {**known[name], "step_seconds_median": s} for name, s in (("full", 1000), ("LoRA on the band", 500))}
     for cost in known.values():
-        cost.pop("full_step_seconds_median", None)  # as files were before plans could be added
+        cost["flops_forward"] *= 10  # of a larger batch
+        for name in ("full_step_seconds_median", "full_flops", "full_closed_form"):
+            del cost[name]  # as files were before plans could be added
     path.write_text(json.dumps(known))
     notes: list[str] = []
     config = replace(settings, plans=("full", "middle band"), out=tmp_path / "copy")
@@ -265,6 +268,8 @@ def test_a_plan_that_is_added_is_timed_beside_full_and_no_cost_is_lost(
     assert "timing 2 plans, 1 rounds" in notes
     ratios = table.groupby("plan")["step_time_ratio"].first()
     assert (ratios["full"], ratios["LoRA on the band"]) == (1, 0.5)
+    operations = table.groupby("plan")[["flops_ratio", "closed_form_ratio"]].first().loc["middle band"]
+    assert operations["flops_ratio"] == pytest.approx(operations["closed_form_ratio"], rel=0.03)
     costs = json.loads(path.read_text())
     assert costs.keys() == {"full", "middle band", "LoRA on the band"}
     assert all(costs[name].items() >= cost.items() for name, cost in known.items())
@@ -336,8 +341,8 @@ def test_a_launcher_is_refused_before_anything_is_written(
         ({"seeds": (0, 2**32)}, r"seed must be below 2\^32"),
         ({"seeds": (1, 1)}, "seeds must be different numbers"),
         ({"band": "9"}, r"layer must be in \[0, 3\), got 9"),
-        ({"scenes": 0}, "scenes must be >= 1, got 0"),
-        ({"score_scenes": 0}, "score-scenes must be >= 1, got 0"),
+        ({"data": CompareData(scenes=0)}, "scenes must be >= 1, got 0"),
+        ({"data": CompareData(score_scenes=0)}, "score-scenes must be >= 1, got 0"),
         ({"optimisation": Optimisation(steps=0)}, "steps must be >= 1, got 0"),
     ],
 )

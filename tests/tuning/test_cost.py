@@ -251,7 +251,7 @@ def test_step_time_follows_the_closed_form_where_products_dominate() -> None:
     try:
         large = build("wider", "cpu", torch.float32, "sdpa")
         plans = build_plans(large)
-        # AdamW moves every trained weight once, however many positions a step has: with few it is no small part
+        # Wants a machine without other work: full tuning moves the most memory, and others' traffic slows it most
         batch = synthetic_batch(large, rows=4, text_tokens=128)
         costs = measure_plans(large, plans, batch, rounds=2, repeats=1, clock="cpu")
     finally:

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from records.errors import BadInput
 from tuning.retention import INTERVAL, NO_PAIR, ONE_SEED, RANGE, UNTRAINED, differences, summarise
 
 
@@ -181,3 +182,20 @@ def test_every_answer_counts_alike_and_one_without_a_family_counts_in_all() -> N
     assert own["n"].tolist() == [2, 2]
     assert own["chance"].to_dict() == pytest.approx({"what": 0.5, "all": np.nan}, nan_ok=True)
     assert own.loc["all", ["score_lower", "score_upper"]].tolist() == pytest.approx([1 / 3, 1.0])  # two of b, two of a
+
+
+def test_plans_that_were_asked_other_things_are_refused() -> None:
+    given, words = by_seed({"full": {0: 0.8, 1: 0.4}, "band": {0: 0.8}})
+    gone = given[~((given["plan"] == "band") & (given["id"] == "s3"))]
+    for compare in (lambda: summarise(gone, words), lambda: differences(gone, "full")):
+        with pytest.raises(BadInput, match="plans must be asked the same"):
+            compare()
+    gone = given[~((given["plan"] == "full") & (given["seed"] == 1) & (given["id"] == "s3"))]
+    with pytest.raises(BadInput, match="every seed of a plan must be asked the same, got others in 'seen'"):
+        summarise(gone, words)
+
+
+def test_what_has_no_seed_has_no_difference() -> None:
+    given, _ = by_seed({"band": {0: 0.8}, "start": {0: 0.3}})
+    assert differences(given, "band", untrained=("start",)).empty
+    assert set(differences(given, "band")["plan"]) == {"start"}
