@@ -134,11 +134,14 @@ def survey_data(opened: Opened, llava: Llava, *, skip_bad: bool, on_progress: On
         questions = {}
         for name, source in opened.questions.items():
             own = survey_usable(llava, source, SCORING, f"reading questions of {name}", on_progress)
-            questions[name] = source, _with_pictures(source, own) if name in files else own
+            own = _with_pictures(source, own) if name in files else own
+            if not len(own.kept):
+                raise refusal_of(own.skipped, source.name)
+            questions[name] = source, own
     data = Surveyed(opened.mix, found, questions)
     for name, bad in data.skipped.items():
         if bad and not skip_bad:
-            raise refusal_of(bad, files[name].name)
+            raise refusal_of(bad, (opened.questions | {_TRAINED: opened.mix})[name].name)
     return data
 
 

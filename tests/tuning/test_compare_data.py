@@ -15,6 +15,7 @@ from PIL import Image
 
 from figures.accuracy_by_family import draw_accuracy
 from figures.cost_retention import draw_cost_retention
+from models.llava import load
 from records.errors import BadInput
 from tests.tuning.conftest import LlavaRows, turns
 from tuning.compare import run_compare
@@ -182,6 +183,23 @@ def test_what_cannot_be_scored_is_refused_or_listed_before_anything_trains(
     listed = pd.read_csv(tmp_path / "new" / "skipped-pope.csv")
     assert sorted(listed["sample"]) == [4, 5, 6]
     assert set(done.table.loc[done.table["condition"] == "pope", "n"]) == {1, 2, 3}
+
+
+def test_nothing_that_can_be_scored_is_refused_whatever_may_be_skipped(config: CompareConfig, tmp_path: Path) -> None:
+    (tmp_path / "c.png").write_bytes(b"no picture")
+    asked(Path(config.data.eval_specs[0]), [{"question": "Red?", "answer": "no", "image": "c.png"}])
+    with pytest.raises(BadInput, match=r"got 1 that cannot .* in 'pope"):
+        run_compare(replace(config, data=replace(config.data, skip_bad=True)))
+
+
+def test_a_context_that_scenes_do_not_fit_in_is_one_sentence(config: CompareConfig, tmp_path: Path) -> None:
+    llava = load(config.model, validate=False)
+    llava.config.text_config.max_position_embeddings = 64
+    llava.model.save_pretrained(tmp_path / "short")
+    llava.processor.save_pretrained(tmp_path / "short")
+    short = replace(config, model=str(tmp_path / "short"), data=replace(config.data, eval_specs=("scenes",)))
+    with pytest.raises(BadInput, match=r"scenes-"):
+        run_compare(short)
 
 
 @pytest.mark.usefixtures("undrawn")
