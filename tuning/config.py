@@ -230,15 +230,17 @@ class CompareData:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What must agree. Files go by their names, for digests say what is in them; defaults of files are left out."""
+        """What must agree. Files go by their names, for digests say what is in them; defaults of files are left out.
+
+        So is ``skip_bad``: which samples are used is recorded once they are known.
+        """
         given: dict[str, Any] = {
             "data": Path(self.spec).name,
             "limit": self.limit,
             "eval_data": sorted(Path(spec).name for spec in self.eval_specs),
             "eval_limit": self.eval_limit,
-            "skip_bad": self.skip_bad,
         }
-        plainest = {"data": SCENES, "limit": None, "eval_data": [SCENES], "eval_limit": None, "skip_bad": False}
+        plainest = {"data": SCENES, "limit": None, "eval_data": [SCENES], "eval_limit": None}
         changed = {name: value for name, value in given.items() if value != plainest[name]}
         return {"scenes": self.scenes, "score_scenes": self.score_scenes, **changed}
 

@@ -111,7 +111,7 @@ def test_what_changed_is_another_comparison(config: CompareConfig, base: Path, t
     asked(path, QUESTIONS)
     changes: dict[str, dict[str, Any]] = {
         "data": {"spec": "scenes"}, "limit": {"limit": 2}, "eval_limit": {"eval_limit": 2},
-        "eval_data": {"eval_specs": ("scenes",)}, "skip_bad": {"skip_bad": True},
+        "eval_data": {"eval_specs": ("scenes",)},
     }  # fmt: skip
     for name, change in changes.items():
         with pytest.raises(BadInput, match=rf"differs: settings.{name} was"):
@@ -179,8 +179,8 @@ def test_what_cannot_be_scored_is_refused_or_listed_before_anything_trains(
     with pytest.raises(BadInput, match=r"got 3 that cannot .* in 'pope.*--skip-bad"):
         run_compare(config)
     assert not list(config.out.glob("runs/*"))
-    done = run_compare(replace(config, plans=("full",), data=replace(config.data, skip_bad=True), out=tmp_path / "new"))
-    listed = pd.read_csv(tmp_path / "new" / "skipped-pope.csv")
+    done = run_compare(replace(config, plans=("full",), data=replace(config.data, skip_bad=True)))  # the same folder
+    listed = pd.read_csv(config.out / "skipped-pope.csv")
     assert sorted(listed["sample"]) == [4, 5, 6]
     assert set(done.table.loc[done.table["condition"] == "pope", "n"]) == {1, 2, 3}
 
