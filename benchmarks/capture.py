@@ -30,7 +30,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from models.bridges import to_nnsight, to_transformer_lens
 from models.capture import capture, capture_examples
 from models.inputs import Inputs, prepare
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from models.sites import Site
 from tasks.example import Example, Picture
 

@@ -25,17 +25,18 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from benchmarks.capture import NoiseExamples, machine
-from interventions.base import Base, plain_logits
-from interventions.compile import choose_runs, compile_cells
-from interventions.context import Context
-from interventions.edits import Cell, Cut, Write
-from interventions.engine import prepare_base, run_cells
-from interventions.plan import Plan
+from interventions.engines.base_runs import Base, plain_logits
+from interventions.engines.edits import Cell, Cut, Write
+from interventions.engines.engine import prepare_base, run_cells
+from interventions.operations.build_edits import choose_runs, compile_cells
+from interventions.operations.dataset_statistics import Context
+from interventions.plan.plan import Plan
 from models.bridges import to_nnsight, to_transformer_lens
 from models.inputs import Inputs, prepare
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from tasks.example import Example
-from tasks.pairs import make_pair
+from tasks.scenes.pairs import make_pair
 
 RECORDS = Path(__file__).parent / "records"
 WINDOW = 5  # layers of a knockout in the map

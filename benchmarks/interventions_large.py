@@ -18,9 +18,9 @@ import torch
 
 from benchmarks.capture import machine, peak_memory
 from benchmarks.interventions import RECORDS, job, readout, run_ours, take_turns
-from interventions.base import plain_logits
-from interventions.plan import Plan
-from models.llava import load
+from interventions.engines.base_runs import plain_logits
+from interventions.plan.plan import Plan
+from models.loading.load import load
 
 TARGET = 6.0  # full forwards that the map may take
 

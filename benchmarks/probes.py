@@ -26,7 +26,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
-from probes.solver import LogisticFit, rotate, solve_logistic
+from probes.linear.solver import LogisticFit, rotate, solve_logistic
 
 SIZES = {"cpu": (12, 4000, 1024), "llava-7b": (33, 10_000, 4096), "small": (12, 1000, 256), "tiny": (2, 400, 64)}
 # On a machine that others use, processor time with one thread measures the work and not the waiting.

@@ -27,13 +27,15 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from models.llava import Llava, load
-from tuning.apply import applied
-from tuning.cost import Cost, batch_shape, measure_step, synthetic_batch
-from tuning.flops import band_ratio, closed_form
-from tuning.layers import anchor_band, format_layers
-from tuning.plan import WHOLE, LayerPlan, Lora, Resolved, resolve
-from tuning.timing import measure_plans
+from models.llava import Llava
+from models.loading.load import load
+from tuning.cost.flops import band_ratio, closed_form
+from tuning.cost.measure import Cost, batch_shape, measure_step, synthetic_batch
+from tuning.cost.timing import measure_plans
+from tuning.plan.apply import applied
+from tuning.plan.layers import anchor_band, format_layers
+from tuning.plan.plan import WHOLE, LayerPlan, Lora
+from tuning.plan.resolve import Resolved, resolve
 
 # name -> (d_model, inner, blocks, heads, patches a side, d_vision, vision blocks)
 SIZES = {
@@ -45,7 +47,7 @@ TARGETS = {"6-16": 0.75, "6-16 + projector": 0.82}  # of step time, at the size 
 
 
 def build(name: str, device: str, dtype: torch.dtype, attn: str) -> Llava:
-    """The model of a size of this file, or one that ``models.llava.load`` knows."""
+    """The model of a size of this file, or one that ``models.loading.load.load`` knows."""
     if name not in SIZES:
         return load(name, device=device, dtype=dtype, validate=False, attn="sdpa" if attn == "sdpa" else "eager")
     d, inner, blocks, heads, side, d_vision, vision_blocks = SIZES[name]
@@ -261,7 +263,7 @@ def draw(record: dict[str, Any], stem: Path) -> None:
         return
     import pandas as pd
 
-    from figures.cost_ratios import draw_cost_ratios
+    from figures.plans.cost_ratios import draw_cost_ratios
     from figures.style import save_figure
 
     save_figure(draw_cost_ratios(pd.DataFrame(record["plans"])), stem)
@@ -270,7 +272,9 @@ def draw(record: dict[str, Any], stem: Path) -> None:
 def main() -> None:
     """Measure, print, and write the dated record and its figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny", help=f"{', '.join(SIZES)}, or a name that models.llava.load knows")
+    parser.add_argument(
+        "--model", default="tiny", help=f"{', '.join(SIZES)}, or a name that models.loading.load.load knows"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--attn", choices=["sdpa", "eager"], default="sdpa")
     parser.add_argument(

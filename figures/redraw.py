@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from figures.accuracy_by_family import draw_accuracy
-from figures.cost_ratios import draw_cost_ratios
-from figures.cost_retention import draw_cost_retention
 from figures.head_map import draw_head_map
 from figures.knockout import draw_knockout
-from figures.learning_curve import draw_learning_curve
 from figures.patch_map import draw_patch_map, draw_probe_map
-from figures.plan_diagram import draw_plan_diagram
-from figures.retention import draw_retention
+from figures.plans.accuracy_by_family import draw_accuracy
+from figures.plans.cost_ratios import draw_cost_ratios
+from figures.plans.cost_retention import draw_cost_retention
+from figures.plans.learning_curve import draw_learning_curve
+from figures.plans.plan_diagram import draw_plan_diagram
+from figures.plans.retention import draw_retention
 from figures.runs import read_picture, read_saved
 from figures.score_by_layer import draw_score_by_layer
 from figures.skip import draw_skip

@@ -14,15 +14,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from PIL import Image
 
-from figures.accuracy_by_family import draw_accuracy
-from figures.cost_retention import draw_cost_retention
 from figures.head_map import draw_head_map
 from figures.knockout import draw_knockout
-from figures.learning_curve import draw_learning_curve
 from figures.parts import names_in_blocks
 from figures.patch_map import Picture, draw_patch_map, draw_probe_map, of_patches
-from figures.plan_diagram import draw_plan_diagram
-from figures.retention import draw_retention
+from figures.plans.accuracy_by_family import draw_accuracy
+from figures.plans.cost_retention import draw_cost_retention
+from figures.plans.learning_curve import draw_learning_curve
+from figures.plans.plan_diagram import draw_plan_diagram
+from figures.plans.retention import draw_retention
 from figures.score_by_layer import draw_score_by_layer
 from figures.skip import draw_skip
 from figures.style import Panels, Width

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from records import arguments
-from records.commandline import RunByDefault, progress_bar, refuse, table_console, with_config
+from records import cli_arguments as arguments
 from records.errors import BadInput, refusing
-from records.options import ModelOptions
+from records.settings import ModelOptions
+from records.terminal import RunByDefault, progress_bar, refuse, table_console, with_config
 
 COMMAND = "patch-sweep"
 _REPEATABLE = frozenset({"site", "tokens", "source", "target", "metric", "noise_seed"})
@@ -285,7 +285,7 @@ def _own_options(op: Op, given: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def _corruption(kind: Literal["pair", "blank", "noise"], scale: float | None, seeds: Sequence[int] | None) -> Any:
-    from interventions.options import Corruption
+    from interventions.plan.options import Corruption
 
     if kind != "noise" and (scale is not None or seeds):
         raise BadInput(

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from interventions.groups import is_pictured
-from interventions.options import OPTIONS, Corruption, Op
-from interventions.plan import FLOW, METRICS, EngineName, Metric, Plan, Span
+from interventions.plan.groups import is_pictured
+from interventions.plan.options import OPTIONS, Corruption, Op
+from interventions.plan.plan import FLOW, METRICS, EngineName, Metric, Plan, Span
 from records.errors import BadInput, refusing
 from records.manifest import RunKind
-from records.options import ModelOptions, plain, slug
+from records.settings import ModelOptions, plain, slug
 
 ERRORS = "attribution_error.csv"
 RUN = RunKind("patch-sweep", writes=("cells", "pairs.parquet", "values.parquet", ERRORS, "picture.png"))

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interventions.plan import Metric
+from interventions.plan.plan import Metric
 from models.inputs import Inputs
 from models.llava import Llava
 from tasks.prompts import with_answer

@@ -13,11 +13,11 @@ from typing import Any, get_args
 from interventions.config import DEFAULT_LIMIT, PairOptions
 from records.errors import BadInput, refusing
 from tasks.example import Example
-from tasks.folder import PictureFolder
-from tasks.pairs import ATTRIBUTES, make_pairs
 from tasks.pictures import PictureError
-from tasks.scenes import SIZE, Split
-from tasks.tables import DataError, Row, open_table
+from tasks.readers.picture_folder import PictureFolder
+from tasks.readers.tables import DataError, Row, open_table
+from tasks.scenes.pairs import ATTRIBUTES, make_pairs
+from tasks.scenes.scene import SIZE, Split
 
 SCENES = "scenes"
 _COLUMNS = ("clean", "corrupt", "question", "answer", "foil")

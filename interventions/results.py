@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interventions.attribution import attribution_error
+from interventions.batch import BatchValues
 from interventions.metrics import recovered_fraction
-from interventions.plan import CellSpec, Metric
-from interventions.running import BatchValues
-from interventions.statistics import adjust_p, bootstrap_means, bootstrap_ratios, sign_flip_p
+from interventions.operations.attribution import attribution_error
+from interventions.plan.plan import CellSpec, Metric
+from records.resampling import adjust_p, bootstrap_means, bootstrap_ratios, sign_flip_p
 
 KEYS = ("op", "site", "layer", "window", "tokens", "head")
 COLUMNS = (

@@ -26,13 +26,13 @@ from torch import Tensor
 
 from figures.runs import draw_patch_run
 from figures.style import FigurePaths, figure_of, save_figure
+from interventions.batch import unchanged_run
 from interventions.config import ERRORS, RUN, PatchConfig
 from interventions.metrics import UNDEFINED_BELOW
+from interventions.operations.steering import load_directions
 from interventions.pairs import load_pairs
 from interventions.report_table import render_summary
 from interventions.results import first_bad, list_errors, list_values, summarise_cells
-from interventions.running import unchanged_run
-from interventions.steering import load_directions
 from interventions.work import Work, batch_runner, plan_work
 from models.inputs import image_processor, prepare
 from models.llava import Llava

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from torch import Tensor
 
+from interventions.batch import BatchValues, resampled_pairs, run_batch, run_transplants
 from interventions.config import PatchConfig
-from interventions.context import prepare_context
-from interventions.groups import Masks
 from interventions.metrics import answer_tokens
+from interventions.operations.dataset_statistics import prepare_context
+from interventions.operations.steering import fitting_direction
 from interventions.pairs import SCENES, Pairs, load_pairs
-from interventions.plan import FLOW, CellSpec, SteerOptions, TransplantOptions
-from interventions.running import BatchValues, resampled_pairs, run_batch, run_transplants
-from interventions.steering import fitting_direction
+from interventions.plan.groups import Masks
+from interventions.plan.plan import FLOW, CellSpec, SteerOptions, TransplantOptions
 from models.inputs import prepare
 from models.llava import Llava
 from records.errors import refusing

@@ -2,7 +2,8 @@
 
 from models.activations import Activations
 from models.capture import capture, capture_examples, plan_batches
-from models.llava import Llava, load, randomised
+from models.llava import Llava
+from models.loading.load import load, randomised
 from models.sites import Site, all_sites, depth, parse_sites
 
 __all__ = [

@@ -7,19 +7,19 @@ no logits are computed. All of this is exact.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from models.activations import Activations, Captured
+from models.capture_plan import _Plan, _plan, _wanted
 from models.inputs import Inputs, PaddingSide, Preprocess, prepare
 from models.llava import Llava
 from models.precision import fast_bfloat16
-from models.recording import CaptureError, Pool, Recorder, Selection
+from models.recording import Pool, Recorder
 from models.sites import PARTS, Part, Site, check_site
-from models.tokens import BoxGroup, Group, PatchGroup, token_mask
+from models.tokens import BoxGroup, Group, PatchGroup
 from tasks.example import Example
 
 _POOLS = ("none", "mean", "max", "box")
@@ -162,172 +162,6 @@ def plan_batches(examples: Sequence[Example], *, tokens: Group, batch_size: int)
                 batches.append(tuple(current))
                 current, rows = [], 0
     return [*batches, tuple(current)] if current else batches
-
-
-def probe_forward(llava: Llava, sites: Sequence[Site]) -> None:
-    """Passes if every site fires on a short real forward and the last ``resid_post`` gives the model's own logits.
-
-    Raises:
-        CaptureError: Naming the site that does not.
-    """
-    ids = torch.full((1, llava.n_image_tokens + 2), llava.image_token_id, device=llava.device)
-    ids[0, [0, -1]] = next(token for token in range(2) if token != llava.image_token_id)
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(1, 3, llava.image_size, llava.image_size, generator=generator).to(llava.device, llava.dtype)
-    last = Site("language_model", llava.n_layers - 1, "resid_post")
-    row, token = torch.tensor([[0]], device=llava.device), torch.tensor([[ids.shape[1] - 1]], device=llava.device)
-    selections = {
-        part: Selection(
-            row, token if part == "language_model" else torch.zeros_like(token), torch.ones_like(row).bool(), (0,)
-        )
-        for part in ("vision_tower", "projector", "language_model")
-    }
-    with torch.inference_mode():
-        recorders = {
-            part: Recorder(llava, [s for s in sites if s.part == part], selection, "none")
-            for part, selection in selections.items()
-        }
-        logits: list[Tensor] = []
-
-        def forward() -> None:
-            logits.append(
-                llava.model(input_ids=ids, pixel_values=pixels, logits_to_keep=1, use_cache=False).logits[0, -1]
-            )
-
-        recorders["vision_tower"].run(
-            lambda: recorders["projector"].run(
-                lambda: recorders["language_model"].run(forward, stop=False), stop=False
-            ),
-            stop=False,
-        )
-        resid = [recorder.finished([f"the check of {llava.id}"]) for recorder in recorders.values()][-1][last][0, 0]
-        ours = llava.logits(resid[None, None])[0, 0]
-    # The same numbers through the same modules, in another batch shape: only the order of summation may differ.
-    tolerance = 1e-3 if llava.dtype == torch.float32 else 5e-2
-    if not torch.allclose(
-        ours.float(), logits[0].float(), rtol=tolerance, atol=tolerance * float(logits[0].abs().max())
-    ):
-        raise CaptureError(
-            f"site {str(last)!r} must give the logits of {llava.id} through norm and head, got a difference of "
-            f"{float((ours - logits[0]).abs().max()):.2g}. This version of transformers computes something else."
-        )
-
-
-class _Row(NamedTuple):
-    """A row that the language model runs: the example it is taken from, its first column, and how much of it."""
-
-    example: int
-    start: int
-    length: int
-
-
-class _Plan(NamedTuple):
-    rows: list[_Row]
-    selections: dict[Part, Selection]
-    positions: dict[Part, Int[Tensor, "example pos"]]
-    needs_pictures: bool
-
-
-def _wanted(
-    llava: Llava, inputs: Inputs, tokens: Group | Tensor, pool: Pool, examples: Sequence[Example] | None
-) -> Bool[Tensor, "batch pos"]:
-    """The wanted positions, checked."""
-    if isinstance(tokens, Tensor):
-        if tokens.dtype != torch.bool or tokens.shape != inputs.input_ids.shape:
-            raise ValueError(
-                f"tokens must be a boolean mask of shape {tuple(inputs.input_ids.shape)}, got {tokens.dtype} of "
-                f"{tuple(tokens.shape)}. token_mask makes one."
-            )
-        wanted = tokens.to(inputs.input_ids.device)
-        if bool((wanted & (inputs.attention_mask == 0)).any()):
-            raise ValueError("tokens must not hold padding, got some. Combine the mask with attention_mask.")
-    else:
-        wanted = token_mask(inputs, tokens, llava, examples)
-    if pool == "box":
-        wanted = wanted & token_mask(inputs, "object", llava, examples)
-    empty = (~wanted.any(1)).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(
-            f"tokens must hold at least one position of every example, got none in row {empty[0]} of the batch. "
-            "Choose another group, or leave the example out."
-        )
-    return wanted
-
-
-def _plan(llava: Llava, inputs: Inputs, sites: Sequence[Site], wanted: Tensor, *, whole_pictures: bool) -> _Plan:
-    """Which rows are run, and what is taken from which."""
-    ids, chosen = inputs.input_ids.tolist(), [row.nonzero().flatten().tolist() for row in wanted.cpu()]
-    parts = {site.part for site in sites}
-    selections: dict[Part, Selection] = {}
-    positions: dict[Part, Tensor] = {}
-    rows: list[_Row] = []
-    needs_pictures = bool(parts - {"language_model"})
-    if "language_model" in parts:
-        seen: dict[tuple[object, ...], int] = {}
-        taken: list[list[tuple[int, int]]] = []
-        for example, columns in enumerate(chosen):
-            layout, pictures = inputs.layout[example], inputs.image_of[example]
-            start, stop = layout.real.start, columns[-1] + 1
-            # A row reaches to the end of a picture that it enters, so that boxes in one picture share its run.
-            stop = max([stop, *(span.stop for span in layout.images if span.start < stop)])
-            shown = tuple(p for p, span in zip(pictures, layout.images, strict=True) if span.start < stop)
-            key = (tuple(ids[example][start:stop]), shown)
-            if key not in seen:
-                seen[key] = len(rows)
-                rows.append(_Row(example, start, stop - start))
-            taken.append([(seen[key], column - start) for column in columns])
-            needs_pictures |= bool(shown)
-        selections["language_model"] = _selection(taken, llava.device)
-        positions["language_model"] = _padded(chosen, -1, inputs.input_ids.device)
-    for part in ("vision_tower", "projector"):
-        if part in parts:
-            taken = [
-                _picture_tokens(llava, inputs, example, columns, part, whole_pictures)
-                for example, columns in enumerate(chosen)
-            ]
-            selections[part] = _selection(taken, llava.device)
-            positions[part] = _padded([[token for _, token in row] for row in taken], -1, inputs.input_ids.device)
-    return _Plan(rows, selections, positions, needs_pictures)
-
-
-def _picture_tokens(
-    llava: Llava, inputs: Inputs, example: int, columns: list[int], part: Part, whole_pictures: bool
-) -> list[tuple[int, int]]:
-    """The (picture, token) pairs of the vision side that belong to the wanted columns of one example."""
-    class_token = 1 if part == "vision_tower" else 0
-    if whole_pictures:
-        length = llava.grid[0] * llava.grid[1] + max(class_token, llava.n_class_tokens)
-        found = [(picture, token) for picture in inputs.image_of[example] for token in range(length)]
-    else:
-        offset = class_token - llava.n_class_tokens if part == "vision_tower" else 0
-        wanted = set(columns)
-        found = [
-            (picture, column - span.start + offset)
-            for picture, span in zip(inputs.image_of[example], inputs.layout[example].images, strict=True)
-            for column in range(*span)
-            if column in wanted
-        ]
-    if not found:
-        raise ValueError(
-            f"tokens must hold image tokens for the sites of the {part.replace('_', ' ')}, got none in row {example} "
-            "of the batch. Use the group 'image' or 'object', or sites of the language model."
-        )
-    return found
-
-
-def _selection(taken: list[list[tuple[int, int]]], device: torch.device) -> Selection:
-    """The distinct selections, padded; a padded slot repeats the first, so that nothing unwanted is looked at."""
-    distinct: dict[tuple[tuple[int, int], ...], int] = {}
-    of_example = tuple(distinct.setdefault(tuple(row), len(distinct)) for row in taken)
-    length = max(len(row) for row in distinct)
-    filled = torch.tensor([[*row, *[row[0]] * (length - len(row))] for row in distinct], device=device)
-    mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in distinct], device=device)
-    return Selection(filled[..., 0], filled[..., 1], mask, of_example)
-
-
-def _padded(rows: list[list[int]], filler: int, device: torch.device) -> Tensor:
-    length = max(len(row) for row in rows)
-    return torch.tensor([row + [filler] * (length - len(row)) for row in rows], device=device)
 
 
 def _run_pictures(llava: Llava, inputs: Inputs, plan: _Plan, recorders: Mapping[Part, "Recorder"]) -> Tensor | None:

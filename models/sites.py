@@ -8,12 +8,9 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 from models.html import site_html
-
-if TYPE_CHECKING:
-    from models.llava import Llava
 
 Part = Literal["vision_tower", "projector", "language_model"]
 PARTS: tuple[Part, ...] = get_args(Part)  # in the order of the forward pass
@@ -50,6 +47,22 @@ _ALIASES: dict[str, Part] = {
     "language": "language_model",
     "language_model": "language_model",
 }
+
+
+class Stack(Protocol):
+    """The facts about a model that naming its sites needs; ``Llava`` has them."""
+
+    @property
+    def id(self) -> str:
+        """The name it was loaded by."""
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks of the language model."""
+
+    @property
+    def n_vision_layers(self) -> int:
+        """Blocks of the vision tower."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,7 @@ class Site:
         raise ValueError(f"site must be a TransformerLens name, got {text!r}. {_vocabulary()}")
 
 
-def all_sites(model: "Llava") -> list[Site]:
+def all_sites(model: Stack) -> list[Site]:
     """Every site of ``model``, in the order of the forward pass."""
     sites: list[Site] = []
     for part in PARTS:
@@ -125,7 +138,7 @@ def all_sites(model: "Llava") -> list[Site]:
     return sites
 
 
-def depth(site: Site, model: "Llava") -> float:
+def depth(site: Site, model: Stack) -> float:
     """How deep in its part the site stands: 0 is the part's input, 1 its output."""
     if site.part == "projector":
         names = list(_SINGLE["projector"])
@@ -136,7 +149,7 @@ def depth(site: Site, model: "Llava") -> float:
     return (site.layer + within) / _n_layers(site.part, model)
 
 
-def check_site(site: Site, model: "Llava") -> None:
+def check_site(site: Site, model: Stack) -> None:
     """Passes if ``model`` has the site.
 
     Raises:
@@ -149,7 +162,7 @@ def check_site(site: Site, model: "Llava") -> None:
         )
 
 
-def parse_sites(specs: Sequence[str], layers: str | None, model: "Llava") -> list[Site]:
+def parse_sites(specs: Sequence[str], layers: str | None, model: Stack) -> list[Site]:
     """The sites that a command line asks for, without repetitions, in the order of the forward pass.
 
     Args:
@@ -218,7 +231,7 @@ def _shorthand(spec: str) -> Site | _Shorthand:
     return _Shorthand(part, names, layers if at else None)
 
 
-def _layers(text: str | None, part: Part, model: "Llava") -> list[int]:
+def _layers(text: str | None, part: Part, model: Stack) -> list[int]:
     """``"0-3,7"`` -> [0, 1, 2, 3, 7]; None -> all."""
     n = _n_layers(part, model)
     if text is None:
@@ -240,7 +253,7 @@ def _layers(text: str | None, part: Part, model: "Llava") -> list[int]:
     return chosen
 
 
-def _n_layers(part: Part, model: "Llava") -> int:
+def _n_layers(part: Part, model: Stack) -> int:
     return model.n_vision_layers if part == "vision_tower" else model.n_layers
 
 

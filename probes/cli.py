@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from probes.config import RUN, DataOptions, Pool, Probe, ProbeOptions, SiteOptions, SweepConfig, Tokens
-from records import arguments
-from records.commandline import RunByDefault, progress_bar, refuse, table_console, with_config
+from records import cli_arguments as arguments
 from records.errors import BadInput
-from records.options import DtypeName, ModelOptions
+from records.settings import DtypeName, ModelOptions
+from records.terminal import RunByDefault, progress_bar, refuse, table_console, with_config
 
 COMMAND = "probe-sweep"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from records.manifest import RunKind
-from records.options import DtypeName, ModelOptions, plain, slug
+from records.settings import DtypeName, ModelOptions, plain, slug
 
 RUN = RunKind(
     "probe-sweep",

@@ -6,62 +6,24 @@ Everything that can be wrong with the user's data is found here, before a model 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from probes.config import DataOptions, SiteOptions, SweepConfig
-from probes.folds import Plan, plan_folds
+from probes.evaluation.folds import Plan, plan_folds
 from records.errors import BadInput, refusing
 from tasks.datasets import Dataset, scenes_probe_dataset
 from tasks.example import Example, Target
-from tasks.readers import check_pictures, load_dataset
-from tasks.scenes import SIZE
+from tasks.lazy import Joined, Picked
+from tasks.readers.examples import check_pictures, load_dataset
+from tasks.scenes.scene import SIZE
 
 SCENES = "scenes"
 SCENE_TARGETS = ("kind", "category", "colour", "place", "count")
 SCENE_LIMIT = 200  # for smol about four minutes of two free cores: 0.6 s a run of a scene, 2 s the fits of a site
 # The label that names what a control task gives one random label; scenes have it, data of the user's own may.
 TYPE = "control_type"
-
-
-class Picked(Sequence[Example]):
-    """Some examples of a sequence, by index, none of them held."""
-
-    def __init__(self, examples: Sequence[Example], indices: Sequence[int]) -> None:
-        """``indices`` count from 0 in ``examples``."""
-        self._examples, self._indices = examples, list(indices)
-
-    def __len__(self) -> int:
-        """The number of examples."""
-        return len(self._indices)
-
-    def __getitem__(self, index: Any) -> Any:
-        """One example, or a lazy part."""
-        if isinstance(index, slice):
-            return Picked(self._examples, self._indices[index])
-        return self._examples[self._indices[index]]
-
-
-class Joined(Sequence[Example]):
-    """The examples of two sequences, one after the other, none of them held."""
-
-    def __init__(self, first: Sequence[Example], second: Sequence[Example]) -> None:
-        """``second`` may be empty."""
-        self._first, self._second = first, second
-
-    def __len__(self) -> int:
-        """The number of examples."""
-        return len(self._first) + len(self._second)
-
-    def __getitem__(self, index: Any) -> Any:
-        """One example, or a lazy part."""
-        if isinstance(index, slice):
-            return Picked(self, range(*index.indices(len(self))))
-        index = range(len(self))[index]
-        n = len(self._first)
-        return self._first[index] if index < n else self._second[index - n]
 
 
 @dataclass(frozen=True)

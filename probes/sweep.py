@@ -19,16 +19,18 @@ import pandas as pd
 from figures.parts import names_in_blocks
 from figures.score_by_layer import draw_score_by_layer
 from figures.style import FigurePaths, figure_of, save_figure
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from models.sites import Site, depth, parse_sites
-from probes.capturing import fill_store, layouts, shard_size, stored_dtype, width
+from probes.activations.fill import fill_store, layouts, shard_size, stored_dtype, width
+from probes.activations.store import STORES, ActivationStore, SizeEstimate, estimate_size
 from probes.config import RUN, TEXT_TOKENS, SweepConfig
-from probes.fitting import fit_sites
-from probes.folds import Plan
-from probes.maps import TABLE, MapPlan, map_steps, plan_maps, write_maps
+from probes.evaluation.folds import Plan
+from probes.fit_sites import fit_sites
+from probes.maps.map_plan import MapPlan, plan_maps
+from probes.maps.maps import TABLE, map_steps, write_maps
 from probes.report_table import render_summary
 from probes.selection import Selection, at_size, plan_for, select
-from probes.store import STORES, ActivationStore, SizeEstimate, estimate_size
 from records.errors import BadInput, refusing
 from records.html import run_html
 from records.manifest import check_folder, new_manifest, open_run, read_manifest, write_atomically, write_manifest

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from records.errors import BadInput, refusing
-from records.options import ModelOptions
+from records.settings import ModelOptions
 
 
 def open_model(options: ModelOptions, *, device: str, seed: int, given: Llava | None = None) -> Llava:

@@ -4,7 +4,7 @@
     run_sweep(config, on_progress=silent)                   # nowhere
     capture_examples(..., on_progress=shown_progress())     # for what is quiet by itself
 
-The commands show theirs at the terminal, with ``records.commandline.progress_bar``.
+The commands show theirs at the terminal, with ``records.terminal.progress_bar``.
 """
 
 import sys

@@ -6,16 +6,16 @@ stays flat however many there are.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import overload
 
 import numpy as np
 
 from tasks.example import Box, Example, Label, Target
+from tasks.lazy import LazyExamples
 from tasks.prompts import CAPTION
-from tasks.questions import FAMILIES, Family, ask, ask_for_caption
-from tasks.scenes import COLOURS, NOUNS, SIZE, Scene, Split, make_scene
+from tasks.scenes.questions import FAMILIES, Family, ask, ask_for_caption
+from tasks.scenes.scene import COLOURS, NOUNS, SIZE, Scene, Split, make_scene
 
 OBJECT_TARGETS = tuple(Target(name, scope="object") for name in ("kind", "category", "colour", "place", "drawing"))
 SCENE_TARGETS = (*OBJECT_TARGETS, Target("count", scope="image"))
@@ -52,36 +52,6 @@ class Dataset:
                 return target
         known = ", ".join(target.name for target in self.targets)
         raise ValueError(f"target must be one of {known} for {self.name}, got {name!r}. Pick one of them.")
-
-
-class LazyExamples(Sequence[Example]):
-    """A sequence of ``n`` examples, each made anew by ``make`` whenever it is asked for."""
-
-    def __init__(self, n: int, make: Callable[[int], Example]) -> None:
-        """``make`` must return the same example for the same index."""
-        self._indices = range(n)
-        self._make = make
-
-    def __len__(self) -> int:
-        """The number of examples."""
-        return len(self._indices)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> "LazyExamples": ...
-
-    def __getitem__(self, index: int | slice) -> "Example | LazyExamples":
-        """One example, or a lazy part of the sequence."""
-        if isinstance(index, slice):
-            part = self._indices[index]
-            return LazyExamples(len(part), lambda i: self._make(part[i]))
-        return self._make(self._indices[index])
-
-    def __iter__(self) -> Iterator[Example]:
-        """One example after the other, none of them kept."""
-        return (self._make(i) for i in self._indices)
 
 
 def object_labels(scene: Scene, index: int) -> dict[str, Label]:

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from tasks.example import Box, Example, Picture
 
 WORDS = ("cat", "dog", "umbrella", "taxi", "apple")

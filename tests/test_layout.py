@@ -23,8 +23,8 @@ MAY_IMPORT = {
 EXCEPTIONS = {
     ("probes/sweep.py", "figures"),
     ("interventions/sweep.py", "figures"),
-    ("tuning/compare.py", "figures"),
-    ("records/arguments.py", "figures"),
+    ("tuning/compare/compare.py", "figures"),
+    ("records/cli_arguments.py", "figures"),
 }
 LATE = {"transformer_lens", "nnsight", "beartype"}  # slow, or for development only: imported inside functions
 MODULES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py"))

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from records.arguments import add_report
-from records.commandline import RunByDefault, progress_bar, refuse
+from records.cli_arguments import add_report
 from records.errors import BadInput
-from tuning.cli_compare import compare
+from records.terminal import RunByDefault, progress_bar, refuse
 from tuning.cli_options import COMMAND, DATA, HOW, MODEL, PLAN, RUN, parts_of
+from tuning.compare.cli import compare
 
 app = typer.Typer(cls=RunByDefault, add_completion=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
@@ -193,8 +193,8 @@ def run(
     `accelerate launch --num_processes 2 -m tuning.cli --layers 6-15 --out runs/band` - on several devices
     """
     from tuning.config import LORA_LR, RECIPES, Optimisation, Running, TuningConfig, TuningData
-    from tuning.estimate import Estimate
-    from tuning.plan import LayerPlan, Lisa, Lora
+    from tuning.cost.estimate import Estimate
+    from tuning.plan.plan import LayerPlan, Lisa, Lora
     from tuning.run import run_tuning  # torch and transformers take seconds, and --help needs neither
 
     leads = os.environ.get("RANK", "0") == "0"

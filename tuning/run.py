@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from records.errors import BadInput, refusing
 from records.manifest import (
     FILE,
@@ -19,26 +20,27 @@ from records.manifest import (
     read_manifest,
     write_manifest,
 )
-from records.options import slug
 from records.processes import join_processes, own_device
 from records.progress import OnProgress, shown_progress, silent
+from records.settings import slug
 from tasks.pictures import PictureError
-from tasks.tables import DataError
-from tuning.apply import apply_plan
-from tuning.arguments import check_launcher
-from tuning.auto import describe_choice
-from tuning.checkpoint import last_checkpoint
-from tuning.compiling import check_compiling, is_compiled
+from tasks.readers.tables import DataError
 from tuning.config import TuningConfig, check_numbers
-from tuning.connector import with_connector
-from tuning.data import Samples, Survey, Writing, refusal_of, survey_usable, write_skipped
-from tuning.estimate import Estimate, cost_of_run, estimate_run, measure_first
-from tuning.labels import Unusable
-from tuning.memory import enough_memory
-from tuning.output import bytes_of_model, save_model, write_json
-from tuning.plan import Resolved, resolve
-from tuning.sources import FIRST_CAPTION_SCENE, SceneMix, SceneQuestions, Source, Subset, first_of, open_source
-from tuning.trainer import PlanTrainer, Trained, train
+from tuning.cost.estimate import Estimate, cost_of_run, estimate_run, measure_first
+from tuning.data.conversation import Unusable
+from tuning.data.samples import Samples, Survey, Writing, refusal_of, survey_usable, write_skipped
+from tuning.data.scene_mix import FIRST_CAPTION_SCENE, SceneMix, SceneQuestions
+from tuning.data.sources import Source, Subset, first_of, open_source
+from tuning.plan.apply import apply_plan
+from tuning.plan.choose_layers import describe_choice
+from tuning.plan.connector import with_connector
+from tuning.plan.resolve import Resolved, resolve
+from tuning.training.checkpoint import last_checkpoint
+from tuning.training.out_of_memory import enough_memory
+from tuning.training.save import bytes_of_model, save_model, write_json
+from tuning.training.torch_compile import check_compiling, is_compiled
+from tuning.training.trainer import PlanTrainer, Trained, train
+from tuning.training.trainer_arguments import check_launcher
 
 KIND = RunKind("layerwise-finetune")
 

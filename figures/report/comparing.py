@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from figures.plan_marks import CONDITIONS
+from figures.plans.plan_marks import CONDITIONS
 from figures.report.tables import plain_value
 from figures.style import COLOURS, SERIES, SERIES_MARKERS, plan_colour
 

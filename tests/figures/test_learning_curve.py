@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from figures.learning_curve import draw_learning_curve
+from figures.plans.learning_curve import draw_learning_curve
 from figures.style import SERIES, figure_of
 from tests.figures.tables import evaluations_table as evaluations
 

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 
-from figures.accuracy_by_family import draw_accuracy
-from figures.cost_ratios import draw_cost_ratios
-from figures.cost_retention import draw_cost_retention
-from figures.plan_diagram import AFTER, BEFORE, GAP, STEPS, draw_plan_diagram
-from figures.retention import draw_retention
+from figures.plans.accuracy_by_family import draw_accuracy
+from figures.plans.cost_ratios import draw_cost_ratios
+from figures.plans.cost_retention import draw_cost_retention
+from figures.plans.plan_diagram import AFTER, BEFORE, GAP, STEPS, draw_plan_diagram
+from figures.plans.retention import draw_retention
 from figures.style import PLAN_MARKERS, WIDTHS, figure_of, plan_colour, plan_marker
 from tests.figures.tables import PLANS, compare_table
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from interventions.cli import app
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from tests.conftest import tiny_config
 
 

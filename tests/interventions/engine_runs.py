@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from interventions.base import Base
-from interventions.edits import Cell
-from interventions.engine import Engine, run_cells
+from interventions.engines.base_runs import Base
+from interventions.engines.edits import Cell
+from interventions.engines.engine import Engine, run_cells
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.sites import Site

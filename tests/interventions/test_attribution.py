@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from interventions.attribution import Attribution, attribute, attribution_error
-from interventions.compile import Runs, choose_runs, compile_cells, corrupt_cell
-from interventions.context import Context, prepare_context
-from interventions.engine import prepare_base, run_cells
-from interventions.plan import Corruption, PatchOptions, Plan
+from interventions.engines.engine import prepare_base, run_cells
+from interventions.operations.attribution import Attribution, attribute, attribution_error
+from interventions.operations.build_edits import Runs, choose_runs, compile_cells, corrupt_cell
+from interventions.operations.dataset_statistics import Context, prepare_context
+from interventions.plan.plan import Corruption, PatchOptions, Plan
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from tasks.example import Example

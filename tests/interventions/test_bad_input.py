@@ -125,7 +125,7 @@ def test_activations_that_are_not_finite_name_a_pair(
     folder = copied(
         checkpoint, tmp_path, lambda w: w[next(k for k in w if "language_model.layers.1.mlp.down" in k)].fill_(value)
     )
-    from models.llava import load
+    from models.loading.load import load
 
     monkeypatch.setattr("records.model.load", lambda *a, **k: load(*a, **{**k, "validate": False}))
     line = ["--limit", 2, "--layers", "1", *(["--tokens", "last"] if op != "transplant" else ["--donor", folder])]
@@ -145,7 +145,7 @@ def test_disk_that_fills_up_on_the_way_is_one_sentence_and_the_run_goes_on_later
     line = [*SHORT, "--batch-size", 1]
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
-        for module in ("interventions.sweep", "interventions.running", "records.tables"):
+        for module in ("interventions.sweep", "interventions.batch", "records.tables"):
             patched.setattr(f"{module}.write_atomically", write)
         if full_at == "figures":
             patched.setattr("interventions.sweep.save_figure", lambda figure, path: write(Path(full_at), b""))
@@ -158,7 +158,7 @@ def test_disk_that_fills_up_on_the_way_is_one_sentence_and_the_run_goes_on_later
 def test_picture_that_goes_missing_on_the_way_is_named(
     sweep: Sweep, pair_file: PairFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from models.llava import load
+    from models.loading.load import load
 
     def lose(*arguments: Any, **options: Any) -> Any:
         (pair_file.folder / "corrupt-3.png").unlink()

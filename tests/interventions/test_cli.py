@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from interventions.cli import app
 from interventions.config import DEFAULTS, PatchConfig, build_plan
-from interventions.options import OPS
-from interventions.plan import Plan
+from interventions.plan.options import OPS
+from interventions.plan.plan import Plan
 from tests.interventions.conftest import Outcome, PairFile
 
 Sweep = Callable[..., Outcome]
@@ -309,7 +309,7 @@ def test_values_that_are_not_finite_name_metric_and_pair(
     weights = load_file(folder / "model.safetensors")
     weights[next(key for key in weights if "layers.1.mlp.down_proj" in key)].fill_(float("nan"))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    from models.llava import load
+    from models.loading.load import load
 
     monkeypatch.setattr("records.model.load", lambda *a, **k: load(*a, **{**k, "validate": False}))
     refused(sweep("--limit", 2, model=folder), "finite", "logit_difference of 'test-0-0/colour'")

@@ -9,9 +9,10 @@ from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 
-from interventions.compile import choose_runs, compile_cells, corrupt_cell
-from interventions.context import Context, prepare_context
-from interventions.corruption import (
+from interventions.engines.edits import Cell
+from interventions.engines.engine import Engine, prepare_base, run_cells
+from interventions.operations.build_edits import choose_runs, compile_cells, corrupt_cell
+from interventions.operations.corruption import (
     EMBEDDINGS,
     blank_pictures,
     draw_noise,
@@ -19,9 +20,8 @@ from interventions.corruption import (
     noise_edit,
     noised,
 )
-from interventions.edits import Cell
-from interventions.engine import Engine, prepare_base, run_cells
-from interventions.plan import Corruption, PatchOptions, Plan
+from interventions.operations.dataset_statistics import Context, prepare_context
+from interventions.plan.plan import Corruption, PatchOptions, Plan
 from models.capture import capture
 from models.inputs import Inputs, image_processor, prepare
 from models.llava import Llava

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from interventions.direct import DirectAttribution, direct_logit_attribution
+from interventions.operations.direct_attribution import DirectAttribution, direct_logit_attribution
 from models.capture import capture
 from models.inputs import Inputs, prepare
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from models.sites import Site
 from tests.conftest import make_examples, tiny_config
 

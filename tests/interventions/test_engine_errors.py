@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from interventions.base import Base
-from interventions.edits import OTHER, Cell, Cut, Edit, Hold, Write
-from interventions.engine import Engine, prepare_base, run_cells
+from interventions.engines.base_runs import Base
+from interventions.engines.edits import OTHER, Cell, Cut, Edit, Hold, Write
+from interventions.engines.engine import Engine, prepare_base, run_cells
 from models.inputs import prepare
 from models.llava import Llava
 from models.recording import CaptureError

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from interventions.base import plain_logits
-from interventions.chunks import plan_chunks
-from interventions.edits import OTHER, Cell, Cut, Hold, Write
-from interventions.engine import Engine, prepare_base, run_cells
+from interventions.engines.base_runs import plain_logits
+from interventions.engines.chunks import plan_chunks
+from interventions.engines.edits import OTHER, Cell, Cut, Hold, Write
+from interventions.engines.engine import Engine, prepare_base, run_cells
+from models.cached_blocks import additive
 from models.inputs import prepare
 from models.llava import Llava
-from models.resume import additive
 from models.sites import Site, all_sites
 from models.tokens import token_mask
 from tests.conftest import make_examples
@@ -324,7 +324,7 @@ def test_cells_at_once_bounds_a_chunk_and_large_cells_go_alone(llava: Llava, mon
     assert [chunk.cells for chunk in plan_chunks(llava, base.prefix, cells, 3)] == [(1, 3, 2), (0,)]
     assert [chunk.cells for chunk in plan_chunks(llava, base.prefix, cells, None)] == [(1, 3, 2, 0)]
     together = run(llava, base, cells)
-    monkeypatch.setattr("interventions.chunks._MOST_SCORES", 1)
+    monkeypatch.setattr("interventions.engines.chunks._MOST_SCORES", 1)
     assert [chunk.cells for chunk in plan_chunks(llava, base.prefix, cells, None)] == [(1,), (3,), (2,), (0,)]
     for alone, got in zip(run(llava, base, cells), together, strict=True):
         close(alone, got)

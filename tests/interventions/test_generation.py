@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from interventions.compile import choose_runs, compile_cells
-from interventions.context import Context
-from interventions.engine import Engine, prepare_base, run_cells
+from interventions.engines.engine import Engine, prepare_base, run_cells
 from interventions.metrics import find_readout, greedy_accuracy
-from interventions.plan import Plan, SkipOptions, SteerOptions
+from interventions.operations.build_edits import choose_runs, compile_cells
+from interventions.operations.dataset_statistics import Context
+from interventions.plan.plan import Plan, SkipOptions, SteerOptions
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from tasks.example import Example

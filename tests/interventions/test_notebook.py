@@ -9,7 +9,7 @@ from figures.style import FigurePaths
 from interventions.config import PairOptions, PatchConfig, build_plan
 from interventions.report_table import summarise
 from interventions.sweep import FinishedPatchSweep, run_patch_sweep
-from records.options import ModelOptions
+from records.settings import ModelOptions
 from tests.figures.tables import patch_table
 
 MARKUP = '<i>"model"</i>'

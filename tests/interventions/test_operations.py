@@ -11,12 +11,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from interventions.ablation import resampled_examples
-from interventions.compile import Runs, choose_runs, compile_cell, compile_cells
-from interventions.context import Context, prepare_context
-from interventions.edits import Cut, Hold, Write
-from interventions.engine import Engine, prepare_base, run_cells
-from interventions.plan import (
+from interventions.engines.edits import Cut, Hold, Write
+from interventions.engines.engine import Engine, prepare_base, run_cells
+from interventions.operations.ablation import resampled_examples
+from interventions.operations.build_edits import Runs, choose_runs, compile_cell, compile_cells
+from interventions.operations.dataset_statistics import Context, prepare_context
+from interventions.operations.steering import direction_at, load_directions
+from interventions.plan.plan import (
     AblateOptions,
     Corruption,
     PatchOptions,
@@ -25,7 +26,6 @@ from interventions.plan import (
     SteerOptions,
     TransplantOptions,
 )
-from interventions.steering import direction_at, load_directions
 from models.capture import capture
 from models.hooks import edited
 from models.inputs import Inputs, prepare

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.llava import load
+from models.loading.load import load
 from tests.interventions.conftest import Outcome, PairFile
 from tests.interventions.test_cli import EVERY_OPTION, FLAGS, REPEATED
 
@@ -196,7 +196,7 @@ def test_revision_device_attention_and_dtype_reach_the_model(
 
 
 def test_engine_chooses_how_cells_are_run(table: Callable[..., pd.DataFrame], monkeypatch: pytest.MonkeyPatch) -> None:
-    from interventions import engine
+    from interventions.engines import engine
 
     ran: list[str] = []
 

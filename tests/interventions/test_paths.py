@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from interventions.edits import Write
-from interventions.engine import prepare_base, run_cells
-from interventions.groups import group_mask
-from interventions.paths import Entrance, Head, path_cells
+from interventions.engines.edits import Write
+from interventions.engines.engine import prepare_base, run_cells
+from interventions.operations.path_patching import Entrance, Head, path_cells
+from interventions.plan.groups import group_mask
 from models.hooks import edited, recorded
 from models.inputs import Inputs, prepare
 from models.llava import Llava

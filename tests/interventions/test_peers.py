@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from interventions.compile import choose_runs, compile_cells
-from interventions.context import Context
-from interventions.engine import Engine, prepare_base, run_cells
-from interventions.plan import CellSpec, Plan
+from interventions.engines.engine import Engine, prepare_base, run_cells
+from interventions.operations.build_edits import choose_runs, compile_cells
+from interventions.operations.dataset_statistics import Context
+from interventions.plan.plan import CellSpec, Plan
 from models.bridges import to_nnsight, to_transformer_lens
 from models.inputs import Inputs, prepare
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from tasks.example import Example
-from tasks.pairs import make_pair
+from tasks.scenes.pairs import make_pair
 from tests.conftest import make_examples, noise_picture
 
 ENGINES: tuple[Engine, ...] = ("resume", "full")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from interventions.groups import Masks, group_mask, is_pictured, own_pictures, parse_group, picture_mask
-from interventions.plan import (
+from interventions.plan.groups import Masks, group_mask, is_pictured, own_pictures, parse_group, picture_mask
+from interventions.plan.plan import (
     AblateOptions,
     CellSpec,
     Corruption,

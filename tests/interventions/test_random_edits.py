@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from interventions.edits import OTHER, Cell, Cut, Edit, Hold, Write
-from interventions.engine import prepare_base, run_cells
+from interventions.engines.edits import OTHER, Cell, Cut, Edit, Hold, Write
+from interventions.engines.engine import prepare_base, run_cells
 from models.inputs import Inputs, prepare
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from models.sites import all_sites
 from tests.conftest import make_examples, tiny_config
 from tests.interventions.engine_runs import KINDS, RELATIVE, close, differs, mask_for, other_pictures, real, run

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from interventions.ablation import resampled_examples
-from interventions.compile import choose_runs, compile_cells, corrupt_cell
-from interventions.context import Context, prepare_context
-from interventions.edits import Cell
-from interventions.engine import Engine, prepare_base, run_cells
-from interventions.options import OPTIONS, Corruption, Op
-from interventions.plan import Plan
+from interventions.engines.edits import Cell
+from interventions.engines.engine import Engine, prepare_base, run_cells
+from interventions.operations.ablation import resampled_examples
+from interventions.operations.build_edits import choose_runs, compile_cells, corrupt_cell
+from interventions.operations.dataset_statistics import Context, prepare_context
+from interventions.plan.options import OPTIONS, Corruption, Op
+from interventions.plan.plan import Plan
 from models.inputs import Inputs, prepare
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from models.sites import all_sites
 from tests.conftest import make_examples, noise_picture, tiny_config
 

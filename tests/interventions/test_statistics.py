@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control, permutation_test
 
-from interventions.statistics import adjust_p, bootstrap_means, bootstrap_ratios, sign_flip_p
+from records.resampling import adjust_p, bootstrap_means, bootstrap_ratios, sign_flip_p
 
 
 def noise(*shape: int, mean: float = 0.0, seed: int = 0) -> np.ndarray:

@@ -18,14 +18,15 @@ from safetensors.torch import save_file
 from interventions.config import PairOptions, PatchConfig, build_plan
 from interventions.metrics import find_readout, measure
 from interventions.pairs import load_pairs
-from interventions.plan import CellSpec, Corruption
+from interventions.plan.plan import CellSpec, Corruption
 from interventions.report_table import summarise
 from interventions.results import COLUMNS, KEYS, list_values, summarise_cells
-from interventions.statistics import adjust_p
 from interventions.sweep import FinishedPatchSweep, PatchEstimate, run_patch_sweep
 from models.inputs import prepare
-from models.llava import Llava, load
-from records.options import ModelOptions
+from models.llava import Llava
+from models.loading.load import load
+from records.resampling import adjust_p
+from records.settings import ModelOptions
 
 ISSUE_COLUMNS = (
     "op", "site", "layer", "window", "tokens", "head", "metric", "value", "lower", "upper", "clean", "corrupt",

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from interventions.plan import Plan
-from interventions.transplant import transplanted
+from interventions.operations.transplant import transplanted
+from interventions.plan.plan import Plan
 from models.inputs import prepare
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from tests.conftest import make_examples, tiny_config
 
 

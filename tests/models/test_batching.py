@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from models.capture import capture
 from models.inputs import PaddingSide, Preprocess, prepare
-from models.llava import Attention, Llava, load
+from models.llava import Attention, Llava
+from models.loading.load import load
 from models.sites import all_sites
 from models.tokens import GroupName
 from tasks.example import Example, Picture

@@ -15,7 +15,8 @@ from models import bridges
 from models.bridges import to_nnsight, to_transformer_lens, twin
 from models.capture import capture
 from models.inputs import prepare
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from models.sites import all_sites
 from tests.conftest import make_examples, tiny_config
 from tests.models.oracles import values_by_nnsight

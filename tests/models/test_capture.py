@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from models.capture import capture, capture_examples, plan_batches
 from models.inputs import prepare
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from models.recording import CaptureError
 from models.sites import Site, all_sites
 from models.tokens import patch, token_mask

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from models.checkpoints import CheckpointError, _read_bin, random_weights, weight_files
-from models.llava import Llava, load
-from models.processors import offline_processor
+from models.llava import Llava
+from models.loading.checkpoints import CheckpointError, _read_bin, random_weights, weight_files
+from models.loading.load import load
+from models.loading.processors import offline_processor
 from tests.conftest import tiny_config
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-import models.embedded as embedded
-from models.embedded import PARTS, compose, language_model_file, load_language_model
+import models.loading.smol as embedded
+from models.loading.smol import PARTS, compose, language_model_file, load_language_model
 
 
 @pytest.fixture(scope="module")

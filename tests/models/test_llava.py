@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from models.capture import probe_forward
-from models.checkpoints import CheckpointError
-from models.llava import Llava, load, randomised
+from models.llava import Llava
+from models.loading.checkpoints import CheckpointError
+from models.loading.load import load, probe_forward, randomised
 from models.recording import CaptureError
 from models.sites import Site, all_sites
 from tests.conftest import tiny_config

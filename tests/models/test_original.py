@@ -26,10 +26,12 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from models.checkpoints import CheckpointError
+from models.convert import main
 from models.inputs import prepare
-from models.llava import Llava, load
-from models.original import is_original, main, read_original
+from models.llava import Llava
+from models.loading.checkpoints import CheckpointError
+from models.loading.load import load
+from models.loading.original import is_original, read_original
 from tasks.prompts import CAPTION, LETTER, SHORT, SYSTEM, vicuna_v1
 from tests.conftest import make_examples
 
@@ -281,7 +283,7 @@ def test_the_converted_folder_opens_in_plain_transformers(
     for path in folder.glob("*.bin"):  # as published: in half precision
         torch.save({k: v.half() for k, v in torch.load(path, weights_only=True).items()}, path)
     out = tmp_path / "made" / "llava-hf"
-    monkeypatch.setattr("sys.argv", ["models.original", str(folder), str(out)])
+    monkeypatch.setattr("sys.argv", ["models.convert", str(folder), str(out)])
     main()
     assert capsys.readouterr().out.strip() == str(out)
     plain = LlavaForConditionalGeneration.from_pretrained(out)

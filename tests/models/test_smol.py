@@ -11,15 +11,16 @@ from transformers import LlavaForConditionalGeneration
 
 from models.bridges import without_looking_for_a_processor
 from models.capture import capture
-from models.embedded import compose
 from models.inputs import prepare
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
+from models.loading.smol import compose
 from models.sites import Site, all_sites
 from tasks.prompts import vicuna_v1
-from tasks.questions import ask, ask_all
-from tasks.scenes import make_scene
+from tasks.scenes.questions import ask, ask_all
+from tasks.scenes.scene import make_scene
 from tests.models.oracles import language_by_transformers, values_by_nnsight, vision_by_transformers
-from tuning.score_embedded import Loaded, generate, load_plain, score_condition
+from tuning.embedded.score import Loaded, generate, load_plain, score_condition
 
 
 @pytest.fixture(scope="module")

@@ -182,7 +182,7 @@ def test_activations_that_are_not_finite_name_site_and_example(
     weights[next(key for key in weights if "layers.1.mlp.down_proj" in key)].fill_(value)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     # The check at load may refuse such weights already; here the one during capture is wanted.
-    from models.llava import load
+    from models.loading.load import load
 
     monkeypatch.setattr("records.model.load", lambda *a, **k: load(*a, **{**k, "validate": False}))
     outcome = sweep("--limit", 30, "--target", "colour", "--site", "resid_post", model=folder)

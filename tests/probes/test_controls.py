@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from probes.controls import control_labels, pixel_features, shuffle_over_groups
+from probes.evaluation.controls import control_labels, pixel_features, shuffle_over_groups
 
 
 def test_shuffling_moves_whole_groups_and_keeps_the_label_counts() -> None:

@@ -9,7 +9,7 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import NearestCentroid
 
-from probes.estimators import LogisticProbe, MassMeanProbe, MLPProbe, RidgeProbe
+from probes.linear.estimators import LogisticProbe, MassMeanProbe, MLPProbe, RidgeProbe
 
 PROBES = [
     LogisticProbe(),

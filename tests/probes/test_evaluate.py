@@ -8,10 +8,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from probes import evaluate as module
-from probes.evaluate import cross_validate, evaluate
-from probes.folds import plan_folds
-from probes.scores import (
+from probes.evaluation import evaluate as module
+from probes.evaluation.evaluate import cross_validate, evaluate
+from probes.evaluation.folds import plan_folds
+from probes.evaluation.scores import (
     benjamini_hochberg,
     draw_resamples,
     permutation_p_classes,
@@ -223,7 +223,7 @@ def test_p_values_of_cross_validated_noise_keep_their_level() -> None:
 
 def test_permutation_p_values_are_uniform_without_an_effect_and_small_with_one() -> None:
     generator = np.random.default_rng(0)
-    from probes.scores import draw_permutations
+    from probes.evaluation.scores import draw_permutations
 
     permutations = draw_permutations(np.arange(80), n_permutations=199, generator=generator)
     draws = generator.integers(0, 3, (200, 2, 80))

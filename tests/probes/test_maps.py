@@ -17,13 +17,14 @@ from models.capture import capture
 from models.inputs import prepare
 from models.llava import Llava
 from models.sites import Site
-from probes.capturing import capture_pooled
+from probes.activations.fill import capture_pooled
+from probes.activations.store import ActivationStore
 from probes.cli import app
 from probes.config import RUN, DataOptions, ModelOptions, Probe, ProbeOptions, SiteOptions, SweepConfig, Tokens
-from probes.estimators import LogisticProbe
-from probes.maps import COLUMNS, MapPlan, fit_probes, plan_maps, read_maps, write_maps
+from probes.linear.estimators import LogisticProbe
+from probes.maps.map_plan import MapPlan, plan_maps
+from probes.maps.maps import COLUMNS, fit_probes, read_maps, write_maps
 from probes.selection import Selection, plan_for
-from probes.store import ActivationStore
 from probes.sweep import FinishedSweep, run_sweep
 from records.errors import BadInput
 from records.manifest import new_manifest, write_manifest
@@ -123,7 +124,7 @@ def planted(
         values[0, :, 5] += torch.where(torch.eye(4).flatten() == 1, size * own, -size * own)
         return {SITES[0]: values}
 
-    monkeypatch.setattr("probes.maps.capture", fake)
+    monkeypatch.setattr("probes.maps.maps.capture", fake)
     maps = plan_maps(selection, config)
     write_maps(llava, store, SITES[:1], [0.5], selection, maps, config, lambda n: None)
     found = read_maps(tmp_path)

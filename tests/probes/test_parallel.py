@@ -12,14 +12,14 @@ import psutil
 import pytest
 import torch
 
-import probes.fitting
+import probes.fit_sites
 from models.sites import Site
+from probes.activations.store import ActivationStore
 from probes.config import ProbeOptions, SweepConfig
-from probes.fitting import fit_sites
-from probes.folds import Plan, plan_folds
-from probes.parallel import each_site, processes_for
+from probes.evaluation.folds import Plan, plan_folds
+from probes.evaluation.parallel import each_site, processes_for
+from probes.fit_sites import fit_sites
 from probes.selection import Selection
-from probes.store import ActivationStore
 from records.errors import BadInput
 from tasks.example import Target
 from tests.conftest import make_examples
@@ -66,7 +66,7 @@ def test_side_by_side_gives_the_same_table(tmp_path: Path, monkeypatch: pytest.M
     config = SweepConfig(probing=ProbeOptions(targets=("kind",), folds=2, controls=False))
 
     def table(processes: int) -> tuple[pd.DataFrame, list[int]]:
-        monkeypatch.setattr(probes.fitting, "processes_for", lambda *_: processes)
+        monkeypatch.setattr(probes.fit_sites, "processes_for", lambda *_: processes)
         told: list[int] = []
         return fit_sites(store, None, SITES, [0.0] * len(SITES), selection, config, told.append), told
 
@@ -102,8 +102,7 @@ def test_one_process_is_this_one_with_one_thread(two_threads: object) -> None:
 PARENT = """
 import os, sys
 from functools import partial
-from probes.parallel import each_site
-from tests.probes.test_parallel import SITES, wait_with
+from probes.evaluation.parallel import each_site
 work = partial(wait_with, ballast=bytes(3_000_000), folder=sys.argv[1])
 list(each_site(work, SITES, processes=2))
 """

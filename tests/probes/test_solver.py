@@ -6,8 +6,8 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
-from probes.ridge import solve_ridge
-from probes.solver import rotate, solve_logistic, to_original
+from probes.linear.ridge import solve_ridge
+from probes.linear.solver import rotate, solve_logistic, to_original
 
 # The acceptance line: coefficients within 1e-3 of scikit-learn's.
 CLOSE = 1e-3

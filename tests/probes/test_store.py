@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.sites import Site
-from probes.store import ActivationStore, estimate_size, plan_shards
+from probes.activations.store import ActivationStore, estimate_size, plan_shards
 from records.errors import BadInput
 
 SITES = [Site("language_model", 0, "resid_post"), Site("projector", None, "out")]

@@ -12,14 +12,15 @@ import torch
 
 from models.capture import capture
 from models.inputs import prepare
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from models.sites import Site
-from probes.capturing import capture_pooled, layouts, width
+from probes.activations.fill import capture_pooled, layouts, width
+from probes.activations.store import ActivationStore
 from probes.config import DataOptions, ModelOptions, ProbeOptions, SiteOptions, SweepConfig
-from probes.fitting import COLUMNS, fit_sites
+from probes.fit_sites import COLUMNS, fit_sites
 from probes.report_table import onset_row, summarise
 from probes.selection import Selection, plan_for
-from probes.store import ActivationStore
 from probes.sweep import Estimate, FinishedSweep, run_sweep
 from tasks.example import Target
 from tests.conftest import make_examples
@@ -131,7 +132,7 @@ def test_second_run_finds_everything_done(
         raise AssertionError("what is on the disk was computed again")
 
     before = files(finished.folder)
-    monkeypatch.setattr("probes.capturing.capture_pooled", fail)
+    monkeypatch.setattr("probes.activations.fill.capture_pooled", fail)
     monkeypatch.setattr("probes.sweep.fit_sites", fail)
     again = run_sweep(config(checkpoint, finished.folder))
     assert isinstance(again, FinishedSweep)
@@ -280,7 +281,7 @@ def test_capture_holds_one_shard_however_many_examples(
     llava: Llava, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The largest number of examples that capture is ever handed does not grow with the data."""
-    from probes import capturing
+    from probes.activations import fill as capturing
     from records.processes import Processes
 
     handed: list[int] = []

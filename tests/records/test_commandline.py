@@ -7,8 +7,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from records.commandline import RunByDefault, progress_bar, refuse, with_config
 from records.errors import BadInput
+from records.terminal import RunByDefault, progress_bar, refuse, with_config
 
 
 @pytest.fixture

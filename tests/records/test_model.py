@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from records.errors import BadInput
 from records.model import open_model, other_model
-from records.options import ModelOptions
+from records.settings import ModelOptions
 from tests.conftest import tiny_config
 
 

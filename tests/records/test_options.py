@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from records.errors import BadInput
-from records.options import plain, read_yaml, slug
 from records.processes import Processes, join_processes, own_device
+from records.settings import plain, read_yaml, slug
 
 
 def test_keys_of_a_file_are_option_names_with_either_mark(tmp_path: Path) -> None:

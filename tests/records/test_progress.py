@@ -8,8 +8,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from records.commandline import progress_bar
 from records.progress import NotebookProgress, in_notebook, shown_progress, silent
+from records.terminal import progress_bar
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,7 +81,7 @@ def test_in_a_kernel_both_ways_show_one_output_that_ends_full() -> None:
     # rich and typer take a second; torch is not needed
     sources = (
         "from records.progress import shown_progress\ntell = shown_progress()\ntell('a', 1, 2)\ntell('a', 1, 2)",
-        "from records.commandline import progress_bar\nwith progress_bar() as tell:\n    tell('b', 1, 1)",
+        "from records.terminal import progress_bar\nwith progress_bar() as tell:\n    tell('b', 1, 1)",
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
@@ -93,7 +93,7 @@ def test_in_a_kernel_both_ways_show_one_output_that_ends_full() -> None:
 def test_the_command_s_bar_is_the_notebook_s_where_there_is_one(
     display: Display, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("records.commandline.in_notebook", lambda: True)
+    monkeypatch.setattr("records.terminal.in_notebook", lambda: True)
     with progress_bar() as on_progress:
         on_progress("working", 1, 2)
     with progress_bar(leads=False) as on_progress:

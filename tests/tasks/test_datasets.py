@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.datasets import Dataset, LazyExamples, scenes_probe_dataset, scenes_questions_dataset
+from tasks.datasets import Dataset, scenes_probe_dataset, scenes_questions_dataset
 from tasks.example import Example
+from tasks.lazy import LazyExamples
 from tasks.pictures import PictureError, open_picture
-from tasks.questions import FAMILIES
-from tasks.scenes import COLOURS, PLACES, make_scene
+from tasks.scenes.questions import FAMILIES
+from tasks.scenes.scene import COLOURS, PLACES, make_scene
 
 
 def test_probe_labels_are_those_of_the_object_in_focus() -> None:

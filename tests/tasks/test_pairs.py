@@ -6,8 +6,8 @@ from inspect import unwrap
 import numpy as np
 import pytest
 
-from tasks.pairs import ATTRIBUTES, Attribute, make_pair, make_pairs
-from tasks.scenes import COLOURS, SceneObject, Split, drawing_families
+from tasks.scenes.pairs import ATTRIBUTES, Attribute, make_pair, make_pairs
+from tasks.scenes.scene import COLOURS, SceneObject, Split, drawing_families
 
 N = 30
 

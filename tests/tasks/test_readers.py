@@ -13,8 +13,8 @@ from PIL import Image
 
 from tasks.datasets import Dataset
 from tasks.example import Box, Target
-from tasks.readers import check_pictures, load_dataset, read_table
-from tasks.tables import DataError, open_table
+from tasks.readers.examples import check_pictures, load_dataset, read_table
+from tasks.readers.tables import DataError, open_table
 
 Write = Callable[[Sequence[Mapping[str, Any]]], Path]
 

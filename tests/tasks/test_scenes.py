@@ -6,7 +6,7 @@ from inspect import unwrap
 import numpy as np
 import pytest
 
-from tasks.scenes import (
+from tasks.scenes.scene import (
     CATEGORIES,
     COLOURS,
     DRAWINGS,

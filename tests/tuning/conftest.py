@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from tests.conftest import tiny_config
-from tuning.data import Samples, Writing, survey
-from tuning.sources import SceneMix, Source
+from tuning.data.samples import Samples, Writing, survey
+from tuning.data.scene_mix import SceneMix
+from tuning.data.sources import Source
 
 
 @pytest.fixture

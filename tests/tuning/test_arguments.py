@@ -7,8 +7,8 @@ import torch
 from transformers import TrainingArguments
 
 from records.errors import BadInput
-from tuning.arguments import bind, training_arguments
 from tuning.config import Optimisation, Running
+from tuning.training.trainer_arguments import bind, training_arguments
 
 
 def test_a_process_has_one_card_whatever_the_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from records.errors import BadInput
-from tuning.auto import choose_layers, describe_choice
-from tuning.layers import parse_layers
+from tuning.plan.choose_layers import choose_layers, describe_choice
+from tuning.plan.layers import parse_layers
 
 GALLERY = Path(__file__).parents[2] / "figures" / "gallery"
 

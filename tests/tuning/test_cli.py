@@ -12,12 +12,14 @@ import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from typer.testing import CliRunner
 
-from models.llava import Llava, load
-from tasks.questions import FAMILIES
+from models.llava import Llava
+from models.loading.load import load
+from tasks.scenes.questions import FAMILIES
 from tests.tuning.conftest import LlavaRows, turns
 from tuning.cli import app
-from tuning.config import CompareConfig, TuningConfig
-from tuning.estimate import FULL
+from tuning.compare.config import CompareConfig
+from tuning.config import TuningConfig
+from tuning.cost.estimate import FULL
 
 
 class Done(NamedTuple):
@@ -147,7 +149,7 @@ def test_every_option_reaches_the_comparison(monkeypatch: pytest.MonkeyPatch) ->
         seen.append(config)
         raise BadInput("enough")
 
-    monkeypatch.setattr("tuning.compare.run_compare", record)
+    monkeypatch.setattr("tuning.compare.compare.run_compare", record)
     line = (
         "compare --model m --reference smol --plans full,last --band 3-5 --train projector,final_norm --lora-rank 4 "
         "--seeds 0,2 --scenes 9 --score-scenes 8 --steps 7 --batch-size 6 --lr 0.5 --lora-lr 0.25 --projector-lr 0.125 "
@@ -412,7 +414,7 @@ def test_data_that_stop_being_readable_are_one_sentence(
     def fail(*args: object, **options: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("tuning.data.Samples._item", fail)
+    monkeypatch.setattr("tuning.data.samples.Samples._item", fail)
     done = run("--layers", "1", "--train", "none", "--data", str(path))
     assert (done.code, done.err.strip()) == (2, "layerwise-finetune: [Errno 5] Input/output error")
 

@@ -15,17 +15,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from models.llava import load
+from models.loading.load import load
 from records.errors import BadInput
 from tests.conftest import tiny_config
 from tuning.cli import app
-from tuning.compare import chosen_plans, run_compare
-from tuning.compare_table import compare_table
-from tuning.config import CompareConfig, CompareData, Optimisation, Running
-from tuning.evaluate import text_log_likelihood
-from tuning.plan import resolve
-from tuning.report_table import render_table
-from tuning.rivals import default_plans
+from tuning.compare.compare import chosen_plans, run_compare
+from tuning.compare.config import CompareConfig, CompareData
+from tuning.compare.report_table import render_table
+from tuning.compare.table import compare_table
+from tuning.config import Optimisation, Running
+from tuning.plan.default_plans import default_plans
+from tuning.plan.resolve import resolve
+from tuning.scoring.answers import text_log_likelihood
 
 COLUMNS = {
     "plan", "layers", "trainable", "flops_ratio", "closed_form_ratio", "step_time_ratio", "peak_memory", "family",
@@ -184,7 +185,6 @@ def test_a_comparison_killed_with_sigkill_goes_on_with_the_plan_it_was_in(
     )  # fmt: skip
     code = f"""
 from pathlib import Path, PosixPath
-from tests.tuning.test_compare import *
 killed_within_a_plan({again!r})
 """
     root = Path(__file__).parents[2]
@@ -212,7 +212,6 @@ def test_two_processes_share_a_comparison(
     shared = replace(settings, plans=("start", "full"), reference=str(base), out=tmp_path / "shared")
     code = f"""
 from pathlib import Path, PosixPath
-from tests.tuning.test_compare import *
 torch.set_num_threads(1)
 run_compare({shared!r}, on_note=lambda line: print(line, flush=True))
 """
@@ -315,7 +314,7 @@ def test_the_option_keeps_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(config.keep_weights)
         raise BadInput("enough")
 
-    monkeypatch.setattr("tuning.compare.run_compare", record)
+    monkeypatch.setattr("tuning.compare.compare.run_compare", record)
     for line in (["compare"], ["compare", "--keep-weights"]):
         assert CliRunner().invoke(app, line).exit_code == 2
     assert seen == [False, True]

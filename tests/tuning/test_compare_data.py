@@ -13,18 +13,19 @@ import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from figures.accuracy_by_family import draw_accuracy
-from figures.cost_retention import draw_cost_retention
-from models.llava import load
+from figures.plans.accuracy_by_family import draw_accuracy
+from figures.plans.cost_retention import draw_cost_retention
+from models.loading.load import load
 from records.errors import BadInput
 from tests.tuning.conftest import LlavaRows, turns
-from tuning.compare import run_compare
-from tuning.compare_data import open_data
-from tuning.compare_table import read_answers
-from tuning.config import CompareConfig, CompareData, Optimisation, Running
-from tuning.report_table import render_table
-from tuning.sources import SceneMix
-from tuning.timing import measure_plans
+from tuning.compare.compare import run_compare
+from tuning.compare.config import CompareConfig, CompareData
+from tuning.compare.data import open_data
+from tuning.compare.report_table import render_table
+from tuning.compare.table import read_answers
+from tuning.config import Optimisation, Running
+from tuning.cost.timing import measure_plans
+from tuning.data.scene_mix import SceneMix
 
 QUESTIONS = [
     {"question": "Which colour?", "answer": "red", "image": "a.png", "family": "colour"},
@@ -62,7 +63,7 @@ def config(base: Path, llava_json: LlavaRows, tmp_path: Path) -> CompareConfig:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """No figures, which take longer than the rest."""
-    monkeypatch.setattr("tuning.compare._draw", lambda folder, table: ())
+    monkeypatch.setattr("tuning.compare.compare._draw", lambda folder, table: ())
 
 
 def test_a_file_is_trained_on_and_another_is_a_condition(
@@ -74,7 +75,7 @@ def test_a_file_is_trained_on_and_another_is_a_condition(
         timed.append({**options, "pictures": len(inputs["pixel_values"])})
         return measure_plans(llava, plans, inputs, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("tuning.compare.measure_plans", measure)
+    monkeypatch.setattr("tuning.compare.compare.measure_plans", measure)
     notes: list[str] = []
     config = replace(config, timing_rounds=1)
     done = run_compare(config, on_note=notes.append)
@@ -221,7 +222,7 @@ def test_a_step_that_no_memory_holds_is_one_sentence(config: CompareConfig, monk
     def full(*given: object, **options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("tuning.compare.measure_plans", full)
+    monkeypatch.setattr("tuning.compare.compare.measure_plans", full)
     with pytest.raises(BadInput, match=r"device must hold a step of 1 samples.*Lower --batch-size"):
         run_compare(replace(config, timing_rounds=1))
 

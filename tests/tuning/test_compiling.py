@@ -9,18 +9,20 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from records.errors import BadInput
 from tests.conftest import tiny_config
 from tests.tuning.conftest import samples_of
-from tuning.apply import apply_plan
-from tuning.compiling import check_compiling, compiled, is_compiled
 from tuning.config import Optimisation, Running
-from tuning.cost import synthetic_batch
-from tuning.learned import loss_of
-from tuning.plan import LayerPlan, Lisa, Lora, resolve
-from tuning.sources import SceneMix, SceneQuestions
-from tuning.trainer import train
+from tuning.cost.measure import synthetic_batch
+from tuning.data.scene_mix import SceneMix, SceneQuestions
+from tuning.plan.apply import apply_plan
+from tuning.plan.plan import LayerPlan, Lisa, Lora
+from tuning.plan.resolve import resolve
+from tuning.training.loss import loss_of
+from tuning.training.torch_compile import check_compiling, compiled, is_compiled
+from tuning.training.trainer import train
 
 SCORES = ["step", "family", "metric", "score", "n"]
 
@@ -37,9 +39,9 @@ SCORES = ["step", "family", "metric", "score", "n"]
 def test_compiled_blocks_train_to_the_same_weights(
     backend: str, checkpointing: bool, bf16: bool, mix: SceneMix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuning.trainer.compiled", partial(compiled, backend=backend))
+    monkeypatch.setattr("tuning.training.trainer.compiled", partial(compiled, backend=backend))
     if backend != "inductor":  # no C++ is written
-        monkeypatch.setattr("tuning.trainer.check_compiling", lambda *given, **more: None)
+        monkeypatch.setattr("tuning.training.trainer.check_compiling", lambda *given, **more: None)
     ends, losses, scores = [], [], []
     for on in (False, True):
         counters.clear()

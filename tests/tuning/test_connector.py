@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from tests.tuning.conftest import samples_of
 from tuning.cli import main
-from tuning.connector import is_linear, with_connector
-from tuning.data import Writing
-from tuning.evaluate import score_answers
-from tuning.plan import LayerPlan, resolve
-from tuning.sources import FIRST_CAPTION_SCENE, SceneMix
+from tuning.data.samples import Writing
+from tuning.data.scene_mix import FIRST_CAPTION_SCENE, SceneMix
+from tuning.plan.connector import is_linear, with_connector
+from tuning.plan.plan import LayerPlan
+from tuning.plan.resolve import resolve
+from tuning.scoring.answers import score_answers
 
 
 def first_map(llava: Llava) -> Tensor:

@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, Trainer
 
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from records.errors import BadInput
-from tuning.apply import applied, apply_plan, trained_parameters
-from tuning.cost import batch_shape, count_activations, estimate_memory, measure_step, synthetic_batch
-from tuning.flops import Shape, band_ratio, closed_form, count_flops
-from tuning.learned import learned_positions, loss_of
-from tuning.plan import WHOLE, LayerPlan, Lora, resolve
-from tuning.timing import measure_plans
+from tuning.cost.flops import Shape, band_ratio, closed_form, count_flops
+from tuning.cost.measure import batch_shape, count_activations, estimate_memory, measure_step, synthetic_batch
+from tuning.cost.timing import measure_plans
+from tuning.plan.apply import applied, apply_plan, trained_parameters
+from tuning.plan.plan import WHOLE, LayerPlan, Lora
+from tuning.plan.resolve import resolve
+from tuning.training.loss import learned_positions, loss_of
 
 
 def built(d: int, blocks: int, heads: int, kv: int, attn: str) -> Llava:
@@ -217,8 +219,8 @@ def test_what_was_counted_is_gone_when_steps_are_timed(fresh: Llava, monkeypatch
         assert all(loss() is None for loss in counted)
         return loss_of(llava, batch)
 
-    monkeypatch.setattr("tuning.cost.count_activations", counting)
-    monkeypatch.setattr("tuning.cost.loss_of", timed)
+    monkeypatch.setattr("tuning.cost.measure.count_activations", counting)
+    monkeypatch.setattr("tuning.cost.measure.loss_of", timed)
     measure_step(fresh, resolved, synthetic_batch(fresh, rows=1, text_tokens=4), repeats=1, warmup=0)
     assert len(counted) == 1
 

@@ -10,13 +10,16 @@ import torch
 
 from models.llava import Llava
 from tasks.prompts import LETTER, SHORT
-from tasks.questions import FAMILIES
-from tasks.tables import DataError
+from tasks.readers.tables import DataError
+from tasks.scenes.questions import FAMILIES
 from tests.tuning.conftest import LlavaRows, samples_of, turns
-from tuning.data import GroupedSampler, Samples, Writing, collate, survey
-from tuning.evaluate import collator, pad_id
-from tuning.labels import IGNORED, Unusable, encode
-from tuning.sources import LlavaFile, SceneMix, SceneQuestions, Subset, TableFile, open_source
+from tuning.data.conversation import Unusable
+from tuning.data.labels import IGNORED, encode
+from tuning.data.llava_json import LlavaFile
+from tuning.data.samples import GroupedSampler, Samples, Writing, collate, survey
+from tuning.data.scene_mix import SceneMix, SceneQuestions
+from tuning.data.sources import Subset, TableFile, open_source
+from tuning.scoring.answers import collator, pad_id
 
 GOOD = [
     {"id": "one", "image": "coco/1.jpg", "conversations": turns("<image>\nWhat is it?", "a cat", "Where?", "left")},

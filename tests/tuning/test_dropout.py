@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tuning import dropout
-from tuning.dropout import SparseDropout, places
+from tuning.plan import dropout
+from tuning.plan.dropout import SparseDropout, places
 
 N = 400_000
 

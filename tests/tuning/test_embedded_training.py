@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from models.embedded import merge_lora
-from tasks.scenes import make_scene
-from tuning.build_embedded import app
-from tuning.embedded_language import Projector, add_adapter, block_mask, lora_factors, pack
-from tuning.embedded_vision import BACKGROUND, pretrain_vision, scene_batch, schedule
-from tuning.snapshot import digest, load_snapshot, save_snapshot
+from models.loading.smol import merge_lora
+from tasks.scenes.scene import make_scene
+from tuning.embedded.build import app
+from tuning.embedded.language import Projector, add_adapter, block_mask, lora_factors, pack
+from tuning.embedded.snapshot import digest, load_snapshot, save_snapshot
+from tuning.embedded.vision import BACKGROUND, pretrain_vision, scene_batch, schedule
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_stage_without_its_predecessor_says_which_to_run_as_a_process(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tuning.build_embedded", "--work", str(tmp_path), "--stage", "stage1"]
+    command = [sys.executable, "-m", "tuning.embedded.build", "--work", str(tmp_path), "--stage", "stage1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 2
     assert "Run --stage vision first." in done.stderr

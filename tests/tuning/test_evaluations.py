@@ -7,16 +7,17 @@ import pandas as pd
 import pytest
 import torch
 
-from models.llava import load
+from models.loading.load import load
 from records.errors import BadInput
 from tests.conftest import tiny_config
 from tests.tuning.conftest import samples_of
-from tuning.apply import apply_plan
 from tuning.config import Optimisation, Running
-from tuning.evaluations import EVALUATIONS, add_rows, in_log, score_sets, tabulate, trim_rows
-from tuning.plan import LayerPlan, resolve
-from tuning.sources import SceneMix, SceneQuestions
-from tuning.trainer import Trained, train
+from tuning.data.scene_mix import SceneMix, SceneQuestions
+from tuning.plan.apply import apply_plan
+from tuning.plan.plan import LayerPlan
+from tuning.plan.resolve import resolve
+from tuning.scoring.evaluations import EVALUATIONS, add_rows, in_log, score_sets, tabulate, trim_rows
+from tuning.training.trainer import Trained, train
 
 
 def answers(n: int = 40) -> pd.DataFrame:

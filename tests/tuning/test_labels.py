@@ -10,9 +10,10 @@ from models.inputs import prepare
 from models.llava import Llava
 from tasks.prompts import SYSTEM
 from tests.conftest import make_examples, noise_picture
-from tuning.data import Writing, collate
-from tuning.evaluate import model_inputs, pad_id
-from tuning.labels import IGNORED, Conversation, Encoded, Turn, Unusable, encode
+from tuning.data.conversation import Conversation, Turn, Unusable
+from tuning.data.labels import IGNORED, Encoded, encode
+from tuning.data.samples import Writing, collate
+from tuning.scoring.answers import model_inputs, pad_id
 
 PICTURE = (noise_picture(1),)
 

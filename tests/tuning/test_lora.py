@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from models.llava import Llava
 from tests.tuning.conftest import samples_of
-from tuning.apply import apply_plan
-from tuning.dropout import SparseDropout
-from tuning.evaluate import collator, model_inputs
-from tuning.learned import loss_of
-from tuning.lora import remove_lora
-from tuning.plan import LayerPlan, Lora, resolve
-from tuning.sources import SceneMix
+from tuning.data.scene_mix import SceneMix
+from tuning.plan.apply import apply_plan
+from tuning.plan.dropout import SparseDropout
+from tuning.plan.lora import remove_lora
+from tuning.plan.plan import LayerPlan, Lora
+from tuning.plan.resolve import resolve
+from tuning.scoring.answers import collator, model_inputs
+from tuning.training.loss import loss_of
 
 
 def lora_maps(llava: Llava) -> dict[str, Any]:

@@ -8,12 +8,13 @@ import pytest
 from models.llava import Llava
 from tests.figures.tables import compare_table
 from tests.tuning.conftest import samples_of
-from tuning.apply import apply_plan
-from tuning.compare import Compared
+from tuning.compare.compare import Compared
 from tuning.config import Optimisation, Running
-from tuning.plan import LayerPlan, Lisa, Lora, resolve
-from tuning.sources import SceneMix
-from tuning.trainer import train
+from tuning.data.scene_mix import SceneMix
+from tuning.plan.apply import apply_plan
+from tuning.plan.plan import LayerPlan, Lisa, Lora
+from tuning.plan.resolve import resolve
+from tuning.training.trainer import train
 
 MARKUP = '<i>"plan"</i>'
 PLANS = {

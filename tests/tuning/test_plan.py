@@ -6,14 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from records.errors import BadInput
 from tests.conftest import tiny_config
-from tuning.apply import applied, apply_plan, draw_blocks, planned_parameters, trained_parameters
-from tuning.cost import synthetic_batch
-from tuning.layers import anchor_band, format_layers, parse_layers
-from tuning.plan import WHOLE, LayerPlan, Lisa, Lora, lisa_layers, resolve
-from tuning.rivals import default_plans
+from tuning.cost.measure import synthetic_batch
+from tuning.plan.apply import applied, apply_plan, draw_blocks, planned_parameters, trained_parameters
+from tuning.plan.default_plans import default_plans
+from tuning.plan.layers import anchor_band, format_layers, parse_layers
+from tuning.plan.plan import WHOLE, LayerPlan, Lisa, Lora
+from tuning.plan.resolve import lisa_layers, resolve
 
 KNOWN = {
     "all": tuple(range(32)),

@@ -13,15 +13,17 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from records.errors import BadInput
 from tests.tuning.conftest import LlavaRows, samples_of, turns
 from tuning.cli import main
 from tuning.config import Optimisation, Running
-from tuning.plan import LayerPlan, Lisa, resolve
-from tuning.sharding import set_up
-from tuning.sources import SceneMix
-from tuning.trainer import train
+from tuning.data.scene_mix import SceneMix
+from tuning.plan.plan import LayerPlan, Lisa
+from tuning.plan.resolve import resolve
+from tuning.training.sharding import set_up
+from tuning.training.trainer import train
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 ACCELERATE = [

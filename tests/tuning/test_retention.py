@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from records.errors import BadInput
-from tuning.retention import INTERVAL, NO_PAIR, ONE_SEED, RANGE, UNTRAINED, differences, summarise
+from tuning.scoring.retention import INTERVAL, NO_PAIR, ONE_SEED, RANGE, UNTRAINED, differences, summarise
 
 
 def answers(rates: dict[str, float], *, n: int = 400, seeds: int = 3, paired: bool = True) -> pd.DataFrame:

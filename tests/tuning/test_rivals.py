@@ -2,8 +2,8 @@
 
 import pytest
 
-from tuning.layers import anchor_band, parse_layers
-from tuning.rivals import default_plans
+from tuning.plan.default_plans import default_plans
+from tuning.plan.layers import anchor_band, parse_layers
 
 BANDS = {"anchor": None, "one": (3,), "three": (1, 2, 3), "five": tuple(range(2, 7)), "seven": tuple(range(1, 8))}
 

@@ -17,19 +17,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.llava import Llava, load
+from models.llava import Llava
+from models.loading.load import load
 from records.errors import BadInput
 from tests.conftest import tiny_config
 from tests.tuning.conftest import samples_of
-from tuning import checkpoint
-from tuning.apply import apply_plan, set_checkpointing
 from tuning.config import Optimisation, Running
-from tuning.cost import count_activations, synthetic_batch
-from tuning.data import Samples
-from tuning.lora import remove_lora
-from tuning.plan import WHOLE, LayerPlan, Lisa, Lora, Resolved, lisa_layers, resolve
-from tuning.sources import SceneMix, SceneQuestions
-from tuning.trainer import LossNotFinite, PlanTrainer, Trained, train
+from tuning.cost.measure import count_activations, synthetic_batch
+from tuning.data.samples import Samples
+from tuning.data.scene_mix import SceneMix, SceneQuestions
+from tuning.plan.apply import apply_plan, set_checkpointing
+from tuning.plan.lora import remove_lora
+from tuning.plan.plan import WHOLE, LayerPlan, Lisa, Lora
+from tuning.plan.resolve import Resolved, lisa_layers, resolve
+from tuning.training import checkpoint
+from tuning.training.trainer import LossNotFinite, PlanTrainer, Trained, train
 
 FAST = Optimisation(steps=3, batch_size=2, lr=1e-2, projector_lr=1e-2)
 QUIET = Running(save_every=0, log_every=1)
@@ -337,7 +339,7 @@ def test_a_full_disk_is_refused_before_and_reported_during(
         signal.signal(signal.SIGXFSZ, handler)
     assert checkpoint.last_checkpoint(tmp_path) is None
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("tuning.resuming.shutil.disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr("tuning.training.resuming.shutil.disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(BadInput, match="out must have room for 2 checkpoints"):
         go(fresh, LayerPlan("1", ()), tmp_path, samples, running=Running(save_every=1))
 
@@ -351,7 +353,7 @@ def test_what_a_run_has_on_the_disk_already_needs_no_more_room(
     one = resolved.trained * 12
 
     def leave(free: int) -> None:
-        monkeypatch.setattr("tuning.resuming.shutil.disk_usage", lambda path: usage._replace(free=free))
+        monkeypatch.setattr("tuning.training.resuming.shutil.disk_usage", lambda path: usage._replace(free=free))
 
     usage = shutil.disk_usage(tmp_path)
     leave(one - 1000)
@@ -439,9 +441,8 @@ def test_a_right_answer_is_one_that_generating_writes(fresh: Llava) -> None:
 
     from tasks.prompts import vicuna_v1
     from tests.conftest import make_examples
-    from tuning.evaluate import score_answers, text_log_likelihood
-    from tuning.labels import Conversation
-    from tuning.sources import from_examples
+    from tuning.data.conversation import Conversation, from_examples
+    from tuning.scoring.answers import score_answers, text_log_likelihood
 
     examples = make_examples(3)
     tokenizer = fresh.tokenizer

@@ -1,0 +1,255 @@
+"""The runs that a batch of interventions starts from, computed once: ``prepare_base(llava, inputs, other, ...)``."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from models.cached_blocks import Run, TowerRun, run_cached, run_tower, running
+from models.inputs import Inputs
+from models.llava import Llava
+
+Engine = Literal["resume", "full"]
+
+
+class Facts(NamedTuple):
+    """What is known of the positions of a batch, ``example pos`` each.
+
+    Args:
+        relevant: Real tokens on which a readout can depend.
+        readout: Where logits are read.
+        same: The other run has the same embedding and position here.
+        common: The same holds here and everywhere before.
+        aligned: The other run has the same padding and positions up to here.
+    """
+
+    relevant: Bool[Tensor, "example pos"]
+    readout: Bool[Tensor, "example pos"]
+    same: Bool[Tensor, "example pos"]
+    common: Bool[Tensor, "example pos"]
+    aligned: Bool[Tensor, "example pos"]
+
+
+class Placeholder(NamedTuple):
+    """One picture in one prompt.
+
+    Args:
+        example: Whose prompt.
+        start: Its first column.
+        stop: The column behind its last.
+        picture: Its row of pixels.
+        other_picture: The row, in the tower's run, of the picture that the other prompt shows there.
+        in_place: Whether the other prompt shows it at the same columns.
+    """
+
+    example: int
+    start: int
+    stop: int
+    picture: int
+    other_picture: int | None
+    in_place: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """The two runs as ``resume`` wants them, cut behind the last readout.
+
+    Args:
+        run: Of the batch that is changed.
+        other: Of the other batch.
+        tower: Of all distinct pictures of both; the changed batch's first, in its order.
+        position_ids: Of the batch that is changed.
+        other_position_ids: Of the other.
+        other_real: Where the other has tokens.
+        placeholders: Every picture in every prompt.
+        facts: See ``Facts``.
+    """
+
+    run: Run
+    other: Run | None
+    tower: TowerRun | None
+    position_ids: Int[Tensor, "example pos"]
+    other_position_ids: Int[Tensor, "example pos"] | None
+    other_real: Bool[Tensor, "example pos"] | None
+    placeholders: tuple[Placeholder, ...]
+    facts: Facts
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A batch and what its runs left behind; ``run_cells`` may be called on it any number of times.
+
+    Args:
+        inputs: The batch that is changed.
+        other: The batch whose run ``OTHER`` speaks of.
+        readout: ``example slot``: the columns of ``inputs`` where logits are read; -1 marks an unused slot.
+        logits: Of the unchanged run, float32, ``example slot vocab``; zeros at unused slots.
+        prefix: What ``resume`` starts from; None where the base was prepared for ``full``.
+    """
+
+    inputs: Inputs
+    other: Inputs | None
+    readout: Int[Tensor, "example slot"]
+    logits: Float[Tensor, "example slot vocab"]
+    prefix: Prefix | None
+
+
+def prepare_base(
+    llava: Llava,
+    inputs: Inputs,
+    other: Inputs | None = None,
+    *,
+    readout: Int[Tensor, "example slot"],
+    engine: Engine = "resume",
+) -> Base:
+    """The base runs of a batch.
+
+    Args:
+        llava: The model.
+        inputs: The run that is changed.
+        other: The run that ``Write(value=OTHER)`` takes values from: the same number of examples, row by row; the same
+            columns wherever something is written.
+        readout: ``example slot``: columns of ``inputs`` where logits are wanted; -1 for an unused slot.
+        engine: ``"full"`` leaves out what only ``resume`` needs; the base then serves ``full`` alone.
+
+    Raises:
+        ValueError: If ``readout`` asks for nothing or for padding, the batches differ in length, or the engine is
+            unknown.
+    """
+    if engine not in ("resume", "full"):
+        raise ValueError(f"engine must be 'resume' or 'full', got {engine!r}. Both give the same numbers.")
+    readout = readout.to(inputs.input_ids.device)
+    _check(inputs, other, readout)
+    if engine == "full":
+        return Base(inputs, other, readout, plain_logits(llava, inputs, readout), None)
+    with running(llava):
+        prefix = _prefix(llava, inputs, other, readout)
+        found = llava.logits(prefix.run.resid[-1][_index(readout)]).float()
+    return Base(inputs, other, readout, at_slots(readout, found), prefix)
+
+
+def plain_logits(
+    llava: Llava, inputs: Inputs, readout: Int[Tensor, "example slot"]
+) -> Float[Tensor, "example slot vocab"]:
+    """Float32 logits of a plain forward of the Hugging Face model at some columns; zeros at unused slots (-1)."""
+    columns = readout[readout >= 0].unique()
+    with running(llava):
+        scores = llava.model(**inputs.model_kwargs(), logits_to_keep=columns, use_cache=False).logits
+        rows, kept = _index(readout)
+        found = scores[rows, torch.searchsorted(columns, kept)].float()
+    return at_slots(readout, found)
+
+
+def at_slots(
+    readout: Int[Tensor, "example slot"], found: Float[Tensor, "used vocab"]
+) -> Float[Tensor, "example slot vocab"]:
+    """What was found at the used slots, in order, with zeros at the others; call it outside inference mode."""
+    logits = torch.zeros(*readout.shape, found.shape[-1], device=found.device)
+    logits[readout >= 0] = found
+    return logits
+
+
+def _check(inputs: Inputs, other: Inputs | None, readout: Tensor) -> None:
+    if readout.shape[0] != len(inputs):
+        raise ValueError(
+            f"readout must have one row for each of {len(inputs)} examples, got {readout.shape[0]}. Use -1 to fill up."
+        )
+    used = readout[readout >= 0]
+    if not len(used):
+        raise ValueError("readout must ask for at least one position, got none. -1 marks an unused slot.")
+    if int(readout.min()) < -1 or int(readout.max()) >= inputs.n_positions:
+        raise ValueError(
+            f"readout must be in [-1, {inputs.n_positions}), got {int(readout.min())} to {int(readout.max())}. "
+            "Columns of the batch count from 0."
+        )
+    if not bool(inputs.attention_mask[_index(readout)].all()):
+        raise ValueError("readout must be at real tokens, got padding. See Inputs.layout.")
+    if other is not None and len(other) != len(inputs):
+        raise ValueError(f"other must have {len(inputs)} examples, got {len(other)}. Rows belong together.")
+
+
+def _index(readout: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the used slots, in order."""
+    rows, slots = (readout >= 0).nonzero(as_tuple=True)
+    return rows, readout[rows, slots]
+
+
+def _prefix(llava: Llava, inputs: Inputs, other: Inputs | None, readout: Tensor) -> Prefix:
+    n = int(readout.max()) + 1
+    ids, real, position_ids = _columns(inputs, n)
+    tower, of_other = _run_pictures(llava, inputs, other)
+    placeholders = _placeholders(inputs, other, of_other)
+    n_pictures = 0 if inputs.pixel_values is None else inputs.pixel_values.shape[0]
+    embeddings = _embed(llava, ids, inputs, list(range(n_pictures)), tower)
+    run = run_cached(llava, embeddings, real.long(), position_ids)
+    relevant = real & (torch.arange(n, device=ids.device) <= readout.max(1).values[:, None])
+    read = torch.zeros_like(real)
+    read[_index(readout)] = True
+    if other is None:
+        nowhere = torch.zeros_like(real)
+        facts = Facts(relevant, read, nowhere, nowhere, nowhere)
+        return Prefix(run, None, tower, position_ids, None, None, placeholders, facts)
+    other_ids, other_real, other_position_ids = _columns(other, n)
+    other_embeddings = _embed(llava, other_ids, other, of_other, tower)
+    other_run = run_cached(llava, other_embeddings, other_real.long(), other_position_ids)
+    agrees = (real == other_real) & (position_ids == other_position_ids)
+    same = agrees & (embeddings == other_embeddings).all(-1)
+    facts = Facts(relevant, read, same, _throughout(same | (agrees & ~real)), _throughout(agrees))
+    return Prefix(run, other_run, tower, position_ids, other_position_ids, other_real, placeholders, facts)
+
+
+def _throughout(mask: Tensor) -> Tensor:
+    """Whether the mask holds here and everywhere before."""
+    return (~mask).cumsum(-1) == 0
+
+
+def _columns(inputs: Inputs, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, real tokens and positions of the first ``n`` columns; a shorter batch is padded behind."""
+    missing = max(0, n - inputs.n_positions)
+    ids, real, position_ids = (
+        torch.nn.functional.pad(part[:, :n], (0, missing))
+        for part in (inputs.input_ids, inputs.attention_mask, inputs.position_ids)
+    )
+    return ids, real.bool(), position_ids
+
+
+def _run_pictures(llava: Llava, inputs: Inputs, other: Inputs | None) -> tuple[TowerRun | None, list[int]]:
+    """All distinct pictures through the tower, and for each picture of ``other`` its row there."""
+    rows: list[Tensor] = [] if inputs.pixel_values is None else list(inputs.pixel_values)
+    of_other: list[int] = []
+    if other is not None and other.pixel_values is not None:
+        for pixels in other.pixel_values:
+            # Equal pictures share a row, so that their features are equal to the last bit.
+            known = next((i for i, row in enumerate(rows) if torch.equal(row, pixels)), len(rows))
+            if known == len(rows):
+                rows.append(pixels)
+            of_other.append(known)
+    return (run_tower(llava, torch.stack(rows)) if rows else None), of_other
+
+
+def _placeholders(inputs: Inputs, other: Inputs | None, of_other: list[int]) -> tuple[Placeholder, ...]:
+    found: list[Placeholder] = []
+    for example, (pictures, layout) in enumerate(zip(inputs.image_of, inputs.layout, strict=True)):
+        theirs = () if other is None else other.image_of[example]
+        spans = () if other is None else other.layout[example].images
+        for number, (picture, span) in enumerate(zip(pictures, layout.images, strict=True)):
+            partner = of_other[theirs[number]] if number < len(theirs) else None
+            in_place = number < len(spans) and spans[number] == span
+            found.append(Placeholder(example, span.start, span.stop, picture, partner, in_place))
+    return tuple(found)
+
+
+def _embed(llava: Llava, ids: Tensor, inputs: Inputs, rows: list[int], tower: TowerRun | None) -> Tensor:
+    """The residual stream entering the first block."""
+    embeddings = llava.embed(ids)
+    for example, (pictures, layout) in enumerate(zip(inputs.image_of, inputs.layout, strict=True)):
+        for picture, span in zip(pictures, layout.images, strict=True):
+            stop = min(span.stop, ids.shape[1])
+            if span.start < stop:
+                assert tower is not None  # there is a picture
+                embeddings[example, span.start : stop] = tower.features[rows[picture], : stop - span.start].to(
+                    embeddings.dtype
+                )
+    return embeddings

@@ -1,0 +1,155 @@
+"""The plain engine: one forward of the whole model for each cell, with hooks; slow, and simple enough for an oracle."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from interventions.engines.base_runs import Base, plain_logits
+from interventions.engines.edits import Cell, Cut, Hold, Write
+from interventions.engines.writes import written
+from models.cached_blocks import additive, running
+from models.hooks import edited, first_argument, first_output, recorded, with_first_output
+from models.inputs import Inputs
+from models.llava import Llava
+from models.sites import Site
+
+
+def run_full(
+    llava: Llava, base: Base, cells: Sequence[Cell], read: Callable[[Float[Tensor, "example slot vocab"]], Tensor]
+) -> list[Tensor]:
+    """What ``read`` makes of each cell's logits; see ``engine.run_cells``."""
+    sites = {e.site for cell in cells for e in cell.edits if isinstance(e, Write) and isinstance(e.value, str)}
+    others = _other_values(llava, base.other, sites)
+    results: list[Tensor] = []
+    for cell in cells:
+        writes = [e for e in cell.edits if isinstance(e, Write)]
+        changes = _changes(base, writes, others)
+        behind = {site: change for site, change in changes.items() if site.name == "resid_post"}
+        rest = {site: change for site, change in changes.items() if site.name != "resid_post"}
+        with (
+            edited(llava, behind),  # the outermost comes last: what stands behind a block is written after holding
+            _held(llava, [e for e in cell.edits if isinstance(e, Hold)]),
+            edited(llava, rest),
+            _cut(llava, base.inputs, [e for e in cell.edits if isinstance(e, Cut)]),
+        ):
+            logits = plain_logits(llava, base.inputs, base.readout)
+        results.append(read(logits))
+    return results
+
+
+def _other_values(llava: Llava, other: Inputs | None, sites: set[Site]) -> Mapping[Site, Tensor]:
+    """The other run's values by site; the vision tower's and the projector's for each placeholder of the prompts."""
+    if not sites:
+        return {}
+    assert other is not None  # checked
+    with running(llava), recorded(llava, sites) as values:
+        llava.model(**other.model_kwargs(), logits_to_keep=1, use_cache=False)
+    return values
+
+
+def _changes(base: Base, writes: list[Write], others: Mapping[Site, Tensor]) -> dict[Site, Callable[[Tensor], Tensor]]:
+    """The writes by the site that is hooked, each site's in their order."""
+    by_site: dict[Site, list[Write]] = {}
+    # In the tower, what enters a block is changed where it leaves the one below: the projector may read it from there.
+    for write in sorted(writes, key=lambda w: w.site):
+        site = write.site
+        if site.part == "vision_tower" and site.name == "resid_pre" and site.layer:
+            site = Site("vision_tower", site.layer - 1, "resid_post")
+        by_site.setdefault(site, []).append(write)
+    return {site: partial(_apply, base, found, others) for site, found in by_site.items()}
+
+
+def _apply(base: Base, writes: list[Write], others: Mapping[Site, Tensor], current: Tensor) -> Tensor:
+    for write in writes:
+        mask = write.mask.to(current.device)
+        other = others[write.site] if isinstance(write.value, str) else None
+        if write.site.part != "language_model":
+            # The model is given a row of pixels for every placeholder.
+            rows = torch.tensor([row for rows in base.inputs.image_of for row in rows], device=current.device)
+            if other is None:
+                assert isinstance(write.value, Tensor)
+                value = write.value.to(current.device).broadcast_to(mask.shape[0], *current.shape[1:])[rows]
+            else:
+                value = other[torch.tensor(_partners(base), device=current.device)]
+            mask = mask[rows]
+        elif other is None:
+            assert isinstance(write.value, Tensor)
+            value = write.value
+        else:
+            missing = current.shape[1] - other.shape[1]  # rows of the other batch may be padded to another length
+            value = torch.nn.functional.pad(other, (*[0, 0] * (other.dim() - 2), 0, missing))
+        current = written(current, mask, value, heads=write.heads, add=write.add)
+    return current
+
+
+def _partners(base: Base) -> list[int]:
+    """For each placeholder of the batch that of the other; any where there is none, which is never written from."""
+    assert base.other is not None
+    found: list[int] = []
+    before = 0
+    for mine, theirs in zip(base.inputs.image_of, base.other.image_of, strict=True):
+        found += [before + number if number < len(theirs) else 0 for number in range(len(mine))]
+        before += len(theirs)
+    return found
+
+
+@contextmanager
+def _held(llava: Llava, holds: Sequence[Hold]) -> Iterator[None]:
+    """Blocks hand out, at some positions, what they were given."""
+    handles: list[RemovableHandle] = []
+    try:
+        for hold in holds:
+            block = llava.blocks[hold.layer]
+            handles.append(block.register_forward_hook(partial(_keep, hold.mask), with_kwargs=True, prepend=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _keep(mask: Tensor, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    entered, left = first_argument(args, kwargs), first_output(output)
+    return with_first_output(output, torch.where(mask.to(left.device)[..., None], entered, left))
+
+
+@contextmanager
+def _cut(llava: Llava, inputs: Inputs, cuts: Sequence[Cut]) -> Iterator[None]:
+    """Blocks get an additive mask of their own instead of the model's."""
+    handles: list[RemovableHandle] = []
+    try:
+        for layer in {cut.layer for cut in cuts}:
+            handles.append(
+                llava.blocks[layer].register_forward_pre_hook(
+                    partial(_mask, _allowed(llava, inputs, [cut for cut in cuts if cut.layer == layer])),
+                    with_kwargs=True,
+                    prepend=True,
+                )
+            )
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mask(allowed: Tensor, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args, {**kwargs, "attention_mask": additive(allowed, first_argument(args, kwargs).dtype)}
+
+
+def _allowed(llava: Llava, inputs: Inputs, cuts: Sequence[Cut]) -> Bool[Tensor, "example head query key"]:
+    """Which edges are left: causal, to real tokens, not cut; the one to itself always."""
+    real = inputs.attention_mask.bool()
+    n = inputs.n_positions
+    causal = torch.ones(n, n, dtype=torch.bool, device=real.device).tril()
+    n_heads = llava.n_heads if any(cut.heads is not None for cut in cuts) else 1
+    allowed = (causal & real[:, None, :])[:, None].repeat(1, n_heads, 1, 1)
+    for cut in cuts:
+        edges = cut.queries.to(real.device)[:, :, None] & cut.keys.to(real.device)[:, None, :]
+        heads = list(range(n_heads)) if cut.heads is None else list(cut.heads)
+        allowed[:, heads] &= ~edges[:, None]
+    return allowed | torch.eye(n, dtype=torch.bool, device=real.device)

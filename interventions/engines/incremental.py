@@ -1,0 +1,359 @@
+"""The fast engine: only what a cell can change is computed, and many cells share one pass over the layers.
+
+The cells of a chunk walk the layers together, each joining at its first changed one. Per layer, the positions that are
+equal to neither base run (``lattice``) are packed, cells side by side, along the query axis of one native decoder
+layer; their keys are the base run's and the other run's, shared by all cells, and their own. No cell copies a cache.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interventions.engines.base_runs import Base, Prefix, at_slots
+from interventions.engines.chunks import Chunk, plan_chunks
+from interventions.engines.edits import Cell
+from interventions.engines.equality import Inside, LayerEdits, Step, mark, start, step
+from interventions.engines.packing import Pack, pack
+from interventions.engines.writes import value_rows
+from models.cached_blocks import KeysValues, Run, run_block, run_keys_values, running
+from models.hooks import Change, edited, recorded
+from models.llava import Llava
+from models.sites import Site
+
+# Numbers of logits held at a time: 256 MB.
+_MOST_LOGITS = 2**26
+
+
+def run_resume(
+    llava: Llava,
+    base: Base,
+    cells: Sequence[Cell],
+    read: Callable[[Float[Tensor, "example slot vocab"]], Tensor],
+    cells_at_once: int | None,
+) -> list[Tensor]:
+    """What ``read`` makes of each cell's logits; see ``engine.run_cells``."""
+    results: dict[int, Tensor] = {}
+    prefix = base.prefix
+    assert prefix is not None  # checked
+    for chunk in plan_chunks(llava, prefix, cells, cells_at_once):
+        with running(llava):
+            wave = _Wave(llava, prefix, chunk)
+            wave.run()
+        n_slots = base.readout.numel() * base.logits.shape[-1]
+        at_once = max(1, _MOST_LOGITS // max(1, n_slots))
+        for first in range(0, len(chunk.cells), at_once):
+            group = range(first, min(first + at_once, len(chunk.cells)))
+            with running(llava):
+                found = wave.logits(base, group)
+            for cell, logits in zip(group, found, strict=True):
+                # Outside inference mode, so that ``read`` gets a tensor like any other.
+                results[chunk.cells[cell]] = read(at_slots(base.readout, logits))
+    return [results[number] for number in range(len(cells))]
+
+
+class _Flat(NamedTuple):
+    """Positions of cells, one after the other."""
+
+    example: Int[Tensor, " n"]
+    cell: Int[Tensor, " n"]
+    pos: Int[Tensor, " n"]
+
+
+class _Borrowed(NamedTuple):
+    """The other run's values at a site: rows, and where each position's row is."""
+
+    rows: Tensor
+    row_of: Int[Tensor, "example pos"]
+
+
+class _Wave:
+    """One chunk on its way through the layers."""
+
+    def __init__(self, llava: Llava, prefix: Prefix, chunk: Chunk) -> None:
+        self._llava, self._prefix, self._chunk = llava, prefix, chunk
+        self._status = start(chunk.first_layers, prefix.facts)
+        # The residual stream of positions that are equal to neither run, and which row is whose.
+        self._own: Tensor = prefix.run.resid[0].new_zeros(0, llava.d_model)
+        self._row_of = torch.zeros(self._status.base.shape, dtype=torch.int64, device=self._own.device)
+
+    def run(self) -> None:
+        """Takes all cells to the end of the last block."""
+        llava, chunk = self._llava, self._chunk
+        computed: list[tuple[_Flat, Tensor]] = []
+        for layer in range(chunk.first_layers[0], llava.n_layers + 1):
+            edits = chunk.layers[layer]
+            self._enter(layer, edits, computed)
+            if layer == llava.n_layers:
+                break
+            n = bisect_right(chunk.first_layers, layer)
+            asked = step(
+                self._status.first(n),
+                edits,
+                chunk.layers[layer + 1],
+                self._prefix.facts,
+                last=layer == llava.n_layers - 1,
+            )
+            computed = self._block(layer, edits, asked)
+            self._status.base[:, :n] = asked.after.base
+            self._status.other[:, :n] = asked.after.other
+
+    def _enter(self, layer: int, edits: LayerEdits, computed: list[tuple[_Flat, Tensor]]) -> None:
+        """Stores what was computed below, and puts in what is written in front of ``layer``."""
+        where = [
+            None if edit.rows is None else edit.mask.nonzero(as_tuple=True)  # the other run's need not be stored
+            for edit in edits.between
+        ]
+        n_rows = sum(len(rows) for _, rows in computed) + sum(len(w[0]) for w in where if w is not None)
+        self._own = self._prefix.run.resid[layer].new_zeros(n_rows, self._llava.d_model)
+        self._row_of.zero_()
+        stored = 0
+        for flat, rows in computed:
+            stored = self._store(stored, flat, rows)
+        for edit, place in zip(edits.between, where, strict=True):
+            if place is not None:
+                assert edit.rows is not None
+                example, pos = place
+                flat = _Flat(example, torch.full_like(example, edit.cell), pos)
+                rows = edit.rows(example, pos).to(self._own.device, self._own.dtype)
+                stored = self._store(stored, flat, self._resid(layer, flat) + rows if edit.add else rows)
+            mark(self._status, edit, self._prefix.facts)
+
+    def _store(self, stored: int, flat: _Flat, rows: Tensor) -> int:
+        """Keeps the residual stream of some positions behind the ``stored`` rows that are there."""
+        end = stored + len(rows)
+        self._own[stored:end] = rows
+        self._row_of[flat] = torch.arange(stored, end, device=self._own.device)
+        return end
+
+    def _resid(self, layer: int, at: _Flat) -> Float[Tensor, "n d_model"]:
+        """The residual stream in front of ``layer``, from whichever run a position is equal to."""
+        prefix = self._prefix
+        rows = prefix.run.resid[layer][at.example, at.pos]
+        base, other = self._status.base[at], self._status.other[at]
+        if prefix.other is not None and bool((theirs := other & ~base).any()):
+            rows[theirs] = prefix.other.resid[layer][at.example[theirs], at.pos[theirs]]
+        if bool((own := ~(base | other)).any()):
+            rows[own] = self._own[self._row_of[_Flat(*(part[own] for part in at))]]
+        return rows
+
+    def _block(self, layer: int, edits: LayerEdits, asked: Step) -> list[tuple[_Flat, Tensor]]:
+        """What the cells' own positions hold behind a block."""
+        found: list[tuple[_Flat, Tensor]] = []
+        if bool(asked.held.any()):
+            held = _Flat(*asked.held.nonzero(as_tuple=True))
+            found.append((held, self._resid(layer, held)))
+        queries, servers = pack(asked.compute), pack(asked.serve)
+        if queries is None:
+            return found
+        borrowed = self._borrow(layer, edits, asked)
+        served = None if servers is None else self._serve(layer, edits, servers, borrowed)
+        resid, position_ids = self._packed(layer, queries)
+        earlier, allowed = self._sight(layer, edits, asked, queries, servers, served)
+        with edited(self._llava, _changes(edits.inside, queries, borrowed, None)):
+            output = run_block(self._llava, layer, resid, position_ids, earlier, allowed)
+        found.append((_Flat(queries.example, queries.cell, queries.pos), output[queries.example, queries.slot]))
+        return found
+
+    def _serve(self, layer: int, edits: LayerEdits, servers: Pack, borrowed: dict[Site, _Borrowed]) -> KeysValues:
+        """Keys and values of positions whose output is not wanted."""
+        resid, position_ids = self._packed(layer, servers)
+        with edited(self._llava, _changes(edits.inside, servers, borrowed, ("k", "v"))):
+            return run_keys_values(self._llava, layer, resid, position_ids)
+
+    def _packed(self, layer: int, packed: Pack) -> tuple[Tensor, Tensor]:
+        """The residual stream and the position ids of packed positions."""
+        resid = packed.spread(self._resid(layer, _Flat(packed.example, packed.cell, packed.pos)), 0)
+        return resid, packed.spread(self._prefix.position_ids[packed.example, packed.pos], 0)
+
+    def _sight(
+        self,
+        layer: int,
+        edits: LayerEdits,
+        asked: Step,
+        queries: Pack,
+        servers: Pack | None,
+        served: KeysValues | None,
+    ) -> tuple[list[KeysValues], Bool[Tensor, "example head query key"]]:
+        """The keys that stand before the queries' own, and which query sees which key."""
+        prefix, n = self._prefix, asked.own.shape[1]
+        facts = prefix.facts
+        n_examples = len(facts.relevant)
+        outside = facts.relevant.shape[1]  # stands for the column of a slot without a query: behind all others
+        row = torch.arange(n_examples, device=facts.relevant.device)[:, None]
+        query_cell, query_pos = queries.spread(queries.cell, 0), queries.spread(queries.pos, -1)
+        earlier: list[KeysValues] = []
+        allowed: list[Tensor] = []
+        columns: list[Tensor] = []
+        base, other = self._status.first(n)
+        shared = base & ~asked.own & facts.relevant[:, None]
+        runs: list[tuple[Run | None, Tensor]] = [
+            (prefix.run, shared),
+            (prefix.other, other & ~base & ~asked.own & facts.relevant[:, None]),
+        ]
+        newest = int(queries.pos.max())
+        active = torch.zeros(n_examples, n, 1, dtype=torch.bool, device=base.device)
+        active[queries.example, queries.cell] = True
+        for run, source in runs:
+            seen = (source & active).flatten(0, 1).any(0)[: newest + 1].nonzero().flatten()
+            if run is not None and len(seen):
+                earlier.append(run.cached[layer].at(seen))
+                allowed.append(source[:, :, seen][row, query_cell] & (seen <= query_pos[..., None]))
+                columns.append(seen.expand(n_examples, -1))
+        for packed, keys in ((servers, served), (queries, None)):
+            if packed is None:
+                continue
+            if keys is not None:
+                earlier.append(keys)
+            key_pos, key_cell = packed.spread(packed.pos, outside), packed.spread(packed.cell, 0)
+            is_own = packed.spread(asked.own[packed.example, packed.cell, packed.pos], False)
+            sees = (key_cell[:, None] == query_cell[..., None]) & (key_pos[:, None] <= query_pos[..., None])
+            allowed.append(sees & is_own[:, None])
+            columns.append(key_pos)
+        # A slot without a query sees itself alone: a row without any key has no softmax.
+        empty = query_pos < 0
+        allowed[-1] |= torch.diag_embed(empty)
+        together = torch.cat(allowed, -1)[:, None]
+        return earlier, self._cut(together, torch.cat(columns, -1), edits, queries)
+
+    def _cut(
+        self, allowed: Tensor, key_pos: Tensor, edits: LayerEdits, queries: Pack
+    ) -> Bool[Tensor, "example head query key"]:
+        """The mask without the edges that cells cut."""
+        if any(cut.heads is not None for _, cut in edits.cuts):
+            allowed = allowed.repeat(1, self._llava.n_heads, 1, 1)
+        last_column = self._prefix.facts.relevant.shape[1] - 1
+        for cell, cut in edits.cuts:
+            chosen = ((queries.cell == cell) & cut.queries[queries.example, queries.pos]).nonzero().flatten()
+            if not len(chosen):
+                continue
+            example, slot, pos = queries.example[chosen], queries.slot[chosen], queries.pos[chosen]
+            keys = key_pos[example]
+            left = ~cut.keys[example[:, None], keys.clamp(max=last_column)] | (keys == pos[:, None])
+            if cut.heads is None:
+                allowed[example, :, slot] &= left[:, None]
+            else:
+                heads = torch.tensor(cut.heads, device=allowed.device)
+                allowed[example[:, None], heads, slot[:, None]] &= left[:, None]
+        return allowed
+
+    def _borrow(self, layer: int, edits: LayerEdits, asked: Step) -> dict[Site, _Borrowed]:
+        """The other run's values within a block, computed again at the positions where cells take them."""
+        llava, prefix, facts = self._llava, self._prefix, self._prefix.facts
+        taken: dict[Site, Tensor] = {}
+        for edit in edits.inside:
+            if isinstance(edit.write.value, str):
+                used = asked.compute[:, edit.cell] | asked.serve[:, edit.cell]
+                where = taken.setdefault(edit.write.site, torch.zeros_like(facts.relevant))
+                where |= edit.mask & used
+        taken = {site: where for site, where in taken.items() if bool(where.any())}
+        if not taken:
+            return {}
+        other, real, position_ids = prefix.other, prefix.other_real, prefix.other_position_ids
+        assert other is not None  # checked
+        assert real is not None
+        assert position_ids is not None
+        anywhere = torch.stack(list(taken.values())).any(0)
+        packed = pack(anywhere[:, None])
+        assert packed is not None
+        resid = packed.spread(other.resid[layer][packed.example, packed.pos], 0)
+        ids = packed.spread(position_ids[packed.example, packed.pos], 0)
+        with recorded(llava, taken) as values:
+            if all(site.name in ("q", "k", "v") for site in taken):
+                run_keys_values(llava, layer, resid, ids)
+            else:
+                query_pos = packed.spread(packed.pos, -1)
+                earlier = torch.arange(real.shape[1], device=real.device) <= query_pos[..., None]
+                own = torch.diag_embed(query_pos < 0)  # the cache holds the queries' own keys already
+                allowed = torch.cat([earlier & real[:, None], own], -1)[:, None]
+                run_block(llava, layer, resid, ids, [other.cached[layer]], allowed)
+        row_of = torch.zeros(real.shape, dtype=torch.int64, device=real.device)
+        row_of[packed.example, packed.pos] = torch.arange(len(packed.pos), device=real.device)
+        return {site: _Borrowed(value[packed.example, packed.slot], row_of) for site, value in values.items()}
+
+    def logits(self, base: Base, group: range) -> list[Float[Tensor, "used vocab"]]:
+        """The logits of some cells at the used slots of the readout, in order."""
+        llava, n_layers = self._llava, self._llava.n_layers
+        example, slot = (base.readout >= 0).nonzero(as_tuple=True)
+        pos = base.readout[example, slot]
+        unchanged = base.logits[example, slot]
+        at = _Flat(
+            example.repeat(len(group)),
+            torch.arange(group.start, group.stop, device=pos.device).repeat_interleave(len(pos)),
+            pos.repeat(len(group)),
+        )
+        changed = ~self._status.base[at]
+        for edit in self._chunk.final:
+            changed |= (at.cell == edit.cell) & edit.mask[at.example, at.pos]
+        if not bool(changed.any()):
+            return [unchanged] * len(group)
+        rows = _Flat(*(part[changed] for part in at))
+        with edited(llava, self._final_changes(rows)):
+            computed = llava.logits(self._resid(n_layers, rows)[None])[0].float()
+        logits = unchanged.repeat(len(group), 1)
+        logits[changed] = computed
+        return list(logits.split(len(pos)))
+
+    def _final_changes(self, rows: _Flat) -> dict[Site, Change]:
+        """The writes behind the final norm, for the rows that are read."""
+        if not self._chunk.final:
+            return {}
+        site, other = self._chunk.final[0].write.site, self._prefix.other
+        norm = self._llava.module_at(site)
+        # Before the change is in place, which would change these too.
+        theirs = None if other is None else norm(other.resid[-1][rows.example, rows.pos])
+        return {site: partial(_write_final, self._chunk.final, rows, theirs)}
+
+
+def _changes(
+    inside: Sequence[Inside], packed: Pack, borrowed: dict[Site, _Borrowed], names: tuple[str, ...] | None
+) -> dict[Site, Change]:
+    """The writes within a block, at packed positions, by site."""
+    found: dict[Site, list[tuple[Inside, Tensor]]] = {}
+    for edit in inside:
+        if names is None or edit.write.site.name in names:
+            chosen = ((packed.cell == edit.cell) & edit.mask[packed.example, packed.pos]).nonzero().flatten()
+            if len(chosen):
+                found.setdefault(edit.write.site, []).append((edit, chosen))
+
+    return {site: partial(_write_packed, edits, packed, borrowed.get(site)) for site, edits in found.items()}
+
+
+def _write_packed(
+    edits: Sequence[tuple[Inside, Tensor]], packed: Pack, borrowed: _Borrowed | None, current: Tensor
+) -> Tensor:
+    """What stands at a site, with each edit made at its chosen ones of the packed positions."""
+    current = current.clone()
+    for edit, chosen in edits:
+        example, slot, pos = packed.example[chosen], packed.slot[chosen], packed.pos[chosen]
+        if isinstance(edit.write.value, str):
+            assert borrowed is not None
+            new = borrowed.rows[borrowed.row_of[example, pos]]
+        else:
+            new = value_rows(edit.write.value, current.shape[2:], example, pos).to(current.dtype)
+        if edit.write.heads is None:
+            current[example, slot] = current[example, slot] + new if edit.write.add else new
+        else:
+            heads = torch.tensor(edit.write.heads, device=current.device)
+            at, new = (example[:, None], slot[:, None], heads), new[:, heads]
+            current[at] = current[at] + new if edit.write.add else new
+    return current
+
+
+def _write_final(edits: Sequence[Inside], rows: _Flat, theirs: Tensor | None, current: Tensor) -> Tensor:
+    """What the final norm hands out for some rows, ``1 n d_model``, under edits."""
+    current = current.clone()
+    for edit in edits:
+        chosen = (rows.cell == edit.cell) & edit.mask[rows.example, rows.pos]
+        if isinstance(edit.write.value, str):
+            assert theirs is not None  # checked
+            new = theirs[chosen]
+        else:
+            new = value_rows(edit.write.value, current.shape[2:], rows.example[chosen], rows.pos[chosen])
+        new = new.to(current.dtype)
+        current[0, chosen] = current[0, chosen] + new if edit.write.add else new
+    return current

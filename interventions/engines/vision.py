@@ -1,0 +1,102 @@
+"""Image features under a cell's edits: the vision tower from the edited block on, and the projector."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from interventions.engines.base_runs import Placeholder, Prefix
+from interventions.engines.edits import Write
+from interventions.engines.writes import boundary_of, written
+from models.cached_blocks import run_projector, run_tower_block
+from models.hooks import edited, recorded
+from models.llava import Llava
+from models.sites import Site
+
+
+def changed_placeholders(llava: Llava, prefix: Prefix, writes: Sequence[Write]) -> list[Placeholder]:
+    """The pictures in prompts whose features the writes can change."""
+    seen = [write for write in writes if _is_read(write.site, llava)]
+    return [p for p in prefix.placeholders if any(bool(write.mask[p.picture].any()) for write in seen)]
+
+
+def edited_features(
+    llava: Llava, prefix: Prefix, writes: Sequence[Write], placeholders: Sequence[Placeholder]
+) -> list[Tensor]:
+    """``patch d_model`` for each of the placeholders, under writes to the tower and the projector."""
+    tower = prefix.tower
+    assert tower is not None  # there are placeholders
+    writes = [write for write in writes if _is_read(write.site, llava)]
+    pairs = list(dict.fromkeys((p.picture, p.other_picture) for p in placeholders))
+    device = tower.features.device
+    mine = torch.tensor([picture for picture, _ in pairs], device=device)
+    # A picture without a partner is not written from the other run, which was checked; any row stands in for it.
+    theirs = torch.tensor([0 if other is None else other for _, other in pairs], device=device)
+
+    first = min((_first(write.site, llava) for write in writes), default=llava.vision_layer)
+    resid = tower.resid[first][mine]
+    for layer in range(first, llava.vision_layer + 1):
+        between = sorted((w for w in writes if w.site.part == "vision_tower" and boundary_of(w) == layer), key=_site)
+        other = tower.resid[layer][theirs]
+        resid = _apply(mine, between, other, resid)
+        if layer < llava.vision_layer:
+            inside = [w for w in writes if w.site.layer == layer and boundary_of(w) is None]
+            resid = _within(llava, mine, inside, partial(run_tower_block, llava, layer), resid, other)
+    features = _within(
+        llava,
+        mine,
+        [w for w in writes if w.site.part == "projector"],
+        partial(run_projector, llava),
+        resid,
+        tower.resid[llava.vision_layer][theirs],
+    )
+    return [features[pairs.index((p.picture, p.other_picture))] for p in placeholders]
+
+
+def _within(
+    llava: Llava, mine: Tensor, writes: Sequence[Write], run: Callable[[Tensor], Tensor], resid: Tensor, other: Tensor
+) -> Tensor:
+    """A block or the projector under the writes inside it."""
+    by_site: dict[Site, list[Write]] = {}
+    for write in writes:
+        by_site.setdefault(write.site, []).append(write)
+    borrowed = {write.site for write in writes if isinstance(write.value, str)}
+    with recorded(llava, borrowed) as values:
+        if borrowed:
+            run(other)
+    with edited(llava, {site: partial(_apply, mine, found, values.get(site)) for site, found in by_site.items()}):
+        return run(resid)
+
+
+def _apply(mine: Tensor, writes: Sequence[Write], other: Tensor | None, current: Tensor) -> Tensor:
+    """What stands at a site under writes; ``mine`` says which picture each row is."""
+    for write in writes:
+        mask = write.mask.to(current.device)
+        if isinstance(write.value, str):
+            assert other is not None  # recorded
+            value = other
+        else:
+            value = write.value.to(current.device).broadcast_to(mask.shape[0], *current.shape[1:])[mine]
+        current = written(current, mask[mine], value, heads=write.heads, add=write.add)
+    return current
+
+
+def _site(write: Write) -> Site:
+    return write.site
+
+
+def _first(site: Site, llava: Llava) -> int:
+    """The first block in front of which something changes."""
+    if site.layer is None:
+        return llava.vision_layer
+    return site.layer + (site.name == "resid_post")
+
+
+def _is_read(site: Site, llava: Llava) -> bool:
+    """Whether the projector sees what stands at a site; it does not look behind the layer that it reads."""
+    if site.part == "projector":
+        return True
+    assert site.layer is not None  # every site of the tower has one
+    inside = site.name not in ("resid_pre", "resid_post")
+    return _first(site, llava) + inside <= llava.vision_layer

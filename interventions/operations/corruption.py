@@ -1,0 +1,116 @@
+"""The corrupt run: another picture, a blank one, or noise on the image embeddings.
+
+The first two are another batch; noise is an edit of the clean one, drawn by ``draw_noise`` for each picture, so that
+neither batches nor their order matter.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interventions.engines.edits import Write
+from models.capture import capture_examples
+from models.hooks import edited
+from models.inputs import Inputs, Preprocess
+from models.llava import Llava
+from models.sites import Site
+from tasks.example import Example
+
+EMBEDDINGS = Site("projector", None, "out")
+
+
+def blank_pictures(inputs: Inputs) -> Inputs:
+    """The same batch, every picture CLIP's mean colour: zeros after normalisation.
+
+    Raises:
+        ValueError: If an example shows no picture.
+    """
+    pixels = _pixels(inputs)
+    keys = tuple("blank" for _ in inputs.picture_keys)
+    return replace(inputs, pixel_values=torch.zeros_like(pixels), picture_keys=keys)
+
+
+def embedding_deviation(
+    llava: Llava, examples: Sequence[Example], *, batch_size: int = 8, preprocess: Preprocess = "pad"
+) -> float:
+    """Standard deviation of the image embeddings over tokens, dimensions and the distinct pictures of a data set.
+
+    Args:
+        llava: The model.
+        examples: With pictures.
+        batch_size: Rows that are run together.
+        preprocess: See ``prepare``.
+
+    Raises:
+        ValueError: If an example has no picture.
+    """
+    distinct = list({tuple(p.key for p in example.pictures): example for example in examples}.values())
+    n, total, squares = 0, 0.0, 0.0
+    for found in capture_examples(
+        llava, distinct, [EMBEDDINGS], tokens="image", pool="none", batch_size=batch_size, preprocess=preprocess
+    ):
+        values = found.activations[EMBEDDINGS][found.activations.mask[EMBEDDINGS]].double()
+        n, total, squares = n + values.numel(), total + float(values.sum()), squares + float((values**2).sum())
+    return math.sqrt(max(0.0, squares / n - (total / n) ** 2))
+
+
+def draw_noise(llava: Llava, inputs: Inputs, *, deviation: float, seed: int) -> Float[Tensor, "image token d_model"]:
+    """Gaussian noise for every image embedding of a batch; equal pictures get equal noise under one seed.
+
+    Args:
+        llava: Gives the shape.
+        inputs: The batch.
+        deviation: Of the noise, in the embeddings' unit.
+        seed: Another seed draws other noise.
+
+    Raises:
+        ValueError: If an example shows no picture.
+
+    Source: noise of three standard deviations on the subject's embeddings in Meng et al. 2022, "Locating and Editing
+        Factual Associations in GPT", arXiv 2202.05262.
+    """
+    pixels = _pixels(inputs)
+    drawn = []
+    for key in inputs.picture_keys:
+        digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        drawn.append(torch.randn(llava.n_image_tokens, llava.d_model, generator=generator))
+    return (deviation * torch.stack(drawn)).to(pixels.device)
+
+
+def noise_edit(noise: Float[Tensor, "image token d_model"]) -> Write:
+    """Adds the noise to every image embedding."""
+    mask = torch.ones(noise.shape[:2], dtype=torch.bool, device=noise.device)
+    return Write(EMBEDDINGS, mask, noise, add=True)
+
+
+@contextmanager
+def noised(llava: Llava, inputs: Inputs, noise: Float[Tensor, "image token d_model"]) -> Iterator[None]:
+    """Adds the noise in forwards and captures of ``inputs`` that run inside."""
+    of_placeholder = torch.tensor([row for rows in inputs.image_of for row in rows], device=noise.device)
+
+    def add(value: Tensor) -> Tensor:
+        # Plain forwards show the projector a picture for every placeholder, captures every distinct one. Where the
+        # numbers agree, each picture is shown once, in order, and both are the same.
+        rows = noise if value.shape[0] == noise.shape[0] else noise[of_placeholder]
+        return value + rows.to(value.dtype)
+
+    change: Callable[[Tensor], Tensor] = add
+    with edited(llava, {EMBEDDINGS: change}):
+        yield
+
+
+def _pixels(inputs: Inputs) -> Tensor:
+    bare = [row for row, pictures in enumerate(inputs.image_of) if not pictures]
+    if bare or inputs.pixel_values is None:
+        raise ValueError(
+            f"examples must show a picture to corrupt, got none in row {bare[0] if bare else 0} of the batch. "
+            "Leave it out."
+        )
+    return inputs.pixel_values

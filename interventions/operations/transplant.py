@@ -1,0 +1,130 @@
+"""Weight transplant: layers of one checkpoint in another, to see which layers' training a skill needs.
+
+    with transplanted(stage1, smol, layers=range(8), head=False) as mixed:
+        ...  # mixed runs with layers 0 to 7 of smol
+
+Parameters are exchanged, never copied over, so what was there before comes back to the last bit.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from interventions.plan.cells import spell_layers
+from models.llava import Llava
+from models.sites import Site
+
+# Equal shapes do not make equal computations: these must agree too.
+_SAME = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_theta",
+    "rope_scaling",
+)
+
+
+@contextmanager
+def transplanted(
+    llava: Llava, donor: Llava, layers: Iterable[int], *, head: bool = False, projector: bool = False
+) -> Iterator[Llava]:
+    """``llava`` with the donor's weights in some layers of the language model, while inside.
+
+    Embeddings and vision tower stay. Where the head is tied to the embeddings, only the head is exchanged. What was
+    computed before from ``llava`` (a prepared base, say) does not belong to the mixture.
+
+    Args:
+        llava: The recipient. It computes as the mixture inside, and as before behind, whatever happens.
+        donor: Has the same architecture; its weights are brought to the recipient's device and dtype.
+        layers: Blocks of the language model; may be empty.
+        head: Whether the final norm and the head come along.
+        projector: Whether the projector comes along.
+
+    Yields:
+        The recipient, with an id and a weight hash that name the mixture.
+
+    Raises:
+        ValueError: If a layer is not there, or the two are not of one architecture.
+
+    Source: Palacios 2025, "How LLaVA Learns to See: Localizing Representation Changes in Visual Instruction Tuning",
+        thesis, University of Trieste.
+    """
+    wanted = sorted(set(layers))
+    _check(llava, donor, wanted)
+    owners = [(llava.blocks[layer], donor.blocks[layer]) for layer in wanted]
+    if head:
+        final = Site("language_model", None, "final_norm")
+        owners += [(llava.module_at(final), donor.module_at(final)), (_head(llava), _head(donor))]
+    if projector:
+        owners.append((llava.projector, donor.projector))
+    exchanges = [exchange for mine, theirs in owners for exchange in _parameters(mine, theirs, donor.id)]
+    parts = [*([spell_layers(wanted)] if wanted else []), *["head"] * head, *["projector"] * projector]
+    name = f"{llava.id}+{donor.id}[{';'.join(parts)}]"
+    digest = hashlib.sha256(f"{llava.weight_hash}/{donor.weight_hash}/{parts}".encode()).hexdigest()
+    try:
+        for module, key, _, new in exchanges:
+            setattr(module, key, new)
+        yield replace(llava, id=name, weight_hash=digest)
+    finally:
+        for module, key, old, _ in exchanges:
+            setattr(module, key, old)
+
+
+def _parameters(
+    mine: nn.Module, theirs: nn.Module, donor: str
+) -> list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]]:
+    """For each parameter the module that holds it, its name there, what it is, and what it becomes."""
+    ours, given = dict(mine.named_parameters()), dict(theirs.named_parameters())
+    shapes = [{name: tuple(value.shape) for name, value in side.items()} for side in (ours, given)]
+    if shapes[0] != shapes[1]:
+        differing = next(name for name in {**ours, **given} if shapes[0].get(name) != shapes[1].get(name))
+        raise ValueError(
+            f"donor must have weights of the recipient's shapes, got {shapes[1].get(differing)} for "
+            f"{shapes[0].get(differing)} at {differing!r} of {donor}. Both must be of one architecture."
+        )
+    found = []
+    for name, old in ours.items():
+        path, _, key = name.rpartition(".")
+        weight = given[name].detach().to(old.device, old.dtype)
+        found.append((mine.get_submodule(path), key, old, nn.Parameter(weight, requires_grad=old.requires_grad)))
+    return found
+
+
+def _head(llava: Llava) -> nn.Module:
+    head: Any = llava.model.get_output_embeddings()
+    assert isinstance(head, nn.Module)
+    return head
+
+
+def _check(llava: Llava, donor: Llava, layers: list[int]) -> None:
+    wrong = [layer for layer in layers if not 0 <= layer < llava.n_layers]
+    if wrong:
+        raise ValueError(
+            f"layer must be in [0, {llava.n_layers}) for {llava.id}, got {wrong[0]}. Layers count from 0; the head "
+            "comes along with head=True."
+        )
+    if donor.n_layers != llava.n_layers:
+        raise ValueError(
+            f"donor must have {llava.n_layers} layers as {llava.id} has, got {donor.n_layers} in {donor.id}. "
+            "Both must be of one architecture."
+        )
+    if (llava.grid, llava.image_token_id) != (donor.grid, donor.image_token_id) or (
+        llava.tokenizer.get_vocab() != donor.tokenizer.get_vocab()
+    ):
+        raise ValueError(
+            f"donor must read pictures and words as {llava.id} does, got another patch grid or vocabulary in "
+            f"{donor.id}. Both runs are given the recipient's inputs."
+        )
+    mine, theirs = llava.config.text_config, donor.config.text_config
+    for key in _SAME:
+        if getattr(mine, key, None) != getattr(theirs, key, None):
+            raise ValueError(
+                f"donor must have the recipient's {key}, got {getattr(theirs, key, None)!r} for "
+                f"{getattr(mine, key, None)!r} in {donor.id}. Both must be of one architecture."
+            )

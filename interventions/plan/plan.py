@@ -1,0 +1,322 @@
+"""What to change, as plain data: a ``Plan`` is checked against a model and unfolds into cells, one row of a table each.
+
+plan = Plan("patch", sites=("resid_pre",), tokens=("image", "question", "last"))
+plan.cells(llava)  # 3 x n_layers specs; interventions.operations.build_edits turns each into edits on a batch
+Plan.from_dict(json.loads(text))  # refuses keys and values that it does not know
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
+
+from interventions.plan.cells import CellSpec, count_heads, spell_layers
+from interventions.plan.groups import PATCHES, is_pictured, parse_group
+from interventions.plan.options import (
+    OPS,
+    OPTIONS,
+    AblateOptions,
+    Corruption,
+    NoOptions,
+    Op,
+    Options,
+    PatchOptions,
+    SkipOptions,
+    SteerOptions,
+    TransplantOptions,
+    check_among,
+    check_keys,
+    is_whole,
+)
+from models.llava import Llava
+from models.sites import Part, Site, parse_sites
+
+__all__ = [
+    "AblateOptions",
+    "CellSpec",
+    "Corruption",
+    "NoOptions",
+    "Op",
+    "Options",
+    "PatchOptions",
+    "Plan",
+    "SkipOptions",
+    "SteerOptions",
+    "TransplantOptions",
+]
+
+Metric = Literal["logit_difference", "log_prob", "probability", "kl", "accuracy"]
+EngineName = Literal["resume", "full"]
+Span = Literal["up-to", "onward", "together"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+HEAD_SITES = ("q", "k", "v", "z")
+FLOW = "->"  # image->question: queries of the question stop looking at keys of the image
+# For operations on whole blocks the sites are not chosen: what their cells are called.
+_FIXED_SITE: dict[Op, str] = {"knockout": "pattern", "skip": "resid_post", "transplant": "resid_post"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A set of interventions: every site x window x token group x head asked for.
+
+    Args:
+        op: The operation.
+        sites: As ``parse_sites`` reads them; none for knockout, skip and transplant, which act on whole blocks.
+        layers: ``"0-31"``, ``"3,5,9"``, None for all: one window for each.
+        window: An odd number of layers around each of them, clipped at the ends of the stack; ``"up-to"``: from layer 0
+            to each; ``"onward"``: from each to the last; ``"together"``: all of them in one cell.
+        tokens: As ``interventions.plan.groups`` writes them, each on its own; ``"patches"`` for each patch of the first
+            picture. For knockouts ``source->target``. None for transplants.
+        heads: For q, k, v, z and knockouts: ``"all"`` for each on its own, ``"0,3-5"`` for each of these, ``"0+3"`` for
+            two together; None for all together.
+        options: What the operation needs besides; None for its defaults.
+        corruption: How the corrupt run is made.
+        metrics: What is read out.
+        engine: How cells are run.
+    """
+
+    KEYS: ClassVar[tuple[str, ...]] = tuple(f.name for f in fields(CellSpec))
+
+    op: Op
+    sites: tuple[str, ...] = ()
+    layers: str | None = None
+    window: int | Span = 1
+    tokens: tuple[str, ...] = ()
+    heads: str | None = None
+    options: Options | None = None
+    corruption: Corruption = field(default_factory=Corruption)
+    metrics: tuple[Metric, ...] = ("logit_difference",)
+    engine: EngineName = "resume"
+
+    def __post_init__(self) -> None:
+        """Refuses what no model could run."""
+        check_among("op", self.op, OPS)
+        if self.options is None:
+            object.__setattr__(self, "options", OPTIONS[self.op]())
+        if type(self.options) is not OPTIONS[self.op]:
+            raise ValueError(
+                f"options must be {OPTIONS[self.op].__name__} for op {self.op!r}, got {type(self.options).__name__}. "
+                "Each operation has its own."
+            )
+        check_among("engine", self.engine, get_args(EngineName))
+        for name in ("sites", "tokens", "metrics"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+                raise ValueError(f"{name} must be a list of names, got {value!r}. One name is a list too.")
+        for name in ("layers", "heads"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"{name} must be text such as '0-3,7', got {getattr(self, name)!r}. Quote it.")
+        if not isinstance(self.corruption, Corruption):
+            raise ValueError(f"corruption must be a Corruption, got {self.corruption!r}. Corruption() is a pair.")
+        self._check_metrics()
+        self._check_window()
+        self._check_tokens()
+        self._check_heads()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that ``json.dumps`` takes and ``from_dict`` reads back."""
+        flat = asdict(self)
+        return {key: _listed(value) for key, value in flat.items()}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> "Plan":
+        """The plan that ``to_dict`` wrote, or that a person did.
+
+        Raises:
+            ValueError: If a key or a value is not one that a plan has.
+        """
+        check_keys("plan", data, Plan)
+        if "op" not in data:
+            raise ValueError(f"plan must say its op, got keys {sorted(data)}. One of {', '.join(OPS)}.")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        check_among("op", values["op"], OPS)
+        op: Op = values["op"]
+        kinds: dict[str, Any] = {"options": OPTIONS[op], "corruption": Corruption}
+        for key, kind in kinds.items():
+            inner = values.get(key)
+            if inner is None:
+                values.pop(key, None)
+                continue
+            if not isinstance(inner, Mapping):
+                raise ValueError(f"{key} must be a mapping, got {inner!r}. Name its values.")
+            check_keys(key, inner, kind)
+            values[key] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in inner.items()})
+        return Plan(**values)
+
+    def cells(self, llava: Llava) -> list[CellSpec]:
+        """Every intervention of the plan on ``llava``, in the order site, tokens, head, layer.
+
+        Raises:
+            ValueError: If the model lacks a site, a layer or a head, or a group means nothing at a site.
+        """
+        specs: dict[CellSpec, None] = {}
+        for name in self._names(llava):
+            centres = [site.layer for site in name.sites]
+            for tokens in self._groups(name.part, llava):
+                for head in self._heads(name, llava):
+                    for layer, window in self._windows(centres, name.n_layers):
+                        site = "weights" if self.op == "transplant" else str(Site(name.part, layer, name.name))
+                        specs[CellSpec(self.op, site, layer, window, tokens, head)] = None
+        return list(specs)
+
+    def _check_metrics(self) -> None:
+        if not self.metrics:
+            raise ValueError(f"metrics must hold at least one of {', '.join(METRICS)}, got none. Name what to read.")
+        for metric in self.metrics:
+            check_among("metric", metric, METRICS)
+        if self.op == "attribute" and "accuracy" in self.metrics:
+            raise ValueError("metric must have a gradient for op 'attribute', got 'accuracy'. Use logit_difference.")
+        if self.op == "attribute" and "kl" in self.metrics and self.options == PatchOptions("noise"):
+            raise ValueError("metric must not be kl for op 'attribute' by noising, got it. Its gradient is 0 there.")
+
+    def _check_window(self) -> None:
+        spans = get_args(Span)
+        if self.window not in spans and not (is_whole(self.window) and int(self.window) > 0 and int(self.window) % 2):
+            raise ValueError(
+                f"window must be an odd number of layers or one of {', '.join(spans)}, got {self.window!r}. "
+                "It is centred on each layer."
+            )
+        if self.op == "attribute" and self.window != 1:
+            raise ValueError(
+                f"window must be 1 for op 'attribute', got {self.window!r}. Gradients of several layers count a change "
+                "twice that flows from one to the next."
+            )
+
+    def _check_tokens(self) -> None:
+        if self.op == "transplant":
+            if self.corruption != Corruption():
+                raise ValueError(
+                    f"corruption must not be given for op 'transplant', got {self.corruption.kind!r}. The recipient's "
+                    "own run stands for the corrupt one."
+                )
+            if self.tokens:
+                raise ValueError(f"tokens must not be given for op 'transplant', got {self.tokens}. Weights serve all.")
+            return
+        if not self.tokens:
+            flow = f", as in image{FLOW}question" if self.op == "knockout" else ", as in image"
+            raise ValueError(f"tokens must be given for op {self.op!r}{flow}, got none. Each group is run on its own.")
+        for text in self.tokens:
+            ends = text.split(FLOW)
+            if len(ends) != (2 if self.op == "knockout" else 1):
+                raise ValueError(
+                    f"tokens must be {'source->target' if self.op == 'knockout' else 'one group'} for op {self.op!r}, "
+                    f"got {text!r}. Only knockouts cut one group from another."
+                )
+            for end in ends:
+                if end != PATCHES:
+                    parse_group(end)
+
+    def _check_heads(self) -> None:
+        if self.heads is None:
+            return
+        if self.op in ("skip", "steer", "transplant"):
+            raise ValueError(
+                f"heads must not be given for op {self.op!r}, got {self.heads!r}. It acts on whole blocks."
+            )
+        if not re.fullmatch(r"all|\d+([-+,]\d+)*", self.heads):
+            raise ValueError(f"heads must be like all, 0,3-5 or 0+3, got {self.heads!r}. Heads count from 0.")
+
+    def _names(self, llava: Llava) -> list["_Named"]:
+        """What is changed, each with the sites of the layers asked for."""
+        fixed = _FIXED_SITE.get(self.op)
+        if fixed is not None and self.sites:
+            raise ValueError(f"sites must not be given for op {self.op!r}, got {self.sites}. It acts on whole blocks.")
+        if fixed is None and not self.sites:
+            raise ValueError(f"sites must be given for op {self.op!r}, got none. For example resid_pre.")
+        grouped: dict[tuple[Part, str], list[Site]] = {}
+        for site in parse_sites((fixed,) if fixed else self.sites, self.layers, llava):
+            grouped.setdefault((site.part, site.name), []).append(site)
+        for part, name in grouped:
+            if fixed is None and name == "pattern":
+                raise ValueError(
+                    f"site must not be 'pattern' for op {self.op!r}, got one. Op 'knockout' cuts edges of attention."
+                )
+            if self.op == "steer" and name in HEAD_SITES:
+                raise ValueError(f"site must be as wide as its stream for op 'steer', got {name!r}. Use resid_post.")
+            if self.heads is not None and fixed is None and name not in HEAD_SITES:
+                raise ValueError(f"heads must go with q, k, v or z, got {self.heads!r} with {name!r}. Leave them out.")
+            early = part == "vision_tower" or (part == "projector" and name != "out")
+            if isinstance(self.options, PatchOptions) and self.corruption.kind == "noise" and early:
+                raise ValueError(
+                    f"site must not precede the noise on the projector's output, got {name!r} of the "
+                    f"{part.replace('_', ' ')}. Use projector:out, a site of the language model, or corruption 'blank'."
+                )
+            for text in self.tokens if part != "language_model" else ():
+                if text != PATCHES and not is_pictured(text):
+                    raise ValueError(
+                        f"tokens must be image tokens or 'all' at a site of the {part.replace('_', ' ')}, got {text!r} "
+                        f"at {name!r}. Use image, object, patch(r,c), box(...) or patches."
+                    )
+        counts = {"language_model": llava.n_layers, "vision_tower": llava.n_vision_layers, "projector": 0}
+        return [_Named(part, name, tuple(sites), counts[part]) for (part, name), sites in grouped.items()]
+
+    def _windows(self, centres: list[int | None], n_layers: int) -> list[tuple[int | None, str]]:
+        """For each window its layer and the layers in it, as the table writes them."""
+        layers = [layer for layer in centres if layer is not None]
+        if not layers:
+            return [(None, "")]
+        if self.window == "together":
+            return [(layers[0], spell_layers(layers))]
+        if self.window == "up-to":
+            return [(layer, spell_layers(range(layer + 1))) for layer in layers]
+        if self.window == "onward":
+            return [(layer, spell_layers(range(layer, n_layers))) for layer in layers]
+        half = int(self.window) // 2
+        return [(at, spell_layers(range(max(0, at - half), min(n_layers, at + half + 1)))) for at in layers]
+
+    def _groups(self, part: Part, llava: Llava) -> list[str]:
+        """The groups with ``patches`` unfolded."""
+        if self.op == "transplant":
+            return [""]
+        height, width = llava.grid
+        every = [f"patch({row},{column})" for row in range(height) for column in range(width)]
+        found: list[str] = []
+        for text in self.tokens:
+            ends = [every if end == PATCHES else [end] for end in text.split(FLOW)]
+            found += [FLOW.join((*start, end)) for start in _products(ends[:-1]) for end in ends[-1]]
+        return found
+
+    def _heads(self, name: "_Named", llava: Llava) -> list[str | None]:
+        """The sets of heads that are changed together, checked."""
+        if self.heads is None:
+            return [None]
+        n_heads = count_heads(name.sites[0], llava)
+        if self.heads == "all":
+            return [str(head) for head in range(n_heads)]
+        found: list[str] = []
+        for piece in self.heads.split(","):
+            first, dash, last = piece.partition("-")
+            if dash and first.isdigit() and last.isdigit():
+                if int(last) < int(first):
+                    raise ValueError(f"heads must rise within a range, got {self.heads!r}. Write {last}-{first}.")
+                found += [str(head) for head in range(int(first), int(last) + 1)]
+            else:
+                found.append(piece)
+        for text in found:
+            if len(set(text.split("+"))) < len(text.split("+")):
+                raise ValueError(f"heads that are changed together must differ, got {text!r}. Name each once.")
+            for head in text.split("+"):
+                if not head.isdigit() or int(head) >= n_heads:
+                    raise ValueError(
+                        f"head must be in [0, {n_heads}) at {name.name!r} of {llava.id}, got {head}. Heads count from "
+                        "0; keys and values may have fewer than queries."
+                    )
+        return list(found)
+
+
+class _Named(NamedTuple):
+    part: Part
+    name: str
+    sites: tuple[Site, ...]
+    n_layers: int
+
+
+def _products(ends: list[list[str]]) -> list[tuple[str, ...]]:
+    """The sources of a flow, each as a tuple; one empty tuple where the text is no flow."""
+    return [(start,) for start in ends[0]] if ends else [()]
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _listed(inner) for key, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,65 @@
+"""Where a model's files are: ``locate(name)`` for embedded checkpoints, folders and Hugging Face ids."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from models.loading.checkpoints import PUBLISHED, CheckpointError
+
+EMBEDDED = ("smol", "smol-stage1")
+_PICKLED = ("pytorch_model*.bin", "mm_projector.bin")  # read as plain tensors only
+
+
+def unknown_model(name: str) -> ValueError:
+    """The error for a name that means no model."""
+    accepted = ", ".join([*EMBEDDED, *(f"random:{size}" for size in PUBLISHED)])
+    return ValueError(
+        f"model must be one of {accepted}, a checkpoint folder, or a Hugging Face id such as llava-hf/llava-1.5-7b-hf, "
+        f"got {name!r}. Check the spelling."
+    )
+
+
+class Located(NamedTuple):
+    """A checkpoint folder, the name it is known by, and its commit if it came from the hub."""
+
+    folder: Path
+    id: str
+    revision: str | None
+
+
+def locate(name: str, revision: str | None = None) -> Located:
+    """The folder that an embedded name, a path or a Hugging Face id means; embedded ones are composed, ids downloaded.
+
+    Raises:
+        CheckpointError: If the folder holds no ``config.json``.
+        ValueError: If the name means nothing, or the hub does not give it.
+    """
+    if name in EMBEDDED:
+        from models.loading.smol import compose
+
+        return Located(compose(name), name, None)  # type: ignore[arg-type]
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CheckpointError(
+                f"checkpoint folder must hold config.json, got none in {path.name!r}. Check the path."
+            )
+        return Located(path, path.resolve().name, None)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise unknown_model(name)
+    small = ["*.json", "*.txt", "*.model", "*.jinja"]
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, *_PICKLED]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        raise ValueError(
+            f"model must be in the local Hugging Face cache or on a hub that can be reached, got {name!r}{offline}: "
+            f"{reason} Give a folder, or one of {', '.join(EMBEDDED)}, which need no download."
+        ) from error
+    return Located(folder, name, folder.name)

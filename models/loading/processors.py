@@ -1,0 +1,109 @@
+"""Tokenizer and picture processor: a checkpoint folder's own, or made on the spot for random weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    LlavaConfig,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from models.loading.checkpoints import CheckpointError
+from tasks.prompts import CAPTION, CHAT_TEMPLATE, IMAGE, LETTER, SHORT, SYSTEM, vicuna_v1
+
+
+def read_processor(folder: Path, config: Any) -> LlavaProcessor:
+    """Tokenizer and picture processor of a folder.
+
+    Raises:
+        CheckpointError: If one of them is missing or broken.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        pictures = CLIPImageProcessorPil.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"checkpoint folder must hold its tokenizer and preprocessor files, got {str(error).splitlines()[0]} in "
+            f"{folder.name}. Download them."
+        ) from error
+    template = folder / "chat_template.jinja"
+    chat = template.read_text() if template.is_file() else tokenizer.chat_template
+    return llava_processor(tokenizer, pictures, config, chat_template=chat)
+
+
+def offline_processor(config: LlavaConfig) -> LlavaProcessor:
+    """A processor made on the spot, for models that come without one (random weights).
+
+    The tokenizer is a byte-level BPE whose merges were learned from LLaVA-1.5's own prompts, so that any text can be
+    written and a prompt has about as many tokens as LLaVA's. It means nothing to trained weights.
+
+    Raises:
+        ValueError: If the vocabulary cannot hold 256 bytes and four special tokens.
+    """
+    text: Any = config.text_config
+    vision: Any = config.vision_config
+    size, image_id = int(text.vocab_size), int(config.image_token_id)
+    smallest = 256 + 4
+    if size < smallest or not 0 <= image_id < size:
+        raise ValueError(
+            f"vocab_size must be at least {smallest} and hold image_token_index, got {size} and {image_id}. "
+            "A model without a tokenizer of its own is given a byte-level one."
+        )
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(  # type: ignore[call-arg, unused-ignore]
+        vocab_size=min(size - 4, 2000),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        min_frequency=1,
+    )
+    corpus = [SYSTEM, SHORT, LETTER, CAPTION, vicuna_v1("What is in the picture? Is there a red cat at the top left?")]
+    learner.train_from_iterator([text.replace(IMAGE, " ") for text in corpus], trainer)
+    learned: dict[str, Any] = json.loads(learner.to_str())["model"]
+    free = iter(i for i in range(size) if i != image_id)
+    vocabulary = {token: next(free) for token in ("<s>", "</s>", "<pad>")}
+    vocabulary[IMAGE] = image_id
+    vocabulary |= {token: next(free) for token in sorted(learned["vocab"], key=learned["vocab"].__getitem__)}
+    merges = [tuple(pair) for pair in learned["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>", "<pad>", IMAGE])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocabulary["<s>"])]
+    )
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call, unused-ignore]
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=[IMAGE],
+        add_bos_token=True,
+        clean_up_tokenization_spaces=False,
+    )
+    return llava_processor(fast, clip_pictures(int(vision.image_size)), config, chat_template=CHAT_TEMPLATE)
+
+
+def clip_pictures(side: int) -> CLIPImageProcessorPil:
+    """CLIP's picture processor at ``side`` pixels; pictures go through Pillow, so torchvision is not needed."""
+    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+
+def llava_processor(
+    tokenizer: PreTrainedTokenizerBase, pictures: CLIPImageProcessorPil, config: Any, *, chat_template: str | None
+) -> LlavaProcessor:
+    """Tokenizer and picture processor as one, for the patch grid of ``config``."""
+    return LlavaProcessor(  # type: ignore[no-untyped-call, unused-ignore]
+        image_processor=pictures,
+        tokenizer=tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=1,
+        chat_template=chat_template,
+    )

@@ -1,0 +1,157 @@
+"""Fills an activation store: shard by shard, each shard's examples run in batches that never depend on who runs them.
+
+A shard's batches are its own, so a run that was cut and taken up again, or shared by several processes, computes the
+same batches and writes the same bytes. Memory holds one shard's pooled activations, however many examples there are.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from models.capture import capture, plan_batches
+from models.inputs import Layout, prepare
+from models.llava import Llava
+from models.recording import CaptureError
+from models.sites import Site
+from models.tokens import GROUPS, GroupName, token_mask
+from probes.activations.store import DTYPES, ActivationStore
+from probes.config import SweepConfig
+from records.errors import BadInput, refusing
+from records.processes import Processes
+from tasks.example import Example, Picture
+
+_SHARD = 64  # examples: small enough to lose little when killed, large enough for few files
+
+
+def shard_size(batch_size: int) -> int:
+    """Examples a shard: a whole number of batches."""
+    return batch_size * max(1, _SHARD // batch_size)
+
+
+def fill_store(
+    store: ActivationStore,
+    llava: Llava,
+    examples: Sequence[Example],
+    sites: Sequence[Site],
+    groups: Sequence[str],
+    config: SweepConfig,
+    processes: Processes,
+    on_progress: Callable[[int], None],
+) -> None:
+    """Captures and commits every shard that this process owns and that is not there yet.
+
+    Args:
+        store: Where to.
+        llava: The model.
+        examples: As many as the store holds.
+        sites: What to capture.
+        groups: Token groups; each is pooled on its own.
+        config: Gives batch size, pooling, preprocessing and the stored dtype.
+        processes: Which shards are this process's.
+        on_progress: Told the number of examples that are newly done, those found on the disk included.
+
+    Raises:
+        BadInput: If an activation is not finite, or the disk is full.
+    """
+    missing = store.missing(sites, groups, rank=processes.rank, world=processes.world)
+    owned = sum(len(shard) for shard in store.shards if shard.index % processes.world == processes.rank)
+    on_progress(owned - sum(len(shard) for shard in missing))
+    dtype = stored_dtype(config, llava)
+    for shard in missing:
+        part = [examples[i] for i in range(shard.start, shard.stop)]
+        values = capture_pooled(llava, part, sites, groups, config)
+        stored = {site: {g: rows.to(dtype) for g, rows in by_group.items()} for site, by_group in values.items()}
+        check_finite(stored, part)
+        store.write(shard, stored)
+        on_progress(len(shard))
+
+
+def stored_dtype(config: SweepConfig, llava: Llava) -> torch.dtype:
+    """What activations are stored in: as asked, else as the model computes them."""
+    return DTYPES[config.sites.stored_as] if config.sites.stored_as else llava.dtype
+
+
+def capture_pooled(
+    llava: Llava, examples: Sequence[Example], sites: Sequence[Site], groups: Sequence[str], config: SweepConfig
+) -> dict[Site, dict[str, Float[Tensor, "example d"]]]:
+    """For each site and token group one activation for each example, heads laid side by side.
+
+    A batch holds its examples once for each group, with that group's tokens wanted; ``capture`` runs rows that
+    agree only once, so a second group of tokens in the same picture costs no second forward.
+
+    Raises:
+        BadInput: If an example does not have the tokens, or an activation is not finite.
+    """
+    rows: dict[Site, dict[str, list[Tensor]]] = {site: {g: [] for g in groups} for site in sites}
+    names = [_group(name) for name in groups]
+    order: list[int] = []
+    with refusing(CaptureError, ValueError):
+        for indices in plan_batches(examples, tokens=names[0], batch_size=config.batch_size):
+            batch = [examples[index] for index in indices]
+            repeated = batch * len(groups)
+            inputs = prepare(llava, repeated, preprocess=config.model.preprocess)
+            masks = [token_mask(inputs, name, llava, repeated) for name in names]
+            n = len(batch)
+            wanted = torch.cat([mask[n * i : n * (i + 1)] for i, mask in enumerate(masks)])
+            found = capture(llava, inputs, sites, tokens=wanted, pool=config.sites.pool, examples=repeated)
+            order += indices
+            for site in sites:
+                for i, group in enumerate(groups):
+                    rows[site][group].append(found[site][n * i : n * (i + 1)].flatten(1).cpu())
+    place = torch.argsort(torch.tensor(order))
+    return {site: {g: torch.cat(parts)[place] for g, parts in by_group.items()} for site, by_group in rows.items()}
+
+
+def width(site: Site, llava: Llava) -> int:
+    """The length of one activation, heads laid side by side."""
+    text, vision = llava.config.text_config, llava.config.vision_config
+    if site.part == "projector":
+        return int(vision.hidden_size if site.name == "in" else text.hidden_size)
+    config = text if site.part == "language_model" else vision
+    if site.name not in ("q", "k", "v", "z"):
+        return int(config.hidden_size)
+    n_heads = int(config.num_attention_heads)
+    d_head = int(getattr(config, "head_dim", None) or config.hidden_size // n_heads)
+    shared = site.name in ("k", "v") and site.part == "language_model"
+    return d_head * int(text.num_key_value_heads if shared else n_heads)
+
+
+def _group(name: str) -> GroupName:
+    for known in GROUPS:
+        if name == known:
+            return known
+    raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {name!r}. Pick one of them.")
+
+
+def check_finite(values: Mapping[Site, Mapping[str, Float[Tensor, "example d"]]], examples: Sequence[Example]) -> None:
+    """Passes if every activation is a finite number.
+
+    Raises:
+        BadInput: If one is not; the message names the site that the forward pass comes to first, and the example.
+    """
+    for site in sorted(values):
+        for group, rows in values[site].items():
+            bad = (~torch.isfinite(rows)).any(dim=1).nonzero()
+            if len(bad):
+                row = int(bad[0])
+                value = rows[row][~torch.isfinite(rows[row])][0].item()
+                raise BadInput(
+                    f"activations must be finite, got {value} at {site} ({group} tokens) in example "
+                    f"{examples[row].id!r}. Try --dtype and --store-dtype float32, or check the weights."
+                )
+
+
+def layouts(llava: Llava, examples: Sequence[Example], config: SweepConfig) -> list[Layout]:
+    """Where image, question and answer stand in each example's prompt, unpadded; no picture is opened for it."""
+    blank = Picture("blank", lambda: Image.new("RGB", (8, 8)))
+    found: list[Layout] = []
+    with refusing(ValueError):
+        for start in range(0, len(examples), 256):  # bounds the padded batch, nothing else
+            part = [examples[i] for i in range(start, min(start + 256, len(examples)))]
+            bare = [replace(example, pictures=(blank,) * len(example.pictures)) for example in part]
+            found.extend(prepare(llava, bare, preprocess=config.model.preprocess).layout)
+    return found

@@ -1,0 +1,290 @@
+"""How well labels can be read from one activation matrix, by grouped cross-validation, beside its controls.
+
+    result = cross_validate(x, {"colour": colours}, groups)["colour"]
+    result.score.value, result.score.lower, result.selectivity
+
+For a sweep, draw the folds once (`probes.evaluation.folds.plan_folds`) and call `evaluate` for each site.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probes.evaluation.folds import Control, Plan, TargetPlan, plan_folds
+from probes.evaluation.scores import (
+    Score,
+    permutation_p_classes,
+    permutation_p_values,
+    score_classes,
+    score_values,
+)
+from probes.linear.batch import Job, fit_estimator, fit_logistic, fit_ridge
+from probes.linear.solver import check_activations, rotate
+
+# Weights of the L2 penalty, strong to weak, for standardised activations; scikit-learn's C = 1 / strength.
+STRENGTHS = (300.0, 30.0, 3.0)
+Kind = Literal["logistic", "ridge", "mass_mean", "mlp"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one probe reads of one target from one activation matrix.
+
+    Args:
+        target: Name of the target.
+        kind: ``"class"`` or ``"continuous"``.
+        probe: The probe that was fitted; ridge regression stands in for logistic on continuous targets.
+        metric: The main metric, ``"balanced_accuracy"`` or ``"r2"``.
+        truth: Labels, one per example.
+        predicted: Predictions, one per example, each by a probe that saw neither the example nor its group.
+        fold: Which fold's probe made the prediction.
+        fitted: Examples that took part in the cross-validation; the others belong to transfer sets.
+        strengths: The penalty chosen in each fold; empty for probes that have none.
+        scores: By metric.
+        controls: By control (``"shuffled"``, ``"control_task"``, ``"majority"``), then metric.
+        transfer: By transfer set, then metric.
+        p_value: Of the main metric against labels shuffled over groups; see
+            `probes.evaluation.scores.permutation_p_classes`.
+    """
+
+    target: str
+    kind: Literal["class", "continuous"]
+    probe: str
+    metric: str
+    truth: npt.NDArray[np.generic]
+    predicted: npt.NDArray[np.generic]
+    fold: npt.NDArray[np.int64]
+    fitted: npt.NDArray[np.bool_]
+    strengths: tuple[float, ...]
+    scores: Mapping[str, Score]
+    controls: Mapping[str, Mapping[str, Score]]
+    transfer: Mapping[str, Mapping[str, Score]]
+    p_value: float
+
+    @property
+    def score(self) -> Score:
+        """The main score."""
+        return self.scores[self.metric]
+
+    @property
+    def chance(self) -> float:
+        """The main metric of the best constant prediction: the majority class, or the training mean (R2 near 0)."""
+        return self.controls["majority"][self.metric].value
+
+    @property
+    def selectivity(self) -> float:
+        """Score minus the score of the control task; NaN where that was switched off. Positive: more than memory."""
+        control = self.controls.get("control_task")
+        return float("nan") if control is None else self.score.value - control[self.metric].value
+
+
+def cross_validate(
+    x: Float[Tensor, "example d_model"],
+    y_by_target: Mapping[str, npt.ArrayLike],
+    groups: npt.ArrayLike,
+    *,
+    probe: Kind | Any = "logistic",
+    folds: int = 5,
+    strengths: Sequence[float] = STRENGTHS,
+    continuous: Collection[str] = (),
+    transfer: Mapping[str, npt.ArrayLike] | None = None,
+    types: npt.ArrayLike | Mapping[str, npt.ArrayLike] | None = None,
+    controls: Sequence[Control] = ("shuffled", "control_task"),
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Mapping[str, Result]:
+    """`evaluate` on folds drawn by `probes.evaluation.folds.plan_folds`, where the arguments are described."""
+    plan = plan_folds(
+        y_by_target,
+        groups,
+        folds=folds,
+        continuous=continuous,
+        transfer=transfer,
+        types=types,
+        controls=controls,
+        n_resamples=n_resamples,
+        seed=seed,
+    )
+    return evaluate(x, plan, probe=probe, strengths=strengths)
+
+
+def evaluate(
+    x: Float[Tensor, "example d_model"],
+    plan: Plan,
+    *,
+    probe: Kind | Any = "logistic",
+    strengths: Sequence[float] = STRENGTHS,
+    tol: float = 1e-2,
+) -> Mapping[str, Result]:
+    """Out-of-fold predictions, scores, controls, transfer and a p-value for every target of the plan.
+
+    Activations are standardised and rotated once, over all fitted examples; labels of a test fold are never used to fit
+    what predicts it. In each fold the strength with the best score on the inner folds is taken (the stronger of two);
+    a control is fitted at the strength of the real target, being the same probe with other labels.
+
+    Args:
+        x: Activations of one site; float32 or float64, on any device.
+        plan: From `probes.evaluation.folds.plan_folds`.
+        probe: ``"logistic"``, ``"ridge"``, ``"mass_mean"``, ``"mlp"``, or an unfitted estimator with scikit-learn's
+            interface, which is cloned for each fold and has no strength chosen.
+        strengths: Penalties to choose from.
+        tol: Of the logistic solver, relative to the coefficients' norm: a probe 1% from its optimum predicts what the
+            optimum does, but for near ties. The inner fits, which only rank the strengths, stop at three times this.
+
+    Raises:
+        ValueError: If ``x`` is not finite, has the wrong number of examples, or ``probe`` is unknown.
+    """
+    check_activations(x)
+    if len(x) != len(plan.groups):
+        raise ValueError(
+            f"x must have one example per label ({len(plan.groups)}), got {len(x)}. Pass all of the plan's."
+        )
+    if not strengths or min(strengths) <= 0:
+        raise ValueError(f"strengths must be positive, got {list(strengths)}. Give at least one penalty.")
+    if isinstance(probe, str) and probe not in ("logistic", "ridge", "mass_mean", "mlp"):
+        raise ValueError(f"probe must be 'logistic', 'ridge', 'mass_mean', 'mlp' or an estimator, got {probe!r}.")
+    path = sorted(strengths, reverse=True)
+    predictions: dict[tuple[str, str], npt.NDArray[np.generic]] = {}
+    chosen: dict[str, tuple[float, ...]] = {}
+    used: dict[str, str] = {}
+    basis = None
+    for kind in ("class", "continuous"):
+        targets = [t for t in plan.targets.values() if t.kind == kind]
+        if not targets:
+            continue
+        if probe in ("logistic", "ridge"):
+            fit = fit_logistic if probe == "logistic" and kind == "class" else fit_ridge
+            basis = basis or rotate(x, fitted=torch.from_numpy(plan.fitted).to(x.device))
+            ranked = partial(fit, basis, tol=3 * tol)
+            picks = choose_strengths(targets, path, plan.folds, ranked)
+            jobs, at = _outer_jobs(targets, plan, picks)
+            outputs = fit(basis, jobs, at, tol)[0]
+        else:
+            picks = {t.name: [] for t in targets}
+            jobs, at = _outer_jobs(targets, plan, {})
+            outputs = fit_estimator(x, jobs, probe, plan.groups, plan.seed)
+        for job, output in zip(jobs, outputs, strict=True):
+            whole = predictions.setdefault((job.target.name, job.labels_of), np.zeros_like(job.labels))
+            mine = job.target.fold == job.fold
+            whole[mine] = output[mine]
+        for t in targets:
+            chosen[t.name] = tuple(picks[t.name])
+            used[t.name] = fit_name(probe, kind)
+    return {name: _result(t, plan, predictions, chosen[name], used[name]) for name, t in plan.targets.items()}
+
+
+def fit_name(probe: Any, kind: str) -> str:
+    """What is fitted when ``probe`` is asked for a target of this kind."""
+    if not isinstance(probe, str):
+        return type(probe).__name__
+    return "ridge" if probe == "logistic" and kind == "continuous" else probe
+
+
+def _outer_jobs(
+    targets: Sequence[TargetPlan], plan: Plan, picks: Mapping[str, Sequence[float]]
+) -> tuple[list[Job], list[list[float]]]:
+    jobs, strengths = [], []
+    for t in targets:
+        for labels_of, labels in {"real": t.truth, **t.controls}.items():
+            for k in range(plan.folds):
+                jobs.append(Job(t, labels_of, labels, plan.fitted & (t.fold != k), k))
+                strengths.append([picks[t.name][k]] if picks else [])
+    return jobs, strengths
+
+
+def choose_strengths(
+    targets: Sequence[TargetPlan],
+    path: Sequence[float],
+    folds: int,
+    fit: Callable[[list[Job], list[list[float]]], list[list[npt.NDArray[np.generic]]]],
+) -> dict[str, list[float]]:
+    """The strength for each fold of each target that scores best on its inner folds.
+
+    Args:
+        targets: With their inner splits, which name the outer folds that they judge for.
+        path: Strengths, strong to weak.
+        folds: Number of outer folds.
+        fit: Takes jobs and the strengths of each; returns what each job predicts, by strength.
+    """
+    picks = {t.name: [path[len(path) // 2]] * folds for t in targets}
+    jobs = [Job(t, "real", t.truth, split.train, i) for t in targets for i, split in enumerate(t.inner)]
+    if len(path) == 1 or not jobs:
+        return picks
+    by_strength = fit(jobs, [list(path)] * len(jobs))
+    for t in targets:
+        sums = np.zeros((folds, len(path)))
+        count = np.zeros(folds)
+        for j, job in enumerate(jobs):
+            if job.target is not t:
+                continue
+            for k, judge in t.inner[job.fold].judges:
+                count[k] += 1
+                for s in range(len(path)):
+                    sums[k, s] += _quick_score(t, judge, by_strength[s][j][judge])
+        for k in np.flatnonzero(count).tolist():
+            # Equal up to rounding: the stronger penalty, which comes first.
+            picks[t.name][k] = path[int(np.argmax(sums[k] >= sums[k].max() - 1e-12))]
+    return picks
+
+
+def _quick_score(t: TargetPlan, judge: npt.NDArray[np.bool_], predicted: npt.NDArray[np.generic]) -> float:
+    truth: npt.NDArray[Any] = t.truth[judge]
+    if t.kind == "continuous":
+        return -float(((truth - predicted) ** 2).mean())
+    total = np.bincount(truth)
+    return float((np.bincount(truth, truth == predicted)[total > 0] / total[total > 0]).mean())
+
+
+def _result(
+    t: TargetPlan,
+    plan: Plan,
+    predictions: Mapping[tuple[str, str], npt.NDArray[np.generic]],
+    strengths: tuple[float, ...],
+    probe: str,
+) -> Result:
+    def scores(truth: npt.NDArray[Any], predicted: npt.NDArray[Any], where: str) -> Mapping[str, Score]:
+        mask = plan.fitted if where == "fitted" else plan.transfer[where]
+        if t.kind == "class":
+            return score_classes(truth[mask], predicted[mask], len(t.classes), plan.resamples[where])
+        return score_values(truth[mask], predicted[mask], plan.resamples[where])
+
+    real = predictions[t.name, "real"]
+    constant: npt.NDArray[Any] = np.zeros_like(t.truth)
+    for k in range(plan.folds):
+        train: npt.NDArray[Any] = t.truth[plan.fitted & (t.fold != k)]
+        constant[t.fold == k] = _constant(train, t.kind)
+    controls = {name: scores(labels, predictions[t.name, name], "fitted") for name, labels in t.controls.items()}
+    controls["majority"] = scores(t.truth, constant, "fitted")
+    inside: Any = t.truth[plan.fitted]
+    guess: Any = real[plan.fitted]
+    if t.kind == "class":
+        p_value = permutation_p_classes(inside, guess, len(t.classes), plan.permutations)
+    else:
+        p_value = permutation_p_values(inside, guess, plan.permutations)
+    return Result(
+        target=t.name,
+        kind=t.kind,
+        probe=probe,
+        metric="balanced_accuracy" if t.kind == "class" else "r2",
+        truth=t.classes[t.truth] if t.kind == "class" else t.truth,
+        predicted=t.classes[real] if t.kind == "class" else real,
+        fold=t.fold,
+        fitted=plan.fitted,
+        strengths=strengths,
+        scores=scores(t.truth, real, "fitted"),
+        controls=controls,
+        transfer={name: scores(t.truth, real, name) for name in plan.transfer},
+        p_value=p_value,
+    )
+
+
+def _constant(train: npt.NDArray[Any], kind: str) -> float:
+    """The best prediction without activations: the most frequent class code, or the mean."""
+    return float(np.bincount(train).argmax() if kind == "class" else train.mean())

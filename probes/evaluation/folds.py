@@ -1,0 +1,284 @@
+"""What is fitted on what: folds, control labels and resamples, drawn once and shared by every site of a sweep.
+
+plan = plan_folds({"colour": colours, "count": counts}, groups, folds=5, seed=0)
+for site in sites:
+    evaluate(x[site], plan)
+"""
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+from probes.evaluation.controls import control_labels, shuffle_over_groups
+from probes.evaluation.scores import Codes, Resamples, draw_permutations, draw_resamples
+
+Mask = npt.NDArray[np.bool_]
+Control = Literal["shuffled", "control_task"]
+RING = 4  # from this many folds on, pairs of folds serve as inner folds
+
+
+@dataclass(frozen=True)
+class InnerSplit:
+    """Examples to fit on, and which examples judge the strength for which outer folds."""
+
+    train: Mask
+    judges: tuple[tuple[int, Mask], ...]
+
+
+@dataclass(frozen=True)
+class TargetPlan:
+    """One target, encoded, with its folds.
+
+    Args:
+        name: The target.
+        kind: ``"class"`` or ``"continuous"``.
+        classes: The labels, sorted; a class code is an index into them. Empty for continuous targets.
+        truth: Class codes, or values as float64; one per example.
+        controls: The same for each control.
+        fold: The fold whose probe predicts the example, fitted without it and without its group.
+        inner: The splits that choose the strength.
+    """
+
+    name: str
+    kind: Literal["class", "continuous"]
+    classes: npt.NDArray[np.generic]
+    truth: npt.NDArray[np.generic]
+    controls: Mapping[str, npt.NDArray[np.generic]]
+    fold: Codes
+    inner: tuple[InnerSplit, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything random about a cross-validation.
+
+    Args:
+        targets: By name.
+        groups: Group code of each example.
+        fitted: Examples that take part in the cross-validation; the others belong to transfer sets only.
+        transfer: Sets of examples that no probe is fitted on, by name.
+        resamples: Bootstrap draws, for ``"fitted"`` and each transfer set.
+        permutations: Shuffles of the fitted examples.
+        folds: Number of outer folds.
+        seed: What all of it was drawn from.
+    """
+
+    targets: Mapping[str, TargetPlan]
+    groups: Codes
+    fitted: Mask
+    transfer: Mapping[str, Mask]
+    resamples: Mapping[str, Resamples]
+    permutations: Codes
+    folds: int
+    seed: int
+
+
+def plan_folds(
+    y_by_target: Mapping[str, npt.ArrayLike],
+    groups: npt.ArrayLike,
+    *,
+    folds: int = 5,
+    continuous: Collection[str] = (),
+    transfer: Mapping[str, npt.ArrayLike] | None = None,
+    types: npt.ArrayLike | Mapping[str, npt.ArrayLike] | None = None,
+    controls: Sequence[Control] = ("shuffled", "control_task"),
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Plan:
+    """Grouped, stratified folds for each target, with its control labels, bootstrap draws and permutations.
+
+    Strength is chosen inside the training folds. With four folds or more, the probe fitted without folds k and k + 1 is
+    judged on k + 1 for outer fold k and on k for outer fold k + 1: half the fits of separate inner folds, on more data,
+    and an outer fold is still never seen by what chooses its strength. With fewer, each training set gets inner folds.
+
+    Args:
+        y_by_target: Labels of every example (transfer examples too) by target.
+        groups: Examples of one group never stand on both sides of a split.
+        folds: Number of outer folds, at least 2.
+        continuous: Targets that are real numbers; all others are classes.
+        transfer: Masks of examples that are only predicted, never fitted (held-out drawings, say). Such an example
+            is predicted by one fold's probe: the one that held its group out, or any one if its group is not fitted.
+            So its score compares with the out-of-fold score: one prediction each, from equally large training sets.
+        types: For the control task, what each example is of in the finest grain that recurs; for all or by target.
+            None takes the group; then a type never recurs across folds and the control scores at chance.
+        controls: Which to prepare.
+        n_resamples: Bootstrap draws, and permutations.
+        seed: Source of all randomness.
+
+    Raises:
+        ValueError: If there are fewer groups than folds, a target has one class, missing or non-finite labels, a wrong
+            length, or a training set would have one class.
+    """
+    group = _codes(groups, "groups")
+    n = len(group)
+    sets = {name: _mask(mask, n, name) for name, mask in (transfer or {}).items()}
+    fitted = ~np.logical_or.reduce(list(sets.values())) if sets else np.ones(n, dtype=bool)
+    n_groups = len(np.unique(group[fitted]))
+    if folds < 2:
+        raise ValueError(f"folds must be at least 2, got {folds}. One fold has nothing to be tested on.")
+    if n_groups < folds:
+        raise ValueError(f"groups must be at least as many as folds={folds}, got {n_groups}. Use fewer folds.")
+    if not y_by_target:
+        raise ValueError("y_by_target must name a target, got none. Pass labels by target name.")
+    targets = {}
+    for number, (name, labels) in enumerate(y_by_target.items()):
+        # One stream per target: adding a target leaves the others' folds as they were.
+        generator = np.random.default_rng([seed, number])
+        own = types.get(name) if isinstance(types, Mapping) else types
+        grain = group if own is None else _codes(own, "types")
+        targets[name] = _plan_target(
+            name, labels, group, grain, fitted, folds, name in continuous, controls, generator, n
+        )
+    generator = np.random.default_rng([seed, 1 << 20])
+    everyone = {"fitted": fitted, **sets}
+    resamples = {k: draw_resamples(group[m], n_resamples=n_resamples, generator=generator) for k, m in everyone.items()}
+    permutations = draw_permutations(group[fitted], n_permutations=n_resamples, generator=generator)
+    return Plan(targets, group, fitted, sets, resamples, permutations, folds, seed)
+
+
+def _codes(values: npt.ArrayLike, argument: str) -> Codes:
+    array = np.asarray(values)
+    if array.ndim != 1 or len(array) == 0:
+        raise ValueError(f"{argument} must be a non-empty list with one entry per example, got shape {array.shape}.")
+    code: Codes = np.unique(array, return_inverse=True)[1].astype(np.int64)
+    return code
+
+
+def _mask(mask: npt.ArrayLike, n: int, name: str) -> Mask:
+    array = np.asarray(mask)
+    if array.dtype != np.bool_ or array.shape != (n,) or not array.any():
+        raise ValueError(
+            f"transfer {name!r} must be a boolean mask over {n} examples with some True, got "
+            f"{array.dtype} {array.shape} with {int(array.astype(bool).sum())} set. Leave empty sets out."
+        )
+    return array
+
+
+def _plan_target(
+    name: str,
+    labels: npt.ArrayLike,
+    group: Codes,
+    types: Codes,
+    fitted: Mask,
+    folds: int,
+    continuous: bool,
+    controls: Sequence[Control],
+    generator: np.random.Generator,
+    n: int,
+) -> TargetPlan:
+    classes, truth = encode(name, labels, continuous)
+    for what, length in (("labels", len(truth)), ("types", len(types))):
+        if length != n:
+            raise ValueError(f"{what} of target {name!r} must have one entry per example ({n}), got {length}.")
+    inside = truth[fitted]
+    if len(np.unique(inside)) < 2:
+        raise ValueError(
+            f"target {name!r} must have at least two classes among the fitted examples, got one. "
+            "There is nothing to tell apart."
+        )
+    seed = int(generator.integers(2**31))
+    fold = np.full(n, -1, dtype=np.int64)
+    fold[fitted] = assign_folds(name, inside, group[fitted], folds, continuous, seed)
+    fold_of_group = np.full(group.max() + 1, -1, dtype=np.int64)
+    fold_of_group[group[fitted]] = fold[fitted]
+    fresh = fold_of_group < 0
+    fold_of_group[fresh] = generator.permutation(int(fresh.sum())) % folds
+    fold[~fitted] = fold_of_group[group[~fitted]]
+    for k in range(folds):
+        if len(np.unique(truth[fitted & (fold != k)])) < 2:
+            raise ValueError(
+                f"target {name!r} must have two classes in every training set, got one without fold {k}. "
+                f"Use fewer folds than {folds} or more examples."
+            )
+    made: dict[str, npt.NDArray[np.generic]] = {}
+    if "shuffled" in controls:
+        # Transfer examples keep their labels here: they are never scored against a control.
+        shuffled = truth.copy()
+        shuffled[fitted] = inside[shuffle_over_groups(group[fitted], generator=generator)]
+        made["shuffled"] = shuffled
+    if "control_task" in controls:
+        made["control_task"] = control_labels(types, inside, generator=generator)
+    inner = _inner_splits(name, truth, group, fitted, fold, folds, continuous, seed)
+    return TargetPlan(name, "continuous" if continuous else "class", classes, truth, made, fold, inner)
+
+
+def encode(
+    name: str, labels: npt.ArrayLike, continuous: bool
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]:
+    """Sorted classes and class codes, or no classes and float64 values."""
+    array = np.asarray(labels)
+    if array.ndim != 1 or len(array) == 0:
+        raise ValueError(f"labels of target {name!r} must be a non-empty list, got shape {array.shape}.")
+    missing = array.dtype == object and any(label is None for label in array)
+    if continuous and not missing:
+        array = array.astype(np.float64)
+    if missing or (array.dtype.kind == "f" and not np.isfinite(array).all()):
+        raise ValueError(f"labels of target {name!r} must be present and finite, got gaps. Drop those examples.")
+    if continuous:
+        return np.empty(0), array
+    classes, code = np.unique(array, return_inverse=True)
+    return classes, code.astype(np.int64)
+
+
+def assign_folds(
+    name: str, truth: npt.NDArray[np.generic], group: Codes, folds: int, continuous: bool, seed: int
+) -> Codes:
+    """Fold of each example: whole groups, classes in equal shares as far as the groups allow."""
+    fold = np.empty(len(truth), dtype=np.int64)
+    if continuous:
+        splits = GroupKFold(folds, shuffle=True, random_state=seed).split(truth, groups=group)
+    else:
+        if np.bincount(truth.astype(np.int64)).max() < folds:
+            raise ValueError(
+                f"target {name!r} must have a class with at least folds={folds} examples, got none. "
+                "Use fewer folds or more examples."
+            )
+        splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(truth, truth, group)
+    with warnings.catch_warnings():
+        # A class rarer than the folds is absent from some of them: balanced accuracy over all examples stays right.
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        for number, (_, test) in enumerate(splits):
+            fold[test] = number
+    return fold
+
+
+def _inner_splits(
+    name: str,
+    truth: npt.NDArray[np.generic],
+    group: Codes,
+    fitted: Mask,
+    fold: Codes,
+    folds: int,
+    continuous: bool,
+    seed: int,
+) -> tuple[InnerSplit, ...]:
+    if folds >= RING:
+        splits = []
+        for k in range(folds):
+            after = (k + 1) % folds
+            train = fitted & (fold != k) & (fold != after)
+            splits.append(InnerSplit(train, ((k, fitted & (fold == after)), (after, fitted & (fold == k)))))
+        return _usable(splits, truth)
+    splits = []
+    for k in range(folds):
+        outer = np.flatnonzero(fitted & (fold != k))
+        most = len(outer) if continuous else int(np.bincount(truth[outer].astype(np.int64)).max())
+        count = min(3, len(np.unique(group[outer])), most)
+        if count < 2:
+            continue
+        inner = assign_folds(name, truth[outer], group[outer], count, continuous, seed + 1)
+        for j in range(count):
+            train, judge = np.zeros(len(fold), dtype=bool), np.zeros(len(fold), dtype=bool)
+            train[outer[inner != j]], judge[outer[inner == j]] = True, True
+            splits.append(InnerSplit(train, ((k, judge),)))
+    return _usable(splits, truth)
+
+
+def _usable(splits: Sequence[InnerSplit], truth: npt.NDArray[np.generic]) -> tuple[InnerSplit, ...]:
+    """Splits that have something to fit; a fold left without any falls back to the middle strength."""
+    return tuple(s for s in splits if s.train.any() and len(np.unique(truth[s.train])) > 1)

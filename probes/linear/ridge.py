@@ -1,0 +1,50 @@
+"""Ridge regression in closed form: one Gram matrix per set of fitted examples serves every target and strength."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probes.linear.solver import Basis
+
+
+class RidgeFit(NamedTuple):
+    """Solutions in the coordinates of the basis, in float64."""
+
+    weight: Float[Tensor, "strength target rank"]
+    bias: Float[Tensor, "strength target"]
+
+
+def solve_ridge(
+    basis: Basis,
+    y: Float[Tensor, "target example"],
+    weights: Float[Tensor, " example"],
+    strengths: Sequence[float],
+) -> RidgeFit:
+    """Minimise ``sum_i weight_i * (y_i - prediction_i)^2 + strength * |coef|^2`` for every target and strength.
+
+    The objective is scikit-learn's ``Ridge(alpha=strength)``; the intercept is not penalised. Solved in float64:
+    the Gram matrix squares the condition number and float32 would leave collinear dimensions without a correct digit.
+
+    Raises:
+        ValueError: If a strength is not positive or no example has weight.
+    """
+    if min(strengths) <= 0:
+        raise ValueError(f"strength must be positive, got {min(strengths)}. Without it the optimum may not be unique.")
+    used = weights > 0
+    if not bool(used.any()):
+        raise ValueError("weights must be positive for some example, got none. Check the folds.")
+    root = weights[used].to(torch.float64).sqrt()
+    rows, target = basis.rows[used].to(torch.float64), y[:, used].to(torch.float64)
+    share = root.square() / root.square().sum()
+    row_mean, target_mean = share @ rows, target @ share
+    rows = (rows - row_mean) * root[:, None]
+    cross = ((target - target_mean[:, None]) * root) @ rows
+    gram = rows.T @ rows
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    weight = torch.stack(
+        [torch.cholesky_solve(cross.T, torch.linalg.cholesky(gram + strength * identity)).T for strength in strengths]
+    )
+    return RidgeFit(weight, target_mean - weight @ row_mean)

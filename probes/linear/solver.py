@@ -1,0 +1,364 @@
+"""Fits every linear probe of one activation matrix together: all folds, targets and strengths in one batch.
+
+    basis = rotate(x)                                    # once per site
+    fit = solve_logistic(basis, labels, weights, classes, strength)
+    coef, intercept = to_original(basis, *fit.linear(0))
+
+The matrix is rotated once onto its principal axes. There the L2 penalty is unchanged and the Hessian nearly diagonal,
+so a diagonal preconditioner makes hard problems easy; with fewer examples than dimensions the problem shrinks, exactly,
+to the examples' span. `probes.linear.ridge` has the closed form for real-valued targets on the same basis.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+MEMORY = 8  # L-BFGS pairs: more costs memory traffic and saves few iterations once preconditioned
+ARMIJO = 1e-4
+HALVINGS = 12
+
+
+@dataclass(frozen=True)
+class Basis:
+    """One activation matrix, centred, scaled and rotated onto the principal axes of its fitted examples."""
+
+    rows: Float[Tensor, "example rank"]
+    rotation: Float[Tensor, "d_model rank"]
+    centre: Float[Tensor, " d_model"]
+    scale: Float[Tensor, " d_model"]
+    spectrum: Float[Tensor, " rank"]
+    n_fitted: int
+
+
+def rotate(
+    x: Float[Tensor, "example d_model"], *, fitted: Bool[Tensor, " example"] | None = None, standardise: bool = True
+) -> Basis:
+    """Centre, scale and rotate activations; the change of coordinates is exact for every L2-penalised linear probe.
+
+    Args:
+        x: Activations in float32 or float64; the result has their device and dtype.
+        fitted: Which examples may be fitted; only these set mean, scale and axes. None takes all.
+        standardise: Divide each dimension by its standard deviation; constant dimensions are left as they are (zero).
+    """
+    check_activations(x)
+    inside = x if fitted is None else x[fitted]
+    n, d = inside.shape
+    # Mean and scale in float64: float32 sums lose digits where a dimension's mean dwarfs its spread.
+    centre64 = inside.mean(0, dtype=torch.float64)
+    scale64 = torch.ones_like(centre64)
+    if standardise:
+        spread = (inside.to(torch.float64) - centre64).square().mean(0).sqrt()
+        # Rounding alone makes a constant dimension look this wide.
+        constant = spread <= 10 * torch.finfo(x.dtype).eps * centre64.abs()
+        scale64 = torch.where(constant, scale64, spread)
+    else:
+        constant = torch.zeros_like(centre64, dtype=torch.bool)
+    # x is kept in its own dtype except for this subtraction, where cancellation would hurt.
+    centred = ((x.to(torch.float64) - centre64) / scale64).masked_fill(constant, 0.0).to(x.dtype)
+    inside = centred if fitted is None else centred[fitted]
+    if n < d:
+        span, _ = torch.linalg.qr(inside.T)
+        reduced = inside @ span
+    else:
+        span, reduced = None, inside
+    gram = reduced.to(torch.float64).T @ reduced.to(torch.float64)
+    axes = torch.linalg.eigh(gram).eigenvectors.flip(1).to(x.dtype)
+    rotation = axes if span is None else span @ axes
+    rows = centred @ rotation
+    spectrum = (rows if fitted is None else rows[fitted]).square().sum(0)
+    return Basis(rows, rotation, centre64.to(x.dtype), scale64.to(x.dtype), spectrum, n)
+
+
+def to_original(
+    basis: Basis, weight: Float[Tensor, "row rank"], bias: Float[Tensor, " row"]
+) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, " row"]]:
+    """Coefficients and intercepts for the activations as they were given, before centring, scaling and rotation."""
+    coef = (weight.to(torch.float64) @ basis.rotation.to(torch.float64).T) / basis.scale.to(torch.float64)
+    intercept = bias.to(torch.float64) - coef @ basis.centre.to(torch.float64)
+    return coef.to(weight.dtype), intercept.to(weight.dtype)
+
+
+def check_activations(x: Tensor) -> None:
+    """Raise ValueError unless ``x`` is a finite, non-empty float32 or float64 matrix."""
+    if x.ndim != 2 or x.shape[0] == 0 or x.shape[1] == 0:
+        raise ValueError(f"x must be a non-empty matrix 'example d_model', got {tuple(x.shape)}. Pool positions first.")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"x must be float32 or float64, got {x.dtype}. Convert it: 16-bit sums are too coarse to fit on."
+        )
+    if not bool(torch.isfinite(x).all()):
+        row = int((~torch.isfinite(x)).any(1).nonzero()[0])
+        raise ValueError(f"x must be finite, got NaN or infinity in example {row}. Capture in float32 or drop it.")
+
+
+@dataclass(frozen=True)
+class LogisticFit:
+    """Solved logistic problems, in the coordinates of their basis.
+
+    Args:
+        weight: Coefficients; one row for a binary problem, one row per class otherwise.
+        bias: Unpenalised intercepts; those of a multinomial problem sum to zero.
+        rows: Which rows of ``weight`` belong to each problem.
+        residual: Estimated distance of each problem's coefficients from the optimum (Euclidean).
+        converged: Where ``residual`` fell to the tolerance, or to what the dtype can resolve.
+        iterations: Steps that each problem took.
+    """
+
+    weight: Float[Tensor, "row rank"]
+    bias: Float[Tensor, " row"]
+    rows: tuple[slice, ...]
+    residual: Float[Tensor, " problem"]
+    converged: Bool[Tensor, " problem"]
+    iterations: Int[Tensor, " problem"]
+
+    def linear(self, problem: int) -> tuple[Float[Tensor, "row rank"], Float[Tensor, " row"]]:
+        """Weight and bias of one problem."""
+        return self.weight[self.rows[problem]], self.bias[self.rows[problem]]
+
+
+def solve_logistic(
+    basis: Basis,
+    labels: Int[Tensor, "problem example"],
+    weights: Float[Tensor, "problem example"],
+    n_classes: Sequence[int],
+    strength: Float[Tensor, " problem"],
+    *,
+    start: LogisticFit | None = None,
+    tol: float = 1e-4,
+    max_iter: int = 500,
+) -> LogisticFit:
+    """Minimise ``sum_i weight_i * log_loss_i + strength / 2 * |coef|^2`` for all problems at once.
+
+    This is scikit-learn's ``LogisticRegression(C=1 / strength)``: a sigmoid for two classes, a softmax for more,
+    no penalty on the intercept. Each problem has its own L-BFGS memory and step length; two matrix products an
+    iteration serve all problems, the line search costs none, and problems that have converged leave the batch.
+
+    Args:
+        basis: From `rotate`.
+        labels: Class codes from 0; entries with zero weight are ignored (but must be valid codes).
+        weights: Weight of each example in each problem; zero keeps it out.
+        n_classes: Classes of each problem; each must occur with positive weight.
+        strength: Weight of the penalty; positive.
+        start: A fit of the same problems at other strengths or on other examples, to start from.
+        tol: Stop when the estimated distance to the optimum is below this times ``max(1, |coef|)``.
+        max_iter: Steps allowed to any one problem.
+
+    Raises:
+        ValueError: If a strength is not positive or a problem lacks a class.
+
+    Source: Nocedal & Wright, Numerical Optimization, 2006, algorithm 7.4 (two loops); the diagonal is ours.
+    """
+    if not bool((strength > 0).all()):
+        raise ValueError(f"strength must be positive, got {float(strength.min())}. Without it there may be no optimum.")
+    _check_classes(labels, weights, n_classes)
+    order = sorted(range(len(n_classes)), key=lambda p: n_classes[p])
+    widths = [1 if n_classes[p] == 2 else n_classes[p] for p in order]
+    index = torch.tensor(order, device=labels.device)
+    batch = _Batch(basis, labels[index], weights[index], widths, strength[index])
+    initial = None
+    if start is not None:
+        stacked = [torch.cat([w, b[:, None]], 1) for w, b in (start.linear(p) for p in order)]
+        initial = torch.cat(stacked)
+    w, residual, converged, iterations = _minimise(batch, initial, tol, max_iter)
+    ends = torch.tensor(widths).cumsum(0).tolist()
+    slices: list[slice] = [slice(0)] * len(order)
+    for place, problem in enumerate(order):
+        slices[problem] = slice(ends[place] - widths[place], ends[place])
+        if widths[place] > 1:
+            # The softmax ignores a shift shared by all classes; scikit-learn's solution has none.
+            w[slices[problem]] -= w[slices[problem]].mean(0)
+    back = torch.empty_like(index)
+    back[index] = torch.arange(len(order), device=index.device)
+    return LogisticFit(w[:, :-1], w[:, -1], tuple(slices), residual[back], converged[back], iterations[back])
+
+
+def _check_classes(labels: Tensor, weights: Tensor, n_classes: Sequence[int]) -> None:
+    for p, k in enumerate(n_classes):
+        seen = int(torch.unique(labels[p][weights[p] > 0]).numel())
+        if k < 2 or seen != k:
+            raise ValueError(
+                f"problem {p} must have each of its {k} classes (two or more) among the fitted examples, got {seen}. "
+                "Count only the classes that occur."
+            )
+
+
+class _Batch:
+    """The problems still being solved: rows of one tall coefficient matrix, ordered by number of rows."""
+
+    def __init__(self, basis: Basis, labels: Tensor, weights: Tensor, widths: list[int], strength: Tensor) -> None:
+        x = basis.rows
+        self.x = torch.cat([x, x.new_ones(len(x), 1)], 1)
+        self.penalised = torch.cat([x.new_ones(x.shape[1]), x.new_zeros(1)])
+        # Curvature of each axis per unit of p(1 - p), per fitted example; the intercept's axis is all ones.
+        self.spectrum = torch.cat([basis.spectrum / basis.n_fitted, x.new_ones(1)])
+        self.labels, self.weights, self.widths = labels, weights.to(x.dtype), widths
+        self.strength = strength.to(x.dtype)
+        self._index()
+
+    def _index(self) -> None:
+        width = torch.tensor(self.widths, device=self.x.device)
+        self.owner = torch.repeat_interleave(torch.arange(len(self.widths), device=self.x.device), width)
+        self.total = self.weights.sum(1)
+        self.blocks: list[tuple[slice, slice, int]] = []  # problems, rows, width: one entry per distinct width
+        problem = row = 0
+        for size in sorted(set(self.widths)):
+            count = self.widths.count(size)
+            self.blocks.append((slice(problem, problem + count), slice(row, row + count * size), size))
+            problem, row = problem + count, row + count * size
+
+    def keep(self, active: Tensor) -> Tensor:
+        """Drop all but the active problems; returns which rows stay."""
+        rows = active[self.owner]
+        self.labels, self.weights, self.strength = self.labels[active], self.weights[active], self.strength[active]
+        self.widths = [w for w, stays in zip(self.widths, active.tolist(), strict=True) if stays]
+        self._index()
+        return rows
+
+    def dot(self, a: Tensor, b: Tensor) -> Tensor:
+        """Inner product of each problem's rows, in float64 so that problems of any size converge alike."""
+        by_row = torch.linalg.vecdot(a, b).to(torch.float64)
+        return torch.zeros(len(self.widths), dtype=torch.float64, device=a.device).index_add_(0, self.owner, by_row)
+
+    def loss(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Summed log-loss per problem, its gradient with respect to the logits, and mean ``p (1 - p)`` per row."""
+        losses, residuals, curvatures = [], [], []
+        for problems, rows, size in self.blocks:
+            labels, weights = self.labels[problems], self.weights[problems]
+            logits = z[rows].view(len(labels), size, -1)
+            if size == 1:
+                logits = logits[:, 0]
+                p = torch.sigmoid(logits)
+                each = torch.nn.functional.softplus(torch.where(labels == 1, -logits, logits))
+                wp = weights * p
+                residual = torch.where(labels == 1, wp - weights, wp)
+                curvature = (wp * (1 - p)).sum(1, keepdim=True)
+            else:
+                top = logits.amax(1, keepdim=True)
+                p = (logits - top).exp_()
+                total = p.sum(1, keepdim=True)
+                p /= total
+                right = logits.gather(1, labels[:, None])
+                each = (total.log() + top - right)[:, 0]
+                residual = p * weights[:, None]
+                curvature = residual.sum(2) - torch.einsum("pkn,pkn->pk", residual, p)
+                residual.scatter_add_(1, labels[:, None], -weights[:, None])
+            losses.append((each * weights).sum(1, dtype=torch.float64))
+            residuals.append(residual.reshape(-1, z.shape[1]))
+            curvatures.append(curvature.reshape(-1))
+        return torch.cat(losses), torch.cat(residuals), torch.cat(curvatures)
+
+    def diagonal(self, curvature: Tensor) -> Tensor:
+        """The preconditioner: the Hessian's diagonal if every example had its row's mean curvature."""
+        # A row that fits its examples perfectly would leave the intercept without any curvature.
+        data = torch.maximum(curvature, 1e-4 * self.total[self.owner])[:, None] * self.spectrum
+        return self.strength[self.owner, None] * self.penalised + data
+
+
+def _minimise(batch: _Batch, start: Tensor | None, tol: float, max_iter: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, dtype, device = batch.x, batch.x.dtype, batch.x.device
+    n_problems, n_rows = len(batch.widths), len(batch.owner)
+    final = x.new_zeros(n_rows, x.shape[1])
+    out_residual = torch.zeros(n_problems, dtype=torch.float64, device=device)
+    out_converged = torch.zeros(n_problems, dtype=torch.bool, device=device)
+    out_iterations = torch.zeros(n_problems, dtype=torch.long, device=device)
+    problem_ids, row_ids = torch.arange(n_problems, device=device), torch.arange(n_rows, device=device)
+
+    w = x.new_zeros(n_rows, x.shape[1]) if start is None else start.to(dtype).clone()
+    z = w.new_zeros(n_rows, len(x)) if start is None else w @ x.T
+    data_loss, residual, curvature = batch.loss(z)
+    penalty = 0.5 * batch.strength * batch.dot(w * batch.penalised, w)
+    gradient = residual @ x + batch.strength[batch.owner, None] * (w * batch.penalised)
+    pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # step, change of gradient, 1 / their product (0: unusable)
+    failures = torch.zeros(n_problems, dtype=torch.long, device=device)
+
+    for iteration in range(max_iter + 1):
+        diagonal = batch.diagonal(curvature)
+        newton = gradient / diagonal
+        distance = batch.dot(newton, newton).sqrt()
+        size = (2 * penalty / batch.strength).sqrt().clamp_min(1.0)
+        solved = distance <= tol * size
+        done = solved | (failures >= 2)  # twice no descent, the second time without memory: the dtype's floor
+        if iteration == max_iter:
+            done = torch.ones_like(done)
+        # Compacting copies the state: wait until an eighth of the batch has finished, unless all have.
+        if bool(done.all()) or int(done.sum()) * 8 >= len(done):
+            rows_done = done[batch.owner]
+            final[row_ids[rows_done]] = w[rows_done]
+            out_residual[problem_ids[done]] = distance[done]
+            # At the floor the gradient is rounding error; 10x the tolerance is still far inside what a score can feel.
+            out_converged[problem_ids[done]] = (solved | (distance <= 10 * tol * size))[done]
+            out_iterations[problem_ids[done]] = iteration
+            active = ~done
+            if not bool(active.any()):
+                break
+            stay = batch.keep(active)
+            problem_ids, row_ids = problem_ids[active], row_ids[stay]
+            w, z, gradient, diagonal, newton = w[stay], z[stay], gradient[stay], diagonal[stay], newton[stay]
+            data_loss, penalty, failures = data_loss[active], penalty[active], failures[active]
+            pairs = [(s[stay], y[stay], rho[active]) for s, y, rho in pairs]
+        owner, strength = batch.owner, batch.strength
+
+        direction = -_two_loops(batch, gradient, diagonal, pairs)
+        slope = batch.dot(gradient, direction)
+        downhill = slope < 0
+        if not bool(downhill.all()):
+            direction = torch.where(downhill[owner, None], direction, -newton)
+            slope = batch.dot(gradient, direction)
+
+        z_direction = direction @ x.T
+        linear = strength * batch.dot(w * batch.penalised, direction)
+        square = 0.5 * strength * batch.dot(direction * batch.penalised, direction)
+        step = torch.ones_like(slope)
+        value = data_loss + penalty
+        # Below this a difference of losses is rounding, not ascent.
+        slack = 4 * torch.finfo(dtype).eps * value.abs()
+        z_new = z + z_direction
+        new_loss, residual, curvature = batch.loss(z_new)
+        for _ in range(HALVINGS):
+            trial = new_loss + penalty + step * linear + step**2 * square
+            poor = trial > value + ARMIJO * step * slope + slack
+            if not bool(poor.any()):
+                break
+            # Minimum of the parabola through value, slope and trial, kept within [0.1, 0.5] of the old step.
+            fit = -0.5 * slope * step / ((trial - value) / step - slope)
+            step = torch.where(poor, torch.maximum(0.1 * step, torch.minimum(fit, 0.5 * step)), step)
+            z_new = torch.addcmul(z, step.to(dtype)[owner, None], z_direction)
+            new_loss, residual, curvature = batch.loss(z_new)
+        else:
+            trial = new_loss + penalty + step * linear + step**2 * square
+            step = torch.where(trial > value + slack, torch.zeros_like(step), step)
+            z_new = torch.addcmul(z, step.to(dtype)[owner, None], z_direction)
+            new_loss, residual, curvature = batch.loss(z_new)
+
+        moved = direction * step.to(dtype)[owner, None]
+        w, z, data_loss = w + moved, z_new, new_loss
+        penalty = 0.5 * strength * batch.dot(w * batch.penalised, w)
+        new_gradient = residual @ x + strength[owner, None] * (w * batch.penalised)
+        change = new_gradient - gradient
+        gradient = new_gradient
+        product = batch.dot(moved, change)
+        usable = (step > 0) & (product > torch.finfo(dtype).eps * batch.dot(change, change / diagonal))
+        rho = torch.where(usable, 1 / product.where(usable, torch.ones_like(product)), torch.zeros_like(product))
+        stuck = step == 0
+        failures = torch.where(stuck, failures + 1, torch.zeros_like(failures))
+        if bool(stuck.any()):
+            pairs = [(s, y, torch.where(stuck, torch.zeros_like(r), r)) for s, y, r in pairs]
+        pairs = [*pairs[-(MEMORY - 1) :], (moved, change, rho)]
+    return final, out_residual.to(dtype), out_converged, out_iterations
+
+
+def _two_loops(batch: _Batch, gradient: Tensor, diagonal: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    q = gradient.clone()
+    alphas: list[Tensor] = []
+    for s, y, rho in reversed(pairs):
+        alpha = rho * batch.dot(s, q)
+        alphas.append(alpha)
+        q.addcmul_(alpha.to(q.dtype)[batch.owner, None], y, value=-1)
+    q /= diagonal
+    for (s, y, rho), alpha in zip(pairs, reversed(alphas), strict=True):
+        beta = rho * batch.dot(y, q)
+        q.addcmul_((alpha - beta).to(q.dtype)[batch.owner, None], s)
+    return q

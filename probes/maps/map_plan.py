@@ -1,0 +1,128 @@
+"""Choose the examples, targets and sites of a run's patch maps, before anything runs."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from probes.config import TEXT_TOKENS, SweepConfig
+from probes.evaluation.folds import Mask, encode
+from probes.selection import Selection
+from records.errors import BadInput
+from tasks.example import Example
+
+DEFAULT = 12  # pictures: a page's worth; one in four groups at most, so that the probes keep most of the examples
+
+
+_SEED = 2**17  # added to the seed, so that the draw is not that of the folds
+
+
+@dataclass(frozen=True)
+class MapPlan:
+    """Which examples are mapped, which labels are read on them, and what the probes may be fitted on.
+
+    Args:
+        examples: Indices in the selection; empty for no maps.
+        targets: Names of class targets of which every class is left to fit on.
+        training: For each fitted example whether it shares no group with any of ``examples``.
+        notes: What is left out, and why; for the user.
+    """
+
+    examples: tuple[int, ...]
+    targets: tuple[str, ...]
+    training: Mask
+    notes: tuple[str, ...] = ()
+
+
+def plan_maps(selection: Selection, config: SweepConfig) -> MapPlan:
+    """The examples to map, one of a group and drawn by the seed, and the targets that can still be fitted without them.
+
+    Groups whose absence would leave a class without examples are passed over as long as others will do.
+
+    Raises:
+        BadInput: If more maps are asked for than groups can be spared, or the probe gives no probabilities.
+    """
+    asked, n = config.probing.maps, selection.n_fitted
+    everyone = np.ones(n, dtype=bool)
+    names = [target.name for target in selection.targets if target.kind == "class"]
+    if asked == 0:
+        return MapPlan((), (), everyone)
+    if config.sites.tokens in TEXT_TOKENS:
+        return MapPlan((), (), everyone, (f"no maps: tokens {config.sites.tokens!r} are not image tokens alone",))
+    if not names:
+        return MapPlan((), (), everyone, ("no maps: every target is continuous",))
+    if config.probing.probe == "ridge":
+        if asked is not None:
+            raise BadInput(f"maps must be 0 for probe ridge, got {asked}. Ridge gives no probabilities; use logistic.")
+        return MapPlan((), (), everyone, ("no maps: probe ridge gives no probabilities",))
+    examples = [selection.examples[i] for i in range(n)]
+    owner = np.array([example.group for example in examples])
+    classes, codes = {}, {}
+    for name in names:
+        classes[name], codes[name] = encode(name, [example.labels[name] for example in examples], continuous=False)
+    candidates = _candidates(examples, np.random.default_rng(config.seed + _SEED))
+    spare = _spare(len(set(owner)), len(candidates))
+    if asked is not None and asked > spare:
+        raise BadInput(
+            f"maps must be at most {spare} for {len(set(owner))} groups of examples, got {asked}. The groups of the "
+            "map examples are left out of what the probes are fitted on, so half of them must remain."
+        )
+    wanted = min(DEFAULT, spare // 2) if asked is None else asked
+    chosen = _choose(candidates, owner, codes, wanted, fill=asked is not None)
+    if not chosen:
+        return MapPlan((), (), everyone, ("no maps: too few groups to set some aside",))
+    training = ~np.isin(owner, [owner[i] for i in chosen])
+    lost = {name: np.setdiff1d(codes[name], codes[name][training]) for name in names}
+    notes = tuple(
+        f"no maps of target {name!r}: no {str(classes[name][gone[0]])!r} is left to fit on beside the map examples"
+        for name, gone in lost.items()
+        if len(gone)
+    )
+    kept = tuple(name for name in names if not len(lost[name]))
+    return MapPlan(tuple(chosen) if kept else (), kept, training, notes)
+
+
+def _candidates(examples: Sequence[Example], generator: np.random.Generator) -> list[int]:
+    """One example with a picture of each group that has any, in random order."""
+    members: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        if example.pictures:
+            members.setdefault(example.group, []).append(index)
+    one_each = [indices[int(generator.integers(len(indices)))] for indices in members.values()]
+    return [one_each[i] for i in generator.permutation(len(one_each)).tolist()]
+
+
+def _spare(n_groups: int, n_candidates: int) -> int:
+    """How many groups can be set aside: half of them at most, and never so many that fewer than two remain."""
+    return max(0, min(n_candidates, n_groups // 2, n_groups - 2))
+
+
+def _choose(
+    candidates: Sequence[int],
+    owner: npt.NDArray[Any],
+    codes: Mapping[str, npt.NDArray[Any]],
+    wanted: int,
+    *,
+    fill: bool,
+) -> list[int]:
+    """The first candidates without which every class keeps an example; others too where too few are so."""
+    left = {name: Counter(found.tolist()) for name, found in codes.items()}
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(owner.tolist()):
+        members.setdefault(group, []).append(index)
+    chosen: list[int] = []
+    for candidate in candidates:
+        if len(chosen) == wanted:
+            break
+        gone = {name: Counter(found[members[owner[candidate]]].tolist()) for name, found in codes.items()}
+        if all(left[name][code] > n for name in codes for code, n in gone[name].items()):
+            chosen.append(candidate)
+            for name in codes:
+                left[name] -= gone[name]
+    if fill or not chosen:
+        taken = set(chosen)
+        chosen += [candidate for candidate in candidates if candidate not in taken][: wanted - len(chosen)]
+    return chosen

@@ -1,0 +1,178 @@
+"""The table of a comparison, from what its runs have written: ``compare_table(folder, plans, ...)``.
+
+Retention is a plan's score over full tuning's, resampled together (``tuning.scoring.retention``).
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from records.errors import BadInput
+from tuning.compare.data import SCENE_CONDITIONS, chance_of
+from tuning.cost.measure import Cost
+from tuning.plan.layers import format_layers, parse_layers
+from tuning.plan.plan import LayerPlan
+from tuning.scoring.retention import summarise
+from tuning.training.save import write_json
+
+ANSWERS = "answers.parquet"  # of a run; what has it is finished
+START, FULL = "start", "full"
+_REFERENCE = "reference "
+_COSTS = "costs.json"
+# Of an entry of costs.json: the step of ``full`` that took turns with it. Steps of two sessions make no ratio.
+BESIDE = "full_step_seconds_median"
+_TOTALS = {
+    "full_flops": ("flops_forward", "flops_backward"),
+    "full_closed_form": ("closed_form_forward", "closed_form_backward"),
+}
+
+
+def name_of_reference(model: str) -> str:
+    """What the table calls a tuned model that is scored beside the plans."""
+    return _REFERENCE + model.rsplit("/", 1)[-1]
+
+
+def read_costs(folder: Path) -> dict[str, dict[str, Any]]:
+    """What a step of each plan costs, by name, where it was timed; each with the step of ``full`` timed beside it."""
+    path = folder / _COSTS
+    costs: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    once = _beside(costs[FULL]) if FULL in costs else {}
+    return {name: {**once, **cost} for name, cost in costs.items()}  # files of one session do not say it
+
+
+def add_costs(folder: Path, measured: Mapping[str, Cost]) -> None:
+    """Adds plans that were timed in one session with ``full``; what was known before stays."""
+    beside = _beside(measured[FULL].to_dict())
+    described = {name: {**cost.to_dict(), **beside} for name, cost in measured.items()}
+    write_json(folder / _COSTS, {**described, **read_costs(folder)})
+
+
+def _beside(full: Mapping[str, Any]) -> dict[str, Any]:
+    """What the entries of other plans keep of a step of ``full``."""
+    return {BESIDE: full.get("step_seconds_median"), **{name: _sum(full, parts) for name, parts in _TOTALS.items()}}
+
+
+def _sum(cost: Mapping[str, Any], parts: Sequence[str]) -> float | None:
+    known = [cost.get(part) for part in parts]
+    return None if None in known else float(sum(value for value in known if value is not None))
+
+
+def compare_table(
+    folder: Path,
+    plans: Sequence[LayerPlan],
+    *,
+    n_layers: int,
+    trainable: Callable[[LayerPlan], int],
+) -> pd.DataFrame:
+    """The table of all finished runs in ``folder``, one row for each plan, condition and question family.
+
+    ``plan, layers, train, method, trainable`` (numbers that train; 0 for what is only scored); ``flops_ratio``
+    (counted), ``closed_form_ratio``, ``step_time_ratio`` (to the ``full`` that took turns with the plan), all to full
+    tuning and NaN where nothing was timed; ``peak_memory`` and ``optimizer_bytes`` of a step; then the columns of
+    ``tuning.scoring.retention.summarise``: ``lower`` and ``upper`` are the interval of ``retention``.
+
+    ``layers`` holds plain numbers and ranges, whatever the plan's spec was; the last block is always named so that the
+    model's depth can be read off ``full``.
+
+    Args:
+        folder: The comparison.
+        plans: All that the table may hold, in its order; tuned models that were scored beside them come last.
+        n_layers: Blocks of the language model.
+        trainable: Numbers that train in a plan; asked for finished plans alone.
+
+    Raises:
+        BadInput: If full tuning has not finished with any seed, or a run was of another plan of that name.
+    """
+    described = {plan.name: plan for plan in plans}
+    runs = _read_runs(folder)
+    words = [facts for facts, _ in runs]
+    for facts in words:
+        plan = described.get(facts["plan"])
+        if plan is not None and facts.get("layers", plain_layers(plan, n_layers)) != plain_layers(plan, n_layers):
+            raise BadInput(
+                f"plan {plan.name!r} must be the one that ran, got layers {facts['layers']} in seed {facts['seed']} "
+                f"and {plain_layers(plan, n_layers)} now. Choose another folder with --out."
+            )
+    if not any(word["plan"] == FULL for word in words):
+        raise BadInput(f"compare must have a finished run of 'full', got none in {str(folder)!r}. Start it again.")
+    answers = _stacked(runs)
+    references = sorted({word["plan"] for word in words if word["plan"].startswith(_REFERENCE)})
+    scores = summarise(
+        answers, pd.DataFrame(words), full=FULL, untrained=(START, *references),
+        chance=chance_of(list(answers["condition"].unique())),
+    )  # fmt: skip
+    finished = {word["plan"] for word in words}
+    costs = read_costs(folder)
+    rows: list[dict[Any, Any]] = []
+    for name in [*(name for name in described if name in finished), *references]:
+        plan = described.get(name)
+        shown = None if plan is None else replace(plan, layers=plain_layers(plan, n_layers))
+        trained = 0 if plan is None or name == START else trainable(plan)
+        own = _plan_columns(name, shown, trained, costs.get(name))
+        rows += [{**own, **row} for row in scores[scores["plan"] == name].drop(columns="plan").to_dict("records")]
+    return pd.DataFrame(rows)
+
+
+def read_answers(folder: Path) -> pd.DataFrame:
+    """All answers of the finished runs in ``folder``, one row an answer.
+
+    Columns: ``plan, seed, condition, id, group, family, right, log_prob, tokens``. ``id`` names what is resampled as
+    one: a scene, and in a file a picture, for several samples may show one.
+
+    Raises:
+        BadInput: If no run has finished.
+    """
+    runs = _read_runs(folder)
+    if not runs:
+        raise BadInput(f"compare must have a finished run, got none in {str(folder)!r}. Start it again.")
+    return _stacked(runs)
+
+
+def _read_runs(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """What run.json and the answers of each finished run say, ``value`` being the log-likelihood of ordinary text."""
+    runs = []
+    for path in sorted((folder / "runs").glob(f"*/{ANSWERS}")):
+        facts = json.loads((path.parent / "run.json").read_text())
+        value = float(facts["text_log_likelihood"])
+        runs.append(({**facts, "seed": int(facts["seed"]), "value": value}, pd.read_parquet(path)))
+    return runs
+
+
+def _stacked(runs: Sequence[tuple[dict[str, Any], pd.DataFrame]]) -> pd.DataFrame:
+    tables = []
+    for facts, answers in runs:
+        unit = answers["id"].where(answers["condition"].isin(SCENE_CONDITIONS), answers["group"])
+        tables.append(answers.assign(id=unit, plan=facts["plan"], seed=facts["seed"]))
+    return pd.concat(tables, ignore_index=True)
+
+
+def plain_layers(plan: LayerPlan, n_layers: int) -> str:
+    """A plan's layers as numbers and ranges, the last block always named."""
+    layers = parse_layers(plan.layers, n_layers)
+    return f"0-{n_layers - 1}" if len(layers) == n_layers else format_layers(layers, n_layers)
+
+
+def _plan_columns(name: str, plan: LayerPlan | None, trainable: int, cost: dict[str, Any] | None) -> dict[str, Any]:
+    """What is the same in all rows of a plan."""
+
+    def ratio(whole: str) -> float | None:
+        own = None if cost is None else _sum(cost, _TOTALS[whole])
+        return None if cost is None or own is None or not cost.get(whole) else float(own / cost[whole])
+
+    seconds, beside = (None, None) if cost is None else (cost["step_seconds_median"], cost.get(BESIDE))
+    return {
+        "plan": name,
+        "layers": plan.layers if plan else "",
+        "train": ",".join(plan.train) if plan else "",
+        "method": plan.method if plan and plan.name != START else "",
+        "trainable": trainable,
+        "flops_ratio": ratio("full_flops"),
+        "closed_form_ratio": ratio("full_closed_form"),
+        "step_time_ratio": None if seconds is None or beside is None else float(seconds / beside),
+        "peak_memory": None if cost is None else cost["peak_memory"],
+        "optimizer_bytes": None if cost is None else cost["bytes_optimizer"],
+    }

@@ -1,0 +1,154 @@
+"""What a run will take, told before it starts, and what it took: ``estimate_run`` and ``cost_of_run``."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import torch
+
+from models.llava import Llava
+from tuning.config import TuningConfig
+from tuning.cost.flops import Flops, Shape, closed_form
+from tuning.cost.measure import Cost, Memory, estimate_memory, measure_step
+from tuning.data.samples import Samples, Survey
+from tuning.plan.apply import set_checkpointing
+from tuning.plan.plan import WHOLE, LayerPlan
+from tuning.plan.resolve import Resolved, resolve
+from tuning.scoring.answers import collator, model_inputs
+from tuning.training.sharding import will_shard
+from tuning.training.torch_compile import is_compiled
+from tuning.training.trainer import Trained
+
+FULL = LayerPlan("all", WHOLE, name="full")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would do, before it is done.
+
+    Args:
+        resolved: The plan.
+        found: The survey of the data.
+        steps: Optimizer steps.
+        flops: Of one optimizer step.
+        ratio: To full tuning with the projector.
+        memory: Of one process.
+    """
+
+    resolved: Resolved
+    found: Survey
+    steps: int
+    flops: Flops
+    ratio: float
+    memory: Memory
+
+    def __str__(self) -> str:
+        """Lines for people."""
+        gigabytes = {
+            "weights": self.memory.weights,
+            "gradients": self.memory.gradients,
+            "optimizer": self.memory.optimizer,
+            "activations (estimated)": self.memory.activations,
+            "in all": self.memory.total,
+        }
+        as_if = ", as if all of its blocks trained at once" if self.resolved.plan.method == "lisa" else ""
+        return "\n".join(
+            [
+                self.resolved.summary(),
+                f"data       {self.found.describe()}",
+                f"steps      {self.steps:,}",
+                f"compute    {self.flops.total / 1e12:.3g} TFLOP a step ({self.flops.forward / 1e12:.3g} forward), "
+                f"{self.ratio:.2f} of full tuning{as_if}",
+                "memory     " + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in gigabytes.items()),
+            ]
+        )
+
+
+def estimate_run(
+    config: TuningConfig, llava: Llava, resolved: Resolved, samples: Samples, found: Survey, world: int
+) -> Estimate:
+    """Steps, operations and memory of a run, from the plan and the survey alone.
+
+    Args:
+        config: The run.
+        llava: The model.
+        resolved: The plan on it.
+        samples: What is trained on.
+        found: Their survey.
+        world: Processes that share a step.
+    """
+    o = config.optimisation
+    per_step = o.batch_size * o.grad_accum * world
+    steps = o.steps or max(1, round(o.epochs * -(-len(samples) // per_step)))
+    length = int(samples.lengths.mean())
+    learned = round(o.batch_size * float(found.learned[found.kept].mean()))
+    shape = Shape(o.batch_size, length, round(o.batch_size * float(samples.pictured.mean())), learned)
+    checkpointing = config.running.gradient_checkpointing
+    one = closed_form(llava, resolved, shape, checkpointing=checkpointing)
+    full = closed_form(llava, resolve(FULL, llava), shape, checkpointing=checkpointing)
+    flops = one * float(o.grad_accum)
+    memory = estimate_memory(llava, resolved, shape, checkpointing=checkpointing, bf16=config.running.bf16)
+    if will_shard():
+        weights, gradients, optimizer = (size // world for size in (memory.weights, memory.gradients, memory.optimizer))
+        memory = Memory(weights, gradients, optimizer, memory.activations)
+    return Estimate(resolved, found, steps, flops, one.total / full.total, memory)
+
+
+def measure_first(config: TuningConfig, llava: Llava, resolved: Resolved, samples: Samples, estimate: Estimate) -> Cost:
+    """Operations and bytes of the first batch; no weight and no random state changes.
+
+    Where FSDP will share the model out, a device that holds it may not hold its gradients, too, so nothing is run: the
+    closed form and the estimate of memory stand in, and what was counted is None.
+    """
+    rows = config.optimisation.batch_size
+    if will_shard():
+        accum = float(config.optimisation.grad_accum)
+        tokens = rows * int(samples.lengths.mean())
+        one = estimate.flops * (1 / accum)
+        return Cost(resolved.trained, None, one, (), tokens, estimate.memory, estimate.memory.total, False)
+    items = [samples[index] for index in range(min(rows, len(samples)))]
+    batch = collator(llava)(items)
+    batch = {name: value for name, value in batch.items() if name not in ("owner", "sample")}
+    checkpointing = config.running.gradient_checkpointing
+    first = resolved.first_block if checkpointing else None
+    set_checkpointing(llava, first, resolved.first_vision)
+    low = torch.autocast(llava.device.type, dtype=torch.bfloat16) if config.running.bf16 else nullcontext()
+    with torch.random.fork_rng(devices=[llava.device] if llava.device.type == "cuda" else []):
+        with low:
+            inputs = model_inputs(batch, llava)
+        cost = measure_step(
+            llava, resolved, inputs, repeats=0, warmup=0, checkpointing=checkpointing, bf16=config.running.bf16
+        )
+    set_checkpointing(llava, None)
+    if llava.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(llava.device)
+    return cost
+
+
+def cost_of_run(
+    config: TuningConfig, measured: Cost, trained: Trained, estimate: Estimate, device: torch.device, world: int
+) -> dict[str, Any]:
+    """``cost.json``: operations and time of one optimizer step of one process, bytes of one of its batches."""
+    on_gpu = device.type == "cuda"
+    peak = int(torch.cuda.max_memory_allocated(device)) if on_gpu else measured.peak_memory
+    accum = float(config.optimisation.grad_accum)
+    described = replace(
+        measured,
+        flops=None if measured.flops is None else measured.flops * accum,
+        closed_form=measured.closed_form * accum,
+        seconds=trained.step_seconds,
+        peak_memory=peak,
+        peak_is_measured=on_gpu,
+    ).to_dict()
+    seconds = sum(trained.step_seconds)
+    described["data_seconds_median"] = median(trained.data_seconds) if trained.data_seconds else None
+    described["processes"] = world
+    described["compiled"] = is_compiled(config.plan, asked=config.running.compile)
+    described["closed_form_ratio"] = estimate.ratio
+    described["steps"] = trained.steps
+    # The clock leaves out the first step of a process, the count of tokens does not.
+    share = len(trained.step_seconds) / max(1, len(trained.step_seconds) + 1)
+    described["tokens_per_second"] = trained.tokens * share / seconds if seconds else None
+    described["plan"] = estimate.resolved.plan.to_dict()
+    return described

@@ -1,0 +1,240 @@
+"""Floating-point operations of a training step: in closed form from the model's sizes, and counted as they run.
+
+Each part of the model costs one unit forward, one for the gradient of its input if anything below it trains, and one
+for the gradient of its weights if they train. ``closed_form`` adds that up exactly; ``band_ratio`` is the same for
+blocks alone, on paper. Trainer's ``total_flos`` knows neither and is not used.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from models.llava import Llava
+from models.sites import Site
+from tuning.plan.resolve import LINEARS, Resolved
+from tuning.training.loss import loss_of
+
+# A fused attention's backward pass computes the scores again: five products for the forward pass's two.
+_BACKWARD_OF_ATTENTION = {"eager": 2.0, "sdpa": 2.5}
+
+
+class Shape(NamedTuple):
+    """The size of a batch.
+
+    Args:
+        batch: Rows.
+        positions: Of each row in the language model, padding and image tokens included.
+        images: Pictures in the batch.
+        learned: Positions whose next token is learned, in all rows together: the head runs nowhere else.
+    """
+
+    batch: int
+    positions: int
+    images: int
+    learned: int
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of one forward and backward; a multiplication with its addition counts two.
+
+    Args:
+        forward: Of the forward pass.
+        backward: Of the backward pass, recomputation included.
+    """
+
+    forward: float
+    backward: float
+
+    @property
+    def total(self) -> float:
+        """Both passes."""
+        return self.forward + self.backward
+
+    def __mul__(self, times: float) -> "Flops":
+        """So many of them."""
+        return Flops(self.forward * times, self.backward * times)
+
+
+def band_ratio(n_layers: int, layers: Sequence[int], *, below: bool = False, checkpointing: bool = False) -> float:
+    """Time of training ``layers`` relative to all of them, counting blocks alone.
+
+    (n + (n - a) + m) / 3n for m layers of which a is the lowest; the middle term is n where something below trains, as
+    the projector does. With checkpointing the blocks that have a gradient run forward once more, of 4n in all.
+
+    Args:
+        n_layers: Blocks in all.
+        layers: Those that train.
+        below: Whether something that feeds the first block trains.
+        checkpointing: Whether blocks are recomputed.
+    """
+    reached = n_layers if below else n_layers - min(layers, default=n_layers)
+    units = n_layers + reached + len(layers) + (reached if checkpointing else 0)
+    return units / ((4 if checkpointing else 3) * n_layers)
+
+
+def closed_form(llava: Llava, resolved: Resolved, shape: Shape, *, checkpointing: bool = False) -> Flops:
+    """The operations of one forward and backward of the plan, from the model's sizes alone.
+
+    Every matrix product of the vision tower (its unused last block runs, too), the projector, the blocks with their
+    attention, and the head where tokens are learned. Under ``lisa`` the plan's blocks are taken as if all
+    of them trained.
+
+    Args:
+        llava: Gives sizes; LoRA factors need not be in it.
+        resolved: The plan.
+        shape: Of the batch.
+        checkpointing: Whether blocks that have a gradient are run again in the backward pass.
+    """
+    return _Count(llava, resolved, shape, checkpointing).run()
+
+
+class _Count:
+    """Walks the forward pass, carrying whether what flows requires a gradient."""
+
+    def __init__(self, llava: Llava, resolved: Resolved, shape: Shape, checkpointing: bool) -> None:
+        self.forward = self.backward = 0.0
+        self._llava, self._shape, self._again = llava, shape, checkpointing
+        self._trained = set(resolved.parameters)
+        self._lora, self._rank = set(resolved.lora_modules), resolved.plan.lora.rank
+        self._names = {id(module): name for name, module in llava.model.named_modules()}
+        attention = str(llava.model.config._attn_implementation)
+        self._attention_backward = _BACKWARD_OF_ATTENTION.get(attention, 2.5)
+        self._last = 0.0  # operations of the last product, which a recomputation leaves out
+
+    def run(self) -> Flops:
+        llava, shape = self._llava, self._shape
+        image_grad = self._tower() if shape.images else False
+        if shape.images:
+            tokens = shape.images * llava.n_image_tokens
+            image_grad = self._chain(_linears(llava.projector), tokens, image_grad)
+        embeddings: Any = llava.model.get_input_embeddings()
+        grad = image_grad or self._trains(embeddings)
+        rows = shape.batch * shape.positions
+        for block in llava.blocks:
+            grad = self._block(block, rows, shape.batch, shape.positions, grad)
+        final = llava.module_at(Site("language_model", None, "final_norm"))
+        grad = grad or self._trains(final)
+        head: Any = llava.model.get_output_embeddings()
+        # A head tied to the embeddings has their name.
+        trains = self._trains(head) or (head.weight is embeddings.weight and self._trains(embeddings))
+        self._product(2.0 * shape.learned * head.weight.numel(), grad, trains)
+        return Flops(self.forward, self.backward)
+
+    def _tower(self) -> bool:
+        """The vision tower; whether its features require a gradient."""
+        llava, images = self._llava, self._shape.images
+        tower = llava.vision_tower
+        tokens = int(llava.grid[0] * llava.grid[1]) + 1
+        grad = False
+        for module in tower.modules():
+            if isinstance(module, nn.Conv2d):
+                grad = self._product(2.0 * images * (tokens - 1) * module.weight.numel(), grad, self._trains(module))
+        inside = {id(m) for block in llava.vision_blocks for m in block.modules()}
+        outside = [m for m in tower.modules() if id(m) not in inside and list(m.parameters(recurse=False))]
+        grad = grad or any(self._trains(module) for module in outside)
+        index = int(llava.config.vision_feature_layer)
+        used = index if index >= 0 else llava.n_vision_layers + 1 + index
+        features = grad
+        for layer, block in enumerate(llava.vision_blocks):
+            # Past the layer that is read nothing flows back.
+            grad = self._block(block, images * tokens, images, tokens, grad and layer < used)
+            if layer + 1 == used:
+                features = grad
+        return features
+
+    def _block(self, block: nn.Module, rows: int, batch: int, positions: int, grad: bool) -> bool:
+        before = self.forward
+        entering = grad
+        norms = [m for m in block.children() if not any(True for _ in m.children())]  # the two norms are leaves
+        attention, feed = (m for m in block.children() if any(True for _ in m.children()))
+        inner = entering or self._trains(norms[0])
+        products = _linears(attention)
+        maps = {name.rsplit(".", 1)[-1]: module for name, module in products}
+        out = maps.pop("o_proj", None) or maps.pop("out_proj")
+        projected = [self._linear(module, rows, inner) for module in maps.values()]
+        heads = int(attention.head_dim) * int(out.in_features // int(attention.head_dim))  # type: ignore[arg-type]
+        scores = 4.0 * batch * positions * positions * heads
+        self.forward += scores
+        if any(projected):
+            self.backward += self._attention_backward * scores
+        middle = self._linear(out, rows, any(projected)) or entering
+        inner = middle or self._trains(norms[1])
+        *first, last = [module for _, module in _linears(feed)]
+        opened = [self._linear(module, rows, inner) for module in first]
+        leaving = self._linear(last, rows, any(opened)) or middle
+        if self._again and leaving:
+            # The recomputation stops once the last saved tensor is back, which is before the last product.
+            self.backward += self.forward - before - self._last
+        return leaving
+
+    def _chain(self, linears: Sequence[tuple[str, nn.Linear]], rows: int, grad: bool) -> bool:
+        for _, module in linears:
+            grad = self._linear(module, rows, grad)
+        return grad
+
+    def _linear(self, module: nn.Linear, rows: int, grad: bool) -> bool:
+        """One linear map, with its LoRA factors; whether its output requires a gradient."""
+        name = self._names[id(module)].removesuffix(".base_layer")  # as it is called while it has factors
+        weight, bias = f"{name}.weight" in self._trained, f"{name}.bias" in self._trained
+        leaving = self._product(2.0 * rows * module.in_features * module.out_features, grad, weight) or bias
+        if name in self._lora:
+            self._product(2.0 * rows * module.in_features * self._rank, grad, True)
+            leaving = self._product(2.0 * rows * self._rank * module.out_features, True, True)
+        return leaving
+
+    def _product(self, operations: float, grad: bool, trained: bool) -> bool:
+        self.forward += operations
+        self.backward += operations * (int(grad) + int(trained))
+        self._last = operations
+        return grad or trained
+
+    def _trains(self, module: nn.Module) -> bool:
+        name = self._names[id(module)]
+        return any(f"{name}.{key}" in self._trained for key, _ in module.named_parameters())
+
+
+def _linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
+    """The linear maps of a module by name, in the order in which they run; a map with LoRA factors by its base."""
+    found = []
+    for name, child in module.named_modules():
+        base = name.removesuffix(".base_layer")
+        own = any(base == known or base.endswith(f".{known}") for known in (*LINEARS, "out_proj", "fc1", "fc2"))
+        if isinstance(child, nn.Linear) and (own or base in ("linear_1", "linear_2")):
+            found.append((base, child))
+    return found
+
+
+def count_flops(llava: Llava, batch: dict[str, Any]) -> Flops:
+    """The operations of one forward and backward on ``batch``, counted as they run; gradients are dropped again."""
+
+    def fused(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    def fused_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+        return int(sdpa_backward_flop_count(grad, query, key, value))
+
+    # The counter knows the fused attention of GPUs but not the CPU's, which it would count as nothing.
+    aten = torch.ops.aten
+    on_cpu = {
+        aten._scaled_dot_product_flash_attention_for_cpu: fused,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: fused_backward,
+    }
+    model = llava.model
+    training = model.training
+    model.train()
+    try:
+        with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+            loss = loss_of(llava, batch)
+            forward = float(counter.get_total_flops())
+            if loss.requires_grad:
+                loss.backward()
+            total = float(counter.get_total_flops())
+    finally:
+        model.train(training)
+        model.zero_grad(set_to_none=True)
+    return Flops(forward, total - forward)

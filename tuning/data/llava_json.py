@@ -1,0 +1,168 @@
+"""Read LLaVA's JSON files of conversations, of any size, one sample at a time."""
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.prompts import IMAGE
+from tasks.readers.picture_folder import PictureFolder
+from tasks.readers.tables import DataError
+from tuning.data.conversation import Conversation, Turn, Unusable
+
+_CHUNK = 1 << 20
+
+
+_LARGEST = 1 << 26  # bytes of one sample; a broken file would otherwise be read to its end
+
+
+class LlavaFile:
+    """A file in LLaVA's layout: a JSON array (or JSONL) of ``id``, ``image``, ``conversations``.
+
+    ``conversations`` alternates ``{"from": "human", "value": ...}`` and ``{"from": "gpt", "value": ...}``; ``image`` is
+    a path in the picture folder, a list of them, or missing for text-only samples. The placeholder ``<image>`` moves
+    to the beginning of its turn, as in LLaVA.
+    """
+
+    def __init__(self, path: Path, images: Path | None = None) -> None:
+        """Reads the file once, for the places of its samples.
+
+        Raises:
+            DataError: If the file is missing, is no JSON array of objects, or is empty.
+        """
+        if not path.is_file():
+            raise DataError(f"data must be 'scenes' or an existing file, got {str(path)!r}. Check the path.")
+        folder = images if images is not None else path.parent
+        if not folder.is_dir():
+            raise DataError(f"images must be a folder, got {str(folder)!r}. Name the folder that paths start from.")
+        self.name = path.name
+        self._path, self._folder = path, PictureFolder(folder)
+        starts, lengths = array("q"), array("q")
+        for start, length in _places(path):
+            starts.append(start)
+            lengths.append(length)
+        self._starts, self._lengths = np.array(starts), np.array(lengths)
+        if not len(self._starts):
+            raise DataError(f"data must have at least one sample, got none in {str(path)!r}. Add samples.")
+        with path.open("rb") as file:
+            self.digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> Conversation:
+        """The sample, read from the file.
+
+        Raises:
+            Unusable: If its turns do not alternate, it has no assistant's turn, or placeholders and pictures differ.
+            DataError: If the file changed, or a picture's path leaves the folder.
+        """
+        with self._path.open("rb") as file:
+            file.seek(int(self._starts[index]))
+            data = file.read(int(self._lengths[index]))
+        where = f"sample {index} of {self._path.name}"
+        try:
+            row = json.loads(data.decode("utf-8"))
+        except ValueError as error:
+            raise DataError(
+                f"sample must be JSON, got {where}: {error}. Do not change the file during a run."
+            ) from error
+        try:
+            return self._conversation(row, where, index)
+        except Unusable as error:
+            raise Unusable(str(error), str(row.get("id", index))) from error
+
+    def _conversation(self, row: dict[str, Any], where: str, index: int) -> Conversation:
+        given = row.get("image")
+        names = [] if given is None else given if isinstance(given, list) else [given]
+        pictures = []
+        for name in names:
+            checked = self._folder.add(name, where)
+            if self._folder.stats[checked][0] < 0:
+                raise Unusable(f"its picture {checked!r} is missing")
+            pictures.append(self._folder.picture(checked))
+        return Conversation(str(row.get("id", index)), tuple(pictures), _turns(row.get("conversations"), len(pictures)))
+
+
+def _turns(given: object, n_pictures: int) -> tuple[Turn, ...]:
+    """Questions and answers of LLaVA's list; placeholders are counted and taken out."""
+    if not isinstance(given, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("value"), str) for entry in given
+    ):
+        raise Unusable("conversations is no list of from and value")
+    entries = [(str(entry.get("from")), str(entry["value"])) for entry in given]
+    if entries and entries[0][0] == "gpt":  # LLaVA drops an answer that nobody asked for
+        entries = entries[1:]
+    expected = ["human", "gpt"] * (len(entries) // 2 + 1)
+    if [role for role, _ in entries] != expected[: len(entries)]:
+        raise Unusable("turns do not alternate between human and gpt")
+    if len(entries) < 2:
+        raise Unusable("no assistant turn")
+    counts: list[int] = [text.count(IMAGE) for _, text in entries]
+    if counts[0] != n_pictures or any(counts[1:]):
+        raise Unusable(f"{n_pictures} pictures, {sum(counts)} placeholders, {counts[0]} of them in the first question")
+    turns = []
+    for index in range(0, len(entries) - 1, 2):
+        question, answer = entries[index][1], entries[index + 1][1]
+        if IMAGE in question:
+            question = question.replace(IMAGE, "").strip()
+        turns.append(Turn(question, answer))
+    return tuple(turns)
+
+
+def _is_llava(path: Path) -> bool:
+    """Whether the first row of a JSONL file has LLaVA's list of turns."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    return False
+                return isinstance(row, dict) and "conversations" in row
+    return False
+
+
+def _places(path: Path) -> Iterator[tuple[int, int]]:
+    """Where each sample starts in the file and how many bytes it has, for an array or for one object a line.
+
+    The bytes are read as Latin-1, in which each is one character, so that places in the text are places in the file.
+    """
+    decoder = json.JSONDecoder()
+    with path.open("rb") as file:
+        text, base, position, opened, number = file.read(_CHUNK).decode("latin-1"), 0, 0, False, 0
+        text = "   " + text[3:] if text.startswith("\xef\xbb\xbf") else text
+        while True:
+            while position < len(text) and text[position] in " \t\r\n,":
+                position += 1
+            if position < len(text) and text[position] == "[" and not opened and number == 0:
+                opened, position = True, position + 1
+                continue
+            if position < len(text) and text[position] == "]" and opened:
+                return
+            try:
+                value, end = decoder.raw_decode(text, position)
+            except json.JSONDecodeError as error:
+                more = file.read(_CHUNK).decode("latin-1")
+                if not more and position >= len(text) and not opened:
+                    return
+                if not more or len(text) - position > _LARGEST:
+                    raise DataError(
+                        f"data must be a JSON array of samples, got something else at sample {number} of {path.name} "
+                        f"({error.msg}). Write the file again."
+                    ) from error
+                text, base, position = text[position:] + more, base + position, 0
+                continue
+            if not isinstance(value, dict):
+                raise DataError(
+                    f"sample must be a JSON object, got {type(value).__name__} at sample {number} of {path.name}."
+                )
+            yield base + position, end - position
+            position, number = end, number + 1

@@ -1,0 +1,133 @@
+"""Training and evaluation samples made from scenes."""
+
+import hashlib
+import json
+
+import numpy as np
+
+from tasks.readers.tables import DataError
+from tasks.scenes.questions import FAMILIES, Family, ask, ask_for_caption, with_caption
+from tasks.scenes.scene import COLOURS, NOUNS, Scene, Split, make_scene
+from tuning.data.conversation import Conversation, from_examples
+
+# Scenes that neither the embedded tower nor the embedded checkpoints were trained on.
+FIRST_TRAINING_SCENE = 4_000_000
+
+
+FIRST_EVALUATION_SCENE = 200_000
+
+
+FIRST_CAPTION_SCENE = 6_000_000  # of captions that stage 1 is scored on
+
+
+class SceneMix:
+    """The embedded instruction mix: questions about scenes in LLaVA-1.5's response formats.
+
+    Each sample is one scene with several questions that do not see each other (``apart``), or that follow each other
+    as in LLaVA's data. Some samples are about a caption in words instead of a picture.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        questions: int = 7,
+        text_share: float = 0.25,
+        caption_share: float = 0.25,
+        format_prompts: bool = True,
+        apart: bool = True,
+        stage: int = 2,
+        first: int = FIRST_TRAINING_SCENE,
+    ) -> None:
+        """Describes the mix; nothing is drawn before it is asked for.
+
+        Args:
+            n: How many scenes.
+            seed: Another seed asks other questions about other scenes.
+            questions: How many about each; the option-letter family is asked twice, for it is learned last.
+            text_share: Of samples about a caption in words.
+            caption_share: Of picture samples that also ask for a caption.
+            format_prompts: Whether questions say how to answer ("... a single word or phrase.").
+            apart: Whether questions about one scene are hidden from each other.
+            stage: 1 for captions alone, as LLaVA's first stage has them; 2 for the mix.
+            first: The number of the first scene.
+
+        Raises:
+            DataError: If a number is out of its range.
+        """
+        if n < 1 or not 1 <= questions <= len(FAMILIES) + 1 or not (0 <= text_share <= 1 and 0 <= caption_share <= 1):
+            raise DataError(
+                f"scenes must have n >= 1, questions in [1, {len(FAMILIES) + 1}] and shares in [0, 1], got "
+                f"{n}, {questions}, {text_share}, {caption_share}. Correct them."
+            )
+        self.name = "scenes"
+        self._n, self._seed, self._questions, self._stage, self._first = n, seed, questions, stage, first
+        self._text, self._caption, self._formats, self._apart = text_share, caption_share, format_prompts, apart
+        drawn = make_scene(first, seed=seed)
+        described = [n, seed, questions, text_share, caption_share, format_prompts, apart, stage, first, NOUNS, COLOURS]
+        digest = hashlib.sha256(json.dumps(described).encode())
+        digest.update(drawn.picture.open().tobytes())  # fonts and Pillow decide the pixels
+        self.digest = digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        """The number of scenes."""
+        return self._n
+
+    def __getitem__(self, index: int) -> Conversation:
+        """The sample about scene ``index``."""
+        if not 0 <= index < self._n:
+            raise IndexError(index)
+        scene = make_scene(self._first + index, seed=self._seed)
+        if self._stage == 1:
+            return from_examples([ask_for_caption(scene)])
+        rng = np.random.default_rng([self._seed, index])
+        drawn = self._draw(rng)
+        asked = [ask(scene, family, seed=self._seed * 1009 + index + 7919 * turn) for turn, family in enumerate(drawn)]
+        if rng.random() < self._text:
+            asked = [with_caption(example, scene.caption) for example in asked]
+        elif rng.random() < self._caption:
+            asked.append(ask_for_caption(scene))
+        return from_examples(asked, apart=self._apart, format_prompts=self._formats)
+
+    def _draw(self, rng: np.random.Generator) -> list[Family]:
+        """Which families are asked: all different but for one more option letter."""
+        twice = ["choice", "choice"] if self._questions > 1 else []
+        others = [family for family in FAMILIES if not twice or family != "choice"]
+        picked = [others[int(i)] for i in rng.permutation(len(others))[: self._questions - len(twice)]]
+        mixed = [*picked, *twice]
+        return [mixed[int(i)] for i in rng.permutation(len(mixed))]  # type: ignore[misc]
+
+
+class SceneQuestions:
+    """One question of every family about each of ``n`` scenes that no training run has seen, for scoring."""
+
+    def __init__(self, n: int, *, split: Split = "test", text: bool = False, format_prompts: bool = True) -> None:
+        """Describes the questions.
+
+        Args:
+            n: How many scenes.
+            split: ``"test"`` draws with the drawings of training, ``"unseen"`` with the held-out ones.
+            text: Whether a caption in words stands in for the picture.
+            format_prompts: Whether questions say how to answer.
+        """
+        if n < 1:
+            raise DataError(f"n must be >= 1, got {n}. Ask about at least one scene.")
+        self.name = f"scenes-{'text' if text else split}"
+        self._n, self._split, self._text, self._formats = n, split, text, format_prompts
+        described = json.dumps([n, split, text, format_prompts, NOUNS, COLOURS, FIRST_EVALUATION_SCENE])
+        self.digest = hashlib.sha256(described.encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        """The number of scenes."""
+        return self._n
+
+    def __getitem__(self, index: int) -> Conversation:
+        """All questions about scene ``index``, hidden from each other."""
+        if not 0 <= index < self._n:
+            raise IndexError(index)
+        scene: Scene = make_scene(FIRST_EVALUATION_SCENE + index, split=self._split)
+        asked = [ask(scene, family) for family in FAMILIES]
+        if self._text:
+            asked = [with_caption(example, scene.caption) for example in asked]
+        return from_examples(asked, apart=True, format_prompts=self._formats)

@@ -1,0 +1,99 @@
+"""Where training conversations come from: LLaVA's own JSON, a table of questions, or the embedded scenes.
+
+A source is indexed and counted, never held: ``LlavaFile`` keeps the place of each sample in the file (16 bytes)
+and reads one when it is asked for, so that ``llava_v1_5_mix665k.json`` needs no more memory than any other file.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from tasks.datasets import Dataset
+from tasks.readers.examples import read_table
+from tasks.readers.tables import DataError
+from tuning.data.conversation import Conversation, from_examples
+from tuning.data.llava_json import LlavaFile, _is_llava
+from tuning.data.scene_mix import SceneMix
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Conversations by index, and a digest that changes whenever they do."""
+
+    name: str
+    digest: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Conversation: ...
+
+
+class TableFile:
+    """A JSONL or Parquet file with one question and answer a row (``tasks.readers.examples.read_table``)."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        """Takes the examples of ``dataset``, each as a conversation of one turn."""
+        self.name, self.digest = dataset.name, dataset.digest
+        self._examples = dataset.examples
+        if any(example.family == "all" for example in dataset.examples):
+            raise DataError(f"family must not be 'all' in {dataset.name!r}: scores use it for all of them. Rename it.")
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Conversation:
+        """The example as a conversation."""
+        return from_examples([self._examples[index]])
+
+
+class Subset:
+    """Some samples of a source, by their place."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        """``indices`` count from 0."""
+        self.name = source.name
+        self._source, self._indices = source, indices
+        chosen = hashlib.sha256(json.dumps([int(i) for i in indices]).encode()).hexdigest()[:8]
+        self.digest = f"{source.digest}-{chosen}"
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Conversation:
+        """The sample."""
+        return self._source[int(self._indices[index])]
+
+
+def first_of(source: Source, n: int | None) -> Source:
+    """The first ``n`` samples; the source itself where it has no more, or where ``n`` is None."""
+    return source if n is None or n >= len(source) else Subset(source, range(n))
+
+
+def open_source(spec: str, images: Path | None = None, *, scenes: SceneMix | None = None) -> Source:
+    """The source that ``spec`` names.
+
+    Args:
+        spec: ``"scenes"``, a ``.json`` or ``.jsonl`` file in LLaVA's layout, or a JSONL or Parquet file with columns
+            ``question`` and ``answer``.
+        images: The folder that picture paths start from; the file's own where it is None.
+        scenes: What ``"scenes"`` means; 4,000 scenes where it is None.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    if spec == "scenes":
+        return scenes or SceneMix(4000)
+    path = Path(spec)
+    if path.suffix.lower() == ".json" or (path.suffix.lower() in (".jsonl", ".ndjson") and _is_llava(path)):
+        return LlavaFile(path, images)
+    return TableFile(read_table(path, images))
+
+
+def without_pictures(conversation: Conversation) -> Conversation:
+    """The same words with nothing shown."""
+    return replace(conversation, pictures=())

@@ -1,0 +1,181 @@
+"""How ``smol`` and ``smol-stage1`` were made: ``python -m tuning.embedded.build`` trains them from a seed.
+
+Four stages, each resumable at any step and each usable alone with ``--stage``: ``vision`` (the tower), ``stage1``
+(projector: warm start on words, then captions with the language model untouched), ``stage2`` (projector and LoRA on
+questions and captions), ``export`` (the parts that ship, in models/embedded).
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPVisionModel
+
+from models.loading.smol import GGUF_SHA256, PARTS, load_language_model
+from tuning.embedded.language import (
+    LORA_RANK,
+    LORA_SCALE,
+    Mix,
+    Projector,
+    Trainee,
+    add_adapter,
+    fresh_projector,
+    lora_factors,
+    train_language,
+    warm_start,
+)
+from tuning.embedded.snapshot import read_facts, write_tensors
+from tuning.embedded.vision import pretrain_vision, vision_config
+
+Stage = Literal["all", "vision", "stage1", "stage2", "export"]
+IMAGE_TOKEN_ID = 49152  # the first id behind SmolLM2's vocabulary
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _shipped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As it ships: float16. The tower is rounded before later stages train on it, the rest at the end."""
+    return {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in state.items()}
+
+
+def _tower(work: Path) -> CLIPVisionModel:
+    path = work / "tower.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} must exist before this stage, and does not. Run --stage vision first.")
+    tower = CLIPVisionModel(vision_config())
+    tower.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    tower.eval().requires_grad_(False)
+    return tower
+
+
+def _trainee(work: Path, device: str, seed: int) -> Trainee:
+    tower, language = _tower(work), load_language_model()
+    language.model.requires_grad_(False)
+    projector = fresh_projector(tower, language.model.config.hidden_size, seed=seed)
+    tower.to(device)  # type: ignore[arg-type]
+    language.model.to(device)  # type: ignore[arg-type]
+    return Trainee(tower, projector.to(device), language.model, language.tokenizer, IMAGE_TOKEN_ID)
+
+
+def run_vision(work: Path, *, steps: int, seed: int, device: str) -> None:
+    """Train the tower and write ``tower.safetensors``."""
+    tower = pretrain_vision(work, steps=steps, seed=seed, device=device)
+    write_tensors(_shipped(tower.state_dict()), work / "tower.safetensors")
+
+
+def run_stage1(work: Path, *, steps: int, seed: int, device: str) -> None:
+    """Warm-start and train the projector on captions; write ``projector-stage1.safetensors``."""
+    trainee = _trainee(work, device, seed)
+    warm = work / "warm.safetensors"
+    if warm.exists():
+        trainee.projector.load_state_dict(load_file(warm))
+    else:
+        cosine = warm_start(trainee.projector, trainee.tower, trainee.language, trainee.tokenizer, seed=seed)
+        (work / "warm.json").write_text(json.dumps({"cosine": cosine}))  # before the file that says it is done
+        write_tensors(trainee.projector.state_dict(), warm)
+        print(f"warm start: cosine of image tokens to their words {cosine:.3f}", flush=True)
+    train_language(work, trainee, stage=1, steps=steps, seed=seed)
+    write_tensors(trainee.projector.state_dict(), work / "projector-stage1.safetensors")
+    _save_folded(trainee.projector, work / "projector-stage1-folded.safetensors")
+
+
+def run_stage2(work: Path, *, steps: int, seed: int, device: str, mix: Mix) -> None:
+    """Train projector and LoRA from stage 1's projector; write ``projector.safetensors`` and ``lora.safetensors``."""
+    trainee = _trainee(work, device, seed)
+    trainee.projector.load_state_dict(load_file(work / "projector-stage1.safetensors"))
+    add_adapter(trainee.language, seed=seed)
+    trainee.language.to(device)  # type: ignore[arg-type]
+    train_language(work, trainee, stage=2, steps=steps, seed=seed, mix=mix)
+    _save_folded(trainee.projector, work / "projector-folded.safetensors")
+    write_tensors(_shipped(lora_factors(trainee.language)), work / "lora.safetensors")
+
+
+def _save_folded(projector: Projector, path: Path) -> None:
+    write_tensors(_shipped(projector.folded()), path)
+
+
+def export(work: Path) -> None:
+    """Copy the parts to models/embedded, with their hashes and how they were trained."""
+    parts = {
+        "tower.safetensors": "tower.safetensors",
+        "projector-stage1.safetensors": "projector-stage1-folded.safetensors",
+        "projector.safetensors": "projector-folded.safetensors",
+        "lora.safetensors": "lora.safetensors",
+    }
+    hashes = {}
+    for name, source in parts.items():
+        data = (work / source).read_bytes()
+        (PARTS / name).write_bytes(data)
+        hashes[name] = hashlib.sha256(data).hexdigest()
+    facts = {
+        "checkpoints": {
+            "smol-stage1": {"tower": "tower.safetensors", "projector": "projector-stage1.safetensors"},
+            "smol": {"tower": "tower.safetensors", "projector": "projector.safetensors", "lora": "lora.safetensors"},
+        },
+        "lora_scale": LORA_SCALE,
+        "lora_rank": LORA_RANK,
+        "vision_config": {
+            k: getattr(vision_config(), k)
+            for k in (
+                "image_size",
+                "patch_size",
+                "hidden_size",
+                "intermediate_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "projection_dim",
+            )
+        },
+        "sha256": hashes,
+        "language_model_sha256": GGUF_SHA256,
+        "training": {stage: read_facts(work / stage) for stage in ("vision", "stage1", "stage2")},
+        "warm_start": json.loads((work / "warm.json").read_text()),
+    }
+    (PARTS / "parts.json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(f"wrote {', '.join(parts)} to {PARTS}", flush=True)
+
+
+@app.command()
+def main(
+    work: Annotated[Path, typer.Option(help="Snapshots and finished stages; a killed run goes on from here.")] = Path(
+        "runs/build_embedded"
+    ),
+    stage: Annotated[str, typer.Option(help="all, vision, stage1, stage2 or export.")] = "all",
+    vision_steps: Annotated[int, typer.Option(help="Batches of 64 scenes for the tower.")] = 1300,
+    stage1_steps: Annotated[int, typer.Option(help="Batches of 8 captions for the projector.")] = 240,
+    stage2_steps: Annotated[int, typer.Option(help="Batches of questions for projector and LoRA.")] = 480,
+    pictures: Annotated[int, typer.Option(help="Rows with a picture in a stage-2 batch.")] = 3,
+    texts: Annotated[int, typer.Option(help="Rows with a caption instead of a picture in a stage-2 batch.")] = 1,
+    questions: Annotated[int, typer.Option(help="Questions a row.")] = 7,
+    seed: Annotated[int, typer.Option(help="Weights and order of the data follow from it.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Train the embedded checkpoints (2 to 3 hours on two CPU cores in float32, minutes on a GPU)."""
+    stages = ("vision", "stage1", "stage2", "export")
+    if stage != "all" and stage not in stages:
+        print(f"--stage must be one of all, {', '.join(stages)}, got {stage!r}.", file=sys.stderr)
+        raise typer.Exit(2)
+    work.mkdir(parents=True, exist_ok=True)
+    mix = Mix(pictures, texts, questions)
+    try:
+        if stage in ("all", "vision"):
+            run_vision(work, steps=vision_steps, seed=seed, device=device)
+        if stage in ("all", "stage1"):
+            run_stage1(work, steps=stage1_steps, seed=seed, device=device)
+        if stage in ("all", "stage2"):
+            run_stage2(work, steps=stage2_steps, seed=seed, device=device, mix=mix)
+        if stage in ("all", "export"):
+            export(work)
+    except (FileNotFoundError, FloatingPointError, ValueError) as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    app()

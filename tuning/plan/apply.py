@@ -1,0 +1,120 @@
+"""A resolved plan on a live model: what requires a gradient, and checkpointing above the frozen prefix.
+
+``apply_plan`` changes the model in place; ``trained_parameters`` then is what the optimizer may hold, and nothing else
+requires a gradient, so nothing below the lowest trained parameter makes a graph or keeps an activation.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from models.llava import Llava
+from records.errors import BadInput
+from tuning.plan.lora import add_lora, is_factor, remove_lora
+from tuning.plan.resolve import Resolved, block_parameters, lisa_layers
+
+
+def apply_plan(llava: Llava, resolved: Resolved, *, seed: int = 0, low_precision: bool = False) -> None:
+    """Makes exactly the planned parameters require gradients, with LoRA factors where the plan has them.
+
+    Args:
+        llava: Changed in place.
+        resolved: The plan, resolved on this model.
+        seed: Of the factors' first values; under ``lisa`` of the blocks drawn.
+        low_precision: Keep what is frozen in bfloat16, and what trains in float32: the weights that small updates are
+            added to need the digits, the others do not.
+    """
+    llava.model.requires_grad_(False)
+    if resolved.lora_modules:
+        add_lora(llava, resolved, seed=seed)
+    wanted = set(resolved.parameters)
+    for name, parameter in llava.model.named_parameters():
+        if name in wanted or is_factor(name):
+            parameter.requires_grad_(True)
+    if low_precision:
+        for parameter in llava.model.parameters():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch.bfloat16)
+    found = {name for name, parameter in llava.model.named_parameters() if parameter.requires_grad}
+    if not wanted <= found:
+        raise BadInput(
+            f"plan must name parameters of the model, got {min(wanted - found)!r}. Resolve it on this model."
+        )
+    if resolved.plan.method == "lisa":
+        draw_blocks(llava, resolved, step=0, seed=seed)
+
+
+def trained_parameters(llava: Llava) -> dict[str, nn.Parameter]:
+    """What requires a gradient, by name."""
+    return {name: parameter for name, parameter in llava.model.named_parameters() if parameter.requires_grad}
+
+
+def planned_parameters(llava: Llava, resolved: Resolved) -> dict[str, nn.Parameter]:
+    """Everything the plan may ever change, by name: under ``lisa`` also the blocks that rest at the moment."""
+    wanted = set(resolved.parameters)
+    return {name: parameter for name, parameter in llava.model.named_parameters() if name in wanted or is_factor(name)}
+
+
+def draw_blocks(llava: Llava, resolved: Resolved, *, step: int, seed: int) -> tuple[int, ...]:
+    """Under ``lisa``, lets the blocks of optimizer step ``step`` train and the plan's other blocks rest."""
+    active = lisa_layers(resolved, step, seed)
+    on = {name for layer in active for name in block_parameters(resolved, layer)}
+    off = {name for layer in resolved.layers for name in block_parameters(resolved, layer)} - on
+    for name, parameter in llava.model.named_parameters():
+        if name in on or name in off:
+            parameter.requires_grad_(name in on)
+            if name in off:
+                parameter.grad = None
+    return active
+
+
+def set_checkpointing(llava: Llava, first_block: int | None, first_vision: int | None = None) -> None:
+    """Recompute blocks in the backward pass instead of keeping their activations, from the first that has a gradient.
+
+    Blocks below make no graph, so there is nothing to recompute. The reentrant kind of checkpoint, transformers'
+    default, loses the gradients of a block whose input requires none, which is where a frozen prefix ends.
+
+    Args:
+        llava: Changed in place.
+        first_block: The lowest block of the language model to checkpoint; None for no checkpointing at all.
+        first_vision: The same for the vision tower; None for none of it.
+    """
+    run = partial(checkpoint, use_reentrant=False)
+    stacks = ((llava.blocks, first_block), (llava.vision_blocks, first_vision if first_block is not None else None))
+    for blocks, first in stacks:
+        for index, block in enumerate(blocks):
+            layer: Any = block
+            layer.gradient_checkpointing = first is not None and index >= first
+            layer._gradient_checkpointing_func = run
+
+
+@contextmanager
+def applied(
+    llava: Llava, resolved: Resolved, *, seed: int = 0, checkpointing: bool = False, low_precision: bool = False
+) -> Iterator[None]:
+    """The plan on the model inside the block; outside, no factors, no gradients, nothing requires one, as loaded.
+
+    Args:
+        llava: In one type.
+        resolved: The plan.
+        seed: As of ``apply_plan``.
+        checkpointing: Whether blocks are recomputed.
+        low_precision: As of ``apply_plan``; what is frozen comes back in its type, but rounded to bfloat16.
+    """
+    dtype = llava.dtype
+    apply_plan(llava, resolved, seed=seed, low_precision=low_precision)
+    first = resolved.first_block if checkpointing else None
+    set_checkpointing(llava, first, resolved.first_vision)
+    try:
+        yield
+    finally:
+        set_checkpointing(llava, None)
+        remove_lora(llava, merge=False)
+        llava.model.zero_grad(set_to_none=True)
+        llava.model.requires_grad_(False)
+        for parameter in llava.model.parameters():
+            parameter.data = parameter.data.to(dtype)

@@ -1,0 +1,119 @@
+"""Which blocks of the language model a layer spec means: ``parse_layers("6-16", n_layers)``.
+
+Layers count from 0 and ranges are inclusive.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from records.errors import BadInput
+from tuning.plan.choose_layers import choose_layers
+
+SPECS = "all, none, 6-16, 3,5,9, every:4, first:8, last:8, middle:0.33, random:8@0, auto:RUN"
+
+
+def parse_layers(spec: str, n_layers: int) -> tuple[int, ...]:
+    """The layers that ``spec`` names, in ascending order.
+
+    Args:
+        spec: ``all``; ``none``; layers and inclusive ranges (``3,5,9``, ``6-16``, ``0-3,28-31``); ``every:k`` (0, k,
+            2k, ...); ``first:k``; ``last:k``; ``middle:f`` (the share f of all layers, centred); ``random:k@seed`` (k
+            different layers); ``auto:RUN`` (``choose_layers`` on a run directory of probe-sweep or patch-sweep).
+        n_layers: How many the model has.
+
+    Raises:
+        BadInput: If the spec is none of these or names a layer that does not exist.
+    """
+    text = spec.strip()
+    if text == "all":
+        return tuple(range(n_layers))
+    if text == "none":
+        return ()
+    kind, colon, value = text.partition(":")
+    if not colon:
+        return _listed(text, n_layers)
+    if kind == "auto":
+        return choose_layers(Path(value), n_layers).layers
+    if kind == "middle":
+        share = _number(value, spec)
+        if not 0 < share <= 1:
+            raise BadInput(f"middle must be a share in (0, 1], got {value}. Write middle:0.33 for the middle third.")
+        count = max(1, round(share * n_layers))
+        start = (n_layers - count) // 2
+        return tuple(range(start, start + count))
+    if kind == "random":
+        count_text, at, seed = value.partition("@")
+        count = _count(count_text, n_layers, spec)
+        if not at or not seed.isdecimal():
+            raise BadInput(f"random must say how many layers and a seed, got {spec!r}. Write random:8@0.")
+        drawn = np.random.default_rng(int(seed)).choice(n_layers, size=count, replace=False)
+        return tuple(sorted(int(layer) for layer in drawn))
+    if kind in ("every", "first", "last"):
+        count = _count(value, n_layers, spec)
+        found = {
+            "every": range(0, n_layers, count),
+            "first": range(count),
+            "last": range(n_layers - count, n_layers),
+        }
+        return tuple(found[kind])
+    raise BadInput(f"layers must be one of {SPECS}, got {spec!r}. Layers count from 0 and ranges are inclusive.")
+
+
+def anchor_band(n_layers: int) -> tuple[int, ...]:
+    """Layers 6-16 of 32 at the same relative depth.
+
+    Source: Palacios et al. 2026, "Visual Instruction Tuning Aligns Modalities through Abstraction", arXiv 2606.03871.
+    """
+    first = round(6 * n_layers / 32)
+    return tuple(range(first, max(first + 1, round(17 * n_layers / 32))))
+
+
+def format_layers(layers: tuple[int, ...], n_layers: int) -> str:
+    """The shortest spec of plain numbers that means ``layers``: ``all``, ``none``, or ranges."""
+    if not layers:
+        return "none"
+    if len(layers) == n_layers:
+        return "all"
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _listed(text: str, n_layers: int) -> tuple[int, ...]:
+    layers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None:
+            raise BadInput(
+                f"layers must be one of {SPECS}, got {text!r}. Layers count from 0 and ranges are inclusive."
+            )
+        start, stop = int(match[1]), int(match[2] or match[1])
+        if stop < start:
+            raise BadInput(f"layers must ascend, got {part.strip()!r}. Write {stop}-{start}.")
+        for layer in (start, stop):
+            if layer >= n_layers:
+                raise BadInput(f"layer must be in [0, {n_layers}), got {layer}. Layers count from 0.")
+        layers += range(start, stop + 1)
+    if len(set(layers)) < len(layers):
+        raise BadInput(f"layers must be named once each, got {text!r}. Leave the repetition out.")
+    return tuple(sorted(layers))
+
+
+def _number(value: str, spec: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise BadInput(f"layers must be one of {SPECS}, got {spec!r}. A number must follow the colon.") from None
+
+
+def _count(value: str, n_layers: int, spec: str) -> int:
+    number = _number(value, spec)
+    if not 1 <= number <= n_layers or number != int(number):  # NaN and infinity are in no range
+        raise BadInput(f"{spec.partition(':')[0]} must count layers in [1, {n_layers}], got {value}. See {SPECS}.")
+    return int(number)

@@ -1,0 +1,331 @@
+"""Resolve a layer plan on a model: which parameters train, in groups by learning rate."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from models.llava import Llava
+from models.sites import Site
+from records.errors import BadInput
+from records.html import rows_html
+from tuning.plan.connector import is_linear
+from tuning.plan.layers import format_layers, parse_layers
+from tuning.plan.plan import COMPONENTS, METHODS, LayerPlan
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+_UNUSED = ("post_layernorm",)  # of the tower: stands behind the blocks, and LLaVA reads between them
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters of one part of the model.
+
+    Args:
+        name: ``block 6``, ``projector``, ``vision block 3``, ``vision embeddings``, ...
+        names: The parameters, as ``llava.model.named_parameters()`` calls them.
+        count: Numbers in them.
+        trained: How many of these train.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    count: int
+    trained: int
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A plan on a model: which parameters train, and how deep gradients must go.
+
+    Args:
+        plan: The words.
+        layers: Blocks of the language model that train.
+        parameters: Names of the parameters that train in full. Under ``lisa`` those that may.
+        lora_modules: Names of the linear maps that get factors.
+        groups: Every part of the model with what trains of it.
+        n_layers: Blocks of the language model.
+        lora_count: Numbers in all factors.
+        first_block: The lowest block that gradients enter; ``n_layers`` if they stop above the blocks.
+        first_vision: The lowest block of the tower that gradients enter; None if they stop above it.
+        notes: What the reader should know.
+    """
+
+    plan: LayerPlan
+    layers: tuple[int, ...]
+    parameters: tuple[str, ...]
+    lora_modules: tuple[str, ...]
+    groups: tuple[Group, ...]
+    n_layers: int
+    lora_count: int
+    first_block: int
+    first_vision: int | None
+    notes: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        """Numbers in the model's parameters, without factors."""
+        return sum(group.count for group in self.groups)
+
+    @property
+    def trained(self) -> int:
+        """Numbers that train; under ``lisa`` those that may."""
+        return sum(group.trained for group in self.groups) + self.lora_count
+
+    @property
+    def below_blocks(self) -> bool:
+        """Whether anything trains that feeds the first block."""
+        return any(part.partition(":")[0] in ("projector", "vision", "embeddings") for part in self.plan.train)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``plan.json``."""
+        return {
+            "plan": self.plan.to_dict(),
+            "layers": list(self.layers),
+            "trainable": self.trained,
+            "total": self.total,
+            "share": self.trained / self.total,
+            "parameters": list(self.parameters),
+            "lora_modules": list(self.lora_modules),
+            "first_block_with_gradients": self.first_block,
+            "notes": list(self.notes),
+        }
+
+    def summary(self) -> str:
+        """Layers, counts and shares, for people."""
+        return plan_text(self)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what ``summary`` says."""
+        return plan_html(self)
+
+
+def resolve(plan: LayerPlan, llava: Llava) -> Resolved:
+    """The parameters that ``plan`` means on ``llava``.
+
+    Raises:
+        BadInput: If a layer, component or method does not exist, a switch matches nothing, a switch repeats, LoRA is
+            asked for on no block or together with embeddings or head, or nothing at all would train.
+    """
+    if plan.method not in METHODS:
+        raise BadInput(f"method must be one of {', '.join(METHODS)}, got {plan.method!r}. Pick one of them.")
+    layers = parse_layers(plan.layers, llava.n_layers)
+    parts = _parts(llava)
+    wanted, notes = _components(plan.train, llava, parts)
+    if plan.method != "full" and not layers:
+        raise BadInput(f"method {plan.method} must have layers, got none. Name some, or use --method full.")
+    tied = llava.model.get_input_embeddings().weight is llava.model.get_output_embeddings().weight
+    if tied and "embeddings" in wanted:
+        notes.append("embeddings and lm_head are one tensor in this model: training one trains both")
+    if plan.method == "lora" and wanted & {"embeddings", "lm_head"}:
+        raise BadInput(
+            "lora must leave embeddings and lm_head out, got them in train. PEFT's format stores factors and whole "
+            "modules; use --method full to train them."
+        )
+    if plan.method == "lisa" and plan.lisa.active > len(layers):
+        raise BadInput(
+            f"lisa must have at most {len(layers)} active blocks, the plan's layers, got {plan.lisa.active}."
+        )
+    blocks = {f"block {layer}" for layer in layers}
+    trained = wanted | (blocks if plan.method != "lora" else set())
+    groups = tuple(Group(name, names, count, count if name in trained else 0) for name, (names, count) in parts.items())
+    modules, factors = _lora_modules(llava, layers, plan.lora.rank) if plan.method == "lora" else ((), 0)
+    parameters = tuple(name for group in groups if group.trained for name in group.names)
+    if not parameters and not modules:
+        raise BadInput(
+            f"plan must train something, got layers {plan.layers!r} and train {','.join(plan.train) or 'nothing'!r}. "
+            f"Name layers, or one of {', '.join(COMPONENTS)}."
+        )
+    vision = [int(name.rsplit(" ", 1)[1]) for name in wanted if name.startswith("vision block")]
+    first_vision = 0 if "vision embeddings" in wanted else min(vision, default=None)
+    below = first_vision is not None or bool(wanted & {"projector", "embeddings"})
+    first_block = 0 if below else min(layers, default=llava.n_layers)
+    return Resolved(
+        plan, layers, parameters, modules, groups, llava.n_layers, factors, first_block, first_vision, tuple(notes)
+    )
+
+
+def lisa_layers(resolved: Resolved, step: int, seed: int) -> tuple[int, ...]:
+    """The blocks that train at optimizer step ``step`` (from 0): the same again after resuming."""
+    lisa = resolved.plan.lisa
+    drawn = np.random.default_rng([seed, step // lisa.every]).choice(
+        len(resolved.layers), size=lisa.active, replace=False
+    )
+    return tuple(sorted(resolved.layers[int(i)] for i in drawn))
+
+
+def block_parameters(resolved: Resolved, layer: int) -> tuple[str, ...]:
+    """Names of the parameters of one block of the language model."""
+    return next(group.names for group in resolved.groups if group.name == f"block {layer}")
+
+
+def _parts(llava: Llava) -> dict[str, tuple[tuple[str, ...], int]]:
+    """Every parameter of the model under the part it belongs to, in the order of the forward pass."""
+    names = {id(parameter): name for name, parameter in llava.model.named_parameters()}
+    counts = {name: parameter.numel() for name, parameter in llava.model.named_parameters()}
+    left = dict.fromkeys(counts)
+    parts: dict[str, tuple[tuple[str, ...], int]] = {}
+
+    def take(part: str, modules: Iterable[nn.Module], *, unless: tuple[str, ...] = ()) -> None:
+        found = [names[id(p)] for module in modules for p in module.parameters()]
+        own = [name for name in dict.fromkeys(found) if name in left and not any(word in name for word in unless)]
+        for name in own:
+            del left[name]
+        if own:
+            parts[part] = tuple(own), sum(counts[name] for name in own)
+
+    used = _used_vision_layers(llava)
+    for index, block in enumerate(llava.vision_blocks):
+        take(f"vision block {index}" if index < used else f"vision unused block {index}", [block])
+    take("vision embeddings", [llava.vision_tower], unless=_UNUSED)
+    take("vision unused norm", [llava.vision_tower])
+    if is_linear(llava):  # its second map is the identity, and stays so
+        take("projector", [llava.projector], unless=("linear_2",))
+        take("projector identity", [llava.projector])
+    else:
+        take("projector", [llava.projector])
+    take("embeddings", [llava.model.get_input_embeddings()])
+    for index, block in enumerate(llava.blocks):
+        take(f"block {index}", [block])
+    take("final_norm", [llava.module_at(Site("language_model", None, "final_norm"))])
+    take("lm_head", [llava.model.get_output_embeddings()])
+    if left:
+        raise AssertionError(f"every parameter must belong to a part, got {next(iter(left))}")
+    return parts
+
+
+def _used_vision_layers(llava: Llava) -> int:
+    """How many of the tower's blocks the features come from: LLaVA reads hidden state -2, before the last block."""
+    index = int(llava.config.vision_feature_layer)
+    return index if index >= 0 else llava.n_vision_layers + 1 + index
+
+
+def _components(
+    train: Sequence[str], llava: Llava, parts: Mapping[str, tuple[tuple[str, ...], int]]
+) -> tuple[set[str], list[str]]:
+    """The parts that the switches name."""
+    wanted: set[str] = set()
+    notes: list[str] = []
+    kinds = [text.partition(":")[0] for text in train]
+    if len(set(kinds)) < len(kinds):
+        raise BadInput(f"train must name each component once, got {','.join(train)}. Leave the repetition out.")
+    for text, kind in zip(train, kinds, strict=True):
+        start = text.partition(":")[2]
+        if kind not in COMPONENTS or (start and kind != "vision") or (":" in text and not start.isdecimal()):
+            raise BadInput(
+                f"train must be some of {', '.join(COMPONENTS)} (or vision:20), got {text!r}. "
+                "Blocks of the language model are named with --layers."
+            )
+        if kind != "vision":
+            wanted.add(kind)
+            continue
+        used = _used_vision_layers(llava)
+        first = int(start or 0)
+        if first >= used:
+            raise BadInput(
+                f"vision must start at a block in [0, {used}), got {first}. LLaVA reads the tower after block "
+                f"{used - 1}; what comes later is never used."
+            )
+        wanted |= {f"vision block {index}" for index in range(first, used)}
+        if first == 0:
+            wanted.add("vision embeddings")
+        if used < llava.n_vision_layers:
+            notes.append(f"vision tower: {llava.n_vision_layers - used} last block(s) are never used and do not train")
+    if "lm_head" in wanted and "lm_head" not in parts:  # tied to the embeddings
+        wanted = wanted - {"lm_head"} | {"embeddings"}
+    missing = wanted - set(parts)
+    if missing:
+        raise BadInput(f"train must match parameters of the model, got none for {min(missing)!r}.")
+    return wanted, notes
+
+
+def _lora_modules(llava: Llava, layers: Sequence[int], rank: int) -> tuple[tuple[str, ...], int]:
+    """Full names of the linear maps of ``layers``, and how many numbers their factors have.
+
+    PEFT's ``layers_to_transform`` counts layers of every tower alike and would put factors on the vision tower too;
+    full names cannot.
+    """
+    names = {id(module): name for name, module in llava.model.named_modules()}
+    found: list[str] = []
+    count = 0
+    for layer in layers:
+        for child, module in llava.blocks[layer].named_modules():
+            if isinstance(module, nn.Linear) and child.rsplit(".", 1)[-1] in LINEARS:
+                found.append(names[id(module)])
+                count += rank * (module.in_features + module.out_features)
+    if not found:
+        raise BadInput(f"lora must match linear maps, got none in layers {list(layers)}. The architecture is unknown.")
+    return tuple(found), count
+
+
+def plan_text(resolved: Resolved) -> str:
+    """Some lines for the terminal."""
+    lines = [f"{word:<11}{said}" for word, said in _headings(resolved).items()]
+    for part, (count, trained) in _trained_by_part(resolved).items():
+        lines.append(f"{part:<13}{trained:>14,} of {count:>14,} train ({trained / max(count, 1):.1%})")
+    if resolved.lora_count:
+        lines.append(f"{'LoRA factors':<13}{resolved.lora_count:>14,}")
+    trained, total = resolved.trained, resolved.total
+    lines.append(f"{'in all':<13}{trained:>14,} of {total:>14,} train ({trained / total:.2%})")
+    return "\n".join([*lines, _depth(resolved), *(f"note: {note}" for note in resolved.notes)])
+
+
+def plan_html(resolved: Resolved) -> str:
+    """The same as a table."""
+    rows = [
+        (part, f"{trained:,}", f"{count:,}", f"{trained / max(count, 1):.1%}")
+        for part, (count, trained) in _trained_by_part(resolved).items()
+    ]
+    if resolved.lora_count:
+        rows.append(("LoRA factors", f"{resolved.lora_count:,}", "", ""))
+    trained, total = resolved.trained, resolved.total
+    rows.append(("in all", f"{trained:,}", f"{total:,}", f"{trained / total:.2%}"))
+    return rows_html(
+        ("part", "train", "of", "share"),
+        rows,
+        title="; ".join(f"{word} {said}" for word, said in _headings(resolved).items()),
+        caption=". ".join((_depth(resolved), *resolved.notes)),
+        right=(False, True, True, True),
+    )
+
+
+def _headings(resolved: Resolved) -> dict[str, str]:
+    plan, layers = resolved.plan, format_layers(resolved.layers, resolved.n_layers)
+    lora, lisa = plan.lora, plan.lisa
+    n_maps = len(resolved.lora_modules)
+    detail = {
+        "full": "",
+        "lora": f", rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout} on {n_maps} linear maps",
+        "lisa": f", {lisa.active} blocks at a time, drawn every {lisa.every} steps",
+    }[plan.method]
+    return {
+        "plan": plan.label,
+        "method": plan.method + detail,
+        "layers": f"{layers} ({len(resolved.layers)} of {resolved.n_layers})",
+    }
+
+
+def _trained_by_part(resolved: Resolved) -> dict[str, tuple[int, int]]:
+    """Of each part of the model how many numbers it has, and how many of them train."""
+    merged: dict[str, tuple[int, int]] = {}
+    for group in resolved.groups:
+        part = "blocks" if group.name.startswith("block ") else group.name
+        part = "vision tower" if group.name.startswith("vision") else part
+        count, trained = merged.get(part, (0, 0))
+        merged[part] = count + group.count, trained + group.trained
+    return merged
+
+
+def _depth(resolved: Resolved) -> str:
+    where = f"at block {resolved.first_block}"
+    if resolved.first_block == resolved.n_layers:
+        where = "above the blocks"
+    if resolved.below_blocks:
+        where = "below the blocks"
+    if resolved.first_vision is not None:
+        where = f"at block {resolved.first_vision} of the vision tower"
+    return f"gradients stop {where}"

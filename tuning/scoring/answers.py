@@ -1,0 +1,131 @@
+"""How good a model is at answering, teacher-forced: an answer is right if greedy decoding would write exactly it.
+
+Every token of the answer and its end-of-text mark must be the most likely one after the tokens before it. That is what
+generating and comparing word for word finds, in one forward pass, and several questions about a picture share it.
+"""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.llava import Llava
+from tuning.data.labels import IGNORED
+from tuning.data.samples import Samples, collate
+from tuning.training.loss import head_at, learned_positions
+
+PASSAGE = Path(__file__).parents[2] / "models" / "embedded" / "passage.txt"
+
+
+@torch.inference_mode()
+def score_answers(
+    llava: Llava, samples: Samples, *, batch_size: int = 8, model: nn.Module | None = None
+) -> pd.DataFrame:
+    """One row for each answer: ``id, group, family, right, log_prob, tokens``.
+
+    Args:
+        llava: In ``eval()`` while this runs.
+        samples: What is asked.
+        batch_size: Samples that run together.
+        model: What runs in its place: the same model, spread over processes.
+
+    Returns:
+        ``group`` is the first picture, or the sample where none is shown; ``right`` is 1 or 0; ``log_prob`` is the
+        answer's total log-probability in nats, its end-of-text mark included.
+    """
+    runs: nn.Module = llava.model if model is None else model
+    training = runs.training
+    runs.eval()
+    rows: list[dict[str, Any]] = []
+    try:
+        for start in range(0, len(samples), batch_size):
+            items = [samples[index] for index in range(start, min(start + batch_size, len(samples)))]
+            batch = collate(items, pad_id=pad_id(llava))
+            labels, owner = batch.pop("labels"), batch.pop("owner")
+            asked = batch.pop("sample")
+            with head_at(llava, learned_positions(labels)):
+                logits = runs(**model_inputs(batch, llava)).logits[0]
+            right, log_prob = _token_scores(logits, labels[:, 1:])
+            for row, sample in enumerate(asked.tolist()):
+                conversation = samples.conversation(sample)
+                pictures = conversation.pictures
+                for turn in range(len(conversation.turns)):
+                    at = ((owner[row, 1:] == turn) & (labels[row, 1:] != IGNORED)).nonzero().flatten()
+                    if len(at):
+                        rows.append(
+                            {
+                                "id": conversation.id,
+                                "group": pictures[0].key if pictures else f"sample {sample}",
+                                "family": conversation.families[turn] if conversation.families else "",
+                                "right": float(right[row, at].all()),
+                                "log_prob": float(log_prob[row, at].sum()),
+                                "tokens": len(at),
+                            }
+                        )
+    finally:
+        runs.train(training)
+    return pd.DataFrame(rows, columns=["id", "group", "family", "right", "log_prob", "tokens"])
+
+
+def _token_scores(logits: Float[Tensor, "learned vocab"], labels: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:
+    """Whether each label is the most likely token, and its log-probability, both on the CPU."""
+    learned = labels != IGNORED
+    right = torch.zeros(labels.shape, dtype=torch.bool)
+    log_prob = torch.zeros(labels.shape)
+    wanted = labels[learned].to(logits.device)
+    right[learned] = (logits.argmax(-1) == wanted).cpu()
+    log_prob[learned] = -F.cross_entropy(logits.float(), wanted, reduction="none").cpu()
+    return right, log_prob
+
+
+@torch.inference_mode()
+def text_log_likelihood(llava: Llava, text: str | None = None) -> float:
+    """Mean log-likelihood of each token of ``text`` in nats, no picture shown; higher is better.
+
+    Args:
+        llava: The model.
+        text: Ordinary words; the passage that ships with the embedded checkpoints where it is None.
+    """
+    words = PASSAGE.read_text(encoding="utf-8") if text is None else text
+    limit = int(llava.config.text_config.max_position_embeddings)
+    ids = llava.tokenizer(words, return_tensors="pt").input_ids[:, :limit].to(llava.device)
+    training = llava.model.training
+    llava.model.eval()
+    try:
+        logits = llava.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    finally:
+        llava.model.train(training)
+    loss = float(F.cross_entropy(logits[0, :-1].float(), ids[0, 1:]))
+    return -loss if math.isfinite(loss) else math.nan
+
+
+def model_inputs(batch: dict[str, Tensor], llava: Llava) -> dict[str, Any]:
+    """A collated batch on the model's device, its mask in a type that attention takes; keys and values are not kept."""
+    moved: dict[str, Any] = {name: value.to(llava.device) for name, value in batch.items()}
+    moved["use_cache"] = False
+    mask = moved["attention_mask"]
+    if mask.is_floating_point():
+        kind = (
+            torch.get_autocast_dtype(llava.device.type) if torch.is_autocast_enabled(llava.device.type) else llava.dtype
+        )
+        moved["attention_mask"] = mask.clamp(min=torch.finfo(kind).min).to(kind)
+    return moved
+
+
+def pad_id(llava: Llava) -> int:
+    """An id for padded positions that is no image token."""
+    for token in (llava.tokenizer.pad_token_id, llava.tokenizer.eos_token_id, 0, 1):
+        if isinstance(token, int) and token != llava.image_token_id:
+            return token
+    raise AssertionError("two ids cannot both be the image token")
+
+
+def collator(llava: Llava) -> "partial[dict[str, Any]]":
+    """``collate`` with this model's padding."""
+    return partial(collate, pad_id=pad_id(llava))

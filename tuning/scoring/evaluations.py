@@ -1,0 +1,159 @@
+"""What the evaluations of a run found, as a table that grows while it trains: ``evaluations.csv``.
+
+``score_sets`` asks, ``tabulate`` makes the rows of an evaluation, ``add_rows`` writes them, ``trim_rows`` forgets what
+an interrupted run found after its checkpoint.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from torch import nn
+
+from models.llava import Llava
+from records.errors import BadInput
+from records.manifest import write_atomically
+from tasks.scenes.questions import CHANCE
+from tuning.data.samples import Samples
+from tuning.data.scene_mix import SceneQuestions
+from tuning.scoring.answers import score_answers
+
+EVALUATIONS = "evaluations.csv"
+ALL = "all"
+INTERVAL = "95% percentile bootstrap over pictures"
+_DRAWS = 2000  # the ends of a 95 % interval then rest on 50 draws each
+_CHUNK = 2**22  # counts held at a time
+_METRICS = {"accuracy": ("right", "answers"), "log_prob_per_token": ("log_prob", "tokens")}
+_SUMS = ["right", "answers", "log_prob", "tokens"]
+_TYPES: Any = {"set": str, "data": str, "family": str, "metric": str, "interval": str}
+
+
+def score_sets(
+    llava: Llava, sets: Mapping[str, Samples], *, step: int, model: nn.Module | None = None
+) -> dict[str, pd.DataFrame]:
+    """The answers to every evaluation set by its name, from ``tuning.scoring.answers.score_answers``.
+
+    Args:
+        llava: As of now.
+        sets: Samples by name.
+        step: Optimizer steps done, for the message.
+        model: What runs in its place: the same model, spread over processes.
+
+    Raises:
+        BadInput: If an answer has no probability: the weights or the data are broken.
+    """
+    answers = {}
+    for name, samples in sets.items():
+        answers[name] = score_answers(llava, samples, model=model)
+        broken = answers[name][~np.isfinite(answers[name]["log_prob"])]
+        if len(broken):
+            raise BadInput(
+                f"log-probability must be finite, got {broken['log_prob'].iloc[0]} for an answer of "
+                f"{broken['id'].iloc[0]!r} in set {name!r} after step {step}. Look at that sample, or lower --lr."
+            )
+    return answers
+
+
+def tabulate(
+    answers: pd.DataFrame, *, step: int, name: str, data: str = "", chance: Mapping[str, float] | None = None
+) -> pd.DataFrame:
+    """One row for each question family and metric of an evaluation; family ``all`` is all answers together.
+
+    Args:
+        answers: ``group, family, right, log_prob, tokens``, one row an answer; in ``all`` alone if without a family.
+        step: Optimizer steps done.
+        name: Of the evaluation set.
+        data: Names what was asked, so that rows about other data are told apart.
+        chance: Share of right answers of a guess by family, where it is known.
+
+    Returns:
+        ``step, set, data, family, metric, score, lower, upper, chance, n, interval``. Metric ``accuracy`` is the share
+        of right answers, ``log_prob_per_token`` is in nats. ``n`` counts pictures (samples, where none is shown), which
+        are drawn with all their answers; where all agree, the interval has no width, however few they are.
+    """
+    known = chance or {}
+    counted = answers.assign(answers=1.0, chance=[known.get(str(family), np.nan) for family in answers["family"]])
+    rows = []
+    for family in [*(f for f in dict.fromkeys(map(str, answers["family"])) if f), ALL]:
+        chosen = counted if family == ALL else counted[counted["family"] == family]
+        sums = chosen.groupby("group", sort=False)[_SUMS].sum()
+        guessed = float(chosen["chance"].mean(skipna=False))
+        for metric, (above, below) in _METRICS.items():
+            lower, upper = _interval(sums[above].to_numpy(dtype=float), sums[below].to_numpy(dtype=float))
+            rows.append(
+                {
+                    "step": step,
+                    "set": name,
+                    "data": data,
+                    "family": family,
+                    "metric": metric,
+                    "score": float(sums[above].sum() / sums[below].sum()),
+                    "lower": lower,
+                    "upper": upper,
+                    "chance": guessed if metric == "accuracy" else np.nan,
+                    "n": len(sums),
+                    "interval": INTERVAL,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _interval(above: npt.NDArray[np.float64], below: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Of sum(above) / sum(below), drawn in pairs; the same draws for all of the same number."""
+    n, rng = len(above), np.random.default_rng(0)
+    ratios: list[npt.NDArray[np.float64]] = []
+    at_once = max(1, _CHUNK // n)
+    for start in range(0, _DRAWS, at_once):
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=min(at_once, _DRAWS - start)).astype(float)
+        ratios.append((counts @ above) / (counts @ below))
+    lower, upper = np.percentile(np.concatenate(ratios), [2.5, 97.5])
+    return float(lower), float(upper)
+
+
+def table_of(answers: Mapping[str, pd.DataFrame], sets: Mapping[str, Samples], *, step: int) -> pd.DataFrame:
+    """The rows of all sets of an evaluation."""
+    tables = []
+    for name, own in answers.items():
+        source = sets[name].source
+        chance = {str(family): share for family, share in CHANCE.items()} if isinstance(source, SceneQuestions) else {}
+        tables.append(tabulate(own, step=step, name=name, data=source.digest, chance=chance))
+    return pd.concat(tables, ignore_index=True)
+
+
+def in_log(rows: pd.DataFrame) -> dict[str, float]:
+    """An evaluation as a line of the log has it: ``set/family`` for accuracies, and ``set/log_prob_per_token``."""
+    kept = rows[(rows["metric"] == "accuracy") | (rows["family"] == ALL)]
+    tails = kept["family"].where(kept["metric"] == "accuracy", kept["metric"])
+    return dict(zip(kept["set"] + "/" + tails, map(float, kept["score"]), strict=True))
+
+
+def add_rows(folder: Path, rows: pd.DataFrame) -> None:
+    """Adds rows to the table of a run, in place of those of the same step, and of other data under the same name."""
+    old = _read(folder)
+    if old is not None:
+        data = dict(zip(rows["set"], rows["data"], strict=True))
+        again = old["set"].isin(list(data)) & ((old["data"] != old["set"].map(data)) | old["step"].isin(rows["step"]))
+        rows = pd.concat([old[~again], rows], ignore_index=True) if not again.all() else rows
+    write_atomically(folder / EVALUATIONS, rows.to_csv(index=False).encode())
+
+
+def trim_rows(folder: Path, step: int) -> None:
+    """Drops what was found after ``step``: it is found again."""
+    old = _read(folder)
+    if old is None:
+        return
+    kept = old[old["step"] <= step]
+    if kept.empty:
+        (folder / EVALUATIONS).unlink()
+    else:
+        write_atomically(folder / EVALUATIONS, kept.to_csv(index=False).encode())
+
+
+def _read(folder: Path) -> pd.DataFrame | None:
+    path = folder / EVALUATIONS
+    return (
+        pd.read_csv(path, dtype=_TYPES, keep_default_na=False, na_values={"chance": [""]}) if path.is_file() else None
+    )

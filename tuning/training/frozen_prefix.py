@@ -1,0 +1,154 @@
+"""Over several epochs the frozen part below the lowest trained block gives the same output: keep it on disk.
+
+In the first epoch the residual stream that enters the lowest trained block is written, one file a sample; later epochs
+read it, open no picture, and run the model from that block on. Exact, for a position depends only on itself, earlier
+ones, and the layers below.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.llava import Llava
+from models.sites import Site
+from records.errors import BadInput
+from records.processes import join_processes, launched
+from tuning.config import Optimisation, Running
+from tuning.data.samples import Samples
+from tuning.plan.resolve import Resolved
+from tuning.training.sharding import will_shard
+
+
+class KeptPrefix:
+    """The residual stream entering block ``first`` (the final norm if there is no such block), by sample."""
+
+    def __init__(self, llava: Llava, resolved: Resolved, folder: Path, *, identity: str, device: str = "cpu") -> None:
+        """Makes the folder; what it holds of another model, data or plan is thrown away.
+
+        Args:
+            llava: The model.
+            resolved: Its ``first_block`` is where the prefix ends.
+            folder: Where the files go.
+            identity: Names weights, data and the way samples are written.
+            device: Of this process; where several share the run, the first makes the folder.
+
+        Raises:
+            BadInput: If the plan trains something that feeds the first block: then nothing is frozen below.
+        """
+        if resolved.below_blocks or resolved.plan.method == "lisa":
+            raise BadInput(
+                "keep-prefix must have a frozen part to keep, got a plan that trains what feeds the first block "
+                f"({resolved.plan.label}). Leave out projector, vision, embeddings and lisa, or --keep-prefix."
+            )
+        self.first = resolved.first_block
+        self._llava, self._folder = llava, folder
+        mark = folder / "identity.txt"
+        wanted = f"{identity} block {self.first}"
+        processes = join_processes(device)
+        if processes.leads:
+            if folder.exists() and (not mark.is_file() or mark.read_text() != wanted):
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.write_text(wanted)
+        processes.wait()
+
+    def check_disk(self, n_tokens: int, *, n_bytes: int = 4) -> None:
+        """Passes if the prefix of so many tokens fits on the disk, or is there already.
+
+        Args:
+            n_tokens: Of all samples.
+            n_bytes: Of one kept number.
+
+        Raises:
+            BadInput: If it does not.
+        """
+        there = sum(file.stat().st_size for file in self._folder.glob("*/*.safetensors"))
+        needed = max(0, n_tokens * self._llava.d_model * n_bytes - there)
+        free = shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise BadInput(
+                f"keep-prefix must fit on the disk, got {needed / 1e9:.1f} GB to keep and {free / 1e9:.1f} GB free. "
+                "Leave it out, or choose another --out."
+            )
+
+    def read(self, sample: int) -> Float[Tensor, "pos d_model"] | None:
+        """What was kept of a sample; None if nothing was."""
+        path = self._path(sample)
+        return load_file(path)["resid_pre"] if path.is_file() else None
+
+    def has(self, sample: int) -> bool:
+        """Whether something was kept of a sample."""
+        return self._path(sample).is_file()
+
+    @contextmanager
+    def writing(self, samples: Int[Tensor, " batch"], lengths: Int[Tensor, " batch"]) -> Iterator[None]:
+        """Keeps the prefix of one batch while its forward runs inside the block."""
+        rows = [int(sample) for sample in samples]
+
+        def keep(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            resid = args[0] if args else kwargs["hidden_states"]
+            for row, sample in enumerate(rows):
+                path = self._path(sample)
+                partial = path.with_suffix(f".{os.getpid()}.partial")  # two processes may have the same sample
+                kept = resid[row, : int(lengths[row])].detach().to("cpu").contiguous().clone()
+                save_file({"resid_pre": kept}, partial)
+                partial.replace(path)
+
+        handle = self._entry().register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def from_here(self) -> Iterator[None]:
+        """Inside the block the language model consists of block ``first`` and those above."""
+        language = self._llava.language_model
+        whole = self._llava.blocks
+        language.layers = nn.ModuleList(list(whole)[self.first :])
+        try:
+            yield
+        finally:
+            language.layers = whole
+
+    def _entry(self) -> nn.Module:
+        if self.first < self._llava.n_layers:
+            return self._llava.blocks[self.first]
+        return self._llava.module_at(Site("language_model", None, "final_norm"))
+
+    def _path(self, sample: int) -> Path:
+        shelf = self._folder / f"{sample // 1000:05d}"  # a folder of a million files is slow
+        shelf.mkdir(exist_ok=True)
+        return shelf / f"{sample:08d}.safetensors"
+
+
+def keep_prefix(
+    llava: Llava, resolved: Resolved, samples: Samples, folder: Path, *, optimisation: Optimisation, running: Running
+) -> KeptPrefix:
+    """A place for the prefix of all samples, once the disk has room for it.
+
+    Raises:
+        BadInput: If nothing is frozen below the plan, no second epoch would read what the first kept, no process has
+            the whole model, or the disk is too small.
+    """
+    if will_shard():
+        raise BadInput("keep-prefix must have the whole model in every process, got FSDP. Leave one of them out.")
+    identity = json.dumps([llava.weight_hash, samples.source.digest, asdict(samples.writing), running.bf16])
+    keeper = KeptPrefix(llava, resolved, folder, identity=identity, device=running.device)
+    per_step = optimisation.batch_size * optimisation.grad_accum * launched()
+    epochs = optimisation.epochs if optimisation.steps is None else optimisation.steps * per_step / len(samples)
+    if epochs <= 1:
+        raise BadInput(
+            f"keep-prefix must have a second epoch that reads what the first kept, got {epochs:.3g} epochs. "
+            "Give --epochs 2 or more, or leave it out."
+        )
+    keeper.check_disk(int(samples.lengths.sum()), n_bytes=2 if running.bf16 else 4)
+    return keeper
