@@ -123,7 +123,7 @@ def peers(llava: Llava) -> dict[str, Callable[[Inputs], list[Tensor]]]:
     def nnsight(inputs: Inputs) -> list[Tensor]:
         blocks: Any = traced.model.language_model.layers
         with traced.trace(**inputs.model_kwargs(), use_cache=False):
-            values = list().save()  # type: ignore[attr-defined] # noqa: C408 - nnsight traces the call
+            values = list().save()  # type: ignore[attr-defined]  # noqa: C408
             for block in blocks:
                 values.append(block.output)
         return [value[0] if isinstance(value, tuple) else value for value in values]

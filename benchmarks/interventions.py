@@ -226,7 +226,7 @@ def nnsight_loop(llava: Llava) -> Callable[[Job], list[Tensor]]:
         kept: dict[Any, Tensor] = {}
         if work.other is not None:
             with traced.trace(**work.other.model_kwargs(), use_cache=False, logits_to_keep=1):
-                values = list().save()  # type: ignore[attr-defined] # noqa: C408 - nnsight traces the call
+                values = list().save()  # type: ignore[attr-defined]  # noqa: C408
                 for site in sites:
                     block = blocks[site.layer]
                     values.append(block.self_attn.o_proj.input if site.name == "z" else block.input)

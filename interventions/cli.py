@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from records import cli_arguments as arguments
-from records.errors import BadInput, refusing
 from records.settings import ModelOptions
 from records.terminal import RunByDefault, progress_bar, refuse, table_console, with_config
+from tasks.errors import UserError, user_errors
 
 COMMAND = "patch-sweep"
 _REPEATABLE = frozenset({"site", "tokens", "source", "target", "metric", "noise_seed"})
@@ -241,7 +241,7 @@ def run(
             dry_run=dry_run,
         )
         _sweep(settings, sys.argv)
-    except BadInput as error:
+    except UserError as error:
         refuse(COMMAND, error)
 
 
@@ -257,7 +257,7 @@ def show(
     try:
         results = read_results(folder, RUN)
         figures = draw_run(folder)
-    except BadInput as error:
+    except UserError as error:
         refuse(COMMAND, error)
     _print(results, [paths.png for paths in figures], folder)
 
@@ -278,7 +278,7 @@ def _own_options(op: Op, given: dict[str, Any], seed: int) -> dict[str, Any]:
         if value is None:
             continue
         if op not in ops:
-            raise BadInput(f"{option} must go with op {' or '.join(ops)}, got it with {op!r}. Leave it out.")
+            raise UserError(f"{option} must go with op {' or '.join(ops)}, got it with {op!r}. Leave it out.")
         if name:
             found[name] = value is not True if name == "visible" else value
     return found
@@ -288,25 +288,25 @@ def _corruption(kind: Literal["pair", "blank", "noise"], scale: float | None, se
     from interventions.plan.options import Corruption
 
     if kind != "noise" and (scale is not None or seeds):
-        raise BadInput(
+        raise UserError(
             f"noise-scale and noise-seed must go with corruption noise, got one with {kind!r}. Leave it out."
         )
-    with refusing(ValueError):
+    with user_errors(ValueError):
         return Corruption(kind, 3.0 if scale is None else scale, tuple(seeds or (0,)))
 
 
 def _sweep(settings: Any, command: Sequence[str]) -> None:
     from interventions.sweep import PatchEstimate, run_patch_sweep
 
-    leads = os.environ.get("RANK", "0") == "0"
+    is_main = os.environ.get("RANK", "0") == "0"
 
     def on_note(line: str) -> None:
-        if leads:
+        if is_main:
             typer.echo(line)
 
-    with progress_bar(leads=leads) as on_progress:
+    with progress_bar(is_main=is_main) as on_progress:
         outcome = run_patch_sweep(settings, command=command, on_progress=on_progress, on_note=on_note)
-    if outcome is None or not leads:
+    if outcome is None or not is_main:
         return
     if isinstance(outcome, PatchEstimate):
         typer.echo(str(outcome))

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, get_args
 from interventions.plan.groups import is_pictured
 from interventions.plan.options import OPTIONS, Corruption, Op
 from interventions.plan.plan import FLOW, METRICS, EngineName, Metric, Plan, Span
-from records.errors import BadInput, refusing
 from records.manifest import RunKind
 from records.settings import ModelOptions, plain, slug
+from tasks.errors import UserError, user_errors
 
 ERRORS = "attribution_error.csv"
 RUN = RunKind("patch-sweep", writes=("cells", "pairs.parquet", "values.parquet", ERRORS, "picture.png"))
@@ -122,12 +122,12 @@ def build_plan(
         corruption: How the corrupt run is made.
 
     Raises:
-        BadInput: If no plan can be made of it.
+        UserError: If no plan can be made of it.
     """
     default = DEFAULTS[op]
     sources, targets = flows
     if bool(sources) != bool(targets):
-        raise BadInput("from must go with to, got one of the two. A knockout cuts the way from one group to another.")
+        raise UserError("from must go with to, got one of the two. A knockout cuts the way from one group to another.")
     groups = (*tokens, *(f"{source}{FLOW}{target}" for source in sources for target in targets))
     named = tuple(sites) or default.sites
     if not groups:
@@ -137,9 +137,9 @@ def build_plan(
     given: list[Metric] = [metric for metric in METRICS if metric in metrics]
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown:
-        raise BadInput(f"metric must be one of {', '.join(METRICS)}, got {unknown[0]!r}. Name what to read out.")
+        raise UserError(f"metric must be one of {', '.join(METRICS)}, got {unknown[0]!r}. Name what to read out.")
     fallback: tuple[Metric, ...] = ("logit_difference",) if op == "attribute" else ("logit_difference", "accuracy")
-    with refusing(ValueError):
+    with user_errors(ValueError):
         return Plan(
             op,
             sites=named,
@@ -159,7 +159,7 @@ def _window(text: str) -> int | Span:
         if text == span:
             return span  # type: ignore[no-any-return]
     if not text.lstrip("-").isdigit():
-        raise BadInput(
+        raise UserError(
             f"window must be an odd number of layers or one of {', '.join(get_args(Span))}, got {text!r}. "
             "It is centred on each layer."
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 from interventions.plan.plan import Metric
 from models.inputs import Inputs
 from models.llava import Llava
+from tasks.errors import UserError
 from tasks.prompts import with_answer
 
 # Below it, in the metric's own unit, clean and corrupt run count as equal and the recovered fraction is undefined.
@@ -64,12 +65,12 @@ def find_readout(llava: Llava, inputs: Inputs, foils: Sequence[str] | None = Non
         ValueError: If there are no answers behind the prompts, or a foil is its example's answer.
     """
     if foils is not None and len(foils) != len(inputs):
-        raise ValueError(f"foils must be one for each of {len(inputs)} examples, got {len(foils)}. Or leave them out.")
+        raise UserError(f"foils must be one for each of {len(inputs)} examples, got {len(foils)}. Or leave them out.")
     eos = llava.tokenizer.eos_token_id
     answers = []
     for row, layout in enumerate(inputs.layout):
         if layout.prompt_stop >= layout.real.stop:
-            raise ValueError("inputs must hold answers, got prompts alone. Call prepare with answers=True.")
+            raise UserError("inputs must hold answers, got prompts alone. Call prepare with answers=True.")
         answers.append([int(token) for token in inputs.input_ids[row, layout.prompt_stop : layout.real.stop]])
     width = max(len(answer) for answer in answers)
     columns = torch.full((len(inputs), width), -1, dtype=torch.int64)
@@ -99,7 +100,7 @@ def answer_tokens(llava: Llava, prompt: str, answer: str) -> list[int]:
     before = list(tokenizer(prompt)["input_ids"])
     whole = list(tokenizer(with_answer(prompt, answer, eos if isinstance(eos, str) else ""))["input_ids"])
     if whole[: len(before)] != before:
-        raise ValueError(
+        raise UserError(
             f"tokenizer must cut between prompt and answer, got tokens across the two for {answer!r}. "
             "Use a tokenizer that starts a new token at a space."
         )
@@ -111,7 +112,7 @@ def _fork(answer: Sequence[int], foil: Sequence[int], text: str) -> tuple[int, i
     for slot, (ours, theirs) in enumerate(zip(answer, foil, strict=False)):
         if ours != theirs:
             return slot, theirs
-    raise ValueError(f"foil must differ from the answer in a token, got {text!r} for both. Choose another foil.")
+    raise UserError(f"foil must differ from the answer in a token, got {text!r} for both. Choose another foil.")
 
 
 def logit_difference(
@@ -125,7 +126,7 @@ def logit_difference(
     Source: Wang et al. 2022, "Interpretability in the Wild", arXiv 2211.00593.
     """
     if bool((readout.foil < 0).any()):
-        raise ValueError("foils must be given for the logit difference, got none. Pass them to find_readout.")
+        raise UserError("foils must be given for the logit difference, got none. Pass them to find_readout.")
     rows = torch.arange(len(readout.fork), device=logits.device)
     at_fork = logits[rows, readout.fork]
     return at_fork[rows, readout.expected[rows, readout.fork]] - at_fork[rows, readout.foil]
@@ -158,7 +159,7 @@ def kl_to_clean(
         ValueError: If the clean run's logits are not given.
     """
     if clean is None:
-        raise ValueError("clean must be the clean run's logits for kl, got None. Pass them to measure.")
+        raise UserError("clean must be the clean run's logits for kl, got None. Pass them to measure.")
     ours, theirs = logits[:, 0].log_softmax(-1), clean[:, 0].log_softmax(-1)
     return (theirs.exp() * (theirs - ours)).sum(-1).clamp(min=0)  # below 0 only by rounding
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from interventions.config import DEFAULT_LIMIT, PairOptions
-from records.errors import BadInput, refusing
+from tasks.errors import UserError, user_errors
 from tasks.example import Example
 from tasks.pictures import PictureError
 from tasks.readers.picture_folder import PictureFolder
@@ -70,16 +70,16 @@ def load_pairs(
         length: Counts the tokens of an answer, so that a scene's foil gets as many.
 
     Raises:
-        BadInput: If the data cannot be used.
+        UserError: If the data cannot be used.
     """
     if options.limit is not None and options.limit < 1:
-        raise BadInput(f"limit must be >= 1, got {options.limit}. One pair is the least.")
+        raise UserError(f"limit must be >= 1, got {options.limit}. One pair is the least.")
     if options.spec != SCENES:
-        with refusing(DataError, PictureError, OSError):
+        with user_errors(DataError, PictureError, OSError):
             return _read(Path(options.spec), options)
     attribute = _among("pair", options.attribute, ATTRIBUTES)
     split = _among("split", options.split or "test", get_args(Split))
-    with refusing(ValueError):
+    with user_errors(ValueError):
         made = make_pairs(attribute, n=options.limit or DEFAULT_LIMIT, split=split, seed=seed, size=size, length=length)
     pairs = tuple(_same_answer(pair.clean, pair.corrupt, pair.foil) for pair in made)
     digest = hashlib.sha256(repr([(pair.clean_scene, pair.corrupt_scene) for pair in made]).encode())
@@ -100,7 +100,7 @@ def _finished(name: str, pairs: Sequence[Pair], digest: Any) -> Pairs:
 def _read(path: Path, options: PairOptions) -> Pairs:
     """The pairs of a file."""
     if options.split is not None:
-        raise BadInput(f"split must not be given for pairs of a file, got {options.split!r}. Leave it out.")
+        raise UserError(f"split must not be given for pairs of a file, got {options.split!r}. Leave it out.")
     table = open_table(path)
     folder = PictureFolder(options.images or path.parent)
     rows: list[tuple[Row, str]] = []
@@ -145,5 +145,5 @@ def _pair(row: Row, number: int, folder: PictureFolder, where: str) -> Pair:
 
 def _among(name: str, value: str, known: Sequence[Any]) -> Any:
     if value not in known:
-        raise BadInput(f"{name} must be one of {', '.join(known)}, got {value!r}. Pick one of them.")
+        raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}. Pick one of them.")
     return value

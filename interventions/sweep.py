@@ -36,13 +36,13 @@ from interventions.results import first_bad, list_errors, list_values, summarise
 from interventions.work import Work, batch_runner, plan_work
 from models.inputs import image_processor, prepare
 from models.llava import Llava
-from records.errors import BadInput, refusing
 from records.html import run_html
 from records.manifest import check_folder, new_manifest, open_run, read_manifest, write_atomically, write_manifest
 from records.model import open_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
 from records.progress import OnProgress, shown_progress
 from records.tables import clock, read_results, saved_results, write_results
+from tasks.errors import UserError, user_errors
 
 _RESERVE = 64 * 1024**2  # bytes left to the results, the figures and everybody else
 _ROW = 40  # bytes of a row of values.parquet at most, and of its copy in the batches' files
@@ -116,7 +116,7 @@ def run_patch_sweep(
         The finished run; with ``dry_run`` the estimate; None on the processes that only help.
 
     Raises:
-        BadInput: If anything that the user gave cannot be used; the sentence says what to do.
+        UserError: If anything that the user gave cannot be used; the sentence says what to do.
     """
     started = time.time()
     on_progress = on_progress or shown_progress()
@@ -125,7 +125,7 @@ def run_patch_sweep(
     check_folder(config.folder, manifest, RUN, overwrite=config.overwrite)
     pairs = load_pairs(config.pairs, seed=config.seed)  # refuses what cannot be used before a model is loaded
     directions = _directions(config)
-    with refusing(ValueError):
+    with user_errors(ValueError):
         device = own_device(config.model.device)
     processes = join_processes(device)
     llava = open_model(config.model, device=device, seed=config.seed, given=llava)
@@ -134,7 +134,7 @@ def run_patch_sweep(
     if config.dry_run:
         return estimate
     if estimate.size + _RESERVE > estimate.free:
-        raise BadInput(
+        raise UserError(
             f"values must fit on the disk, got {estimate.size / 1e6:.0f} MB for {estimate.free / 1e6:.0f} MB free at "
             f"{str(config.folder)!r}. Use fewer pairs, layers or tokens."
         )
@@ -146,14 +146,14 @@ def run_patch_sweep(
     if directions is not None:
         manifest["data"]["directions"] = directions.digest
     about: dict[str, Any] = {"command": list(command), "started": clock(started), "finished": None, "seconds": None}
-    if processes.leads:
+    if processes.is_main:
         open_run(config.folder, {**manifest, **about}, RUN, overwrite=config.overwrite)
         with _writing(config.folder):
             _write_pairs(config, work)
     processes.wait()
     _run_batches(config, work, None if directions is None else directions.tensors, processes, on_progress)
     processes.wait()
-    if not processes.leads:
+    if not processes.is_main:
         return None
     if saved_results(config.folder) is None:
         with _writing(config.folder):
@@ -171,7 +171,7 @@ def draw_run(folder: Path) -> tuple[FigurePaths, ...]:
     """Draws the figures of a finished run into its folder ``figures``; the main one first.
 
     Raises:
-        BadInput: If the folder holds no finished run, or cannot be written to.
+        UserError: If the folder holds no finished run, or cannot be written to.
     """
     import matplotlib.pyplot as plt
 
@@ -195,7 +195,7 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BadInput(
+        raise UserError(
             f"values must fit on the disk, got {error.strerror or error} at {str(folder)!r}. "
             "Free some space and start again: finished batches are kept."
         ) from error
@@ -209,17 +209,17 @@ class _Directions:
 
 def _check_settings(config: PatchConfig) -> None:
     if config.batch_size < 1:
-        raise BadInput(f"batch-size must be >= 1, got {config.batch_size}. One pair at a time is the least.")
+        raise UserError(f"batch-size must be >= 1, got {config.batch_size}. One pair at a time is the least.")
     if config.seed < 0:
-        raise BadInput(f"seed must be >= 0, got {config.seed}. Any other integer will do.")
+        raise UserError(f"seed must be >= 0, got {config.seed}. Any other integer will do.")
     if config.plan.op == "steer" and config.directions is None:
-        raise BadInput("steer-file must be given for op 'steer', got none. Save a direction as safetensors first.")
+        raise UserError("steer-file must be given for op 'steer', got none. Save a direction as safetensors first.")
 
 
 def _directions(config: PatchConfig) -> _Directions | None:
     if config.directions is None:
         return None
-    with refusing(ValueError):
+    with user_errors(ValueError):
         tensors = load_directions(config.directions)
     return _Directions(tensors, hashlib.sha256(config.directions.read_bytes()).hexdigest()[:16])
 
@@ -286,12 +286,12 @@ def _run_batches(
     run = batch_runner(config, work, directions)
     for batch in missing:
         pairs = [work.pairs.pairs[number] for number in work.batches[batch]]
-        with refusing(ValueError):
+        with user_errors(ValueError):
             found = run(work.batches[batch])
         for values in (found.clean, found.corrupt, found.values):
             bad = first_bad(values, config.plan.metrics, [pair.id for pair in pairs])
             if bad is not None:
-                raise BadInput(
+                raise UserError(
                     f"metric must be finite, got another value for {bad}. Check the weights, or use float32."
                 )
         with _writing(config.folder):
@@ -305,7 +305,7 @@ def _write_tables(config: PatchConfig, work: Work) -> None:
     for batch in range(len(work.batches)):
         saved = work.read(config, batch)
         if saved is None:
-            raise BadInput(
+            raise UserError(
                 f"batch must be whole, got none in {str(work.path(config.folder, batch))!r}. Start again: the others "
                 "are kept."
             )

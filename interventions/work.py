@@ -16,8 +16,8 @@ from interventions.plan.groups import Masks
 from interventions.plan.plan import FLOW, CellSpec, SteerOptions, TransplantOptions
 from models.inputs import prepare
 from models.llava import Llava
-from records.errors import refusing
 from records.model import other_model
+from tasks.errors import user_errors
 from tasks.prompts import vicuna_v1
 
 
@@ -60,7 +60,7 @@ def plan_work(
     """The cells and the pairs, of scenes at the model's size.
 
     Raises:
-        BadInput: If the model lacks a site, a layer or a head, a pair of the first batch a token group, a site its
+        UserError: If the model lacks a site, a layer or a head, a pair of the first batch a token group, a site its
             direction, or resampling a second picture.
     """
     question = vicuna_v1("?")
@@ -72,7 +72,7 @@ def plan_work(
     donor = None
     if isinstance(options, TransplantOptions):
         donor = other_model(config.model, options.donor, device=device, seed=config.seed)
-    with refusing(ValueError):
+    with user_errors(ValueError):
         specs = tuple(config.plan.cells(llava))
         if config.pairs.spec == SCENES:
             pairs = load_pairs(config.pairs, seed=config.seed, size=llava.image_size, length=length)
@@ -95,7 +95,7 @@ def batch_runner(
     """What runs the pairs of a batch, once what it needs of the whole data set is known.
 
     Raises:
-        BadInput: If the plan needs something that the data or the directions lack.
+        UserError: If the plan needs something that the data or the directions lack.
     """
     llava, plan, pairs, preprocess = work.llava, config.plan, work.pairs.pairs, config.model.preprocess
     if work.donor is not None:
@@ -103,7 +103,7 @@ def batch_runner(
         return lambda batch: run_transplants(
             llava, donor, plan, work.specs, [pairs[i] for i in batch], preprocess=preprocess
         )
-    with refusing(ValueError):
+    with user_errors(ValueError):
         context = prepare_context(
             plan, llava, [pair.clean for pair in pairs], directions=directions, batch_size=config.batch_size,
             preprocess=preprocess,

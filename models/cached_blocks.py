@@ -185,7 +185,7 @@ class _Joined:
         )
 
 
-class _Taken(Exception):  # noqa: N818 - no error: ends a block whose keys and values are all that is wanted
+class _Taken(Exception):  # noqa: N818
     pass
 
 

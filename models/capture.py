@@ -20,6 +20,7 @@ from models.precision import fast_bfloat16
 from models.recording import Pool, Recorder
 from models.sites import PARTS, Part, Site, check_site
 from models.tokens import BoxGroup, Group, PatchGroup
+from tasks.errors import UserError
 from tasks.example import Example
 
 _POOLS = ("none", "mean", "max", "box")
@@ -55,11 +56,11 @@ def capture(
         CaptureError: If a site did not fire, or a value is NaN or infinite.
     """
     if not sites:
-        raise ValueError("sites must hold at least one site, got none. all_sites(llava) lists what there is.")
+        raise UserError("sites must hold at least one site, got none. all_sites(llava) lists what there is.")
     if pool not in _POOLS:
-        raise ValueError(f"pool must be one of {', '.join(_POOLS)}, got {pool!r}. Pick one of them.")
+        raise UserError(f"pool must be one of {', '.join(_POOLS)}, got {pool!r}. Pick one of them.")
     if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be floating-point, got {dtype}. Activations are real numbers.")
+        raise UserError(f"dtype must be floating-point, got {dtype}. Activations are real numbers.")
     for site in sites:
         check_site(site, llava)
     wanted = _wanted(llava, inputs, tokens, pool, examples)
@@ -142,9 +143,9 @@ def plan_batches(examples: Sequence[Example], *, tokens: Group, batch_size: int)
         ValueError: If there are no examples or ``batch_size`` is not positive.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}. It counts rows that are run together.")
+        raise UserError(f"batch_size must be at least 1, got {batch_size}. It counts rows that are run together.")
     if len(examples) == 0:
-        raise ValueError("examples must hold at least one example, got none. Check the limit and the split.")
+        raise UserError("examples must hold at least one example, got none. Check the limit and the split.")
     shared = isinstance(tokens, (BoxGroup, PatchGroup)) or tokens in ("image", "object")
     if not shared:
         return [tuple(range(i, min(i + batch_size, len(examples)))) for i in range(0, len(examples), batch_size)]

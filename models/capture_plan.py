@@ -12,6 +12,7 @@ from models.llava import Llava
 from models.recording import Pool, Selection
 from models.sites import Part, Site
 from models.tokens import Group, token_mask
+from tasks.errors import UserError
 from tasks.example import Example
 
 
@@ -36,20 +37,20 @@ def _wanted(
     """The wanted positions, checked."""
     if isinstance(tokens, Tensor):
         if tokens.dtype != torch.bool or tokens.shape != inputs.input_ids.shape:
-            raise ValueError(
+            raise UserError(
                 f"tokens must be a boolean mask of shape {tuple(inputs.input_ids.shape)}, got {tokens.dtype} of "
                 f"{tuple(tokens.shape)}. token_mask makes one."
             )
         wanted = tokens.to(inputs.input_ids.device)
         if bool((wanted & (inputs.attention_mask == 0)).any()):
-            raise ValueError("tokens must not hold padding, got some. Combine the mask with attention_mask.")
+            raise UserError("tokens must not hold padding, got some. Combine the mask with attention_mask.")
     else:
         wanted = token_mask(inputs, tokens, llava, examples)
     if pool == "box":
         wanted = wanted & token_mask(inputs, "object", llava, examples)
     empty = (~wanted.any(1)).nonzero().flatten().tolist()
     if empty:
-        raise ValueError(
+        raise UserError(
             f"tokens must hold at least one position of every example, got none in row {empty[0]} of the batch. "
             "Choose another group, or leave the example out."
         )
@@ -110,7 +111,7 @@ def _picture_tokens(
             if column in wanted
         ]
     if not found:
-        raise ValueError(
+        raise UserError(
             f"tokens must hold image tokens for the sites of the {part.replace('_', ' ')}, got none in row {example} "
             "of the batch. Use the group 'image' or 'object', or sites of the language model."
         )

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from models.llava import Llava
 from models.recording import CaptureError
 from models.sites import Site
+from tasks.errors import UserError
 
 # Takes the value at a site (q, k, v, z with an axis for the heads) and returns what shall stand there.
 Change = Callable[[Tensor], Tensor]
@@ -108,7 +109,7 @@ def with_first_output(output: Any, value: Tensor) -> Any:
 def _hook(llava: Llava, site: Site, change: Change, *, prepend: bool) -> RemovableHandle:
     tap = llava.tap(site)
     if tap.side == "pattern":
-        raise ValueError(f"site must not be a pattern, got {str(site)!r}. Attention edges are removed by masks.")
+        raise UserError(f"site must not be a pattern, got {str(site)!r}. Attention edges are removed by masks.")
     by_head = change if tap.d_head is None else partial(_by_head, tap.d_head, change)
     if tap.side == "in":
         return tap.module.register_forward_pre_hook(

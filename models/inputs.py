@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from models.llava import Llava
+from tasks.errors import UserError
 from tasks.example import Box, Example, Picture
 from tasks.pictures import PictureError
 from tasks.prompts import IMAGE, vicuna_v1, with_answer
@@ -135,7 +136,7 @@ class Inputs:
             ValueError: If ``rows`` is empty or names an example that is not there.
         """
         if not rows or not all(0 <= row < len(self) for row in rows):
-            raise ValueError(f"rows must be in [0, {len(self)}) and not empty, got {list(rows)}. Rows count from 0.")
+            raise UserError(f"rows must be in [0, {len(self)}) and not empty, got {list(rows)}. Rows count from 0.")
         index = torch.tensor(list(rows), device=self.input_ids.device)
         kept = list(dict.fromkeys(image for row in rows for image in self.image_of[row]))
         renumbered = {image: new for new, image in enumerate(kept)}
@@ -198,16 +199,16 @@ def prepare(
         arXiv 2310.03744.
     """
     if not examples:
-        raise ValueError("examples must hold at least one example, got none. Check the limit and the split.")
+        raise UserError("examples must hold at least one example, got none. Check the limit and the split.")
     if prompts is not None and len(prompts) != len(examples):
-        raise ValueError(
+        raise UserError(
             f"prompts must have one text for each of {len(examples)} examples, got {len(prompts)}. "
             "Leave it out to use vicuna_v1."
         )
     if padding_side not in ("left", "right"):
-        raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}. Pick one of the two.")
+        raise UserError(f"padding_side must be 'left' or 'right', got {padding_side!r}. Pick one of the two.")
     if preprocess not in ("hf", "pad"):
-        raise ValueError(f"preprocess must be 'hf' or 'pad', got {preprocess!r}. LLaVA-1.5 was trained with 'pad'.")
+        raise UserError(f"preprocess must be 'hf' or 'pad', got {preprocess!r}. LLaVA-1.5 was trained with 'pad'.")
     if prompts is None:
         prompts = [vicuna_v1(example.question, n_images=len(example.pictures)) for example in examples]
     texts = tuple(prompts)
@@ -240,7 +241,7 @@ def _tokenise(llava: Llava, example: Example, prompt: str, answers: bool) -> tup
     """The ids of one row with placeholders expanded, and where its parts stand before padding."""
     n_placeholders = prompt.count(IMAGE)
     if n_placeholders != len(example.pictures):
-        raise ValueError(
+        raise UserError(
             f"prompt of example {example.id!r} must have one {IMAGE} for each of its {len(example.pictures)} pictures, "
             f"got {n_placeholders}. Questions are written without placeholders."
         )
@@ -250,13 +251,13 @@ def _tokenise(llava: Llava, example: Example, prompt: str, answers: bool) -> tup
         eos = llava.tokenizer.eos_token
         full, _ = _encode(llava.tokenizer, with_answer(prompt, example.answer, eos if isinstance(eos, str) else ""))
         if full[: len(ids)] != ids:
-            raise ValueError(
+            raise UserError(
                 f"tokenizer must cut between prompt and answer, got tokens across the two in example {example.id!r}. "
                 "Use a tokenizer that starts a new token at a space."
             )
     placeholders = [position for position, token in enumerate(full) if token == llava.image_token_id]
     if len(placeholders) != n_placeholders:
-        raise ValueError(
+        raise UserError(
             f"tokenizer must write {IMAGE} as the single token {llava.image_token_id}, got {len(placeholders)} such "
             f"tokens for {n_placeholders} placeholders in example {example.id!r}. Use the checkpoint's own tokenizer."
         )
@@ -271,7 +272,7 @@ def _tokenise(llava: Llava, example: Example, prompt: str, answers: bool) -> tup
     text: Any = llava.config.text_config
     limit = int(text.max_position_embeddings)
     if len(row) > limit:
-        raise ValueError(
+        raise UserError(
             f"prompt must have at most {limit} tokens for {llava.id}, got {len(row)} in example {example.id!r} "
             f"({n_placeholders} pictures of {llava.n_image_tokens} tokens). Shorten the question or show fewer."
         )
@@ -287,7 +288,7 @@ def _tokenise(llava: Llava, example: Example, prompt: str, answers: bool) -> tup
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids and the characters that each came from."""
     if not tokenizer.is_fast:
-        raise ValueError(
+        raise UserError(
             f"tokenizer must report character offsets, got {type(tokenizer).__name__}. Load the fast version of it."
         )
     encoding: Any = tokenizer(text, return_offsets_mapping=True, return_attention_mask=False, verbose=False)

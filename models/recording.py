@@ -14,11 +14,12 @@ from torch.utils.hooks import RemovableHandle
 
 from models.llava import Llava
 from models.sites import Site
+from tasks.errors import UserError
 
 Pool = Literal["none", "mean", "max", "box"]
 
 
-class CaptureError(ValueError):
+class CaptureError(UserError):
     """A run whose activations cannot be used: a site did not fire, or values are not finite."""
 
 
@@ -35,7 +36,7 @@ class Selection(NamedTuple):
         return self.mask[torch.tensor(self.of_example, device=self.mask.device)]
 
 
-class _Stop(Exception):  # noqa: N818 - no error: ends a run whose last wanted site has fired
+class _Stop(Exception):  # noqa: N818
     pass
 
 

@@ -8,9 +8,10 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from models.html import site_html
+from tasks.errors import UserError
 
 Part = Literal["vision_tower", "projector", "language_model"]
 PARTS: tuple[Part, ...] = get_args(Part)  # in the order of the forward pass
@@ -49,6 +50,7 @@ _ALIASES: dict[str, Part] = {
 }
 
 
+@runtime_checkable
 class Stack(Protocol):
     """The facts about a model that naming its sites needs; ``Llava`` has them."""
 
@@ -85,7 +87,7 @@ class Site:
         """Refuses a name that no model can have."""
         known = _SINGLE.get(self.part, {}) if self.layer is None else (_BLOCK if self.part in _STACK else {})
         if self.name not in known or (self.layer is not None and self.layer < 0):
-            raise ValueError(
+            raise UserError(
                 f"site must be one that a LLaVA has, got part {self.part!r}, layer {self.layer}, name {self.name!r}. "
                 f"{_vocabulary()}"
             )
@@ -125,7 +127,7 @@ class Site:
                 for name, written in _BLOCK.items():
                     if match[2] == written:
                         return Site(part, int(match[1]), name)
-        raise ValueError(f"site must be a TransformerLens name, got {text!r}. {_vocabulary()}")
+        raise UserError(f"site must be a TransformerLens name, got {text!r}. {_vocabulary()}")
 
 
 def all_sites(model: Stack) -> list[Site]:
@@ -156,7 +158,7 @@ def check_site(site: Site, model: Stack) -> None:
         ValueError: If its layer is not there.
     """
     if site.layer is not None and site.layer >= (n := _n_layers(site.part, model)):
-        raise ValueError(
+        raise UserError(
             f"layer must be in [0, {n}) for the {_spoken(site.part)} of {model.id}, got {site.layer} in {str(site)!r}. "
             f"Layers count from 0; resid_post of layer {n - 1} is the last block's output."
         )
@@ -177,12 +179,12 @@ def parse_sites(specs: Sequence[str], layers: str | None, model: Stack) -> list[
         ValueError: If a spec or a layer is not one that the model has, or ``layers`` speaks of no spec at all.
     """
     if not specs:
-        raise ValueError(f"site must be given at least once, got none. {_vocabulary()}")
+        raise UserError(f"site must be given at least once, got none. {_vocabulary()}")
     shorthand = [_shorthand(spec) for spec in specs]
     open_parts = {s.part for s in shorthand if not isinstance(s, Site) and s.layers is None and s.in_blocks}
     narrowed: Part = "language_model" if "language_model" in open_parts or not open_parts else "vision_tower"
     if layers is not None and narrowed not in open_parts:
-        raise ValueError(
+        raise UserError(
             f"layers must go with a site that is named without its layer, got {layers!r} with {', '.join(specs)}. "
             "Leave it out, or name a site such as resid_post."
         )
@@ -220,14 +222,14 @@ def _shorthand(spec: str) -> Site | _Shorthand:
     part_name, body = (head, rest) if colon else ("language_model", head)
     name, at, layers = body.partition("@")
     if part_name not in _ALIASES:
-        raise ValueError(f"site must start with vision:, projector: or language:, got {spec!r}. {_vocabulary()}")
+        raise UserError(f"site must start with vision:, projector: or language:, got {spec!r}. {_vocabulary()}")
     part = _ALIASES[part_name]
     known = (*(_BLOCK if part in _STACK else ()), *_SINGLE[part])
     if name != "all" and name not in known:
-        raise ValueError(f"site must be one that the {_spoken(part)} has, got {spec!r}. It has: {', '.join(known)}.")
+        raise UserError(f"site must be one that the {_spoken(part)} has, got {spec!r}. It has: {', '.join(known)}.")
     names = known if name == "all" else (name,)
     if at and not any(n in _BLOCK for n in names):
-        raise ValueError(f"site must not name layers outside the blocks, got {spec!r}. Leave out what follows the @.")
+        raise UserError(f"site must not name layers outside the blocks, got {spec!r}. Leave out what follows the @.")
     return _Shorthand(part, names, layers if at else None)
 
 
@@ -240,12 +242,12 @@ def _layers(text: str | None, part: Part, model: Stack) -> list[int]:
     for piece in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
         if not match:
-            raise ValueError(f"layers must be like 0-31 or 3,5,9, got {text!r}. Both ends of a range count.")
+            raise UserError(f"layers must be like 0-31 or 3,5,9, got {text!r}. Both ends of a range count.")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise ValueError(f"layers must rise within a range, got {text!r}. Write {last}-{first}.")
+            raise UserError(f"layers must rise within a range, got {text!r}. Write {last}-{first}.")
         if last >= n:
-            raise ValueError(
+            raise UserError(
                 f"layer must be in [0, {n}) for the {_spoken(part)} of {model.id}, got {last}. "
                 f"Layers count from 0; resid_post of layer {n - 1} is the last block's output."
             )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.inputs import Geometry, Inputs, Span
 from models.llava import Llava
+from tasks.errors import UserError
 from tasks.example import Box, Example
 
 GroupName = Literal["image", "object", "question", "last", "text", "all"]
@@ -77,9 +78,9 @@ def token_mask(
             lies outside what the model sees, a patch outside the grid, a prompt that does not show the question.
     """
     if isinstance(group, str) and group not in GROUPS:
-        raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {group!r}. box() and patch() make the others.")
+        raise UserError(f"group must be one of {', '.join(GROUPS)}, got {group!r}. box() and patch() make the others.")
     if examples is not None and len(examples) != len(inputs):
-        raise ValueError(
+        raise UserError(
             f"examples must be the {len(inputs)} that the batch was made of, got {len(examples)}. Pass all of them."
         )
     mask = torch.zeros(inputs.input_ids.shape, dtype=torch.bool)
@@ -102,13 +103,13 @@ def position_of(inputs: Inputs, example: int, place: PatchAt, llava: Llava) -> i
     """
     spans = inputs.layout[example].images
     if not 0 <= place.picture < len(spans):
-        raise ValueError(
+        raise UserError(
             f"picture must be in [0, {len(spans)}) for example {example} of the batch, got {place.picture}. "
             "Pictures count from 0."
         )
     height, width = llava.grid
     if not (0 <= place.row < height and 0 <= place.column < width):
-        raise ValueError(
+        raise UserError(
             f"patch must be in the {height} x {width} grid of {llava.id}, got row {place.row}, column {place.column}. "
             "Rows and columns count from 0."
         )
@@ -125,7 +126,7 @@ def patch_at(inputs: Inputs, example: int, position: int, llava: Llava) -> Patch
         first = span.start + llava.n_class_tokens
         if first <= position < span.stop:
             return PatchAt(picture, *divmod(position - first, llava.grid[1]))
-    raise ValueError(
+    raise UserError(
         f"position must hold a patch of a picture of example {example} of the batch, got {position}. See image_spans."
     )
 
@@ -144,14 +145,14 @@ def patches_in_box(geometry: Geometry, bounds: Box, llava: Llava) -> list[tuple[
         ValueError: If the box is empty, sticks out of the picture, or lies in the part that was cropped away.
     """
     if not (bounds.left < bounds.right and bounds.top < bounds.bottom):
-        raise ValueError(f"box must have left < right and top < bottom, got {tuple(bounds)}. Boxes are in pixels.")
+        raise UserError(f"box must have left < right and top < bottom, got {tuple(bounds)}. Boxes are in pixels.")
     if (
         bounds.left < -_SLACK
         or bounds.top < -_SLACK
         or bounds.right > geometry.width + _SLACK
         or bounds.bottom > geometry.height + _SLACK
     ):
-        raise ValueError(
+        raise UserError(
             f"box must lie in its picture of {geometry.width} x {geometry.height} pixels, got {tuple(bounds)}. "
             "Boxes are (left, top, right, bottom) in pixels of the original."
         )
@@ -170,7 +171,7 @@ def patches_in_box(geometry: Geometry, bounds: Box, llava: Llava) -> list[tuple[
     seen = geometry.to_model(bounds)
     row, column = int((seen.top + seen.bottom) / 2 // side), int((seen.left + seen.right) / 2 // side)
     if not (0 <= row < height and 0 <= column < width):
-        raise ValueError(
+        raise UserError(
             f"box must lie in the part of its picture that the model sees, got {tuple(bounds)} in a picture of "
             f"{geometry.width} x {geometry.height} pixels. Use preprocess='pad', which crops nothing."
         )
@@ -187,9 +188,9 @@ def _positions(inputs: Inputs, row: int, group: Group | str, llava: Llava, examp
         return _box_positions(inputs, row, group, llava, name)
     if group == "object":
         if example is None:
-            raise ValueError("examples must be given for the group 'object', got None. Pass those of the batch.")
+            raise UserError("examples must be given for the group 'object', got None. Pass those of the batch.")
         if example.focus is None or example.focus not in example.boxes:
-            raise ValueError(
+            raise UserError(
                 f"group 'object' must have a focus box, got focus {example.focus!r} with boxes {sorted(example.boxes)} "
                 f"in {name}. Give the example a box, or use the group 'image'."
             )
@@ -197,11 +198,11 @@ def _positions(inputs: Inputs, row: int, group: Group | str, llava: Llava, examp
     image = [position for span in layout.images for position in range(*span)]
     if group == "image":
         if not image:
-            raise ValueError(f"group 'image' must have a picture, got none in {name}. Use 'text', 'last' or 'all'.")
+            raise UserError(f"group 'image' must have a picture, got none in {name}. Use 'text', 'last' or 'all'.")
         return image
     if group == "question":
         if layout.question is None:
-            raise ValueError(
+            raise UserError(
                 f"group 'question' must find the question in the prompt, got {inputs.prompts[row]!r} in {name}. "
                 "Write the question once and unchanged into the prompt."
             )
@@ -213,13 +214,13 @@ def _positions(inputs: Inputs, row: int, group: Group | str, llava: Llava, examp
         return list(real)
     text = sorted(set(real) - set(image))
     if not text:
-        raise ValueError(f"group 'text' must have a word, got image tokens alone in {name}. Write a prompt around it.")
+        raise UserError(f"group 'text' must have a word, got image tokens alone in {name}. Write a prompt around it.")
     return text
 
 
 def _box_positions(inputs: Inputs, row: int, group: BoxGroup, llava: Llava, name: str) -> list[int]:
     if not 0 <= group.picture < len(inputs.image_of[row]):
-        raise ValueError(
+        raise UserError(
             f"picture must be in [0, {len(inputs.image_of[row])}) for {name}, got {group.picture}. "
             "Pictures count from 0."
         )

@@ -10,9 +10,9 @@ import typer
 
 from probes.config import RUN, DataOptions, Pool, Probe, ProbeOptions, SiteOptions, SweepConfig, Tokens
 from records import cli_arguments as arguments
-from records.errors import BadInput
 from records.settings import DtypeName, ModelOptions
 from records.terminal import RunByDefault, progress_bar, refuse, table_console, with_config
+from tasks.errors import UserError
 
 COMMAND = "probe-sweep"
 
@@ -177,7 +177,7 @@ def run(
     )
     try:
         _sweep(settings, sys.argv)
-    except BadInput as error:
+    except UserError as error:
         refuse(COMMAND, error)
 
 
@@ -194,7 +194,7 @@ def show(
         paths = figure_paths(folder)
         if not paths.png.is_file():
             paths = draw_run(folder)
-    except BadInput as error:
+    except UserError as error:
         refuse(COMMAND, error)
     _print(results, paths.png, folder)
 
@@ -210,15 +210,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _sweep(settings: SweepConfig, command: Sequence[str]) -> None:
     from probes.sweep import Estimate, run_sweep  # torch and transformers take seconds, and --help needs neither
 
-    leads = os.environ.get("RANK", "0") == "0"
+    is_main = os.environ.get("RANK", "0") == "0"
 
     def on_note(line: str) -> None:
-        if leads:
+        if is_main:
             typer.echo(line)
 
-    with progress_bar(leads=leads) as on_progress:
+    with progress_bar(is_main=is_main) as on_progress:
         outcome = run_sweep(settings, command=command, on_progress=on_progress, on_note=on_note)
-    if outcome is None or not leads:
+    if outcome is None or not is_main:
         return
     if isinstance(outcome, Estimate):
         typer.echo(str(outcome))

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from probes.config import DataOptions, SiteOptions, SweepConfig
 from probes.evaluation.folds import Plan, plan_folds
-from records.errors import BadInput, refusing
 from tasks.datasets import Dataset, scenes_probe_dataset
+from tasks.errors import UserError, user_errors
 from tasks.example import Example, Target
 from tasks.lazy import Joined, Picked
 from tasks.readers.examples import check_pictures, load_dataset
@@ -68,15 +68,15 @@ def select(config: SweepConfig) -> Selection:
     """The examples, targets and token groups that the settings mean, all checked.
 
     Raises:
-        BadInput: If the data cannot be read, a picture is missing or broken, a target is unknown or not labelled
+        UserError: If the data cannot be read, a picture is missing or broken, a target is unknown or not labelled
             everywhere, or tokens are asked for that an example does not have.
     """
     fitted, transfer, name = _load(config, SIZE)
     wanted = config.probing.targets or (SCENE_TARGETS if config.data.spec == SCENES else ())
     if not wanted:
         known = ", ".join(target.name for target in fitted.targets) or "no label column"
-        raise BadInput(f"target must be given at least once for data of your own, got none. The file has: {known}.")
-    with refusing(ValueError):  # a reader takes "age:continuous" for the target "age"
+        raise UserError(f"target must be given at least once for data of your own, got none. The file has: {known}.")
+    with user_errors(ValueError):  # a reader takes "age:continuous" for the target "age"
         targets = tuple(fitted.target(_plain_name(target, fitted)) for target in dict.fromkeys(wanted))
     examples, n_fitted, skipped = _readable(fitted, transfer, config.data)
     _check_labels(examples, targets)
@@ -112,7 +112,7 @@ def plan_for(selection: Selection, group: str, config: SweepConfig, *, fitted_on
         fitted_only: Leaves out controls and transfer examples; the folds are the same.
 
     Raises:
-        BadInput: If a target has one class, or there are fewer groups than folds.
+        UserError: If a target has one class, or there are fewer groups than folds.
     """
     n = selection.n_fitted if fitted_only else len(selection.examples)
     examples = [selection.examples[i] for i in range(n)]
@@ -121,7 +121,7 @@ def plan_for(selection: Selection, group: str, config: SweepConfig, *, fitted_on
     if selection.transfer is not None and not fitted_only:
         transfer[selection.transfer] = np.arange(n) >= selection.n_fitted
     typed = all(TYPE in example.labels for example in examples)
-    with refusing(ValueError):
+    with user_errors(ValueError):
         return plan_folds(
             {target.name: [example.labels[target.name] for example in examples] for target in targets},
             [example.group for example in examples],
@@ -146,28 +146,28 @@ def _load(config: SweepConfig, size: int) -> tuple[Dataset, Dataset | None, str]
     data, seed = config.data, config.seed
     for option, value in (("limit", data.limit), ("transfer-limit", data.transfer_limit)):
         if value is not None and value < 1:
-            raise BadInput(f"{option} must be >= 1, got {value}. Leave it out for the default.")
+            raise UserError(f"{option} must be >= 1, got {value}. Leave it out for the default.")
     if data.spec == SCENES:
         n = data.limit or SCENE_LIMIT
         split, transfer = data.split or "test", data.transfer or "unseen"
         n_transfer = data.transfer_limit or max(2, n // 3)
-        with refusing(ValueError, ModuleNotFoundError):
+        with user_errors(ValueError, ModuleNotFoundError):
             fitted = scenes_probe_dataset(split=split, n=n, seed=seed, size=size)
             shared = set(split.split("+")) & set(transfer.split("+"))
             if transfer == "none" or transfer == split or (shared and data.transfer is None):
                 return fitted, None, SCENES
             if shared:
-                raise BadInput(
+                raise UserError(
                     f"transfer must share no split with split {split!r}, got {transfer!r}. Name another one, or none."
                 )
             return fitted, scenes_probe_dataset(split=transfer, n=n_transfer, seed=seed, size=size), SCENES
     targets = config.probing.targets or None
-    with refusing(ValueError, OSError):
+    with user_errors(ValueError, OSError):
         fitted = load_dataset(data.spec, data.images, split=data.split, limit=data.limit, targets=targets)
         if data.transfer in (None, "none"):
             return fitted, None, Path(data.spec).name
         if data.split is None or data.split == data.transfer:
-            raise BadInput(
+            raise UserError(
                 f"split must be given, and another than transfer, got split {data.split!r} with transfer "
                 f"{data.transfer!r}. Name the split that probes are fitted on."
             )
@@ -188,7 +188,7 @@ def _readable(
     skipped = tuple(Skipped(item.id, " ".join(item.reason.split())) for _, item in bad)
     if skipped and not data.skip_bad:
         more = f" {len(skipped) - 1} more examples have bad pictures." if len(skipped) > 1 else ""
-        raise BadInput(
+        raise UserError(
             f"{skipped[0].reason} It belongs to example {skipped[0].id!r}.{more} "
             "--skip-bad goes on without such examples."
         )
@@ -197,7 +197,7 @@ def _readable(
     kept = [i for i, example in enumerate(both) if (int(i >= first), example.id) not in refused]
     n_fitted = sum(index < len(fitted.examples) for index in kept)
     if n_fitted == 0:
-        raise BadInput(f"pictures must be readable in some example, got none of {len(both)}. See the image folder.")
+        raise UserError(f"pictures must be readable in some example, got none of {len(both)}. See the image folder.")
     return Picked(both, kept), n_fitted, skipped
 
 
@@ -205,7 +205,7 @@ def _check_labels(examples: Sequence[Example], targets: Sequence[Target]) -> Non
     for example in examples:
         for target in targets:
             if example.labels.get(target.name) is None:
-                raise BadInput(
+                raise UserError(
                     f"target {target.name!r} must have a label in every example, got none in {example.id!r}. "
                     "Drop the rows without one."
                 )
@@ -218,16 +218,16 @@ def _choose_tokens(sites: SiteOptions, targets: Sequence[Target], examples: Sequ
     if not focused and (asked == "object" or sites.pool == "box"):
         example = next(e for e in examples if e.focus is None or e.focus not in e.boxes)
         what, instead = ("tokens 'object'", "--tokens image") if asked == "object" else ("pool 'box'", "--pool mean")
-        raise BadInput(f"{what} must have a focus box in every example, got none in {example.id!r}. Use {instead}.")
+        raise UserError(f"{what} must have a focus box in every example, got none in {example.id!r}. Use {instead}.")
     if sites.pool == "box" and asked in ("question", "last"):
-        raise BadInput(
+        raise UserError(
             f"pool must be mean, max or none for tokens {asked!r}, got 'box'. A box holds patches, and those tokens "
             "are words."
         )
     if asked in ("auto", "object", "image"):
         blind = next((example for example in examples if not example.pictures), None)
         if blind is not None:
-            raise BadInput(
+            raise UserError(
                 f"tokens {asked!r} must have a picture in every example, got none in {blind.id!r}. Use --tokens last."
             )
     if asked != "auto":

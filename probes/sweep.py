@@ -31,13 +31,13 @@ from probes.maps.map_plan import MapPlan, plan_maps
 from probes.maps.maps import TABLE, map_steps, write_maps
 from probes.report_table import render_summary
 from probes.selection import Selection, at_size, plan_for, select
-from records.errors import BadInput, refusing
 from records.html import run_html
 from records.manifest import check_folder, new_manifest, open_run, read_manifest, write_atomically, write_manifest
 from records.model import open_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
 from records.progress import OnProgress, shown_progress
 from records.tables import clock, read_results, saved_results, write_results
+from tasks.errors import UserError, user_errors
 
 DEFAULT_SITES = (
     "vision:resid_post",
@@ -119,7 +119,7 @@ def run_sweep(
         The finished run; with ``dry_run`` the estimate; None on the processes that only help to capture.
 
     Raises:
-        BadInput: If anything that the user gave cannot be used; the sentence says what to do.
+        UserError: If anything that the user gave cannot be used; the sentence says what to do.
     """
     started = time.time()
     on_progress = on_progress or shown_progress()
@@ -132,7 +132,7 @@ def run_sweep(
             plan_for(selection, group, config), config
         )  # refuses what cannot be fitted before hours of capture
     maps = plan_maps(selection, config)
-    with refusing(ValueError):
+    with user_errors(ValueError):
         device = own_device(config.model.device)
     processes = join_processes(device)
     llava = open_model(config.model, device=device, seed=config.seed, given=llava)
@@ -142,7 +142,7 @@ def run_sweep(
     if config.dry_run:
         return estimate
     if not estimate.size.fits:
-        raise BadInput(
+        raise UserError(
             f"activations must fit on the disk, got {estimate.size.activations / 1e6:.0f} MB for "
             f"{estimate.size.free / 1e6:.0f} MB free at {str(config.folder)!r}. Use fewer sites or "
             "examples, or --store-dtype float16."
@@ -152,19 +152,19 @@ def run_sweep(
     manifest["model"] = {"id": llava.id, "revision": llava.revision, "weight_hash": llava.weight_hash}
     manifest["data"] = {"name": selection.name, "digest": selection.digest, "n_examples": len(selection.examples)}
     about: dict[str, Any] = {"command": list(command), "started": clock(started), "finished": None, "seconds": None}
-    if processes.leads:
+    if processes.is_main:
         open_run(config.folder, {**manifest, **about}, RUN, overwrite=config.overwrite)
         _write_examples(config, llava, selection)
     processes.wait()
     depths = [depth(site, llava) for site in sites]
     store = _capture(llava, config, selection, sites, processes, on_progress)
     processes.wait()
-    if processes.leads:
+    if processes.is_main:
         _map(llava, store, sites, depths, selection, maps, config, on_progress)
     control_store = _capture_control(llava, config, selection, sites, processes, on_progress)
     del llava
     processes.wait()
-    if not processes.leads:
+    if not processes.is_main:
         return None
     results = saved_results(config.folder)
     if results is None:
@@ -186,10 +186,10 @@ def _check_probe(plan: Plan, config: SweepConfig) -> None:
     """Refuses a probe that cannot be fitted to what the plan holds."""
     for target in plan.targets.values():
         if config.probing.probe == "mass-mean" and target.kind == "continuous":
-            raise BadInput(f"probe must not be mass-mean for the continuous target {target.name!r}. Use ridge.")
+            raise UserError(f"probe must not be mass-mean for the continuous target {target.name!r}. Use ridge.")
         training = (plan.fitted & (target.fold != k) for k in range(plan.folds))
         if config.probing.probe == "mlp" and any(len(np.unique(plan.groups[rows])) < 2 for rows in training):
-            raise BadInput("probe mlp must have two groups in every training set, got one. Use more groups or folds.")
+            raise UserError("probe mlp must have two groups in every training set, got one. Use more groups or folds.")
 
 
 def draw_run(folder: Path) -> FigurePaths:
@@ -218,15 +218,15 @@ def figure_paths(folder: Path) -> FigurePaths:
 
 def _check_settings(config: SweepConfig) -> None:
     if config.batch_size < 1:
-        raise BadInput(f"batch-size must be >= 1, got {config.batch_size}. One example at a time is the least.")
+        raise UserError(f"batch-size must be >= 1, got {config.batch_size}. One example at a time is the least.")
     if config.probing.maps is not None and config.probing.maps < 0:
-        raise BadInput(f"maps must be >= 0, got {config.probing.maps}. 0 makes none.")
+        raise UserError(f"maps must be >= 0, got {config.probing.maps}. 0 makes none.")
     if config.seed < 0:
-        raise BadInput(f"seed must be >= 0, got {config.seed}. Any other integer will do.")
+        raise UserError(f"seed must be >= 0, got {config.seed}. Any other integer will do.")
     if config.probing.folds < 2:
-        raise BadInput(f"folds must be >= 2, got {config.probing.folds}. One fold has nothing to be tested on.")
+        raise UserError(f"folds must be >= 2, got {config.probing.folds}. One fold has nothing to be tested on.")
     if config.sites.pool == "none" and config.sites.tokens != "last":
-        raise BadInput(
+        raise UserError(
             f"pool must be mean, max or box for tokens {config.sites.tokens!r}, got 'none'. A probe reads one "
             "activation of an example; only --tokens last leaves one without pooling."
         )
@@ -236,16 +236,16 @@ def _sites(config: SweepConfig, llava: Llava) -> list[Site]:
     """The sites asked for; by default those that the tokens exist at."""
     text = config.sites.tokens in TEXT_TOKENS
     default = tuple(spec for spec in DEFAULT_SITES if not (text and spec.startswith(("vision:", "projector:"))))
-    with refusing(ValueError):
+    with user_errors(ValueError):
         sites = parse_sites(config.sites.specs or default, config.sites.layers, llava)
     for site in sites:
         if site.name == "pattern":
-            raise BadInput(
+            raise UserError(
                 f"site must have the same width in every example, got {str(site)!r}. Patterns are as wide as the "
                 "prompt is long; probe z or attn_out."
             )
         if text and site.part != "language_model":
-            raise BadInput(
+            raise UserError(
                 f"site must be in the language model for tokens {config.sites.tokens!r}, got {str(site)!r}. The "
                 "vision tower and the projector hold image tokens alone."
             )
@@ -346,7 +346,7 @@ def _control_model(llava: Llava, config: SweepConfig) -> Llava:
     llava.model.to("meta")  # type: ignore[arg-type]
     gc.collect()
     seed = config.seed + _CONTROL_SEED
-    with refusing(ValueError):
+    with user_errors(ValueError):
         random = load(llava.config, device=device, dtype=dtype, attn=config.model.attn, seed=seed, validate=False)
     return replace(random, processor=llava.processor)
 

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from records.errors import BadInput, refusing
 from records.manifest import write_atomically
 from records.settings import DtypeName
 from records.terminal import refuse
+from tasks.errors import UserError, user_errors
 
 INPUT, RUN = "The model and the data", "The run"  # panels of --help
 
@@ -67,11 +67,11 @@ def add_report(app: typer.Typer, command: str) -> None:
         from figures.report import build_report
 
         try:
-            with refusing(ValueError, OSError):
+            with user_errors(ValueError, OSError):
                 page = build_report(folders)
                 out.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(out, page.html.encode())
-        except BadInput as error:
+        except UserError as error:
             refuse(command, error)
         typer.echo(f"report: {out} ({page.size / 1e6:.1f} MB)")
         if page.left_out:

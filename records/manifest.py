@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from records.errors import BadInput
+from tasks.errors import UserError
 
 FILE = "manifest.json"
 FORMAT = 1
@@ -76,7 +76,7 @@ def read_manifest(folder: Path, kind: RunKind) -> dict[str, Any] | None:
     """The manifest of a run directory; None if it has none.
 
     Raises:
-        BadInput: If there is a manifest that is not one of that kind.
+        UserError: If there is a manifest that is not one of that kind.
     """
     path = folder / FILE
     if not path.is_file():
@@ -84,9 +84,9 @@ def read_manifest(folder: Path, kind: RunKind) -> dict[str, Any] | None:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInput(f"manifest must be readable JSON, got {str(path)!r} ({error}). Use another folder.") from error
+        raise UserError(f"manifest must be readable JSON, got {str(path)!r} ({error}). Use another folder.") from error
     if not isinstance(manifest, dict) or manifest.get("kind") != kind.kind:
-        raise BadInput(f"out must be a folder of {kind.command}, got {str(folder)!r}. Choose another folder.")
+        raise UserError(f"out must be a folder of {kind.command}, got {str(folder)!r}. Choose another folder.")
     return manifest
 
 
@@ -141,10 +141,10 @@ def check_folder(folder: Path, wanted: Mapping[str, Any], kind: RunKind, *, over
         overwrite: Whether a different run may be replaced.
 
     Raises:
-        BadInput: If the folder is a file, holds anything that is not a run's, or holds a different run.
+        UserError: If the folder is a file, holds anything that is not a run's, or holds a different run.
     """
     if folder.exists() and not folder.is_dir():
-        raise BadInput(f"out must be a folder, got the file {str(folder)!r}. Choose another name.")
+        raise UserError(f"out must be a folder, got the file {str(folder)!r}. Choose another name.")
     entries = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     if not entries:
         return False
@@ -152,13 +152,13 @@ def check_folder(folder: Path, wanted: Mapping[str, Any], kind: RunKind, *, over
     foreign = sorted(name for name in entries if name not in kind.own and not _temporary(name))
     if foreign or manifest is None:
         seen = foreign or sorted(entries)
-        raise BadInput(
+        raise UserError(
             f"out must be empty or hold a run of {kind.command}, got {seen[0]!r}"
             f"{f' and {len(seen) - 1} more' if len(seen) > 1 else ''} in {str(folder)!r}. Choose another folder."
         )
     differing = difference(manifest, wanted)
     if differing is not None and not overwrite:
-        raise BadInput(
+        raise UserError(
             f"out must hold the same run or none, got a run in {str(folder)!r} that differs: {differing}. "
             "Choose another folder with --out, or replace it with --overwrite."
         )
@@ -169,7 +169,7 @@ def open_run(folder: Path, manifest: Mapping[str, Any], kind: RunKind, *, overwr
     """Makes the run directory ready: made, resumed, or emptied where ``overwrite`` allows it.
 
     Raises:
-        BadInput: As ``check_folder``, and if the folder cannot be written to.
+        UserError: As ``check_folder``, and if the folder cannot be written to.
     """
     resumes = check_folder(folder, manifest, kind, overwrite=overwrite)
     try:
@@ -181,7 +181,7 @@ def open_run(folder: Path, manifest: Mapping[str, Any], kind: RunKind, *, overwr
                 _remove(folder / name)
             write_manifest(folder, manifest)
     except OSError as error:
-        raise BadInput(f"out must be a folder that can be written, got {str(folder)!r} ({error}).") from error
+        raise UserError(f"out must be a folder that can be written, got {str(folder)!r} ({error}).") from error
 
 
 def _temporary(name: str) -> bool:

@@ -7,8 +7,8 @@ import torch
 
 from models.llava import Llava
 from models.loading.load import load
-from records.errors import BadInput, refusing
 from records.settings import ModelOptions
+from tasks.errors import UserError, user_errors
 
 
 def open_model(options: ModelOptions, *, device: str, seed: int, given: Llava | None = None) -> Llava:
@@ -21,11 +21,11 @@ def open_model(options: ModelOptions, *, device: str, seed: int, given: Llava | 
         given: The same model, loaded before, with the weights that it was loaded with.
 
     Raises:
-        BadInput: If it cannot be loaded, or ``given`` is another one.
+        UserError: If it cannot be loaded, or ``given`` is another one.
     """
     dtype = getattr(torch, options.dtype) if options.dtype else None
     if given is None:
-        with refusing(ValueError, OSError, ModuleNotFoundError):
+        with user_errors(ValueError, OSError, ModuleNotFoundError):
             return load(
                 options.name, device=device, dtype=dtype, revision=options.revision, attn=options.attn, seed=seed
             )
@@ -39,7 +39,7 @@ def open_model(options: ModelOptions, *, device: str, seed: int, given: Llava | 
     }
     for setting, (found, named) in wanted.items():
         if found != named:
-            raise BadInput(
+            raise UserError(
                 f"llava must be the model that the settings name, got {setting} {str(found)!r} where they have "
                 f"{str(named)!r}. Correct ModelOptions, or leave llava out."
             )
@@ -50,7 +50,7 @@ def other_model(options: ModelOptions, name: str, *, device: str, seed: int) -> 
     """Another model, which runs as ``options`` say.
 
     Raises:
-        BadInput: If it cannot be loaded.
+        UserError: If it cannot be loaded.
     """
     same = name == options.name
     return open_model(

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from models.precision import fast_bfloat16
+from tasks.errors import UserError
 
 
 def _nobody() -> None:
@@ -27,7 +28,7 @@ class Processes:
     wait: Callable[[], None] = _nobody
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that makes the folder, writes the results and speaks."""
         return self.rank == 0
 
@@ -55,15 +56,15 @@ def own_device(device: str) -> str:
     """
     kind, _, index = device.partition(":")
     if index and not index.isdecimal():
-        raise ValueError(f"device must be cpu, cuda, cuda:N or mps, got {device!r}. Leave it out for cpu.")
+        raise UserError(f"device must be cpu, cuda, cuda:N or mps, got {device!r}. Leave it out for cpu.")
     if kind not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device must be cpu, cuda, cuda:N or mps, got {device!r}. Leave it out for cpu.")
+        raise UserError(f"device must be cpu, cuda, cuda:N or mps, got {device!r}. Leave it out for cpu.")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device must be one that this machine has, got {device!r}. Leave it out for cpu.")
+        raise UserError(f"device must be one that this machine has, got {device!r}. Leave it out for cpu.")
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
-        raise ValueError(f"device must be one that this machine has, got {device!r}. Leave it out for cpu.")
+        raise UserError(f"device must be one that this machine has, got {device!r}. Leave it out for cpu.")
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device must be one that this machine has, got {device!r}. Leave it out for cpu.")
+        raise UserError(f"device must be one that this machine has, got {device!r}. Leave it out for cpu.")
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from records.errors import BadInput
+from tasks.errors import UserError
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
@@ -49,17 +49,19 @@ def read_yaml(path: Path, options: Collection[str], command: str) -> dict[str, A
         command: Whose options they are.
 
     Raises:
-        BadInput: If the file cannot be read, holds no mapping, or has a key that is no option.
+        UserError: If the file cannot be read, holds no mapping, or has a key that is no option.
     """
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise BadInput(f"config must be a readable YAML file, got {str(path)!r} ({reason}). Check the file.") from error
+        raise UserError(
+            f"config must be a readable YAML file, got {str(path)!r} ({reason}). Check the file."
+        ) from error
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise BadInput(
+        raise UserError(
             f"config must hold a mapping of options, got a {type(loaded).__name__} in {str(path)!r}. Write key: value."
         )
     settings: dict[str, Any] = {}
@@ -68,8 +70,8 @@ def read_yaml(path: Path, options: Collection[str], command: str) -> dict[str, A
         if name not in options:
             close = difflib.get_close_matches(name, options, n=1)
             advice = f"Did you mean {close[0].replace('_', '-')!r}?" if close else f"See {command} --help."
-            raise BadInput(f"config key must be an option of {command}, got {str(key)!r} in {str(path)!r}. {advice}")
+            raise UserError(f"config key must be an option of {command}, got {str(key)!r} in {str(path)!r}. {advice}")
         if name in settings:
-            raise BadInput(f"config key must be given once, got {str(key)!r} twice in {str(path)!r}. Remove one.")
+            raise UserError(f"config key must be given once, got {str(key)!r} twice in {str(path)!r}. Remove one.")
         settings[name] = value
     return settings

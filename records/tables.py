@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from records.errors import BadInput
 from records.manifest import RunKind, read_manifest, write_atomically
+from tasks.errors import UserError
 
 
 def write_results(folder: Path, results: pd.DataFrame) -> None:
@@ -25,13 +25,13 @@ def read_results(folder: Path, kind: RunKind) -> pd.DataFrame:
     """The table of a finished run.
 
     Raises:
-        BadInput: If the folder holds no run of that kind, or one that is not finished.
+        UserError: If the folder holds no run of that kind, or one that is not finished.
     """
     if read_manifest(folder, kind) is None:
-        raise BadInput(f"run must be a folder that {kind.command} wrote, got {str(folder)!r}. Check the path.")
+        raise UserError(f"run must be a folder that {kind.command} wrote, got {str(folder)!r}. Check the path.")
     results = saved_results(folder)
     if results is None:
-        raise BadInput(f"run must be finished, got one without results in {str(folder)!r}. Start it again to resume.")
+        raise UserError(f"run must be finished, got one without results in {str(folder)!r}. Start it again to resume.")
     return results
 
 

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typer.core import TyperCommand, TyperGroup
 
-from records.errors import BadInput
 from records.progress import NotebookProgress, OnProgress, in_notebook, silent
 from records.settings import read_yaml
+from tasks.errors import UserError
 
 _OWN_FLAGS = ("--install-completion", "--show-completion")
 _NARROWEST = 120  # columns of a table when the output is no terminal
@@ -43,7 +43,7 @@ def with_config(command: str, repeatable: frozenset[str]) -> type[TyperCommand]:
                 options = {str(parameter.name) for parameter in self.params} - {"config", "help"}
                 try:
                     settings = read_yaml(path, options, command)
-                except BadInput as error:
+                except UserError as error:
                     refuse(command, error)
                 for name in repeatable & settings.keys():
                     if not isinstance(settings[name], list):
@@ -66,17 +66,17 @@ def _config_path(args: Sequence[str]) -> Path | None:
 
 
 @contextmanager
-def progress_bar(*, leads: bool = True) -> Iterator[OnProgress]:
+def progress_bar(*, is_main: bool = True) -> Iterator[OnProgress]:
     """A progress bar on stderr, or below a notebook's cell, one line a stage; nothing at all where nobody watches.
 
     Args:
-        leads: Whether this is the process that speaks.
+        is_main: Whether this is the process that speaks.
     """
-    if leads and in_notebook():
+    if is_main and in_notebook():
         yield NotebookProgress()
         return
     console = Console(stderr=True, soft_wrap=True)
-    if not (console.is_terminal and leads):
+    if not (console.is_terminal and is_main):
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # other libraries' bars
@@ -103,7 +103,7 @@ def table_console() -> Console:
     return console if console.is_terminal else Console(width=max(_NARROWEST, console.width))
 
 
-def refuse(command: str, error: BadInput) -> NoReturn:
+def refuse(command: str, error: UserError) -> NoReturn:
     """Prints the sentence on one line and ends with status 2."""
     typer.echo(f"{command}: {' '.join(str(error).split())}", err=True)
     raise typer.Exit(2) from error

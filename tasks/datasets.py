@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tasks.errors import UserError
 from tasks.example import Box, Example, Label, Target
 from tasks.lazy import LazyExamples
 from tasks.prompts import CAPTION
@@ -51,7 +52,7 @@ class Dataset:
             if target.name == name:
                 return target
         known = ", ".join(target.name for target in self.targets)
-        raise ValueError(f"target must be one of {known} for {self.name}, got {name!r}. Pick one of them.")
+        raise UserError(f"target must be one of {known} for {self.name}, got {name!r}. Pick one of them.")
 
 
 def object_labels(scene: Scene, index: int) -> dict[str, Label]:
@@ -147,7 +148,7 @@ def scenes_questions_dataset(
     """
     unknown = [family for family in families if family not in FAMILIES]
     if unknown or not (families or caption):
-        raise ValueError(f"families must be some of {', '.join(FAMILIES)}, got {list(families)}. Pick at least one.")
+        raise UserError(f"families must be some of {', '.join(FAMILIES)}, got {list(families)}. Pick at least one.")
     scenes = _Scenes(split, n, seed, size)
     per_scene = len(families) + int(caption)
 
@@ -169,9 +170,9 @@ class _Scenes:
     def __init__(self, split: str, n: int, seed: int, size: int) -> None:
         parts = split.split("+")
         if n < 1:
-            raise ValueError(f"n must be >= 1, got {n}. Ask for at least one scene.")
+            raise UserError(f"n must be >= 1, got {n}. Ask for at least one scene.")
         if len(set(parts)) < len(parts):
-            raise ValueError(f"split must name each split once, got {split!r}. Leave the repetition out.")
+            raise UserError(f"split must name each split once, got {split!r}. Leave the repetition out.")
         self.split, self.n, self.seed, self.size = split, n, seed, size
         self._parts = [_checked(part) for part in parts]
         self._sizes = [n // len(parts) + (i < n % len(parts)) for i in range(len(parts))]
@@ -189,7 +190,7 @@ def _checked(split: str) -> Split:
     for known in ("train", "test", "unseen"):
         if split == known:
             return known
-    raise ValueError(
+    raise UserError(
         f"split must be 'train', 'test', 'unseen' or several joined by '+', got {split!r}. Pick from the three."
     )
 

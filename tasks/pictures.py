@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from tasks.errors import UserError
 
-class PictureError(ValueError):
+
+class PictureError(UserError):
     """A picture cannot be used; the message names it and says why."""
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
+from tasks.errors import UserError
+
 _ARTICLES = {"a", "an", "the"}
 _NUMBERS = ("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {word: str(max(value - 1, 0)) for value, word in enumerate(_NUMBERS)}  # "none" counts as zero, officially
@@ -64,7 +66,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     Source: Antol et al. 2015, arXiv 1505.00468; answers are normalised always, as LLaVA-1.5's evaluation does.
     """
     if not answers:
-        raise ValueError("answers must have at least one entry, got none. Give what people answered.")
+        raise UserError("answers must have at least one entry, got none. Give what people answered.")
     given = normalise(prediction)
     if len(answers) == 1:
         return exact_match(prediction, answers[0])
@@ -124,13 +126,11 @@ def score_answer(prediction: str, answer: str | Sequence[str], family: str = "")
     if family == "choice":
         expected = option_letter(answer, "ABCDEFGHIJ")
         if expected is None:
-            raise ValueError(
-                f"answer must be an option letter for family 'choice', got {answer!r}. Give one of A to J."
-            )
+            raise UserError(f"answer must be an option letter for family 'choice', got {answer!r}. Give one of A to J.")
         return float(option_letter(prediction, "ABCDEFGHIJ") == expected)
     if family == "exists":
         if normalise(answer) not in ("yes", "no"):
-            raise ValueError(f"answer must be yes or no for family 'exists', got {answer!r}. Give one of the two.")
+            raise UserError(f"answer must be yes or no for family 'exists', got {answer!r}. Give one of the two.")
         return float(yes_or_no(prediction) == normalise(answer))
     return exact_match(prediction, answer)
 
@@ -155,12 +155,12 @@ def accuracy_by_family(scores: Sequence[float], families: Sequence[str], *, leve
     Source: Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22.
     """
     if not scores or len(scores) != len(families):
-        raise ValueError(
+        raise UserError(
             f"scores must be as many as families, at least one, got {len(scores)} and {len(families)}. Give one each."
         )
     values = np.asarray(scores, dtype=float)
     if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f"scores must lie in [0, 1], got {values.min()} to {values.max()}. Use score_answer.")
+        raise UserError(f"scores must lie in [0, 1], got {values.min()} to {values.max()}. Use score_answer.")
     names = np.asarray(families, dtype=object)
     rows = [(family, values[names == family]) for family in dict.fromkeys(families)] + [("all", values)]
     z = float(norm.ppf((1 + level) / 2))

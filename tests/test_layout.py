@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "models": {"tasks"},  # the example type that inputs are made of, and the prompts
     "tasks": set(),
-    "records": {"models"},  # settings name a model; records.model opens it
+    "records": {"models", "tasks"},
     "probes": {"models", "tasks", "records"},
     "interventions": {"models", "tasks", "records"},
     "tuning": {"models", "tasks", "records"},
-    "figures": {"probes", "interventions", "tuning"},
+    "figures": set(),
     "benchmarks": {"models", "tasks", "records", "probes", "interventions", "tuning", "figures"},
 }
 # A sweep draws at its end, and a command writes a report; those are the places where results meet figures.

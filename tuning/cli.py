@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from records.cli_arguments import add_report
-from records.errors import BadInput
 from records.terminal import RunByDefault, progress_bar, refuse
+from tasks.errors import UserError
 from tuning.cli_options import COMMAND, DATA, HOW, MODEL, PLAN, RUN, parts_of
 from tuning.compare.cli import compare
 
@@ -197,10 +197,10 @@ def run(
     from tuning.plan.plan import LayerPlan, Lisa, Lora
     from tuning.run import run_tuning  # torch and transformers take seconds, and --help needs neither
 
-    leads = os.environ.get("RANK", "0") == "0"
+    is_main = os.environ.get("RANK", "0") == "0"
     try:
         if stage not in RECIPES:
-            raise BadInput(f"stage must be 1 or 2, got {stage}. See layerwise-finetune --help.")
+            raise UserError(f"stage must be 1 or 2, got {stage}. See layerwise-finetune --help.")
         recipe = RECIPES[stage]
         plan = LayerPlan(
             recipe.plan.layers if layers is None else layers,
@@ -249,17 +249,17 @@ def run(
             merge=merge,
             resume=resume,
         )
-        with progress_bar(leads=leads) as on_progress:
+        with progress_bar(is_main=is_main) as on_progress:
             outcome = run_tuning(
                 config,
                 dry_run=dry_run,
                 command=sys.argv,
-                on_note=typer.echo if leads else lambda line: None,
+                on_note=typer.echo if is_main else lambda line: None,
                 on_progress=on_progress,
             )
-    except BadInput as error:
+    except UserError as error:
         refuse(COMMAND, error)
-    if not leads:
+    if not is_main:
         return
     if isinstance(outcome, Estimate):
         typer.echo(str(outcome))

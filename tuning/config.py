@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from records.errors import BadInput
 from records.settings import plain
+from tasks.errors import UserError
 from tuning.data.labels import OnLong
 from tuning.data.samples import Writing
 from tuning.plan.connector import Connector
@@ -107,7 +107,7 @@ def check_numbers(o: Optimisation, r: Running, *, counts: Mapping[str, int | Non
         counts: Numbers of things by option; None where none was given.
 
     Raises:
-        BadInput: If one is out of its range; the message names its option.
+        UserError: If one is out of its range; the message names its option.
     """
     least: dict[str, tuple[float | None, float]] = {
         **{name: (count, 1) for name, count in counts.items()},
@@ -126,13 +126,13 @@ def check_numbers(o: Optimisation, r: Running, *, counts: Mapping[str, int | Non
     }
     for name, (value, floor) in least.items():
         if value is not None and not value >= floor:  # NaN is no number either
-            raise BadInput(f"{name} must be >= {floor}, got {value}. See layerwise-finetune --help.")
+            raise UserError(f"{name} must be >= {floor}, got {value}. See layerwise-finetune --help.")
     if not o.warmup < 1:
-        raise BadInput(f"warmup must be a share of the steps in [0, 1), got {o.warmup}. Write 0.03 for 3 per cent.")
+        raise UserError(f"warmup must be a share of the steps in [0, 1), got {o.warmup}. Write 0.03 for 3 per cent.")
     if o.seed >= 2**32:
-        raise BadInput(f"seed must be below 2^32, got {o.seed}. See layerwise-finetune --help.")
+        raise UserError(f"seed must be below 2^32, got {o.seed}. See layerwise-finetune --help.")
     if not o.epochs > 0:
-        raise BadInput(f"epochs must be > 0, got {o.epochs}. See layerwise-finetune --help.")
+        raise UserError(f"epochs must be > 0, got {o.epochs}. See layerwise-finetune --help.")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from safetensors import SafetensorError
 
 from models.llava import Llava
 from models.loading.load import load
-from records.errors import BadInput, refusing
 from records.manifest import (
     FILE,
     RunKind,
@@ -23,11 +22,12 @@ from records.manifest import (
 from records.processes import join_processes, own_device
 from records.progress import OnProgress, shown_progress, silent
 from records.settings import slug
+from tasks.errors import UserError, user_errors
 from tasks.pictures import PictureError
 from tasks.readers.tables import DataError
 from tuning.config import TuningConfig, check_numbers
 from tuning.cost.estimate import Estimate, cost_of_run, estimate_run, measure_first
-from tuning.data.conversation import Unusable
+from tuning.data.conversation import UnusableSampleError
 from tuning.data.samples import Samples, Survey, Writing, refusal_of, survey_usable, write_skipped
 from tuning.data.scene_mix import FIRST_CAPTION_SCENE, SceneMix, SceneQuestions
 from tuning.data.sources import Source, Subset, first_of, open_source
@@ -83,13 +83,13 @@ def run_tuning(
         on_progress: Told how it goes, as (stage, newly done, total); None shows it where this is a notebook.
 
     Raises:
-        BadInput: If anything that was given cannot be used.
+        UserError: If anything that was given cannot be used.
     """
     on_progress = on_progress or shown_progress()
     check_launcher(config.running)
     if is_compiled(config.plan, asked=config.running.compile):
         check_compiling(config.running.device, keep_prefix=config.running.keep_prefix)
-    with refusing(ValueError):
+    with user_errors(ValueError):
         device = own_device(config.running.device)
     processes = join_processes(device)
     folder = config.out or Path("runs") / f"{slug(config.model)}-{slug(config.plan.label)}"
@@ -111,8 +111,8 @@ def run_tuning(
         "data": samples.source.digest,
         "processes": processes.world,
     }
-    if processes.leads:
-        with refusing(OSError):
+    if processes.is_main:
+        with user_errors(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             described = {"id": llava.id, "weight_hash": llava.weight_hash}
             write_manifest(
@@ -128,7 +128,10 @@ def run_tuning(
         if bad:
             on_note(f"{len(bad)} samples left out, see {folder / name}")
     apply_plan(llava, resolved, seed=config.optimisation.seed, low_precision=config.running.bf16)
-    with refusing(PictureError, DataError, Unusable, OSError), enough_memory(config.optimisation.batch_size):
+    with (
+        user_errors(PictureError, DataError, UnusableSampleError, OSError),
+        enough_memory(config.optimisation.batch_size),
+    ):
         measured = measure_first(config, llava, resolved, samples, estimate)
         trained = train(
             llava,
@@ -141,12 +144,12 @@ def run_tuning(
             eval_sets=eval_sets,
             resume=resume,
             model_bytes=bytes_of_model(resolved, merge=config.merge),
-            on_note=on_note if processes.leads else lambda line: None,
-            on_progress=on_progress if processes.leads else silent,
-            on_trained=lambda trainer: _save(config, trainer, folder, leads=processes.leads),
+            on_note=on_note if processes.is_main else lambda line: None,
+            on_progress=on_progress if processes.is_main else silent,
+            on_trained=lambda trainer: _save(config, trainer, folder, is_main=processes.is_main),
         )
     cost = cost_of_run(config, measured, trained, estimate, llava.device, processes.world)
-    if processes.leads:
+    if processes.is_main:
         write_json(folder / "cost.json", cost)
     processes.wait()
     return Outcome(folder, estimate, trained, cost)
@@ -162,14 +165,14 @@ def prepare_run(
     """Model, plan and data, each checked; the plan is not applied yet.
 
     Raises:
-        BadInput: If one of them cannot be used.
+        UserError: If one of them cannot be used.
     """
     _check_numbers(config)
     llava = _opened(config, device)
     if config.plan.layers.startswith("auto:"):
         on_note(describe_choice(Path(config.plan.layers.removeprefix("auto:")), llava.n_layers))
     resolved = resolve(config.plan, llava)
-    with refusing(ValueError, OSError):
+    with user_errors(ValueError, OSError):
         source = training_source(config)
         found = survey_usable(llava, source, config.writing, "reading samples", on_progress)
         scored, how = evaluation_sources(config), scoring_of(config)
@@ -180,7 +183,7 @@ def prepare_run(
 
 def _opened(config: TuningConfig, device: str, *, validate: bool = True) -> Llava:
     """The model that a run starts from."""
-    with refusing(ValueError, OSError):
+    with user_errors(ValueError, OSError):
         llava = load(config.model, device=device, dtype=torch.float32, validate=validate)
     return with_connector(llava, config.connector, seed=config.optimisation.seed)
 
@@ -216,29 +219,31 @@ def scoring_of(config: TuningConfig) -> Writing:
 def _checked_folder(folder: Path, config: TuningConfig, manifest: dict[str, Any], *, dry_run: bool) -> Path | None:
     """The checkpoint to go on from; None to start."""
     if folder.exists() and not folder.is_dir():
-        raise BadInput(f"out must be a folder, got the file {str(folder)!r}. Choose another name.")
+        raise UserError(f"out must be a folder, got the file {str(folder)!r}. Choose another name.")
     occupied = folder.is_dir() and any(folder.iterdir())
     if config.resume is not None:
         resume = last_checkpoint(folder) if str(config.resume) == "last" else config.resume
         if resume is None or not resume.is_dir():
             wanted = "a checkpoint" if resume is None else str(resume)
-            raise BadInput(f"resume must name an existing checkpoint, got none ({wanted}) in {str(folder)!r}.")
+            raise UserError(f"resume must name an existing checkpoint, got none ({wanted}) in {str(folder)!r}.")
     else:
         resume = None
     if dry_run or not occupied:
         return resume
-    with refusing(ValueError):
+    with user_errors(ValueError):
         old = read_manifest(folder, KIND)
     if old is None:
-        raise BadInput(f"out must be empty or a run of layerwise-finetune, got {str(folder)!r}. Choose another folder.")
+        raise UserError(
+            f"out must be empty or a run of layerwise-finetune, got {str(folder)!r}. Choose another folder."
+        )
     differing = difference(old, manifest)
     if differing is not None:
-        raise BadInput(
+        raise UserError(
             f"out must hold the same run or none, got one in {str(folder)!r} that differs: {differing}. "
             "Choose another folder with --out."
         )
     if resume is None and (last_checkpoint(folder) is not None or (folder / "cost.json").is_file()):
-        raise BadInput(f"out must be new, got a run in {str(folder)!r} (see {FILE}). Go on with --resume last.")
+        raise UserError(f"out must be new, got a run in {str(folder)!r} (see {FILE}). Go on with --resume last.")
     return resume
 
 
@@ -247,25 +252,25 @@ def _check_numbers(config: TuningConfig) -> None:
     given = {"scenes": config.data.scenes, "eval-limit": config.data.eval_limit, "limit": config.data.limit}
     check_numbers(config.optimisation, config.running, counts=given)
     if config.max_length < 2:
-        raise BadInput(f"max-length must be >= 2, got {config.max_length}. See layerwise-finetune --help.")
+        raise UserError(f"max-length must be >= 2, got {config.max_length}. See layerwise-finetune --help.")
     if config.merge and config.plan.method != "lora":
-        raise BadInput(f"merge must have LoRA's factors to merge, got --method {config.plan.method}. Leave it out.")
+        raise UserError(f"merge must have LoRA's factors to merge, got --method {config.plan.method}. Leave it out.")
     scenes = "scenes" in (config.data.spec, config.data.eval_spec)
     if not scenes and not (config.data.format_prompts and config.data.apart):
         option = "--in-turn" if config.data.format_prompts else "--no-format-prompts"
-        raise BadInput(f"{option} must have scenes to act on, got the file {config.data.spec!r}. Leave it out.")
+        raise UserError(f"{option} must have scenes to act on, got the file {config.data.spec!r}. Leave it out.")
     if config.connector != "keep" and config.plan.method == "lora" and not config.merge:
-        raise BadInput(
+        raise UserError(
             f"connector must be kept where LoRA becomes an adapter of the base model, got {config.connector!r}. "
             "Add --merge."
         )
 
 
-def _save(config: TuningConfig, trainer: PlanTrainer, folder: Path, *, leads: bool) -> None:
+def _save(config: TuningConfig, trainer: PlanTrainer, folder: Path, *, is_main: bool) -> None:
     tensors = trainer.full_tensors()
     rounded = config.running.bf16
-    if leads:
-        with refusing(OSError, SafetensorError):
+    if is_main:
+        with user_errors(OSError, SafetensorError):
             save_model(
                 trainer.llava,
                 trainer.resolved,

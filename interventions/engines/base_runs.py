@@ -10,6 +10,7 @@ from torch import Tensor
 from models.cached_blocks import Run, TowerRun, run_cached, run_tower, running
 from models.inputs import Inputs
 from models.llava import Llava
+from tasks.errors import UserError
 
 Engine = Literal["resume", "full"]
 
@@ -119,7 +120,7 @@ def prepare_base(
             unknown.
     """
     if engine not in ("resume", "full"):
-        raise ValueError(f"engine must be 'resume' or 'full', got {engine!r}. Both give the same numbers.")
+        raise UserError(f"engine must be 'resume' or 'full', got {engine!r}. Both give the same numbers.")
     readout = readout.to(inputs.input_ids.device)
     _check(inputs, other, readout)
     if engine == "full":
@@ -153,21 +154,21 @@ def at_slots(
 
 def _check(inputs: Inputs, other: Inputs | None, readout: Tensor) -> None:
     if readout.shape[0] != len(inputs):
-        raise ValueError(
+        raise UserError(
             f"readout must have one row for each of {len(inputs)} examples, got {readout.shape[0]}. Use -1 to fill up."
         )
     used = readout[readout >= 0]
     if not len(used):
-        raise ValueError("readout must ask for at least one position, got none. -1 marks an unused slot.")
+        raise UserError("readout must ask for at least one position, got none. -1 marks an unused slot.")
     if int(readout.min()) < -1 or int(readout.max()) >= inputs.n_positions:
-        raise ValueError(
+        raise UserError(
             f"readout must be in [-1, {inputs.n_positions}), got {int(readout.min())} to {int(readout.max())}. "
             "Columns of the batch count from 0."
         )
     if not bool(inputs.attention_mask[_index(readout)].all()):
-        raise ValueError("readout must be at real tokens, got padding. See Inputs.layout.")
+        raise UserError("readout must be at real tokens, got padding. See Inputs.layout.")
     if other is not None and len(other) != len(inputs):
-        raise ValueError(f"other must have {len(inputs)} examples, got {len(other)}. Rows belong together.")
+        raise UserError(f"other must have {len(inputs)} examples, got {len(other)}. Rows belong together.")
 
 
 def _index(readout: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from interventions.engines.edits import Cell, Cut, Write
 from models.inputs import Inputs
 from models.llava import Llava
 from models.sites import Site, check_site
+from tasks.errors import UserError
 
 _BY_HEAD = ("q", "k", "v", "z")
 
@@ -37,14 +38,14 @@ def check_cells(llava: Llava, base: Base, cells: Sequence[Cell]) -> None:
 
 def _check_layer(llava: Llava, layer: int, what: str) -> None:
     if not 0 <= layer < llava.n_layers:
-        raise ValueError(
+        raise UserError(
             f"layer of a {what} must be in [0, {llava.n_layers}) for {llava.id}, got {layer}. Layers count from 0."
         )
 
 
 def _check_mask(mask: Tensor, shape: Sequence[int], what: str) -> None:
     if mask.dtype != torch.bool or tuple(mask.shape) != tuple(shape):
-        raise ValueError(
+        raise UserError(
             f"{what} must be boolean of shape {tuple(shape)}, got {mask.dtype} of {tuple(mask.shape)}. "
             "token_mask makes one for the language model."
         )
@@ -52,7 +53,7 @@ def _check_mask(mask: Tensor, shape: Sequence[int], what: str) -> None:
 
 def _check_heads(heads: Sequence[int], n_heads: int, what: str) -> None:
     if not heads or not all(0 <= head < n_heads for head in heads):
-        raise ValueError(
+        raise UserError(
             f"heads must be in [0, {n_heads}) and not empty for {what}, got {tuple(heads)}. None means all heads."
         )
 
@@ -61,23 +62,23 @@ def _check_write(llava: Llava, base: Base, write: Write) -> None:
     site = write.site
     check_site(site, llava)
     if site.name == "pattern":
-        raise ValueError(f"site of a Write must not be a pattern, got {str(site)!r}. A Cut removes attention edges.")
+        raise UserError(f"site of a Write must not be a pattern, got {str(site)!r}. A Cut removes attention edges.")
     shape = site_shape(llava, base.inputs, site)
     _check_mask(write.mask, shape[:2], f"mask at {str(site)!r}")
     if not bool(write.mask.any()):
-        raise ValueError(f"mask at {str(site)!r} must hold at least one position, got none. Leave the edit out.")
+        raise UserError(f"mask at {str(site)!r} must hold at least one position, got none. Leave the edit out.")
     if site.part == "language_model":
         mask = write.mask.to(base.inputs.attention_mask.device)
         if bool((mask & (base.inputs.attention_mask == 0)).any()):
-            raise ValueError(f"mask at {str(site)!r} must not hold padding, got some. Combine it with attention_mask.")
+            raise UserError(f"mask at {str(site)!r} must not hold padding, got some. Combine it with attention_mask.")
     if write.heads is not None:
         if site.name not in _BY_HEAD:
-            raise ValueError(f"heads must be None at {str(site)!r}, got {write.heads}. Only q, k, v and z have heads.")
+            raise UserError(f"heads must be None at {str(site)!r}, got {write.heads}. Only q, k, v and z have heads.")
         _check_heads(write.heads, shape[2], f"{str(site)!r}")
     if isinstance(write.value, str):
         _check_other(base, write)
     elif not _broadcasts(write.value, shape):
-        raise ValueError(
+        raise UserError(
             f"value at {str(site)!r} must broadcast to {shape}, got {tuple(write.value.shape)}. "
             "q, k, v and z have an axis for the heads."
         )
@@ -101,7 +102,7 @@ def site_shape(llava: Llava, inputs: Inputs, site: Site) -> tuple[int, ...]:
         n_kv_heads, d_head = llava.n_kv_heads, llava.tap(Site("language_model", 0, "q")).d_head
     else:
         if inputs.pixel_values is None:
-            raise ValueError(f"batch must have pictures for a Write at {str(site)!r}, got none.")
+            raise UserError(f"batch must have pictures for a Write at {str(site)!r}, got none.")
         tower = site.part == "vision_tower"
         height, wide = llava.grid
         rows = inputs.pixel_values.shape[0]
@@ -120,13 +121,13 @@ def _check_other(base: Base, write: Write) -> None:
     """The other run has something to give at the same places."""
     site, other, inputs = write.site, base.other, base.inputs
     if write.value != "other":
-        raise ValueError(f"value at {str(site)!r} must be OTHER or a tensor, got {write.value!r}.")
+        raise UserError(f"value at {str(site)!r} must be OTHER or a tensor, got {write.value!r}.")
     if other is None:
-        raise ValueError(f"other must be given for a Write of OTHER at {str(site)!r}, got None. Pass the other batch.")
+        raise UserError(f"other must be given for a Write of OTHER at {str(site)!r}, got None. Pass the other batch.")
     if site.part != "language_model":
         for example, (mine, theirs) in enumerate(zip(inputs.image_of, other.image_of, strict=True)):
             if len(mine) != len(theirs) and any(bool(write.mask[picture].any()) for picture in mine):
-                raise ValueError(
+                raise UserError(
                     f"other must show as many pictures as the batch in row {example}, got {len(theirs)} for "
                     f"{len(mine)}, with a Write at {str(site)!r}. Pictures belong together in their order."
                 )
@@ -138,7 +139,7 @@ def _check_other(base: Base, write: Write) -> None:
     ok &= other.position_ids[rows, inside] == inputs.position_ids[rows, columns]
     if not bool(ok.all()):
         row, column = int(rows[~ok][0]), int(columns[~ok][0])
-        raise ValueError(
+        raise UserError(
             f"other must have the same position at column {column} of row {row}, where {str(site)!r} is written from "
             "it, got padding or another one. Prepare both batches with prompts of equal length, padded on the right."
         )

@@ -15,6 +15,7 @@ from interventions.engines.edits import Cell
 from interventions.engines.full_forward import run_full
 from interventions.engines.incremental import run_resume
 from models.llava import Llava
+from tasks.errors import UserError
 
 __all__ = ["Base", "Engine", "prepare_base", "run_cells"]
 
@@ -54,11 +55,11 @@ def run_cells(
         Auto-Regressive Language Models", arXiv 2304.14767.
     """
     if engine not in ("resume", "full"):
-        raise ValueError(f"engine must be 'resume' or 'full', got {engine!r}. Both give the same numbers.")
+        raise UserError(f"engine must be 'resume' or 'full', got {engine!r}. Both give the same numbers.")
     if cells_at_once is not None and cells_at_once < 1:
-        raise ValueError(f"cells_at_once must be at least 1, got {cells_at_once}. None chooses by memory.")
+        raise UserError(f"cells_at_once must be at least 1, got {cells_at_once}. None chooses by memory.")
     if engine == "resume" and base.prefix is None:
-        raise ValueError(
+        raise UserError(
             "engine must be 'full' for a base prepared for it, got 'resume'. Prepare the base for 'resume'."
         )
     check_cells(llava, base, cells)

@@ -16,6 +16,7 @@ from interventions.plan.cells import CellSpec
 from interventions.plan.groups import Masks
 from interventions.plan.plan import AblateOptions
 from models.sites import Site
+from tasks.errors import UserError
 from tasks.example import Example
 
 # (site, token group) -> what is known of the activation there.
@@ -44,7 +45,7 @@ def ablate_edits(spec: CellSpec, masks: Masks, options: AblateOptions, means: Me
         return tuple(Write(site, mask, torch.zeros(1), spec.heads) for site in spec.sites)
     missing = [site for site in spec.sites if (site, spec.tokens) not in means]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"means must hold {str(missing[0])!r} for the group {spec.tokens!r}, got none. prepare_context finds them."
         )
     return tuple(Write(site, mask, means[site, spec.tokens], spec.heads) for site in spec.sites)
@@ -72,7 +73,7 @@ def resampled_examples(examples: Sequence[Example], *, seed: int) -> list[Exampl
                 found[index] = replace(mine, pictures=theirs)
                 break
         else:
-            raise ValueError(
+            raise UserError(
                 f"examples must hold another one with {len(keys)} other pictures for {mine.id!r}, got none. "
                 "Resampling needs two examples with pictures at least; use more, or another ablation."
             )

@@ -24,6 +24,7 @@ from models.inputs import Inputs
 from models.llava import Llava
 from models.precision import fast_bfloat16
 from models.sites import Site
+from tasks.errors import UserError
 from tasks.example import Example
 
 
@@ -88,10 +89,10 @@ def attribute(
     """
     options = context.plan.options
     if not isinstance(options, PatchOptions):
-        raise ValueError(f"op must be patch or attribute, got {context.plan.op!r}. Only patching has a gradient form.")
+        raise UserError(f"op must be patch or attribute, got {context.plan.op!r}. Only patching has a gradient form.")
     wide = [spec for spec in specs if len(spec.layers) > 1]
     if wide:
-        raise ValueError(f"window must be one layer for attribution, got {wide[0].window!r}. Use window 1.")
+        raise UserError(f"window must be one layer for attribution, got {wide[0].window!r}. Use window 1.")
     noise = noise_of(llava, inputs, context, seed) if context.plan.corruption.kind == "noise" else None
     source = inputs if other is None else other
     _check_alike(inputs, source)
@@ -146,7 +147,7 @@ def attribution_error(
         ValueError: If the two have different shapes, or nothing in them.
     """
     if estimated.shape != exact.shape or estimated.numel() == 0:
-        raise ValueError(
+        raise UserError(
             f"estimated and exact must have one shape and a value at least, got {tuple(estimated.shape)} and "
             f"{tuple(exact.shape)}. Pass the same cells and examples."
         )
@@ -187,7 +188,7 @@ def _check_alike(inputs: Inputs, other: Inputs) -> None:
     )
     counts = [[len(pictures) for pictures in batch.image_of] for batch in (inputs, other)]
     if not alike or counts[0] != counts[1] or not torch.equal(inputs.attention_mask, other.attention_mask):
-        raise ValueError(
+        raise UserError(
             f"other must stand like inputs, got batches of {tuple(inputs.input_ids.shape)} and "
             f"{tuple(other.input_ids.shape)} with {sum(counts[0])} and {sum(counts[1])} pictures. "
             "Pairs need prompts and answers of equal length."

@@ -35,6 +35,7 @@ from models.capture import capture
 from models.inputs import Inputs
 from models.llava import Llava
 from models.sites import Site
+from tasks.errors import UserError
 from tasks.example import Example
 
 
@@ -69,13 +70,13 @@ def choose_runs(plan: Plan, clean: Inputs, *, pair: Inputs | None = None, resamp
     corrupt = pair if kind == "pair" else (blank_pictures(clean) if kind == "blank" else clean)
     if isinstance(plan.options, PatchOptions):
         if corrupt is None:
-            raise ValueError(f"pair must be given for op {plan.op!r}, got None. Or corrupt by 'blank' or 'noise'.")
+            raise UserError(f"pair must be given for op {plan.op!r}, got None. Or corrupt by 'blank' or 'noise'.")
         if plan.options.direction == "denoise":
             return Runs(corrupt, clean, corrupt)
         return Runs(clean, None if kind == "noise" else corrupt, corrupt)
     if isinstance(plan.options, AblateOptions) and plan.options.kind == "resample":
         if resampled is None:
-            raise ValueError("resampled must be given for resample ablation, got None. resampled_examples makes them.")
+            raise UserError("resampled must be given for resample ablation, got None. resampled_examples makes them.")
         return Runs(clean, resampled, corrupt)
     return Runs(clean, None, corrupt)
 
@@ -144,7 +145,7 @@ def compile_cells(
             case NoOptions():
                 edits = knockout_edits(spec, masks)
             case _:
-                raise ValueError(
+                raise UserError(
                     f"op must change a run, got {spec.op!r}. interventions.operations.transplant changes weights."
                 )
         cells.append(Cell(edits))
@@ -171,7 +172,7 @@ def noise_of(llava: Llava, inputs: Inputs, context: Context, seed: int | None = 
         ValueError: If the context does not know how far embeddings deviate.
     """
     if context.deviation is None:
-        raise ValueError("context must hold the embeddings' deviation for noise, got None. prepare_context finds it.")
+        raise UserError("context must hold the embeddings' deviation for noise, got None. prepare_context finds it.")
     corruption = context.plan.corruption
     seed = corruption.seeds[0] if seed is None else seed
     return draw_noise(llava, inputs, deviation=corruption.scale * context.deviation, seed=seed)

@@ -20,6 +20,7 @@ from models.hooks import edited
 from models.inputs import Inputs, Preprocess
 from models.llava import Llava
 from models.sites import Site
+from tasks.errors import UserError
 from tasks.example import Example
 
 EMBEDDINGS = Site("projector", None, "out")
@@ -109,7 +110,7 @@ def noised(llava: Llava, inputs: Inputs, noise: Float[Tensor, "image token d_mod
 def _pixels(inputs: Inputs) -> Tensor:
     bare = [row for row, pictures in enumerate(inputs.image_of) if not pictures]
     if bare or inputs.pixel_values is None:
-        raise ValueError(
+        raise UserError(
             f"examples must show a picture to corrupt, got none in row {bare[0] if bare else 0} of the batch. "
             "Leave it out."
         )

@@ -15,6 +15,7 @@ from models.capture import capture
 from models.inputs import Inputs
 from models.llava import Llava
 from models.sites import Site
+from tasks.errors import UserError
 
 # float32 sums over tens of layers agree to about 1e-6; a norm that is no scaling misses by far more.
 _LINEAR = 1e-3
@@ -90,12 +91,12 @@ def direct_logit_attribution(
 def _check(inputs: Inputs, columns: Tensor, answers: Tensor, foils: Tensor) -> None:
     for name, given in (("columns", columns), ("answers", answers), ("foils", foils)):
         if tuple(given.shape) != (len(inputs),):
-            raise ValueError(
+            raise UserError(
                 f"{name} must be one for each of {len(inputs)} examples, got shape {tuple(given.shape)}. "
                 "None is shared."
             )
     if int(columns.min()) < 0 or int(columns.max()) >= inputs.n_positions:
-        raise ValueError(
+        raise UserError(
             f"columns must be in [0, {inputs.n_positions}), got {int(columns.min())} to {int(columns.max())}. "
             "Columns of the batch count from 0."
         )
@@ -120,7 +121,7 @@ def _logit_direction(
     # in bfloat16 each value is rounded to 8 bits, so that the comparison can only see gross errors
     slack = _LINEAR if llava.dtype == torch.float32 else 2e-2
     if float((factor * unscaled - normed).norm() / normed.norm()) > slack:
-        raise ValueError(
+        raise UserError(
             f"final norm must be a scaling of its input, got another one in {llava.id}. Only RMS norms are attributed."
         )
     head: Any = llava.model.get_output_embeddings()

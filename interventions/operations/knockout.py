@@ -11,6 +11,7 @@ from interventions.engines.edits import Cut
 from interventions.plan.cells import CellSpec
 from interventions.plan.groups import Masks
 from interventions.plan.plan import FLOW
+from tasks.errors import UserError
 
 
 def knockout_edits(spec: CellSpec, masks: Masks) -> tuple[Cut, ...]:
@@ -39,7 +40,7 @@ def knockout_edits(spec: CellSpec, masks: Masks) -> tuple[Cut, ...]:
     edges = queries & (keys.int().cumsum(1) - keys.int() > 0)
     missing = (~edges.any(1)).nonzero().flatten().tolist()
     if missing:
-        raise ValueError(
+        raise UserError(
             f"knockout must cut an edge in every example, got none for {spec.tokens!r} in row {missing[0]} of the "
             "batch. Attention looks back: the source must come before the target."
         )

@@ -19,6 +19,7 @@ from models.inputs import Inputs
 from models.llava import Llava
 from models.precision import fast_bfloat16
 from models.sites import Site, check_site
+from tasks.errors import UserError
 from tasks.example import Example
 
 Entrance = Literal["q", "k", "v"]
@@ -125,28 +126,26 @@ def _check(
     entrance: Entrance,
 ) -> None:
     if entrance not in ("q", "k", "v"):
-        raise ValueError(f"entrance must be q, k or v, got {entrance!r}. Receivers hear through one of them.")
+        raise UserError(f"entrance must be q, k or v, got {entrance!r}. Receivers hear through one of them.")
     if not senders or not receivers:
-        raise ValueError(
-            f"senders and receivers must not be empty, got {len(senders)} and {len(receivers)}. Name some."
-        )
+        raise UserError(f"senders and receivers must not be empty, got {len(senders)} and {len(receivers)}. Name some.")
     n_receiving = llava.n_heads if entrance == "q" else llava.n_kv_heads
     for name, heads, n_heads in (("sender", senders, llava.n_heads), ("receiver", receivers, n_receiving)):
         for layer, head in heads:
             check_site(Site("language_model", layer, "z"), llava)
             if not 0 <= head < n_heads:
-                raise ValueError(
+                raise UserError(
                     f"head of a {name} must be in [0, {n_heads}) for {llava.id}, got {head}. Keys and values may have "
                     "fewer heads than queries."
                 )
     latest, earliest = max(s.layer for s in senders), min(r.layer for r in receivers)
     if earliest <= latest:
-        raise ValueError(
+        raise UserError(
             f"receivers must stand in later layers than senders, got a receiver in layer {earliest} and a sender in "
             f"layer {latest}. A head hears only layers below it."
         )
     if inputs.input_ids.shape != other.input_ids.shape or not torch.equal(inputs.position_ids, other.position_ids):
-        raise ValueError(
+        raise UserError(
             f"other must stand like inputs, got batches of {tuple(inputs.input_ids.shape)} and "
             f"{tuple(other.input_ids.shape)}. Pairs need prompts of equal length."
         )

@@ -18,6 +18,7 @@ from interventions.plan.cells import CellSpec
 from interventions.plan.groups import Masks
 from interventions.plan.plan import SteerOptions
 from models.sites import Site
+from tasks.errors import UserError
 
 
 def steer_edits(
@@ -48,7 +49,7 @@ def steer_edits(
         length = options.strength
         if options.unit == "norm":
             if (site, spec.tokens) not in norms:
-                raise ValueError(
+                raise UserError(
                     f"norms must hold {str(site)!r} for the group {spec.tokens!r}, got none. prepare_context finds "
                     "them; the unit 'absolute' needs none."
                 )
@@ -70,7 +71,7 @@ def fitting_direction(
     direction = direction_at(directions, name, site)
     width = site_shape(masks.llava, masks.inputs, site)[-1]
     if len(direction) != width:
-        raise ValueError(
+        raise UserError(
             f"direction {name!r} must have {width} numbers at {str(site)!r}, got {len(direction)}. "
             "It must come from the same model and site."
         )
@@ -84,18 +85,18 @@ def direction_at(directions: Mapping[str, Tensor], name: str, site: Site) -> Flo
         ValueError: If there is none of that name, none for the layer, or it has no length.
     """
     if name not in directions:
-        raise ValueError(f"direction must be one of {', '.join(directions) or 'none'}, got {name!r}. Check its name.")
+        raise UserError(f"direction must be one of {', '.join(directions) or 'none'}, got {name!r}. Check its name.")
     given = directions[name].float()
     if given.dim() == 2 and site.layer is not None and site.layer < given.shape[0]:
         given = given[site.layer]
     if given.dim() != 1:
-        raise ValueError(
+        raise UserError(
             f"direction {name!r} must be d_model, or layer d_model with a row for {str(site)!r}, got shape "
             f"{tuple(directions[name].shape)}. Give one vector to use it at every site."
         )
     length = float(given.norm())
     if not 0 < length < float("inf"):
-        raise ValueError(f"direction {name!r} must have a finite length above 0, got {length} at {str(site)!r}.")
+        raise UserError(f"direction {name!r} must have a finite length above 0, got {length} at {str(site)!r}.")
     return given / length
 
 
@@ -108,7 +109,7 @@ def load_directions(path: Path) -> dict[str, Tensor]:
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"directions must be a safetensors file, got {str(path)!r} ({error}). Save one.") from error
+        raise UserError(f"directions must be a safetensors file, got {str(path)!r} ({error}). Save one.") from error
     if not found:
-        raise ValueError(f"directions must hold one at least, got none in {str(path)!r}. Save a tensor by name.")
+        raise UserError(f"directions must hold one at least, got none in {str(path)!r}. Save a tensor by name.")
     return found

@@ -17,6 +17,7 @@ from torch import nn
 from interventions.plan.cells import spell_layers
 from models.llava import Llava
 from models.sites import Site
+from tasks.errors import UserError
 
 # Equal shapes do not make equal computations: these must agree too.
 _SAME = (
@@ -84,7 +85,7 @@ def _parameters(
     shapes = [{name: tuple(value.shape) for name, value in side.items()} for side in (ours, given)]
     if shapes[0] != shapes[1]:
         differing = next(name for name in {**ours, **given} if shapes[0].get(name) != shapes[1].get(name))
-        raise ValueError(
+        raise UserError(
             f"donor must have weights of the recipient's shapes, got {shapes[1].get(differing)} for "
             f"{shapes[0].get(differing)} at {differing!r} of {donor}. Both must be of one architecture."
         )
@@ -105,26 +106,26 @@ def _head(llava: Llava) -> nn.Module:
 def _check(llava: Llava, donor: Llava, layers: list[int]) -> None:
     wrong = [layer for layer in layers if not 0 <= layer < llava.n_layers]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"layer must be in [0, {llava.n_layers}) for {llava.id}, got {wrong[0]}. Layers count from 0; the head "
             "comes along with head=True."
         )
     if donor.n_layers != llava.n_layers:
-        raise ValueError(
+        raise UserError(
             f"donor must have {llava.n_layers} layers as {llava.id} has, got {donor.n_layers} in {donor.id}. "
             "Both must be of one architecture."
         )
     if (llava.grid, llava.image_token_id) != (donor.grid, donor.image_token_id) or (
         llava.tokenizer.get_vocab() != donor.tokenizer.get_vocab()
     ):
-        raise ValueError(
+        raise UserError(
             f"donor must read pictures and words as {llava.id} does, got another patch grid or vocabulary in "
             f"{donor.id}. Both runs are given the recipient's inputs."
         )
     mine, theirs = llava.config.text_config, donor.config.text_config
     for key in _SAME:
         if getattr(mine, key, None) != getattr(theirs, key, None):
-            raise ValueError(
+            raise UserError(
                 f"donor must have the recipient's {key}, got {getattr(theirs, key, None)!r} for "
                 f"{getattr(mine, key, None)!r} in {donor.id}. Both must be of one architecture."
             )

@@ -20,6 +20,7 @@ from models.inputs import Inputs
 from models.llava import Llava
 from models.sites import Part
 from models.tokens import GROUPS, BoxGroup, PatchGroup, token_mask
+from tasks.errors import UserError
 from tasks.example import Box, Example
 
 PATCHES = "patches"  # in a plan: each patch of the grid on its own
@@ -118,12 +119,12 @@ def picture_mask(
             different tokens of it (``own_pictures`` gives each its own).
     """
     if not is_pictured(text):
-        raise ValueError(
+        raise UserError(
             f"tokens must be image tokens or 'all' at a site of the {part.replace('_', ' ')}, got {text!r}. "
             "Use image, object, patch(r,c), box(...), or a site of the language model."
         )
     if inputs.pixel_values is None:
-        raise ValueError(f"batch must hold pictures for a site of the {part.replace('_', ' ')}, got none. Add some.")
+        raise UserError(f"batch must hold pictures for a site of the {part.replace('_', ' ')}, got none. Add some.")
     height, width = llava.grid
     tower = part == "vision_tower"
     length = height * width + (1 if tower else llava.n_class_tokens)
@@ -138,7 +139,7 @@ def picture_mask(
             if text.strip() == "all":
                 wanted[:] = True
             if picture in owner and not torch.equal(mask[picture], wanted):
-                raise ValueError(
+                raise UserError(
                     f"tokens must be the same in examples that share a picture, got {text!r} for rows "
                     f"{owner[picture]} and {row} of the batch, which show {inputs.picture_keys[picture]!r}. "
                     "own_pictures(inputs) gives each its own."
@@ -174,7 +175,7 @@ def _term(sign: int, piece: str, text: str) -> Term:
         pattern = r"-?\d+" if whole else r"-?\d+(\.\d+)?"
         if len(inside) in _COUNTS[name] and all(re.fullmatch(pattern, number) for number in inside):
             return Term(sign, name, tuple(float(number) for number in inside))
-    raise ValueError(
+    raise UserError(
         f"tokens must be one of {', '.join(_NAMES)}, patch(row,column), box(left,top,right,bottom), pos(i), or such "
         f"joined by + and -, got {text!r}. For example image-object."
     )
@@ -197,7 +198,7 @@ def _term_mask(inputs: Inputs, term: Term, llava: Llava, examples: Sequence[Exam
         index = int(term.numbers[0])
         column = index + (layout.real.start if index >= 0 else layout.prompt_stop)
         if not layout.real.start <= column < layout.real.stop:
-            raise ValueError(
+            raise UserError(
                 f"pos must be in [{layout.real.start - layout.prompt_stop}, {layout.real.stop - layout.real.start}) "
                 f"for row {row} of the batch, got {index}. Positions count from the first real token, or back from "
                 "the prompt's end."
@@ -210,7 +211,7 @@ def _refuse_empty(mask: Tensor, text: str, examples: Sequence[Example] | None) -
     empty = (~mask.any(1)).nonzero().flatten().tolist()
     if empty:
         name = f"row {empty[0]} of the batch" if examples is None else f"example {examples[empty[0]].id!r}"
-        raise ValueError(
+        raise UserError(
             f"tokens must hold a position of every example, got none for {text!r} in {name}. "
             "Choose another group, or leave the example out."
         )

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from tasks.errors import UserError
+
 Op = Literal["patch", "ablate", "knockout", "skip", "steer", "attribute", "transplant"]
 OPS: tuple[Op, ...] = get_args(Op)
 
@@ -31,7 +33,7 @@ class Corruption:
         check_among("corruption", self.kind, ("pair", "blank", "noise"))
         check_number("scale", self.scale, positive=True)
         if not (isinstance(self.seeds, tuple) and self.seeds and all(is_whole(s) and s >= 0 for s in self.seeds)):
-            raise ValueError(f"seeds must be integers >= 0, at least one, got {self.seeds!r}. Each is a draw of noise.")
+            raise UserError(f"seeds must be integers >= 0, at least one, got {self.seeds!r}. Each is a draw of noise.")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class AblateOptions:
         """Refuses another kind."""
         check_among("ablation", self.kind, ("zero", "mean", "resample"))
         if not is_whole(self.seed) or self.seed < 0:
-            raise ValueError(f"seed must be an integer >= 0, got {self.seed!r}. Any will do.")
+            raise UserError(f"seed must be an integer >= 0, got {self.seed!r}. Any will do.")
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class SkipOptions:
     def __post_init__(self) -> None:
         """Refuses what is no bool."""
         if not isinstance(self.visible, bool):
-            raise ValueError(f"visible must be true or false, got {self.visible!r}. It says what others may see.")
+            raise UserError(f"visible must be true or false, got {self.visible!r}. It says what others may see.")
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,7 @@ class SteerOptions:
     def __post_init__(self) -> None:
         """Refuses what cannot be added."""
         if not isinstance(self.direction, str) or not self.direction:
-            raise ValueError(
-                f"direction must be a name, got {self.direction!r}. load_directions lists those of a file."
-            )
+            raise UserError(f"direction must be a name, got {self.direction!r}. load_directions lists those of a file.")
         check_number("strength", self.strength, positive=False)
         check_among("unit", self.unit, ("norm", "absolute"))
 
@@ -128,12 +128,10 @@ class TransplantOptions:
     def __post_init__(self) -> None:
         """Refuses what names no checkpoint."""
         if not isinstance(self.donor, str) or not self.donor:
-            raise ValueError(f"donor must be the name of a checkpoint, got {self.donor!r}. For example smol.")
+            raise UserError(f"donor must be the name of a checkpoint, got {self.donor!r}. For example smol.")
         for name in ("head", "projector"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(
-                    f"{name} must be true or false, got {getattr(self, name)!r}. It says what comes along."
-                )
+                raise UserError(f"{name} must be true or false, got {getattr(self, name)!r}. It says what comes along.")
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ def check_number(name: str, value: object, *, positive: bool) -> None:
     """
     good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
     if not good or (positive and value <= 0):  # type: ignore[operator]
-        raise ValueError(f"{name} must be a{' positive' if positive else ''} finite number, got {value!r}. Change it.")
+        raise UserError(f"{name} must be a{' positive' if positive else ''} finite number, got {value!r}. Change it.")
 
 
 def check_among(name: str, value: object, known: tuple[str, ...]) -> None:
@@ -177,7 +175,7 @@ def check_among(name: str, value: object, known: tuple[str, ...]) -> None:
         ValueError: If it is not.
     """
     if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}. Pick one of them.")
+        raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}. Pick one of them.")
 
 
 def check_keys(name: str, data: Mapping[str, Any], kind: Any) -> None:
@@ -189,4 +187,4 @@ def check_keys(name: str, data: Mapping[str, Any], kind: Any) -> None:
     known = [f.name for f in fields(kind)]
     unknown = sorted(set(data) - set(known))
     if unknown:
-        raise ValueError(f"{name} must have no keys but {', '.join(known) or 'none'}, got {unknown[0]!r}. Check it.")
+        raise UserError(f"{name} must have no keys but {', '.join(known) or 'none'}, got {unknown[0]!r}. Check it.")

@@ -30,6 +30,7 @@ from interventions.plan.options import (
 )
 from models.llava import Llava
 from models.sites import Part, Site, parse_sites
+from tasks.errors import UserError
 
 __all__ = [
     "AblateOptions",
@@ -94,7 +95,7 @@ class Plan:
         if self.options is None:
             object.__setattr__(self, "options", OPTIONS[self.op]())
         if type(self.options) is not OPTIONS[self.op]:
-            raise ValueError(
+            raise UserError(
                 f"options must be {OPTIONS[self.op].__name__} for op {self.op!r}, got {type(self.options).__name__}. "
                 "Each operation has its own."
             )
@@ -102,12 +103,12 @@ class Plan:
         for name in ("sites", "tokens", "metrics"):
             value = getattr(self, name)
             if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
-                raise ValueError(f"{name} must be a list of names, got {value!r}. One name is a list too.")
+                raise UserError(f"{name} must be a list of names, got {value!r}. One name is a list too.")
         for name in ("layers", "heads"):
             if not isinstance(getattr(self, name), str | None):
-                raise ValueError(f"{name} must be text such as '0-3,7', got {getattr(self, name)!r}. Quote it.")
+                raise UserError(f"{name} must be text such as '0-3,7', got {getattr(self, name)!r}. Quote it.")
         if not isinstance(self.corruption, Corruption):
-            raise ValueError(f"corruption must be a Corruption, got {self.corruption!r}. Corruption() is a pair.")
+            raise UserError(f"corruption must be a Corruption, got {self.corruption!r}. Corruption() is a pair.")
         self._check_metrics()
         self._check_window()
         self._check_tokens()
@@ -127,7 +128,7 @@ class Plan:
         """
         check_keys("plan", data, Plan)
         if "op" not in data:
-            raise ValueError(f"plan must say its op, got keys {sorted(data)}. One of {', '.join(OPS)}.")
+            raise UserError(f"plan must say its op, got keys {sorted(data)}. One of {', '.join(OPS)}.")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         check_among("op", values["op"], OPS)
         op: Op = values["op"]
@@ -138,7 +139,7 @@ class Plan:
                 values.pop(key, None)
                 continue
             if not isinstance(inner, Mapping):
-                raise ValueError(f"{key} must be a mapping, got {inner!r}. Name its values.")
+                raise UserError(f"{key} must be a mapping, got {inner!r}. Name its values.")
             check_keys(key, inner, kind)
             values[key] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in inner.items()})
         return Plan(**values)
@@ -161,23 +162,23 @@ class Plan:
 
     def _check_metrics(self) -> None:
         if not self.metrics:
-            raise ValueError(f"metrics must hold at least one of {', '.join(METRICS)}, got none. Name what to read.")
+            raise UserError(f"metrics must hold at least one of {', '.join(METRICS)}, got none. Name what to read.")
         for metric in self.metrics:
             check_among("metric", metric, METRICS)
         if self.op == "attribute" and "accuracy" in self.metrics:
-            raise ValueError("metric must have a gradient for op 'attribute', got 'accuracy'. Use logit_difference.")
+            raise UserError("metric must have a gradient for op 'attribute', got 'accuracy'. Use logit_difference.")
         if self.op == "attribute" and "kl" in self.metrics and self.options == PatchOptions("noise"):
-            raise ValueError("metric must not be kl for op 'attribute' by noising, got it. Its gradient is 0 there.")
+            raise UserError("metric must not be kl for op 'attribute' by noising, got it. Its gradient is 0 there.")
 
     def _check_window(self) -> None:
         spans = get_args(Span)
         if self.window not in spans and not (is_whole(self.window) and int(self.window) > 0 and int(self.window) % 2):
-            raise ValueError(
+            raise UserError(
                 f"window must be an odd number of layers or one of {', '.join(spans)}, got {self.window!r}. "
                 "It is centred on each layer."
             )
         if self.op == "attribute" and self.window != 1:
-            raise ValueError(
+            raise UserError(
                 f"window must be 1 for op 'attribute', got {self.window!r}. Gradients of several layers count a change "
                 "twice that flows from one to the next."
             )
@@ -185,20 +186,20 @@ class Plan:
     def _check_tokens(self) -> None:
         if self.op == "transplant":
             if self.corruption != Corruption():
-                raise ValueError(
+                raise UserError(
                     f"corruption must not be given for op 'transplant', got {self.corruption.kind!r}. The recipient's "
                     "own run stands for the corrupt one."
                 )
             if self.tokens:
-                raise ValueError(f"tokens must not be given for op 'transplant', got {self.tokens}. Weights serve all.")
+                raise UserError(f"tokens must not be given for op 'transplant', got {self.tokens}. Weights serve all.")
             return
         if not self.tokens:
             flow = f", as in image{FLOW}question" if self.op == "knockout" else ", as in image"
-            raise ValueError(f"tokens must be given for op {self.op!r}{flow}, got none. Each group is run on its own.")
+            raise UserError(f"tokens must be given for op {self.op!r}{flow}, got none. Each group is run on its own.")
         for text in self.tokens:
             ends = text.split(FLOW)
             if len(ends) != (2 if self.op == "knockout" else 1):
-                raise ValueError(
+                raise UserError(
                     f"tokens must be {'source->target' if self.op == 'knockout' else 'one group'} for op {self.op!r}, "
                     f"got {text!r}. Only knockouts cut one group from another."
                 )
@@ -210,40 +211,38 @@ class Plan:
         if self.heads is None:
             return
         if self.op in ("skip", "steer", "transplant"):
-            raise ValueError(
-                f"heads must not be given for op {self.op!r}, got {self.heads!r}. It acts on whole blocks."
-            )
+            raise UserError(f"heads must not be given for op {self.op!r}, got {self.heads!r}. It acts on whole blocks.")
         if not re.fullmatch(r"all|\d+([-+,]\d+)*", self.heads):
-            raise ValueError(f"heads must be like all, 0,3-5 or 0+3, got {self.heads!r}. Heads count from 0.")
+            raise UserError(f"heads must be like all, 0,3-5 or 0+3, got {self.heads!r}. Heads count from 0.")
 
     def _names(self, llava: Llava) -> list["_Named"]:
         """What is changed, each with the sites of the layers asked for."""
         fixed = _FIXED_SITE.get(self.op)
         if fixed is not None and self.sites:
-            raise ValueError(f"sites must not be given for op {self.op!r}, got {self.sites}. It acts on whole blocks.")
+            raise UserError(f"sites must not be given for op {self.op!r}, got {self.sites}. It acts on whole blocks.")
         if fixed is None and not self.sites:
-            raise ValueError(f"sites must be given for op {self.op!r}, got none. For example resid_pre.")
+            raise UserError(f"sites must be given for op {self.op!r}, got none. For example resid_pre.")
         grouped: dict[tuple[Part, str], list[Site]] = {}
         for site in parse_sites((fixed,) if fixed else self.sites, self.layers, llava):
             grouped.setdefault((site.part, site.name), []).append(site)
         for part, name in grouped:
             if fixed is None and name == "pattern":
-                raise ValueError(
+                raise UserError(
                     f"site must not be 'pattern' for op {self.op!r}, got one. Op 'knockout' cuts edges of attention."
                 )
             if self.op == "steer" and name in HEAD_SITES:
-                raise ValueError(f"site must be as wide as its stream for op 'steer', got {name!r}. Use resid_post.")
+                raise UserError(f"site must be as wide as its stream for op 'steer', got {name!r}. Use resid_post.")
             if self.heads is not None and fixed is None and name not in HEAD_SITES:
-                raise ValueError(f"heads must go with q, k, v or z, got {self.heads!r} with {name!r}. Leave them out.")
+                raise UserError(f"heads must go with q, k, v or z, got {self.heads!r} with {name!r}. Leave them out.")
             early = part == "vision_tower" or (part == "projector" and name != "out")
             if isinstance(self.options, PatchOptions) and self.corruption.kind == "noise" and early:
-                raise ValueError(
+                raise UserError(
                     f"site must not precede the noise on the projector's output, got {name!r} of the "
                     f"{part.replace('_', ' ')}. Use projector:out, a site of the language model, or corruption 'blank'."
                 )
             for text in self.tokens if part != "language_model" else ():
                 if text != PATCHES and not is_pictured(text):
-                    raise ValueError(
+                    raise UserError(
                         f"tokens must be image tokens or 'all' at a site of the {part.replace('_', ' ')}, got {text!r} "
                         f"at {name!r}. Use image, object, patch(r,c), box(...) or patches."
                     )
@@ -288,16 +287,16 @@ class Plan:
             first, dash, last = piece.partition("-")
             if dash and first.isdigit() and last.isdigit():
                 if int(last) < int(first):
-                    raise ValueError(f"heads must rise within a range, got {self.heads!r}. Write {last}-{first}.")
+                    raise UserError(f"heads must rise within a range, got {self.heads!r}. Write {last}-{first}.")
                 found += [str(head) for head in range(int(first), int(last) + 1)]
             else:
                 found.append(piece)
         for text in found:
             if len(set(text.split("+"))) < len(text.split("+")):
-                raise ValueError(f"heads that are changed together must differ, got {text!r}. Name each once.")
+                raise UserError(f"heads that are changed together must differ, got {text!r}. Name each once.")
             for head in text.split("+"):
                 if not head.isdigit() or int(head) >= n_heads:
-                    raise ValueError(
+                    raise UserError(
                         f"head must be in [0, {n_heads}) at {name.name!r} of {llava.id}, got {head}. Heads count from "
                         "0; keys and values may have fewer than queries."
                     )

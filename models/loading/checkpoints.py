@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
+from tasks.errors import UserError
+
 # (width, inner width, layers, heads) of the language model. Source: Liu et al. 2024, arXiv 2310.03744 (Vicuna 1.5).
 PUBLISHED = {"llava-1.5-7b": (4096, 11008, 32, 32), "llava-1.5-13b": (5120, 13824, 40, 40)}
 _RULE = "normal-fan-in-1"  # names how random weights are drawn; change it whenever they would differ
@@ -27,7 +29,7 @@ _NORM_SPREAD = 0.1  # random norm gains differ from 1, so that a test can tell a
 _SHOWN = 3  # keys named in an error
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be trusted or does not fit."""
 
 
@@ -97,7 +99,7 @@ def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
         if path.suffix == ".safetensors":
             try:
                 with safe_open(path, framework="pt") as file:
-                    for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                    for key in file.keys():
                         yield key, file.get_tensor(key)
             except SafetensorError as error:
                 raise CheckpointError(

@@ -27,6 +27,7 @@ from models.loading.original import is_original, read_original
 from models.loading.processors import offline_processor, read_processor
 from models.recording import CaptureError, Recorder, Selection
 from models.sites import Site, all_sites
+from tasks.errors import UserError
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -68,9 +69,9 @@ def load(
         FileNotFoundError: If the package that holds the language model of ``smol`` is missing.
     """
     if attn not in ("sdpa", "eager"):
-        raise ValueError(f"attn must be 'sdpa' or 'eager', got {attn!r}. Every site works with both.")
+        raise UserError(f"attn must be 'sdpa' or 'eager', got {attn!r}. Every site works with both.")
     if dtype is not None and dtype not in _FLOATS:
-        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}. Weights are floating-point.")
+        raise UserError(f"dtype must be float32, bfloat16 or float16, got {dtype}. Weights are floating-point.")
     config = name_or_path if isinstance(name_or_path, LlavaConfig) else None
     name = "random" if config is not None else str(name_or_path)
     if name.startswith("random:"):

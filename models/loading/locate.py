@@ -8,6 +8,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from models.loading.checkpoints import PUBLISHED, CheckpointError
+from tasks.errors import UserError
 
 EMBEDDED = ("smol", "smol-stage1")
 _PICKLED = ("pytorch_model*.bin", "mm_projector.bin")  # read as plain tensors only
@@ -58,7 +59,7 @@ def locate(name: str, revision: str | None = None) -> Located:
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
-        raise ValueError(
+        raise UserError(
             f"model must be in the local Hugging Face cache or on a hub that can be reached, got {name!r}{offline}: "
             f"{reason} Give a folder, or one of {', '.join(EMBEDDED)}, which need no download."
         ) from error

@@ -30,6 +30,7 @@ from transformers import (
 from models.loading.checkpoints import CheckpointError, published_config, stored_tensors, weight_files
 from models.loading.locate import locate
 from models.loading.processors import clip_pictures, llava_processor
+from tasks.errors import UserError
 from tasks.prompts import CHAT_TEMPLATE, IMAGE
 
 _PROJECTOR = "mm_projector.bin"
@@ -266,7 +267,7 @@ def _check_sentencepiece(path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError("none")
     if not json.loads(path.read_text())["model"].get("byte_fallback"):
-        raise ValueError("a tokenizer.json of another kind")
+        raise UserError("a tokenizer.json of another kind")
 
 
 def _config(

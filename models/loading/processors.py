@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from models.loading.checkpoints import CheckpointError
+from tasks.errors import UserError
 from tasks.prompts import CAPTION, CHAT_TEMPLATE, IMAGE, LETTER, SHORT, SYSTEM, vicuna_v1
 
 
@@ -51,7 +52,7 @@ def offline_processor(config: LlavaConfig) -> LlavaProcessor:
     size, image_id = int(text.vocab_size), int(config.image_token_id)
     smallest = 256 + 4
     if size < smallest or not 0 <= image_id < size:
-        raise ValueError(
+        raise UserError(
             f"vocab_size must be at least {smallest} and hold image_token_index, got {size} and {image_id}. "
             "A model without a tokenizer of its own is given a byte-level one."
         )

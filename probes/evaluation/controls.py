@@ -9,6 +9,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from tasks.errors import UserError
+
 
 def shuffle_over_groups(groups: npt.ArrayLike, *, generator: np.random.Generator) -> npt.NDArray[np.int64]:
     """Index that hands each group the labels of another group; ``y[index]`` are the shuffled labels.
@@ -64,7 +66,7 @@ def pixel_features(
         ValueError: If there is no picture or ``size`` is not positive.
     """
     if not pictures or size < 1:
-        raise ValueError(
+        raise UserError(
             f"pictures must be non-empty and size positive, got {len(pictures)} and {size}. Pass some pictures."
         )
     small = [np.asarray(_image(p).convert("RGB").resize((size, size), Image.Resampling.BOX)) for p in pictures]

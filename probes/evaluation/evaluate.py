@@ -27,6 +27,7 @@ from probes.evaluation.scores import (
 )
 from probes.linear.batch import Job, fit_estimator, fit_logistic, fit_ridge
 from probes.linear.solver import check_activations, rotate
+from tasks.errors import UserError
 
 # Weights of the L2 penalty, strong to weak, for standardised activations; scikit-learn's C = 1 / strength.
 STRENGTHS = (300.0, 30.0, 3.0)
@@ -143,13 +144,13 @@ def evaluate(
     """
     check_activations(x)
     if len(x) != len(plan.groups):
-        raise ValueError(
+        raise UserError(
             f"x must have one example per label ({len(plan.groups)}), got {len(x)}. Pass all of the plan's."
         )
     if not strengths or min(strengths) <= 0:
-        raise ValueError(f"strengths must be positive, got {list(strengths)}. Give at least one penalty.")
+        raise UserError(f"strengths must be positive, got {list(strengths)}. Give at least one penalty.")
     if isinstance(probe, str) and probe not in ("logistic", "ridge", "mass_mean", "mlp"):
-        raise ValueError(f"probe must be 'logistic', 'ridge', 'mass_mean', 'mlp' or an estimator, got {probe!r}.")
+        raise UserError(f"probe must be 'logistic', 'ridge', 'mass_mean', 'mlp' or an estimator, got {probe!r}.")
     path = sorted(strengths, reverse=True)
     predictions: dict[tuple[str, str], npt.NDArray[np.generic]] = {}
     chosen: dict[str, tuple[float, ...]] = {}

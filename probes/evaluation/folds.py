@@ -16,6 +16,7 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from probes.evaluation.controls import control_labels, shuffle_over_groups
 from probes.evaluation.scores import Codes, Resamples, draw_permutations, draw_resamples
+from tasks.errors import UserError
 
 Mask = npt.NDArray[np.bool_]
 Control = Literal["shuffled", "control_task"]
@@ -120,11 +121,11 @@ def plan_folds(
     fitted = ~np.logical_or.reduce(list(sets.values())) if sets else np.ones(n, dtype=bool)
     n_groups = len(np.unique(group[fitted]))
     if folds < 2:
-        raise ValueError(f"folds must be at least 2, got {folds}. One fold has nothing to be tested on.")
+        raise UserError(f"folds must be at least 2, got {folds}. One fold has nothing to be tested on.")
     if n_groups < folds:
-        raise ValueError(f"groups must be at least as many as folds={folds}, got {n_groups}. Use fewer folds.")
+        raise UserError(f"groups must be at least as many as folds={folds}, got {n_groups}. Use fewer folds.")
     if not y_by_target:
-        raise ValueError("y_by_target must name a target, got none. Pass labels by target name.")
+        raise UserError("y_by_target must name a target, got none. Pass labels by target name.")
     targets = {}
     for number, (name, labels) in enumerate(y_by_target.items()):
         # One stream per target: adding a target leaves the others' folds as they were.
@@ -144,7 +145,7 @@ def plan_folds(
 def _codes(values: npt.ArrayLike, argument: str) -> Codes:
     array = np.asarray(values)
     if array.ndim != 1 or len(array) == 0:
-        raise ValueError(f"{argument} must be a non-empty list with one entry per example, got shape {array.shape}.")
+        raise UserError(f"{argument} must be a non-empty list with one entry per example, got shape {array.shape}.")
     code: Codes = np.unique(array, return_inverse=True)[1].astype(np.int64)
     return code
 
@@ -152,7 +153,7 @@ def _codes(values: npt.ArrayLike, argument: str) -> Codes:
 def _mask(mask: npt.ArrayLike, n: int, name: str) -> Mask:
     array = np.asarray(mask)
     if array.dtype != np.bool_ or array.shape != (n,) or not array.any():
-        raise ValueError(
+        raise UserError(
             f"transfer {name!r} must be a boolean mask over {n} examples with some True, got "
             f"{array.dtype} {array.shape} with {int(array.astype(bool).sum())} set. Leave empty sets out."
         )
@@ -174,10 +175,10 @@ def _plan_target(
     classes, truth = encode(name, labels, continuous)
     for what, length in (("labels", len(truth)), ("types", len(types))):
         if length != n:
-            raise ValueError(f"{what} of target {name!r} must have one entry per example ({n}), got {length}.")
+            raise UserError(f"{what} of target {name!r} must have one entry per example ({n}), got {length}.")
     inside = truth[fitted]
     if len(np.unique(inside)) < 2:
-        raise ValueError(
+        raise UserError(
             f"target {name!r} must have at least two classes among the fitted examples, got one. "
             "There is nothing to tell apart."
         )
@@ -191,7 +192,7 @@ def _plan_target(
     fold[~fitted] = fold_of_group[group[~fitted]]
     for k in range(folds):
         if len(np.unique(truth[fitted & (fold != k)])) < 2:
-            raise ValueError(
+            raise UserError(
                 f"target {name!r} must have two classes in every training set, got one without fold {k}. "
                 f"Use fewer folds than {folds} or more examples."
             )
@@ -213,12 +214,12 @@ def encode(
     """Sorted classes and class codes, or no classes and float64 values."""
     array = np.asarray(labels)
     if array.ndim != 1 or len(array) == 0:
-        raise ValueError(f"labels of target {name!r} must be a non-empty list, got shape {array.shape}.")
+        raise UserError(f"labels of target {name!r} must be a non-empty list, got shape {array.shape}.")
     missing = array.dtype == object and any(label is None for label in array)
     if continuous and not missing:
         array = array.astype(np.float64)
     if missing or (array.dtype.kind == "f" and not np.isfinite(array).all()):
-        raise ValueError(f"labels of target {name!r} must be present and finite, got gaps. Drop those examples.")
+        raise UserError(f"labels of target {name!r} must be present and finite, got gaps. Drop those examples.")
     if continuous:
         return np.empty(0), array
     classes, code = np.unique(array, return_inverse=True)
@@ -234,7 +235,7 @@ def assign_folds(
         splits = GroupKFold(folds, shuffle=True, random_state=seed).split(truth, groups=group)
     else:
         if np.bincount(truth.astype(np.int64)).max() < folds:
-            raise ValueError(
+            raise UserError(
                 f"target {name!r} must have a class with at least folds={folds} examples, got none. "
                 "Use fewer folds or more examples."
             )

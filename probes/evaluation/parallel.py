@@ -16,7 +16,7 @@ from joblib import Parallel, delayed, parallel_config
 
 from models.sites import Site
 from probes.evaluation.folds import Plan
-from records.errors import BadInput
+from tasks.errors import UserError
 
 Found = TypeVar("Found")
 SMALL = 4_000_000  # numbers in the activations and logits of a site; above, its matrices are large enough for threads
@@ -54,7 +54,7 @@ def each_site(work: Callable[[Site], Found], sites: Sequence[Site], *, processes
         processes: From `processes_for`: 0 for this one with all its threads, 1 for this one with one thread.
 
     Raises:
-        BadInput: If a process ended before its site was done.
+        UserError: If a process ended before its site was done.
     """
     if processes == 0:
         yield from map(work, sites)
@@ -83,7 +83,7 @@ def _side_by_side(work: Callable[[Site], Found], sites: Sequence[Site], processe
             )
             yield from run(delayed(_on_one_thread)(work, site) for site in sites)
     except BrokenProcessPool as error:
-        raise BadInput(
+        raise UserError(
             f"each of {processes} processes must live until its sites are fitted, but one ended "
             f"({' '.join(str(error).split())}). If memory ran out, set OMP_NUM_THREADS=1 and start again."
         ) from error

@@ -15,6 +15,7 @@ from probes.evaluation.scores import Codes
 from probes.linear.estimators import LogisticProbe, MassMeanProbe, MLPProbe, RidgeProbe
 from probes.linear.ridge import solve_ridge
 from probes.linear.solver import Basis, LogisticFit, solve_logistic
+from tasks.errors import UserError
 
 # Rows of coefficients times examples solved at once: some ten copies of this many floats are held (2.4 GB in float32).
 BATCH = 60_000_000
@@ -156,6 +157,6 @@ def _estimator(probe: Any, kind: str, seed: int) -> Any:
         return MLPProbe(task="class" if kind == "class" else "continuous", seed=seed)
     if probe == "mass_mean":
         if kind == "continuous":
-            raise ValueError("probe 'mass_mean' must have classes to tell apart, got a continuous target. Use 'ridge'.")
+            raise UserError("probe 'mass_mean' must have classes to tell apart, got a continuous target. Use 'ridge'.")
         return MassMeanProbe()
     return clone(probe)

@@ -21,6 +21,7 @@ from torch.nn.utils import skip_init
 
 from probes.linear.ridge import solve_ridge
 from probes.linear.solver import check_activations, rotate, solve_logistic, to_original
+from tasks.errors import UserError
 
 Array = npt.NDArray[np.float64]
 
@@ -32,26 +33,26 @@ def _tensor(x: npt.ArrayLike | Tensor, fitted: int | None = None) -> Tensor:
         x = x.to(torch.float32)
     check_activations(x)
     if fitted is not None and x.shape[1] != fitted:
-        raise ValueError(f"x must have {fitted} dimensions, as fitted, got {x.shape[1]}. Use the same site.")
+        raise UserError(f"x must have {fitted} dimensions, as fitted, got {x.shape[1]}. Use the same site.")
     return x
 
 
 def _classes(y: npt.ArrayLike | Tensor, n: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     labels = y.cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
     if labels.shape != (n,):
-        raise ValueError(f"y must have one label per example ({n}), got shape {labels.shape}.")
+        raise UserError(f"y must have one label per example ({n}), got shape {labels.shape}.")
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        raise ValueError("y must be finite, got NaN or infinity. Drop those examples.")
+        raise UserError("y must be finite, got NaN or infinity. Drop those examples.")
     classes, code = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
-        raise ValueError(f"y must have at least two classes, got only {classes[0]!r}. There is nothing to tell apart.")
+        raise UserError(f"y must have at least two classes, got only {classes[0]!r}. There is nothing to tell apart.")
     return classes, code
 
 
 def _values(y: npt.ArrayLike | Tensor, n: int) -> Array:
     values = np.asarray(y.cpu() if isinstance(y, Tensor) else y, dtype=np.float64)
     if values.shape != (n,) or not np.isfinite(values).all():
-        raise ValueError(f"y must be {n} finite numbers, got shape {values.shape}. Drop examples without a value.")
+        raise UserError(f"y must be {n} finite numbers, got shape {values.shape}. Drop examples without a value.")
     return values
 
 
@@ -83,7 +84,7 @@ def _direction(probe: Any, class_: object) -> Array:
     check_is_fitted(probe)
     names = list(probe.classes_)
     if class_ not in names:
-        raise ValueError(f"class_ must be one of {names}, got {class_!r}.")
+        raise UserError(f"class_ must be one of {names}, got {class_!r}.")
     number = names.index(class_)
     if len(probe.coef_) == 1:
         vector = probe.coef_[0] if number == 1 else -probe.coef_[0]
@@ -95,7 +96,7 @@ def _direction(probe: Any, class_: object) -> Array:
 def _unit(vector: Array) -> Array:
     length = np.linalg.norm(vector)
     if length == 0:
-        raise ValueError("direction must have a length, got coefficients that are all zero. The probe found nothing.")
+        raise UserError("direction must have a length, got coefficients that are all zero. The probe found nothing.")
     unit: Array = vector / length
     return unit
 
@@ -247,7 +248,7 @@ class MassMeanProbe(BaseEstimator):  # type: ignore[misc]
             ValueError: If ``x`` is not a finite matrix, ``y`` has one class, or ``shrinkage`` is outside (0, 1].
         """
         if self.whiten and not 0 < self.shrinkage <= 1:
-            raise ValueError(
+            raise UserError(
                 f"shrinkage must be in (0, 1], got {self.shrinkage}. Zero may leave the covariance singular."
             )
         data = _tensor(x).to(torch.float64)
@@ -343,7 +344,7 @@ class MLPProbe(BaseEstimator):  # type: ignore[misc]
         n, d = data.shape
         owner = np.arange(n) if groups is None else np.asarray(groups)
         if owner.shape != (n,) or len(np.unique(owner)) < 2:
-            raise ValueError(f"groups must name at least two groups over {n} examples, got shape {owner.shape}.")
+            raise UserError(f"groups must name at least two groups over {n} examples, got shape {owner.shape}.")
         if self.task == "class":
             self.classes_, code = _classes(y, n)
             target, outputs = torch.from_numpy(code), len(self.classes_)
@@ -395,7 +396,7 @@ class MLPProbe(BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, x: npt.ArrayLike | Tensor) -> Array:
         """Probabilities, "example class"."""
         if self.task != "class":
-            raise ValueError("predict_proba must be called on a probe of classes, got task='continuous'. Use predict.")
+            raise UserError("predict_proba must be called on a probe of classes, got task='continuous'. Use predict.")
         return _softmax(self._outputs(x))
 
     def predict(self, x: npt.ArrayLike | Tensor) -> npt.NDArray[Any]:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probes.linear.solver import Basis
+from tasks.errors import UserError
 
 
 class RidgeFit(NamedTuple):
@@ -32,10 +33,10 @@ def solve_ridge(
         ValueError: If a strength is not positive or no example has weight.
     """
     if min(strengths) <= 0:
-        raise ValueError(f"strength must be positive, got {min(strengths)}. Without it the optimum may not be unique.")
+        raise UserError(f"strength must be positive, got {min(strengths)}. Without it the optimum may not be unique.")
     used = weights > 0
     if not bool(used.any()):
-        raise ValueError("weights must be positive for some example, got none. Check the folds.")
+        raise UserError("weights must be positive for some example, got none. Check the folds.")
     root = weights[used].to(torch.float64).sqrt()
     rows, target = basis.rows[used].to(torch.float64), y[:, used].to(torch.float64)
     share = root.square() / root.square().sum()

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tasks.errors import UserError
+
 MEMORY = 8  # L-BFGS pairs: more costs memory traffic and saves few iterations once preconditioned
 ARMIJO = 1e-4
 HALVINGS = 12
@@ -84,14 +86,14 @@ def to_original(
 def check_activations(x: Tensor) -> None:
     """Raise ValueError unless ``x`` is a finite, non-empty float32 or float64 matrix."""
     if x.ndim != 2 or x.shape[0] == 0 or x.shape[1] == 0:
-        raise ValueError(f"x must be a non-empty matrix 'example d_model', got {tuple(x.shape)}. Pool positions first.")
+        raise UserError(f"x must be a non-empty matrix 'example d_model', got {tuple(x.shape)}. Pool positions first.")
     if x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
+        raise UserError(
             f"x must be float32 or float64, got {x.dtype}. Convert it: 16-bit sums are too coarse to fit on."
         )
     if not bool(torch.isfinite(x).all()):
         row = int((~torch.isfinite(x)).any(1).nonzero()[0])
-        raise ValueError(f"x must be finite, got NaN or infinity in example {row}. Capture in float32 or drop it.")
+        raise UserError(f"x must be finite, got NaN or infinity in example {row}. Capture in float32 or drop it.")
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def solve_logistic(
     Source: Nocedal & Wright, Numerical Optimization, 2006, algorithm 7.4 (two loops); the diagonal is ours.
     """
     if not bool((strength > 0).all()):
-        raise ValueError(f"strength must be positive, got {float(strength.min())}. Without it there may be no optimum.")
+        raise UserError(f"strength must be positive, got {float(strength.min())}. Without it there may be no optimum.")
     _check_classes(labels, weights, n_classes)
     order = sorted(range(len(n_classes)), key=lambda p: n_classes[p])
     widths = [1 if n_classes[p] == 2 else n_classes[p] for p in order]
@@ -179,7 +181,7 @@ def _check_classes(labels: Tensor, weights: Tensor, n_classes: Sequence[int]) ->
     for p, k in enumerate(n_classes):
         seen = int(torch.unique(labels[p][weights[p] > 0]).numel())
         if k < 2 or seen != k:
-            raise ValueError(
+            raise UserError(
                 f"problem {p} must have each of its {k} classes (two or more) among the fitted examples, got {seen}. "
                 "Count only the classes that occur."
             )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from probes.config import TEXT_TOKENS, SweepConfig
 from probes.evaluation.folds import Mask, encode
 from probes.selection import Selection
-from records.errors import BadInput
+from tasks.errors import UserError
 from tasks.example import Example
 
 DEFAULT = 12  # pictures: a page's worth; one in four groups at most, so that the probes keep most of the examples
@@ -43,7 +43,7 @@ def plan_maps(selection: Selection, config: SweepConfig) -> MapPlan:
     Groups whose absence would leave a class without examples are passed over as long as others will do.
 
     Raises:
-        BadInput: If more maps are asked for than groups can be spared, or the probe gives no probabilities.
+        UserError: If more maps are asked for than groups can be spared, or the probe gives no probabilities.
     """
     asked, n = config.probing.maps, selection.n_fitted
     everyone = np.ones(n, dtype=bool)
@@ -56,7 +56,7 @@ def plan_maps(selection: Selection, config: SweepConfig) -> MapPlan:
         return MapPlan((), (), everyone, ("no maps: every target is continuous",))
     if config.probing.probe == "ridge":
         if asked is not None:
-            raise BadInput(f"maps must be 0 for probe ridge, got {asked}. Ridge gives no probabilities; use logistic.")
+            raise UserError(f"maps must be 0 for probe ridge, got {asked}. Ridge gives no probabilities; use logistic.")
         return MapPlan((), (), everyone, ("no maps: probe ridge gives no probabilities",))
     examples = [selection.examples[i] for i in range(n)]
     owner = np.array([example.group for example in examples])
@@ -66,7 +66,7 @@ def plan_maps(selection: Selection, config: SweepConfig) -> MapPlan:
     candidates = _candidates(examples, np.random.default_rng(config.seed + _SEED))
     spare = _spare(len(set(owner)), len(candidates))
     if asked is not None and asked > spare:
-        raise BadInput(
+        raise UserError(
             f"maps must be at most {spare} for {len(set(owner))} groups of examples, got {asked}. The groups of the "
             "map examples are left out of what the probes are fitted on, so half of them must remain."
         )

@@ -38,8 +38,8 @@ from probes.linear.estimators import LogisticProbe, MassMeanProbe, MLPProbe
 from probes.linear.solver import rotate, solve_logistic, to_original
 from probes.maps.map_plan import MapPlan
 from probes.selection import Selection, plan_for
-from records.errors import BadInput, refusing
 from records.manifest import read_manifest, write_atomically
+from tasks.errors import UserError, user_errors
 from tasks.example import Example, Label
 
 TABLE, ABOUT, PICTURES = "maps.parquet", "maps.json", "maps"
@@ -88,13 +88,13 @@ def read_maps(folder: Path) -> Maps | None:
     """The maps of a probe sweep; None where it made none.
 
     Raises:
-        BadInput: If the folder holds no run of ``probe-sweep``, or maps that are not whole.
+        UserError: If the folder holds no run of ``probe-sweep``, or maps that are not whole.
     """
     if read_manifest(folder, RUN) is None:
-        raise BadInput(f"run must be a folder that {RUN.command} wrote, got {str(folder)!r}. Check the path.")
+        raise UserError(f"run must be a folder that {RUN.command} wrote, got {str(folder)!r}. Check the path.")
     if not (folder / TABLE).is_file():
         return None
-    with refusing(OSError, ValueError, KeyError):
+    with user_errors(OSError, ValueError, KeyError):
         table = pd.read_parquet(folder / TABLE)
         examples = [
             MapExample(
@@ -137,7 +137,7 @@ def write_maps(
         on_progress: Told the newly done of ``map_steps`` steps.
 
     Raises:
-        BadInput: If an activation is not finite, or the disk refuses.
+        UserError: If an activation is not finite, or the disk refuses.
     """
     plans = {group: plan_for(selection, group, config, fitted_only=True) for group in selection.groups}
     targets = {name: plans[selection.tokens[name]].targets[name] for name in maps.targets}
@@ -153,11 +153,11 @@ def write_maps(
     shape = (len(targets), len(sites), len(maps.examples), llava.grid[0] * llava.grid[1])
     p_true, predicted = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.int64)
     about = []
-    with refusing(OSError):
+    with user_errors(OSError):
         (config.folder / PICTURES).mkdir(exist_ok=True)
     for k, index in enumerate(maps.examples):
         example = selection.examples[index]
-        with refusing(CaptureError, ValueError):
+        with user_errors(CaptureError, ValueError):
             inputs = prepare(llava, [example], preprocess=config.model.preprocess)
             found = capture(llava, inputs, sites, tokens=_patches(llava, inputs), pool="none", examples=[example])
         for s, site in enumerate(sites):
@@ -166,14 +166,14 @@ def write_maps(
                 probability = probes[site][name].predict_proba(patches)
                 p_true[t, s, k] = probability[:, int(target.truth[index])]
                 predicted[t, s, k] = probability.argmax(1)
-        with refusing(OSError):
+        with user_errors(OSError):
             write_atomically(config.folder / PICTURES / f"{k}.png", _as_seen(llava, inputs))
         labels = {name: str(target.classes[target.truth[index]]) for name, target in targets.items()}
         about.append({"k": k, **_about(llava, inputs, example), "labels": labels, "classes": _classes(targets)})
         on_progress(1)
     ids = [selection.examples[index].id for index in maps.examples]
     table = _table(llava, sites, depths, ids, targets, p_true, predicted)
-    with refusing(OSError):
+    with user_errors(OSError):
         write_atomically(config.folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
         write_atomically(config.folder / TABLE, table.to_parquet(index=False))
 

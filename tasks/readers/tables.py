@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from tasks.errors import UserError
+
 Row = Mapping[str, Any]
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """The user's data cannot be used; the message names the row and says why."""
 
 

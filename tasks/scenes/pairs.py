@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from tasks.datasets import object_boxes, object_labels
+from tasks.errors import UserError
 from tasks.example import Box, Example
 from tasks.scenes.questions import Family, ask
 from tasks.scenes.scene import COLOURS, KINDS, PLACES, SIZE, Scene, SceneObject, Split, drawing_families, make_scene
@@ -69,18 +70,18 @@ def make_pair(
             attribute (unseen drawings are one for each kind).
     """
     if attribute not in ATTRIBUTES:
-        raise ValueError(f"attribute must be one of {', '.join(ATTRIBUTES)}, got {attribute!r}. Pick one of them.")
+        raise UserError(f"attribute must be one of {', '.join(ATTRIBUTES)}, got {attribute!r}. Pick one of them.")
     if index < 0:
-        raise ValueError(f"index must be >= 0, got {index}. Pairs count from 0.")
+        raise UserError(f"index must be >= 0, got {index}. Pairs count from 0.")
     if attribute == "drawing" and split == "unseen":
-        raise ValueError(
+        raise UserError(
             "split must be 'train' or 'test' for attribute 'drawing', got 'unseen'. Each kind has one unseen drawing."
         )
     for trial in range(_TRIES):
         pair = _try_pair(_TRIES * index + trial, attribute, split, seed, size, length)
         if pair is not None:
             return pair
-    raise ValueError(f"index must allow a pair, got {index} with none in {_TRIES} scenes. Use another seed.")
+    raise UserError(f"index must allow a pair, got {index} with none in {_TRIES} scenes. Use another seed.")
 
 
 def make_pairs(

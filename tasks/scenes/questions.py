@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from tasks.errors import UserError
 from tasks.example import Example
 from tasks.prompts import CAPTION, LETTER, SHORT
 from tasks.scenes.scene import CATEGORIES, COLOURS, KINDS, PLACES, Scene, SceneObject, with_article
@@ -86,7 +87,7 @@ def _question(scene: Scene, thing: SceneObject, family: Family, rng: np.random.G
             lines = "\n".join(f"{letter}. {options_[int(i)]}" for letter, i in zip(OPTION_LETTERS, order, strict=True))
             letter = OPTION_LETTERS[[int(i) for i in order].index(0)]
             return f"What is the object at the {thing.place}?\n{lines}\n{LETTER}", letter
-    raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}. Pick one of them.")
+    raise UserError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}. Pick one of them.")
 
 
 def ask_all(scene: Scene, families: Sequence[Family] = FAMILIES, *, seed: int = 0) -> list[Example]:

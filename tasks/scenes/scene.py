@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tasks.errors import UserError
 from tasks.example import Box, Picture
 
 Split = Literal["train", "test", "unseen"]
@@ -183,13 +184,13 @@ def make_scene(
         ValueError: If ``split`` is unknown, ``index`` negative, ``size`` below 28, or ``n_objects`` not one to four.
     """
     if split not in ("train", "test", "unseen"):
-        raise ValueError(f"split must be 'train', 'test' or 'unseen', got {split!r}. Pick one of the three.")
+        raise UserError(f"split must be 'train', 'test' or 'unseen', got {split!r}. Pick one of the three.")
     if index < 0:
-        raise ValueError(f"index must be >= 0, got {index}. Scenes count from 0.")
+        raise UserError(f"index must be >= 0, got {index}. Scenes count from 0.")
     if size < 28:
-        raise ValueError(f"size must be >= 28 pixels, got {size}. Drawings are not legible below that.")
+        raise UserError(f"size must be >= 28 pixels, got {size}. Drawings are not legible below that.")
     if n_objects is not None and not 1 <= n_objects <= 4:
-        raise ValueError(f"n_objects must be in [1, 4], got {n_objects}. A scene has four cells.")
+        raise UserError(f"n_objects must be in [1, 4], got {n_objects}. A scene has four cells.")
     digest = hashlib.sha256(f"{split}/{seed}/{index}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
     drawn = int(rng.integers(1, 5))
@@ -256,7 +257,7 @@ def _glyph(kind: str, family: str) -> Image.Image:
     ImageDraw.Draw(canvas).text((128, 128), character, font=font, fill=255, anchor="mm")
     bounds = canvas.getbbox()
     if bounds is None:
-        raise ValueError(f"drawing must hold ink, got an empty glyph for {kind!r} in {family!r}. Reinstall qtawesome.")
+        raise UserError(f"drawing must hold ink, got an empty glyph for {kind!r} in {family!r}. Reinstall qtawesome.")
     return canvas.crop(bounds)
 
 

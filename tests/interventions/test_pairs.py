@@ -6,7 +6,7 @@ import pytest
 
 from interventions.config import PairOptions
 from interventions.pairs import load_pairs
-from records.errors import BadInput
+from tasks.errors import UserError
 from tests.interventions.conftest import PairFile, write_rows
 
 
@@ -64,7 +64,7 @@ def test_file_that_cannot_be_used_is_refused_with_the_row_or_picture(pair_file: 
     change, phrase = BROKEN[how]
     change(pair_file.rows, pair_file.folder)
     write_rows(pair_file.table, pair_file.rows)
-    with pytest.raises(BadInput, match=phrase):
+    with pytest.raises(UserError, match=phrase):
         load_pairs(PairOptions(str(pair_file.table)), seed=0)
 
 
@@ -80,5 +80,5 @@ def test_file_that_cannot_be_used_is_refused_with_the_row_or_picture(pair_file: 
     ],
 )
 def test_options_that_mean_no_pairs_are_refused(options: PairOptions, phrase: str) -> None:
-    with pytest.raises(BadInput, match=phrase):
+    with pytest.raises(UserError, match=phrase):
         load_pairs(options, seed=0)

@@ -167,7 +167,7 @@ def nnsight_patches(traced: Any, pair: Pair, specs: list[CellSpec], d_head: int)
     blocks = traced.model.language_model.layers
     names = sorted({(spec.layers[0], ("resid_pre", "z", "attn_out").index(spec.name)) for spec in specs})
     with torch.inference_mode(), traced.trace(**pair.clean.model_kwargs(), use_cache=False):
-        saved = list().save()  # type: ignore[attr-defined] # noqa: C408 - nnsight traces the call
+        saved = list().save()  # type: ignore[attr-defined]  # noqa: C408
         for layer, stage in names:
             attention = blocks[layer].self_attn
             saved.append((blocks[layer].input, attention.o_proj.input, attention.o_proj.output)[stage])

@@ -96,7 +96,7 @@ def values_by_nnsight(llava: Llava, traced: Any, inputs: Inputs, sites: list[Sit
     ordered = sorted(sites, key=lambda site: replace(site, name="attn_out") if site.name == "pattern" else site)
     wanted = [(_envoy(traced, site), site) for site in ordered]
     with torch.inference_mode(), traced.trace(**inputs.model_kwargs()):
-        values = list().save()  # noqa: C408 - nnsight traces the call
+        values = list().save()  # noqa: C408
         for (envoy, side), _ in wanted:
             values.append(envoy.input if side == "input" else envoy.output)
     found: dict[Site, Tensor] = {}

@@ -26,8 +26,8 @@ from probes.maps.map_plan import MapPlan, plan_maps
 from probes.maps.maps import COLUMNS, fit_probes, read_maps, write_maps
 from probes.selection import Selection, plan_for
 from probes.sweep import FinishedSweep, run_sweep
-from records.errors import BadInput
 from records.manifest import new_manifest, write_manifest
+from tasks.errors import UserError
 from tasks.example import Example, Target
 from tests.conftest import make_examples
 from tests.probes.conftest import Outcome
@@ -226,11 +226,11 @@ def test_text_tokens_give_no_maps_and_a_note(tokens: Tokens) -> None:
 
 
 def test_numbers_that_cannot_be_are_refused() -> None:
-    with pytest.raises(BadInput, match="maps must be at most 20 for 40 groups of examples, got 21"):
+    with pytest.raises(UserError, match="maps must be at most 20 for 40 groups of examples, got 21"):
         chosen(make_examples(40), maps=21)
-    with pytest.raises(BadInput, match="maps must be 0 for probe ridge, got 2"):
+    with pytest.raises(UserError, match="maps must be 0 for probe ridge, got 2"):
         chosen(make_examples(40), maps=2, probe="ridge")
-    with pytest.raises(BadInput, match="maps must be >= 0, got -1"):
+    with pytest.raises(UserError, match="maps must be >= 0, got -1"):
         inspect.unwrap(run_sweep)(SweepConfig(probing=ProbeOptions(maps=-1)))
 
 
@@ -308,7 +308,7 @@ def test_zero_switches_maps_off_and_another_number_is_another_run(checkpoint: Pa
     run_sweep(config)
     assert read_maps(config.folder) is None
     assert not (config.folder / "maps").exists()
-    with pytest.raises(BadInput, match="settings.maps was 0, is 2"):
+    with pytest.raises(UserError, match="settings.maps was 0, is 2"):
         run_sweep(settings(checkpoint, tmp_path / "run", maps=2))
 
 
@@ -353,5 +353,5 @@ def test_command_writes_maps_as_a_process_and_refuses_too_many(checkpoint: Path,
 
 
 def test_reading_refuses_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="run must be a folder that probe-sweep wrote"):
+    with pytest.raises(UserError, match="run must be a folder that probe-sweep wrote"):
         read_maps(tmp_path)

@@ -20,7 +20,7 @@ from probes.evaluation.folds import Plan, plan_folds
 from probes.evaluation.parallel import each_site, processes_for
 from probes.fit_sites import fit_sites
 from probes.selection import Selection
-from records.errors import BadInput
+from tasks.errors import UserError
 from tasks.example import Target
 from tests.conftest import make_examples
 
@@ -29,7 +29,7 @@ SITES = [Site("language_model", layer, "resid_post") for layer in range(9)]
 
 def whereabouts(site: Site, *, harm: str = "") -> tuple[int | None, int, int]:
     if site.layer == 4 and harm == "refuse":
-        raise BadInput("activations must be finite, got a NaN.")
+        raise UserError("activations must be finite, got a NaN.")
     if site.layer == 4 and harm == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     return site.layer, torch.get_num_threads(), os.getpid()
@@ -52,9 +52,9 @@ def test_sites_come_back_in_order_from_processes_of_one_thread(two_threads: obje
 
 
 def test_refusals_of_a_process_are_refusals_here_and_a_killed_one_is_told() -> None:
-    with pytest.raises(BadInput, match="must be finite"):
+    with pytest.raises(UserError, match="must be finite"):
         list(each_site(partial(whereabouts, harm="refuse"), SITES, processes=2))
-    with pytest.raises(BadInput, match="OMP_NUM_THREADS=1"):
+    with pytest.raises(UserError, match="OMP_NUM_THREADS=1"):
         list(each_site(partial(whereabouts, harm="kill"), SITES, processes=2))
 
 

@@ -8,7 +8,7 @@ import torch
 
 from models.sites import Site
 from probes.activations.store import ActivationStore, estimate_size, plan_shards
-from records.errors import BadInput
+from tasks.errors import UserError
 
 SITES = [Site("language_model", 0, "resid_post"), Site("projector", None, "out")]
 
@@ -55,7 +55,7 @@ def test_full_disk_in_mid_write_leaves_no_file(tmp_path: Path, monkeypatch: pyte
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(BadInput, match="must fit on the disk, got No space left on device"):
+    with pytest.raises(UserError, match="must fit on the disk, got No space left on device"):
         filled(tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
@@ -64,7 +64,7 @@ def test_truncated_shard_is_refused_by_name_when_read(tmp_path: Path) -> None:
     store = filled(tmp_path)
     path = store.path(SITES[0], store.shards[0])
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(BadInput, match="must be a whole safetensors file.*00000.safetensors"):
+    with pytest.raises(UserError, match="must be a whole safetensors file.*00000.safetensors"):
         store.read(SITES[0], "image")
 
 

@@ -7,8 +7,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from records.errors import BadInput
 from records.terminal import RunByDefault, progress_bar, refuse, with_config
+from tasks.errors import UserError
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def app() -> typer.Typer:
         config: Annotated[Path | None, typer.Option()] = None,
     ) -> None:
         if n < 0:
-            refuse("count-sheep", BadInput("n must be\n>= 0"))
+            refuse("count-sheep", UserError("n must be\n>= 0"))
         typer.echo(f"{n} {name}")
 
     @made.command()

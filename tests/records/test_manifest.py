@@ -5,7 +5,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from records.errors import BadInput, refusing
 from records.manifest import (
     RunKind,
     check_folder,
@@ -17,6 +16,7 @@ from records.manifest import (
     write_manifest,
 )
 from records.tables import read_results, write_results
+from tasks.errors import UserError, user_errors
 
 KIND = RunKind("probe-sweep", writes=("activations",))
 OTHER = RunKind("patch-sweep", writes=("cells",))
@@ -58,7 +58,7 @@ def test_overwrite_replaces_a_different_run_whole(tmp_path: Path) -> None:
     open_run(tmp_path, MANIFEST, KIND, overwrite=False)
     (tmp_path / "results.parquet").write_bytes(b"x")
     changed = {**MANIFEST, "settings": {"seed": 1}}
-    with pytest.raises(BadInput, match=r"differs: settings\.seed was 0, is 1\..*--overwrite"):
+    with pytest.raises(UserError, match=r"differs: settings\.seed was 0, is 1\..*--overwrite"):
         open_run(tmp_path, changed, KIND, overwrite=False)
     assert (tmp_path / "results.parquet").exists()
     open_run(tmp_path, changed, KIND, overwrite=True)
@@ -69,11 +69,11 @@ def test_overwrite_replaces_a_different_run_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_folder_with_foreign_files_is_refused_untouched(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(BadInput, match=r"must be empty or hold a run.*'thesis\.tex'"):
+    with pytest.raises(UserError, match=r"must be empty or hold a run.*'thesis\.tex'"):
         check_folder(tmp_path, MANIFEST, KIND, overwrite=overwrite)
     open_run(tmp_path / "run", MANIFEST, KIND, overwrite=False)
     (tmp_path / "run" / "notes.md").write_text("mine")
-    with pytest.raises(BadInput, match=r"notes\.md"):
+    with pytest.raises(UserError, match=r"notes\.md"):
         open_run(tmp_path / "run", MANIFEST, KIND, overwrite=overwrite)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
@@ -83,7 +83,7 @@ def test_run_of_another_command_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "cells").mkdir()
     assert check_folder(tmp_path, new_manifest(OTHER, {"seed": 0}), OTHER, overwrite=False)
     for overwrite in (False, True):
-        with pytest.raises(BadInput, match="must be a folder of probe-sweep"):
+        with pytest.raises(UserError, match="must be a folder of probe-sweep"):
             open_run(tmp_path, MANIFEST, KIND, overwrite=overwrite)
     assert (tmp_path / "cells").exists()
 
@@ -93,7 +93,7 @@ def test_what_one_command_writes_is_foreign_to_another(tmp_path: Path) -> None:
     (tmp_path / "activations").mkdir()
     assert check_folder(tmp_path, MANIFEST, KIND, overwrite=False)
     (tmp_path / "cells").mkdir()
-    with pytest.raises(BadInput, match="got 'cells'"):
+    with pytest.raises(UserError, match="got 'cells'"):
         check_folder(tmp_path, MANIFEST, KIND, overwrite=False)
 
 
@@ -108,18 +108,18 @@ def test_results_are_there_only_once_both_tables_are(tmp_path: Path, monkeypatch
         patched.setattr(pd.DataFrame, "to_parquet", refuse)
         with pytest.raises(KeyboardInterrupt):
             write_results(tmp_path, table)
-    with pytest.raises(BadInput, match="must be finished"):
+    with pytest.raises(UserError, match="must be finished"):
         read_results(tmp_path, KIND)
     write_results(tmp_path, table)
     pd.testing.assert_frame_equal(read_results(tmp_path, KIND), table)
-    with pytest.raises(BadInput, match="that probe-sweep wrote"):
+    with pytest.raises(UserError, match="that probe-sweep wrote"):
         read_results(tmp_path / "figures", KIND)
 
 
 def test_refusing_turns_the_named_errors_into_one_line_and_no_others() -> None:
-    with pytest.raises(BadInput, match=r"^two lines$"), refusing(OSError):
+    with pytest.raises(UserError, match=r"^two lines$"), user_errors(OSError):
         raise OSError("two\nlines")
-    with pytest.raises(KeyError), refusing(OSError):
+    with pytest.raises(KeyError), user_errors(OSError):
         raise KeyError("a bug of ours")
 
 

@@ -7,9 +7,9 @@ import torch
 
 from models.llava import Llava
 from models.loading.load import load
-from records.errors import BadInput
 from records.model import open_model, other_model
 from records.settings import ModelOptions
+from tasks.errors import UserError
 from tests.conftest import tiny_config
 
 
@@ -38,14 +38,14 @@ def test_the_named_model_is_loaded(checkpoint: Path, llava: Llava) -> None:
 )
 def test_another_model_than_the_settings_name_is_refused(checkpoint: Path, options: ModelOptions, message: str) -> None:
     named = ModelOptions(**{**vars(options), "name": options.name.replace("PATH", str(checkpoint))})
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         open_model(named, device="cpu", seed=0, given=load(checkpoint))
-    with pytest.raises(BadInput, match="got device 'cpu' where they have 'meta'"):
+    with pytest.raises(UserError, match="got device 'cpu' where they have 'meta'"):
         open_model(ModelOptions(str(checkpoint)), device="meta", seed=0, given=load(checkpoint))
 
 
 def test_random_weights_of_another_seed_are_another_model() -> None:
     given = load(tiny_config(), seed=3)
     assert open_model(ModelOptions("random"), device="cpu", seed=3, given=given) is given
-    with pytest.raises(BadInput, match="got name 'random@3'"):
+    with pytest.raises(UserError, match="got name 'random@3'"):
         open_model(ModelOptions("random"), device="cpu", seed=4, given=given)

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from records.errors import BadInput
 from records.processes import Processes, join_processes, own_device
 from records.settings import plain, read_yaml, slug
+from tasks.errors import UserError
 
 
 def test_keys_of_a_file_are_option_names_with_either_mark(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_keys_of_a_file_are_option_names_with_either_mark(tmp_path: Path) -> Non
 def test_file_that_cannot_be_used_is_refused_in_the_name_of_the_command(tmp_path: Path, text: str, phrase: str) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(text)
-    with pytest.raises(BadInput, match=phrase):
+    with pytest.raises(UserError, match=phrase):
         read_yaml(path, {"seed", "batch_size"}, "patch-sweep")
 
 
@@ -53,8 +53,8 @@ def test_one_process_leads_and_waits_for_nobody(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     alone = join_processes("cpu")
     alone.wait()
-    assert (alone.rank, alone.world, alone.leads) == (0, 1, True)
-    assert not Processes(rank=1, world=2).leads
+    assert (alone.rank, alone.world, alone.is_main) == (0, 1, True)
+    assert not Processes(rank=1, world=2).is_main
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:x", "cpu:one"])

@@ -96,6 +96,6 @@ def test_the_command_s_bar_is_the_notebook_s_where_there_is_one(
     monkeypatch.setattr("records.terminal.in_notebook", lambda: True)
     with progress_bar() as on_progress:
         on_progress("working", 1, 2)
-    with progress_bar(leads=False) as on_progress:
+    with progress_bar(is_main=False) as on_progress:
         on_progress("helping", 1, 2)
     assert [bundle["text/plain"] for bundle in display.shown] == ["working: 1/2, 0 s"]

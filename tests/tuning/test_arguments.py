@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from records.errors import BadInput
+from tasks.errors import UserError
 from tuning.config import Optimisation, Running
 from tuning.training.trainer_arguments import bind, training_arguments
 
@@ -40,7 +40,7 @@ def test_what_the_launcher_asks_for_beyond_the_run_is_refused(
     name: str, value: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         training_arguments(Optimisation(), Running(), tmp_path, find_unused=False)
     if value == "bf16":
         assert training_arguments(Optimisation(), Running(bf16=True), tmp_path, find_unused=False).bf16

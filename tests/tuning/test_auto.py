@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from records.errors import BadInput
+from tasks.errors import UserError
 from tuning.plan.choose_layers import choose_layers, describe_choice
 from tuning.plan.layers import parse_layers
 
@@ -48,9 +48,9 @@ def test_auto_reads_the_drop_of_a_patch_run(tmp_path: Path) -> None:
 
 
 def test_auto_refuses_a_run_without_evidence_or_of_another_depth(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="auto must find evidence"):
+    with pytest.raises(UserError, match="auto must find evidence"):
         choose_layers(probe_table(tmp_path / "flat", [0.1] * 8), 8)
-    with pytest.raises(BadInput, match="got layers 0 to 7"):
+    with pytest.raises(UserError, match="got layers 0 to 7"):
         choose_layers(probe_table(tmp_path / "deep", [0.1] * 4 + [0.9] * 4), 4)
 
 
@@ -129,8 +129,8 @@ def test_the_committed_tables_of_real_sweeps_give_a_band_with_its_rule(name: str
 
 
 def test_a_real_table_of_another_depth_or_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="several of the model's 12 layers, got layers 0 to 29"):
+    with pytest.raises(UserError, match="several of the model's 12 layers, got layers 0 to 29"):
         choose_layers(GALLERY / "token_map_smol.csv", 12)
     pd.DataFrame({"plan": ["full"], "score": np.ones(1)}).to_csv(tmp_path / "results.csv", index=False)
-    with pytest.raises(BadInput, match="with other columns"):
+    with pytest.raises(UserError, match="with other columns"):
         choose_layers(tmp_path, 30)

@@ -110,13 +110,13 @@ FLAGS: dict[str, Callable[[TuningConfig], bool]] = {
 
 
 def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    from records.errors import BadInput
+    from tasks.errors import UserError
 
     seen: list[TuningConfig] = []
 
     def record(config: TuningConfig, **options: object) -> None:
         seen.append(config)
-        raise BadInput("enough")
+        raise UserError("enough")
 
     monkeypatch.setattr("tuning.run.run_tuning", record)
     for name, (text, read, value) in EVERY.items():
@@ -141,13 +141,13 @@ def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_option_reaches_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
-    from records.errors import BadInput
+    from tasks.errors import UserError
 
     seen: list[CompareConfig] = []
 
     def record(config: CompareConfig, **options: object) -> None:
         seen.append(config)
-        raise BadInput("enough")
+        raise UserError("enough")
 
     monkeypatch.setattr("tuning.compare.compare.run_compare", record)
     line = (

@@ -16,7 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 from models.loading.load import load
-from records.errors import BadInput
+from tasks.errors import UserError
 from tests.conftest import tiny_config
 from tuning.cli import app
 from tuning.compare.compare import chosen_plans, run_compare
@@ -141,7 +141,7 @@ def test_runs_of_another_plan_of_the_same_name_are_refused(
     facts = json.loads(path.read_text())
     path.write_text(json.dumps({**facts, "layers": "2"}))
     with pytest.raises(
-        BadInput, match=f"plan 'middle band' must be the one that ran, got layers 2 .* {facts['layers']} now"
+        UserError, match=f"plan 'middle band' must be the one that ran, got layers 2 .* {facts['layers']} now"
     ):
         run_compare(replace(settings, out=tmp_path / "old"))
 
@@ -158,10 +158,10 @@ def test_every_plan_sees_the_same_data_in_the_same_order(finished: pd.DataFrame,
 def test_another_comparison_s_folder_is_refused(
     finished: pd.DataFrame, settings: CompareConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadInput, match="settings.scenes was 4, is 5"):
+    with pytest.raises(UserError, match="settings.scenes was 4, is 5"):
         run_compare(replace(settings, data=replace(settings.data, scenes=5)))
     (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(BadInput, match="out must be empty or a comparison"):
+    with pytest.raises(UserError, match="out must be empty or a comparison"):
         run_compare(replace(settings, out=tmp_path))
 
 
@@ -312,7 +312,7 @@ def test_the_option_keeps_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def record(config: CompareConfig, **options: object) -> None:
         seen.append(config.keep_weights)
-        raise BadInput("enough")
+        raise UserError("enough")
 
     monkeypatch.setattr("tuning.compare.compare.run_compare", record)
     for line in (["compare"], ["compare", "--keep-weights"]):
@@ -325,7 +325,7 @@ def test_a_launcher_is_refused_before_anything_is_written(
 ) -> None:
     """The launcher would join the processes, and each trains a plan of its own."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(BadInput, match=r"without a launcher, got one that started 2 processes.*--out.*--device"):
+    with pytest.raises(UserError, match=r"without a launcher, got one that started 2 processes.*--out.*--device"):
         run_compare(replace(settings, out=tmp_path / "new"))
     done = CliRunner().invoke(app, ["compare", "--out", str(tmp_path / "new")])
     assert (done.exit_code, "without a launcher" in done.stderr) == (2, True)
@@ -348,7 +348,7 @@ def test_a_launcher_is_refused_before_anything_is_written(
 def test_a_comparison_that_cannot_be_is_refused(
     change: dict[str, object], message: str, settings: CompareConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         run_compare(replace(settings, out=tmp_path / "new", timing_rounds=0, **change))  # type: ignore[arg-type]
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from figures.plans.accuracy_by_family import draw_accuracy
 from figures.plans.cost_retention import draw_cost_retention
 from models.loading.load import load
-from records.errors import BadInput
+from tasks.errors import UserError
 from tests.tuning.conftest import LlavaRows, turns
 from tuning.compare.compare import run_compare
 from tuning.compare.config import CompareConfig, CompareData
@@ -107,7 +107,7 @@ def test_what_changed_is_another_comparison(config: CompareConfig, base: Path, t
     run_compare(config)
     path = Path(config.data.eval_specs[0])
     asked(path, QUESTIONS[:2])
-    with pytest.raises(BadInput, match=r"out must hold the same comparison .* differs: data.pope was"):
+    with pytest.raises(UserError, match=r"out must hold the same comparison .* differs: data.pope was"):
         run_compare(config)
     asked(path, QUESTIONS)
     changes: dict[str, dict[str, Any]] = {
@@ -115,13 +115,13 @@ def test_what_changed_is_another_comparison(config: CompareConfig, base: Path, t
         "eval_data": {"eval_specs": ("scenes",)},
     }  # fmt: skip
     for name, change in changes.items():
-        with pytest.raises(BadInput, match=rf"differs: settings.{name} was"):
+        with pytest.raises(UserError, match=rf"differs: settings.{name} was"):
             run_compare(replace(config, data=replace(config.data, **change)))
     weights = next(model.glob("*.safetensors"))
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(BadInput, match=r"differs: model.weight_hash was"):
+    with pytest.raises(UserError, match=r"differs: model.weight_hash was"):
         run_compare(config)
 
 
@@ -139,7 +139,7 @@ def test_plans_are_never_scored_on_other_samples(config: CompareConfig) -> None:
         f"1 samples left out, see {config.out / f'skipped-{name}.csv'}" for name in ("train", "asked")
     ]
     away.rename(path.with_name("b.png"))
-    with pytest.raises(BadInput, match="got other samples that can be used for train, asked"):
+    with pytest.raises(UserError, match="got other samples that can be used for train, asked"):
         run_compare(config)
     path.with_name("b.png").rename(away)
     assert set(run_compare(config).table["plan"]) == {"start", "full", "middle band"}
@@ -163,7 +163,7 @@ def test_limits_are_of_files_and_scenes_stay_what_they_were(config: CompareConfi
 @pytest.mark.parametrize("names", [(), ("seen",), ("passage",), ("train",), ("a", "a"), ("scenes", "text")])
 def test_conditions_must_have_names_of_their_own(names: tuple[str, ...], config: CompareConfig, tmp_path: Path) -> None:
     files = [name if name == "scenes" else str(asked(tmp_path / f"{name}.jsonl", QUESTIONS[-1:])) for name in names]
-    with pytest.raises(BadInput, match="eval-data must be `scenes` and files with names of their own"):
+    with pytest.raises(UserError, match="eval-data must be `scenes` and files with names of their own"):
         run_compare(replace(config, data=replace(config.data, eval_specs=tuple(files))))
     assert not config.out.exists()
 
@@ -177,7 +177,7 @@ def test_what_cannot_be_scored_is_refused_or_listed_before_anything_trains(
     bad = [{"question": "Say it.", "answer": "two " * 600}]
     bad += [{"question": "Red?", "answer": "no", "image": name} for name in ("gone.png", "c.png")]
     asked(Path(config.data.eval_specs[0]), [*QUESTIONS, *bad])
-    with pytest.raises(BadInput, match=r"got 3 that cannot .* in 'pope.*--skip-bad"):
+    with pytest.raises(UserError, match=r"got 3 that cannot .* in 'pope.*--skip-bad"):
         run_compare(config)
     assert not list(config.out.glob("runs/*"))
     done = run_compare(replace(config, plans=("full",), data=replace(config.data, skip_bad=True)))  # the same folder
@@ -189,7 +189,7 @@ def test_what_cannot_be_scored_is_refused_or_listed_before_anything_trains(
 def test_nothing_that_can_be_scored_is_refused_whatever_may_be_skipped(config: CompareConfig, tmp_path: Path) -> None:
     (tmp_path / "c.png").write_bytes(b"no picture")
     asked(Path(config.data.eval_specs[0]), [{"question": "Red?", "answer": "no", "image": "c.png"}])
-    with pytest.raises(BadInput, match=r"got 1 that cannot .* in 'pope"):
+    with pytest.raises(UserError, match=r"got 1 that cannot .* in 'pope"):
         run_compare(replace(config, data=replace(config.data, skip_bad=True)))
 
 
@@ -199,7 +199,7 @@ def test_a_context_that_scenes_do_not_fit_in_is_one_sentence(config: CompareConf
     llava.model.save_pretrained(tmp_path / "short")
     llava.processor.save_pretrained(tmp_path / "short")
     short = replace(config, model=str(tmp_path / "short"), data=replace(config.data, eval_specs=("scenes",)))
-    with pytest.raises(BadInput, match=r"scenes-"):
+    with pytest.raises(UserError, match=r"scenes-"):
         run_compare(short)
 
 
@@ -210,7 +210,7 @@ def test_a_broken_picture_is_one_sentence_and_nothing_that_finished_is_lost(conf
     picture = Path(data.spec).with_name("a.png")
     whole = picture.read_bytes()
     picture.write_bytes(whole[:20])
-    with pytest.raises(BadInput, match=r"a\.png"):
+    with pytest.raises(UserError, match=r"a\.png"):
         run_compare(config)
     assert [path.parent.name for path in config.out.glob("runs/*/answers.parquet")] == ["start-seed0"]
     picture.write_bytes(whole)
@@ -223,14 +223,14 @@ def test_a_step_that_no_memory_holds_is_one_sentence(config: CompareConfig, monk
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr("tuning.compare.compare.measure_plans", full)
-    with pytest.raises(BadInput, match=r"device must hold a step of 1 samples.*Lower --batch-size"):
+    with pytest.raises(UserError, match=r"device must hold a step of 1 samples.*Lower --batch-size"):
         run_compare(replace(config, timing_rounds=1))
 
 
 def test_files_that_cannot_be_read_are_refused_before_a_folder_is_made(config: CompareConfig) -> None:
-    with pytest.raises(BadInput, match="nowhere.json"):
+    with pytest.raises(UserError, match="nowhere.json"):
         run_compare(replace(config, data=replace(config.data, spec="nowhere.json")))
-    with pytest.raises(BadInput, match="limit must be >= 1, got 0"):
+    with pytest.raises(UserError, match="limit must be >= 1, got 0"):
         run_compare(replace(config, data=replace(config.data, limit=0)))
     assert not config.out.exists()
 

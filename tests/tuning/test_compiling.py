@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 from models.llava import Llava
 from models.loading.load import load
-from records.errors import BadInput
+from tasks.errors import UserError
 from tests.conftest import tiny_config
 from tests.tuning.conftest import samples_of
 from tuning.config import Optimisation, Running
@@ -130,19 +130,19 @@ def test_a_model_is_as_before_when_compiled_blocks_fail(fresh: Llava, longest: i
 def test_where_blocks_cannot_be_compiled_the_run_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadInput, match=r"^compile must not stand beside keep-prefix"):
+    with pytest.raises(UserError, match=r"^compile must not stand beside keep-prefix"):
         check_compiling("cpu", keep_prefix=True)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(BadInput, match=r"^compile must run in one process"):
+    with pytest.raises(UserError, match=r"^compile must run in one process"):
         check_compiling("cpu")
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
-    with pytest.raises(BadInput, match=r"^compile must find the C\+\+ compiler '.*none'.*leave --compile out"):
+    with pytest.raises(UserError, match=r"^compile must find the C\+\+ compiler '.*none'.*leave --compile out"):
         check_compiling("cpu")
     check_compiling("cuda:0")
     (tmp_path / "none").touch(mode=0o755)
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-    with pytest.raises(BadInput, match=r"^compile must find Python\.h.*Install python3-dev"):
+    with pytest.raises(UserError, match=r"^compile must find Python\.h.*Install python3-dev"):
         check_compiling("cpu")
     (tmp_path / "Python.h").touch()
     check_compiling("cpu")

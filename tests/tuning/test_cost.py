@@ -18,7 +18,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, Trainer
 
 from models.llava import Llava
 from models.loading.load import load
-from records.errors import BadInput
+from tasks.errors import UserError
 from tuning.cost.flops import Shape, band_ratio, closed_form, count_flops
 from tuning.cost.measure import batch_shape, count_activations, estimate_memory, measure_step, synthetic_batch
 from tuning.cost.timing import measure_plans
@@ -162,7 +162,7 @@ def test_measuring_leaves_the_weights_and_reports_every_byte(fresh: Llava) -> No
 def test_measuring_nothing_that_trains_is_refused(fresh: Llava) -> None:
     fresh.model.requires_grad_(False)
     batch = synthetic_batch(fresh, rows=1, text_tokens=8)
-    with pytest.raises(BadInput, match="plan must train something"):
+    with pytest.raises(UserError, match="plan must train something"):
         measure_step(fresh, resolve(LayerPlan("1"), fresh), batch)
 
 

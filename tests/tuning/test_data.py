@@ -13,7 +13,7 @@ from tasks.prompts import LETTER, SHORT
 from tasks.readers.tables import DataError
 from tasks.scenes.questions import FAMILIES
 from tests.tuning.conftest import LlavaRows, samples_of, turns
-from tuning.data.conversation import Unusable
+from tuning.data.conversation import UnusableSampleError
 from tuning.data.labels import IGNORED, encode
 from tuning.data.llava_json import LlavaFile
 from tuning.data.samples import GroupedSampler, Samples, Writing, collate, survey
@@ -264,5 +264,5 @@ def test_samples_are_read_on_demand(llava: Llava, llava_json: LlavaRows) -> None
     assert isinstance(samples, Samples)
     assert samples[0]["pixels"][0].shape == (3, llava.image_size, llava.image_size)
     assert samples[1]["pixels"] == []
-    with pytest.raises(Unusable):
+    with pytest.raises(UnusableSampleError):
         LlavaFile(llava_json([{"id": "x", "conversations": turns("a")}]))[0]

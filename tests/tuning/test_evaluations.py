@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.loading.load import load
-from records.errors import BadInput
+from tasks.errors import UserError
 from tests.conftest import tiny_config
 from tests.tuning.conftest import samples_of
 from tuning.config import Optimisation, Running
@@ -105,7 +105,7 @@ def test_an_answer_without_a_probability_is_an_error_that_names_it() -> None:
     llava = load(tiny_config(grouped=True), seed=0, validate=False)
     with torch.no_grad():
         llava.blocks[0].mlp.down_proj.weight[0, 0] = float("nan")  # type: ignore[union-attr, index, operator]
-    with pytest.raises(BadInput, match=r"log-probability must be finite, got nan for an answer of .* in set 'seen'"):
+    with pytest.raises(UserError, match=r"log-probability must be finite, got nan for an answer of .* in set 'seen'"):
         score_sets(llava, {"seen": samples_of(llava, SceneQuestions(1))}, step=5)
 
 

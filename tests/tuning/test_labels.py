@@ -10,7 +10,7 @@ from models.inputs import prepare
 from models.llava import Llava
 from tasks.prompts import SYSTEM
 from tests.conftest import make_examples, noise_picture
-from tuning.data.conversation import Conversation, Turn, Unusable
+from tuning.data.conversation import Conversation, Turn, UnusableSampleError
 from tuning.data.labels import IGNORED, Encoded, encode
 from tuning.data.samples import Writing, collate
 from tuning.scoring.answers import model_inputs, pad_id
@@ -85,12 +85,12 @@ def test_cutting_never_leaves_a_sample_without_labels_or_half_a_picture(llava: L
     sample = chat(("What is it?", "a cat"))
     whole = encode(llava, sample)
     first = int((whole.labels != IGNORED).nonzero()[0])
-    with pytest.raises(Unusable, match="cut off before its first answer"):
+    with pytest.raises(UnusableSampleError, match="cut off before its first answer"):
         encode(llava, sample, max_length=first)
     inside = int((whole.ids == llava.image_token_id).nonzero()[0]) + 3
-    with pytest.raises(Unusable, match=f"its picture does not fit into {inside} tokens"):
+    with pytest.raises(UnusableSampleError, match=f"its picture does not fit into {inside} tokens"):
         encode(llava, sample, max_length=inside)
-    with pytest.raises(Unusable, match=f"longer than the context: {len(whole)} tokens"):
+    with pytest.raises(UnusableSampleError, match=f"longer than the context: {len(whole)} tokens"):
         encode(llava, sample, max_length=len(whole) - 1, on_long="refuse")
 
 
@@ -105,19 +105,19 @@ def test_an_empty_answer_teaches_nothing_and_the_others_still_do(llava: Llava) -
         ("</s>", False),
     ]
     assert_equals(encoded, oracle(llava, pieces))
-    with pytest.raises(Unusable, match="nothing to learn: empty answers"):
+    with pytest.raises(UnusableSampleError, match="nothing to learn: empty answers"):
         encode(llava, chat(("One?", ""), ("Two?", " ")))
 
 
 def test_no_turn_at_all_is_refused(llava: Llava) -> None:
-    with pytest.raises(Unusable, match="no assistant turn"):
+    with pytest.raises(UnusableSampleError, match="no assistant turn"):
         encode(llava, chat())
 
 
 def test_stage_1_learns_the_caption_and_its_newline_and_drops_the_question(llava: Llava) -> None:
     encoded = encode(llava, chat(("Describe the image concisely.", "A red cat.")), recipe="plain")
     assert_equals(encoded, oracle(llava, [("<image>", False), ("A red cat.\n", True)]))
-    with pytest.raises(Unusable, match="stage 1 needs one picture, has 0"):
+    with pytest.raises(UnusableSampleError, match="stage 1 needs one picture, has 0"):
         encode(llava, chat(("Describe.", "A cat."), pictures=False), recipe="plain")
 
 
@@ -176,7 +176,7 @@ def test_the_original_way_falls_into_at_least_one_trap(llava: Llava) -> None:
 @pytest.mark.parametrize("words", ["see <image> here", "ends </s> here"])
 def test_marks_in_somebody_s_words_are_refused(words: str, llava: Llava) -> None:
     for sample in (chat((words, "yes")), chat(("Why?", words))):
-        with pytest.raises(Unusable, match="in the words of a"):
+        with pytest.raises(UnusableSampleError, match="in the words of a"):
             encode(llava, sample)
 
 
@@ -194,7 +194,7 @@ def test_a_token_that_is_answer_in_part_is_refused(llava: Llava, monkeypatch: py
         return {"input_ids": ids, "offset_mapping": offsets}
 
     monkeypatch.setattr(type(llava.tokenizer), "__call__", joined)
-    with pytest.raises(Unusable, match="is answer in part"):
+    with pytest.raises(UnusableSampleError, match="is answer in part"):
         encode(llava, sample)
 
 

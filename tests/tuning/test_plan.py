@@ -8,7 +8,7 @@ from torch import nn
 
 from models.llava import Llava
 from models.loading.load import load
-from records.errors import BadInput
+from tasks.errors import UserError
 from tests.conftest import tiny_config
 from tuning.cost.measure import synthetic_batch
 from tuning.plan.apply import applied, apply_plan, draw_blocks, planned_parameters, trained_parameters
@@ -66,7 +66,7 @@ def test_the_anchor_band_is_6_to_16_of_32_and_scales_with_depth() -> None:
     ],
 )
 def test_a_spec_that_names_no_layers_is_refused(spec: str, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         parse_layers(spec, 32)
 
 
@@ -119,7 +119,7 @@ def test_the_unused_end_of_the_tower_is_never_claimed(llava: Llava) -> None:
     assert not any(last in name or "post_layernorm" in name for name in resolved.parameters)
     assert any("patch_embedding" in name for name in resolved.parameters)
     assert "never used" in resolved.summary()
-    with pytest.raises(BadInput, match=r"vision must start at a block in \[0, 2\), got 2"):
+    with pytest.raises(UserError, match=r"vision must start at a block in \[0, 2\), got 2"):
         resolve(LayerPlan("none", ("vision:2",)), llava)
 
 
@@ -172,14 +172,14 @@ def test_tied_embeddings_and_head_are_one_and_said_so() -> None:
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(plan: LayerPlan, message: str, llava: Llava) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         resolve(plan, llava)
 
 
 def test_lora_and_lisa_refuse_impossible_numbers() -> None:
-    with pytest.raises(BadInput, match="rank >= 1"):
+    with pytest.raises(UserError, match="rank >= 1"):
         Lora(rank=0)
-    with pytest.raises(BadInput, match="active >= 1"):
+    with pytest.raises(UserError, match="active >= 1"):
         Lisa(every=0)
 
 
@@ -187,7 +187,7 @@ def test_a_name_that_does_not_exist_is_refused(fresh: Llava) -> None:
     from dataclasses import replace
 
     resolved = replace(resolve(LayerPlan("1"), fresh), parameters=("model.nothing.weight",))
-    with pytest.raises(BadInput, match=r"got 'model.nothing.weight'"):
+    with pytest.raises(UserError, match=r"got 'model.nothing.weight'"):
         apply_plan(fresh, resolved)
 
 

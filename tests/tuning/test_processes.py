@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration
 
 from models.llava import Llava
 from models.loading.load import load
-from records.errors import BadInput
+from tasks.errors import UserError
 from tests.tuning.conftest import LlavaRows, samples_of, turns
 from tuning.cli import main
 from tuning.config import Optimisation, Running
@@ -148,7 +148,7 @@ def test_the_first_version_of_fsdp_and_lisa_in_several_processes_are_refused(
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     given = SimpleNamespace(fsdp_version=1, transformer_cls_names_to_wrap=None)
     accelerator = SimpleNamespace(num_processes=2, distributed_type="FSDP", state=SimpleNamespace(fsdp_plugin=given))
-    with pytest.raises(BadInput, match="FSDP must be its version 2, got 1"):
+    with pytest.raises(UserError, match="FSDP must be its version 2, got 1"):
         set_up(accelerator, fresh)
     given.fsdp_version = 2
     assert set_up(accelerator, fresh)
@@ -158,5 +158,5 @@ def test_the_first_version_of_fsdp_and_lisa_in_several_processes_are_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     resolved = resolve(LayerPlan("0-2", (), "lisa", lisa=Lisa(1, 2)), fresh)
     samples, once, quiet = samples_of(fresh, mix), Optimisation(steps=1), Running(save_every=0)
-    with pytest.raises(BadInput, match="lisa must run in one process"):
+    with pytest.raises(UserError, match="lisa must run in one process"):
         train(fresh, resolved, samples, optimisation=once, running=quiet, folder=tmp_path)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from records.errors import BadInput
+from tasks.errors import UserError
 from tuning.scoring.retention import INTERVAL, NO_PAIR, ONE_SEED, RANGE, UNTRAINED, differences, summarise
 
 
@@ -188,10 +188,10 @@ def test_plans_that_were_asked_other_things_are_refused() -> None:
     given, words = by_seed({"full": {0: 0.8, 1: 0.4}, "band": {0: 0.8}})
     gone = given[~((given["plan"] == "band") & (given["id"] == "s3"))]
     for compare in (lambda: summarise(gone, words), lambda: differences(gone, "full")):
-        with pytest.raises(BadInput, match="plans must be asked the same"):
+        with pytest.raises(UserError, match="plans must be asked the same"):
             compare()
     gone = given[~((given["plan"] == "full") & (given["seed"] == 1) & (given["id"] == "s3"))]
-    with pytest.raises(BadInput, match="every seed of a plan must be asked the same, got others in 'seen'"):
+    with pytest.raises(UserError, match="every seed of a plan must be asked the same, got others in 'seen'"):
         summarise(gone, words)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.llava import Llava
 from models.loading.load import load
-from records.errors import BadInput
+from tasks.errors import UserError
 from tests.conftest import tiny_config
 from tests.tuning.conftest import samples_of
 from tuning.config import Optimisation, Running
@@ -31,7 +31,7 @@ from tuning.plan.lora import remove_lora
 from tuning.plan.plan import WHOLE, LayerPlan, Lisa, Lora
 from tuning.plan.resolve import Resolved, lisa_layers, resolve
 from tuning.training import checkpoint
-from tuning.training.trainer import LossNotFinite, PlanTrainer, Trained, train
+from tuning.training.trainer import LossNotFiniteError, PlanTrainer, Trained, train
 
 FAST = Optimisation(steps=3, batch_size=2, lr=1e-2, projector_lr=1e-2)
 QUIET = Running(save_every=0, log_every=1)
@@ -242,7 +242,9 @@ def test_a_loss_that_is_no_number_stops_before_the_step_and_keeps_the_last_check
 
     monkeypatch.setattr(PlanTrainer, "compute_loss", broken)
     settings = Optimisation(steps=5, batch_size=2, lr=1e-3)
-    with pytest.raises(LossNotFinite, match=r"loss must be finite, got nan at step 3. The last good .* checkpoint-2"):
+    with pytest.raises(
+        LossNotFiniteError, match=r"loss must be finite, got nan at step 3. The last good .* checkpoint-2"
+    ):
         go(fresh, LayerPlan("1", ()), tmp_path, samples_of(fresh, mix), optimisation=settings,
            running=Running(save_every=1))  # fmt: skip
     assert checkpoint.last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
@@ -257,7 +259,9 @@ def test_a_gradient_that_is_no_number_stops_too(fresh: Llava, mix: SceneMix, tmp
     resolved = resolve(LayerPlan("1", ()), fresh)
     apply_plan(fresh, resolved)
     fresh.model.get_parameter(resolved.parameters[0]).register_hook(spoil)
-    with pytest.raises(LossNotFinite, match="norm of the gradient must be finite, got .* at step 1. No checkpoint"):
+    with pytest.raises(
+        LossNotFiniteError, match="norm of the gradient must be finite, got .* at step 1. No checkpoint"
+    ):
         train(fresh, resolved, samples, optimisation=FAST, running=QUIET, folder=tmp_path)
 
 
@@ -293,7 +297,7 @@ def _counting(plain: Any, opened: list[int]) -> Any:
 
 def test_keeping_a_prefix_that_trains_is_refused(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
     for plan in (LayerPlan("1"), PLANS["lisa"]):
-        with pytest.raises(BadInput, match="keep-prefix must have a frozen part to keep"):
+        with pytest.raises(UserError, match="keep-prefix must have a frozen part to keep"):
             go(fresh, plan, tmp_path, samples_of(fresh, mix), running=Running(save_every=0, keep_prefix=True))
 
 
@@ -302,25 +306,25 @@ def test_keeping_a_prefix_that_no_epoch_reads_or_no_process_has_is_refused(
 ) -> None:
     samples, running = samples_of(fresh, mix), Running(save_every=0, keep_prefix=True)
     once = Optimisation(steps=len(samples) // 2, batch_size=2)
-    with pytest.raises(BadInput, match="keep-prefix must have a second epoch that reads .*, got 1 epochs"):
+    with pytest.raises(UserError, match="keep-prefix must have a second epoch that reads .*, got 1 epochs"):
         go(fresh, LayerPlan("1", ()), tmp_path, samples, optimisation=once, running=running)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(BadInput, match="keep-prefix must have the whole model in every process, got FSDP"):
+    with pytest.raises(UserError, match="keep-prefix must have the whole model in every process, got FSDP"):
         go(fresh, LayerPlan("1", ()), tmp_path, samples, running=running)
 
 
 def test_resuming_another_run_is_refused_with_what_differs(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
     samples = samples_of(fresh, mix)
     go(fresh, LayerPlan("1", ()), tmp_path, samples, running=Running(save_every=3), facts={"data": "abc"})
-    with pytest.raises(BadInput, match="another data: it was 'abc', is 'xyz'"):
+    with pytest.raises(UserError, match="another data: it was 'abc', is 'xyz'"):
         go(fresh, LayerPlan("1", ()), tmp_path, samples, facts={"data": "xyz"}, resume=tmp_path / "checkpoint-3")
-    with pytest.raises(BadInput, match="checkpoint must hold what the plan trains"):
+    with pytest.raises(UserError, match="checkpoint must hold what the plan trains"):
         go(fresh, LayerPlan("2", ()), tmp_path, samples, facts={"data": "abc"}, resume=tmp_path / "checkpoint-3")
-    with pytest.raises(BadInput, match="another processes: it was 1, is 2"):  # of an older run, which did not say
+    with pytest.raises(UserError, match="another processes: it was 1, is 2"):  # of an older run, which did not say
         go(fresh, LayerPlan("1", ()), tmp_path, samples, facts={"processes": 2}, resume=tmp_path / "checkpoint-3")
     (tmp_path / "trainer_state.json").write_text("{}")  # of plain Trainer, whose checkpoints say nothing of the run
-    with pytest.raises(BadInput, match="resume must name a checkpoint folder"):
+    with pytest.raises(UserError, match="resume must name a checkpoint folder"):
         go(fresh, LayerPlan("2", ()), tmp_path, samples, resume=tmp_path)
 
 
@@ -332,7 +336,7 @@ def test_a_full_disk_is_refused_before_and_reported_during(
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # a file cannot grow further, as on a full disk
     try:
-        with pytest.raises(BadInput, match=r"checkpoint must fit on the disk, got .*File too large.* at step 1"):
+        with pytest.raises(UserError, match=r"checkpoint must fit on the disk, got .*File too large.* at step 1"):
             go(fresh, LayerPlan("1", ()), tmp_path, samples, running=Running(save_every=1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -340,7 +344,7 @@ def test_a_full_disk_is_refused_before_and_reported_during(
     assert checkpoint.last_checkpoint(tmp_path) is None
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("tuning.training.resuming.shutil.disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(BadInput, match="out must have room for 2 checkpoints"):
+    with pytest.raises(UserError, match="out must have room for 2 checkpoints"):
         go(fresh, LayerPlan("1", ()), tmp_path, samples, running=Running(save_every=1))
 
 
@@ -357,13 +361,13 @@ def test_what_a_run_has_on_the_disk_already_needs_no_more_room(
 
     usage = shutil.disk_usage(tmp_path)
     leave(one - 1000)
-    with pytest.raises(BadInput, match="room for 2 checkpoints"):  # an old one goes only once the new one is whole
+    with pytest.raises(UserError, match="room for 2 checkpoints"):  # an old one goes only once the new one is whole
         go(fresh, LayerPlan("1", ()), tmp_path, samples, running=once, resume=middle)
     go(fresh, LayerPlan("1", ()), tmp_path, samples, running=once, resume=end, model_bytes=500)  # writes none any more
-    with pytest.raises(BadInput, match=r"room for the model, got .* needed. Make room\.$"):
+    with pytest.raises(UserError, match=r"room for the model, got .* needed. Make room\.$"):
         go(fresh, LayerPlan("1", ()), tmp_path, samples, model_bytes=one)
     leave(one + 1000)
-    with pytest.raises(BadInput, match="room for 2 checkpoints and the model, got .* or use --save-every 0"):
+    with pytest.raises(UserError, match="room for 2 checkpoints and the model, got .* or use --save-every 0"):
         go(fresh, LayerPlan("1", ()), tmp_path, samples, running=once, resume=middle, model_bytes=2000)
     go(fresh, LayerPlan("1", ()), tmp_path, samples, running=once, resume=middle)
 
@@ -488,5 +492,5 @@ def test_bf16_trains_wide_weights_with_narrow_products(fresh: Llava, mix: SceneM
 def test_an_empty_data_set_is_refused(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
     samples = samples_of(fresh, mix)
     samples.indices = samples.indices[:0]
-    with pytest.raises(BadInput, match="data must have at least one sample"):
+    with pytest.raises(UserError, match="data must have at least one sample"):
         go(fresh, LayerPlan("1"), tmp_path, samples)

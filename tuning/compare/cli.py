@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from records.errors import BadInput
 from records.terminal import progress_bar, refuse, table_console
+from tasks.errors import UserError
 from tuning.cli_options import COMMAND, DATA, HOW, MODEL, PLAN, RUN, parts_of
 
 
@@ -158,7 +158,7 @@ def compare(
         )
         with progress_bar() as on_progress:
             outcome = run_compare(config, on_note=typer.echo, on_progress=on_progress)
-    except BadInput as error:
+    except UserError as error:
         refuse(COMMAND, error)
     from tuning.compare.report_table import render_table
 
@@ -170,5 +170,5 @@ def compare(
 
 def _seed(text: str) -> int:
     if not text.strip().isdecimal():
-        raise BadInput(f"seeds must be whole numbers from 0, got {text!r}. Separate them by commas.")
+        raise UserError(f"seeds must be whole numbers from 0, got {text!r}. Separate them by commas.")
     return int(text)

@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 
 from models.llava import Llava
 from models.loading.load import load
-from records.errors import BadInput, refusing
 from records.html import run_html
 from records.manifest import RunKind, difference, new_manifest, read_manifest, write_atomically, write_manifest
 from records.processes import launched, own_device
 from records.progress import OnProgress, shown_progress
 from records.sharing import one_at_a_time, share_jobs
+from tasks.errors import UserError, user_errors
 from tasks.pictures import PictureError
 from tasks.readers.tables import DataError
 from tuning.compare.config import CompareConfig
@@ -41,7 +41,7 @@ from tuning.compare.table import (
 )
 from tuning.config import check_numbers
 from tuning.cost.timing import measure_plans
-from tuning.data.conversation import Unusable
+from tuning.data.conversation import UnusableSampleError
 from tuning.plan.apply import apply_plan
 from tuning.plan.default_plans import default_plans
 from tuning.plan.layers import parse_layers
@@ -55,7 +55,12 @@ from tuning.training.torch_compile import check_compiling, is_compiled
 from tuning.training.trainer import PlanTrainer, train
 
 KIND = RunKind("layerwise-finetune compare")
-_UNREADABLE = (PictureError, DataError, Unusable, OSError)  # of samples that a survey found fit, pictures unopened
+_UNREADABLE = (
+    PictureError,
+    DataError,
+    UnusableSampleError,
+    OSError,
+)  # of samples that a survey found fit, pictures unopened
 
 
 class Compared(NamedTuple):
@@ -85,28 +90,28 @@ def run_compare(
         on_progress: Told how it goes, as (stage, newly done, total); None shows it where this is a notebook.
 
     Raises:
-        BadInput: If a plan is unknown, ``full`` is missing, the folder holds another comparison, or a launcher started
+        UserError: If a plan is unknown, ``full`` is missing, the folder holds another comparison, or a launcher started
             several processes as one run.
     """
     on_progress = on_progress or shown_progress()
     _refuse_launcher()
-    with refusing(ValueError):
+    with user_errors(ValueError):
         device = own_device(config.running.device)
     config = replace(config, running=replace(config.running, device=device))
     _check(config)
     opened = open_data(config.data)
     manifest = new_manifest(KIND, config.settings) | ({"data": opened.digests} if opened.digests else {})
     _check_folder(config.out, manifest)
-    with refusing(ValueError, OSError):
+    with user_errors(ValueError, OSError):
         llava = load(config.model, device=device, dtype=torch.float32)
     plans, known, n_layers = chosen_plans(config, llava), known_plans(config, llava), llava.n_layers
     trained = {plan.name: resolve(plan, llava).trained for plan in known if plan.name != START}
-    with refusing(OSError):
+    with user_errors(OSError):
         config.out.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(config.out, "another process is at the folder: waiting for it", on_note=on_note):
         manifest["model"] = {"weight_hash": llava.weight_hash}
         _check_folder(config.out, manifest)
-        with refusing(OSError):
+        with user_errors(OSError):
             write_manifest(config.out, manifest)
     jobs = _jobs(config, plans)
     untimed = [plan for plan in plans if plan.name != START and plan.name not in read_costs(config.out)]
@@ -145,7 +150,7 @@ def chosen_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
     """The plans that a comparison runs, in their order.
 
     Raises:
-        BadInput: If a name is unknown, or ``full``, which everything is compared with, is left out.
+        UserError: If a name is unknown, or ``full``, which everything is compared with, is left out.
     """
     plans = known_plans(config, llava)
     if not config.plans:
@@ -153,9 +158,9 @@ def chosen_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
     known = {plan.name: plan for plan in plans}
     for name in config.plans:
         if name not in known:
-            raise BadInput(f"plan must be one of {', '.join(known)}, got {name!r}. Pick from them.")
+            raise UserError(f"plan must be one of {', '.join(known)}, got {name!r}. Pick from them.")
     if FULL not in config.plans:
-        raise BadInput(f"plans must hold 'full', which the others are compared with, got {', '.join(config.plans)}.")
+        raise UserError(f"plans must hold 'full', which the others are compared with, got {', '.join(config.plans)}.")
     return [plan for plan in plans if plan.name in config.plans]
 
 
@@ -163,7 +168,7 @@ def _refuse_launcher() -> None:
     """Each process takes runs of its own here; a launcher would join them and train one model over all of them."""
     world = launched()
     if world > 1:
-        raise BadInput(
+        raise UserError(
             f"compare must be started without a launcher, got one that started {world} processes. Start one process "
             "for each GPU with the same --out folder, each with its own --device (cuda:0, cuda:1, ...): they share the "
             "plans and seeds."
@@ -181,28 +186,28 @@ def _check(config: CompareConfig) -> None:
     if config.running.compile:
         check_compiling(config.running.device)
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
-        raise BadInput(f"seeds must be different numbers, at least one, got {list(config.seeds)}.")
+        raise UserError(f"seeds must be different numbers, at least one, got {list(config.seeds)}.")
 
 
 def _check_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Passes if the folder is free, or holds the same comparison.
 
     Raises:
-        BadInput: If it holds anything else.
+        UserError: If it holds anything else.
     """
     if folder.exists() and not folder.is_dir():
-        raise BadInput(f"out must be a folder, got the file {str(folder)!r}. Choose another name.")
+        raise UserError(f"out must be a folder, got the file {str(folder)!r}. Choose another name.")
     # what starts with a dot may be a process that starts beside this one and writes the same manifest
     if not folder.is_dir() or all(entry.name.startswith(".") for entry in folder.iterdir()):
         return
-    with refusing(ValueError):
+    with user_errors(ValueError):
         old = read_manifest(folder, KIND)
     if old is None:
-        raise BadInput(f"out must be empty or a comparison, got {str(folder)!r}. Choose another folder.")
+        raise UserError(f"out must be empty or a comparison, got {str(folder)!r}. Choose another folder.")
     # comparisons of earlier versions do not say which weights they began with
     differing = difference(old, {name: value for name, value in manifest.items() if name != "model" or name in old})
     if differing is not None:
-        raise BadInput(
+        raise UserError(
             f"out must hold the same comparison or none, got one in {str(folder)!r} that differs: {differing}. "
             "Choose another folder with --out."
         )
@@ -233,10 +238,10 @@ def _run_one(
     plan = next((plan for plan in plans if plan.name == name), None)
     model = config.model if plan is not None else config.reference
     assert model is not None
-    with refusing(ValueError, OSError):
+    with user_errors(ValueError, OSError):
         llava = load(model, device=config.running.device, dtype=torch.float32, validate=plan is None)
     facts: dict[str, Any] = {"plan": name, "seed": seed, "steps": 0}
-    with refusing(*_UNREADABLE), enough_memory(config.optimisation.batch_size):
+    with user_errors(*_UNREADABLE), enough_memory(config.optimisation.batch_size):
         if plan is not None and name != START:
             facts |= _train_one(config, plan, seed, llava, data, folder, on_note)
         answers, words = _score(config, llava, data)
@@ -289,7 +294,7 @@ def _keep(config: CompareConfig, trainer: PlanTrainer, folder: Path) -> None:
     def unrounded() -> Llava:
         return load(config.model, device="cpu", dtype=torch.float32, validate=False)
 
-    with refusing(OSError, SafetensorError):
+    with user_errors(OSError, SafetensorError):
         reload = unrounded if config.running.bf16 else None
         save_model(trainer.llava, trainer.resolved, trainer.full_tensors(), folder, reload=reload)
         write_json(folder / "plan.json", trainer.resolved.to_dict())
@@ -328,7 +333,7 @@ def _time(
     samples = data.samples(llava)
     pictured = samples.pictured.nonzero()[0]
     few = (pictured if len(pictured) else np.arange(len(samples)))[: config.optimisation.batch_size]
-    with refusing(*_UNREADABLE):
+    with user_errors(*_UNREADABLE):
         batch = collator(llava)([samples[int(index)] for index in few])
     given = {name: value for name, value in batch.items() if name not in ("owner", "sample")}
     on_note(f"timing {len(timed)} plans, {config.timing_rounds} rounds")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models.llava import Llava
-from records.errors import BadInput, refusing
 from records.progress import OnProgress, silent
+from tasks.errors import UserError, user_errors
 from tasks.example import Picture
 from tasks.pictures import PictureError
 from tasks.scenes.questions import CHANCE
@@ -68,7 +68,7 @@ class Surveyed(NamedTuple):
         """Writes which samples are left out, in the folder of the comparison; a line for the reader about each list.
 
         Raises:
-            BadInput: If they are others than those that the comparison's finished runs had.
+            UserError: If they are others than those that the comparison's finished runs had.
         """
         used = {_TRAINED: self.found, **{name: found for name, (_, found) in self.questions.items()}}
         kept = {name: hashlib.sha256(found.lengths.tobytes()).hexdigest()[:16] for name, found in used.items()}
@@ -76,11 +76,11 @@ class Surveyed(NamedTuple):
         before = json.loads(path.read_text()) if path.is_file() else kept
         differing = [name for name in kept if before.get(name) != kept[name]]
         if differing:
-            raise BadInput(
+            raise UserError(
                 f"data must be what they were when the comparison began, got other samples that can be used for "
                 f"{', '.join(differing)}: pictures came or went. Restore them, or choose another folder with --out."
             )
-        with refusing(OSError):
+        with user_errors(OSError):
             write_json(path, kept)
             for name, bad in self.skipped.items():
                 if bad:
@@ -93,17 +93,17 @@ def open_data(data: CompareData) -> Opened:
     """The sources of a comparison; scenes are the first conditions, files follow in the order that was given.
 
     Raises:
-        BadInput: If a file cannot be read, or two conditions would have one name.
+        UserError: If a file cannot be read, or two conditions would have one name.
     """
     files = {Path(spec).stem: spec for spec in data.eval_specs if spec != SCENES}
     names = [*(SCENE_CONDITIONS if len(files) < len(data.eval_specs) else ()), *files]
     taken = {*SCENE_CONDITIONS, PASSAGE, _TRAINED}
     if not names or len(files) + (SCENES in data.eval_specs) < len(data.eval_specs) or taken & files.keys():
-        raise BadInput(
+        raise UserError(
             f"eval-data must be `scenes` and files with names of their own (none of {', '.join(sorted(taken))}), got "
             f"{', '.join(data.eval_specs) or 'nothing'}. Rename the files."
         )
-    with refusing(ValueError, OSError):
+    with user_errors(ValueError, OSError):
         mix = open_source(data.spec, data.images, scenes=SceneMix(data.scenes))
         questions = {
             name: first_of(open_source(files[name], data.images), data.eval_limit) if name in files
@@ -128,10 +128,10 @@ def survey_data(opened: Opened, llava: Llava, *, skip_bad: bool, on_progress: On
         on_progress: Told how it goes.
 
     Raises:
-        BadInput: If samples cannot be used, and ``skip_bad`` does not allow it, or none can.
+        UserError: If samples cannot be used, and ``skip_bad`` does not allow it, or none can.
     """
     files = _files(opened.mix, opened.questions)
-    with refusing(ValueError, OSError):
+    with user_errors(ValueError, OSError):
         found = survey_usable(llava, opened.mix, TRAINING, "reading samples", on_progress)
         questions = {}
         for name, source in opened.questions.items():

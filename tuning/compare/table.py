@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from records.errors import BadInput
+from tasks.errors import UserError
 from tuning.compare.data import SCENE_CONDITIONS, chance_of
 from tuning.cost.measure import Cost
 from tuning.plan.layers import format_layers, parse_layers
@@ -85,7 +85,7 @@ def compare_table(
         trainable: Numbers that train in a plan; asked for finished plans alone.
 
     Raises:
-        BadInput: If full tuning has not finished with any seed, or a run was of another plan of that name.
+        UserError: If full tuning has not finished with any seed, or a run was of another plan of that name.
     """
     described = {plan.name: plan for plan in plans}
     runs = _read_runs(folder)
@@ -93,12 +93,12 @@ def compare_table(
     for facts in words:
         plan = described.get(facts["plan"])
         if plan is not None and facts.get("layers", plain_layers(plan, n_layers)) != plain_layers(plan, n_layers):
-            raise BadInput(
+            raise UserError(
                 f"plan {plan.name!r} must be the one that ran, got layers {facts['layers']} in seed {facts['seed']} "
                 f"and {plain_layers(plan, n_layers)} now. Choose another folder with --out."
             )
     if not any(word["plan"] == FULL for word in words):
-        raise BadInput(f"compare must have a finished run of 'full', got none in {str(folder)!r}. Start it again.")
+        raise UserError(f"compare must have a finished run of 'full', got none in {str(folder)!r}. Start it again.")
     answers = _stacked(runs)
     references = sorted({word["plan"] for word in words if word["plan"].startswith(_REFERENCE)})
     scores = summarise(
@@ -124,11 +124,11 @@ def read_answers(folder: Path) -> pd.DataFrame:
     one: a scene, and in a file a picture, for several samples may show one.
 
     Raises:
-        BadInput: If no run has finished.
+        UserError: If no run has finished.
     """
     runs = _read_runs(folder)
     if not runs:
-        raise BadInput(f"compare must have a finished run, got none in {str(folder)!r}. Start it again.")
+        raise UserError(f"compare must have a finished run, got none in {str(folder)!r}. Start it again.")
     return _stacked(runs)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from models.llava import Llava
-from records.errors import BadInput
+from tasks.errors import UserError
 from tuning.cost.flops import Flops, Shape, closed_form, count_flops
 from tuning.data.labels import IGNORED
 from tuning.plan.apply import trained_parameters
@@ -204,11 +204,11 @@ def measure_step(
         clock: ``"wall"``, or ``"cpu"`` for this process's processor time, where others share the machine.
 
     Raises:
-        BadInput: If nothing in the model trains.
+        UserError: If nothing in the model trains.
     """
     trained = trained_parameters(llava)
     if not trained:
-        raise BadInput("plan must train something to be measured, got nothing. Apply it first.")
+        raise UserError("plan must train something to be measured, got nothing. Apply it first.")
     device = llava.device
     model = llava.model
     shape = batch_shape(llava, batch)

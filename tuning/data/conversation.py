@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tasks.errors import UserError
 from tasks.example import Example, Picture
 from tasks.prompts import LETTER, SHORT
 
@@ -38,7 +39,7 @@ def replace_prefix(turn: Turn, prefix: str) -> Turn:
     return turn._replace(question=turn.question.removeprefix(prefix))
 
 
-class Unusable(ValueError):  # noqa: N818 - says what is the matter with a sample, not with the code
+class UnusableSampleError(UserError):
     """A sample that cannot be trained on, and why.
 
     Args:

@@ -2,7 +2,7 @@
 
 The text is written once, with the characters of every answer noted, and tokenised once; a token is labelled if all its
 characters belong to an answer. So nothing is counted in tokens beforehand, and a tokenizer that joins characters of an
-answer with others is found out. What cannot be aligned raises ``Unusable`` with its reason; callers count and list it.
+answer with others is found out. What cannot be aligned raises ``UnusableSampleError``; callers count and list it.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.llava import Llava
 from tasks.prompts import IMAGE, SYSTEM, plain
-from tuning.data.conversation import Conversation, Unusable
+from tuning.data.conversation import Conversation, UnusableSampleError
 
 IGNORED = -100  # the label of a position whose next token is not learned: torch's cross-entropy leaves it out
 Recipe = Literal["plain", "vicuna_v1"]
@@ -75,9 +75,9 @@ def encode(
         on_long: Whether to cut or to refuse them.
 
     Raises:
-        Unusable: If the sample has no assistant's turn, no picture under ``plain``, a placeholder or an end-of-text
-            mark in its words, a token that is answer in part, no label left (all answers empty, or cut off), or an
-            image that would be cut.
+        UnusableSampleError: If the sample has no assistant's turn, no picture under ``plain``, a placeholder or an
+            end-of-text mark in its words, a token that is answer in part, no label left (all answers empty, or cut off), or
+            an image that would be cut.
 
     Source: Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning", arXiv 2310.03744; stage 1 from Liu et
         al. 2023, "Visual Instruction Tuning", arXiv 2304.08485.
@@ -91,28 +91,30 @@ def encode(
         encoded = _tokens(llava, _vicuna_parts(llava, conversation, range(len(conversation.turns))), bos=True)
     if len(encoded) > max_length:
         if on_long == "refuse":
-            raise Unusable(f"longer than the context: {len(encoded)} tokens, {max_length} allowed")
+            raise UnusableSampleError(f"longer than the context: {len(encoded)} tokens, {max_length} allowed")
         encoded = _cut(llava, encoded, max_length)
     if not bool((encoded.labels != IGNORED).any()):
-        raise Unusable("nothing to learn: " + ("cut off before its first answer" if encoded.cut else "empty answers"))
+        raise UnusableSampleError(
+            "nothing to learn: " + ("cut off before its first answer" if encoded.cut else "empty answers")
+        )
     return encoded
 
 
 def _check_words(llava: Llava, conversation: Conversation) -> None:
     if not conversation.turns:
-        raise Unusable("no assistant turn")
+        raise UnusableSampleError("no assistant turn")
     eos = _eos(llava)
     for turn in conversation.turns:
         for role, words in (("question", turn.question), ("answer", turn.answer)):
             if IMAGE in words:
-                raise Unusable(f"a placeholder {IMAGE} in the words of a {role}")
+                raise UnusableSampleError(f"a placeholder {IMAGE} in the words of a {role}")
             if eos and eos in words:  # would be read as the end of an answer
-                raise Unusable(f"the end-of-text mark {eos} in the words of a {role}")
+                raise UnusableSampleError(f"the end-of-text mark {eos} in the words of a {role}")
 
 
 def _plain_parts(conversation: Conversation) -> list[_Part]:
     if len(conversation.pictures) != 1:
-        raise Unusable(f"stage 1 needs one picture, has {len(conversation.pictures)}")
+        raise UnusableSampleError(f"stage 1 needs one picture, has {len(conversation.pictures)}")
     answer = conversation.turns[0].answer.strip()
     head, _, tail = plain(answer).partition(IMAGE)
     return [_Part(head + IMAGE, -1), _Part(tail, 0 if answer else -1)]
@@ -156,7 +158,7 @@ def _tokens(llava: Llava, parts: Sequence[_Part], *, bos: bool) -> Encoded:
             part_index += 1
         spanned = {owner for begin, end, owner in bounds[part_index:] if begin < last and end > first}
         if len(spanned) > 1:
-            raise Unusable(f"the token {text[first:last]!r} is answer in part")
+            raise UnusableSampleError(f"the token {text[first:last]!r} is answer in part")
         owner = spanned.pop()
         if token == llava.image_token_id:
             ids += [token] * llava.n_image_tokens
@@ -198,7 +200,7 @@ def _encode_apart(llava: Llava, conversation: Conversation) -> Encoded:
 def _cut(llava: Llava, encoded: Encoded, length: int) -> Encoded:
     kept = encoded.ids[:length]
     if bool((encoded.ids[length:] == llava.image_token_id).any()):
-        raise Unusable(f"its picture does not fit into {length} tokens")
+        raise UnusableSampleError(f"its picture does not fit into {length} tokens")
     return Encoded(
         kept,
         encoded.labels[:length],

@@ -12,7 +12,7 @@ import numpy as np
 from tasks.prompts import IMAGE
 from tasks.readers.picture_folder import PictureFolder
 from tasks.readers.tables import DataError
-from tuning.data.conversation import Conversation, Turn, Unusable
+from tuning.data.conversation import Conversation, Turn, UnusableSampleError
 
 _CHUNK = 1 << 20
 
@@ -59,7 +59,8 @@ class LlavaFile:
         """The sample, read from the file.
 
         Raises:
-            Unusable: If its turns do not alternate, it has no assistant's turn, or placeholders and pictures differ.
+            UnusableSampleError: If its turns do not alternate, it has no assistant's turn, or placeholders and
+                pictures differ.
             DataError: If the file changed, or a picture's path leaves the folder.
         """
         with self._path.open("rb") as file:
@@ -74,8 +75,8 @@ class LlavaFile:
             ) from error
         try:
             return self._conversation(row, where, index)
-        except Unusable as error:
-            raise Unusable(str(error), str(row.get("id", index))) from error
+        except UnusableSampleError as error:
+            raise UnusableSampleError(str(error), str(row.get("id", index))) from error
 
     def _conversation(self, row: dict[str, Any], where: str, index: int) -> Conversation:
         given = row.get("image")
@@ -84,7 +85,7 @@ class LlavaFile:
         for name in names:
             checked = self._folder.add(name, where)
             if self._folder.stats[checked][0] < 0:
-                raise Unusable(f"its picture {checked!r} is missing")
+                raise UnusableSampleError(f"its picture {checked!r} is missing")
             pictures.append(self._folder.picture(checked))
         return Conversation(str(row.get("id", index)), tuple(pictures), _turns(row.get("conversations"), len(pictures)))
 
@@ -94,18 +95,20 @@ def _turns(given: object, n_pictures: int) -> tuple[Turn, ...]:
     if not isinstance(given, list) or not all(
         isinstance(entry, dict) and isinstance(entry.get("value"), str) for entry in given
     ):
-        raise Unusable("conversations is no list of from and value")
+        raise UnusableSampleError("conversations is no list of from and value")
     entries = [(str(entry.get("from")), str(entry["value"])) for entry in given]
     if entries and entries[0][0] == "gpt":  # LLaVA drops an answer that nobody asked for
         entries = entries[1:]
     expected = ["human", "gpt"] * (len(entries) // 2 + 1)
     if [role for role, _ in entries] != expected[: len(entries)]:
-        raise Unusable("turns do not alternate between human and gpt")
+        raise UnusableSampleError("turns do not alternate between human and gpt")
     if len(entries) < 2:
-        raise Unusable("no assistant turn")
+        raise UnusableSampleError("no assistant turn")
     counts: list[int] = [text.count(IMAGE) for _, text in entries]
     if counts[0] != n_pictures or any(counts[1:]):
-        raise Unusable(f"{n_pictures} pictures, {sum(counts)} placeholders, {counts[0]} of them in the first question")
+        raise UnusableSampleError(
+            f"{n_pictures} pictures, {sum(counts)} placeholders, {counts[0]} of them in the first question"
+        )
     turns = []
     for index in range(0, len(entries) - 1, 2):
         question, answer = entries[index][1], entries[index + 1][1]

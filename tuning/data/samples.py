@@ -17,13 +17,13 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from models.inputs import Preprocess, expand_to_square, image_processor
 from models.llava import Llava
-from records.errors import BadInput
 from records.manifest import write_atomically
 from records.progress import OnProgress, silent
+from tasks.errors import UserError
 from tasks.example import Picture
 from tasks.pictures import PictureError
 from tasks.readers.tables import DataError
-from tuning.data.conversation import Conversation, Unusable
+from tuning.data.conversation import Conversation, UnusableSampleError
 from tuning.data.labels import IGNORED, Encoded, OnLong, Recipe, encode
 from tuning.data.sources import Source
 
@@ -115,7 +115,7 @@ def survey(
             conversation = source[index]
             name = conversation.id
             encoded = _encode(llava, conversation, writing)
-        except Unusable as error:
+        except UnusableSampleError as error:
             skipped.append(Skipped(index, error.sample or name, str(error)))
         else:
             lengths[index], pictured[index] = len(encoded), bool(conversation.pictures)
@@ -136,24 +136,24 @@ def survey_usable(
     """``survey``, which must find something; ``on_progress`` is told of ``stage``.
 
     Raises:
-        BadInput: If no sample can be used.
+        UserError: If no sample can be used.
         DataError: As of ``survey``.
     """
     found = survey(llava, source, writing, on_progress=lambda done: on_progress(stage, 1, len(source)))
     if not len(found.kept):
-        raise BadInput(
+        raise UserError(
             f"data must have at least one sample that can be used, got none of {len(source)} in {source.name!r} "
             f"({found.skipped[0].reason}). Correct them."
         )
     return found
 
 
-def refusal_of(skipped: Sequence[Skipped], name: str | None = None) -> BadInput:
+def refusal_of(skipped: Sequence[Skipped], name: str | None = None) -> UserError:
     """The sentence that refuses data, maybe called ``name``, with samples that cannot be used."""
     shown = "; ".join(f"{bad.id!r}: {bad.reason}" for bad in skipped[:_SHOWN])
     more = f" and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
     where = "" if name is None else f" in {name!r}"
-    return BadInput(
+    return UserError(
         f"every sample must be one that can be used, got {len(skipped)} that cannot ({shown}{more}){where}. "
         "Correct them, or leave them out with --skip-bad."
     )
@@ -190,7 +190,7 @@ class Samples(Dataset[dict[str, Any]]):
         """
         try:
             return self._item(index)
-        except (PictureError, DataError, Unusable, OSError) as error:
+        except (PictureError, DataError, UnusableSampleError, OSError) as error:
             if get_worker_info() is None:
                 raise
             return {FAILED: error}

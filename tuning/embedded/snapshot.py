@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tasks.errors import UserError
+
 
 def save_snapshot(
     folder: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], facts: Mapping[str, object]
@@ -89,7 +91,7 @@ def check_plan(facts: Mapping[str, object], plan: Mapping[str, object], folder: 
     saved: dict[str, object] = found if isinstance(found, dict) else {}
     for name, value in plan.items():
         if name in saved and saved[name] != json.loads(json.dumps(value)):
-            raise ValueError(
+            raise UserError(
                 f"{name} must be {saved[name]}, as in the snapshot in {folder}, got {value}. Use another --work."
             )
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models.llava import Llava
-from records.errors import BadInput
+from tasks.errors import UserError
 from tuning.plan.lora import add_lora, is_factor, remove_lora
 from tuning.plan.resolve import Resolved, block_parameters, lisa_layers
 
@@ -41,7 +41,7 @@ def apply_plan(llava: Llava, resolved: Resolved, *, seed: int = 0, low_precision
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch.bfloat16)
     found = {name for name, parameter in llava.model.named_parameters() if parameter.requires_grad}
     if not wanted <= found:
-        raise BadInput(
+        raise UserError(
             f"plan must name parameters of the model, got {min(wanted - found)!r}. Resolve it on this model."
         )
     if resolved.plan.method == "lisa":

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from records.errors import BadInput
+from tasks.errors import UserError
 
 # The share of the evidence that a chosen band must hold. Much more and one noisy layer far away stretches the band.
 _COVERED = 0.8
@@ -60,13 +60,13 @@ def choose_layers(run: Path, n_layers: int) -> Chosen:
         n_layers: How many layers the model has.
 
     Raises:
-        BadInput: If there is no such table, it belongs to another depth, or it shows no evidence anywhere.
+        UserError: If there is no such table, it belongs to another depth, or it shows no evidence anywhere.
     """
     path = run / "results.csv" if run.is_dir() else run
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise BadInput(
+        raise UserError(
             f"auto must name a finished run of probe-sweep or patch-sweep, got {str(run)!r} ({error}). Check the path."
         ) from error
     if set(table.columns) >= _PROBE_COLUMNS:
@@ -74,10 +74,10 @@ def choose_layers(run: Path, n_layers: int) -> Chosen:
     elif set(table.columns) >= _PATCH_COLUMNS:
         found = _patch_evidence(table, n_layers, run)
     else:
-        raise BadInput(f"auto must name a run of probe-sweep or patch-sweep, got {str(run)!r} with other columns.")
+        raise UserError(f"auto must name a run of probe-sweep or patch-sweep, got {str(run)!r} with other columns.")
     total = found.by_layer.sum()
     if not total > 0:
-        raise BadInput(f"auto must find evidence at some layer, got none in {str(run)!r}. Name the layers yourself.")
+        raise UserError(f"auto must find evidence at some layer, got none in {str(run)!r}. Name the layers yourself.")
     shares = found.by_layer / total
     sums = np.concatenate([[0.0], np.cumsum(shares)])
     bands = [
@@ -191,7 +191,7 @@ def _by_layer(rows: pd.DataFrame, column: str, n_layers: int) -> NDArray[np.floa
 def _check_depth(layers: "pd.Series[float]", n_layers: int, run: Path) -> None:
     if layers.empty or int(layers.max()) >= n_layers or layers.nunique() < 2:
         found = "none" if layers.empty else f"layers {int(layers.min())} to {int(layers.max())}"
-        raise BadInput(
+        raise UserError(
             f"auto must name a run over several of the model's {n_layers} layers, got {found} in {str(run)!r}. "
             "Run the sweep on this model, on all layers."
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from records.errors import BadInput
+from tasks.errors import UserError
 from tuning.plan.choose_layers import choose_layers
 
 SPECS = "all, none, 6-16, 3,5,9, every:4, first:8, last:8, middle:0.33, random:8@0, auto:RUN"
@@ -24,7 +24,7 @@ def parse_layers(spec: str, n_layers: int) -> tuple[int, ...]:
         n_layers: How many the model has.
 
     Raises:
-        BadInput: If the spec is none of these or names a layer that does not exist.
+        UserError: If the spec is none of these or names a layer that does not exist.
     """
     text = spec.strip()
     if text == "all":
@@ -39,7 +39,7 @@ def parse_layers(spec: str, n_layers: int) -> tuple[int, ...]:
     if kind == "middle":
         share = _number(value, spec)
         if not 0 < share <= 1:
-            raise BadInput(f"middle must be a share in (0, 1], got {value}. Write middle:0.33 for the middle third.")
+            raise UserError(f"middle must be a share in (0, 1], got {value}. Write middle:0.33 for the middle third.")
         count = max(1, round(share * n_layers))
         start = (n_layers - count) // 2
         return tuple(range(start, start + count))
@@ -47,7 +47,7 @@ def parse_layers(spec: str, n_layers: int) -> tuple[int, ...]:
         count_text, at, seed = value.partition("@")
         count = _count(count_text, n_layers, spec)
         if not at or not seed.isdecimal():
-            raise BadInput(f"random must say how many layers and a seed, got {spec!r}. Write random:8@0.")
+            raise UserError(f"random must say how many layers and a seed, got {spec!r}. Write random:8@0.")
         drawn = np.random.default_rng(int(seed)).choice(n_layers, size=count, replace=False)
         return tuple(sorted(int(layer) for layer in drawn))
     if kind in ("every", "first", "last"):
@@ -58,7 +58,7 @@ def parse_layers(spec: str, n_layers: int) -> tuple[int, ...]:
             "last": range(n_layers - count, n_layers),
         }
         return tuple(found[kind])
-    raise BadInput(f"layers must be one of {SPECS}, got {spec!r}. Layers count from 0 and ranges are inclusive.")
+    raise UserError(f"layers must be one of {SPECS}, got {spec!r}. Layers count from 0 and ranges are inclusive.")
 
 
 def anchor_band(n_layers: int) -> tuple[int, ...]:
@@ -90,18 +90,18 @@ def _listed(text: str, n_layers: int) -> tuple[int, ...]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if match is None:
-            raise BadInput(
+            raise UserError(
                 f"layers must be one of {SPECS}, got {text!r}. Layers count from 0 and ranges are inclusive."
             )
         start, stop = int(match[1]), int(match[2] or match[1])
         if stop < start:
-            raise BadInput(f"layers must ascend, got {part.strip()!r}. Write {stop}-{start}.")
+            raise UserError(f"layers must ascend, got {part.strip()!r}. Write {stop}-{start}.")
         for layer in (start, stop):
             if layer >= n_layers:
-                raise BadInput(f"layer must be in [0, {n_layers}), got {layer}. Layers count from 0.")
+                raise UserError(f"layer must be in [0, {n_layers}), got {layer}. Layers count from 0.")
         layers += range(start, stop + 1)
     if len(set(layers)) < len(layers):
-        raise BadInput(f"layers must be named once each, got {text!r}. Leave the repetition out.")
+        raise UserError(f"layers must be named once each, got {text!r}. Leave the repetition out.")
     return tuple(sorted(layers))
 
 
@@ -109,11 +109,11 @@ def _number(value: str, spec: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise BadInput(f"layers must be one of {SPECS}, got {spec!r}. A number must follow the colon.") from None
+        raise UserError(f"layers must be one of {SPECS}, got {spec!r}. A number must follow the colon.") from None
 
 
 def _count(value: str, n_layers: int, spec: str) -> int:
     number = _number(value, spec)
     if not 1 <= number <= n_layers or number != int(number):  # NaN and infinity are in no range
-        raise BadInput(f"{spec.partition(':')[0]} must count layers in [1, {n_layers}], got {value}. See {SPECS}.")
+        raise UserError(f"{spec.partition(':')[0]} must count layers in [1, {n_layers}], got {value}. See {SPECS}.")
     return int(number)

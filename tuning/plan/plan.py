@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from records.errors import BadInput
+from tasks.errors import UserError
 
 Method = Literal["full", "lora", "lisa"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -37,7 +37,7 @@ class Lora:
     def __post_init__(self) -> None:
         """Refuses what cannot be."""
         if self.rank < 1 or self.alpha < 1 or not 0 <= self.dropout < 1:
-            raise BadInput(
+            raise UserError(
                 "lora must have rank >= 1, alpha >= 1 and dropout in [0, 1), got "
                 f"{self.rank}, {self.alpha}, {self.dropout}. LLaVA-1.5 uses 128, 256 and 0.05."
             )
@@ -60,7 +60,7 @@ class Lisa:
     def __post_init__(self) -> None:
         """Refuses what cannot be."""
         if self.active < 1 or self.every < 1:
-            raise BadInput(f"lisa must have active >= 1 and every >= 1, got {self.active} and {self.every}.")
+            raise UserError(f"lisa must have active >= 1 and every >= 1, got {self.active} and {self.every}.")
 
 
 @dataclass(frozen=True)

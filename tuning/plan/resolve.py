@@ -9,8 +9,8 @@ from torch import nn
 
 from models.llava import Llava
 from models.sites import Site
-from records.errors import BadInput
 from records.html import rows_html
+from tasks.errors import UserError
 from tuning.plan.connector import is_linear
 from tuning.plan.layers import format_layers, parse_layers
 from tuning.plan.plan import COMPONENTS, METHODS, LayerPlan
@@ -108,26 +108,26 @@ def resolve(plan: LayerPlan, llava: Llava) -> Resolved:
     """The parameters that ``plan`` means on ``llava``.
 
     Raises:
-        BadInput: If a layer, component or method does not exist, a switch matches nothing, a switch repeats, LoRA is
+        UserError: If a layer, component or method does not exist, a switch matches nothing, a switch repeats, LoRA is
             asked for on no block or together with embeddings or head, or nothing at all would train.
     """
     if plan.method not in METHODS:
-        raise BadInput(f"method must be one of {', '.join(METHODS)}, got {plan.method!r}. Pick one of them.")
+        raise UserError(f"method must be one of {', '.join(METHODS)}, got {plan.method!r}. Pick one of them.")
     layers = parse_layers(plan.layers, llava.n_layers)
     parts = _parts(llava)
     wanted, notes = _components(plan.train, llava, parts)
     if plan.method != "full" and not layers:
-        raise BadInput(f"method {plan.method} must have layers, got none. Name some, or use --method full.")
+        raise UserError(f"method {plan.method} must have layers, got none. Name some, or use --method full.")
     tied = llava.model.get_input_embeddings().weight is llava.model.get_output_embeddings().weight
     if tied and "embeddings" in wanted:
         notes.append("embeddings and lm_head are one tensor in this model: training one trains both")
     if plan.method == "lora" and wanted & {"embeddings", "lm_head"}:
-        raise BadInput(
+        raise UserError(
             "lora must leave embeddings and lm_head out, got them in train. PEFT's format stores factors and whole "
             "modules; use --method full to train them."
         )
     if plan.method == "lisa" and plan.lisa.active > len(layers):
-        raise BadInput(
+        raise UserError(
             f"lisa must have at most {len(layers)} active blocks, the plan's layers, got {plan.lisa.active}."
         )
     blocks = {f"block {layer}" for layer in layers}
@@ -136,7 +136,7 @@ def resolve(plan: LayerPlan, llava: Llava) -> Resolved:
     modules, factors = _lora_modules(llava, layers, plan.lora.rank) if plan.method == "lora" else ((), 0)
     parameters = tuple(name for group in groups if group.trained for name in group.names)
     if not parameters and not modules:
-        raise BadInput(
+        raise UserError(
             f"plan must train something, got layers {plan.layers!r} and train {','.join(plan.train) or 'nothing'!r}. "
             f"Name layers, or one of {', '.join(COMPONENTS)}."
         )
@@ -212,11 +212,11 @@ def _components(
     notes: list[str] = []
     kinds = [text.partition(":")[0] for text in train]
     if len(set(kinds)) < len(kinds):
-        raise BadInput(f"train must name each component once, got {','.join(train)}. Leave the repetition out.")
+        raise UserError(f"train must name each component once, got {','.join(train)}. Leave the repetition out.")
     for text, kind in zip(train, kinds, strict=True):
         start = text.partition(":")[2]
         if kind not in COMPONENTS or (start and kind != "vision") or (":" in text and not start.isdecimal()):
-            raise BadInput(
+            raise UserError(
                 f"train must be some of {', '.join(COMPONENTS)} (or vision:20), got {text!r}. "
                 "Blocks of the language model are named with --layers."
             )
@@ -226,7 +226,7 @@ def _components(
         used = _used_vision_layers(llava)
         first = int(start or 0)
         if first >= used:
-            raise BadInput(
+            raise UserError(
                 f"vision must start at a block in [0, {used}), got {first}. LLaVA reads the tower after block "
                 f"{used - 1}; what comes later is never used."
             )
@@ -239,7 +239,7 @@ def _components(
         wanted = wanted - {"lm_head"} | {"embeddings"}
     missing = wanted - set(parts)
     if missing:
-        raise BadInput(f"train must match parameters of the model, got none for {min(missing)!r}.")
+        raise UserError(f"train must match parameters of the model, got none for {min(missing)!r}.")
     return wanted, notes
 
 
@@ -258,7 +258,7 @@ def _lora_modules(llava: Llava, layers: Sequence[int], rank: int) -> tuple[tuple
                 found.append(names[id(module)])
                 count += rank * (module.in_features + module.out_features)
     if not found:
-        raise BadInput(f"lora must match linear maps, got none in layers {list(layers)}. The architecture is unknown.")
+        raise UserError(f"lora must match linear maps, got none in layers {list(layers)}. The architecture is unknown.")
     return tuple(found), count
 
 

@@ -14,8 +14,8 @@ import pandas as pd
 from torch import nn
 
 from models.llava import Llava
-from records.errors import BadInput
 from records.manifest import write_atomically
+from tasks.errors import UserError
 from tasks.scenes.questions import CHANCE
 from tuning.data.samples import Samples
 from tuning.data.scene_mix import SceneQuestions
@@ -43,14 +43,14 @@ def score_sets(
         model: What runs in its place: the same model, spread over processes.
 
     Raises:
-        BadInput: If an answer has no probability: the weights or the data are broken.
+        UserError: If an answer has no probability: the weights or the data are broken.
     """
     answers = {}
     for name, samples in sets.items():
         answers[name] = score_answers(llava, samples, model=model)
         broken = answers[name][~np.isfinite(answers[name]["log_prob"])]
         if len(broken):
-            raise BadInput(
+            raise UserError(
                 f"log-probability must be finite, got {broken['log_prob'].iloc[0]} for an answer of "
                 f"{broken['id'].iloc[0]!r} in set {name!r} after step {step}. Look at that sample, or lower --lr."
             )

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from records.errors import BadInput
+from tasks.errors import UserError
 
 DRAWS = 2000
 LEVEL = 0.95
@@ -151,11 +151,11 @@ def differences(answers: pd.DataFrame, plan: str, *, untrained: Collection[str] 
         drawn together for both. Plans that share no seed with it are left out.
 
     Raises:
-        BadInput: If there are no answers of ``plan``, or plans were not asked the same.
+        UserError: If there are no answers of ``plan``, or plans were not asked the same.
     """
     answers = answers[~answers["plan"].isin(list(untrained))]
     if not (answers["plan"] == plan).any():
-        raise BadInput(f"plan must be one of {', '.join(answers['plan'].unique())}, got {plan!r}.")
+        raise UserError(f"plan must be one of {', '.join(answers['plan'].unique())}, got {plan!r}.")
     rows: list[dict[str, object]] = []
     for condition, family, chosen in _parts(answers):
         grids = {str(name): _grid(group) for name, group in chosen.groupby("plan", sort=False)}
@@ -223,13 +223,15 @@ def _grid(group: pd.DataFrame) -> _Grid:
     by_seed = group.groupby(["seed", "id"], sort=True)["right"]
     right, asked = by_seed.sum().unstack().astype(float), by_seed.count().unstack()
     if (asked != asked.iloc[0]).any(axis=None):
-        raise BadInput(f"every seed of a plan must be asked the same, got others in {group['condition'].iloc[0]!r}.")
+        raise UserError(f"every seed of a plan must be asked the same, got others in {group['condition'].iloc[0]!r}.")
     return _Grid(right, asked.iloc[0].to_numpy(dtype=float))
 
 
 def _check_same(own: _Grid, other: _Grid) -> None:
     if not own.right.columns.equals(other.right.columns) or (own.asked != other.asked).any():
-        raise BadInput("plans must be asked the same to be compared, got answers about other things. Score them again.")
+        raise UserError(
+            "plans must be asked the same to be compared, got answers about other things. Score them again."
+        )
 
 
 def _compare(own: _Grid, full: _Grid, rng: np.random.Generator, *, trains: bool) -> _Compared:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from records.errors import BadInput
+from tasks.errors import UserError
 from tuning.training.sharding import placed
 
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -35,11 +35,11 @@ def checkpoint_step(path: Path) -> int:
     """The optimizer steps that a checkpoint has behind it.
 
     Raises:
-        BadInput: If its name does not say.
+        UserError: If its name does not say.
     """
     match = _NAME.fullmatch(path.name)
     if match is None:
-        raise BadInput(f"resume must name a folder checkpoint-N, got {str(path)!r}. See the run's folder.")
+        raise UserError(f"resume must name a folder checkpoint-N, got {str(path)!r}. See the run's folder.")
     return int(match[1])
 
 
@@ -52,12 +52,12 @@ def read_weights_into(path: Path, parameters: Mapping[str, nn.Parameter]) -> Non
     """Puts saved parameters back in place.
 
     Raises:
-        BadInput: If the file holds other parameters: it belongs to another plan.
+        UserError: If the file holds other parameters: it belongs to another plan.
     """
     saved = load_file(path)
     if saved.keys() != parameters.keys():
         odd = min(saved.keys() ^ parameters.keys())
-        raise BadInput(
+        raise UserError(
             f"checkpoint must hold what the plan trains, got a difference in {odd!r}. Resume with its own plan."
         )
     with torch.no_grad():
@@ -108,7 +108,7 @@ def read_optimizer(folder: Path, optimizer: Optimizer, names: Mapping[int, str])
 def write_random(path: Path) -> None:
     """The random states of Python, NumPy and torch in this process."""
     version, inner, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 - what libraries draw from
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     tensors = {"cpu": torch.random.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64))}
     if torch.cuda.is_available():
         tensors |= {f"cuda{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -130,7 +130,7 @@ def read_random(path: Path) -> None:
     random.setstate((version, tuple(inner), gauss))
     kind, position, has_gauss, cached = json.loads(numbers["numpy"])
     keys = tensors["numpy"].numpy().astype(np.uint32)
-    np.random.set_state((kind, keys, position, has_gauss, cached))  # noqa: NPY002
+    np.random.set_state((kind, keys, position, has_gauss, cached))
     torch.random.set_rng_state(tensors["cpu"])
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):

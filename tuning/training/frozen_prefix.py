@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from models.llava import Llava
 from models.sites import Site
-from records.errors import BadInput
 from records.processes import join_processes, launched
+from tasks.errors import UserError
 from tuning.config import Optimisation, Running
 from tuning.data.samples import Samples
 from tuning.plan.resolve import Resolved
@@ -41,10 +41,10 @@ class KeptPrefix:
             device: Of this process; where several share the run, the first makes the folder.
 
         Raises:
-            BadInput: If the plan trains something that feeds the first block: then nothing is frozen below.
+            UserError: If the plan trains something that feeds the first block: then nothing is frozen below.
         """
         if resolved.below_blocks or resolved.plan.method == "lisa":
-            raise BadInput(
+            raise UserError(
                 "keep-prefix must have a frozen part to keep, got a plan that trains what feeds the first block "
                 f"({resolved.plan.label}). Leave out projector, vision, embeddings and lisa, or --keep-prefix."
             )
@@ -53,7 +53,7 @@ class KeptPrefix:
         mark = folder / "identity.txt"
         wanted = f"{identity} block {self.first}"
         processes = join_processes(device)
-        if processes.leads:
+        if processes.is_main:
             if folder.exists() and (not mark.is_file() or mark.read_text() != wanted):
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
@@ -68,13 +68,13 @@ class KeptPrefix:
             n_bytes: Of one kept number.
 
         Raises:
-            BadInput: If it does not.
+            UserError: If it does not.
         """
         there = sum(file.stat().st_size for file in self._folder.glob("*/*.safetensors"))
         needed = max(0, n_tokens * self._llava.d_model * n_bytes - there)
         free = shutil.disk_usage(self._folder).free
         if needed > free:
-            raise BadInput(
+            raise UserError(
                 f"keep-prefix must fit on the disk, got {needed / 1e9:.1f} GB to keep and {free / 1e9:.1f} GB free. "
                 "Leave it out, or choose another --out."
             )
@@ -136,17 +136,17 @@ def keep_prefix(
     """A place for the prefix of all samples, once the disk has room for it.
 
     Raises:
-        BadInput: If nothing is frozen below the plan, no second epoch would read what the first kept, no process has
+        UserError: If nothing is frozen below the plan, no second epoch would read what the first kept, no process has
             the whole model, or the disk is too small.
     """
     if will_shard():
-        raise BadInput("keep-prefix must have the whole model in every process, got FSDP. Leave one of them out.")
+        raise UserError("keep-prefix must have the whole model in every process, got FSDP. Leave one of them out.")
     identity = json.dumps([llava.weight_hash, samples.source.digest, asdict(samples.writing), running.bf16])
     keeper = KeptPrefix(llava, resolved, folder, identity=identity, device=running.device)
     per_step = optimisation.batch_size * optimisation.grad_accum * launched()
     epochs = optimisation.epochs if optimisation.steps is None else optimisation.steps * per_step / len(samples)
     if epochs <= 1:
-        raise BadInput(
+        raise UserError(
             f"keep-prefix must have a second epoch that reads what the first kept, got {epochs:.3g} epochs. "
             "Give --epochs 2 or more, or leave it out."
         )

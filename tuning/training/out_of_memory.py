@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from records.errors import BadInput
+from tasks.errors import UserError
 
 
 @contextmanager
@@ -14,7 +14,7 @@ def enough_memory(rows: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise BadInput(
+        raise UserError(
             f"device must hold a step of {rows} samples, got {' '.join(str(error).split())} Lower --batch-size and "
             "raise --grad-accum, or give --bf16, --gradient-checkpointing, or fewer --layers."
         ) from error

@@ -4,8 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from records.errors import BadInput
 from records.manifest import write_atomically
+from tasks.errors import UserError
 from tuning.config import Running
 from tuning.plan.resolve import Resolved
 from tuning.scoring.evaluations import trim_rows
@@ -20,17 +20,17 @@ def check_resume(path: Path, facts: dict[str, object]) -> None:
     """Passes if a checkpoint was written by a run with these facts.
 
     Raises:
-        BadInput: If it is no checkpoint or belongs to another run; the message names what differs.
+        UserError: If it is no checkpoint or belongs to another run; the message names what differs.
     """
     if not (path / "run.json").is_file():
-        raise BadInput(
+        raise UserError(
             f"resume must name a checkpoint folder, got {str(path)!r}. See the run's folder for checkpoint-N."
         )
     saved = {"processes": 1, **checkpoint.facts(path)}
     for key, value in json.loads(json.dumps(facts)).items():
         if saved.get(key) != value:
             name, before, after = _differing(key, saved.get(key), value)
-            raise BadInput(
+            raise UserError(
                 f"resume must go on with the same run, got another {name}: it was {before!r}, is {after!r}. "
                 "Start anew in another folder, or give the run's own settings."
             )
@@ -54,7 +54,7 @@ def check_disk(folder: Path, resolved: Resolved, running: Running, *, model_byte
         model_bytes: Of what is written once training is done.
 
     Raises:
-        BadInput: If it has not.
+        UserError: If it has not.
     """
     there = sum(file.stat().st_size for file in folder.glob("checkpoint-*/*") if file.is_file())
     one = resolved.trained * _CHECKPOINT_BYTES if running.save_every else 0
@@ -63,7 +63,7 @@ def check_disk(folder: Path, resolved: Resolved, running: Running, *, model_byte
     free = shutil.disk_usage(folder).free
     if needed > free:
         what = f"{running.keep + 1} checkpoints and the model" if model_bytes else f"{running.keep + 1} checkpoints"
-        raise BadInput(
+        raise UserError(
             f"out must have room for {what if one else 'the model'}, got {free / 1e9:.1f} GB free of "
             f"{needed / 1e9:.1f} GB needed. Make room{', or use --save-every 0' if one else ''}."
         )

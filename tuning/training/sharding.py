@@ -14,8 +14,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from models.llava import Llava
-from records.errors import BadInput
 from records.processes import launched
+from tasks.errors import UserError
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def set_up(accelerator: Any, llava: Llava) -> bool:
     the rest, for a process whose batch shows no picture does not run it, and the others would wait for its part.
 
     Raises:
-        BadInput: If FSDP's first version is asked for, which shards frozen and trained weights as one.
+        UserError: If FSDP's first version is asked for, which shards frozen and trained weights as one.
     """
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
@@ -93,7 +93,7 @@ def set_up(accelerator: Any, llava: Llava) -> bool:
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     plugin = state.fsdp_plugin
     if plugin.fsdp_version != 2:
-        raise BadInput(
+        raise UserError(
             f"FSDP must be its version 2, got {plugin.fsdp_version}. Set fsdp_version: 2 in accelerate's config, or "
             "give --fsdp_version 2 to accelerate launch."
         )

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from models.llava import Llava
-from records.errors import BadInput
 from records.processes import launched
+from tasks.errors import UserError
 from tuning.plan.plan import LayerPlan
 
 _KINDS = 64  # of blocks; torch would go on without compiling, and all but silently, from the ninth on
@@ -33,25 +33,25 @@ def check_compiling(device: str, *, keep_prefix: bool = False) -> None:
         keep_prefix: Whether the run keeps the frozen prefix's output.
 
     Raises:
-        BadInput: If the run keeps its prefix, several processes share it, or a CPU has no C++ compiler with Python's
+        UserError: If the run keeps its prefix, several processes share it, or a CPU has no C++ compiler with Python's
             headers.
     """
     if keep_prefix:
-        raise BadInput(
+        raise UserError(
             "compile must not stand beside keep-prefix, which reads inside the blocks. Leave one of them out."
         )
     if launched() > 1:
-        raise BadInput("compile must run in one process, got several. Leave --compile out.")
+        raise UserError("compile must run in one process, got several. Leave --compile out.")
     if device != "cpu":
         return  # Triton brings what it needs, or says what it misses
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # where torch looks
     if shutil.which(compiler) is None:
-        raise BadInput(
+        raise UserError(
             f"compile must find the C++ compiler {compiler!r}, got none. Install it, or leave --compile out."
         )
     headers = Path(sysconfig.get_path("include"))
     if not (headers / "Python.h").is_file():
-        raise BadInput(
+        raise UserError(
             f"compile must find Python.h, got none in {str(headers)!r}. Install python3-dev, or leave --compile out."
         )
 

@@ -22,9 +22,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerState
 
 from models.llava import Llava
-from records.errors import BadInput
 from records.processes import launched
 from records.progress import OnProgress, silent
+from tasks.errors import UserError
 from tuning.config import Optimisation, Running
 from tuning.data.samples import FAILED, GroupedSampler, Samples
 from tuning.plan.apply import planned_parameters, set_checkpointing
@@ -44,7 +44,7 @@ from tuning.training.trainer_arguments import training_arguments
 _WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "module.")
 
 
-class LossNotFinite(BadInput):
+class LossNotFiniteError(UserError):
     """The loss or the gradient became NaN or infinite; the weights are those of the step before."""
 
 
@@ -100,12 +100,12 @@ def train(
         on_trained: Called by every process once the last step is done, before anything is taken apart.
 
     Raises:
-        LossNotFinite: If the loss or a gradient is NaN or infinite; the message names the step.
-        BadInput: If there are no samples, the checkpoint belongs to another run, the disk cannot hold a checkpoint, or
+        LossNotFiniteError: If the loss or a gradient is NaN or infinite; the message names the step.
+        UserError: If there are no samples, the checkpoint belongs to another run, the disk cannot hold a checkpoint, or
             the plan has no frozen prefix to keep.
     """
     if not len(samples):
-        raise BadInput("data must have at least one sample that can be trained on, got none. See skipped.csv.")
+        raise UserError("data must have at least one sample that can be trained on, got none. See skipped.csv.")
     compiling = is_compiled(resolved.plan, asked=running.compile)
     if compiling:
         check_compiling(running.device, keep_prefix=running.keep_prefix)
@@ -115,7 +115,7 @@ def train(
     check_disk(folder, resolved, replace(running, save_every=0) if finished else running, model_bytes=model_bytes)
     if resolved.plan.method == "lisa" and launched() > 1:
         # What requires a gradient is fixed once processes share it: blocks drawn later would drift apart.
-        raise BadInput("lisa must run in one process, got several. Use --method full or lora to share the work.")
+        raise UserError("lisa must run in one process, got several. Use --method full or lora to share the work.")
     keeper = None
     if running.keep_prefix:
         keeper = keep_prefix(llava, resolved, samples, folder / "prefix", optimisation=optimisation, running=running)
@@ -200,7 +200,7 @@ class PlanTrainer(Trainer):
             even=self.is_fsdp_enabled,
         )
         if not len(sampler):
-            raise BadInput(f"data must fill a step of {group} samples under FSDP, got fewer of each kind. Add some.")
+            raise UserError(f"data must fill a step of {group} samples under FSDP, got fewer of each kind. Add some.")
         return sampler
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
@@ -278,10 +278,10 @@ class PlanTrainer(Trainer):
             raise self._not_finite("norm of the gradient", norm)
         return norm
 
-    def _not_finite(self, what: str, value: float) -> LossNotFinite:
+    def _not_finite(self, what: str, value: float) -> LossNotFiniteError:
         last = checkpoint.last_checkpoint(self.folder)
         kept = f"The last good checkpoint is {last.name}" if last else "No checkpoint had been written yet"
-        return LossNotFinite(
+        return LossNotFiniteError(
             f"{what} must be finite, got {value} at step {self.state.global_step + 1}. {kept}; lower --lr and start "
             "again."
         )
@@ -335,7 +335,7 @@ class PlanTrainer(Trainer):
             yield
         except (OSError, SafetensorError) as error:  # safetensors has a name of its own for a full disk
             last = checkpoint.last_checkpoint(self.folder)
-            raise BadInput(
+            raise UserError(
                 f"checkpoint must fit on the disk, got {error} at step {self.state.global_step}. "
                 f"Make room and resume from {last.name if last else 'the start'}."
             ) from error

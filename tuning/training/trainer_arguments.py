@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
-from records.errors import BadInput
+from tasks.errors import UserError
 from tuning.config import Optimisation, Running
 
 
@@ -30,13 +30,13 @@ def check_launcher(running: Running) -> None:
     """Passes if the launcher asks for nothing that the run would not do.
 
     Raises:
-        BadInput: If it asks for DeepSpeed, or for a precision of its own.
+        UserError: If it asks for DeepSpeed, or for a precision of its own.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise BadInput("processes must be shared by DDP or FSDP, got DeepSpeed. Launch with --use_fsdp.")
+        raise UserError("processes must be shared by DDP or FSDP, got DeepSpeed. Launch with --use_fsdp.")
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "bf16" if running.bf16 else "no"):
-        raise BadInput(
+        raise UserError(
             f"precision must be set by the run, got {precision!r} from the launcher. Launch with --mixed_precision no, "
             "and give --bf16 to layerwise-finetune."
         )
@@ -54,7 +54,7 @@ def training_arguments(
         find_unused: Whether a step may give some planned parameters no gradient.
 
     Raises:
-        BadInput: As of ``check_launcher``.
+        UserError: As of ``check_launcher``.
     """
     check_launcher(running)
     arguments = TrainingArguments(

@@ -1,0 +1,26 @@
+"""The one exception type for invalid input.
+
+Raise ``UserError`` for anything a user can correct. A command prints its message and exits with status 2.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """Input that cannot be used. The message says which argument, what it must be, what was given, and what to do."""
+
+
+@contextmanager
+def user_errors(*errors: type[Exception]) -> Iterator[None]:
+    """Re-raise ``errors`` from a library as ``UserError`` with the same message on one line.
+
+    Args:
+        errors: Exception types that mean invalid input inside the block, for example ``OSError`` around a write.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except errors as error:
+        raise UserError(" ".join(str(error).split()) or type(error).__name__) from error
