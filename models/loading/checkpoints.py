@@ -99,7 +99,7 @@ def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
         if path.suffix == ".safetensors":
             try:
                 with safe_open(path, framework="pt") as file:
-                    for key in file.keys():
+                    for key in file.keys():  # noqa: SIM118
                         yield key, file.get_tensor(key)
             except SafetensorError as error:
                 raise CheckpointError(

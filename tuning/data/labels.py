@@ -76,8 +76,8 @@ def encode(
 
     Raises:
         UnusableSampleError: If the sample has no assistant's turn, no picture under ``plain``, a placeholder or an
-            end-of-text mark in its words, a token that is answer in part, no label left (all answers empty, or cut off), or
-            an image that would be cut.
+            end-of-text mark in its words, a token that is partly answer, no label left (all answers empty or
+            cut off), or an image that would be cut.
 
     Source: Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning", arXiv 2310.03744; stage 1 from Liu et
         al. 2023, "Visual Instruction Tuning", arXiv 2304.08485.

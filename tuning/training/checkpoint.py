@@ -108,7 +108,7 @@ def read_optimizer(folder: Path, optimizer: Optimizer, names: Mapping[int, str])
 def write_random(path: Path) -> None:
     """The random states of Python, NumPy and torch in this process."""
     version, inner, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     tensors = {"cpu": torch.random.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64))}
     if torch.cuda.is_available():
         tensors |= {f"cuda{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -130,7 +130,7 @@ def read_random(path: Path) -> None:
     random.setstate((version, tuple(inner), gauss))
     kind, position, has_gauss, cached = json.loads(numbers["numpy"])
     keys = tensors["numpy"].numpy().astype(np.uint32)
-    np.random.set_state((kind, keys, position, has_gauss, cached))
+    np.random.set_state((kind, keys, position, has_gauss, cached))  # noqa: NPY002
     torch.random.set_rng_state(tensors["cpu"])
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
