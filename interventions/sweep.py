@@ -8,7 +8,6 @@ directory.
 """
 
 import hashlib
-import io
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,8 +33,9 @@ from interventions.pairs import load_pairs
 from interventions.report_table import render_summary
 from interventions.results import first_bad, list_errors, list_values, summarise_cells
 from interventions.work import Work, batch_runner, plan_work
-from models.inputs import image_processor, prepare
+from models.inputs import prepare
 from models.llava import Llava
+from models.pixels import to_png
 from records.html import run_html
 from records.manifest import check_folder, new_manifest, open_run, read_manifest, write_atomically, write_manifest
 from records.model import open_model
@@ -257,12 +257,7 @@ def _write_pairs(config: PatchConfig, work: Work) -> None:
     pixels = prepare(work.llava, first, preprocess=config.model.preprocess).pixel_values
     if pixels is None:
         return
-    processor = image_processor(work.llava)
-    mean, deviation = (torch.tensor(part)[:, None, None] for part in (processor.image_mean, processor.image_std))
-    shown = ((pixels[0].cpu() * deviation + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(shown.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
-    write_atomically(config.folder / "picture.png", buffer.getvalue())
+    write_atomically(config.folder / "picture.png", to_png(work.llava, pixels[0]))
 
 
 def _run_batches(

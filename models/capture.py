@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from models.activations import Activations, Captured
 from models.capture_plan import _Plan, _plan, _wanted
-from models.inputs import Inputs, PaddingSide, Preprocess, prepare
+from models.inputs import Inputs, PaddingSide, prepare
 from models.llava import Llava
+from models.pixels import Preprocess
 from models.precision import fast_bfloat16
 from models.recording import Pool, Recorder
 from models.sites import PARTS, Part, Site, check_site

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from models.inputs import Geometry, Inputs, Span
+from models.inputs import Inputs, Span
 from models.llava import Llava
+from models.pixels import Geometry
 from tasks.errors import UserError
 from tasks.example import Box, Example
 

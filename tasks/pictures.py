@@ -13,17 +13,13 @@ from PIL import Image, ImageOps
 from tasks.errors import UserError
 
 
-class PictureError(UserError):
-    """A picture cannot be used; the message names it and says why."""
-
-
 def open_picture(path: str | Path) -> Image.Image:
     """The picture in RGB, upright (its EXIF orientation applied), decoded to the last pixel.
 
     Transparency is dropped, as LLaVA does; of an animation the first frame counts.
 
     Raises:
-        PictureError: If the file is missing, truncated, no picture, of a pixel type that has no 8-bit meaning, or
+        UserError: If the file is missing, truncated, no picture, of a pixel type that has no 8-bit meaning, or
             larger than Pillow's limit against decompression bombs.
     """
     try:
@@ -35,15 +31,15 @@ def open_picture(path: str | Path) -> Image.Image:
                 image.load()
                 return _to_rgb(ImageOps.exif_transpose(image), path)
     except FileNotFoundError as error:
-        raise PictureError(f"picture must exist, got {str(path)!r}. Check the path and the image folder.") from error
+        raise UserError(f"picture must exist, got {str(path)!r}. Check the path and the image folder.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PictureError(
+        raise UserError(
             f"picture must have at most {Image.MAX_IMAGE_PIXELS} pixels, got more in {str(path)!r}. Shrink it first."
         ) from error
-    except PictureError:
+    except UserError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on broken files
-        raise PictureError(
+        raise UserError(
             f"picture must be a readable image file, got {str(path)!r} ({error}). Replace or remove it."
         ) from error
 
@@ -52,7 +48,7 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits at 255 instead of scaling them
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise PictureError(
+        raise UserError(
             f"picture must have 8 or 16 bits a channel, got pixel type {image.mode!r} in {str(path)!r}. "
             "Convert it to 8-bit RGB."
         )

@@ -9,9 +9,10 @@ from PIL import Image
 from torch.testing import assert_close
 
 from models.capture import capture
-from models.inputs import PaddingSide, Preprocess, prepare
+from models.inputs import PaddingSide, prepare
 from models.llava import Attention, Llava
 from models.loading.load import load
+from models.pixels import Preprocess
 from models.sites import all_sites
 from models.tokens import GroupName
 from tasks.example import Example, Picture

@@ -8,10 +8,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from models.llava import Llava
-from models.loading.checkpoints import CheckpointError
 from models.loading.load import load, probe_forward, randomised
 from models.recording import CaptureError
 from models.sites import Site, all_sites
+from tasks.errors import UserError
 from tests.conftest import tiny_config
 
 
@@ -74,7 +74,7 @@ def test_tied_embeddings_stay_tied() -> None:
 def test_another_architecture_is_refused_as_a_config_too() -> None:
     config = tiny_config()
     config.text_config.model_type = "mistral"
-    with pytest.raises(CheckpointError, match=r"must be LLaVA-1\.5"):
+    with pytest.raises(UserError, match=r"must be LLaVA-1\.5"):
         load(config)
 
 

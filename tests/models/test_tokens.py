@@ -4,8 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
-from models.inputs import Inputs, PaddingSide, Preprocess, prepare
+from models.inputs import Inputs, PaddingSide, prepare
 from models.llava import Llava
+from models.pixels import Preprocess
 from models.tokens import (
     GROUPS,
     Group,

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from tasks.datasets import Dataset, scenes_probe_dataset, scenes_questions_dataset
+from tasks.errors import UserError
 from tasks.example import Example
 from tasks.lazy import LazyExamples
-from tasks.pictures import PictureError, open_picture
+from tasks.pictures import open_picture
 from tasks.scenes.questions import FAMILIES
 from tasks.scenes.scene import COLOURS, PLACES, make_scene
 
@@ -170,20 +171,20 @@ def test_a_truncated_picture_is_refused_by_name(tmp_path: Path, suffix: str) -> 
     Image.fromarray(pixels).save(whole)
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     assert open_picture(whole).size == (64, 64)
-    with pytest.raises(PictureError, match=f"picture must be a readable image file, got .*cut{suffix}"):
+    with pytest.raises(UserError, match=f"picture must be a readable image file, got .*cut{suffix}"):
         open_picture(cut)
 
 
 def test_a_missing_file_a_folder_and_a_text_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match="picture must exist, got .*nowhere.png"):
+    with pytest.raises(UserError, match="picture must exist, got .*nowhere.png"):
         open_picture(tmp_path / "nowhere.png")
-    with pytest.raises(PictureError, match="picture must be a readable image file"):
+    with pytest.raises(UserError, match="picture must be a readable image file"):
         open_picture(tmp_path)
     (tmp_path / "words.png").write_text("not a picture")
-    with pytest.raises(PictureError, match="picture must be a readable image file, got .*words.png"):
+    with pytest.raises(UserError, match="picture must be a readable image file, got .*words.png"):
         open_picture(tmp_path / "words.png")
     (tmp_path / "empty.png").write_bytes(b"")
-    with pytest.raises(PictureError, match="picture must be a readable image file, got .*empty.png"):
+    with pytest.raises(UserError, match="picture must be a readable image file, got .*empty.png"):
         open_picture(tmp_path / "empty.png")
 
 
@@ -192,11 +193,11 @@ def test_a_decompression_bomb_is_refused_by_name(tmp_path: Path, monkeypatch: py
     Image.new("RGB", (side, side)).save(tmp_path / "bomb.png")
     assert open_picture(tmp_path / "bomb.png").size == (side, side)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(PictureError, match="picture must have at most 100 pixels, got more in .*bomb.png"):
+    with pytest.raises(UserError, match="picture must have at most 100 pixels, got more in .*bomb.png"):
         open_picture(tmp_path / "bomb.png")
 
 
 def test_a_picture_of_floats_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((3, 3), dtype=np.float32)).save(tmp_path / "float.tiff")
-    with pytest.raises(PictureError, match="picture must have 8 or 16 bits a channel, got pixel type 'F'"):
+    with pytest.raises(UserError, match="picture must have 8 or 16 bits a channel, got pixel type 'F'"):
         open_picture(tmp_path / "float.tiff")

@@ -24,8 +24,6 @@ from records.processes import launched, own_device
 from records.progress import OnProgress, shown_progress
 from records.sharing import one_at_a_time, share_jobs
 from tasks.errors import UserError, user_errors
-from tasks.pictures import PictureError
-from tasks.readers.tables import DataError
 from tuning.compare.config import CompareConfig
 from tuning.compare.data import Surveyed, open_data, survey_data
 from tuning.compare.report_table import render_table
@@ -41,7 +39,6 @@ from tuning.compare.table import (
 )
 from tuning.config import check_numbers
 from tuning.cost.timing import measure_plans
-from tuning.data.conversation import UnusableSampleError
 from tuning.plan.apply import apply_plan
 from tuning.plan.default_plans import default_plans
 from tuning.plan.layers import parse_layers
@@ -55,12 +52,6 @@ from tuning.training.torch_compile import check_compiling, is_compiled
 from tuning.training.trainer import PlanTrainer, train
 
 KIND = RunKind("layerwise-finetune compare")
-_UNREADABLE = (
-    PictureError,
-    DataError,
-    UnusableSampleError,
-    OSError,
-)  # of samples that a survey found fit, pictures unopened
 
 
 class Compared(NamedTuple):
@@ -241,7 +232,7 @@ def _run_one(
     with user_errors(ValueError, OSError):
         llava = load(model, device=config.running.device, dtype=torch.float32, validate=plan is None)
     facts: dict[str, Any] = {"plan": name, "seed": seed, "steps": 0}
-    with user_errors(*_UNREADABLE), enough_memory(config.optimisation.batch_size):
+    with user_errors(OSError), enough_memory(config.optimisation.batch_size):
         if plan is not None and name != START:
             facts |= _train_one(config, plan, seed, llava, data, folder, on_note)
         answers, words = _score(config, llava, data)
@@ -333,7 +324,7 @@ def _time(
     samples = data.samples(llava)
     pictured = samples.pictured.nonzero()[0]
     few = (pictured if len(pictured) else np.arange(len(samples)))[: config.optimisation.batch_size]
-    with user_errors(*_UNREADABLE):
+    with user_errors(OSError):
         batch = collator(llava)([samples[int(index)] for index in few])
     given = {name: value for name, value in batch.items() if name not in ("owner", "sample")}
     on_note(f"timing {len(timed)} plans, {config.timing_rounds} rounds")
