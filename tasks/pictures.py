@@ -1,8 +1,4 @@
-"""Pictures from files: opened whole and in RGB, or refused with one sentence that names the file.
-
-A picture that cannot be read is found here, before a model sees half of it: truncated files, files that are no picture,
-and pictures so large that decoding them would exhaust memory.
-"""
+"""Reading picture files. A file that cannot be read completely raises an error that names it."""
 
 import warnings
 from pathlib import Path
@@ -14,19 +10,26 @@ from tasks.errors import UserError
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """The picture in RGB, upright (its EXIF orientation applied), decoded to the last pixel.
+    """Read a picture completely, in RGB, upright (its EXIF orientation applied).
 
-    Transparency is dropped, as LLaVA does; of an animation the first frame counts.
+    Transparency is dropped, as in LLaVA; of an animation only the first frame is read.
 
     Raises:
-        UserError: If the file is missing, truncated, no picture, of a pixel type that has no 8-bit meaning, or
-            larger than Pillow's limit against decompression bombs.
+        UserError: If the file is missing, truncated, not a picture, of a pixel type other than 8 or 16 bits, or larger
+            than Pillow's limit against decompression bombs.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        ...     Image.new("L", (40, 30)).save(file.name)
+        ...     open_picture(file.name)  # doctest: +ELLIPSIS
+        <PIL.Image.Image image mode=RGB size=40x30 at ...>
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                image.verify()  # checks PNG checksums; leaves the object unusable, hence the second opening
+                image.verify()  # checks PNG checksums; the object is unusable afterwards
             with Image.open(path) as image:
                 image.load()
                 return _to_rgb(ImageOps.exif_transpose(image), path)

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tasks.datasets import Dataset, scenes_probe_dataset
+from tasks.dataset import Dataset, LazyExamples
 from tasks.errors import UserError
 from tasks.example import Box, Example, Label, Target
-from tasks.lazy import LazyExamples
 from tasks.readers.picture_folder import PictureFolder
 from tasks.readers.tables import Row, Table, open_table
+from tasks.scenes.datasets import scenes_dataset
 from tasks.scenes.scene import SIZE
 
 _RESERVED = ("id", "image", "images", "question", "answer", "group", "split", "family", "boxes", "focus")
@@ -60,7 +60,7 @@ def load_dataset(
     """
     if spec == "scenes":
         n = _DEFAULT_SCENES if limit is None else limit
-        return scenes_probe_dataset(split=split or "test", n=n, seed=seed, size=size)
+        return scenes_dataset(split=split or "test", n=n, seed=seed, size=size)
     return read_table(spec, images, split=split, limit=limit, targets=targets)
 
 

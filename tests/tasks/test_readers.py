@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tasks.datasets import Dataset
+from tasks.dataset import Dataset
 from tasks.errors import UserError
 from tasks.example import Box, Target
 from tasks.readers.examples import check_pictures, load_dataset, read_table

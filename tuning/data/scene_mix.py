@@ -6,8 +6,9 @@ import json
 import numpy as np
 
 from tasks.errors import UserError
+from tasks.scenes.drawings import NOUNS
 from tasks.scenes.questions import FAMILIES, Family, ask, ask_for_caption, with_caption
-from tasks.scenes.scene import COLOURS, NOUNS, Scene, Split, make_scene
+from tasks.scenes.scene import COLOURS, Scene, Split, make_scene
 from tuning.data.conversation import Conversation, from_examples
 
 # Scenes that neither the embedded tower nor the embedded checkpoints were trained on.

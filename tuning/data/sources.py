@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from tasks.datasets import Dataset
+from tasks.dataset import Dataset
 from tasks.errors import UserError
 from tasks.readers.examples import read_table
 from tuning.data.conversation import Conversation, from_examples
