@@ -11,7 +11,7 @@ from rich.console import Console
 from figures.style import FigurePaths
 from probes.config import DataOptions, ModelOptions, ProbeOptions, SiteOptions, SweepConfig
 from probes.report_table import render_summary, summarise
-from probes.sweep import FinishedSweep, run_sweep
+from probes.sweep import FinishedRun, run_sweep
 from tests.figures.tables import probe_table
 
 MARKUP = '<i>"kind"</i> [/bold]'
@@ -24,7 +24,7 @@ def results() -> pd.DataFrame:
 
 
 def test_a_finished_sweep_shows_its_summary_with_markup_as_text(results: pd.DataFrame) -> None:
-    finished = FinishedSweep(Path("runs/x"), results, FigurePaths(Path("gone.png"), Path("gone.svg")), 3)
+    finished = FinishedRun(Path("runs/x"), results, FigurePaths(Path("gone.png"), Path("gone.svg")), 3)
     shown = finished._repr_html_()
     assert "<i>" not in shown
     assert MARKUP in unescape(shown)
@@ -56,7 +56,7 @@ def test_a_sweep_shows_its_progress_where_it_is_a_notebook(
             out=tmp_path / "run",
         )
     )
-    assert isinstance(finished, FinishedSweep)
+    assert isinstance(finished, FinishedRun)
     assert {stage for stage, _, _ in told} == {"capturing", "fitting probes"}
     for stage in ("capturing", "fitting probes"):
         total = next(report[2] for report in told if report[0] == stage)
