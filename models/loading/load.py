@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.utils import logging
 
-from models.llava import Attention, Llava
+from models.adapter import Attention
+from models.llava import Llava
 from models.loading.checkpoints import (
     PUBLISHED,
     CheckpointError,
