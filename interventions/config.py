@@ -6,7 +6,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from interventions.plan.groups import is_pictured
 from interventions.plan.options import OPTIONS, Corruption, Op
@@ -51,6 +51,7 @@ class PairOptions:
         attribute: What differs between the scenes of a pair.
         split: Where scenes come from.
         limit: How many pairs at most.
+        preprocess: Pad pictures to a square, or crop them.
     """
 
     spec: str = "scenes"
@@ -58,6 +59,7 @@ class PairOptions:
     attribute: str = "colour"
     split: str | None = None
     limit: int | None = None
+    preprocess: Literal["pad", "hf"] = "pad"
 
 
 @dataclass(frozen=True)

@@ -227,7 +227,7 @@ def _directions(config: PatchConfig) -> _Directions | None:
 def _estimate(config: PatchConfig, work: Work) -> PatchEstimate:
     llava = work.llava
     n, n_cells = len(work.pairs.pairs), len(work.specs)
-    inputs = prepare(llava, [work.pairs.pairs[0].clean], preprocess=config.model.preprocess, answers=True)
+    inputs = prepare(llava, [work.pairs.pairs[0].clean], preprocess=config.pairs.preprocess, answers=True)
     in_blocks = sum(p.numel() for p in llava.blocks.parameters())
     in_tower = sum(p.numel() for p in llava.vision_blocks.parameters())
     a_run = 2 * (inputs.n_positions * in_blocks + llava.n_image_tokens * in_tower)
@@ -254,7 +254,7 @@ def _write_pairs(config: PatchConfig, work: Work) -> None:
     ]
     write_atomically(config.folder / "pairs.parquet", pd.DataFrame(rows).to_parquet(index=False))
     first = [work.pairs.pairs[0].clean]
-    pixels = prepare(work.llava, first, preprocess=config.model.preprocess).pixel_values
+    pixels = prepare(work.llava, first, preprocess=config.pairs.preprocess).pixel_values
     if pixels is None:
         return
     processor = image_processor(work.llava)

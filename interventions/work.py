@@ -79,7 +79,7 @@ def plan_work(
         n = len(pairs.pairs)
         batches = tuple(range(at, min(at + config.batch_size, n)) for at in range(0, n, config.batch_size))
         first = [pairs.pairs[number].clean for number in batches[0]]
-        masks = Masks(llava, prepare(llava, first, preprocess=config.model.preprocess, answers=True), first)
+        masks = Masks(llava, prepare(llava, first, preprocess=config.pairs.preprocess, answers=True), first)
         for part, group in {(spec.part, end) for spec in specs if spec.tokens for end in spec.tokens.split(FLOW)}:
             masks.at(part, group)
         if isinstance(options, SteerOptions):
@@ -97,7 +97,7 @@ def batch_runner(
     Raises:
         UserError: If the plan needs something that the data or the directions lack.
     """
-    llava, plan, pairs, preprocess = work.llava, config.plan, work.pairs.pairs, config.model.preprocess
+    llava, plan, pairs, preprocess = work.llava, config.plan, work.pairs.pairs, config.pairs.preprocess
     if work.donor is not None:
         donor = work.donor
         return lambda batch: run_transplants(

@@ -285,7 +285,7 @@ def _control_model(llava: Llava, config: SweepConfig, *, keep: bool) -> Llava:
 
 
 def _write_examples(config: SweepConfig, llava: Llava, selection: Selection) -> None:
-    """Write ``examples.parquet``, one row for each example in the order of the shards, and ``skipped.csv`` if any are."""
+    """Write ``examples.parquet``, one row for each example in the order of the shards, and ``skipped.csv``."""
     rows = []
     for index, layout in enumerate(layouts(llava, selection.examples, config)):
         example = selection.examples[index]

@@ -7,7 +7,7 @@
     def _run(config: SweepConfig, terminal: Terminal) -> FinishedRun | Estimate | None:
         from probes.sweep import run_sweep  # torch takes seconds, and --help does not need it
 
-        return run_sweep(config, **terminal.hooks())  # what is returned is printed
+        return run_sweep(config, **terminal._asdict())  # what is returned is printed
 
 The first sub-command is the default. ``report`` and ``--version`` are added to every command. Invalid input is one line
 on stderr and exit status 2; Ctrl-C is one line and 130.
@@ -90,7 +90,7 @@ def run_command(
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     known = (*subcommands, Subcommand("report", Report, _report))
     is_main = os.environ.get("RANK", "0") == "0"
-    with ProgressBars(is_main=is_main) as bars:
+    with contextlib.closing(ProgressBars(is_main=is_main)) as bars:
         try:
             if arguments[:1] == ["--version"]:
                 from importlib.metadata import version

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def named(option: str) -> Any:
-    """The name of an option where it is not the field's: ``Annotated[str, named("model")]``."""
+    """Give an option another name than its field."""
     return conf.arg(name=option)
 
 

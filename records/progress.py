@@ -8,7 +8,7 @@ capture_examples(..., on_progress=ProgressBars())          # for a call that sho
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 OnProgress = Callable[[str, int, int], None]  # the stage, how many more are done, how many there are in all
 
@@ -39,7 +39,7 @@ class ProgressBars:
         if stage not in self._bars:
             from tqdm.auto import tqdm
 
-            self._bars[stage] = tqdm(total=total, desc=stage)
+            self._bars[stage] = tqdm(total=total, desc=stage, file=sys.stderr)
         bar = self._bars[stage]
         bar.update(done)
         if bar.n >= total:
@@ -50,10 +50,7 @@ class ProgressBars:
         for bar in self._bars.values():
             bar.close()
 
-    def __enter__(self) -> Self:
-        """Return the bars."""
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        """Close the bars."""
-        self.close()
+def shown_progress() -> OnProgress:
+    """``ProgressBars()``, for callers that are not converted yet."""
+    return ProgressBars()

@@ -163,7 +163,7 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def check_space(n_bytes: float, folder: Path, *, what: str, advice: str) -> None:
+def check_space(n_bytes: int, folder: Path, *, what: str, advice: str) -> None:
     """Check that ``n_bytes`` more fit on the disk and leave ``RESERVE``.
 
     Args:

@@ -25,8 +25,9 @@ from probes.linear.estimators import LogisticProbe
 from probes.maps.map_plan import MapPlan, plan_maps
 from probes.maps.maps import COLUMNS, fit_probes, read_maps, write_maps
 from probes.selection import Selection, plan_for
-from probes.sweep import FinishedRun, run_sweep
+from probes.sweep import run_sweep
 from records.manifest import new_manifest, write_manifest
+from records.run import FinishedRun
 from tasks.errors import UserError
 from tasks.example import Example, Target
 from tests.conftest import make_examples

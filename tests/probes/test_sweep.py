@@ -21,7 +21,8 @@ from probes.config import DataOptions, ModelOptions, ProbeOptions, SiteOptions, 
 from probes.fit_sites import COLUMNS, fit_sites
 from probes.report_table import onset_row, summarise
 from probes.selection import Selection, plan_for
-from probes.sweep import Estimate, FinishedRun, run_sweep
+from probes.sweep import Estimate, run_sweep
+from records.run import FinishedRun
 from tasks.example import Target
 from tests.conftest import make_examples
 
