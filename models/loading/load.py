@@ -243,7 +243,7 @@ def probe_forward(llava: Llava, sites: Sequence[Site]) -> None:
             stop=False,
         )
         resid = [recorder.finished([f"the check of {llava.id}"]) for recorder in recorders.values()][-1][last][0, 0]
-        ours = llava.logits(resid[None, None])[0, 0]
+        ours = llava.unembed(resid[None, None])[0, 0]
     # The same numbers through the same modules, in another batch shape: only the order of summation may differ.
     tolerance = 1e-3 if llava.dtype == torch.float32 else 5e-2
     if not torch.allclose(
