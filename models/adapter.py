@@ -231,7 +231,7 @@ class Adapter:
         final: Tensor = output.last_hidden_state
         return final
 
-    def logits(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
+    def unembed(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """The last block's ``resid_post`` through the final norm and the head."""
         scores: Tensor = self.model.lm_head(_module(self.language_model.norm)(resid))
         return scores
