@@ -1,10 +1,10 @@
 """From a picture to the pixels that the vision tower takes, and back.
 
-Sweeps, scoring and training prepare pictures with ``read_pixels``, which checks the size before it decodes.
+Sweeps, scoring and training all prepare pictures here. The size is checked before the picture is decoded.
 """
 
 import io
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,23 +12,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
+from models.adapter import Adapter
 from tasks.errors import UserError
 from tasks.example import Box, Picture
 
 Preprocess = Literal["hf", "pad"]
-
-
-@runtime_checkable
-class SeesPictures(Protocol):
-    """A model with a picture size and a processor, such as ``Llava``."""
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square that the vision tower takes, in pixels."""
-
-    @property
-    def processor(self) -> Any:
-        """Holds the checkpoint's ``image_processor``."""
 
 
 class Geometry(NamedTuple):
@@ -55,14 +43,7 @@ class Geometry(NamedTuple):
         )
 
 
-class PicturePixels(NamedTuple):
-    """A picture as the vision tower takes it, in float32, and how it was made."""
-
-    values: Float[Tensor, "3 H W"]
-    geometry: Geometry
-
-
-def read_pixels(llava: SeesPictures, picture: Picture, preprocess: Preprocess = "pad") -> PicturePixels:
+def read_pixels(llava: Adapter, picture: Picture, preprocess: Preprocess = "pad") -> Float[Tensor, "3 H W"]:
     """Open a picture and preprocess it for the vision tower.
 
     Args:
@@ -73,29 +54,34 @@ def read_pixels(llava: SeesPictures, picture: Picture, preprocess: Preprocess = 
 
     Raises:
         UserError: If the picture cannot be read, or is so elongated that preparing it would exhaust memory.
+    """
+    return to_pixels(llava, open_rgb(picture, llava.image_size, preprocess)[0], preprocess)
 
-    Example:
-        >>> from PIL import Image
-        >>> from models.loading.load import load
-        >>> wide = Picture("wide", lambda: Image.new("RGB", (56, 28)))
-        >>> values, geometry = read_pixels(load("random:tiny"), wide)
-        >>> values.shape, geometry.scale_x, geometry.offset_y
-        (torch.Size([3, 28, 28]), 0.5, 7.0)
+
+def open_rgb(picture: Picture, size: int, preprocess: Preprocess) -> tuple[Image.Image, Geometry]:
+    """A picture in RGB, and how its pixels map to those of a model that takes pictures ``size`` pixels square.
+
+    Raises:
+        UserError: If the picture cannot be read, or is so elongated that preparing it would exhaust memory.
     """
     try:
         with picture.open() as opened:
-            geometry = _geometry(opened, llava.image_size, preprocess, picture.key)  # checks the size before decoding
-            image = opened.convert("RGB")
+            geometry = _geometry(opened, size, preprocess, picture.key)  # checks the size before decoding
+            return opened.convert("RGB"), geometry
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
         raise UserError(f"picture must be readable, got {picture.key!r} ({error}). Replace or remove it.") from error
+
+
+def to_pixels(llava: Adapter, image: Image.Image, preprocess: Preprocess) -> Float[Tensor, "3 H W"]:
+    """An RGB picture as the vision tower takes it, in float32."""
     processor = image_processor(llava)
     if preprocess == "pad":
         image = expand_to_square(image, tuple(int(channel * 255) for channel in processor.image_mean))
     values: Tensor = processor(image, return_tensors="pt")["pixel_values"][0]
-    return PicturePixels(values.to(torch.float32), geometry)
+    return values.to(torch.float32)
 
 
-def to_png(llava: SeesPictures, values: Float[Tensor, "3 H W"]) -> bytes:
+def to_png(llava: Adapter, values: Float[Tensor, "3 H W"]) -> bytes:
     """The picture that the vision tower receives, its colours restored, as a PNG file."""
     processor = image_processor(llava)
     mean, deviation = (torch.tensor(part)[:, None, None] for part in (processor.image_mean, processor.image_std))
@@ -105,7 +91,7 @@ def to_png(llava: SeesPictures, values: Float[Tensor, "3 H W"]) -> bytes:
     return buffer.getvalue()
 
 
-def image_processor(llava: SeesPictures) -> CLIPImageProcessorPil:
+def image_processor(llava: Adapter) -> CLIPImageProcessorPil:
     """Hugging Face's CLIP preprocessing at the model's picture size, with the checkpoint's mean and deviation."""
     size = llava.image_size
     own = getattr(llava.processor, "image_processor", None)

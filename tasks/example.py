@@ -32,7 +32,7 @@ class Picture:
     """A picture that is opened on demand.
 
     Args:
-        key: Identifies the pixels: pictures with equal keys run through the model once.
+        key: Names the picture in messages and tables. Pictures with equal pixels run through the model once.
         open: Returns the picture in RGB.
 
     Example:

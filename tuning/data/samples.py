@@ -201,7 +201,7 @@ class Samples(Dataset[dict[str, Any]]):
         return {"encoded": encoded, "pixels": pixels, "sample": index, "prefix": prefix}
 
     def _open(self, picture: Picture) -> Float[Tensor, "3 H W"]:
-        return read_pixels(self._llava, picture, self.writing.preprocess).values
+        return read_pixels(self._llava, picture, self.writing.preprocess)
 
 
 def _encode(llava: Llava, conversation: Conversation, writing: Writing) -> Encoded:
