@@ -173,7 +173,7 @@ class Adapter:
 
     @property
     def vision_layer(self) -> int:
-        """The number of vision blocks that compute the features that the projector reads; LLaVA skips the last block."""
+        """The number of vision blocks that compute the projector's input; LLaVA skips the last block."""
         layer = int(self.config.vision_feature_layer)
         return layer if layer >= 0 else self.n_vision_layers + 1 + layer
 
