@@ -8,7 +8,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ from models.sites import Site, depth, parse_sites
 from probes.activations.fill import fill_store, layouts, shard_size, stored_dtype, width
 from probes.activations.store import STORES, ActivationStore, SizeEstimate, estimate_size
 from probes.config import RUN, TEXT_TOKENS, SweepConfig
-from probes.evaluation.folds import Plan
+from probes.evaluation.folds import FoldPlan
 from probes.fit_sites import fit_sites
 from probes.maps.map_plan import MapPlan, plan_maps
 from probes.maps.maps import TABLE, map_steps, write_maps
+from probes.probe_data import ProbeData, at_size, fold_plans, select
 from probes.report_table import render_summary
-from probes.selection import Selection, at_size, plan_for, select
 from records.html import run_html
 from records.manifest import check_folder, new_manifest, open_run, read_manifest, write_atomically, write_manifest
 from records.model import open_model
@@ -127,10 +127,9 @@ def run_sweep(
     _check_settings(config)
     check_folder(config.folder, manifest, RUN, overwrite=config.overwrite)
     selection = select(config)
-    for group in selection.groups:
-        _check_probe(
-            plan_for(selection, group, config), config
-        )  # refuses what cannot be fitted before hours of capture
+    plans = fold_plans(selection, config)
+    for plan in plans.values():
+        _check_probe(plan, config)  # before hours of capture
     maps = plan_maps(selection, config)
     with user_errors(ValueError):
         device = own_device(config.model.device)
@@ -160,7 +159,7 @@ def run_sweep(
     store = _capture(llava, config, selection, sites, processes, on_progress)
     processes.wait()
     if processes.is_main:
-        _map(llava, store, sites, depths, selection, maps, config, on_progress)
+        _map(llava, store, sites, depths, selection, plans, maps, config, on_progress)
     control_store = _capture_control(llava, config, selection, sites, processes, on_progress)
     del llava
     processes.wait()
@@ -170,7 +169,14 @@ def run_sweep(
     if results is None:
         total = len(sites) * len(selection.groups)
         results = fit_sites(
-            store, control_store, sites, depths, selection, config, lambda n: on_progress("fitting probes", n, total)
+            store,
+            control_store,
+            sites,
+            depths,
+            selection,
+            plans,
+            config,
+            lambda n: on_progress("fitting probes", n, total),
         )
         write_results(config.folder, results)
         before = read_manifest(config.folder, RUN) or {}
@@ -182,7 +188,7 @@ def run_sweep(
     return FinishedSweep(config.folder, read_results(config.folder, RUN), figure, len(selection.skipped))
 
 
-def _check_probe(plan: Plan, config: SweepConfig) -> None:
+def _check_probe(plan: FoldPlan, config: SweepConfig) -> None:
     """Refuses a probe that cannot be fitted to what the plan holds."""
     for target in plan.targets.values():
         if config.probing.probe == "mass-mean" and target.kind == "continuous":
@@ -257,7 +263,7 @@ def _has_control_model(config: SweepConfig) -> bool:
     return config.probing.controls and not config.model.name.startswith("random:")
 
 
-def _estimate(config: SweepConfig, llava: Llava, selection: Selection, sites: Sequence[Site]) -> Estimate:
+def _estimate(config: SweepConfig, llava: Llava, selection: ProbeData, sites: Sequence[Site]) -> Estimate:
     n = len(selection.examples)
     n_rows = n + (selection.n_fitted if _has_control_model(config) else 0)
     size = estimate_size(
@@ -280,7 +286,7 @@ def _estimate(config: SweepConfig, llava: Llava, selection: Selection, sites: Se
 def _capture(
     llava: Llava,
     config: SweepConfig,
-    selection: Selection,
+    selection: ProbeData,
     sites: Sequence[Site],
     processes: Processes,
     on_progress: OnProgress,
@@ -300,7 +306,8 @@ def _map(
     store: ActivationStore,
     sites: Sequence[Site],
     depths: Sequence[float],
-    selection: Selection,
+    selection: ProbeData,
+    plans: Mapping[str, FoldPlan],
     maps: MapPlan,
     config: SweepConfig,
     on_progress: OnProgress,
@@ -309,13 +316,15 @@ def _map(
     if not maps.examples or (config.folder / TABLE).is_file() or saved_results(config.folder) is not None:
         return
     steps = map_steps(sites, selection, maps)
-    write_maps(llava, store, sites, depths, selection, maps, config, lambda n: on_progress("mapping patches", n, steps))
+    write_maps(
+        llava, store, sites, depths, selection, plans, maps, config, lambda n: on_progress("mapping patches", n, steps)
+    )
 
 
 def _capture_control(
     llava: Llava,
     config: SweepConfig,
-    selection: Selection,
+    selection: ProbeData,
     sites: Sequence[Site],
     processes: Processes,
     on_progress: OnProgress,
@@ -351,7 +360,7 @@ def _control_model(llava: Llava, config: SweepConfig) -> Llava:
     return replace(random, processor=llava.processor)
 
 
-def _write_examples(config: SweepConfig, llava: Llava, selection: Selection) -> None:
+def _write_examples(config: SweepConfig, llava: Llava, selection: ProbeData) -> None:
     """``examples.parquet``: one row for each example, in the order of the shards; ``skipped.csv`` if any are."""
     rows = []
     for index, layout in enumerate(layouts(llava, selection.examples, config)):

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probes.evaluation.folds import Control, Plan, TargetPlan, plan_folds
+from probes.evaluation.folds import Control, FoldPlan, TargetPlan, plan_folds
 from probes.evaluation.scores import (
     Score,
     permutation_p_classes,
@@ -118,7 +118,7 @@ def cross_validate(
 
 def evaluate(
     x: Float[Tensor, "example d_model"],
-    plan: Plan,
+    plan: FoldPlan,
     *,
     probe: Kind | Any = "logistic",
     strengths: Sequence[float] = STRENGTHS,
@@ -189,7 +189,7 @@ def fit_name(probe: Any, kind: str) -> str:
 
 
 def _outer_jobs(
-    targets: Sequence[TargetPlan], plan: Plan, picks: Mapping[str, Sequence[float]]
+    targets: Sequence[TargetPlan], plan: FoldPlan, picks: Mapping[str, Sequence[float]]
 ) -> tuple[list[Job], list[list[float]]]:
     jobs, strengths = [], []
     for t in targets:
@@ -245,7 +245,7 @@ def _quick_score(t: TargetPlan, judge: npt.NDArray[np.bool_], predicted: npt.NDA
 
 def _result(
     t: TargetPlan,
-    plan: Plan,
+    plan: FoldPlan,
     predictions: Mapping[tuple[str, str], npt.NDArray[np.generic]],
     strengths: tuple[float, ...],
     probe: str,
