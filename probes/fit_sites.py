@@ -21,8 +21,8 @@ from probes.evaluation.controls import pixel_features
 from probes.evaluation.evaluate import Kind, Result, evaluate
 from probes.evaluation.folds import FoldPlan
 from probes.evaluation.parallel import each_site, processes_for
-from probes.evaluation.scores import benjamini_hochberg
 from probes.probe_data import ProbeData
+from records.resampling import adjust_p
 from tasks.example import Example
 
 COLUMNS = (
@@ -85,7 +85,7 @@ def fit_sites(
     table["model"] = config.model.name
     table["q"] = np.nan
     for _, family in table[(table["split"] == "cv") & (table["part"] != "pixels")].groupby("target"):
-        table.loc[family.index, "q"] = benjamini_hochberg(family["p"].to_numpy())
+        table.loc[family.index, "q"] = adjust_p(family["p"].to_numpy())
     order = {target.name: number for number, target in enumerate(selection.targets)}
     table = table.sort_values("target", key=lambda names: names.map(order), kind="stable")
     table["layer"] = table["layer"].astype("Int64")

@@ -1,12 +1,11 @@
 """How well labels can be read from one activation matrix, by grouped cross-validation, beside its controls.
 
-    result = cross_validate(x, {"colour": colours}, groups)["colour"]
-    result.score.value, result.score.lower, result.selectivity
-
-For a sweep, draw the folds once (`probes.evaluation.folds.plan_folds`) and call `evaluate` for each site.
+plan = plan_folds({"colour": colours}, groups)     # once for all sites
+result = evaluate(x, plan)["colour"]
+result.score.value, result.score.lower, result.selectivity
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -17,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probes.evaluation.folds import Control, FoldPlan, TargetPlan, plan_folds
+from probes.evaluation.folds import FoldPlan, TargetPlan
 from probes.evaluation.scores import (
     Score,
     permutation_p_classes,
-    permutation_p_values,
+    permutation_p_continuous,
     score_classes,
     score_values,
 )
@@ -84,36 +83,6 @@ class Result:
         """Score minus the score of the control task; NaN where that was switched off. Positive: more than memory."""
         control = self.controls.get("control_task")
         return float("nan") if control is None else self.score.value - control[self.metric].value
-
-
-def cross_validate(
-    x: Float[Tensor, "example d_model"],
-    y_by_target: Mapping[str, npt.ArrayLike],
-    groups: npt.ArrayLike,
-    *,
-    probe: Kind | Any = "logistic",
-    folds: int = 5,
-    strengths: Sequence[float] = STRENGTHS,
-    continuous: Collection[str] = (),
-    transfer: Mapping[str, npt.ArrayLike] | None = None,
-    types: npt.ArrayLike | Mapping[str, npt.ArrayLike] | None = None,
-    controls: Sequence[Control] = ("shuffled", "control_task"),
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> Mapping[str, Result]:
-    """`evaluate` on folds drawn by `probes.evaluation.folds.plan_folds`, where the arguments are described."""
-    plan = plan_folds(
-        y_by_target,
-        groups,
-        folds=folds,
-        continuous=continuous,
-        transfer=transfer,
-        types=types,
-        controls=controls,
-        n_resamples=n_resamples,
-        seed=seed,
-    )
-    return evaluate(x, plan, probe=probe, strengths=strengths)
 
 
 def evaluate(
@@ -268,7 +237,7 @@ def _result(
     if t.kind == "class":
         p_value = permutation_p_classes(inside, guess, len(t.classes), plan.permutations)
     else:
-        p_value = permutation_p_values(inside, guess, plan.permutations)
+        p_value = permutation_p_continuous(inside, guess, plan.permutations)
     return Result(
         target=t.name,
         kind=t.kind,

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
-from probes.evaluation.controls import control_labels, shuffle_over_groups
-from probes.evaluation.scores import Codes, Resamples, draw_permutations, draw_resamples
+from probes.evaluation.controls import control_labels
+from records.resampling import Codes, GroupDraws, draw_groups, draw_permutations, shuffle_over_groups
 from tasks.errors import UserError
 
 Mask = npt.NDArray[np.bool_]
@@ -73,7 +73,7 @@ class FoldPlan:
     groups: Codes
     fitted: Mask
     transfer: Mapping[str, Mask]
-    resamples: Mapping[str, Resamples]
+    resamples: Mapping[str, GroupDraws]
     permutations: Codes
     folds: int
     seed: int
@@ -162,8 +162,8 @@ def plan_folds(
         )
     generator = np.random.default_rng([seed, 1 << 20])
     everyone = {"fitted": fitted, **sets}
-    resamples = {k: draw_resamples(group[m], n_resamples=n_resamples, generator=generator) for k, m in everyone.items()}
-    permutations = draw_permutations(group[fitted], n_permutations=n_resamples, generator=generator)
+    resamples = {k: draw_groups(group[m], draws=n_resamples, generator=generator) for k, m in everyone.items()}
+    permutations = draw_permutations(group[fitted], draws=n_resamples, generator=generator)
     return FoldPlan(targets, group, fitted, sets, resamples, permutations, folds, seed)
 
 

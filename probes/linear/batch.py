@@ -11,10 +11,10 @@ from sklearn.base import clone
 from torch import Tensor
 
 from probes.evaluation.folds import Mask, TargetPlan
-from probes.evaluation.scores import Codes
 from probes.linear.estimators import LogisticProbe, MassMeanProbe, MLPProbe, RidgeProbe
 from probes.linear.ridge import solve_ridge
 from probes.linear.solver import Basis, LogisticFit, solve_logistic
+from records.resampling import Codes
 from tasks.errors import UserError
 
 # Rows of coefficients times examples solved at once: some ten copies of this many floats are held (2.4 GB in float32).
