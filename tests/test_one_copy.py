@@ -13,6 +13,7 @@ OTHER_DRAWS = {
     "benchmarks/capture.py": "pixels of noise",
     "probes/evaluation/controls.py": "labels of a control task",
     "tasks/scenes/scene.py": "colours and noise of a scene",
+    "tuning/cost/measure.py": "token ids of a synthetic batch",
 }
 STATISTICS = {"bootstrap", "permutation_test", "false_discovery_control", "multipletests", "multinomial", "resample"}
 

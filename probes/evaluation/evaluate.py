@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probes.evaluation.folds import FoldPlan, TargetPlan
+from probes.evaluation.jobs import Job, fit_estimator, fit_logistic, fit_ridge
 from probes.evaluation.scores import (
     Score,
     permutation_p_classes,
@@ -24,7 +25,6 @@ from probes.evaluation.scores import (
     score_classes,
     score_values,
 )
-from probes.linear.batch import Job, fit_estimator, fit_logistic, fit_ridge
 from probes.linear.solver import check_activations, rotate
 from tasks.errors import UserError
 

@@ -32,9 +32,10 @@ from probes.activations.store import ActivationStore
 from probes.config import RUN, SweepConfig
 from probes.evaluation.evaluate import STRENGTHS, choose_strengths
 from probes.evaluation.folds import FoldPlan, InnerSplit, Mask, TargetPlan
+from probes.evaluation.jobs import fit_logistic
 from probes.evaluation.parallel import each_site, processes_for
-from probes.linear.batch import fit_logistic
-from probes.linear.estimators import LogisticProbe, MassMeanProbe, MLPProbe
+from probes.linear.estimators import LogisticProbe, MassMeanProbe
+from probes.linear.mlp import MLPProbe
 from probes.linear.solver import rotate, solve_logistic, to_original
 from probes.maps.map_plan import MapPlan
 from probes.probe_data import ProbeData
