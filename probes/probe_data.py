@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from probes.config import DataOptions, SiteOptions, SweepConfig
-from probes.evaluation.folds import Plan, plan_folds
+from probes.evaluation.folds import FoldPlan, plan_folds
 from tasks.dataset import Dataset, join, pick
 from tasks.errors import UserError, user_errors
 from tasks.example import Example, Target
@@ -27,7 +26,7 @@ TYPE = "control_type"
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedExample:
     """An example that is left out, and why."""
 
     id: str
@@ -35,7 +34,7 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Selection:
+class ProbeData:
     """The examples of a sweep: those that probes are fitted on come first, then those that are only scored.
 
     Args:
@@ -56,7 +55,7 @@ class Selection:
     transfer: str | None
     targets: tuple[Target, ...]
     tokens: Mapping[str, str]
-    skipped: tuple[Skipped, ...] = ()
+    skipped: tuple[SkippedExample, ...] = ()
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -64,7 +63,7 @@ class Selection:
         return tuple(dict.fromkeys(self.tokens[target.name] for target in self.targets))
 
 
-def select(config: SweepConfig) -> Selection:
+def select(config: SweepConfig) -> ProbeData:
     """The examples, targets and token groups that the settings mean, all checked.
 
     Raises:
@@ -80,7 +79,7 @@ def select(config: SweepConfig) -> Selection:
         targets = tuple(fitted.target(_plain_name(target, fitted)) for target in dict.fromkeys(wanted))
     examples, n_fitted, skipped = _readable(fitted, transfer, config.data)
     _check_labels(examples, targets)
-    return Selection(
+    return ProbeData(
         name=name,
         digest=fitted.digest if transfer is None else f"{fitted.digest}+{transfer.digest}",
         examples=examples,
@@ -92,7 +91,7 @@ def select(config: SweepConfig) -> Selection:
     )
 
 
-def at_size(selection: Selection, config: SweepConfig, size: int) -> Selection:
+def at_size(selection: ProbeData, config: SweepConfig, size: int) -> ProbeData:
     """The same selection with scenes drawn ``size`` pixels wide, as the model takes them; pictures stay as they are."""
     if config.data.spec != SCENES or size == SIZE:
         return selection
@@ -102,36 +101,36 @@ def at_size(selection: Selection, config: SweepConfig, size: int) -> Selection:
     return replace(selection, digest=digest, examples=both)
 
 
-def plan_for(selection: Selection, group: str, config: SweepConfig, *, fitted_only: bool = False) -> Plan:
-    """Folds, control labels and resamples for the targets that are looked for on one token group.
+def fold_plans(data: ProbeData, config: SweepConfig) -> dict[str, FoldPlan]:
+    """Draw folds, control labels and resamples for the targets of each token group.
 
     Args:
-        selection: Examples and targets.
-        group: The token group.
+        data: Examples and targets.
         config: Gives folds, controls and seed.
-        fitted_only: Leaves out controls and transfer examples; the folds are the same.
+
+    Returns:
+        A plan by token group, in the order of ``data.groups``.
 
     Raises:
         UserError: If a target has one class, or there are fewer groups than folds.
     """
-    n = selection.n_fitted if fitted_only else len(selection.examples)
-    examples = [selection.examples[i] for i in range(n)]
-    targets = [target for target in selection.targets if selection.tokens[target.name] == group]
-    transfer: dict[str, npt.NDArray[np.bool_]] = {}
-    if selection.transfer is not None and not fitted_only:
-        transfer[selection.transfer] = np.arange(n) >= selection.n_fitted
+    n = len(data.examples)
+    examples = [data.examples[i] for i in range(n)]
     typed = all(TYPE in example.labels for example in examples)
-    with user_errors(ValueError):
-        return plan_folds(
+    plans = {}
+    for group in data.groups:
+        targets = [target for target in data.targets if data.tokens[target.name] == group]
+        plans[group] = plan_folds(
             {target.name: [example.labels[target.name] for example in examples] for target in targets},
             [example.group for example in examples],
             folds=config.probing.folds,
             continuous=[target.name for target in targets if target.kind == "continuous"],
-            transfer=transfer or None,
+            transfer={data.transfer: np.arange(n) >= data.n_fitted} if data.transfer else None,
             types=[str(example.labels[TYPE]) for example in examples] if typed else None,
-            controls=("shuffled", "control_task") if config.probing.controls and not fitted_only else (),
+            controls=("shuffled", "control_task") if config.probing.controls else (),
             seed=config.seed,
         )
+    return plans
 
 
 def _plain_name(target: str, data: Dataset) -> str:
@@ -177,7 +176,7 @@ def _load(config: SweepConfig, size: int) -> tuple[Dataset, Dataset | None, str]
 
 def _readable(
     fitted: Dataset, transfer: Dataset | None, data: DataOptions
-) -> tuple[Sequence[Example], int, tuple[Skipped, ...]]:
+) -> tuple[Sequence[Example], int, tuple[SkippedExample, ...]]:
     """The examples whose pictures open, how many of them are fitted on, and the others where they may be skipped."""
     both = join(fitted.examples, () if transfer is None else transfer.examples)
     if data.spec == SCENES:  # drawn by us: they always open
@@ -185,7 +184,7 @@ def _readable(
     bad = [(0, item) for item in check_pictures(fitted)]
     if transfer is not None:
         bad += [(1, item) for item in check_pictures(transfer)]
-    skipped = tuple(Skipped(item.id, " ".join(item.reason.split())) for _, item in bad)
+    skipped = tuple(SkippedExample(item.id, " ".join(item.reason.split())) for _, item in bad)
     if skipped and not data.skip_bad:
         more = f" {len(skipped) - 1} more examples have bad pictures." if len(skipped) > 1 else ""
         raise UserError(
