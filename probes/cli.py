@@ -186,14 +186,15 @@ def show(
     folder: Annotated[Path, typer.Argument(help="A run directory that probe-sweep wrote.", metavar="RUN")],
 ) -> None:
     """Print the table of a finished run again, and where its figure is."""
-    from probes.sweep import draw_run, figure_paths
+    from figures import draw_run
+    from probes.sweep import figure_paths
     from records.tables import read_results
 
     try:
         results = read_results(folder, RUN)
         paths = figure_paths(folder)
         if not paths.png.is_file():
-            paths = draw_run(folder)
+            paths = draw_run(folder)[0]
     except UserError as error:
         refuse(COMMAND, error)
     _print(results, paths.png, folder)

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from figures.parts import names_in_blocks
-from figures.score_by_layer import draw_score_by_layer
-from figures.style import FigurePaths, figure_of, save_figure
+import figures
+from figures.saved import FigurePaths
 from models.llava import Llava
 from models.loading.load import load
 from models.sites import Site, depth, parse_sites
@@ -178,7 +177,7 @@ def run_sweep(
             started=before.get("started"), finished=clock(time.time()), seconds=round(time.time() - started, 1)
         )
         write_manifest(config.folder, {**manifest, **about})
-    figure = draw_run(config.folder)
+    figure = figures.draw_run(config.folder)[0]
     return FinishedSweep(config.folder, read_results(config.folder, RUN), figure, len(selection.skipped))
 
 
@@ -190,24 +189,6 @@ def _check_probe(plan: Plan, config: SweepConfig) -> None:
         training = (plan.fitted & (target.fold != k) for k in range(plan.folds))
         if config.probing.probe == "mlp" and any(len(np.unique(plan.groups[rows])) < 2 for rows in training):
             raise UserError("probe mlp must have two groups in every training set, got one. Use more groups or folds.")
-
-
-def draw_run(folder: Path) -> FigurePaths:
-    """Draws a finished run into its folder ``figures``: one figure for each activation of the blocks that was probed.
-
-    Returns:
-        The figure of the activation with most layers; the others bear the activation's name.
-    """
-    import matplotlib.pyplot as plt
-
-    results = read_results(folder, RUN)
-    first, *others = names_in_blocks(results)
-    for name in (*others, first):
-        panels = draw_score_by_layer(results, name=name)
-        stem = FIGURE if name == first else f"{FIGURE}_{name}"
-        paths = save_figure(panels, folder / "figures" / stem)
-        plt.close(figure_of(panels))
-    return paths
 
 
 def figure_paths(folder: Path) -> FigurePaths:
