@@ -25,7 +25,7 @@ from torch import Tensor
 import figures
 from figures.saved import FigurePaths
 from interventions.batch import unchanged_run
-from interventions.config import ERRORS, RUN, PatchConfig
+from interventions.config import ERROR_TABLE, RUN, PatchConfig
 from interventions.metrics import UNDEFINED_BELOW
 from interventions.operations.steering import load_directions
 from interventions.pairs import load_pairs
@@ -54,7 +54,7 @@ class PatchEstimate:
         n_pairs: Pairs.
         n_cells: Interventions on each.
         seconds: Of the two base runs of every pair, from the products they need and the speed of one timed now. Under
-            ``resume`` a cell takes a fraction of a run, under ``full`` a whole one, which is counted.
+            ``incremental`` a cell takes a fraction of a run, under ``full`` a whole one, which is counted.
         size: Bytes that it writes.
         free: Bytes free.
     """
@@ -297,7 +297,7 @@ def _write_tables(config: PatchConfig, work: Work) -> None:
     write_atomically(config.folder / "values.parquet", listed.to_parquet(index=False))
     if found[0].exact is not None:
         errors = list_errors(metrics, found[0], unchanged_run(config.plan))
-        write_atomically(config.folder / ERRORS, errors.to_csv(index=False).encode())
+        write_atomically(config.folder / ERROR_TABLE, errors.to_csv(index=False).encode())
     results = summarise_cells(
         work.specs, metrics, values, clean, corrupt, model=config.model.name, unchanged=unchanged_run(config.plan),
         undefined_below=bound, seed=config.seed,

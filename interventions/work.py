@@ -9,7 +9,7 @@ from torch import Tensor
 from interventions.batch import BatchValues, resampled_pairs, run_batch, run_transplants
 from interventions.config import PatchConfig
 from interventions.metrics import answer_tokens
-from interventions.operations.dataset_statistics import prepare_context
+from interventions.operations.dataset_statistics import collect_statistics
 from interventions.operations.steering import fitting_direction
 from interventions.pairs import SCENES, Pairs, load_pairs
 from interventions.plan.groups import Masks
@@ -104,7 +104,7 @@ def batch_runner(
             llava, donor, plan, work.specs, [pairs[i] for i in batch], preprocess=preprocess
         )
     with user_errors(ValueError):
-        context = prepare_context(
+        context = collect_statistics(
             plan, llava, [pair.clean for pair in pairs], directions=directions, batch_size=config.batch_size,
             preprocess=preprocess,
         )  # fmt: skip

@@ -13,9 +13,9 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from models.activations import Activations, Captured
+from models.adapter import Adapter
 from models.capture_plan import _Plan, _plan, _wanted
 from models.inputs import Inputs, PaddingSide, Preprocess, prepare
-from models.llava import Llava
 from models.precision import fast_bfloat16
 from models.recording import Pool, Recorder
 from models.sites import PARTS, Part, Site, check_site
@@ -29,7 +29,7 @@ _SHARERS = 16
 
 
 def capture(
-    llava: Llava,
+    llava: Adapter,
     inputs: Inputs,
     sites: Sequence[Site],
     *,
@@ -91,7 +91,7 @@ def capture(
 
 
 def capture_examples(
-    llava: Llava,
+    llava: Adapter,
     examples: Sequence[Example],
     sites: Sequence[Site],
     *,
@@ -165,7 +165,7 @@ def plan_batches(examples: Sequence[Example], *, tokens: Group, batch_size: int)
     return [*batches, tuple(current)] if current else batches
 
 
-def _run_pictures(llava: Llava, inputs: Inputs, plan: _Plan, recorders: Mapping[Part, "Recorder"]) -> Tensor | None:
+def _run_pictures(llava: Adapter, inputs: Inputs, plan: _Plan, recorders: Mapping[Part, "Recorder"]) -> Tensor | None:
     """Every distinct picture through the vision tower and the projector; its features where the run got so far."""
     if not plan.needs_pictures or inputs.pixel_values is None:
         return None
@@ -184,7 +184,7 @@ def _run_pictures(llava: Llava, inputs: Inputs, plan: _Plan, recorders: Mapping[
     return features[0] if features else None
 
 
-def _run_language_model(llava: Llava, inputs: Inputs, plan: _Plan, features: Tensor | None) -> None:
+def _run_language_model(llava: Adapter, inputs: Inputs, plan: _Plan, features: Tensor | None) -> None:
     """The planned rows, starting at column 0, through the language model."""
     length = max(row.length for row in plan.rows)
     ids = torch.zeros(len(plan.rows), length, dtype=torch.int64, device=llava.device)

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from models.adapter import Adapter
 from models.inputs import Inputs
-from models.llava import Llava
 from models.recording import Pool, Selection
 from models.sites import Part, Site
 from models.tokens import Group, token_mask
@@ -32,7 +32,7 @@ class _Plan(NamedTuple):
 
 
 def _wanted(
-    llava: Llava, inputs: Inputs, tokens: Group | Tensor, pool: Pool, examples: Sequence[Example] | None
+    llava: Adapter, inputs: Inputs, tokens: Group | Tensor, pool: Pool, examples: Sequence[Example] | None
 ) -> Bool[Tensor, "batch pos"]:
     """The wanted positions, checked."""
     if isinstance(tokens, Tensor):
@@ -57,7 +57,7 @@ def _wanted(
     return wanted
 
 
-def _plan(llava: Llava, inputs: Inputs, sites: Sequence[Site], wanted: Tensor, *, whole_pictures: bool) -> _Plan:
+def _plan(llava: Adapter, inputs: Inputs, sites: Sequence[Site], wanted: Tensor, *, whole_pictures: bool) -> _Plan:
     """Which rows are run, and what is taken from which."""
     ids, chosen = inputs.input_ids.tolist(), [row.nonzero().flatten().tolist() for row in wanted.cpu()]
     parts = {site.part for site in sites}
@@ -94,7 +94,7 @@ def _plan(llava: Llava, inputs: Inputs, sites: Sequence[Site], wanted: Tensor, *
 
 
 def _picture_tokens(
-    llava: Llava, inputs: Inputs, example: int, columns: list[int], part: Part, whole_pictures: bool
+    llava: Adapter, inputs: Inputs, example: int, columns: list[int], part: Part, whole_pictures: bool
 ) -> list[tuple[int, int]]:
     """The (picture, token) pairs of the vision side that belong to the wanted columns of one example."""
     class_token = 1 if part == "vision_tower" else 0

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
-from models.llava import Llava
+from models.adapter import Adapter
 from tasks.errors import UserError
 from tasks.example import Box, Example, Picture
 from tasks.pictures import PictureError
@@ -170,7 +170,7 @@ class Inputs:
 
 
 def prepare(
-    llava: Llava,
+    llava: Adapter,
     examples: Sequence[Example],
     *,
     prompts: Sequence[str] | None = None,
@@ -237,7 +237,7 @@ def prepare(
     ).to(llava.device)
 
 
-def _tokenise(llava: Llava, example: Example, prompt: str, answers: bool) -> tuple[list[int], Layout]:
+def _tokenise(llava: Adapter, example: Example, prompt: str, answers: bool) -> tuple[list[int], Layout]:
     """The ids of one row with placeholders expanded, and where its parts stand before padding."""
     n_placeholders = prompt.count(IMAGE)
     if n_placeholders != len(example.pictures):
@@ -306,7 +306,7 @@ def _question_characters(prompt: str, question: str) -> Span | None:
     return None
 
 
-def _filler(llava: Llava) -> int:
+def _filler(llava: Adapter) -> int:
     """The id at padded positions: the tokenizer's own unless that is the image token, which the model would fill."""
     for token in (llava.tokenizer.pad_token_id, llava.tokenizer.eos_token_id):
         if isinstance(token, int) and token != llava.image_token_id:
@@ -314,7 +314,7 @@ def _filler(llava: Llava) -> int:
     return 0 if llava.image_token_id != 0 else 1
 
 
-def _pixels(llava: Llava, picture: Picture, preprocess: Preprocess) -> tuple[Float[Tensor, "1 3 H W"], Geometry]:
+def _pixels(llava: Adapter, picture: Picture, preprocess: Preprocess) -> tuple[Float[Tensor, "1 3 H W"], Geometry]:
     """One picture as the vision tower wants it, and how it was made."""
     size = llava.image_size
     try:
@@ -330,7 +330,7 @@ def _pixels(llava: Llava, picture: Picture, preprocess: Preprocess) -> tuple[Flo
     return pixels.to(torch.float32), geometry
 
 
-def image_processor(llava: Llava) -> CLIPImageProcessorPil:
+def image_processor(llava: Adapter) -> CLIPImageProcessorPil:
     """Hugging Face's CLIP preprocessing at the model's picture size, with the checkpoint's own mean and deviation."""
     size = llava.image_size
     own = getattr(llava.processor, "image_processor", None)

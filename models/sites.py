@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from models.html import site_html
+from models.layer_ranges import parse_layers
 from tasks.errors import UserError
 
 Part = Literal["vision_tower", "projector", "language_model"]
@@ -233,26 +234,10 @@ def _shorthand(spec: str) -> Site | _Shorthand:
     return _Shorthand(part, names, layers if at else None)
 
 
-def _layers(text: str | None, part: Part, model: Stack) -> list[int]:
-    """``"0-3,7"`` -> [0, 1, 2, 3, 7]; None -> all."""
+def _layers(text: str | None, part: Part, model: Stack) -> Sequence[int]:
+    """The layers that ``text`` names; None means all."""
     n = _n_layers(part, model)
-    if text is None:
-        return list(range(n))
-    chosen: list[int] = []
-    for piece in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
-        if not match:
-            raise UserError(f"layers must be like 0-31 or 3,5,9, got {text!r}. Both ends of a range count.")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise UserError(f"layers must rise within a range, got {text!r}. Write {last}-{first}.")
-        if last >= n:
-            raise UserError(
-                f"layer must be in [0, {n}) for the {_spoken(part)} of {model.id}, got {last}. "
-                f"Layers count from 0; resid_post of layer {n - 1} is the last block's output."
-            )
-        chosen += range(first, last + 1)
-    return chosen
+    return range(n) if text is None else parse_layers(text, n, where=f"the {_spoken(part)} of {model.id}")
 
 
 def _n_layers(part: Part, model: Stack) -> int:

@@ -1,7 +1,7 @@
 """The fast engine: only what a cell can change is computed, and many cells share one pass over the layers.
 
 The cells of a chunk walk the layers together, each joining at its first changed one. Per layer, the positions that are
-equal to neither base run (``lattice``) are packed, cells side by side, along the query axis of one native decoder
+equal to neither base run (``equality``) are packed, cells side by side, along the query axis of one native decoder
 layer; their keys are the base run's and the other run's, shared by all cells, and their own. No cell copies a cache.
 """
 
@@ -29,7 +29,7 @@ from models.sites import Site
 _MOST_LOGITS = 2**26
 
 
-def run_resume(
+def run_incremental(
     llava: Llava,
     base: Base,
     cells: Sequence[Cell],

@@ -10,18 +10,18 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.utils import logging
 
-from models.llava import Attention, Llava
+from models.adapter import Attention
+from models.llava import Llava
 from models.loading.checkpoints import (
-    PUBLISHED,
     CheckpointError,
     hash_files,
     hash_random,
-    published_config,
     random_weights,
     read_weights,
     stored_tensors,
     weight_files,
 )
+from models.loading.configs import SIZES, config_of
 from models.loading.locate import Located, locate, unknown_model
 from models.loading.original import is_original, read_original
 from models.loading.processors import offline_processor, read_processor
@@ -54,7 +54,8 @@ def load(
         name_or_path: ``"smol"`` or ``"smol-stage1"`` (embedded), a checkpoint folder or Hugging Face id in either
             llava-hf key layout or the original one (``liuhaotian/llava-v1.5-7b``),
             ``"random:llava-1.5-7b"`` or ``"random:llava-1.5-13b"`` (published size, random weights and a byte-level
-            tokenizer), or a config, which gets random weights too.
+            tokenizer), ``"random:tiny"`` (the same with 4 layers, for examples and tests), or a config, which gets
+            random weights too.
         device: Where the weights go.
         dtype: What they are stored in; None keeps float32 on a CPU and takes the checkpoint's own dtype elsewhere.
         revision: A branch, tag or commit, for a Hugging Face id.
@@ -75,9 +76,9 @@ def load(
     config = name_or_path if isinstance(name_or_path, LlavaConfig) else None
     name = "random" if config is not None else str(name_or_path)
     if name.startswith("random:"):
-        if name.removeprefix("random:") not in PUBLISHED:
+        if name.removeprefix("random:") not in SIZES:
             raise unknown_model(name)
-        config = published_config(name.removeprefix("random:"))
+        config = config_of(name.removeprefix("random:"))
     if config is not None:
         llava = _random(config, offline_processor(config), f"{name}@{seed}", seed, dtype or torch.float32, device, attn)
     else:
