@@ -16,15 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 
-from figures.runs import draw_patch_run
-from figures.style import FigurePaths, figure_of, save_figure
+import figures
+from figures.saved import FigurePaths
 from interventions.batch import unchanged_run
 from interventions.config import ERROR_TABLE, RUN, PatchConfig
 from interventions.metrics import UNDEFINED_BELOW
@@ -163,30 +160,9 @@ def run_patch_sweep(
                 started=before.get("started"), finished=clock(time.time()), seconds=round(time.time() - started, 1)
             )
             write_manifest(config.folder, {**manifest, **about})
-    figures = draw_run(config.folder)
-    return FinishedPatchSweep(config.folder, read_results(config.folder, RUN), figures)
-
-
-def draw_run(folder: Path) -> tuple[FigurePaths, ...]:
-    """Draws the figures of a finished run into its folder ``figures``; the main one first.
-
-    Raises:
-        UserError: If the folder holds no finished run, or cannot be written to.
-    """
-    import matplotlib.pyplot as plt
-
-    results = read_results(folder, RUN)
-    picture = folder / "picture.png"
-    painted: npt.NDArray[np.uint8] | None = None
-    if picture.is_file():
-        with Image.open(picture) as image:
-            painted = np.asarray(image.convert("RGB"), dtype=np.uint8)
-    paths = []
-    for name, panels in draw_patch_run(results, painted).items():
-        with _writing(folder):
-            paths.append(save_figure(panels, folder / "figures" / name))
-        plt.close(figure_of(panels))
-    return tuple(paths)
+    with _writing(config.folder):
+        drawn = figures.draw_run(config.folder)
+    return FinishedPatchSweep(config.folder, read_results(config.folder, RUN), drawn)
 
 
 @contextmanager

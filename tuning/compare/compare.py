@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 
+import figures
 from models.llava import Llava
 from models.loading.load import load
 from records.html import run_html
@@ -124,7 +125,7 @@ def run_compare(
         )
     table = compare_table(config.out, known, n_layers=n_layers, trainable=lambda plan: trained[plan.name])
     write_atomically(config.out / "compare.csv", table.to_csv(index=False).encode())
-    return Compared(config.out, table, _draw(config.out, table))
+    return Compared(config.out, table, tuple(paths.png for paths in figures.draw_run(config.out)))
 
 
 def known_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
@@ -334,27 +335,3 @@ def _time(
             checkpointing=config.running.gradient_checkpointing, bf16=config.running.bf16,
         )  # fmt: skip
     add_costs(config.out, costs)
-
-
-def _draw(folder: Path, table: pd.DataFrame) -> tuple[Path, ...]:
-    import matplotlib.pyplot as plt
-
-    from figures.plans.accuracy_by_family import draw_accuracy
-    from figures.plans.cost_retention import draw_cost_retention
-    from figures.plans.plan_diagram import draw_plan_diagram
-    from figures.plans.retention import draw_retention
-    from figures.style import Panels, figure_of, save_figure
-
-    drawn: dict[str, Panels] = {
-        "accuracy_by_family": draw_accuracy(table),
-        "retention": draw_retention(table),
-        "plans": draw_plan_diagram(table),
-    }
-    overall = table[(table["family"] == "all") & (table["condition"] == table["condition"].iloc[0])]
-    if (overall["flops_ratio"].notna() & overall["retention"].notna()).any():  # none if full tuning is never right
-        drawn["cost_against_retention"] = draw_cost_retention(table)
-    paths = []
-    for name, panels in drawn.items():
-        paths.append(save_figure(panels, folder / "figures" / name).png)
-        plt.close(figure_of(panels))
-    return tuple(paths)
