@@ -22,7 +22,7 @@ from tasks.example import Box, Example, Picture
 MARKERS = {
     "process": r"\bsubprocess\.(?:run|Popen|check_\w+)|\bPopen\(|\bmp\.spawn|get_context\(",
     "smol": r"""\b(?:load|load_plain|compose|from_pretrained)\(["']smol""",
-    "browser": r"\bplaywright\b|\bopened\b|\bbrowser\.new",
+    "browser": r'"Browser"',
 }
 
 
