@@ -13,17 +13,14 @@ MAY_IMPORT = {
     "models": {"tasks"},  # the example type that inputs are made of, and the prompts
     "tasks": set(),
     "records": {"models", "tasks"},
-    "probes": {"models", "tasks", "records"},
-    "interventions": {"models", "tasks", "records"},
-    "tuning": {"models", "tasks", "records"},
+    "probes": {"models", "tasks", "records", "figures"},
+    "interventions": {"models", "tasks", "records", "figures"},
+    "tuning": {"models", "tasks", "records", "figures"},
     "figures": set(),
     "benchmarks": {"models", "tasks", "records", "probes", "interventions", "tuning", "figures"},
 }
-# A sweep draws at its end, and a command writes a report; those are the places where results meet figures.
+# The `report` subcommand builds a page of figures.
 EXCEPTIONS = {
-    ("probes/sweep.py", "figures"),
-    ("interventions/sweep.py", "figures"),
-    ("tuning/compare/compare.py", "figures"),
     ("records/cli_arguments.py", "figures"),
 }
 LATE = {"transformer_lens", "nnsight", "beartype"}  # slow, or for development only: imported inside functions
