@@ -25,6 +25,7 @@ EXCEPTIONS = {
     ("interventions/sweep.py", "figures"),
     ("tuning/compare/compare.py", "figures"),
     ("records/cli_arguments.py", "figures"),
+    ("records/command.py", "figures"),
 }
 LATE = {"transformer_lens", "nnsight", "beartype"}  # slow, or for development only: imported inside functions
 MODULES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py"))
