@@ -20,8 +20,9 @@ from interventions.operations.dataset_statistics import DatasetStatistics
 from interventions.operations.transplant import transplanted
 from interventions.pairs import Pair
 from interventions.plan.plan import AblateOptions, CellSpec, InterventionPlan, PatchOptions, TransplantOptions
-from models.inputs import Inputs, Preprocess, prepare
+from models.inputs import Inputs, prepare
 from models.llava import Llava
+from models.pixels import Preprocess
 from models.precision import fast_bfloat16
 from records.manifest import write_atomically
 from tasks.example import Example
@@ -202,7 +203,7 @@ def _logits_of(llava: Llava, base: Base, inputs: Inputs, readout: Readout) -> Te
         return plain_logits(llava, inputs, readout.columns)
     rows, slots = readout.used.nonzero(as_tuple=True)
     with torch.inference_mode(), fast_bfloat16():
-        found = llava.logits(base.prefix.other.resid[-1][rows, readout.columns[rows, slots]]).float()
+        found = llava.unembed(base.prefix.other.resid[-1][rows, readout.columns[rows, slots]]).float()
     return at_slots(readout.columns, found)
 
 

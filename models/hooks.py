@@ -78,6 +78,30 @@ def edited(llava: Adapter, changes: Mapping[Site, Change]) -> Iterator[None]:
     _check_fired(llava, changes, fired)
 
 
+class Columns:
+    """The columns of a batch that the language model computes in the present forward: ``start`` to ``stop``."""
+
+    start: int = 0
+    stop: int = 0
+
+
+@contextmanager
+def tracked_columns(llava: Adapter) -> Iterator[Columns]:
+    """The columns of the forward that runs: with a cache, each step of generation computes only a new one."""
+    columns = Columns()
+
+    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cache = kwargs.get("past_key_values")
+        columns.start = 0 if cache is None else int(cache.get_seq_length())
+        columns.stop = columns.start + kwargs["inputs_embeds"].shape[1]
+
+    handle = llava.language_model.register_forward_pre_hook(note, with_kwargs=True, prepend=True)
+    try:
+        yield columns
+    finally:
+        handle.remove()
+
+
 def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """The hidden state that a module is called with, by position or by name."""
     value = args[0] if args else kwargs["hidden_states"]

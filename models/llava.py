@@ -1,10 +1,251 @@
-"""``Llava``: a LLaVA-1.5 model with the methods that a user calls, as ``load`` returns it."""
+"""``Llava``: a LLaVA-1.5 model with the methods that a user calls, as ``load`` returns it.
 
-from dataclasses import dataclass
+llava = load("smol")
+inputs = llava.inputs("photo.jpg", "What is this?")
+llava.generate(inputs); llava.logits(inputs); llava.capture(inputs, "resid_post", layers="10-20", tokens="image")
+"""
 
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from models.activations import Activations
 from models.adapter import Adapter
+from models.cached_blocks import running
+from models.capture import capture
+from models.inputs import Inputs, PaddingSide, prepare
+from models.layer_ranges import LayerRange
+from models.logit_lens import read_words
+from models.pixels import Preprocess
+from models.recording import Pool
+from models.sites import Site, find_sites
+from models.tokens import Group
+from tasks.errors import UserError
+from tasks.example import Example
+from tasks.examples_from import ImageLike, picture_from
+
+Images = ImageLike | Sequence[ImageLike | Sequence[ImageLike]] | None
+
+
+@runtime_checkable
+class Intervention(Protocol):
+    """Something that changes runs while its context manager is open, such as ``interventions.ablated``."""
+
+    def hooks(self, llava: "Llava", inputs: Inputs) -> AbstractContextManager[None]:
+        """Changes forwards on ``inputs`` that run inside; they may have room for tokens to be generated."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Llava(Adapter):
-    """A LLaVA-1.5 stack: the Hugging Face model in ``eval()`` mode and its processor."""
+    """A LLaVA-1.5 stack: the Hugging Face model in ``eval()`` mode and its processor.
+
+    Interventions of the package ``interventions`` hold for ``generate``, ``logits``, ``capture`` and ``logit_lens``.
+
+    Example:
+        >>> from PIL import Image
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(Image.new("RGB", (40, 30)), "What is it?")
+        >>> llava.capture(inputs, "resid_post", layers=1, tokens="image", pool="mean").numpy().shape
+        (1, 48)
+    """
+
+    # Stacked; the last contains those before it.
+    interventions: list[Intervention] = field(init=False, default_factory=list)
+
+    def inputs(
+        self,
+        images: Images,
+        question: str | Sequence[str],
+        answer: str | Sequence[str] | None = None,
+        *,
+        padding_side: PaddingSide = "right",
+        preprocess: Preprocess = "pad",
+    ) -> Inputs:
+        """A batch of prompts: LLaVA's chat format around each question, after its picture.
+
+        Args:
+            images: One picture (PIL image, array or path) or a list with one for each question; an inner list for a
+                question about several pictures. One picture or one question serves all. None means text alone.
+            question: One or several.
+            answer: Text after the prompts, one or several; None leaves the answer open.
+            padding_side: Where short rows are padded.
+            preprocess: See ``models.inputs.prepare``.
+
+        Raises:
+            UserError: If the numbers of pictures, questions and answers differ, or a picture cannot be used.
+        """
+        many = images if isinstance(images, list | tuple) else None
+        n = max((len(given) for given in (many, _several(question), _several(answer)) if given is not None), default=1)
+        pictures = [images] * n if many is None else list(many)
+        questions = list(_several(question) or [str(question)] * n)
+        answers = list(_several(answer) or [str(answer or "")] * n)
+        if not len(pictures) == len(questions) == len(answers) or not n:
+            raise UserError(
+                "images, question and answer must have one length, or be one for all, got "
+                f"{len(pictures)}, {len(questions)} and {len(answers)}."
+            )
+        examples = []
+        for i, shown in enumerate(pictures):
+            group: Any = [] if shown is None else shown if isinstance(shown, list | tuple) else [shown]
+            found = tuple(picture_from(one) for one in group)
+            name = found[0].key if found else "text"
+            examples.append(Example(str(i), found, questions[i], answers[i], group=name))
+        return prepare(self, examples, padding_side=padding_side, preprocess=preprocess, answers=answer is not None)
+
+    def generate(
+        self,
+        images: "Images | Inputs",
+        question: str | Sequence[str] | None = None,
+        *,
+        max_new_tokens: int = 32,
+        greedy: bool = True,
+        temperature: float = 1.0,
+        seed: int = 0,
+        use_cache: bool = True,
+    ) -> str | list[str]:
+        """What the model writes after each prompt: one text, or a list for several.
+
+        Rows are padded on the left, so a batch gives what each example gives alone. Interventions hold at every step.
+
+        Args:
+            images: As for ``inputs``; or a batch that ``inputs`` made, whose answers are cut off.
+            question: As for ``inputs``; None with a batch.
+            max_new_tokens: The largest number of tokens to write.
+            greedy: Take the most likely token; otherwise draw one.
+            temperature: Divides the logits before drawing.
+            seed: Of the draws.
+            use_cache: Keep keys and values. The text is the same without, only slower.
+        """
+        inputs = images if isinstance(images, Inputs) else self.inputs(images, question or "")
+        tokens = self.generate_tokens(
+            inputs, max_new_tokens, greedy=greedy, temperature=temperature, seed=seed, use_cache=use_cache
+        )
+        texts = [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        alone = len(texts) == 1 and not isinstance(images, list | tuple) and not _several(question)
+        return texts[0] if alone else texts
+
+    def generate_tokens(
+        self,
+        inputs: Inputs,
+        max_new_tokens: int,
+        *,
+        greedy: bool = True,
+        temperature: float = 1.0,
+        seed: int = 0,
+        use_cache: bool = True,
+    ) -> Tensor:
+        """As ``generate``, the token ids: ``example new``; rows that end early are filled with padding."""
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+        prompts = inputs.laid_out("left", answers=False)
+        kwargs: dict[str, Any] = {k: v for k, v in prompts.model_kwargs().items() if k != "position_ids"}
+        model: Any = self.model
+        eos = self.tokenizer.eos_token_id
+        draws = {} if greedy else {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+        devices = [self.device] if self.device.type == "cuda" else []
+        extended = inputs.laid_out("left", answers=False, room=max_new_tokens)
+        with self.intervened(extended), torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            found = model.generate(
+                **kwargs, max_new_tokens=max_new_tokens, do_sample=not greedy, use_cache=use_cache,
+                pad_token_id=eos, eos_token_id=eos, **draws,
+            )  # fmt: skip
+        tokens: Tensor = found[:, prompts.n_positions :]
+        return tokens
+
+    def logits(self, inputs: Inputs) -> Float[Tensor, "example vocab"]:
+        """The next-token logits at the last position of each prompt, float32."""
+        columns = torch.tensor([layout.prompt_stop - 1 for layout in inputs.layout], device=self.device)
+        kept = columns.unique()
+        with self.intervened(inputs):
+            scores = self.model(**inputs.model_kwargs(), logits_to_keep=kept, use_cache=False).logits
+        found: Tensor = scores[torch.arange(len(inputs)), torch.searchsorted(kept, columns)].float()
+        return found.clone()
+
+    def capture(
+        self,
+        inputs: Inputs,
+        sites: str | Site | Sequence[str | Site],
+        *,
+        layers: LayerRange | None = None,
+        tokens: Group | Bool[Tensor, "batch pos"] = "all",
+        pool: Pool = "none",
+        dtype: torch.dtype | None = None,
+    ) -> Activations:
+        """The activations of a batch at some sites and tokens.
+
+        Args:
+            inputs: The batch.
+            sites: One or several, such as ``"blocks.3.hook_resid_post"``, or ``"resid_post"`` in every layer.
+            layers: The blocks that a short name means, such as ``"10-20"`` or 12.
+            tokens: ``"image"``, ``"object"``, ``"question"``, ``"last"``, ``"text"``, ``"all"``, or a boolean mask.
+            pool: ``"mean"`` or ``"max"`` over these tokens, ``"box"`` (the mean in the focus box), ``"none"``.
+            dtype: Of the values; None keeps the model's.
+        """
+        changed = self.intervened if self.interventions else None
+        found = find_sites(sites, self, layers)
+        return capture(self, inputs, found, tokens=tokens, pool=pool, dtype=dtype, changed=changed)
+
+    def logit_lens(
+        self, inputs: Inputs, *, tokens: Group = "image", layers: LayerRange | None = None, k: int = 5
+    ) -> pd.DataFrame:
+        """The ``k`` most likely words at each token and layer, from ``resid_post`` through the final norm and head.
+
+        Columns: ``layer``, ``example``, ``position``, ``words``, ``probability`` (of the first word).
+        """
+        return read_words(self, self.capture(inputs, "resid_post", layers=layers, tokens=tokens), k=k)
+
+    @contextmanager
+    def intervened(self, inputs: Inputs) -> Iterator[None]:
+        """Makes the active interventions in forwards on ``inputs`` that run inside; without a graph."""
+        active = list(self.interventions)
+        with running(self):
+            if not active:
+                yield
+                return
+            # What an intervention measures itself, it measures on the unchanged model.
+            with self.without_interventions(), active[-1].hooks(self, inputs):
+                yield
+
+    @contextmanager
+    def intervening(self, intervention: Intervention) -> Iterator[None]:
+        """Adds an intervention for the runs inside.
+
+        A forward that does not say where its tokens are, such as a plain call of ``llava.model``, is an error inside.
+        """
+
+        def check(module: Any, args: Any) -> None:
+            if self.interventions:
+                raise UserError(
+                    "run must be llava.generate, llava.logits or llava.capture while an intervention is active, got "
+                    "a plain forward, which does not say where its tokens are."
+                )
+
+        self.interventions.append(intervention)
+        handle = self.language_model.register_forward_pre_hook(check, prepend=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+            self.interventions.remove(intervention)
+
+    @contextmanager
+    def without_interventions(self) -> Iterator[None]:
+        """Runs inside are those of the unchanged model."""
+        active = list(self.interventions)
+        self.interventions.clear()
+        try:
+            yield
+        finally:
+            self.interventions[:] = active
+
+
+def _several(text: str | Sequence[str] | None) -> Sequence[str] | None:
+    return None if text is None or isinstance(text, str) else text

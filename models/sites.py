@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from models.html import site_html
-from models.layer_ranges import parse_layers
+from models.layer_ranges import LayerRange, layer_text, parse_layers
 from tasks.errors import UserError
 
 Part = Literal["vision_tower", "projector", "language_model"]
@@ -203,6 +203,36 @@ def parse_sites(specs: Sequence[str], layers: str | None, model: Stack) -> list[
     for site in found:
         check_site(site, model)
     return sorted(found)
+
+
+def find_sites(
+    sites: "str | Site | Sequence[str | Site]", model: Stack, layers: LayerRange | None = None
+) -> list[Site]:
+    """The sites that a function was given, as ``Site`` or text, in the order given.
+
+    Args:
+        sites: One or several: a ``Site``, its full name, or shorthand such as ``"resid_post"`` or ``"vision:z@0-3"``.
+        model: Must have the sites.
+        layers: The blocks that a shorthand without ``@`` means, such as ``"10-20"`` or 12; None means all.
+
+    Raises:
+        UserError: If a site or layer does not exist, or ``layers`` is given and every site already names its layer.
+
+    Example:
+        >>> from models import load
+        >>> [str(site) for site in find_sites("resid_post", load("random:tiny"), layers="0-1")]
+        ['blocks.0.hook_resid_post', 'blocks.1.hook_resid_post']
+    """
+    given = [sites] if isinstance(sites, str | Site) else list(sites)
+    text = layer_text(layers)
+    if not given or not all(isinstance(site, Site) for site in given):
+        # checks that `layers` fits at least one of them
+        parse_sites([str(site) for site in given], text, model)
+    found: dict[Site, None] = {}
+    for site in given:
+        open_shorthand = isinstance(site, str) and "." not in site and "@" not in site
+        found.update(dict.fromkeys(parse_sites([str(site)], text if open_shorthand else None, model)))
+    return list(found)
 
 
 class _Shorthand(NamedTuple):

@@ -13,7 +13,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from models.adapter import Adapter
-from models.inputs import Geometry, Inputs, Span
+from models.inputs import Inputs, Span
+from models.pixels import Geometry
 from tasks.errors import UserError
 from tasks.example import Box, Example
 
@@ -71,7 +72,7 @@ def token_mask(
             first picture; ``"question"`` the user's words; ``"last"`` the last position of the prompt; ``"text"`` every
             real token that is no image token; ``"all"`` every real token; or what ``box`` and ``patch`` return.
         llava: Gives the patch grid.
-        examples: The examples that the batch was made of; needed for ``"object"`` alone.
+        examples: The examples that the batch was made of; None takes those in ``inputs``.
 
     Raises:
         ValueError: If the group is unknown or an example has no such positions: no picture, no focus box, a box that
@@ -79,6 +80,8 @@ def token_mask(
     """
     if isinstance(group, str) and group not in GROUPS:
         raise UserError(f"group must be one of {', '.join(GROUPS)}, got {group!r}. box() and patch() make the others.")
+    if examples is None and inputs.examples:
+        examples = inputs.examples
     if examples is not None and len(examples) != len(inputs):
         raise UserError(
             f"examples must be the {len(inputs)} that the batch was made of, got {len(examples)}. Pass all of them."

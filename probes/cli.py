@@ -1,6 +1,7 @@
 """``probe-sweep``: the command line of the probe sweep."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from probes.config import SweepConfig
@@ -35,6 +36,12 @@ def _show(options: Show, terminal: Terminal) -> Any:
     return finished_sweep(options.folder)
 
 
+def _build_report(folders: Sequence[Path]) -> Any:
+    from figures.report import build_report
+
+    return build_report(folders)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command ``probe-sweep``."""
     run_command(
@@ -42,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (Subcommand("run", SweepConfig, _run), Subcommand("show", Show, _show)),
         arguments,
         about=ABOUT,
+        build_report=_build_report,
     )
 
 

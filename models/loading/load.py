@@ -13,7 +13,6 @@ from transformers.utils import logging
 from models.adapter import Attention
 from models.llava import Llava
 from models.loading.checkpoints import (
-    CheckpointError,
     hash_files,
     hash_random,
     random_weights,
@@ -25,6 +24,7 @@ from models.loading.configs import SIZES, config_of
 from models.loading.locate import Located, locate, unknown_model
 from models.loading.original import is_original, read_original
 from models.loading.processors import offline_processor, read_processor
+from models.precision import parse_dtype
 from models.recording import CaptureError, Recorder, Selection
 from models.sites import Site, all_sites
 from tasks.errors import UserError
@@ -41,7 +41,7 @@ def load(
     name_or_path: str | Path | LlavaConfig,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     revision: str | None = None,
     attn: Attention = "sdpa",
     seed: int = 0,
@@ -57,7 +57,8 @@ def load(
             tokenizer), ``"random:tiny"`` (the same with 4 layers, for examples and tests), or a config, which gets
             random weights too.
         device: Where the weights go.
-        dtype: What they are stored in; None keeps float32 on a CPU and takes the checkpoint's own dtype elsewhere.
+        dtype: What they are stored in, also as text such as ``"bfloat16"``; None keeps
+            float32 on a CPU and takes the checkpoint's own dtype elsewhere.
         revision: A branch, tag or commit, for a Hugging Face id.
         attn: The attention implementation; every site can be captured under both.
         seed: Of random weights.
@@ -66,13 +67,12 @@ def load(
             the model's logits, and that every site fires. Random weights of a billion and more skip the last two.
 
     Raises:
-        ValueError: If the name is unknown, or the checkpoint is not LLaVA-1.5 or does not fit (CheckpointError).
+        ValueError: If the name is unknown, or the checkpoint is not LLaVA-1.5 or does not fit (UserError).
         FileNotFoundError: If the package that holds the language model of ``smol`` is missing.
     """
     if attn not in ("sdpa", "eager"):
         raise UserError(f"attn must be 'sdpa' or 'eager', got {attn!r}. Every site works with both.")
-    if dtype is not None and dtype not in _FLOATS:
-        raise UserError(f"dtype must be float32, bfloat16 or float16, got {dtype}. Weights are floating-point.")
+    dtype = parse_dtype(dtype)
     config = name_or_path if isinstance(name_or_path, LlavaConfig) else None
     name = "random" if config is not None else str(name_or_path)
     if name.startswith("random:"):
@@ -151,7 +151,7 @@ def _from_folder(
         stored: Iterable[tuple[str, Tensor]] = original.tensors
     else:
         if base is not None:
-            raise CheckpointError(f"base is for original stage-1 folders, got {str(base)!r} with {name}. Leave it out.")
+            raise UserError(f"base is for original stage-1 folders, got {str(base)!r} with {name}. Leave it out.")
         config = _read_config(folder)
         _check_architecture(config, name)
         files, processor = tuple(weight_files(folder)), read_processor(folder, config)
@@ -167,9 +167,7 @@ def _read_config(folder: Path) -> LlavaConfig:
         config: LlavaConfig = LlavaConfig.from_pretrained(folder)
     except (OSError, ValueError, TypeError, LookupError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"config.json must be readable, got {reason} in {folder.name}. Download it again."
-        ) from error
+        raise UserError(f"config.json must be readable, got {reason} in {folder.name}. Download it again.") from error
     return config
 
 
@@ -177,12 +175,12 @@ def _check_architecture(config: Any, name: str) -> None:
     """Refuses anything but CLIP + projector + LLaMA, read from one layer."""
     parts = config.model_type, config.vision_config.model_type, config.text_config.model_type
     if parts != ("llava", "clip_vision_model", "llama"):
-        raise CheckpointError(
+        raise UserError(
             "checkpoint must be LLaVA-1.5 (model_type llava with clip_vision_model and llama), got "
             f"{' with '.join(parts)} in {name}. Other architectures are not supported."
         )
     if not isinstance(config.vision_feature_layer, int):
-        raise CheckpointError(
+        raise UserError(
             f"vision_feature_layer must be one layer, got {config.vision_feature_layer} in {name}. LLaVA-1.5 reads -2."
         )
 
@@ -190,13 +188,13 @@ def _check_architecture(config: Any, name: str) -> None:
 def _validate(llava: Llava, *, forward: bool) -> None:
     """Image tokens = patch grid; last resid_post -> norm -> head = logits; every site fires."""
     if llava.tokenizer.convert_tokens_to_ids("<image>") != llava.image_token_id:
-        raise CheckpointError(
+        raise UserError(
             f"tokenizer must give <image> the id {llava.image_token_id}, got "
             f"{llava.tokenizer.convert_tokens_to_ids('<image>')} in {llava.id}. Config and tokenizer do not match."
         )
     declared = llava.config.image_seq_length
     if declared != llava.n_image_tokens:
-        raise CheckpointError(
+        raise UserError(
             f"image_seq_length must be {llava.n_image_tokens} (the patch grid {llava.grid}), got {declared} in "
             f"{llava.id}. Correct config.json."
         )
@@ -243,7 +241,7 @@ def probe_forward(llava: Llava, sites: Sequence[Site]) -> None:
             stop=False,
         )
         resid = [recorder.finished([f"the check of {llava.id}"]) for recorder in recorders.values()][-1][last][0, 0]
-        ours = llava.logits(resid[None, None])[0, 0]
+        ours = llava.unembed(resid[None, None])[0, 0]
     # The same numbers through the same modules, in another batch shape: only the order of summation may differ.
     tolerance = 1e-3 if llava.dtype == torch.float32 else 5e-2
     if not torch.allclose(

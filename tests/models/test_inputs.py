@@ -14,10 +14,12 @@ from PIL import Image
 from torch.testing import assert_close
 from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
 
-from models.inputs import Geometry, Preprocess, expand_to_square, image_processor, prepare
+from models.inputs import prepare
 from models.llava import Llava
+from models.pixels import Geometry, Preprocess, expand_to_square, image_processor
+from tasks.errors import UserError
 from tasks.example import Box, Example, Picture
-from tasks.pictures import PictureError, open_picture
+from tasks.pictures import open_picture
 from tasks.prompts import SYSTEM, vicuna_v1
 
 SIZES = [(40, 23), (23, 40), (41, 24), (24, 41), (33, 33), (7, 90), (301, 200)]  # wide, tall, odd differences, small
@@ -125,7 +127,7 @@ def test_geometry_there_and_back_is_the_identity() -> None:
     assert geometry.to_original(seen.right, seen.bottom) == pytest.approx((30, 40))
 
 
-def test_equal_keys_are_opened_once_and_given_to_every_placeholder(llava: Llava) -> None:
+def test_equal_pictures_are_prepared_once_and_given_to_every_placeholder(llava: Llava) -> None:
     opened: list[str] = []
 
     def picture(key: str, seed: int) -> Picture:
@@ -142,7 +144,8 @@ def test_equal_keys_are_opened_once_and_given_to_every_placeholder(llava: Llava)
         _example(picture("b", 1), picture("b", 1), picture("c", 2)),
     ]
     inputs = prepare(llava, examples)
-    assert opened == ["a", "b", "c"] == list(inputs.picture_keys)
+    assert inputs.picture_keys == ("a", "b", "c")
+    assert opened == ["a", "b", "a", "b", "b", "c"]  # each record is opened: equal keys are no proof of equal pixels
     assert inputs.image_of == ((0,), (1, 0), (), (1, 1, 2))
     assert inputs.pixel_values is not None and inputs.pixel_values.shape[0] == 3
     expanded = inputs.model_kwargs()["pixel_values"]
@@ -263,7 +266,7 @@ def test_a_bad_picture_is_refused_by_name_before_anything_runs(llava: Llava, tmp
     openers: list[Callable[[], Image.Image]] = [lambda: open_picture(path), lambda: Image.open(path)]
     for opener in openers:  # our own reader, and a caller's that leaves decoding to Pillow
         bad = Picture(key=str(path), open=opener)
-        with pytest.raises(PictureError, match=f"{broken}.png"):
+        with pytest.raises(UserError, match=f"{broken}.png"):
             prepare(llava, [_example(good), _example(bad)])
 
 
@@ -276,7 +279,7 @@ def test_a_decompression_bomb_is_refused_by_name(
     for opener in (lambda: open_picture(tmp_path / "bomb.png"), lambda: Image.open(tmp_path / "bomb.png")):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a caller that does not turn Pillow's warning into an error
-            with pytest.raises(PictureError, match="bomb.png"):
+            with pytest.raises(UserError, match="bomb.png"):
                 prepare(llava, [_example(Picture(key="bomb.png", open=opener))])
 
 
@@ -286,5 +289,43 @@ def test_a_picture_too_elongated_to_prepare_is_refused_by_name(
 ) -> None:
     strip = _example(_picture(Image.new("RGB", (3000, 1)), "strip"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
-    with pytest.raises(PictureError, match="at most 1000000 pixels to prepare, got 3000 x 1 in 'strip'"):
+    with pytest.raises(UserError, match="at most 1000000 pixels to prepare, got 3000 x 1 in 'strip'"):
         prepare(llava, [strip], preprocess=preprocess)
+
+
+def test_two_pictures_with_one_key_are_two_pictures(llava: Llava) -> None:
+    first, second = _noise(20, 20, seed=1), _noise(20, 20, seed=2)
+    inputs = prepare(llava, [_example(_picture(first, "same")), _example(_picture(second, "same"))])
+    assert inputs.image_of == ((0,), (1,))
+    assert len(set(inputs.picture_keys)) == 2
+    assert inputs.pixel_values is not None
+    alone = prepare(llava, [_example(_picture(second, "other"))]).pixel_values
+    assert alone is not None
+    assert torch.equal(inputs.pixel_values[1:], alone)
+
+
+def test_one_picture_with_two_keys_is_prepared_once(llava: Llava) -> None:
+    image = _noise(20, 20)
+    inputs = prepare(llava, [_example(_picture(image, "a")), _example(_picture(image.copy(), "b"))])
+    assert inputs.image_of == ((0,), (0,))
+    assert inputs.picture_keys == ("a",)
+
+
+def test_a_batch_laid_out_anew_is_the_batch_prepared_so(llava: Llava) -> None:
+    examples = [
+        _example(_picture(_noise(20, 20), "a"), question="Is it a cat?"), _example(question="What?", name="y")
+    ]  # fmt: skip
+    right, left = (prepare(llava, examples, padding_side=side, answers=True) for side in ("right", "left"))
+    for side, wanted in (("left", left), ("right", right)):
+        for start in (left, right):
+            moved = start.laid_out(side)
+            assert moved.layout == wanted.layout
+            assert torch.equal(moved.position_ids, wanted.position_ids)
+            real = wanted.attention_mask.bool()
+            assert torch.equal(moved.attention_mask, wanted.attention_mask)
+            assert torch.equal(moved.input_ids[real], wanted.input_ids[real])
+    prompts = prepare(llava, examples, padding_side="left")
+    cut = right.laid_out("left", answers=False, room=2)
+    assert torch.equal(cut.attention_mask[:, :-2], prompts.attention_mask)
+    assert bool(cut.attention_mask[:, -2:].all())
+    assert [layout.prompt_stop for layout in cut.layout] == [layout.prompt_stop for layout in prompts.layout]
