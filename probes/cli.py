@@ -1,7 +1,6 @@
 """``probe-sweep``: the command line of the probe sweep."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from probes.config import SweepConfig
@@ -36,12 +35,6 @@ def _show(options: Show, terminal: Terminal) -> Any:
     return finished_sweep(options.folder)
 
 
-def _build_report(folders: Sequence[Path]) -> Any:
-    from figures.report import build_report
-
-    return build_report(folders)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command ``probe-sweep``."""
     run_command(
@@ -49,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (Subcommand("run", SweepConfig, _run), Subcommand("show", Show, _show)),
         arguments,
         about=ABOUT,
-        build_report=_build_report,
     )
 
 

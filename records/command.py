@@ -2,7 +2,7 @@
 
     def main(arguments: Sequence[str] | None = None) -> None:
         run_command("probe-sweep", (Subcommand("run", SweepConfig, _run), Subcommand("show", Show, _show)), arguments,
-                    about="What the command does, with examples.", build_report=_build_report)
+                    about="What the command does, with examples.")
 
     def _run(config: SweepConfig, terminal: Terminal) -> FinishedRun | Estimate | None:
         from probes.sweep import run_sweep  # torch takes seconds, and --help does not need it
@@ -22,7 +22,6 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
 
@@ -77,12 +76,7 @@ class Report:
 
 
 def run_command(
-    name: str,
-    subcommands: Sequence[Subcommand],
-    arguments: Sequence[str] | None = None,
-    *,
-    about: str,
-    build_report: Callable[[Sequence[Path]], Any],
+    name: str, subcommands: Sequence[Subcommand], arguments: Sequence[str] | None = None, *, about: str
 ) -> None:
     """Parse the command line, run the sub-command, and print its result.
 
@@ -91,13 +85,12 @@ def run_command(
         subcommands: The first is the default.
         arguments: The command line without the name; that of the process if None.
         about: Text above the options of ``--help``: what the command does, and examples.
-        build_report: Calls ``figures.report.build_report``, which ``report`` needs and this package may not import.
 
     Raises:
         SystemExit: With status 2 for invalid input, 130 after Ctrl-C, and 0 after ``--help``.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    known = (*subcommands, Subcommand("report", Report, partial(_report, build_report)))
+    known = (*subcommands, Subcommand("report", Report, _report))
     is_main = os.environ.get("RANK", "0") == "0"
     with contextlib.closing(ProgressBars(is_main=is_main)) as bars:
         try:
@@ -257,8 +250,9 @@ def read_yaml(path: Path, options: set[str], command: str) -> dict[str, Any]:
     return settings
 
 
-def _report(build_report: Callable[[Sequence[Path]], Any], options: Report, terminal: Terminal) -> str:
+def _report(options: Report, terminal: Terminal) -> str:
     """Write the page; the lines to print."""
+    from figures.report import build_report
     from records.manifest import write_atomically
 
     with user_errors(OSError, ValueError):

@@ -95,7 +95,6 @@ def count(capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
                 (Subcommand("run", Sheep, run), Subcommand("show", Show, show)),
                 [str(argument) for argument in arguments],
                 about="Count sheep.\n\nExamples:\n  count-sheep --name Dolly",
-                build_report=lambda folders: pytest.fail("no report is asked for"),
             )
         except SystemExit as end:
             code = int(end.code or 0)
