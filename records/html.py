@@ -67,8 +67,10 @@ def run_html(table: Table, *, figure: Path | None, folder: Path, notes: Sequence
         folder: The run directory.
         notes: Sentences for the reader.
     """
-    paragraphs = "".join(f"<p>{escape(note)}</p>" for note in notes)
-    return f"<div>{table_html(table)}{paragraphs}{picture_html(figure)}<p>Files: <code>{escape(str(folder))}</code></p></div>"
+    shown = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    return (
+        f"<div>{table_html(table)}{shown}{picture_html(figure)}<p>Files: <code>{escape(str(folder))}</code></p></div>"
+    )
 
 
 def picture_html(png: Path | None) -> str:
