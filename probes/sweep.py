@@ -127,7 +127,15 @@ def run_sweep(
         if processes.is_main and maps.examples and not run.is_finished and not (config.folder / TABLE).is_file():
             steps = map_steps(sites, selection, maps)
             write_maps(
-                llava, store, sites, depths, selection, plans, maps, config, lambda n: on_progress("mapping patches", n, steps)
+                llava,
+                store,
+                sites,
+                depths,
+                selection,
+                plans,
+                maps,
+                config,
+                lambda n: on_progress("mapping patches", n, steps),
             )
         control_store = None
         if _has_control_model(config):
