@@ -109,7 +109,7 @@ def read_original(folder: Path, *, base: str | Path | None = None) -> Original:
     described = _read_json(folder / "config.json")
     _check(described, folder)
     name = str(described["mm_vision_tower"]).rstrip("/")
-    language, files = _language(folder, base)
+    language, files = language_files(folder, base)
     text = described if language == folder else _read_json(language / "config.json")
     _check_language(text, language)
     tokenizer = _tokenizer(language)
@@ -183,7 +183,7 @@ def _check_language(text: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _language(folder: Path, base: str | Path | None) -> tuple[Path, list[Path]]:
+def language_files(folder: Path, base: str | Path | None) -> tuple[Path, list[Path]]:
     """The folder with the language model's config and tokenizer, and the weight files of all but the tower."""
     projector = folder / _PROJECTOR
     if (folder / "adapter_config.json").is_file():
@@ -199,7 +199,7 @@ def _language(folder: Path, base: str | Path | None) -> tuple[Path, list[Path]]:
     if base is None:
         raise UserError(
             f"checkpoint must have its language model, got only {_PROJECTOR} in {folder.name}. Name it: "
-            "load(..., base='lmsys/vicuna-7b-v1.5'), or python -m models.loading.original FOLDER OUT --base ..."
+            "load(..., base='lmsys/vicuna-7b-v1.5'), or python -m models.convert FOLDER OUT --base ..."
         )
     language = locate(str(base)).folder
     return language, [*weight_files(language), projector]
