@@ -6,39 +6,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any
 
+from interventions.engines.names import EngineName
 from interventions.plan.groups import is_pictured
-from interventions.plan.options import OPTIONS, Corruption, Op
-from interventions.plan.plan import FLOW, METRICS, EngineName, InterventionPlan, Metric, WindowKind
+from interventions.plan.options import FLOW, METRICS, OPERATIONS, WINDOW_KINDS, Corruption, Metric, Op, WindowKind
+from interventions.plan.plan import InterventionPlan
 from records.manifest import RunKind
 from records.settings import ModelOptions, plain, slug
-from tasks.errors import UserError, user_errors
+from tasks.errors import UserError
 
 ERROR_TABLE = "attribution_error.csv"
 RUN = RunKind("patch-sweep", writes=("cells", "pairs.parquet", "values.parquet", ERROR_TABLE, "picture.png"))
 DEFAULT_LIMIT = 100  # pairs of scenes: for smol a map of all layers takes minutes of two cores
-
-
-class Default(NamedTuple):
-    """Where an operation acts if nothing else is said."""
-
-    sites: tuple[str, ...] = ()
-    tokens: tuple[str, ...] = ()
-    window: int | WindowKind = 1
-
-
-_GROUPS = ("image", "question", "last")
-DEFAULTS: dict[Op, Default] = {
-    "patch": Default(("resid_pre",), _GROUPS),
-    "attribute": Default(("resid_pre",), _GROUPS),
-    "ablate": Default(("attn_out", "mlp_out"), _GROUPS),
-    # One block alone hardly matters: the others pass on the same information.
-    "knockout": Default((), (f"image{FLOW}question", f"question{FLOW}last", f"image{FLOW}last"), 5),
-    "skip": Default((), ("image",), "onward"),
-    "steer": Default(("resid_post",), ("image",)),
-    "transplant": Default((), (), "up-to"),
-}
 
 
 @dataclass(frozen=True)
@@ -110,7 +90,7 @@ def build_plan(
 
     Args:
         op: The operation.
-        sites: See ``InterventionPlan``; what is not given comes from ``DEFAULTS``.
+        sites: See ``InterventionPlan``; what is not given comes from ``OPERATIONS``.
         layers: See ``InterventionPlan``.
         window: A number, or the name of a span.
         tokens: Groups, or ``source->target``.
@@ -124,7 +104,7 @@ def build_plan(
     Raises:
         UserError: If no plan can be made of it.
     """
-    default = DEFAULTS[op]
+    default = OPERATIONS[op]
     sources, targets = flows
     if bool(sources) != bool(targets):
         raise UserError("from must go with to, got one of the two. A knockout cuts the way from one group to another.")
@@ -139,28 +119,27 @@ def build_plan(
     if unknown:
         raise UserError(f"metric must be one of {', '.join(METRICS)}, got {unknown[0]!r}. Name what to read out.")
     fallback: tuple[Metric, ...] = ("logit_difference",) if op == "attribute" else ("logit_difference", "accuracy")
-    with user_errors(ValueError):
-        return InterventionPlan(
-            op,
-            sites=named,
-            layers=layers,
-            window=default.window if window is None else _window(window),
-            tokens=groups,
-            heads=heads,
-            options=OPTIONS[op](**dict(options or {})),
-            corruption=corruption or Corruption(),
-            metrics=tuple(sorted(given, key=list(metrics).index)) or fallback,
-            engine=engine,
-        )
+    return InterventionPlan(
+        op,
+        sites=named,
+        layers=layers,
+        window=default.window if window is None else _window(window),
+        tokens=groups,
+        heads=heads,
+        options=default.options(**dict(options or {})),
+        corruption=corruption or Corruption(),
+        metrics=tuple(sorted(given, key=list(metrics).index)) or fallback,
+        engine=engine,
+    )
 
 
 def _window(text: str) -> int | WindowKind:
-    for span in get_args(WindowKind):
-        if text == span:
-            return span  # type: ignore[no-any-return]
+    for kind in WINDOW_KINDS:
+        if text == kind:
+            return kind
     if not text.lstrip("-").isdigit():
         raise UserError(
-            f"window must be an odd number of layers or one of {', '.join(get_args(WindowKind))}, got {text!r}. "
+            f"window must be an odd number of layers or one of {', '.join(WINDOW_KINDS)}, got {text!r}. "
             "It is centred on each layer."
         )
     return int(text)

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from interventions.cli import app
-from interventions.config import DEFAULTS, PatchConfig, build_plan
-from interventions.plan.options import OPS
+from interventions.config import PatchConfig, build_plan
+from interventions.plan.options import OPERATIONS, OPS
 from interventions.plan.plan import InterventionPlan
 from tests.interventions.conftest import Outcome, PairFile
 
@@ -151,7 +151,7 @@ def test_every_source_is_cut_off_from_every_target(asked: list[PatchConfig]) -> 
 @pytest.mark.parametrize("op", OPS)
 def test_operation_alone_means_its_defaults(op: str, asked: list[PatchConfig]) -> None:
     plan = call(["--op", op], asked).plan
-    assert (plan.sites, plan.tokens, plan.window) == DEFAULTS[op]  # type: ignore[index]
+    assert (plan.sites, plan.tokens, plan.window) == OPERATIONS[op][1:4]  # type: ignore[index]
     assert plan.metrics == (("logit_difference",) if op == "attribute" else ("logit_difference", "accuracy"))
 
 

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from interventions.config import PairOptions, PatchConfig, build_plan
 from interventions.metrics import find_readout, measure
 from interventions.pairs import load_pairs
-from interventions.plan.plan import CellSpec, Corruption
+from interventions.plan.cells import CellSpec
+from interventions.plan.options import Corruption
 from interventions.report_table import summarise
 from interventions.results import COLUMNS, KEYS, list_values, summarise_cells
 from interventions.sweep import FinishedPatchSweep, PatchEstimate, run_patch_sweep
@@ -316,8 +317,8 @@ def test_second_run_finds_everything_done(
         raise AssertionError("what is on the disk was computed again")
 
     before = files(finished.folder)
-    monkeypatch.setattr("interventions.work.run_batch", fail)
-    monkeypatch.setattr("interventions.work.collect_statistics", fail)
+    monkeypatch.setattr("interventions.sweep.run_batch", fail)
+    monkeypatch.setattr("interventions.sweep.collect_statistics", fail)
     monkeypatch.setattr("interventions.sweep.summarise_cells", fail)
     done(config(checkpoint, finished.folder, metrics=METRICS))
     assert files(finished.folder) == before
