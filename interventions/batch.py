@@ -157,7 +157,7 @@ def _logits_of(llava: Llava, base: Base, inputs: Inputs, readout: Readout) -> Te
         return plain_logits(llava, inputs, readout.columns)
     rows, slots = readout.used.nonzero(as_tuple=True)
     with torch.inference_mode(), fast_bfloat16():
-        found = llava.logits(base.prefix.other.resid[-1][rows, readout.columns[rows, slots]]).float()
+        found = llava.unembed(base.prefix.other.resid[-1][rows, readout.columns[rows, slots]]).float()
     return at_slots(readout.columns, found)
 
 

@@ -231,8 +231,8 @@ def run(
         )  # fmt: skip
         settings = PatchConfig(
             plan=plan,
-            model=ModelOptions(model, revision, device, dtype, attn, preprocess),
-            pairs=PairOptions(data, images, pair, split, limit),
+            model=ModelOptions(model, revision, device, dtype, attn),
+            pairs=PairOptions(data, images, pair, split, limit, preprocess),
             directions=steer_file,
             seed=seed,
             batch_size=batch_size,

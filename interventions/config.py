@@ -6,7 +6,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+<<<<<<< HEAD
 from typing import Any
+=======
+from typing import Any, Literal, NamedTuple, get_args
+>>>>>>> house
 
 from interventions.engines.names import EngineName
 from interventions.plan.groups import is_pictured
@@ -31,6 +35,7 @@ class PairOptions:
         attribute: What differs between the scenes of a pair.
         split: Where scenes come from.
         limit: How many pairs at most.
+        preprocess: Pad pictures to a square, or crop them.
     """
 
     spec: str = "scenes"
@@ -38,6 +43,7 @@ class PairOptions:
     attribute: str = "colour"
     split: str | None = None
     limit: int | None = None
+    preprocess: Literal["pad", "hf"] = "pad"
 
 
 @dataclass(frozen=True)

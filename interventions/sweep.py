@@ -236,7 +236,7 @@ def _prepare(
     n = len(pairs.pairs)
     batches = tuple(range(at, min(at + config.batch_size, n)) for at in range(0, n, config.batch_size))
     examples = [pairs.pairs[number].clean for number in batches[0]]
-    first = prepare(llava, examples, preprocess=config.model.preprocess, answers=True)
+    first = prepare(llava, examples, preprocess=config.pairs.preprocess, answers=True)
     masks = Masks(llava, first, examples)
     for part, group in {(spec.part, end) for spec in specs if spec.tokens for end in spec.tokens.split(FLOW)}:
         masks.at(part, group)
@@ -253,7 +253,7 @@ def _batch_runner(config: PatchConfig, sweep: _Sweep) -> Callable[[int], BatchVa
     Raises:
         UserError: If the data lacks something that the plan needs.
     """
-    llava, donor, plan, preprocess = sweep.llava, sweep.donor, config.plan, config.model.preprocess
+    llava, donor, plan, preprocess = sweep.llava, sweep.donor, config.plan, config.pairs.preprocess
 
     def of(batch: int, pairs: Sequence[Pair]) -> list[Pair]:
         return [pairs[number] for number in sweep.batches[batch]]

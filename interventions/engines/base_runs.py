@@ -124,7 +124,7 @@ def prepare_base(
         return Base(inputs, other, readout, plain_logits(llava, inputs, readout), None)
     with running(llava):
         prefix = _prefix(llava, inputs, other, readout)
-        found = llava.logits(prefix.run.resid[-1][_index(readout)]).float()
+        found = llava.unembed(prefix.run.resid[-1][_index(readout)]).float()
     return Base(inputs, other, readout, at_slots(readout, found), prefix)
 
 

@@ -293,7 +293,7 @@ class _ChunkRun:
             return [unchanged] * len(group)
         rows = _Flat(*(part[changed] for part in at))
         with edited(llava, self._final_changes(rows)):
-            computed = llava.logits(self._resid(n_layers, rows)[None])[0].float()
+            computed = llava.unembed(self._resid(n_layers, rows)[None])[0].float()
         logits = unchanged.repeat(len(group), 1)
         logits[changed] = computed
         return list(logits.split(len(pos)))

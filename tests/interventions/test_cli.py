@@ -64,7 +64,7 @@ EVERY_OPTION: dict[str, tuple[list[str], object, Callable[[PatchConfig], object]
     "device": ([], "cuda:1", lambda c: c.model.device),
     "dtype": ([], "bfloat16", lambda c: c.model.dtype),
     "attn": ([], "eager", lambda c: c.model.attn),
-    "preprocess": ([], "hf", lambda c: c.model.preprocess),
+    "preprocess": ([], "hf", lambda c: c.pairs.preprocess),
     "data": ([], "my.jsonl", lambda c: c.pairs.spec),
     "images": ([], "pictures", lambda c: str(c.pairs.images)),
     "pair": ([], "kind", lambda c: c.pairs.attribute),
