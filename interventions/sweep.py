@@ -1,20 +1,16 @@
 """The patch sweep: every cell of a plan on every pair, from pictures to table and figure.
 
-    finished = run_patch_sweep(PatchConfig(build_plan("patch", sites=["resid_pre"])))
-    finished.results, finished.figures[0].png
+    finished = run_patch_sweep(PatchConfig(InterventionOptions("patch", sites=("resid_pre",))))
+    finished.results, finished.figures[0]
 
 ``run_patch_sweep`` checks everything, runs batch by batch (resuming a killed run), and writes the run directory.
 """
 
 import hashlib
 import io
-import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,16 +36,15 @@ from interventions.report_table import render_summary
 from interventions.results import first_bad, list_errors, list_values, summarise_cells
 from models.inputs import Inputs, image_processor, prepare
 from models.llava import Llava
-from records.html import run_html
-from records.manifest import check_folder, new_manifest, open_run, read_manifest, write_atomically, write_manifest
-from records.model import open_model, other_model
+from records.manifest import write_atomically
+from records.model import describe_model, open_model, other_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
-from records.progress import OnProgress, shown_progress
-from records.tables import clock, read_results, saved_results, write_results
+from records.progress import OnProgress, ProgressBars
+from records.run import FinishedRun, Run, check_space, free_bytes, writing
+from records.tables import read_results
 from tasks.errors import UserError
 from tasks.prompts import vicuna_v1
 
-_RESERVE = 64 * 1024**2  # bytes left for the results, the figures and other programs
 _ROW = 40  # bytes of a row of values.parquet at most, and of its copy in the batches' files
 
 
@@ -80,26 +75,6 @@ class PatchEstimate:
         )
 
 
-@dataclass(frozen=True)
-class FinishedPatchSweep:
-    """A run that is done.
-
-    Args:
-        folder: The run directory.
-        results: The table, as ``docs/results.md`` describes it.
-        figures: The main one first.
-    """
-
-    folder: Path
-    results: pd.DataFrame
-    figures: tuple[FigurePaths, ...]
-
-    def _repr_html_(self) -> str:
-        """For notebooks: the summary, the main figure, and where the files are."""
-        figure = self.figures[0].png if self.figures else None
-        return run_html(render_summary(self.results), figure=figure, folder=self.folder)
-
-
 def run_patch_sweep(
     config: PatchConfig,
     *,
@@ -107,32 +82,31 @@ def run_patch_sweep(
     command: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
-) -> FinishedPatchSweep | PatchEstimate | None:
-    """Run a sweep, or resume one.
+) -> FinishedRun | PatchEstimate | None:
+    """Run a sweep, or resume one that was killed.
 
     Args:
         config: The settings.
-        llava: The model that ``config`` names, if it is in memory; None loads it.
+        llava: The model of ``config``, if it is in memory; otherwise it is loaded.
         command: The command line, for the manifest.
-        on_progress: Called with (stage, newly done, total); None shows progress in a notebook.
-        on_note: Called with a line to show before the start: the estimate.
+        on_progress: Called with (stage, newly done, total); None shows bars where somebody watches.
+        on_note: Called with the estimate before the sweep starts.
 
     Returns:
-        The finished run; with ``dry_run`` the estimate; None on ranks above 0.
+        The finished run; the estimate if ``config.dry_run`` is set; None on all processes but rank 0.
 
     Raises:
-        UserError: If any input is invalid.
+        UserError: If the settings, the data or the model cannot be used.
     """
-    started = time.time()
-    on_progress = on_progress or shown_progress()
-    manifest = new_manifest(RUN, config.settings)
+    on_progress = on_progress or ProgressBars()
     _check_settings(config)
-    check_folder(config.folder, manifest, RUN, overwrite=config.overwrite)
+    run = Run(config.folder, RUN, config.settings, command=command, overwrite=config.overwrite)
     # Invalid pairs and directions raise before the model is loaded; scenes are drawn at the size of its pictures.
     pairs = load_pairs(config.pairs, seed=config.seed) if config.pairs.spec != SCENES else None
     if pairs is None:
         check_scenes(config.pairs, seed=config.seed)
-    directions = {} if config.directions is None else load_directions(config.directions)
+    file = config.intervention.steer_file
+    directions = {} if file is None else load_directions(file)
     device = own_device(config.model.device)
     processes = join_processes(device)
     llava = open_model(config.model, device=device, seed=config.seed, given=llava)
@@ -140,38 +114,45 @@ def run_patch_sweep(
     estimate = _estimate(config, sweep)
     if config.dry_run:
         return estimate
-    if estimate.size + _RESERVE > estimate.free:
-        raise UserError(
-            f"values must fit on the disk, got {estimate.size / 1e6:.0f} MB for {estimate.free / 1e6:.0f} MB free at "
-            f"{str(config.folder)!r}. Use fewer pairs, layers or tokens."
-        )
+    check_space(estimate.size, config.folder, what="values", advice="Use fewer pairs, layers or tokens.")
     on_note(str(estimate))
-    manifest["model"] = {"id": llava.id, "revision": llava.revision, "weight_hash": llava.weight_hash}
-    manifest["data"] = {"name": sweep.pairs.name, "digest": sweep.pairs.digest, "n_pairs": len(sweep.pairs.pairs)}
+    model = describe_model(llava)
+    data = {"name": sweep.pairs.name, "digest": sweep.pairs.digest, "n_pairs": len(sweep.pairs.pairs)}
     if sweep.donor is not None:
-        manifest["model"]["donor"] = sweep.donor.weight_hash
-    if config.directions is not None:
-        manifest["data"]["directions"] = hashlib.sha256(config.directions.read_bytes()).hexdigest()[:16]
-    about: dict[str, Any] = {"command": list(command), "started": clock(started), "finished": None, "seconds": None}
-    if processes.is_main:
-        open_run(config.folder, {**manifest, **about}, RUN, overwrite=config.overwrite)
-        with _writing(config.folder):
-            _write_pairs(config, sweep)
-    processes.wait()
-    _run_batches(config, sweep, processes, on_progress)
-    processes.wait()
-    if not processes.is_main:
-        return None
-    if saved_results(config.folder) is None:
-        with _writing(config.folder):
-            _write_tables(config, sweep)
-            before = read_manifest(config.folder, RUN) or {}
-            about.update(
-                started=before.get("started"), finished=clock(time.time()), seconds=round(time.time() - started, 1)
-            )
-            write_manifest(config.folder, {**manifest, **about})
-    figures = draw_run(config.folder)
-    return FinishedPatchSweep(config.folder, read_results(config.folder, RUN), figures)
+        model["donor"] = sweep.donor.weight_hash
+    if file is not None:
+        data["directions"] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    with run.open(processes, model=model, data=data):
+        if processes.is_main:
+            with writing(config.folder):
+                _write_pairs(config, sweep)
+        _run_batches(config, sweep, processes, on_progress)
+        processes.wait()
+        if not processes.is_main:
+            return None
+        if not run.is_finished:
+            with writing(config.folder):
+                run.finish(_write_tables(config, sweep))
+        return finished_patch_sweep(config.folder)
+
+
+def finished_patch_sweep(folder: Path) -> FinishedRun:
+    """The finished run in ``folder``; its figures are drawn.
+
+    Raises:
+        UserError: If the folder holds no finished run of ``patch-sweep``.
+    """
+    results = read_results(folder, RUN)
+    with writing(folder):
+        drawn = draw_run(folder)
+    notes: list[str] = []
+    if (folder / ERROR_TABLE).is_file():
+        notes = [
+            f"against exact patching, {row['metric'].replace('_', ' ')}: correlation {row['correlation']:.2f}, mean "
+            f"error {row['relative_error']:.0%} of the mean exact change (n = {row['n']})"
+            for row in pd.read_csv(folder / ERROR_TABLE).to_dict("records")
+        ]
+    return FinishedRun(folder, results, render_summary(results), tuple(paths.png for paths in drawn), tuple(notes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,22 +270,10 @@ def draw_run(folder: Path) -> tuple[FigurePaths, ...]:
             painted = np.asarray(image.convert("RGB"), dtype=np.uint8)
     paths = []
     for name, panels in draw_patch_run(results, painted).items():
-        with _writing(folder):
+        with writing(folder):
             paths.append(save_figure(panels, folder / "figures" / name))
         plt.close(figure_of(panels))
     return tuple(paths)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """What the file system refuses, in one sentence; a run that was cut goes on where it stopped."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"values must fit on the disk, got {error.strerror or error} at {str(folder)!r}. "
-            "Free some space and start again: finished batches are kept."
-        ) from error
 
 
 def _check_settings(config: PatchConfig) -> None:
@@ -312,7 +281,7 @@ def _check_settings(config: PatchConfig) -> None:
         raise UserError(f"batch-size must be >= 1, got {config.batch_size}. One pair at a time is the least.")
     if config.seed < 0:
         raise UserError(f"seed must be >= 0, got {config.seed}. Any other integer will do.")
-    if config.plan.op == "steer" and config.directions is None:
+    if config.plan.op == "steer" and config.intervention.steer_file is None:
         raise UserError("steer-file must be given for op 'steer', got none. Save a direction as safetensors first.")
 
 
@@ -324,15 +293,12 @@ def _estimate(config: PatchConfig, sweep: _Sweep) -> PatchEstimate:
     a_run = 2 * ((real.stop - real.start) * in_blocks + llava.n_image_tokens * in_tower)
     whole = config.plan.engine == "full" or config.plan.op == "transplant"
     runs = 2 + (n_cells if whole else 0)
-    existing = config.folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
     return PatchEstimate(
         n_pairs=n,
         n_cells=n_cells,
         seconds=n * runs * a_run / matmul_speed(llava.device, llava.dtype),
         size=n * n_cells * len(config.plan.metrics) * _ROW,
-        free=shutil.disk_usage(existing).free,
+        free=free_bytes(config.folder),
     )
 
 
@@ -378,13 +344,13 @@ def _run_batches(config: PatchConfig, sweep: _Sweep, processes: Processes, on_pr
                 raise UserError(
                     f"metric must be finite, got another value for {bad}. Check the weights, or use float32."
                 )
-        with _writing(config.folder):
+        with writing(config.folder):
             found.write(sweep.path(config.folder, batch))
         on_progress(config.plan.op, len(ids), total)
 
 
-def _write_tables(config: PatchConfig, sweep: _Sweep) -> None:
-    """Write ``values.parquet``, then the results."""
+def _write_tables(config: PatchConfig, sweep: _Sweep) -> pd.DataFrame:
+    """Write ``values.parquet`` and the comparison of attribution; return the results."""
     found = []
     for batch in range(len(sweep.batches)):
         saved = sweep.read(config, batch)
@@ -405,8 +371,7 @@ def _write_tables(config: PatchConfig, sweep: _Sweep) -> None:
     if found[0].exact is not None:
         errors = list_errors(metrics, found[0], unchanged)
         write_atomically(config.folder / ERROR_TABLE, errors.to_csv(index=False).encode())
-    results = summarise_cells(
+    return summarise_cells(
         sweep.specs, metrics, values, clean, corrupt, model=config.model.name, unchanged=unchanged,
         undefined_below=bound, seed=config.seed,
     )  # fmt: skip
-    write_results(config.folder, results)

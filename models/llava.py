@@ -8,7 +8,7 @@ llava.generate(inputs); llava.logits(inputs); llava.capture(inputs, "resid_post"
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 import torch
@@ -32,6 +32,7 @@ from tasks.examples_from import ImageLike, picture_from
 Images = ImageLike | Sequence[ImageLike | Sequence[ImageLike]] | None
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """Something that changes runs while its context manager is open, such as ``interventions.ablated``."""
 
