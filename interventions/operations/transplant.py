@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from interventions.plan.cells import spell_layers
+from models.layer_ranges import format_layers
 from models.llava import Llava
 from models.sites import Site
 from tasks.errors import UserError
@@ -65,7 +65,7 @@ def transplanted(
     if projector:
         owners.append((llava.projector, donor.projector))
     exchanges = [exchange for mine, theirs in owners for exchange in _parameters(mine, theirs, donor.id)]
-    parts = [*([spell_layers(wanted)] if wanted else []), *["head"] * head, *["projector"] * projector]
+    parts = [*([format_layers(wanted)] if wanted else []), *["head"] * head, *["projector"] * projector]
     name = f"{llava.id}+{donor.id}[{';'.join(parts)}]"
     digest = hashlib.sha256(f"{llava.weight_hash}/{donor.weight_hash}/{parts}".encode()).hexdigest()
     try:

@@ -3,10 +3,11 @@
 ``spec.sites``, ``spec.layers`` and ``spec.heads`` parse the columns, so a row of a saved table can be run again.
 """
 
-from collections.abc import Iterable
+import sys
 from dataclasses import asdict, dataclass, fields
 
 from interventions.plan.options import Op
+from models.layer_ranges import parse_layers
 from models.llava import Llava
 from models.sites import Part, Site
 
@@ -52,11 +53,7 @@ class CellSpec:
     @property
     def layers(self) -> tuple[int, ...]:
         """The changed layers; empty outside the blocks."""
-        found: list[int] = []
-        for piece in self.window.split(",") if self.window else []:
-            first, _, last = piece.partition("-")
-            found += range(int(first), int(last or first) + 1)
-        return tuple(found)
+        return parse_layers(self.window, sys.maxsize) if self.window else ()
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -82,14 +79,3 @@ def count_heads(site: Site, llava: Llava) -> int:
     if site.part == "vision_tower":
         return llava.n_vision_heads
     return llava.n_kv_heads if site.name in ("k", "v") else llava.n_heads
-
-
-def spell_layers(layers: Iterable[int]) -> str:
-    """Layers as the table writes them: ``[1, 4, 5, 6]`` -> ``"1,4-6"``."""
-    runs: list[list[int]] = []
-    for layer in sorted(set(layers)):
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

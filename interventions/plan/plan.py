@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from interventions.engines.names import EngineName, check_engine
-from interventions.plan.cells import CellSpec, count_heads, spell_layers
+from interventions.plan.cells import CellSpec, count_heads
 from interventions.plan.groups import PATCHES, is_pictured, parse_group
 from interventions.plan.options import (
     FLOW,
@@ -29,6 +29,7 @@ from interventions.plan.options import (
     check_keys,
     is_whole,
 )
+from models.layer_ranges import format_layers, parse_layers
 from models.llava import Llava
 from models.sites import Part, Site, parse_sites
 from tasks.errors import UserError
@@ -242,13 +243,13 @@ class InterventionPlan:
         if not layers:
             return [(None, "")]
         if self.window == "together":
-            return [(layers[0], spell_layers(layers))]
+            return [(layers[0], format_layers(layers))]
         if self.window == "up-to":
-            return [(layer, spell_layers(range(layer + 1))) for layer in layers]
+            return [(layer, format_layers(range(layer + 1))) for layer in layers]
         if self.window == "onward":
-            return [(layer, spell_layers(range(layer, n_layers))) for layer in layers]
+            return [(layer, format_layers(range(layer, n_layers))) for layer in layers]
         half = int(self.window) // 2
-        return [(at, spell_layers(range(max(0, at - half), min(n_layers, at + half + 1)))) for at in layers]
+        return [(at, format_layers(range(max(0, at - half), min(n_layers, at + half + 1)))) for at in layers]
 
     def _groups(self, llava: Llava) -> list[str]:
         """The groups, with ``patches`` unfolded."""
@@ -269,25 +270,17 @@ class InterventionPlan:
         n_heads = count_heads(name.sites[0], llava)
         if self.heads == "all":
             return [str(head) for head in range(n_heads)]
-        found: list[str] = []
+        found: list[str | None] = []
         for piece in self.heads.split(","):
-            first, dash, last = piece.partition("-")
-            if dash and first.isdigit() and last.isdigit():
-                if int(last) < int(first):
-                    raise UserError(f"heads must rise within a range, got {self.heads!r}. Write {last}-{first}.")
-                found += [str(head) for head in range(int(first), int(last) + 1)]
+            heads = parse_layers(
+                piece.replace("+", ","), n_heads, what="head", where=f"{name.name!r} of {llava.id}",
+                forms="like all, 0,3-5 or 0+3",
+            )  # fmt: skip
+            if "+" in piece:
+                found.append("+".join(map(str, heads)) if "-" in piece else piece)
             else:
-                found.append(piece)
-        for text in found:
-            if len(set(text.split("+"))) < len(text.split("+")):
-                raise UserError(f"heads that are changed together must differ, got {text!r}.")
-            for head in text.split("+"):
-                if not head.isdigit() or int(head) >= n_heads:
-                    raise UserError(
-                        f"head must be in [0, {n_heads}) at {name.name!r} of {llava.id}, got {head}. Heads count from "
-                        "0; keys and values may have fewer than queries."
-                    )
-        return list(found)
+                found += map(str, heads)
+        return found
 
 
 class _Named(NamedTuple):

@@ -123,17 +123,17 @@ def test_what_an_operation_cannot_do_is_refused(data: dict[str, Any], message: s
             InterventionPlan("patch", sites=("resid_pre",), tokens=("image",), heads="0"),
             "heads must go with q, k, v or z",
         ),
-        (InterventionPlan("patch", sites=("k",), tokens=("image",), heads="2"), r"head must be in \[0, 2\) at 'k'"),
+        (InterventionPlan("patch", sites=("k",), tokens=("image",), heads="2"), r"head must be in \[0, 2\) for 'k'"),
         (
             InterventionPlan("patch", sites=("q",), tokens=("image",), heads="0+6"),
-            r"head must be in \[0, 6\) at 'q'.*got 6",
+            r"head must be in \[0, 6\) for 'q'.*got 6",
         ),
-        (InterventionPlan("patch", sites=("q",), tokens=("image",), heads="3-1"), "heads must rise within a range"),
+        (InterventionPlan("patch", sites=("q",), tokens=("image",), heads="3-1"), "heads must ascend within a range"),
         (
             InterventionPlan("patch", sites=("q",), tokens=("image",), heads="2+2"),
-            "heads that are changed together must differ",
+            "heads must be named once each",
         ),
-        (InterventionPlan("knockout", tokens=("image->last",), heads="6"), r"head must be in \[0, 6\) at 'pattern'"),
+        (InterventionPlan("knockout", tokens=("image->last",), heads="6"), r"head must be in \[0, 6\) for 'pattern'"),
         (
             InterventionPlan("patch", sites=("vision:resid_pre",), tokens=("question",)),
             "tokens must be image tokens or 'all'",
