@@ -14,8 +14,9 @@ from interventions.plan.groups import Masks
 from interventions.plan.options import AblateOptions, SteerOptions
 from interventions.plan.plan import InterventionPlan
 from models.capture import capture
-from models.inputs import Inputs, Preprocess, prepare
+from models.inputs import Inputs, prepare
 from models.llava import Llava
+from models.pixels import Preprocess
 from models.sites import Site
 from tasks.errors import UserError
 from tasks.example import Example
