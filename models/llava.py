@@ -105,7 +105,7 @@ class Llava(Adapter):
         *,
         max_new_tokens: int = 32,
         greedy: bool = True,
-        temperature: float = 1.0,
+        temperature: int | float = 1.0,
         seed: int = 0,
         use_cache: bool = True,
     ) -> str | list[str]:
@@ -136,7 +136,7 @@ class Llava(Adapter):
         max_new_tokens: int,
         *,
         greedy: bool = True,
-        temperature: float = 1.0,
+        temperature: int | float = 1.0,
         seed: int = 0,
         use_cache: bool = True,
     ) -> Tensor:
