@@ -13,7 +13,6 @@ from typing import Any, get_args
 from interventions.config import DEFAULT_LIMIT, PairOptions
 from tasks.errors import UserError, user_errors
 from tasks.example import Example
-from tasks.pictures import PictureError
 from tasks.readers.picture_folder import PictureFolder
 from tasks.readers.tables import DataError, Row, open_table
 from tasks.scenes.pairs import ATTRIBUTES, make_pairs
@@ -75,16 +74,24 @@ def load_pairs(
     if options.limit is not None and options.limit < 1:
         raise UserError(f"limit must be >= 1, got {options.limit}. One pair is the least.")
     if options.spec != SCENES:
-        with user_errors(DataError, PictureError, OSError):
+        with user_errors(OSError):
             return _read(Path(options.spec), options)
     attribute = _among("pair", options.attribute, ATTRIBUTES)
     split = _among("split", options.split or "test", get_args(Split))
-    with user_errors(ValueError):
-        made = make_pairs(attribute, n=options.limit or DEFAULT_LIMIT, split=split, seed=seed, size=size, length=length)
+    made = make_pairs(attribute, n=options.limit or DEFAULT_LIMIT, split=split, seed=seed, size=size, length=length)
     pairs = tuple(_same_answer(pair.clean, pair.corrupt, pair.foil) for pair in made)
     digest = hashlib.sha256(repr([(pair.clean_scene, pair.corrupt_scene) for pair in made]).encode())
     digest.update(made[0].clean.pictures[0].open().tobytes())  # the drawing itself: fonts and Pillow differ
     return _finished(f"scenes-{split}-{attribute}", pairs, digest)
+
+
+def check_scenes(options: PairOptions, *, seed: int) -> None:
+    """Check the options of scenes by drawing one pair.
+
+    Raises:
+        UserError: If a value is invalid.
+    """
+    load_pairs(replace(options, limit=1 if options.limit is None else min(1, options.limit)), seed=seed)
 
 
 def _same_answer(clean: Example, corrupt: Example, foil: str) -> Pair:

@@ -145,7 +145,7 @@ def test_disk_that_fills_up_on_the_way_is_one_sentence_and_the_run_goes_on_later
     line = [*SHORT, "--batch-size", 1]
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
-        for module in ("interventions.sweep", "interventions.batch", "records.tables"):
+        for module in ("interventions.sweep", "interventions.batch_file", "records.tables"):
             patched.setattr(f"{module}.write_atomically", write)
         if full_at == "figures":
             patched.setattr("interventions.sweep.save_figure", lambda figure, path: write(Path(full_at), b""))
