@@ -19,10 +19,10 @@ from models.activations import Activations
 from models.adapter import Adapter
 from models.cached_blocks import running
 from models.capture import capture
+from models.hooks import Pool
 from models.inputs import Inputs, PaddingSide, Preprocess, prepare
 from models.layer_ranges import LayerRange
 from models.logit_lens import read_words
-from models.recording import Pool
 from models.sites import Site, find_sites
 from models.tokens import Group
 from tasks.errors import UserError

@@ -24,9 +24,9 @@ from PIL import Image
 from torch import Tensor
 
 from models.capture import capture
+from models.hooks import CaptureError
 from models.inputs import Inputs, image_processor, prepare
 from models.llava import Llava
-from models.recording import CaptureError
 from models.sites import Site
 from probes.activations.store import ActivationStore
 from probes.config import RUN, SweepConfig

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from models.hooks import CaptureError
 from models.llava import Llava
 from models.loading.checkpoints import CheckpointError
 from models.loading.load import load, probe_forward, randomised
-from models.recording import CaptureError
 from models.sites import Site, all_sites
 from tests.conftest import tiny_config
 
@@ -102,7 +102,7 @@ def test_validation_notices_a_final_norm_that_the_logits_do_not_use(
     spoilt: Llava, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Llava.logits
-    monkeypatch.setattr(Llava, "logits", lambda self, resid: original(self, resid) * 1.1)
+    monkeypatch.setattr(Llava, "unembed", lambda self, resid: original(self, resid) * 1.1)
     with pytest.raises(CaptureError, match=r"'blocks.2.hook_resid_post' must give the logits"):
         probe_forward(spoilt, [Site("language_model", 2, "resid_post")])
 
