@@ -11,6 +11,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProces
 from transformers.utils import logging
 
 from models.adapter import Attention
+from models.hooks import CaptureError, Recorder, Selection
 from models.llava import Llava
 from models.loading.checkpoints import (
     hash_files,
@@ -25,7 +26,6 @@ from models.loading.locate import Located, locate, unknown_model
 from models.loading.original import is_original, read_original
 from models.loading.processors import offline_processor, read_processor
 from models.precision import DTYPES, parse_dtype
-from models.recording import CaptureError, Recorder, Selection
 from models.sites import Site, all_sites
 from tasks.errors import UserError
 

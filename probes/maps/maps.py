@@ -22,10 +22,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from models.capture import capture
+from models.hooks import CaptureError
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.pixels import to_png
-from models.recording import CaptureError
 from models.sites import Site
 from probes.activations.store import ActivationStore
 from probes.config import RUN, SweepConfig

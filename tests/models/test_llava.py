@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from models.hooks import CaptureError
 from models.llava import Llava
 from models.loading.load import load, probe_forward, randomised
-from models.recording import CaptureError
 from models.sites import Site, all_sites
 from tasks.errors import UserError
 from tests.conftest import tiny_config
