@@ -202,7 +202,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "positions": shape.positions,
         "image_tokens": llava.n_image_tokens,
         "text_tokens": options.text_tokens,
-        "learned_positions": shape.learned,
+        "loss_positions": shape.learned,
         "clock": options.clock,
         "threads": torch.get_num_threads(),
         "rounds": options.rounds,

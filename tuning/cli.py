@@ -192,7 +192,7 @@ def run(
 
     `accelerate launch --num_processes 2 -m tuning.cli --layers 6-15 --out runs/band` - on several devices
     """
-    from tuning.config import LORA_LR, RECIPES, Optimisation, Running, TuningConfig, TuningData
+    from tuning.config import LORA_LR, RECIPES, Optimisation, RunOptions, TuningConfig, TuningData
     from tuning.cost.estimate import Estimate
     from tuning.plan.plan import LayerPlan, Lisa, Lora
     from tuning.run import run_tuning  # torch and transformers take seconds, and --help needs neither
@@ -229,7 +229,7 @@ def run(
                 warmup=warmup,
                 seed=seed,
             ),
-            running=Running(
+            options=RunOptions(
                 device=device,
                 bf16=bf16,
                 gradient_checkpointing=gradient_checkpointing,

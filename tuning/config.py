@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from records.settings import plain
 from tasks.errors import UserError
 from tuning.data.labels import OnLong
-from tuning.data.samples import Writing
+from tuning.data.samples import PromptFormat
 from tuning.plan.connector import Connector
 from tuning.plan.plan import LayerPlan
 
@@ -22,7 +22,7 @@ Stage = Literal[1, 2]
 class StageRecipe(NamedTuple):
     """What a stage of LLaVA-1.5 fixes: the template, learning rates, preprocessing, grouping and what trains."""
 
-    writing: Writing
+    prompt_format: PromptFormat
     lr: float
     projector_lr: float
     by_modality: bool
@@ -30,9 +30,13 @@ class StageRecipe(NamedTuple):
 
 
 RECIPES: dict[int, StageRecipe] = {
-    1: StageRecipe(Writing("plain", preprocess="hf"), 1e-3, 1e-3, False, LayerPlan("none", ("projector",))),
+    1: StageRecipe(PromptFormat("plain", preprocess="hf"), 1e-3, 1e-3, False, LayerPlan("none", ("projector",))),
     2: StageRecipe(
-        Writing("vicuna_v1"), 2e-5, 2e-5, True, LayerPlan("all", ("projector", "embeddings", "final_norm", "lm_head"))
+        PromptFormat("vicuna_v1"),
+        2e-5,
+        2e-5,
+        True,
+        LayerPlan("all", ("projector", "embeddings", "final_norm", "lm_head")),
     ),
 }
 LORA_LR = 2e-4  # LLaVA-1.5's LoRA recipe: factors faster than weights, the projector as before
@@ -68,7 +72,7 @@ class Optimisation:
 
 
 @dataclass(frozen=True)
-class Running:
+class RunOptions:
     """How a run goes about it; the weights do not depend on it but for rounding.
 
     Args:
@@ -98,7 +102,7 @@ class Running:
     workers: int = 0
 
 
-def check_numbers(o: Optimisation, r: Running, *, counts: Mapping[str, int | None]) -> None:
+def check_numbers(o: Optimisation, r: RunOptions, *, counts: Mapping[str, int | None]) -> None:
     """Passes if a run can have these numbers.
 
     Args:
@@ -172,7 +176,7 @@ class TuningConfig:
     plan: LayerPlan = field(default_factory=LayerPlan)
     data: TuningData = field(default_factory=TuningData)
     optimisation: Optimisation = field(default_factory=Optimisation)
-    running: Running = field(default_factory=Running)
+    options: RunOptions = field(default_factory=RunOptions)
     stage: Stage = 2
     connector: Connector = "keep"
     max_length: int = 2048
@@ -181,14 +185,14 @@ class TuningConfig:
     resume: Path | None = None
 
     @property
-    def writing(self) -> Writing:
+    def prompt_format(self) -> PromptFormat:
         """How samples become tokens: the stage's recipe, with this run's longest length."""
-        return replace(RECIPES[self.stage].writing, max_length=self.max_length, on_long=self.data.on_long)
+        return replace(RECIPES[self.stage].prompt_format, max_length=self.max_length, on_long=self.data.on_long)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides the weights, as plain values: what a resumed run must agree in."""
-        running = {name: getattr(self.running, name) for name in ("bf16", "by_modality")}
+        options = {name: getattr(self.options, name) for name in ("bf16", "by_modality")}
         described = {
             "model": self.model,
             "plan": self.plan.to_dict(),
@@ -197,7 +201,7 @@ class TuningConfig:
             "max_length": self.max_length,
             **{name: plain(value) for name, value in asdict(self.data).items() if not name.startswith("eval")},
             **asdict(self.optimisation),
-            **running,
+            **options,
         }
         described["plan"].pop("name")
         return described

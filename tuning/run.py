@@ -28,19 +28,19 @@ from tasks.readers.tables import DataError
 from tuning.config import TuningConfig, check_numbers
 from tuning.cost.estimate import Estimate, cost_of_run, estimate_run, measure_first
 from tuning.data.conversation import UnusableSampleError
-from tuning.data.samples import Samples, Survey, Writing, refusal_of, survey_usable, write_skipped
+from tuning.data.samples import PromptFormat, Samples, Survey, refusal_of, survey_usable, write_skipped
 from tuning.data.scene_mix import FIRST_CAPTION_SCENE, SceneMix, SceneQuestions
 from tuning.data.sources import Source, Subset, first_of, open_source
 from tuning.plan.apply import apply_plan
 from tuning.plan.choose_layers import describe_choice
 from tuning.plan.connector import with_connector
 from tuning.plan.resolve import Resolved, resolve
+from tuning.training.accelerator import check_launcher
 from tuning.training.checkpoint import last_checkpoint
-from tuning.training.out_of_memory import enough_memory
+from tuning.training.out_of_memory import advise_when_out_of_memory
 from tuning.training.save import bytes_of_model, save_model, write_json
-from tuning.training.torch_compile import check_compiling, is_compiled
+from tuning.training.torch_compile import check_compiling
 from tuning.training.trainer import PlanTrainer, Trained, train
-from tuning.training.trainer_arguments import check_launcher
 
 KIND = RunKind("layerwise-finetune")
 
@@ -86,11 +86,11 @@ def run_tuning(
         UserError: If anything that was given cannot be used.
     """
     on_progress = on_progress or shown_progress()
-    check_launcher(config.running)
-    if is_compiled(config.plan, asked=config.running.compile):
-        check_compiling(config.running.device, keep_prefix=config.running.keep_prefix)
+    check_launcher(config.options)
+    if config.options.compile:
+        check_compiling(config.options.device, keep_prefix=config.options.keep_prefix)
     with user_errors(ValueError):
-        device = own_device(config.running.device)
+        device = own_device(config.options.device)
     processes = join_processes(device)
     folder = config.out or Path("runs") / f"{slug(config.model)}-{slug(config.plan.label)}"
     manifest = new_manifest(KIND, config.settings)
@@ -127,10 +127,10 @@ def run_tuning(
     for name, bad in skipped.items():
         if bad:
             on_note(f"{len(bad)} samples left out, see {folder / name}")
-    apply_plan(llava, resolved, seed=config.optimisation.seed, low_precision=config.running.bf16)
+    apply_plan(llava, resolved, seed=config.optimisation.seed, low_precision=config.options.bf16)
     with (
         user_errors(PictureError, DataError, UnusableSampleError, OSError),
-        enough_memory(config.optimisation.batch_size),
+        advise_when_out_of_memory(config.optimisation.batch_size),
     ):
         measured = measure_first(config, llava, resolved, samples, estimate)
         trained = train(
@@ -138,7 +138,7 @@ def run_tuning(
             resolved,
             samples,
             optimisation=config.optimisation,
-            running=replace(config.running, device=device),
+            options=replace(config.options, device=device),
             folder=folder,
             facts=facts,
             eval_sets=eval_sets,
@@ -174,11 +174,11 @@ def prepare_run(
     resolved = resolve(config.plan, llava)
     with user_errors(ValueError, OSError):
         source = training_source(config)
-        found = survey_usable(llava, source, config.writing, "reading samples", on_progress)
+        found = survey_usable(llava, source, config.prompt_format, "reading samples", on_progress)
         scored, how = evaluation_sources(config), scoring_of(config)
         eval_found = {name: survey_usable(llava, own, how, "reading questions") for name, own in scored.items()}
         eval_sets = {name: Samples(llava, own, eval_found[name], how) for name, own in scored.items()}
-    return Prepared(llava, resolved, Samples(llava, source, found, config.writing), found, eval_sets, eval_found)
+    return Prepared(llava, resolved, Samples(llava, source, found, config.prompt_format), found, eval_sets, eval_found)
 
 
 def _opened(config: TuningConfig, device: str, *, validate: bool = True) -> Llava:
@@ -208,12 +208,12 @@ def evaluation_sources(config: TuningConfig) -> dict[str, Source]:
     return {"eval": Subset(source, range(min(data.eval_limit, len(source))))}
 
 
-def scoring_of(config: TuningConfig) -> Writing:
+def scoring_of(config: TuningConfig) -> PromptFormat:
     """How questions are written: as the evaluation of LLaVA-1.5 writes them, and captions as stage 1 does."""
     # An answer that was cut would be right on what is left of it.
     if config.stage == 1 and config.data.eval_spec == "scenes":
-        return replace(config.writing, on_long="refuse")
-    return Writing("vicuna_v1", max_length=config.max_length, on_long="refuse")
+        return replace(config.prompt_format, on_long="refuse")
+    return PromptFormat("vicuna_v1", max_length=config.max_length, on_long="refuse")
 
 
 def _checked_folder(folder: Path, config: TuningConfig, manifest: dict[str, Any], *, dry_run: bool) -> Path | None:
@@ -250,7 +250,7 @@ def _checked_folder(folder: Path, config: TuningConfig, manifest: dict[str, Any]
 def _check_numbers(config: TuningConfig) -> None:
     """Refuses numbers that no run can have."""
     given = {"scenes": config.data.scenes, "eval-limit": config.data.eval_limit, "limit": config.data.limit}
-    check_numbers(config.optimisation, config.running, counts=given)
+    check_numbers(config.optimisation, config.options, counts=given)
     if config.max_length < 2:
         raise UserError(f"max-length must be >= 2, got {config.max_length}. See layerwise-finetune --help.")
     if config.merge and config.plan.method != "lora":
@@ -268,7 +268,7 @@ def _check_numbers(config: TuningConfig) -> None:
 
 def _save(config: TuningConfig, trainer: PlanTrainer, folder: Path, *, is_main: bool) -> None:
     tensors = trainer.full_tensors()
-    rounded = config.running.bf16
+    rounded = config.options.bf16
     if is_main:
         with user_errors(OSError, SafetensorError):
             save_model(
@@ -277,5 +277,5 @@ def _save(config: TuningConfig, trainer: PlanTrainer, folder: Path, *, is_main: 
                 tensors,
                 folder,
                 merge=config.merge,
-                reload=(lambda: _opened(config, "cpu", validate=False)) if rounded or trainer.is_fsdp_enabled else None,
+                reload=(lambda: _opened(config, "cpu", validate=False)) if rounded or trainer.is_sharded else None,
             )

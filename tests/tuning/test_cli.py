@@ -71,7 +71,11 @@ EVERY: dict[str, tuple[str, Callable[[TuningConfig], object], object]] = {
     "lora-dropout": ("0.2", lambda c: c.plan.lora.dropout, 0.2),
     "lisa-active": ("3", lambda c: c.plan.lisa.active, 3),
     "lisa-every": ("4", lambda c: c.plan.lisa.every, 4),
-    "stage": ("1", lambda c: (c.stage, c.optimisation.lr, c.plan.layers, c.writing.recipe), (1, 1e-3, "none", "plain")),
+    "stage": (
+        "1",
+        lambda c: (c.stage, c.optimisation.lr, c.plan.layers, c.prompt_format.recipe),
+        (1, 1e-3, "none", "plain"),
+    ),
     "connector": ("linear", lambda c: c.connector, "linear"),
     "data": ("x.json", lambda c: c.data.spec, "x.json"),
     "images": ("pictures", lambda c: str(c.data.images), "pictures"),
@@ -79,8 +83,8 @@ EVERY: dict[str, tuple[str, Callable[[TuningConfig], object], object]] = {
     "limit": ("3", lambda c: c.data.limit, 3),
     "eval-data": ("scenes", lambda c: c.data.eval_spec, "scenes"),
     "eval-limit": ("5", lambda c: c.data.eval_limit, 5),
-    "max-length": ("99", lambda c: c.writing.max_length, 99),
-    "on-long": ("refuse", lambda c: c.writing.on_long, "refuse"),
+    "max-length": ("99", lambda c: c.prompt_format.max_length, 99),
+    "on-long": ("refuse", lambda c: c.prompt_format.on_long, "refuse"),
     "epochs": ("2.5", lambda c: c.optimisation.epochs, 2.5),
     "steps": ("11", lambda c: c.optimisation.steps, 11),
     "batch-size": ("3", lambda c: c.optimisation.batch_size, 3),
@@ -89,19 +93,19 @@ EVERY: dict[str, tuple[str, Callable[[TuningConfig], object], object]] = {
     "projector-lr": ("0.25", lambda c: c.optimisation.projector_lr, 0.25),
     "warmup": ("0.1", lambda c: c.optimisation.warmup, 0.1),
     "seed": ("4", lambda c: c.optimisation.seed, 4),
-    "device": ("cuda:1", lambda c: c.running.device, "cuda:1"),
-    "save-every": ("9", lambda c: c.running.save_every, 9),
-    "keep": ("4", lambda c: c.running.keep, 4),
-    "log-every": ("3", lambda c: c.running.log_every, 3),
-    "eval-every": ("6", lambda c: c.running.eval_every, 6),
+    "device": ("cuda:1", lambda c: c.options.device, "cuda:1"),
+    "save-every": ("9", lambda c: c.options.save_every, 9),
+    "keep": ("4", lambda c: c.options.keep, 4),
+    "log-every": ("3", lambda c: c.options.log_every, 3),
+    "eval-every": ("6", lambda c: c.options.eval_every, 6),
     "out": ("there", lambda c: str(c.out), "there"),
     "resume": ("last", lambda c: str(c.resume), "last"),
 }
 FLAGS: dict[str, Callable[[TuningConfig], bool]] = {
-    "--bf16": lambda c: c.running.bf16,
-    "--gradient-checkpointing": lambda c: c.running.gradient_checkpointing,
-    "--compile": lambda c: c.running.compile,
-    "--keep-prefix": lambda c: c.running.keep_prefix,
+    "--bf16": lambda c: c.options.bf16,
+    "--gradient-checkpointing": lambda c: c.options.gradient_checkpointing,
+    "--compile": lambda c: c.options.compile,
+    "--keep-prefix": lambda c: c.options.keep_prefix,
     "--skip-bad": lambda c: c.data.skip_bad,
     "--merge": lambda c: c.merge,
     "--no-format-prompts": lambda c: not c.data.format_prompts,
@@ -168,11 +172,11 @@ def test_every_option_reaches_the_comparison(monkeypatch: pytest.MonkeyPatch) ->
     )
     assert (c.optimisation.steps, c.optimisation.batch_size, c.optimisation.lr) == (7, 6, 0.5)
     assert (c.lora_lr, c.optimisation.projector_lr, c.timing_rounds, str(c.out)) == (0.25, 0.125, 1, "o")
-    assert (c.running.bf16, c.running.compile, c.running.device, c.running.save_every) == (True, True, "cuda", 3)
+    assert (c.options.bf16, c.options.compile, c.options.device, c.options.save_every) == (True, True, "cuda", 3)
     assert (c.data.spec, str(c.data.images), c.data.limit) == ("d.json", "i", 5)
     assert (c.data.eval_specs, c.data.eval_limit, c.data.skip_bad) == (("scenes", "e.jsonl"), 6, True)
-    assert (c.optimisation.grad_accum, c.running.workers) == (2, 1)
-    assert c.running.gradient_checkpointing
+    assert (c.optimisation.grad_accum, c.options.workers) == (2, 1)
+    assert c.options.gradient_checkpointing
     bad = CliRunner().invoke(app, ["compare", "--seeds", "x"])
     assert (bad.exit_code, "seeds must be whole numbers" in bad.stderr) == (2, True)
 

@@ -23,7 +23,7 @@ from tuning.compare.compare import chosen_plans, run_compare
 from tuning.compare.config import CompareConfig, CompareData
 from tuning.compare.report_table import render_table
 from tuning.compare.table import compare_table
-from tuning.config import Optimisation, Running
+from tuning.config import Optimisation, RunOptions
 from tuning.plan.default_plans import default_plans
 from tuning.plan.resolve import resolve
 from tuning.scoring.answers import text_log_likelihood
@@ -53,7 +53,7 @@ def settings(base: Path, tmp_path_factory: pytest.TempPathFactory) -> CompareCon
         lora_rank=2,
         data=CompareData(scenes=4, score_scenes=2),
         optimisation=Optimisation(steps=2, batch_size=2, lr=1e-3, projector_lr=1e-3),
-        running=Running(save_every=1),
+        options=RunOptions(save_every=1),
         timing_rounds=1,
         out=tmp_path_factory.mktemp("compare"),
     )
@@ -180,7 +180,7 @@ def test_a_comparison_killed_with_sigkill_goes_on_with_the_plan_it_was_in(
     finished: pd.DataFrame, settings: CompareConfig, tmp_path: Path
 ) -> None:
     again = replace(
-        settings, plans=("start", "full", "middle band"), timing_rounds=0, running=Running(save_every=1, log_every=1),
+        settings, plans=("start", "full", "middle band"), timing_rounds=0, options=RunOptions(save_every=1, log_every=1),
         out=tmp_path / "killed",
     )  # fmt: skip
     code = f"""

@@ -23,7 +23,7 @@ from tuning.compare.config import CompareConfig, CompareData
 from tuning.compare.data import open_data
 from tuning.compare.report_table import render_table
 from tuning.compare.table import read_answers
-from tuning.config import Optimisation, Running
+from tuning.config import Optimisation, RunOptions
 from tuning.cost.timing import measure_plans
 from tuning.data.scene_mix import SceneMix
 
@@ -54,7 +54,7 @@ def config(base: Path, llava_json: LlavaRows, tmp_path: Path) -> CompareConfig:
         plans=("start", "full", "middle band"),
         data=CompareData(str(mix), eval_specs=(str(asked(tmp_path / "pope.jsonl", QUESTIONS)),)),
         optimisation=Optimisation(steps=2, batch_size=1, grad_accum=2, lr=1e-3, projector_lr=1e-3),
-        running=Running(save_every=0, gradient_checkpointing=True, workers=1),
+        options=RunOptions(save_every=0, gradient_checkpointing=True, workers=1),
         timing_rounds=0,
         out=tmp_path / "out",
     )
@@ -206,7 +206,7 @@ def test_a_context_that_scenes_do_not_fit_in_is_one_sentence(config: CompareConf
 @pytest.mark.usefixtures("undrawn")
 def test_a_broken_picture_is_one_sentence_and_nothing_that_finished_is_lost(config: CompareConfig) -> None:
     data = replace(config.data, eval_specs=("scenes",), score_scenes=1)
-    config = replace(config, plans=("start", "full"), data=data, running=Running(save_every=0))
+    config = replace(config, plans=("start", "full"), data=data, options=RunOptions(save_every=0))
     picture = Path(data.spec).with_name("a.png")
     whole = picture.read_bytes()
     picture.write_bytes(whole[:20])

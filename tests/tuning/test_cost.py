@@ -25,7 +25,7 @@ from tuning.cost.timing import measure_plans
 from tuning.plan.apply import applied, apply_plan, trained_parameters
 from tuning.plan.plan import WHOLE, LayerPlan, Lora
 from tuning.plan.resolve import resolve
-from tuning.training.loss import learned_positions, loss_of
+from tuning.training.loss import loss_of, loss_positions
 
 
 def built(d: int, blocks: int, heads: int, kv: int, attn: str) -> Llava:
@@ -96,7 +96,7 @@ def test_the_head_runs_where_something_is_learned_and_nothing_changes(fresh: Lla
     handle = head.register_forward_hook(lambda module, args, out: seen.append(out[..., 0].numel()))
     loss_of(fresh, batch)
     handle.remove()
-    assert seen == [int(learned_positions(batch["labels"]).sum())]
+    assert seen == [int(loss_positions(batch["labels"]).sum())]
     assert seen[0] == 26 < batch["input_ids"].numel() / 3
     assert not head._forward_pre_hooks
 

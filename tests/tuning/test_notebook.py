@@ -9,7 +9,7 @@ from models.llava import Llava
 from tests.figures.tables import compare_table
 from tests.tuning.conftest import samples_of
 from tuning.compare.compare import Compared
-from tuning.config import Optimisation, Running
+from tuning.config import Optimisation, RunOptions
 from tuning.data.scene_mix import SceneMix
 from tuning.plan.apply import apply_plan
 from tuning.plan.plan import LayerPlan, Lisa, Lora
@@ -58,6 +58,6 @@ def test_training_tells_every_step(fresh: Llava, mix: SceneMix, tmp_path: Path) 
     apply_plan(fresh, resolved)
     train(
         fresh, resolved, samples_of(fresh, mix), optimisation=Optimisation(steps=3, batch_size=2),
-        running=Running(save_every=0), folder=tmp_path, on_progress=lambda *report: told.append(report),
+        options=RunOptions(save_every=0), folder=tmp_path, on_progress=lambda *report: told.append(report),
     )  # fmt: skip
     assert told == [("training", 0, 3), *[("training", 1, 3)] * 3]

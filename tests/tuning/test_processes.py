@@ -18,11 +18,11 @@ from models.loading.load import load
 from tasks.errors import UserError
 from tests.tuning.conftest import LlavaRows, samples_of, turns
 from tuning.cli import main
-from tuning.config import Optimisation, Running
+from tuning.config import Optimisation, RunOptions
 from tuning.data.scene_mix import SceneMix
 from tuning.plan.plan import LayerPlan, Lisa
 from tuning.plan.resolve import resolve
-from tuning.training.sharding import set_up
+from tuning.training.sharding import prepare_fsdp
 from tuning.training.trainer import train
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -149,14 +149,14 @@ def test_the_first_version_of_fsdp_and_lisa_in_several_processes_are_refused(
     given = SimpleNamespace(fsdp_version=1, transformer_cls_names_to_wrap=None)
     accelerator = SimpleNamespace(num_processes=2, distributed_type="FSDP", state=SimpleNamespace(fsdp_plugin=given))
     with pytest.raises(UserError, match="FSDP must be its version 2, got 1"):
-        set_up(accelerator, fresh)
+        prepare_fsdp(accelerator, fresh)
     given.fsdp_version = 2
-    assert set_up(accelerator, fresh)
+    assert prepare_fsdp(accelerator, fresh)
     assert given.transformer_cls_names_to_wrap == ["LlamaDecoderLayer"]
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
-    assert not set_up(accelerator, fresh)
+    assert not prepare_fsdp(accelerator, fresh)
     monkeypatch.setenv("WORLD_SIZE", "2")
     resolved = resolve(LayerPlan("0-2", (), "lisa", lisa=Lisa(1, 2)), fresh)
-    samples, once, quiet = samples_of(fresh, mix), Optimisation(steps=1), Running(save_every=0)
+    samples, once, quiet = samples_of(fresh, mix), Optimisation(steps=1), RunOptions(save_every=0)
     with pytest.raises(UserError, match="lisa must run in one process"):
-        train(fresh, resolved, samples, optimisation=once, running=quiet, folder=tmp_path)
+        train(fresh, resolved, samples, optimisation=once, options=quiet, folder=tmp_path)

@@ -128,7 +128,7 @@ def compare(
     """
     from tuning.compare.compare import run_compare
     from tuning.compare.config import CompareConfig, CompareData
-    from tuning.config import Optimisation, Running
+    from tuning.config import Optimisation, RunOptions
 
     try:
         config = CompareConfig(
@@ -144,7 +144,7 @@ def compare(
                 steps=steps, batch_size=batch_size, grad_accum=grad_accum, lr=lr, projector_lr=projector_lr
             ),
             lora_lr=lora_lr,
-            running=Running(
+            options=RunOptions(
                 device=device,
                 bf16=bf16,
                 gradient_checkpointing=gradient_checkpointing,

@@ -49,9 +49,9 @@ from tuning.plan.plan import LayerPlan, Lora
 from tuning.plan.resolve import resolve
 from tuning.scoring.answers import collator, model_inputs, score_answers, text_log_likelihood
 from tuning.training.checkpoint import last_checkpoint
-from tuning.training.out_of_memory import enough_memory
+from tuning.training.out_of_memory import advise_when_out_of_memory
 from tuning.training.save import bytes_of_model, save_model, write_json
-from tuning.training.torch_compile import check_compiling, is_compiled
+from tuning.training.torch_compile import check_compiling
 from tuning.training.trainer import PlanTrainer, train
 
 KIND = RunKind("layerwise-finetune compare")
@@ -96,8 +96,8 @@ def run_compare(
     on_progress = on_progress or shown_progress()
     _refuse_launcher()
     with user_errors(ValueError):
-        device = own_device(config.running.device)
-    config = replace(config, running=replace(config.running, device=device))
+        device = own_device(config.options.device)
+    config = replace(config, options=replace(config.options, device=device))
     _check(config)
     opened = open_data(config.data)
     manifest = new_manifest(KIND, config.settings) | ({"data": opened.digests} if opened.digests else {})
@@ -182,9 +182,9 @@ def _check(config: CompareConfig) -> None:
         "limit": config.data.limit, "eval-limit": config.data.eval_limit,
     }  # fmt: skip
     for seed in config.seeds:
-        check_numbers(replace(config.optimisation, seed=seed), config.running, counts=counts)
-    if config.running.compile:
-        check_compiling(config.running.device)
+        check_numbers(replace(config.optimisation, seed=seed), config.options, counts=counts)
+    if config.options.compile:
+        check_compiling(config.options.device)
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"seeds must be different numbers, at least one, got {list(config.seeds)}.")
 
@@ -239,9 +239,9 @@ def _run_one(
     model = config.model if plan is not None else config.reference
     assert model is not None
     with user_errors(ValueError, OSError):
-        llava = load(model, device=config.running.device, dtype=torch.float32, validate=plan is None)
+        llava = load(model, device=config.options.device, dtype=torch.float32, validate=plan is None)
     facts: dict[str, Any] = {"plan": name, "seed": seed, "steps": 0}
-    with user_errors(*_UNREADABLE), enough_memory(config.optimisation.batch_size):
+    with user_errors(*_UNREADABLE), advise_when_out_of_memory(config.optimisation.batch_size):
         if plan is not None and name != START:
             facts |= _train_one(config, plan, seed, llava, data, folder, on_note)
         answers, words = _score(config, llava, data)
@@ -263,7 +263,7 @@ def _train_one(
 ) -> dict[str, Any]:
     """Trains the model in place, from the last checkpoint where there is one."""
     resolved = resolve(plan, llava)
-    apply_plan(llava, resolved, seed=seed, low_precision=config.running.bf16)
+    apply_plan(llava, resolved, seed=seed, low_precision=config.options.bf16)
     rate = config.lora_lr if plan.method == "lora" else config.optimisation.lr
     on_note(f"{plan.name}, seed {seed}: {resolved.trained:,} of {resolved.total:,} train")
     trained = train(
@@ -271,7 +271,7 @@ def _train_one(
         resolved,
         data.samples(llava),
         optimisation=replace(config.optimisation, lr=rate, seed=seed),
-        running=config.running,
+        options=config.options,
         folder=folder,
         facts={"settings": config.settings, "plan": plan.to_dict(), "seed": seed, "model": llava.weight_hash},
         resume=last_checkpoint(folder),
@@ -282,7 +282,7 @@ def _train_one(
     layers = plain_layers(plan, llava.n_layers)
     return {
         "layers": layers,
-        "compiled": is_compiled(plan, asked=config.running.compile),
+        "compiled": config.options.compile,
         "steps": trained.steps,
         "losses": {str(step): loss for step, loss in trained.losses.items()},
     }
@@ -295,14 +295,14 @@ def _keep(config: CompareConfig, trainer: PlanTrainer, folder: Path) -> None:
         return load(config.model, device="cpu", dtype=torch.float32, validate=False)
 
     with user_errors(OSError, SafetensorError):
-        reload = unrounded if config.running.bf16 else None
+        reload = unrounded if config.options.bf16 else None
         save_model(trainer.llava, trainer.resolved, trainer.full_tensors(), folder, reload=reload)
         write_json(folder / "plan.json", trainer.resolved.to_dict())
 
 
 def _score(config: CompareConfig, llava: Llava, data: Surveyed) -> tuple[pd.DataFrame, float]:
     """The answers under every condition, one row each, and the log-likelihood of ordinary text."""
-    low = torch.autocast(llava.device.type, dtype=torch.bfloat16, enabled=config.running.bf16)
+    low = torch.autocast(llava.device.type, dtype=torch.bfloat16, enabled=config.options.bf16)
     tables = []
     with low:
         for condition, samples in data.asked(llava).items():
@@ -337,10 +337,10 @@ def _time(
         batch = collator(llava)([samples[int(index)] for index in few])
     given = {name: value for name, value in batch.items() if name not in ("owner", "sample")}
     on_note(f"timing {len(timed)} plans, {config.timing_rounds} rounds")
-    with enough_memory(config.optimisation.batch_size):
+    with advise_when_out_of_memory(config.optimisation.batch_size):
         costs = measure_plans(
             llava, timed, model_inputs(given, llava), rounds=config.timing_rounds, repeats=3,
-            checkpointing=config.running.gradient_checkpointing, bf16=config.running.bf16,
+            checkpointing=config.options.gradient_checkpointing, bf16=config.options.bf16,
         )  # fmt: skip
     add_costs(config.out, costs)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from records.settings import plain
-from tuning.config import SCENES, Optimisation, Running
+from tuning.config import SCENES, Optimisation, RunOptions
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class CompareConfig:
         data: What all plans are trained and scored on.
         optimisation: Its seed is replaced by each of ``seeds``.
         lora_lr: Peak learning rate of factors.
-        running: As for a single run.
+        options: As for a single run.
         timing_rounds: Rounds in which steps of plans that were not timed yet take turns with that of ``full`` in one
             process; 0 for none.
         keep_weights: Whether the tuned model of each run that this call finishes stays in the run's folder; it is
@@ -83,7 +83,7 @@ class CompareConfig:
     data: CompareData = field(default_factory=CompareData)
     optimisation: Optimisation = field(default_factory=Optimisation)
     lora_lr: float = 2e-4
-    running: Running = field(default_factory=Running)
+    options: RunOptions = field(default_factory=RunOptions)
     timing_rounds: int = 3
     keep_weights: bool = False
     out: Path = Path("runs/compare")
@@ -93,4 +93,4 @@ class CompareConfig:
         """What must agree for the comparison to be resumed; more plans and seeds may be added."""
         named = ("model", "band", "train", "lora_rank", "lora_lr")
         described = {name: plain(getattr(self, name)) for name in named} | self.data.settings
-        return {**described, **asdict(self.optimisation), "bf16": self.running.bf16}
+        return {**described, **asdict(self.optimisation), "bf16": self.options.bf16}

@@ -19,7 +19,7 @@ from tasks.scenes.questions import CHANCE
 from tasks.scenes.scene import Split
 from tuning.compare.config import CompareData
 from tuning.config import SCENES
-from tuning.data.samples import Samples, Skipped, Survey, Writing, refusal_of, survey_usable, write_skipped
+from tuning.data.samples import PromptFormat, Samples, Skipped, Survey, refusal_of, survey_usable, write_skipped
 from tuning.data.scene_mix import SceneMix, SceneQuestions
 from tuning.data.sources import Source, first_of, open_source
 from tuning.training.save import write_json
@@ -28,8 +28,8 @@ SCENE_CONDITIONS = ("seen", "unseen", "text")
 PASSAGE = "passage"  # the condition of ordinary text
 _KEPT = "samples.json"  # of a comparison: a digest of which samples are used
 _TRAINED = "train"  # what is trained on, among digests
-TRAINING = Writing()
-SCORING = Writing(on_long="refuse")  # an answer that was cut would be right on what is left of it
+TRAINING = PromptFormat()
+SCORING = PromptFormat(on_long="refuse")  # an answer that was cut would be right on what is left of it
 
 
 class Opened(NamedTuple):

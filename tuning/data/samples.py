@@ -74,7 +74,7 @@ class Survey:
 
 
 @dataclass(frozen=True)
-class Writing:
+class PromptFormat:
     """How samples become tokens.
 
     Args:
@@ -91,14 +91,14 @@ class Writing:
 
 
 def survey(
-    llava: Llava, source: Source, writing: Writing, *, on_progress: Callable[[int], None] | None = None
+    llava: Llava, source: Source, prompt_format: PromptFormat, *, on_progress: Callable[[int], None] | None = None
 ) -> Survey:
     """Every sample of ``source`` written once; pictures are looked for, not opened.
 
     Args:
         llava: Gives the tokenizer.
         source: The samples.
-        writing: How they become tokens.
+        prompt_format: How they become tokens.
         on_progress: Called after each sample with how many are done.
 
     Raises:
@@ -114,7 +114,7 @@ def survey(
         try:
             conversation = source[index]
             name = conversation.id
-            encoded = _encode(llava, conversation, writing)
+            encoded = _encode(llava, conversation, prompt_format)
         except UnusableSampleError as error:
             skipped.append(Skipped(index, error.sample or name, str(error)))
         else:
@@ -129,7 +129,7 @@ def survey(
 def survey_usable(
     llava: Llava,
     source: Source,
-    writing: Writing,
+    prompt_format: PromptFormat,
     stage: str,
     on_progress: OnProgress = silent,
 ) -> Survey:
@@ -139,7 +139,7 @@ def survey_usable(
         UserError: If no sample can be used.
         DataError: As of ``survey``.
     """
-    found = survey(llava, source, writing, on_progress=lambda done: on_progress(stage, 1, len(source)))
+    found = survey(llava, source, prompt_format, on_progress=lambda done: on_progress(stage, 1, len(source)))
     if not len(found.kept):
         raise UserError(
             f"data must have at least one sample that can be used, got none of {len(source)} in {source.name!r} "
@@ -162,9 +162,9 @@ def refusal_of(skipped: Sequence[Skipped], name: str | None = None) -> UserError
 class Samples(Dataset[dict[str, Any]]):
     """The samples that a survey kept, each written and its pictures opened when it is asked for."""
 
-    def __init__(self, llava: Llava, source: Source, found: Survey, writing: Writing) -> None:
-        """``found`` must be the survey of ``source`` under ``writing``."""
-        self.source, self.writing = source, writing
+    def __init__(self, llava: Llava, source: Source, found: Survey, prompt_format: PromptFormat) -> None:
+        """``found`` must be the survey of ``source`` under ``prompt_format``."""
+        self.source, self.prompt_format = source, prompt_format
         self.indices = found.kept
         self.lengths, self.pictured = found.lengths[self.indices], found.pictured[self.indices]
         self._llava = llava
@@ -197,13 +197,13 @@ class Samples(Dataset[dict[str, Any]]):
 
     def _item(self, index: int) -> dict[str, Any]:
         conversation = self.conversation(index)
-        encoded = _encode(self._llava, conversation, self.writing)
+        encoded = _encode(self._llava, conversation, self.prompt_format)
         prefix = self._prefix(index) if self._prefix is not None else None
         pixels = [] if prefix is not None else [self._open(picture) for picture in conversation.pictures]
         return {"encoded": encoded, "pixels": pixels, "sample": index, "prefix": prefix}
 
     def _open(self, picture: Picture) -> Float[Tensor, "3 H W"]:
-        return open_pixels(self._llava, picture, self.writing.preprocess)
+        return open_pixels(self._llava, picture, self.prompt_format.preprocess)
 
 
 def open_pixels(llava: Llava, picture: Picture, preprocess: Preprocess) -> Float[Tensor, "3 H W"]:
@@ -220,9 +220,9 @@ def open_pixels(llava: Llava, picture: Picture, preprocess: Preprocess) -> Float
     return pixels.to(torch.float32)
 
 
-def _encode(llava: Llava, conversation: Conversation, writing: Writing) -> Encoded:
-    limit = min(writing.max_length, int(llava.config.text_config.max_position_embeddings))
-    return encode(llava, conversation, recipe=writing.recipe, max_length=limit, on_long=writing.on_long)
+def _encode(llava: Llava, conversation: Conversation, prompt_format: PromptFormat) -> Encoded:
+    limit = min(prompt_format.max_length, int(llava.config.text_config.max_position_embeddings))
+    return encode(llava, conversation, recipe=prompt_format.recipe, max_length=limit, on_long=prompt_format.on_long)
 
 
 def collate(rows: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:

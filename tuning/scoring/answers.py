@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from models.llava import Llava
 from tuning.data.labels import IGNORED
 from tuning.data.samples import Samples, collate
-from tuning.training.loss import head_at, learned_positions
+from tuning.training.loss import head_at, loss_positions
 
 PASSAGE = Path(__file__).parents[2] / "models" / "embedded" / "passage.txt"
 
@@ -49,7 +49,7 @@ def score_answers(
             batch = collate(items, pad_id=pad_id(llava))
             labels, owner = batch.pop("labels"), batch.pop("owner")
             asked = batch.pop("sample")
-            with head_at(llava, learned_positions(labels)):
+            with head_at(llava, loss_positions(labels)):
                 logits = runs(**model_inputs(batch, llava)).logits[0]
             right, log_prob = _token_scores(logits, labels[:, 1:])
             for row, sample in enumerate(asked.tolist()):
