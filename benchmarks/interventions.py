@@ -1,6 +1,6 @@
 """What interventions cost, against whole forwards, TransformerLens and nnsight: ``python -m benchmarks.interventions``.
 
-Two questions, one run: (a) one cell of each kind of sweep under ``resume``, against one plain forward of the same pair,
+Two questions, one run: (a) one cell of each kind of sweep under ``incremental``, against one plain forward of the same pair,
 base runs apart; (b) a whole map (every layer x image, question and last position patched, and three knockouts at every
 layer), base runs included, against the same loop with engine ``full``, with TransformerLens and with nnsight. Sides
 take turns in one process and are quoted as ratios of medians; all give the same logits, and by how much they differ is
@@ -28,9 +28,9 @@ from benchmarks.capture import NoiseExamples, machine
 from interventions.engines.base_runs import Base, plain_logits
 from interventions.engines.edits import Cell, Cut, Write
 from interventions.engines.engine import prepare_base, run_cells
-from interventions.operations.build_edits import choose_runs, compile_cells
-from interventions.operations.dataset_statistics import Context
-from interventions.plan.plan import Plan
+from interventions.operations.build_edits import build_edits, choose_runs
+from interventions.operations.dataset_statistics import DatasetStatistics
+from interventions.plan.plan import InterventionPlan
 from models.bridges import to_nnsight, to_transformer_lens
 from models.inputs import Inputs, prepare
 from models.llava import Llava
@@ -136,12 +136,12 @@ def readout(inputs: Inputs) -> Tensor:
     return torch.tensor([[layout.prompt_stop - 1] for layout in inputs.layout], device=inputs.input_ids.device)
 
 
-def job(llava: Llava, name: str, plan: Plan) -> Job:
+def job(llava: Llava, name: str, plan: InterventionPlan) -> Job:
     """The cells of a plan on the pair."""
     clean, corrupt = pair_of(llava)
     batch = prepare(llava, [clean])
     runs = choose_runs(plan, batch, pair=prepare(llava, [corrupt]))
-    cells = compile_cells(plan.cells(llava), llava, runs.inputs, [clean], Context(plan))
+    cells = build_edits(plan.cells(llava), llava, runs.inputs, [clean], DatasetStatistics(plan))
     return Job(name, runs.inputs, runs.other, tuple(cells))
 
 
@@ -150,20 +150,24 @@ def single_sweeps(llava: Llava) -> Iterator[Job]:
     height, width = llava.grid
     middle = f"patch({height // 2},{width // 2})"
     for tokens in ("image", "question", "last", middle):
-        yield job(llava, f"patch {tokens}, resid_pre", Plan("patch", sites=("resid_pre",), tokens=(tokens,)))
-    yield job(llava, "patch last, z, each head", Plan("patch", sites=("z",), tokens=("last",), heads="all"))
+        yield job(
+            llava, f"patch {tokens}, resid_pre", InterventionPlan("patch", sites=("resid_pre",), tokens=(tokens,))
+        )
+    yield job(llava, "patch last, z, each head", InterventionPlan("patch", sites=("z",), tokens=("last",), heads="all"))
     for window in WINDOWS:
         for flow in ("image->last", "image->question", "question->last"):
-            yield job(llava, f"knockout {flow}, window {window}", Plan("knockout", tokens=(flow,), window=window))
+            yield job(
+                llava, f"knockout {flow}, window {window}", InterventionPlan("knockout", tokens=(flow,), window=window)
+            )
 
 
 def whole_map(llava: Llava) -> tuple[Job, Job]:
     """The map: patches, which start from the corrupt run, and knockouts, which start from the clean one."""
     flows = ("image->last", "image->question", "question->last")
-    patches = Plan("patch", sites=("resid_pre",), tokens=("image", "question", "last"))
+    patches = InterventionPlan("patch", sites=("resid_pre",), tokens=("image", "question", "last"))
     return (
         job(llava, "patches", patches),
-        job(llava, "knockouts", Plan("knockout", tokens=flows, window=WINDOW)),
+        job(llava, "knockouts", InterventionPlan("knockout", tokens=flows, window=WINDOW)),
     )
 
 
@@ -294,18 +298,18 @@ def measure_cells(llava: Llava, repeats: int) -> Iterator[Row]:
         sides: dict[str, Run] = {
             "one plain forward": partial(plain_logits, llava, work.inputs, at),
             "base runs": partial(prepare_base, llava, work.inputs, work.other, readout=at),
-            "resume": partial(run_ours, llava, work, "resume", base),
+            "incremental": partial(run_ours, llava, work, "incremental", base),
         }
         checked = work.first(2)
-        difference = _difference(run_ours(llava, checked, "resume"), run_ours(llava, checked, "full"))
+        difference = _difference(run_ours(llava, checked, "incremental"), run_ours(llava, checked, "full"))
         for run in sides.values():
             run()  # warms up
         times = take_turns(sides, repeats)
         forward = statistics.median(times["one plain forward"])
         for side, seconds in times.items():
-            n = len(work.cells) if side == "resume" else 1
+            n = len(work.cells) if side == "incremental" else 1
             row = _row(llava, f"a: {work.name}", side, n, seconds, forward * n, "one plain forward")
-            yield Row(**{**asdict(row), "difference": difference if side == "resume" else None})
+            yield Row(**{**asdict(row), "difference": difference if side == "incremental" else None})
 
 
 def measure_map(llava: Llava, repeats: int, peers: Sequence[str]) -> Iterator[Row]:
@@ -313,7 +317,7 @@ def measure_map(llava: Llava, repeats: int, peers: Sequence[str]) -> Iterator[Ro
     jobs = whole_map(llava)
     libraries = {"transformer_lens": transformer_lens_loop, "nnsight": nnsight_loop}
     loops: dict[str, Callable[[Job], list[Tensor]]] = {
-        "resume": lambda work: run_ours(llava, work, "resume"),
+        "incremental": lambda work: run_ours(llava, work, "incremental"),
         "full": lambda work: run_ours(llava, work, "full"),
         **{name: libraries[name](llava) for name in peers},
     }
@@ -321,11 +325,11 @@ def measure_map(llava: Llava, repeats: int, peers: Sequence[str]) -> Iterator[Ro
     logits = {name: [found for work in few for found in loop(work)] for name, loop in loops.items()}
     sides: dict[str, Run] = {name: partial(_both, loop, jobs) for name, loop in loops.items()}
     times = take_turns(sides, repeats)
-    ours = statistics.median(times["resume"])
+    ours = statistics.median(times["incremental"])
     n = sum(len(work.cells) for work in jobs)
     for name, seconds in times.items():
-        row = _row(llava, "b: whole map, base runs included", name, n, seconds, ours, "resume")
-        # against resume: how many times cheaper resume is than this side
+        row = _row(llava, "b: whole map, base runs included", name, n, seconds, ours, "incremental")
+        # against incremental: how many times cheaper it is than this side
         ratio = statistics.median(seconds) / ours
         yield Row(**{**asdict(row), "times_cheaper": ratio, "difference": _difference(logits[name], logits["full"])})
 
@@ -358,21 +362,21 @@ def write_record(rows: Sequence[Row], facts: dict[str, object], command: str, fo
     lines += [f"- {key}: {value}" for key, value in facts.items()]
     for model in dict.fromkeys(row.model for row in rows):
         of_model = [row for row in rows if row.model == model]
-        lines += ["", f"## {model}: one cell under resume, against one plain forward", ""]
+        lines += ["", f"## {model}: one cell under incremental, against one plain forward", ""]
         lines += [
             "| sweep | cells | plain forward (s) | base runs (s) | a cell (s) | times cheaper | max. difference |"
         ]
         lines += ["|---|---|---|---|---|---|---|"]
         for question in dict.fromkeys(row.question for row in of_model if row.question.startswith("a:")):
             side = {row.side: row for row in of_model if row.question == question}
-            cell, forward, base = side["resume"], side["one plain forward"], side["base runs"]
+            cell, forward, base = side["incremental"], side["one plain forward"], side["base runs"]
             lines.append(
                 f"| {question[3:]} | {cell.cells} | {forward.seconds:.4g} | {base.seconds:.4g} "
                 f"| {cell.seconds / cell.cells:.3g} | {cell.times_cheaper:.1f} | {cell.difference:.1e} |"
             )
         lines += ["", f"## {model}: the whole map, base runs included", ""]
         lines += [
-            "| side | cells | median (s) | lowest | highest | n | times the seconds of resume | max. difference |"
+            "| side | cells | median (s) | lowest | highest | n | times the seconds of incremental | max. difference |"
         ]
         lines += ["|---|---|---|---|---|---|---|---|"]
         lines += [

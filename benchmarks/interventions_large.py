@@ -1,6 +1,6 @@
 """A patch map of a full-size model against whole forwards of it: ``python -m benchmarks.interventions_large``.
 
-One pair, the whole image patched into ``resid_pre`` of every layer, under engine ``resume`` with base runs included:
+One pair, the whole image patched into ``resid_pre`` of every layer, under engine ``incremental`` with base runs included:
 how many full forwards is that worth, and how much memory does it take? On a GPU, ``--device cuda``.
 """
 
@@ -19,7 +19,7 @@ import torch
 from benchmarks.capture import machine, peak_memory
 from benchmarks.interventions import RECORDS, job, readout, run_ours, take_turns
 from interventions.engines.base_runs import plain_logits
-from interventions.plan.plan import Plan
+from interventions.plan.plan import InterventionPlan
 from models.loading.load import load
 
 TARGET = 6.0  # full forwards that the map may take
@@ -30,9 +30,9 @@ def measure(name: str, device: str, dtype: torch.dtype, repeats: int) -> dict[st
     started = time.perf_counter()
     llava = load(name, device=device, dtype=dtype)
     loading = time.perf_counter() - started
-    work = job(llava, "whole image", Plan("patch", sites=("resid_pre",), tokens=("image",)))
+    work = job(llava, "whole image", InterventionPlan("patch", sites=("resid_pre",), tokens=("image",)))
     forward = partial(plain_logits, llava, work.inputs, readout(work.inputs))
-    whole_map = partial(run_ours, llava, work, "resume")
+    whole_map = partial(run_ours, llava, work, "incremental")
     with torch.inference_mode():
         unchanged = forward()[:, 0]  # warms up
         moved = [float((logits - unchanged).abs().max()) for logits in whole_map()]

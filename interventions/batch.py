@@ -15,11 +15,11 @@ from interventions.engines.engine import prepare_base, run_cells
 from interventions.metrics import Readout, find_readout, measure
 from interventions.operations.ablation import resampled_examples
 from interventions.operations.attribution import attribute
-from interventions.operations.build_edits import Runs, choose_runs, compile_cells, corrupt_cell
-from interventions.operations.dataset_statistics import Context
+from interventions.operations.build_edits import Runs, build_edits, choose_runs, corrupt_cell
+from interventions.operations.dataset_statistics import DatasetStatistics
 from interventions.operations.transplant import transplanted
 from interventions.pairs import Pair
-from interventions.plan.plan import AblateOptions, CellSpec, PatchOptions, Plan, TransplantOptions
+from interventions.plan.plan import AblateOptions, CellSpec, InterventionPlan, PatchOptions, TransplantOptions
 from models.inputs import Inputs, Preprocess, prepare
 from models.llava import Llava
 from models.precision import fast_bfloat16
@@ -64,13 +64,13 @@ class BatchValues:
         return BatchValues(**found)
 
 
-def unchanged_run(plan: Plan) -> str:
+def unchanged_run(plan: InterventionPlan) -> str:
     """``"corrupt"`` where the plan changes the corrupt run, or what stands for it, else ``"clean"``."""
     denoises = isinstance(plan.options, PatchOptions) and plan.options.direction == "denoise"
     return "corrupt" if denoises or plan.op == "transplant" else "clean"
 
 
-def resampled_pairs(plan: Plan, pairs: Sequence[Pair]) -> list[Pair] | None:
+def resampled_pairs(plan: InterventionPlan, pairs: Sequence[Pair]) -> list[Pair] | None:
     """The pairs with another one's picture as the clean one, for resample ablation; None for other plans.
 
     Raises:
@@ -84,7 +84,7 @@ def resampled_pairs(plan: Plan, pairs: Sequence[Pair]) -> list[Pair] | None:
 
 def run_batch(
     llava: Llava,
-    context: Context,
+    context: DatasetStatistics,
     specs: Sequence[CellSpec],
     pairs: Sequence[Pair],
     *,
@@ -142,7 +142,7 @@ def run_batch(
             )
             values.append(found.estimated.transpose(0, 1).cpu())
         if exact or not estimates:
-            cells = compile_cells(specs, llava, runs.inputs, examples, context, seed=seed)
+            cells = build_edits(specs, llava, runs.inputs, examples, context, seed=seed)
             patched.append(torch.stack(run_cells(llava, base, cells, read, engine=plan.engine)))
     means = [torch.stack(part).mean(0) if part else None for part in (values, patched)]
     shown, compared = means if estimates else (means[1], None)
@@ -153,7 +153,7 @@ def run_batch(
 def run_transplants(
     llava: Llava,
     donor: Llava,
-    plan: Plan,
+    plan: InterventionPlan,
     specs: Sequence[CellSpec],
     pairs: Sequence[Pair],
     *,
@@ -202,7 +202,7 @@ def _logits_of(llava: Llava, base: Base, inputs: Inputs, readout: Readout) -> Te
         return plain_logits(llava, inputs, readout.columns)
     rows, slots = readout.used.nonzero(as_tuple=True)
     with torch.inference_mode(), fast_bfloat16():
-        found = llava.logits(base.prefix.other.resid[-1][rows, readout.columns[rows, slots]]).float()
+        found = llava.unembed(base.prefix.other.resid[-1][rows, readout.columns[rows, slots]]).float()
     return at_slots(readout.columns, found)
 
 
@@ -210,7 +210,7 @@ def _read_corrupt(
     llava: Llava,
     base: Base,
     runs: Runs,
-    context: Context,
+    context: DatasetStatistics,
     seed: int,
     readout: Readout,
     read: Callable[[Tensor], Tensor],

@@ -22,7 +22,7 @@ _OWN = {
     "hidden": ("visible", ("skip",)),
     "steer-file": ("", ("steer",)),
     "steer-name": ("direction", ("steer",)),
-    "strength": ("strength", ("steer",)),
+    "alpha": ("alpha", ("steer",)),
     "unit": ("unit", ("steer",)),
     "donor": ("donor", ("transplant",)),
     "with-head": ("head", ("transplant",)),
@@ -143,7 +143,7 @@ def run(
     steer_name: Annotated[
         str | None, typer.Option(help="steer: which of them. [default: direction]", rich_help_panel=_HOW)
     ] = None,
-    strength: Annotated[
+    alpha: Annotated[
         float | None, typer.Option(help="steer: how far, below 0 for away. [default: 1]", rich_help_panel=_HOW)
     ] = None,
     unit: Annotated[
@@ -169,11 +169,11 @@ def run(
         ),
     ] = None,
     engine: Annotated[
-        Literal["resume", "full"],
+        Literal["incremental", "full"],
         typer.Option(
-            help="`resume` computes what can change; `full` whole forwards; same numbers.", rich_help_panel=_RUN
+            help="`incremental` computes what can change; `full` whole forwards; same numbers.", rich_help_panel=_RUN
         ),
-    ] = "resume",
+    ] = "incremental",
     preprocess: arguments.Preprocess = "pad",
     seed: Annotated[int, typer.Option(help="Of scenes and resampling.", rich_help_panel=_RUN)] = 0,
     batch_size: Annotated[int, typer.Option(help="Pairs that run together.", rich_help_panel=_RUN)] = 8,
@@ -218,7 +218,7 @@ def run(
     """
     own = {
         "direction": direction, "ablation": ablation, "hidden": hidden or None, "steer-file": steer_file,
-        "steer-name": steer_name, "strength": strength, "unit": unit, "donor": donor, "with-head": with_head or None,
+        "steer-name": steer_name, "alpha": alpha, "unit": unit, "donor": donor, "with-head": with_head or None,
         "with-projector": with_projector or None,
     }  # fmt: skip
     try:
@@ -231,8 +231,8 @@ def run(
         )  # fmt: skip
         settings = PatchConfig(
             plan=plan,
-            model=ModelOptions(model, revision, device, dtype, attn, preprocess),
-            pairs=PairOptions(data, images, pair, split, limit),
+            model=ModelOptions(model, revision, device, dtype, attn),
+            pairs=PairOptions(data, images, pair, split, limit, preprocess),
             directions=steer_file,
             seed=seed,
             batch_size=batch_size,
@@ -329,14 +329,14 @@ def _errors(folder: Path) -> list[str]:
     """How far attribution is from exact patching, where it was compared."""
     import pandas as pd
 
-    from interventions.config import ERRORS
+    from interventions.config import ERROR_TABLE
 
-    if not (folder / ERRORS).is_file():
+    if not (folder / ERROR_TABLE).is_file():
         return []
     return [
         f"against exact patching, {row['metric'].replace('_', ' ')}: correlation {row['correlation']:.2f}, mean error "
         f"{row['relative_error']:.0%} of the mean exact change (n = {row['n']})"
-        for row in pd.read_csv(folder / ERRORS).to_dict("records")
+        for row in pd.read_csv(folder / ERROR_TABLE).to_dict("records")
     ]
 
 

@@ -6,17 +6,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from interventions.plan.groups import is_pictured
 from interventions.plan.options import OPTIONS, Corruption, Op
-from interventions.plan.plan import FLOW, METRICS, EngineName, Metric, Plan, Span
+from interventions.plan.plan import FLOW, METRICS, EngineName, InterventionPlan, Metric, WindowKind
 from records.manifest import RunKind
 from records.settings import ModelOptions, plain, slug
 from tasks.errors import UserError, user_errors
 
-ERRORS = "attribution_error.csv"
-RUN = RunKind("patch-sweep", writes=("cells", "pairs.parquet", "values.parquet", ERRORS, "picture.png"))
+ERROR_TABLE = "attribution_error.csv"
+RUN = RunKind("patch-sweep", writes=("cells", "pairs.parquet", "values.parquet", ERROR_TABLE, "picture.png"))
 DEFAULT_LIMIT = 100  # pairs of scenes: for smol a map of all layers takes minutes of two cores
 
 
@@ -25,7 +25,7 @@ class Default(NamedTuple):
 
     sites: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()
-    window: int | Span = 1
+    window: int | WindowKind = 1
 
 
 _GROUPS = ("image", "question", "last")
@@ -51,6 +51,7 @@ class PairOptions:
         attribute: What differs between the scenes of a pair.
         split: Where scenes come from.
         limit: How many pairs at most.
+        preprocess: Pad pictures to a square, or crop them.
     """
 
     spec: str = "scenes"
@@ -58,13 +59,14 @@ class PairOptions:
     attribute: str = "colour"
     split: str | None = None
     limit: int | None = None
+    preprocess: Literal["pad", "hf"] = "pad"
 
 
 @dataclass(frozen=True)
 class PatchConfig:
     """One patch sweep. Equal settings (all but ``out``, ``overwrite`` and ``dry_run``) give equal results."""
 
-    plan: Plan
+    plan: InterventionPlan
     model: ModelOptions = field(default_factory=ModelOptions)
     pairs: PairOptions = field(default_factory=PairOptions)
     directions: Path | None = None
@@ -102,22 +104,22 @@ def build_plan(
     flows: tuple[Sequence[str], Sequence[str]] = ((), ()),
     heads: str | None = None,
     metrics: Sequence[str] = (),
-    engine: EngineName = "resume",
+    engine: EngineName = "incremental",
     options: Mapping[str, Any] | None = None,
     corruption: Corruption | None = None,
-) -> Plan:
+) -> InterventionPlan:
     """The plan that the options of a command line mean.
 
     Args:
         op: The operation.
-        sites: See ``Plan``; what is not given comes from ``DEFAULTS``.
-        layers: See ``Plan``.
+        sites: See ``InterventionPlan``; what is not given comes from ``DEFAULTS``.
+        layers: See ``InterventionPlan``.
         window: A number, or the name of a span.
         tokens: Groups, or ``source->target``.
         flows: Sources and targets of knockouts; every source is cut off from every target.
-        heads: See ``Plan``.
+        heads: See ``InterventionPlan``.
         metrics: Names; logit difference and accuracy if none (for ``attribute`` the former alone).
-        engine: See ``Plan``.
+        engine: See ``InterventionPlan``.
         options: What the operation needs besides, by name.
         corruption: How the corrupt run is made.
 
@@ -140,7 +142,7 @@ def build_plan(
         raise UserError(f"metric must be one of {', '.join(METRICS)}, got {unknown[0]!r}. Name what to read out.")
     fallback: tuple[Metric, ...] = ("logit_difference",) if op == "attribute" else ("logit_difference", "accuracy")
     with user_errors(ValueError):
-        return Plan(
+        return InterventionPlan(
             op,
             sites=named,
             layers=layers,
@@ -154,13 +156,13 @@ def build_plan(
         )
 
 
-def _window(text: str) -> int | Span:
-    for span in get_args(Span):
+def _window(text: str) -> int | WindowKind:
+    for span in get_args(WindowKind):
         if text == span:
             return span  # type: ignore[no-any-return]
     if not text.lstrip("-").isdigit():
         raise UserError(
-            f"window must be an odd number of layers or one of {', '.join(get_args(Span))}, got {text!r}. "
+            f"window must be an odd number of layers or one of {', '.join(get_args(WindowKind))}, got {text!r}. "
             "It is centred on each layer."
         )
     return int(text)

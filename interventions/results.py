@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interventions.batch import BatchValues
 from interventions.metrics import recovered_fraction
-from interventions.operations.attribution import attribution_error
+from interventions.operations.attribution import attribution_gap
 from interventions.plan.plan import CellSpec, Metric
 from records.resampling import adjust_p, bootstrap_means, bootstrap_ratios, sign_flip_p
 
@@ -145,7 +145,7 @@ def list_errors(metrics: Sequence[Metric], batch: BatchValues, unchanged: str) -
     base = batch.clean if unchanged == "clean" else batch.corrupt
     rows = []
     for number, metric in enumerate(metrics):
-        found = attribution_error(batch.values[:, number], batch.exact[:, number], base[number])
+        found = attribution_gap(batch.values[:, number], batch.exact[:, number], base[number])
         rows.append({"metric": metric, **found._asdict()})
     return pd.DataFrame(rows)
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from figures.runs import draw_patch_run
 from figures.style import FigurePaths, figure_of, save_figure
 from interventions.batch import unchanged_run
-from interventions.config import ERRORS, RUN, PatchConfig
+from interventions.config import ERROR_TABLE, RUN, PatchConfig
 from interventions.metrics import UNDEFINED_BELOW
 from interventions.operations.steering import load_directions
 from interventions.pairs import load_pairs
@@ -56,7 +56,7 @@ class PatchEstimate:
         n_pairs: Pairs.
         n_cells: Interventions on each.
         seconds: Of the two base runs of every pair, from the products they need and the speed of one timed now. Under
-            ``resume`` a cell takes a fraction of a run, under ``full`` a whole one, which is counted.
+            ``incremental`` a cell takes a fraction of a run, under ``full`` a whole one, which is counted.
         size: Bytes that it writes.
         free: Bytes free.
     """
@@ -227,7 +227,7 @@ def _directions(config: PatchConfig) -> _Directions | None:
 def _estimate(config: PatchConfig, work: Work) -> PatchEstimate:
     llava = work.llava
     n, n_cells = len(work.pairs.pairs), len(work.specs)
-    inputs = prepare(llava, [work.pairs.pairs[0].clean], preprocess=config.model.preprocess, answers=True)
+    inputs = prepare(llava, [work.pairs.pairs[0].clean], preprocess=config.pairs.preprocess, answers=True)
     in_blocks = sum(p.numel() for p in llava.blocks.parameters())
     in_tower = sum(p.numel() for p in llava.vision_blocks.parameters())
     a_run = 2 * (inputs.n_positions * in_blocks + llava.n_image_tokens * in_tower)
@@ -254,7 +254,7 @@ def _write_pairs(config: PatchConfig, work: Work) -> None:
     ]
     write_atomically(config.folder / "pairs.parquet", pd.DataFrame(rows).to_parquet(index=False))
     first = [work.pairs.pairs[0].clean]
-    pixels = prepare(work.llava, first, preprocess=config.model.preprocess).pixel_values
+    pixels = prepare(work.llava, first, preprocess=config.pairs.preprocess).pixel_values
     if pixels is None:
         return
     processor = image_processor(work.llava)
@@ -320,7 +320,7 @@ def _write_tables(config: PatchConfig, work: Work) -> None:
     write_atomically(config.folder / "values.parquet", listed.to_parquet(index=False))
     if found[0].exact is not None:
         errors = list_errors(metrics, found[0], unchanged_run(config.plan))
-        write_atomically(config.folder / ERRORS, errors.to_csv(index=False).encode())
+        write_atomically(config.folder / ERROR_TABLE, errors.to_csv(index=False).encode())
     results = summarise_cells(
         work.specs, metrics, values, clean, corrupt, model=config.model.name, unchanged=unchanged_run(config.plan),
         undefined_below=bound, seed=config.seed,

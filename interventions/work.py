@@ -9,7 +9,7 @@ from torch import Tensor
 from interventions.batch import BatchValues, resampled_pairs, run_batch, run_transplants
 from interventions.config import PatchConfig
 from interventions.metrics import answer_tokens
-from interventions.operations.dataset_statistics import prepare_context
+from interventions.operations.dataset_statistics import collect_statistics
 from interventions.operations.steering import fitting_direction
 from interventions.pairs import SCENES, Pairs, load_pairs
 from interventions.plan.groups import Masks
@@ -79,7 +79,7 @@ def plan_work(
         n = len(pairs.pairs)
         batches = tuple(range(at, min(at + config.batch_size, n)) for at in range(0, n, config.batch_size))
         first = [pairs.pairs[number].clean for number in batches[0]]
-        masks = Masks(llava, prepare(llava, first, preprocess=config.model.preprocess, answers=True), first)
+        masks = Masks(llava, prepare(llava, first, preprocess=config.pairs.preprocess, answers=True), first)
         for part, group in {(spec.part, end) for spec in specs if spec.tokens for end in spec.tokens.split(FLOW)}:
             masks.at(part, group)
         if isinstance(options, SteerOptions):
@@ -97,14 +97,14 @@ def batch_runner(
     Raises:
         UserError: If the plan needs something that the data or the directions lack.
     """
-    llava, plan, pairs, preprocess = work.llava, config.plan, work.pairs.pairs, config.model.preprocess
+    llava, plan, pairs, preprocess = work.llava, config.plan, work.pairs.pairs, config.pairs.preprocess
     if work.donor is not None:
         donor = work.donor
         return lambda batch: run_transplants(
             llava, donor, plan, work.specs, [pairs[i] for i in batch], preprocess=preprocess
         )
     with user_errors(ValueError):
-        context = prepare_context(
+        context = collect_statistics(
             plan, llava, [pair.clean for pair in pairs], directions=directions, batch_size=config.batch_size,
             preprocess=preprocess,
         )  # fmt: skip

@@ -2,16 +2,20 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from models.html import activations_html
 from models.sites import Site
+from tasks.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Activations(Mapping[Site, Tensor]):
     """The values of a run by site.
 
@@ -31,9 +35,58 @@ class Activations(Mapping[Site, Tensor]):
     mask: Mapping[Site, Bool[Tensor, "example pos"]]
     positions: Mapping[Site, Int[Tensor, "example pos"]]
 
-    def __getitem__(self, site: Site) -> Tensor:
-        """The values at ``site``."""
-        return self.by_site[site]
+    def __getitem__(self, site: Site | str) -> Tensor:
+        """The values at ``site``, also by its full name, or by the short name of a site that is there once."""
+        return self.by_site[self.site(site)]
+
+    def site(self, name: Site | str) -> Site:
+        """The captured site with this name.
+
+        Raises:
+            UserError: If no captured site, or more than one, has the name.
+        """
+        if isinstance(name, Site):
+            return name
+        found = [site for site in self.by_site if name in (str(site), site.name)]
+        if len(found) != 1:
+            raise UserError(
+                f"site must be one of {', '.join(map(str, self.by_site))}, got {name!r}. "
+                "A short name must belong to one captured site."
+            )
+        return found[0]
+
+    def numpy(self, site: Site | str | None = None) -> np.ndarray:
+        """The values at ``site`` as an array on the CPU; None means the only site. bfloat16 becomes float32."""
+        if site is None and len(self) != 1:
+            raise UserError(f"site must be named, got none with {len(self)} captured sites. See .by_site.")
+        values = (next(iter(self.by_site.values())) if site is None else self[site]).detach().cpu()
+        array: np.ndarray = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+        return array
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row for each site, example and position (pooled: site and example), one column for each dimension.
+
+        Positions are columns of the batch or tokens of a picture, see ``positions``; padding is left out. Heads stand
+        side by side: column ``head * d_head + i``.
+        """
+        parts = []
+        for site, values in self.by_site.items():
+            array = self.numpy(site).reshape(*values.shape[: 1 if site not in self.mask else 2], -1)
+            keys: dict[str, Any] = {"site": str(site)}
+            if site in self.mask:
+                kept = self.mask[site].cpu().numpy()
+                keys |= {"example": kept.nonzero()[0], "position": self.positions[site].cpu().numpy()[kept]}
+                array = array[kept]
+            else:
+                keys["example"] = np.arange(len(array))
+            parts.append(pd.DataFrame(array).assign(**keys).set_index(list(keys)))
+        return pd.concat(parts)
+
+    def __repr__(self) -> str:
+        """One line for each of the first sites, with the shape."""
+        lines = [f"  {site}: {' x '.join(map(str, value.shape))}" for site, value in self.by_site.items()]
+        rest = [f"  and {len(lines) - 8} more"] if len(lines) > 8 else []
+        return "\n".join([f"Activations at {len(lines)} site{'' if len(lines) == 1 else 's'}", *lines[:8], *rest])
 
     def __iter__(self) -> Iterator[Site]:
         """The sites, in the order asked for."""

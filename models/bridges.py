@@ -13,14 +13,14 @@ from unittest import mock
 
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
-from models.llava import Llava
+from models.adapter import Adapter
 
 if TYPE_CHECKING:
     from nnsight import NNsight
     from transformer_lens.model_bridge import TransformerBridge
 
 
-def to_transformer_lens(llava: Llava) -> "TransformerBridge":
+def to_transformer_lens(llava: Adapter) -> "TransformerBridge":
     """A TransformerLens bridge; its ``run_with_cache(input_ids, pixel_values=...)`` takes what ``prepare`` makes.
 
     It always runs eager attention, which it needs to see patterns.
@@ -49,20 +49,20 @@ def without_looking_for_a_processor() -> Iterator[None]:
         yield
 
 
-def to_nnsight(llava: Llava) -> "NNsight":
+def to_nnsight(llava: Adapter) -> "NNsight":
     """An nnsight model around the Hugging Face modules."""
     from nnsight import NNsight
 
     return NNsight(twin(llava))
 
 
-def twin(llava: Llava) -> LlavaForConditionalGeneration:
+def twin(llava: Adapter) -> LlavaForConditionalGeneration:
     """The model with modules of its own around the same tensors."""
     shared: dict[int, Any] = {id(t): t for t in chain(llava.model.parameters(), llava.model.buffers())}
     return copy.deepcopy(llava.model, shared)
 
 
-def _tokenizer(llava: Llava) -> PreTrainedTokenizerBase:
+def _tokenizer(llava: Adapter) -> PreTrainedTokenizerBase:
     """A copy that TransformerLens takes as it is; otherwise it reloads the tokenizer by name, with a first token."""
     tokenizer = copy.deepcopy(llava.tokenizer)
     tokenizer.init_kwargs["add_bos_token"] = True

@@ -15,14 +15,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from models.adapter import Adapter
 from models.hooks import first_output, recorded
-from models.llava import Llava
 from models.precision import fast_bfloat16
 from models.sites import Site
 
 
 @contextmanager
-def running(llava: Llava) -> Iterator[None]:
+def running(llava: Adapter) -> Iterator[None]:
     """No graph inside, and fast products of bfloat16 on a CPU; in other precisions torch is left alone."""
     with torch.inference_mode(), fast_bfloat16() if llava.dtype == torch.bfloat16 else nullcontext():
         yield
@@ -66,7 +66,7 @@ class TowerRun:
 
 
 def run_cached(
-    llava: Llava,
+    llava: Adapter,
     embeddings: Float[Tensor, "example pos d_model"],
     attention_mask: Int[Tensor, "example pos"],
     position_ids: Int[Tensor, "example pos"],
@@ -90,7 +90,7 @@ def run_cached(
 
 
 def run_block(
-    llava: Llava,
+    llava: Adapter,
     layer: int,
     resid: Float[Tensor, "example query d_model"],
     position_ids: Int[Tensor, "example query"],
@@ -120,7 +120,7 @@ def run_block(
 
 
 def run_keys_values(
-    llava: Llava,
+    llava: Adapter,
     layer: int,
     resid: Float[Tensor, "example query d_model"],
     position_ids: Int[Tensor, "example query"],
@@ -148,7 +148,7 @@ def additive(allowed: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tenso
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
-def run_tower(llava: Llava, pixel_values: Float[Tensor, "image 3 H W"]) -> TowerRun:
+def run_tower(llava: Adapter, pixel_values: Float[Tensor, "image 3 H W"]) -> TowerRun:
     """A plain run of the vision tower and the projector that keeps the residual stream before every block."""
     before = [Site("vision_tower", layer, "resid_pre") for layer in range(llava.vision_layer)]
     read = Site("vision_tower", llava.vision_layer - 1, "resid_post")
@@ -158,13 +158,13 @@ def run_tower(llava: Llava, pixel_values: Float[Tensor, "image 3 H W"]) -> Tower
 
 
 def run_tower_block(
-    llava: Llava, layer: int, resid: Float[Tensor, "image token d_vision"]
+    llava: Adapter, layer: int, resid: Float[Tensor, "image token d_vision"]
 ) -> Float[Tensor, "image token d_vision"]:
     """The output of one block of the vision tower."""
     return first_output(llava.vision_blocks[layer](resid, None))
 
 
-def run_projector(llava: Llava, resid: Float[Tensor, "image token d_vision"]) -> Float[Tensor, "image patch d_model"]:
+def run_projector(llava: Adapter, resid: Float[Tensor, "image token d_vision"]) -> Float[Tensor, "image patch d_model"]:
     """Image features from the residual stream that the projector reads; the class token stays behind."""
     projector: nn.Module = llava.projector
     features: Tensor = projector(resid[:, 1 - llava.n_class_tokens :])

@@ -7,15 +7,17 @@ no logits are computed. All of this is exact.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
 from models.activations import Activations, Captured
+from models.adapter import Adapter
 from models.capture_plan import _Plan, _plan, _wanted
 from models.inputs import Inputs, PaddingSide, Preprocess, prepare
-from models.llava import Llava
 from models.precision import fast_bfloat16
 from models.recording import Pool, Recorder
 from models.sites import PARTS, Part, Site, check_site
@@ -29,7 +31,7 @@ _SHARERS = 16
 
 
 def capture(
-    llava: Llava,
+    llava: Adapter,
     inputs: Inputs,
     sites: Sequence[Site],
     *,
@@ -37,6 +39,7 @@ def capture(
     pool: Pool = "none",
     dtype: torch.dtype | None = None,
     examples: Sequence[Example] | None = None,
+    changed: Callable[[Inputs], AbstractContextManager[None]] | None = None,
 ) -> Activations:
     """The activations of one batch.
 
@@ -49,7 +52,9 @@ def capture(
         pool: Over the wanted positions: the mean (summed in float32), the maximum, or ``"box"``, the mean over those
             that are patches in the focus box; ``"none"`` keeps each.
         dtype: Of the values; None keeps the run's.
-        examples: Those of the batch: needed for the group ``"object"`` and for ``pool="box"``, and named in errors.
+        examples: Those of the batch, for the group ``"object"``, ``pool="box"`` and errors; None takes those in
+            ``inputs``.
+        changed: Interventions on the run, as a context manager for the whole forward of a batch; see ``Llava.capture``.
 
     Raises:
         ValueError: If there is no site or one that the model lacks, or an example has no wanted position for a site.
@@ -63,9 +68,14 @@ def capture(
         raise UserError(f"dtype must be floating-point, got {dtype}. Activations are real numbers.")
     for site in sites:
         check_site(site, llava)
+    if changed is not None:
+        inputs = inputs.own_pictures()  # interventions may differ between examples that show one picture
+        if any(site.name == "pattern" for site in sites):
+            raise UserError("sites must not be patterns while an intervention is active. Capture them without it.")
+    examples = examples or inputs.examples or None
     wanted = _wanted(llava, inputs, tokens, pool, examples)
     whole_pictures = isinstance(tokens, str) and tokens == "all" and pool != "box"
-    plan = _plan(llava, inputs, sites, wanted, whole_pictures=whole_pictures)
+    plan = _plan(llava, inputs, sites, wanted, whole_pictures=whole_pictures, whole_rows=changed is not None)
     names = (
         [e.id for e in examples] if examples is not None else [f"row {row} of the batch" for row in range(len(inputs))]
     )
@@ -74,9 +84,12 @@ def capture(
     collected: dict[Site, Tensor] = {}
     with torch.inference_mode(), fast_bfloat16():
         recorders = {part: Recorder(llava, by_part[part], plan.selections[part], pool) for part in by_part}
-        features = _run_pictures(llava, inputs, plan, recorders)
-        if "language_model" in recorders:
-            recorders["language_model"].run(lambda: _run_language_model(llava, inputs, plan, features))
+        if changed is not None:
+            _run_whole(llava, inputs, list(recorders.values()), changed)
+        else:
+            features = _run_pictures(llava, inputs, plan, recorders)
+            if "language_model" in recorders:
+                recorders["language_model"].run(lambda: _run_language_model(llava, inputs, plan, features))
     for part, recorder in recorders.items():
         expand = torch.tensor(plan.selections[part].of_example, device=llava.device)
         for site, value in recorder.finished(names).items():
@@ -91,7 +104,7 @@ def capture(
 
 
 def capture_examples(
-    llava: Llava,
+    llava: Adapter,
     examples: Sequence[Example],
     sites: Sequence[Site],
     *,
@@ -165,7 +178,7 @@ def plan_batches(examples: Sequence[Example], *, tokens: Group, batch_size: int)
     return [*batches, tuple(current)] if current else batches
 
 
-def _run_pictures(llava: Llava, inputs: Inputs, plan: _Plan, recorders: Mapping[Part, "Recorder"]) -> Tensor | None:
+def _run_pictures(llava: Adapter, inputs: Inputs, plan: _Plan, recorders: Mapping[Part, "Recorder"]) -> Tensor | None:
     """Every distinct picture through the vision tower and the projector; its features where the run got so far."""
     if not plan.needs_pictures or inputs.pixel_values is None:
         return None
@@ -184,7 +197,24 @@ def _run_pictures(llava: Llava, inputs: Inputs, plan: _Plan, recorders: Mapping[
     return features[0] if features else None
 
 
-def _run_language_model(llava: Llava, inputs: Inputs, plan: _Plan, features: Tensor | None) -> None:
+def _run_whole(
+    llava: Adapter,
+    inputs: Inputs,
+    recorders: Sequence["Recorder"],
+    changed: Callable[[Inputs], AbstractContextManager[None]],
+) -> None:
+    """One forward of the whole model on the batch as it is padded, with interventions."""
+
+    def run() -> None:
+        with changed(inputs):
+            llava.model(**inputs.model_kwargs(), logits_to_keep=1, use_cache=False)
+
+    for recorder in recorders:
+        run = partial(recorder.run, run, stop=False)
+    run()
+
+
+def _run_language_model(llava: Adapter, inputs: Inputs, plan: _Plan, features: Tensor | None) -> None:
     """The planned rows, starting at column 0, through the language model."""
     length = max(row.length for row in plan.rows)
     ids = torch.zeros(len(plan.rows), length, dtype=torch.int64, device=llava.device)

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from models.adapter import Adapter
 from models.inputs import Inputs
-from models.llava import Llava
 from models.recording import Pool, Selection
 from models.sites import Part, Site
 from models.tokens import Group, token_mask
@@ -32,7 +32,7 @@ class _Plan(NamedTuple):
 
 
 def _wanted(
-    llava: Llava, inputs: Inputs, tokens: Group | Tensor, pool: Pool, examples: Sequence[Example] | None
+    llava: Adapter, inputs: Inputs, tokens: Group | Tensor, pool: Pool, examples: Sequence[Example] | None
 ) -> Bool[Tensor, "batch pos"]:
     """The wanted positions, checked."""
     if isinstance(tokens, Tensor):
@@ -57,8 +57,16 @@ def _wanted(
     return wanted
 
 
-def _plan(llava: Llava, inputs: Inputs, sites: Sequence[Site], wanted: Tensor, *, whole_pictures: bool) -> _Plan:
-    """Which rows are run, and what is taken from which."""
+def _plan(
+    llava: Adapter,
+    inputs: Inputs,
+    sites: Sequence[Site],
+    wanted: Tensor,
+    *,
+    whole_pictures: bool,
+    whole_rows: bool = False,
+) -> _Plan:
+    """Which rows run, and what is taken from which; ``whole_rows`` runs the batch as it is padded."""
     ids, chosen = inputs.input_ids.tolist(), [row.nonzero().flatten().tolist() for row in wanted.cpu()]
     parts = {site.part for site in sites}
     selections: dict[Part, Selection] = {}
@@ -68,7 +76,9 @@ def _plan(llava: Llava, inputs: Inputs, sites: Sequence[Site], wanted: Tensor, *
     if "language_model" in parts:
         seen: dict[tuple[object, ...], int] = {}
         taken: list[list[tuple[int, int]]] = []
-        for example, columns in enumerate(chosen):
+        if whole_rows:
+            taken = [[(example, column) for column in columns] for example, columns in enumerate(chosen)]
+        for example, columns in enumerate(chosen) if not whole_rows else ():
             layout, pictures = inputs.layout[example], inputs.image_of[example]
             start, stop = layout.real.start, columns[-1] + 1
             # A row reaches to the end of a picture that it enters, so that boxes in one picture share its run.
@@ -94,7 +104,7 @@ def _plan(llava: Llava, inputs: Inputs, sites: Sequence[Site], wanted: Tensor, *
 
 
 def _picture_tokens(
-    llava: Llava, inputs: Inputs, example: int, columns: list[int], part: Part, whole_pictures: bool
+    llava: Adapter, inputs: Inputs, example: int, columns: list[int], part: Part, whole_pictures: bool
 ) -> list[tuple[int, int]]:
     """The (picture, token) pairs of the vision side that belong to the wanted columns of one example."""
     class_token = 1 if part == "vision_tower" else 0

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from models.llava import Llava
+from models.adapter import Adapter
 from models.recording import CaptureError
 from models.sites import Site
 from tasks.errors import UserError
@@ -22,7 +22,7 @@ Change = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def recorded(llava: Llava, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]]:
+def recorded(llava: Adapter, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]]:
     """The values of the forward that runs inside, by site; q, k, v and z with an axis for the heads.
 
     Args:
@@ -47,7 +47,7 @@ def recorded(llava: Llava, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]
 
 
 @contextmanager
-def edited(llava: Llava, changes: Mapping[Site, Change]) -> Iterator[None]:
+def edited(llava: Adapter, changes: Mapping[Site, Change]) -> Iterator[None]:
     """Changes what stands at the sites in every forward that runs inside.
 
     A change at ``resid_mid`` reaches both readers of the stream there, the MLP and the sum behind it. Hooks that are
@@ -78,6 +78,30 @@ def edited(llava: Llava, changes: Mapping[Site, Change]) -> Iterator[None]:
     _check_fired(llava, changes, fired)
 
 
+class Columns:
+    """The columns of a batch that the language model computes in the present forward: ``start`` to ``stop``."""
+
+    start: int = 0
+    stop: int = 0
+
+
+@contextmanager
+def tracked_columns(llava: Adapter) -> Iterator[Columns]:
+    """The columns of the forward that runs: with a cache, each step of generation computes only a new one."""
+    columns = Columns()
+
+    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cache = kwargs.get("past_key_values")
+        columns.start = 0 if cache is None else int(cache.get_seq_length())
+        columns.stop = columns.start + kwargs["inputs_embeds"].shape[1]
+
+    handle = llava.language_model.register_forward_pre_hook(note, with_kwargs=True, prepend=True)
+    try:
+        yield columns
+    finally:
+        handle.remove()
+
+
 def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """The hidden state that a module is called with, by position or by name."""
     value = args[0] if args else kwargs["hidden_states"]
@@ -106,7 +130,7 @@ def with_first_output(output: Any, value: Tensor) -> Any:
     return (value, *output[1:]) if isinstance(output, tuple) else value
 
 
-def _hook(llava: Llava, site: Site, change: Change, *, prepend: bool) -> RemovableHandle:
+def _hook(llava: Adapter, site: Site, change: Change, *, prepend: bool) -> RemovableHandle:
     tap = llava.tap(site)
     if tap.side == "pattern":
         raise UserError(f"site must not be a pattern, got {str(site)!r}. Attention edges are removed by masks.")
@@ -130,7 +154,7 @@ class _Middle:
         self._stream: list[Tensor] = []
         self._written: list[Tensor] = []
 
-    def hook(self, llava: Llava, site: Site) -> list[RemovableHandle]:
+    def hook(self, llava: Adapter, site: Site) -> list[RemovableHandle]:
         mlp, block = (llava.module_at(Site(site.part, site.layer, name)) for name in ("mlp_out", "resid_post"))
         return [
             llava.module_at(site).register_forward_pre_hook(self._before_norm, with_kwargs=True, prepend=True),
@@ -163,7 +187,7 @@ def _by_head(d_head: int, change: Change, value: Tensor) -> Tensor:
     return change(value.unflatten(-1, (-1, d_head))).flatten(-2)
 
 
-def _check_fired(llava: Llava, wanted: Iterable[Site], fired: Iterable[Site]) -> None:
+def _check_fired(llava: Adapter, wanted: Iterable[Site], fired: Iterable[Site]) -> None:
     seen = set(fired)
     for site in wanted:
         if site not in seen:

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
-from models.llava import Llava
+from models.adapter import Adapter
 from tasks.errors import UserError
 from tasks.example import Box, Example, Picture
+from tasks.examples_from import content_hash
 from tasks.pictures import PictureError
 from tasks.prompts import IMAGE, vicuna_v1, with_answer
 
@@ -94,7 +95,10 @@ class Inputs:
         geometry: For each row of ``pixel_values`` how it was made from the original picture.
         layout: For each example where its parts stand.
         prompts: The text of each row, placeholders unexpanded.
-        picture_keys: For each row of ``pixel_values`` the picture's key.
+        picture_keys: For each row of ``pixel_values`` the picture's key; unique.
+        padding_side: Where short rows are padded.
+        examples: What the batch was made of.
+        preprocess: How pictures were prepared.
     """
 
     input_ids: Int[Tensor, "batch pos"]
@@ -107,6 +111,8 @@ class Inputs:
     prompts: tuple[str, ...]
     picture_keys: tuple[str, ...]
     padding_side: PaddingSide = "right"
+    examples: tuple[Example, ...] = ()
+    preprocess: Preprocess = "pad"
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -154,7 +160,54 @@ class Inputs:
             layout=tuple(self.layout[row] for row in rows),
             prompts=tuple(self.prompts[row] for row in rows),
             picture_keys=tuple(self.picture_keys[image] for image in kept),
+            examples=tuple(self.examples[row] for row in rows) if self.examples else (),
         )
+
+    def own_pictures(self) -> "Inputs":
+        """The same batch with a row of pixels for every placeholder, so that each example can be changed alone."""
+        if self.pixel_values is None:
+            return self
+        rows = [picture for pictures in self.image_of for picture in pictures]
+        counts = iter(range(len(rows)))
+        return replace(
+            self,
+            pixel_values=self.pixel_values[torch.tensor(rows, device=self.pixel_values.device)],
+            image_of=tuple(tuple(next(counts) for _ in pictures) for pictures in self.image_of),
+            geometry=tuple(self.geometry[row] for row in rows),
+            picture_keys=tuple(self.picture_keys[row] for row in rows),
+        )
+
+    def laid_out(self, side: PaddingSide, *, answers: bool = True, room: int = 0) -> "Inputs":
+        """The same batch padded on ``side``.
+
+        Args:
+            side: Where short rows are padded.
+            answers: False cuts every row after its prompt.
+            room: Positions added after every row as if they held an answer, for tokens that will be generated.
+        """
+        stops = [layout.real.stop if answers else layout.prompt_stop for layout in self.layout]
+        lengths = [stop - layout.real.start for layout, stop in zip(self.layout, stops, strict=True)]
+        width = max(lengths)
+        shape = len(self), width + room
+        tokens = [int(row[layout.real.stop - 1]) for row, layout in zip(self.input_ids, self.layout, strict=True)]
+        ids = torch.tensor(tokens)[:, None].repeat(1, shape[1])  # the last token of a row is no image token
+        mask = torch.zeros(shape, dtype=torch.int64)
+        layouts = []
+        for row, (layout, length) in enumerate(zip(self.layout, lengths, strict=True)):
+            start = width - length if side == "left" else 0
+            old = layout.real.start
+            ids[row, start : start + length] = self.input_ids[row, old : old + length]
+            mask[row, start : start + length + room] = 1
+            moved = layout.shifted(start - old)
+            layouts.append(moved._replace(real=Span(start, start + length + room)))
+        return replace(
+            self,
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            layout=tuple(layouts),
+            padding_side=side,
+        ).to(self.input_ids.device)
 
     def model_kwargs(self) -> dict[str, Tensor]:
         """The arguments of the Hugging Face model's forward, pictures repeated for every placeholder."""
@@ -170,7 +223,7 @@ class Inputs:
 
 
 def prepare(
-    llava: Llava,
+    llava: Adapter,
     examples: Sequence[Example],
     *,
     prompts: Sequence[str] | None = None,
@@ -220,24 +273,24 @@ def prepare(
     for row, ((ids, _), shift) in enumerate(zip(rows, shifts, strict=True)):
         input_ids[row, shift : shift + len(ids)] = torch.tensor(ids)
         attention_mask[row, shift : shift + len(ids)] = 1
-    distinct = {picture.key: picture for example in examples for picture in example.pictures}
-    row_of = {key: row for row, key in enumerate(distinct)}
-    prepared = [_pixels(llava, picture, preprocess) for picture in distinct.values()]
+    pictures = _distinct(llava, examples, preprocess)
     return Inputs(
         input_ids=input_ids,
         attention_mask=attention_mask,
         position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
-        pixel_values=torch.cat([pixels for pixels, _ in prepared]) if prepared else None,
-        image_of=tuple(tuple(row_of[picture.key] for picture in example.pictures) for example in examples),
-        geometry=tuple(geometry for _, geometry in prepared),
+        pixel_values=torch.cat(pictures.pixels) if pictures.pixels else None,
+        image_of=pictures.image_of,
+        geometry=tuple(pictures.geometry),
         layout=tuple(layout.shifted(shift) for (_, layout), shift in zip(rows, shifts, strict=True)),
         prompts=texts,
-        picture_keys=tuple(distinct),
+        picture_keys=tuple(pictures.keys),
         padding_side=padding_side,
+        examples=tuple(examples),
+        preprocess=preprocess,
     ).to(llava.device)
 
 
-def _tokenise(llava: Llava, example: Example, prompt: str, answers: bool) -> tuple[list[int], Layout]:
+def _tokenise(llava: Adapter, example: Example, prompt: str, answers: bool) -> tuple[list[int], Layout]:
     """The ids of one row with placeholders expanded, and where its parts stand before padding."""
     n_placeholders = prompt.count(IMAGE)
     if n_placeholders != len(example.pictures):
@@ -306,7 +359,7 @@ def _question_characters(prompt: str, question: str) -> Span | None:
     return None
 
 
-def _filler(llava: Llava) -> int:
+def _filler(llava: Adapter) -> int:
     """The id at padded positions: the tokenizer's own unless that is the image token, which the model would fill."""
     for token in (llava.tokenizer.pad_token_id, llava.tokenizer.eos_token_id):
         if isinstance(token, int) and token != llava.image_token_id:
@@ -314,23 +367,52 @@ def _filler(llava: Llava) -> int:
     return 0 if llava.image_token_id != 0 else 1
 
 
-def _pixels(llava: Llava, picture: Picture, preprocess: Preprocess) -> tuple[Float[Tensor, "1 3 H W"], Geometry]:
-    """One picture as the vision tower wants it, and how it was made."""
-    size = llava.image_size
+class _Distinct(NamedTuple):
+    pixels: list[Float[Tensor, "1 3 H W"]]
+    geometry: list[Geometry]
+    keys: list[str]
+    image_of: tuple[tuple[int, ...], ...]
+
+
+def _distinct(llava: Adapter, examples: Sequence[Example], preprocess: Preprocess) -> _Distinct:
+    """Each distinct picture once. Pictures are compared by their pixels: two with one key are still two."""
+    row_of_picture: dict[int, int] = {}
+    row_of_content: dict[str, int] = {}
+    found = _Distinct([], [], [], ())
+    for picture in (picture for example in examples for picture in example.pictures):
+        if id(picture) in row_of_picture:
+            continue
+        image, geometry = _opened(picture, llava.image_size, preprocess)
+        content = content_hash(image)
+        if content not in row_of_content:
+            row_of_content[content] = len(found.keys)
+            found.pixels.append(_pixels(llava, image, preprocess))
+            found.geometry.append(geometry)
+            found.keys.append(picture.key if picture.key not in found.keys else f"{picture.key}#{content[:16]}")
+        row_of_picture[id(picture)] = row_of_content[content]
+    return found._replace(image_of=tuple(tuple(row_of_picture[id(p)] for p in e.pictures) for e in examples))
+
+
+def _opened(picture: Picture, size: int, preprocess: Preprocess) -> tuple[Image.Image, Geometry]:
+    """One picture in RGB, and how its pixels map to the model's."""
     try:
         with picture.open() as opened:
-            geometry = _geometry(opened, size, preprocess, picture.key)  # before decoding: it refuses what is too large
-            image = opened.convert("RGB")
+            geometry = _geometry(opened, size, preprocess, picture.key)  # rejects a huge picture before decoding it
+            return opened.convert("RGB"), geometry
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
         raise PictureError(f"picture must be readable, got {picture.key!r} ({error}). Replace or remove it.") from error
+
+
+def _pixels(llava: Adapter, image: Image.Image, preprocess: Preprocess) -> Float[Tensor, "1 3 H W"]:
+    """One picture as the vision tower takes it."""
     processor = image_processor(llava)
     if preprocess == "pad":
         image = expand_to_square(image, tuple(int(channel * 255) for channel in processor.image_mean))
-    pixels = processor(image, return_tensors="pt")["pixel_values"]
-    return pixels.to(torch.float32), geometry
+    pixels: Tensor = processor(image, return_tensors="pt")["pixel_values"]
+    return pixels.to(torch.float32)
 
 
-def image_processor(llava: Llava) -> CLIPImageProcessorPil:
+def image_processor(llava: Adapter) -> CLIPImageProcessorPil:
     """Hugging Face's CLIP preprocessing at the model's picture size, with the checkpoint's own mean and deviation."""
     size = llava.image_size
     own = getattr(llava.processor, "image_processor", None)

@@ -1,259 +1,249 @@
-"""The one adapter to transformers: ``load(name_or_path)`` gives a ``Llava``, a validated LLaVA-1.5 stack.
+"""``Llava``: a LLaVA-1.5 model with the methods that a user calls, as ``load`` returns it.
 
-This is the only file that knows where transformers keeps the parts (vision tower, projector, language model) and what
-their modules are called. ``Llava.tap(site)`` says where an activation is read; everything else asks for sites.
+llava = load("smol")
+inputs = llava.inputs("photo.jpg", "What is this?")
+llava.generate(inputs); llava.logits(inputs); llava.capture(inputs, "resid_post", layers="10-20", tokens="image")
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Protocol
 
+import pandas as pd
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerBase
+from jaxtyping import Bool, Float
+from torch import Tensor
 
-from models.sites import Site, check_site
+from models.activations import Activations
+from models.adapter import Adapter
+from models.cached_blocks import running
+from models.capture import capture
+from models.inputs import Inputs, PaddingSide, Preprocess, prepare
+from models.layer_ranges import LayerRange
+from models.logit_lens import read_words
+from models.recording import Pool
+from models.sites import Site, find_sites
+from models.tokens import Group
+from tasks.errors import UserError
+from tasks.example import Example
+from tasks.examples_from import ImageLike, picture_from
 
-Attention = Literal["sdpa", "eager"]
+Images = ImageLike | Sequence[ImageLike | Sequence[ImageLike]] | None
 
 
-class Tap(NamedTuple):
-    """Where an activation is read.
+class Intervention(Protocol):
+    """Something that changes runs while its context manager is open, such as ``interventions.ablated``."""
 
-    Args:
-        module: The module to hook.
-        side: ``"in"`` for its first argument, ``"out"`` for its output (the first, if there are several); ``"pattern"``
-            for the attention weights, which no module hands out.
-        d_head: The width of a head where the last axis is heads x d_head, else None.
+    def hooks(self, llava: "Llava", inputs: Inputs) -> AbstractContextManager[None]:
+        """Changes forwards on ``inputs`` that run inside; they may have room for tokens to be generated."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Llava(Adapter):
+    """A LLaVA-1.5 stack: the Hugging Face model in ``eval()`` mode and its processor.
+
+    Interventions of the package ``interventions`` hold for ``generate``, ``logits``, ``capture`` and ``logit_lens``.
+
+    Example:
+        >>> from PIL import Image
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(Image.new("RGB", (40, 30)), "What is it?")
+        >>> llava.capture(inputs, "resid_post", layers=1, tokens="image", pool="mean").numpy().shape
+        (1, 48)
     """
 
-    module: nn.Module
-    side: Literal["in", "out", "pattern"]
-    d_head: int | None
+    # Stacked; the last contains those before it.
+    interventions: list[Intervention] = field(init=False, default_factory=list)
 
+    def inputs(
+        self,
+        images: Images,
+        question: str | Sequence[str],
+        answer: str | Sequence[str] | None = None,
+        *,
+        padding_side: PaddingSide = "right",
+        preprocess: Preprocess = "pad",
+    ) -> Inputs:
+        """A batch of prompts: LLaVA's chat format around each question, after its picture.
 
-@dataclass(frozen=True, eq=False)
-class Llava:
-    """A LLaVA-1.5 stack: the Hugging Face model in ``eval()``, its processor, and what is known about both.
-
-    Args:
-        model: The model itself; plain transformers code runs on it.
-        processor: Tokenizer and picture processor.
-        id: The name it was loaded by.
-        revision: The commit on the hub, if it came from there.
-        weight_hash: Tells one set of weights from another.
-    """
-
-    model: LlavaForConditionalGeneration
-    processor: LlavaProcessor
-    id: str
-    revision: str | None
-    weight_hash: str
-    config: Any = field(init=False)  # a LlavaConfig, whose parts transformers types as dict | config | None
-
-    def __post_init__(self) -> None:
-        """Takes the config from the model."""
-        object.__setattr__(self, "config", self.model.config)
-
-    def __repr__(self) -> str:
-        """One line: a printed model would fill pages."""
-        return f"Llava({self.id!r}, n_layers={self.n_layers}, d_model={self.d_model}, {self.dtype}, {self.device})"
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The processor's tokenizer."""
-        tokenizer: PreTrainedTokenizerBase = self.processor.tokenizer
-        return tokenizer
-
-    @property
-    def n_layers(self) -> int:
-        """Blocks of the language model."""
-        return len(self.blocks)
-
-    @property
-    def n_vision_layers(self) -> int:
-        """Blocks of the vision tower, the unused last one included."""
-        return len(self.vision_blocks)
-
-    @property
-    def d_model(self) -> int:
-        """Width of the language model's residual stream."""
-        return int(self.config.text_config.hidden_size)
-
-    @property
-    def attention(self) -> Attention:
-        """The attention implementation of the language model."""
-        implementation: Attention = self.config.text_config._attn_implementation
-        return implementation
-
-    @property
-    def n_heads(self) -> int:
-        """Query heads of a block of the language model."""
-        return int(self.config.text_config.num_attention_heads)
-
-    @property
-    def n_kv_heads(self) -> int:
-        """Its key and value heads: fewer under grouped queries."""
-        return int(self.config.text_config.num_key_value_heads)
-
-    @property
-    def n_vision_heads(self) -> int:
-        """Heads of a block of the vision tower."""
-        return int(self.config.vision_config.num_attention_heads)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the patch grid."""
-        side = self.image_size // int(self.config.vision_config.patch_size)
-        return side, side
-
-    @property
-    def n_image_tokens(self) -> int:
-        """Positions that one picture takes in the language model."""
-        height, width = self.grid
-        return height * width + self.n_class_tokens
-
-    @property
-    def n_class_tokens(self) -> int:
-        """How many of them stand before the patches: 0, or 1 if the class token is passed on."""
-        return 0 if self.config.vision_feature_select_strategy == "default" else 1
-
-    @property
-    def image_token_id(self) -> int:
-        """The id that stands at image tokens."""
-        return int(self.config.image_token_id)
-
-    @property
-    def image_size(self) -> int:
-        """Side of the picture that the vision tower takes, in pixels."""
-        return int(self.config.vision_config.image_size)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the weights are stored in."""
-        return self.model.dtype
-
-    @property
-    def vision_tower(self) -> nn.Module:
-        """The CLIP vision model."""
-        return _module(self.model.model.vision_tower)
-
-    @property
-    def projector(self) -> nn.Module:
-        """The two-layer map from the vision tower to the language model."""
-        return _module(self.model.model.multi_modal_projector)
-
-    @property
-    def language_model(self) -> nn.Module:
-        """The LLaMA stack, without its head."""
-        return _module(self.model.model.language_model)
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The language model's blocks."""
-        return _list(self.language_model.layers)
-
-    @property
-    def vision_blocks(self) -> nn.ModuleList:
-        """The vision tower's blocks."""
-        tower = getattr(self.vision_tower, "vision_model", self.vision_tower)  # nested in transformers before 5.18
-        return _list(_module(tower.encoder).layers)
-
-    @property
-    def vision_layer(self) -> int:
-        """How many blocks of the vision tower stand before the projector: all but the last."""
-        layer = int(self.config.vision_feature_layer)
-        return layer if layer >= 0 else self.n_vision_layers + 1 + layer
-
-    def tap(self, site: Site) -> Tap:
-        """Where ``site`` is read.
+        Args:
+            images: One picture (PIL image, array or path) or a list with one for each question; an inner list for a
+                question about several pictures. One picture or one question serves all. None means text alone.
+            question: One or several.
+            answer: Text after the prompts, one or several; None leaves the answer open.
+            padding_side: Where short rows are padded.
+            preprocess: See ``models.inputs.prepare``.
 
         Raises:
-            ValueError: If the model has no such layer.
+            UserError: If the numbers of pictures, questions and answers differ, or a picture cannot be used.
         """
-        check_site(site, self)
-        if site.part == "projector":
-            inner: dict[str, Tap] = {
-                "in": Tap(self.projector, "in", None),
-                "linear_1": Tap(_module(self.projector.linear_1), "out", None),
-                "act": Tap(_module(self.projector.act), "out", None),
-                "out": Tap(self.projector, "out", None),
-            }
-            return inner[site.name]
-        if site.layer is None:
-            return Tap(_module(self.language_model.norm), "out", None)
-        language = site.part == "language_model"
-        block = (self.blocks if language else self.vision_blocks)[site.layer]
-        attention = _module(block.self_attn)
-        d_head = int(attention.head_dim)  # type: ignore[arg-type]
-        taps: dict[str, Tap] = {
-            "resid_pre": Tap(block, "in", None),
-            "q": Tap(_module(attention.q_proj), "out", d_head),
-            "k": Tap(_module(attention.k_proj), "out", d_head),
-            "v": Tap(_module(attention.v_proj), "out", d_head),
-            "pattern": Tap(attention, "pattern", None),
-            "z": Tap(_module(attention.o_proj if language else attention.out_proj), "in", d_head),
-            "attn_out": Tap(attention, "out", None),
-            "resid_mid": Tap(_module(block.post_attention_layernorm if language else block.layer_norm2), "in", None),
-            "mlp_out": Tap(_module(block.mlp), "out", None),
-            "resid_post": Tap(block, "out", None),
-        }
-        return taps[site.name]
+        many = images if isinstance(images, list | tuple) else None
+        n = max((len(given) for given in (many, _several(question), _several(answer)) if given is not None), default=1)
+        pictures = [images] * n if many is None else list(many)
+        questions = list(_several(question) or [str(question)] * n)
+        answers = list(_several(answer) or [str(answer or "")] * n)
+        if not len(pictures) == len(questions) == len(answers) or not n:
+            raise UserError(
+                "images, question and answer must have one length, or be one for all, got "
+                f"{len(pictures)}, {len(questions)} and {len(answers)}."
+            )
+        examples = []
+        for i, shown in enumerate(pictures):
+            group: Any = [] if shown is None else shown if isinstance(shown, list | tuple) else [shown]
+            found = tuple(picture_from(one) for one in group)
+            name = found[0].key if found else "text"
+            examples.append(Example(str(i), found, questions[i], answers[i], group=name))
+        return prepare(self, examples, padding_side=padding_side, preprocess=preprocess, answers=answer is not None)
 
-    def module_at(self, site: Site) -> nn.Module:
-        """The module at whose input or output ``site`` stands."""
-        return self.tap(site).module
+    def generate(
+        self,
+        images: "Images | Inputs",
+        question: str | Sequence[str] | None = None,
+        *,
+        max_new_tokens: int = 32,
+        greedy: bool = True,
+        temperature: float = 1.0,
+        seed: int = 0,
+        use_cache: bool = True,
+    ) -> str | list[str]:
+        """What the model writes after each prompt: one text, or a list for several.
 
-    def image_features(self, pixel_values: Float[Tensor, "image 3 H W"]) -> Float[Tensor, "image patch d_model"]:
-        """Pictures through the vision tower and the projector."""
-        found: Any = self.model.get_image_features(pixel_values=pixel_values.to(self.device, self.dtype))
-        features = getattr(found, "pooler_output", found)  # a list of pictures since transformers 5
-        return features if isinstance(features, Tensor) else torch.stack(list(features))
+        Rows are padded on the left, so a batch gives what each example gives alone. Interventions hold at every step.
 
-    def embed(self, input_ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """Token embeddings; image tokens, which a picture replaces, get the embedding of token 0."""
-        embedded: Tensor = self.model.get_input_embeddings()(input_ids.masked_fill(input_ids == self.image_token_id, 0))
-        return embedded
-
-    def run_language_model(self, embeddings: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        """The final norm's output, for rows that start at column 0 and whose padding, if any, follows them.
-
-        Attention is causal, so real positions cannot see what follows them and no mask is needed.
+        Args:
+            images: As for ``inputs``; or a batch that ``inputs`` made, whose answers are cut off.
+            question: As for ``inputs``; None with a batch.
+            max_new_tokens: The largest number of tokens to write.
+            greedy: Take the most likely token; otherwise draw one.
+            temperature: Divides the logits before drawing.
+            seed: Of the draws.
+            use_cache: Keep keys and values. The text is the same without, only slower.
         """
-        position_ids = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
-        output: Any = self.language_model(inputs_embeds=embeddings, position_ids=position_ids, use_cache=False)
-        final: Tensor = output.last_hidden_state
-        return final
+        inputs = images if isinstance(images, Inputs) else self.inputs(images, question or "")
+        tokens = self.generate_tokens(
+            inputs, max_new_tokens, greedy=greedy, temperature=temperature, seed=seed, use_cache=use_cache
+        )
+        texts = [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        alone = len(texts) == 1 and not isinstance(images, list | tuple) and not _several(question)
+        return texts[0] if alone else texts
 
-    def logits(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
-        """The last block's ``resid_post`` through the final norm and the head."""
-        scores: Tensor = self.model.lm_head(_module(self.language_model.norm)(resid))
-        return scores
+    def generate_tokens(
+        self,
+        inputs: Inputs,
+        max_new_tokens: int,
+        *,
+        greedy: bool = True,
+        temperature: float = 1.0,
+        seed: int = 0,
+        use_cache: bool = True,
+    ) -> Tensor:
+        """As ``generate``, the token ids: ``example new``; rows that end early are filled with padding."""
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+        prompts = inputs.laid_out("left", answers=False)
+        kwargs: dict[str, Any] = {k: v for k, v in prompts.model_kwargs().items() if k != "position_ids"}
+        model: Any = self.model
+        eos = self.tokenizer.eos_token_id
+        draws = {} if greedy else {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+        devices = [self.device] if self.device.type == "cuda" else []
+        extended = inputs.laid_out("left", answers=False, room=max_new_tokens)
+        with self.intervened(extended), torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            found = model.generate(
+                **kwargs, max_new_tokens=max_new_tokens, do_sample=not greedy, use_cache=use_cache,
+                pad_token_id=eos, eos_token_id=eos, **draws,
+            )  # fmt: skip
+        tokens: Tensor = found[:, prompts.n_positions :]
+        return tokens
 
-    def rotary(
-        self, like: Tensor, position_ids: Int[Tensor, "batch pos"]
-    ) -> tuple[Float[Tensor, "batch pos d_head"], Float[Tensor, "batch pos d_head"]]:
-        """Cosine and sine that rotate the language model's queries and keys."""
-        cos, sin = _module(self.language_model.rotary_emb)(like, position_ids)
-        return cos, sin
+    def logits(self, inputs: Inputs) -> Float[Tensor, "example vocab"]:
+        """The next-token logits at the last position of each prompt, float32."""
+        columns = torch.tensor([layout.prompt_stop - 1 for layout in inputs.layout], device=self.device)
+        kept = columns.unique()
+        with self.intervened(inputs):
+            scores = self.model(**inputs.model_kwargs(), logits_to_keep=kept, use_cache=False).logits
+        found: Tensor = scores[torch.arange(len(inputs)), torch.searchsorted(kept, columns)].float()
+        return found.clone()
 
-    def attention_scale(self, site: Site) -> float:
-        """The factor on query-key products in the block of ``site``."""
-        attention = self.tap(site).module
-        scale: Any = getattr(attention, "scaling", None) or getattr(attention, "scale", None)
-        return float(scale)
+    def capture(
+        self,
+        inputs: Inputs,
+        sites: str | Site | Sequence[str | Site],
+        *,
+        layers: LayerRange | None = None,
+        tokens: Group | Bool[Tensor, "batch pos"] = "all",
+        pool: Pool = "none",
+        dtype: torch.dtype | None = None,
+    ) -> Activations:
+        """The activations of a batch at some sites and tokens.
+
+        Args:
+            inputs: The batch.
+            sites: One or several, such as ``"blocks.3.hook_resid_post"``, or ``"resid_post"`` in every layer.
+            layers: The blocks that a short name means, such as ``"10-20"`` or 12.
+            tokens: ``"image"``, ``"object"``, ``"question"``, ``"last"``, ``"text"``, ``"all"``, or a boolean mask.
+            pool: ``"mean"`` or ``"max"`` over these tokens, ``"box"`` (the mean in the focus box), ``"none"``.
+            dtype: Of the values; None keeps the model's.
+        """
+        changed = self.intervened if self.interventions else None
+        found = find_sites(sites, self, layers)
+        return capture(self, inputs, found, tokens=tokens, pool=pool, dtype=dtype, changed=changed)
+
+    def logit_lens(
+        self, inputs: Inputs, *, tokens: Group = "image", layers: LayerRange | None = None, k: int = 5
+    ) -> pd.DataFrame:
+        """The ``k`` most likely words at each token and layer, from ``resid_post`` through the final norm and head.
+
+        Columns: ``layer``, ``example``, ``position``, ``words``, ``probability`` (of the first word).
+        """
+        return read_words(self, self.capture(inputs, "resid_post", layers=layers, tokens=tokens), k=k)
+
+    @contextmanager
+    def intervened(self, inputs: Inputs) -> Iterator[None]:
+        """Makes the active interventions in forwards on ``inputs`` that run inside; without a graph."""
+        active = list(self.interventions)
+        with running(self):
+            if not active:
+                yield
+                return
+            # What an intervention measures itself, it measures on the unchanged model.
+            with self.without_interventions(), active[-1].hooks(self, inputs):
+                yield
+
+    @contextmanager
+    def intervening(self, intervention: Intervention) -> Iterator[None]:
+        """Adds an intervention for the runs inside.
+
+        A forward that does not say where its tokens are, such as a plain call of ``llava.model``, is an error inside.
+        """
+
+        def check(module: Any, args: Any) -> None:
+            if self.interventions:
+                raise UserError(
+                    "run must be llava.generate, llava.logits or llava.capture while an intervention is active, got "
+                    "a plain forward, which does not say where its tokens are."
+                )
+
+        self.interventions.append(intervention)
+        handle = self.language_model.register_forward_pre_hook(check, prepend=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+            self.interventions.remove(intervention)
+
+    @contextmanager
+    def without_interventions(self) -> Iterator[None]:
+        """Runs inside are those of the unchanged model."""
+        active = list(self.interventions)
+        self.interventions.clear()
+        try:
+            yield
+        finally:
+            self.interventions[:] = active
 
 
-def _module(value: object) -> nn.Module:
-    assert isinstance(value, nn.Module)
-    return value
-
-
-def _list(value: object) -> nn.ModuleList:
-    assert isinstance(value, nn.ModuleList)
-    return value
+def _several(text: str | Sequence[str] | None) -> Sequence[str] | None:
+    return None if text is None or isinstance(text, str) else text

@@ -17,7 +17,22 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from tasks.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")  # the last is Arm's
+
+
+def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The floating-point type named ``"float32"``, ``"bfloat16"`` or ``"float16"``; a type and None stay as they are.
+
+    Raises:
+        UserError: If it is another one.
+    """
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if (found is None and dtype is not None) or (found is not None and found not in DTYPES.values()):
+        raise UserError(f"dtype must be float32, bfloat16 or float16, got {dtype}. Weights are floating-point.")
+    return found
 
 
 @cache

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from models.llava import Llava
+from models.adapter import Adapter
 from models.sites import Site
 from tasks.errors import UserError
 
@@ -43,7 +43,7 @@ class _Stop(Exception):  # noqa: N818
 class Recorder:
     """Hooks on the sites of one part, taking the selected values as they pass."""
 
-    def __init__(self, llava: Llava, sites: Sequence[Site], selection: Selection, pool: Pool) -> None:
+    def __init__(self, llava: Adapter, sites: Sequence[Site], selection: Selection, pool: Pool) -> None:
         """``sites`` of one part; ``selection`` speaks of that part's rows and tokens."""
         self._llava, self._sites, self._selection, self._pool = llava, sites, selection, pool
         self._values: dict[Site, Tensor] = {}
@@ -155,7 +155,7 @@ def _common_span(selection: Selection) -> slice | None:
     return slice(first, first + length) if every and consecutive else None
 
 
-def attention_pattern(llava: Llava, site: Site, q: Tensor, k: Tensor) -> Tensor:
+def attention_pattern(llava: Adapter, site: Site, q: Tensor, k: Tensor) -> Tensor:
     """Attention weights, ``batch head query key``, from queries and keys before rotation, ``batch head pos d_head``.
 
     Rows must start at position 0. The language model rotates both, shares keys among groups of heads and is causal; the

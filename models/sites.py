@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from models.html import site_html
+from models.layer_ranges import LayerRange, format_layers, parse_layers
 from tasks.errors import UserError
 
 Part = Literal["vision_tower", "projector", "language_model"]
@@ -204,6 +205,36 @@ def parse_sites(specs: Sequence[str], layers: str | None, model: Stack) -> list[
     return sorted(found)
 
 
+def find_sites(
+    sites: "str | Site | Sequence[str | Site]", model: Stack, layers: LayerRange | None = None
+) -> list[Site]:
+    """The sites that a function was given, as ``Site`` or text, in the order given.
+
+    Args:
+        sites: One or several: a ``Site``, its full name, or shorthand such as ``"resid_post"`` or ``"vision:z@0-3"``.
+        model: Must have the sites.
+        layers: The blocks that a shorthand without ``@`` means, such as ``"10-20"`` or 12; None means all.
+
+    Raises:
+        UserError: If a site or layer does not exist, or ``layers`` is given and every site already names its layer.
+
+    Example:
+        >>> from models import load
+        >>> [str(site) for site in find_sites("resid_post", load("random:tiny"), layers="0-1")]
+        ['blocks.0.hook_resid_post', 'blocks.1.hook_resid_post']
+    """
+    given = [sites] if isinstance(sites, str | Site) else list(sites)
+    text = layers if layers is None or isinstance(layers, str) else format_layers(parse_layers(layers, sys.maxsize))
+    if not given or not all(isinstance(site, Site) for site in given):
+        # checks that `layers` fits at least one of them
+        parse_sites([str(site) for site in given], text, model)
+    found: dict[Site, None] = {}
+    for site in given:
+        open_shorthand = isinstance(site, str) and "." not in site and "@" not in site
+        found.update(dict.fromkeys(parse_sites([str(site)], text if open_shorthand else None, model)))
+    return list(found)
+
+
 class _Shorthand(NamedTuple):
     part: Part
     names: tuple[str, ...]
@@ -233,26 +264,10 @@ def _shorthand(spec: str) -> Site | _Shorthand:
     return _Shorthand(part, names, layers if at else None)
 
 
-def _layers(text: str | None, part: Part, model: Stack) -> list[int]:
-    """``"0-3,7"`` -> [0, 1, 2, 3, 7]; None -> all."""
+def _layers(text: str | None, part: Part, model: Stack) -> Sequence[int]:
+    """The layers that ``text`` names; None means all."""
     n = _n_layers(part, model)
-    if text is None:
-        return list(range(n))
-    chosen: list[int] = []
-    for piece in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
-        if not match:
-            raise UserError(f"layers must be like 0-31 or 3,5,9, got {text!r}. Both ends of a range count.")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise UserError(f"layers must rise within a range, got {text!r}. Write {last}-{first}.")
-        if last >= n:
-            raise UserError(
-                f"layer must be in [0, {n}) for the {_spoken(part)} of {model.id}, got {last}. "
-                f"Layers count from 0; resid_post of layer {n - 1} is the last block's output."
-            )
-        chosen += range(first, last + 1)
-    return chosen
+    return range(n) if text is None else parse_layers(text, n, where=f"the {_spoken(part)} of {model.id}")
 
 
 def _n_layers(part: Part, model: Stack) -> int:

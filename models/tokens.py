@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from models.adapter import Adapter
 from models.inputs import Geometry, Inputs, Span
-from models.llava import Llava
 from tasks.errors import UserError
 from tasks.example import Box, Example
 
@@ -61,7 +61,7 @@ def patch(row: int, column: int, *, picture: int = 0) -> PatchGroup:
 
 
 def token_mask(
-    inputs: Inputs, group: Group | str, llava: Llava, examples: Sequence[Example] | None = None
+    inputs: Inputs, group: Group | str, llava: Adapter, examples: Sequence[Example] | None = None
 ) -> Bool[Tensor, "batch pos"]:
     """True at the positions of ``group``, for every example of the batch.
 
@@ -71,7 +71,7 @@ def token_mask(
             first picture; ``"question"`` the user's words; ``"last"`` the last position of the prompt; ``"text"`` every
             real token that is no image token; ``"all"`` every real token; or what ``box`` and ``patch`` return.
         llava: Gives the patch grid.
-        examples: The examples that the batch was made of; needed for ``"object"`` alone.
+        examples: The examples that the batch was made of; None takes those in ``inputs``.
 
     Raises:
         ValueError: If the group is unknown or an example has no such positions: no picture, no focus box, a box that
@@ -79,6 +79,8 @@ def token_mask(
     """
     if isinstance(group, str) and group not in GROUPS:
         raise UserError(f"group must be one of {', '.join(GROUPS)}, got {group!r}. box() and patch() make the others.")
+    if examples is None and inputs.examples:
+        examples = inputs.examples
     if examples is not None and len(examples) != len(inputs):
         raise UserError(
             f"examples must be the {len(inputs)} that the batch was made of, got {len(examples)}. Pass all of them."
@@ -95,7 +97,7 @@ def image_spans(inputs: Inputs) -> list[list[Span]]:
     return [list(layout.images) for layout in inputs.layout]
 
 
-def position_of(inputs: Inputs, example: int, place: PatchAt, llava: Llava) -> int:
+def position_of(inputs: Inputs, example: int, place: PatchAt, llava: Adapter) -> int:
     """The position in row ``example`` of the image token of a patch.
 
     Raises:
@@ -116,7 +118,7 @@ def position_of(inputs: Inputs, example: int, place: PatchAt, llava: Llava) -> i
     return spans[place.picture].start + llava.n_class_tokens + place.row * width + place.column
 
 
-def patch_at(inputs: Inputs, example: int, position: int, llava: Llava) -> PatchAt:
+def patch_at(inputs: Inputs, example: int, position: int, llava: Adapter) -> PatchAt:
     """The patch whose image token stands at ``position`` of row ``example``.
 
     Raises:
@@ -131,7 +133,7 @@ def patch_at(inputs: Inputs, example: int, position: int, llava: Llava) -> Patch
     )
 
 
-def patches_in_box(geometry: Geometry, bounds: Box, llava: Llava) -> list[tuple[int, int]]:
+def patches_in_box(geometry: Geometry, bounds: Box, llava: Adapter) -> list[tuple[int, int]]:
     """The (row, column) of every patch whose centre lies in ``bounds``, in reading order.
 
     A box too small to hold any centre stands for the one patch that its own centre lies in.
@@ -178,7 +180,7 @@ def patches_in_box(geometry: Geometry, bounds: Box, llava: Llava) -> list[tuple[
     return [(row, column)]
 
 
-def _positions(inputs: Inputs, row: int, group: Group | str, llava: Llava, example: Example | None) -> list[int]:
+def _positions(inputs: Inputs, row: int, group: Group | str, llava: Adapter, example: Example | None) -> list[int]:
     """The positions of ``group`` in one row of the batch; never empty."""
     layout = inputs.layout[row]
     name = f"example {row} of the batch" if example is None else f"example {example.id!r}"
@@ -218,7 +220,7 @@ def _positions(inputs: Inputs, row: int, group: Group | str, llava: Llava, examp
     return text
 
 
-def _box_positions(inputs: Inputs, row: int, group: BoxGroup, llava: Llava, name: str) -> list[int]:
+def _box_positions(inputs: Inputs, row: int, group: BoxGroup, llava: Adapter, name: str) -> list[int]:
     if not 0 <= group.picture < len(inputs.image_of[row]):
         raise UserError(
             f"picture must be in [0, {len(inputs.image_of[row])}) for {name}, got {group.picture}. "

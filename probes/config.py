@@ -1,15 +1,27 @@
-"""What a probe sweep is asked to do: frozen settings.
+"""The settings of a probe sweep. Their fields are the options of ``probe-sweep``; see ``records.options``."""
 
-``SweepConfig`` is all that ``probes.sweep.run_sweep`` takes. The command line fills it from options and from a YAML
-file whose keys are the names of the options; what the command line says wins.
-"""
-
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from records.manifest import RunKind
-from records.settings import DtypeName, ModelOptions, plain, slug
+from records.options import (
+    ConfigFile,
+    DryRun,
+    DtypeName,
+    Images,
+    ModelOptions,
+    OrDefault,
+    Out,
+    Overwrite,
+    Preprocess,
+    Repeated,
+    Seed,
+    SkipBad,
+    named,
+    settings_of,
+    slug,
+)
 
 RUN = RunKind(
     "probe-sweep",
@@ -23,81 +35,80 @@ Probe = Literal["logistic", "ridge", "mass-mean", "mlp"]
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which examples it sees.
+    """The examples."""
 
-    Args:
-        spec: ``"scenes"``, or a JSONL or Parquet file.
-        images: The folder that picture paths in the file are relative to.
-        split: The examples that probes are fitted and cross-validated on.
-        transfer: Examples that are only scored, by probes fitted on ``split``; None for none.
-        limit: How many examples of ``split`` at most.
-        transfer_limit: How many examples of ``transfer`` at most.
-        skip_bad: Whether to go on without the examples whose pictures cannot be read.
-    """
-
-    spec: str = "scenes"
-    images: Path | None = None
-    split: str | None = None
-    transfer: str | None = None
-    limit: int | None = None
-    transfer_limit: int | None = None
-    skip_bad: bool = False
+    spec: Annotated[str, named("data")] = "scenes"
+    """`scenes`, or a JSONL or Parquet file of your own."""
+    images: Images = None
+    split: OrDefault[str] = None
+    """Examples that probes are fitted and cross-validated on. [default: test for scenes, else all]"""
+    transfer: OrDefault[str] = None
+    """Examples that are only scored, never fitted on; `none` for none. [default: unseen for scenes, else none]"""
+    limit: OrDefault[int] = None
+    """At most so many examples to fit on. [default: 200 for scenes, else all]"""
+    transfer_limit: OrDefault[int] = None
+    """At most so many examples to score only. [default: a third of limit for scenes, else all]"""
+    skip_bad: SkipBad = False
+    preprocess: Preprocess = "pad"
 
 
 @dataclass(frozen=True)
 class SiteOptions:
-    """Which activations are kept, of which tokens, how pooled, and how stored (None: as the model computes them)."""
+    """The activations that are read."""
 
-    specs: tuple[str, ...] = ()
-    layers: str | None = None
+    specs: Annotated[Repeated[str], named("site")] = ()
+    """Activation: `resid_post`, `vision:resid_post`, `projector:out`, `blocks.12.hook_mlp_out`. [default: resid_post of
+    both towers, the projector's stages, the language model's input]"""
+    layers: OrDefault[str] = None
+    """Layers for sites without one, as `0-31` or `3,5,9`. [default: all]"""
     tokens: Tokens = "auto"
+    """Token positions. `auto` reads labels of one object on the patches of its box, where there are boxes, and other
+    labels on all image tokens."""
     pool: Pool = "mean"
-    stored_as: DtypeName | None = None
+    """How the tokens become one activation; `none` only with `--tokens last`."""
+    stored_as: Annotated[OrDefault[DtypeName], named("store-dtype")] = None
+    """Floating-point type of the activations on disk. [default: the model's]"""
 
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """What is read from them, by which probe, and whether the controls run.
+    """The labels and the probes."""
 
-    Args:
-        targets: Labels to read.
-        probe: Which probe.
-        folds: Of the cross-validation.
-        controls: Whether they run.
-        maps: On how many examples every patch is read by itself; None as many as the data can well spare, 0 for none.
-    """
-
-    targets: tuple[str, ...] = ()
+    targets: Annotated[Repeated[str], named("target")] = ()
+    """Label to read. [default for scenes: kind, category, colour, place, count]"""
     probe: Probe = "logistic"
+    """Kind of probe; `logistic` becomes ridge regression for continuous labels."""
     folds: int = 5
+    """Folds of the grouped, stratified cross-validation."""
     controls: bool = True
-    maps: int | None = None
+    """Run the controls: shuffled labels, a control task, raw pixels, and a randomly initialised model."""
+    maps: OrDefault[int] = None
+    """Examples on which every patch is read by itself, for maps over the picture; 0 for none. [default: 12, or fewer
+    if there are few examples]"""
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """One probe sweep. Equal settings (all but ``out``, ``overwrite`` and ``dry_run``) give equal results."""
+    """Fit linear probes layer by layer. Equal settings but for the run directory's give equal results."""
 
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
     sites: SiteOptions = field(default_factory=SiteOptions)
     probing: ProbeOptions = field(default_factory=ProbeOptions)
-    seed: int = 0
+    seed: Seed = 0
     batch_size: int = 16
-    out: Path | None = None
-    overwrite: bool = False
-    dry_run: bool = False
+    """Rows that run together."""
+    out: Out = None
+    overwrite: Overwrite = False
+    dry_run: DryRun = False
+    config: ConfigFile = None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that decides the results, as the manifest stores it: option -> plain value."""
-        flat: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size}
-        for part in (self.model, self.data, self.sites, self.probing):
-            flat.update(asdict(part))
-        renamed = {"name": "model", "spec": "data", "specs": "site", "targets": "target"}
-        return {renamed.get(key, key): plain(value) for key, value in flat.items()}
+        """Every option that decides the results, as the manifest stores it."""
+        return settings_of(self)
 
     @property
     def folder(self) -> Path:
-        """Where the run is written: ``out``, or a folder in ``runs/`` that is named after model and data."""
+        """The run directory: ``out``, or a folder in ``runs/`` named after model and data."""
         return self.out or Path("runs") / f"{slug(self.model.name)}-{slug(self.data.spec)}"

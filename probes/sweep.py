@@ -1,24 +1,21 @@
-"""The probe sweep: which targets can be read at which site, from pictures to table and figure.
+"""The probe sweep: which labels can be read at which site, from pictures to table and figure.
 
-    finished = run_sweep(SweepConfig(data=DataOptions(limit=200)))
-    finished.results, finished.figure.png
-
-``run_sweep`` checks everything, captures (resuming what a killed run left), fits, and writes the run directory.
+finished = run_sweep(SweepConfig(data=DataOptions(limit=200)))
+finished.results, finished.figures[0]
 """
 
 import gc
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from figures.parts import names_in_blocks
 from figures.score_by_layer import draw_score_by_layer
-from figures.style import FigurePaths, figure_of, save_figure
+from figures.style import figure_of, save_figure
 from models.llava import Llava
 from models.loading.load import load
 from models.sites import Site, depth, parse_sites
@@ -27,17 +24,18 @@ from probes.activations.store import STORES, ActivationStore, SizeEstimate, esti
 from probes.config import RUN, TEXT_TOKENS, SweepConfig
 from probes.evaluation.folds import Plan
 from probes.fit_sites import fit_sites
-from probes.maps.map_plan import MapPlan, plan_maps
+from probes.maps.map_plan import plan_maps
 from probes.maps.maps import TABLE, map_steps, write_maps
 from probes.report_table import render_summary
 from probes.selection import Selection, at_size, plan_for, select
-from records.html import run_html
-from records.manifest import check_folder, new_manifest, open_run, read_manifest, write_atomically, write_manifest
-from records.model import open_model
+from records.manifest import write_atomically
+from records.model import describe_model, open_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
-from records.progress import OnProgress, shown_progress
-from records.tables import clock, read_results, saved_results, write_results
-from tasks.errors import UserError, user_errors
+from records.progress import OnProgress, ProgressBars
+from records.run import FinishedRun, Run, check_space, writing
+from records.tables import read_results
+from tasks.errors import UserError
+from tasks.example import Example
 
 DEFAULT_SITES = (
     "vision:resid_post",
@@ -48,25 +46,22 @@ DEFAULT_SITES = (
     "blocks.0.hook_resid_pre",
     "resid_post",
 )
-_CONTROL_SEED = 2**16  # added to the seed, so that the control is never the draw that a random model was
+_CONTROL_SEED = 2**16  # added to the seed, so that the control differs from a random model of the same seed
 FIGURE = "score_by_layer"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a sweep will take.
-
-    Args:
-        size: Bytes that it writes, and bytes free.
-        seconds: Of captures, from the products they need and the speed of one product timed now; a lower bound.
-        n_examples: Examples, transfer included.
-        n_sites: Sites.
-    """
+    """What a sweep takes."""
 
     size: SizeEstimate
+    """Bytes written, and bytes free."""
     seconds: float
+    """Lower bound of the capture's time, from its matrix products and the measured speed of one."""
     n_examples: int
+    """Examples, those of the transfer split included."""
     n_sites: int
+    """Sites."""
 
     def __str__(self) -> str:
         """One line."""
@@ -76,28 +71,6 @@ class Estimate:
         )
 
 
-@dataclass(frozen=True)
-class FinishedSweep:
-    """A run that is done.
-
-    Args:
-        folder: The run directory.
-        results: The table, as ``docs/results.md`` describes it.
-        figure: Score by layer.
-        skipped: Examples left out because of their pictures.
-    """
-
-    folder: Path
-    results: pd.DataFrame
-    figure: FigurePaths
-    skipped: int
-
-    def _repr_html_(self) -> str:
-        """For notebooks: the summary, the figure, and where the files are."""
-        notes = [f"{self.skipped} examples left out, see skipped.csv"] if self.skipped else []
-        return run_html(render_summary(self.results), figure=self.figure.png, folder=self.folder, notes=notes)
-
-
 def run_sweep(
     config: SweepConfig,
     *,
@@ -105,85 +78,80 @@ def run_sweep(
     command: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
-) -> FinishedSweep | Estimate | None:
-    """Runs a sweep, or takes up one that was cut.
+) -> FinishedRun | Estimate | None:
+    """Run a sweep, or resume one that was killed.
 
     Args:
-        config: What to do.
-        llava: The model that ``config`` names, if it is in memory already; otherwise it is loaded.
+        config: The settings.
+        llava: The model of ``config``, if it is in memory; otherwise it is loaded.
         command: The command line, for the manifest.
-        on_progress: Told how it goes, as (stage, newly done, total); None shows it where this is a notebook.
-        on_note: Told what a user should know before it starts: the estimate, and what is left out.
+        on_progress: Called with (stage, newly done, total); None shows bars where somebody watches.
+        on_note: Called with the estimate and with what is left out, before the sweep starts.
 
     Returns:
-        The finished run; with ``dry_run`` the estimate; None on the processes that only help to capture.
+        The finished run; the estimate if ``config.dry_run`` is set; None on all processes but rank 0.
 
     Raises:
-        UserError: If anything that the user gave cannot be used; the sentence says what to do.
+        UserError: If the settings, the data or the model cannot be used.
     """
-    started = time.time()
-    on_progress = on_progress or shown_progress()
-    manifest = new_manifest(RUN, config.settings)
+    on_progress = on_progress or ProgressBars()
     _check_settings(config)
-    check_folder(config.folder, manifest, RUN, overwrite=config.overwrite)
+    run = Run(config.folder, RUN, config.settings, command=command, overwrite=config.overwrite)
     selection = select(config)
     for group in selection.groups:
-        _check_probe(
-            plan_for(selection, group, config), config
-        )  # refuses what cannot be fitted before hours of capture
+        _check_probe(plan_for(selection, group, config), config)
     maps = plan_maps(selection, config)
-    with user_errors(ValueError):
-        device = own_device(config.model.device)
+
+    device = own_device(config.model.device)
     processes = join_processes(device)
-    llava = open_model(config.model, device=device, seed=config.seed, given=llava)
+    given, llava = llava, open_model(config.model, device=device, seed=config.seed, given=llava)
     selection = at_size(selection, config, llava.image_size)
     sites = _sites(config, llava)
+    depths = [depth(site, llava) for site in sites]
+
     estimate = _estimate(config, llava, selection, sites)
     if config.dry_run:
         return estimate
-    if not estimate.size.fits:
-        raise UserError(
-            f"activations must fit on the disk, got {estimate.size.activations / 1e6:.0f} MB for "
-            f"{estimate.size.free / 1e6:.0f} MB free at {str(config.folder)!r}. Use fewer sites or "
-            "examples, or --store-dtype float16."
-        )
+    check_space(
+        estimate.size.activations - estimate.size.present, config.folder, what="activations",
+        advice="Use fewer sites or examples, or --store-dtype float16.",
+    )  # fmt: skip
     for note in (str(estimate), *maps.notes):
         on_note(note)
-    manifest["model"] = {"id": llava.id, "revision": llava.revision, "weight_hash": llava.weight_hash}
-    manifest["data"] = {"name": selection.name, "digest": selection.digest, "n_examples": len(selection.examples)}
-    about: dict[str, Any] = {"command": list(command), "started": clock(started), "finished": None, "seconds": None}
-    if processes.is_main:
-        open_run(config.folder, {**manifest, **about}, RUN, overwrite=config.overwrite)
-        _write_examples(config, llava, selection)
-    processes.wait()
-    depths = [depth(site, llava) for site in sites]
-    store = _capture(llava, config, selection, sites, processes, on_progress)
-    processes.wait()
-    if processes.is_main:
-        _map(llava, store, sites, depths, selection, maps, config, on_progress)
-    control_store = _capture_control(llava, config, selection, sites, processes, on_progress)
-    del llava
-    processes.wait()
-    if not processes.is_main:
-        return None
-    results = saved_results(config.folder)
-    if results is None:
-        total = len(sites) * len(selection.groups)
-        results = fit_sites(
-            store, control_store, sites, depths, selection, config, lambda n: on_progress("fitting probes", n, total)
-        )
-        write_results(config.folder, results)
-        before = read_manifest(config.folder, RUN) or {}
-        about.update(
-            started=before.get("started"), finished=clock(time.time()), seconds=round(time.time() - started, 1)
-        )
-        write_manifest(config.folder, {**manifest, **about})
-    figure = draw_run(config.folder)
-    return FinishedSweep(config.folder, read_results(config.folder, RUN), figure, len(selection.skipped))
+
+    data = {"name": selection.name, "digest": selection.digest, "n_examples": len(selection.examples)}
+    with run.open(processes, model=describe_model(llava), data=data):
+        if processes.is_main:
+            _write_examples(config, llava, selection)
+        store = _capture(STORES[0], lambda: llava, selection.examples, selection, sites, config, processes, on_progress)
+        processes.wait()
+        if processes.is_main and maps.examples and not run.is_finished and not (config.folder / TABLE).is_file():
+            steps = map_steps(sites, selection, maps)
+            write_maps(
+                llava, store, sites, depths, selection, maps, config, lambda n: on_progress("mapping patches", n, steps)
+            )
+        control_store = None
+        if _has_control_model(config):
+            control = partial(_control_model, llava, config, keep=given is not None)
+            fitted = selection.examples[: selection.n_fitted]
+            control_store = _capture(STORES[1], control, fitted, selection, sites, config, processes, on_progress)
+        processes.wait()
+        if not processes.is_main:
+            return None
+        if not run.is_finished:
+            total = len(sites) * len(selection.groups)
+            run.finish(
+                fit_sites(
+                    store, control_store, sites, depths, selection, config,
+                    lambda n: on_progress("fitting probes", n, total),
+                )
+            )  # fmt: skip
+        _draw(config.folder, read_results(config.folder, RUN))
+    return finished_sweep(config.folder)
 
 
 def _check_probe(plan: Plan, config: SweepConfig) -> None:
-    """Refuses a probe that cannot be fitted to what the plan holds."""
+    """Check that the probe can be fitted to the plan's targets and folds."""
     for target in plan.targets.values():
         if config.probing.probe == "mass-mean" and target.kind == "continuous":
             raise UserError(f"probe must not be mass-mean for the continuous target {target.name!r}. Use ridge.")
@@ -192,39 +160,42 @@ def _check_probe(plan: Plan, config: SweepConfig) -> None:
             raise UserError("probe mlp must have two groups in every training set, got one. Use more groups or folds.")
 
 
-def draw_run(folder: Path) -> FigurePaths:
-    """Draws a finished run into its folder ``figures``: one figure for each activation of the blocks that was probed.
+def finished_sweep(folder: Path) -> FinishedRun:
+    """The finished run in ``folder``; its figures are drawn if they are missing.
 
-    Returns:
-        The figure of the activation with most layers; the others bear the activation's name.
+    Raises:
+        UserError: If the folder holds no finished run of ``probe-sweep``.
     """
+    results = read_results(folder, RUN)
+    figure = folder / "figures" / f"{FIGURE}.png"
+    if not figure.is_file():
+        _draw(folder, results)
+    skipped = folder / "skipped.csv"
+    notes = [f"{len(pd.read_csv(skipped))} examples left out, see {skipped}"] if skipped.is_file() else []
+    return FinishedRun(folder, results, render_summary(results), (figure,), tuple(notes))
+
+
+def _draw(folder: Path, results: pd.DataFrame) -> None:
+    """Draw scores by layer: one figure for each activation of the blocks, the one with most layers named plainly."""
     import matplotlib.pyplot as plt
 
-    results = read_results(folder, RUN)
     first, *others = names_in_blocks(results)
-    for name in (*others, first):
+    for name in (first, *others):
         panels = draw_score_by_layer(results, name=name)
-        stem = FIGURE if name == first else f"{FIGURE}_{name}"
-        paths = save_figure(panels, folder / "figures" / stem)
+        save_figure(panels, folder / "figures" / (FIGURE if name == first else f"{FIGURE}_{name}"))
         plt.close(figure_of(panels))
-    return paths
-
-
-def figure_paths(folder: Path) -> FigurePaths:
-    """Where the figure of a run is, drawn or not."""
-    stem = folder / "figures" / FIGURE
-    return FigurePaths(stem.with_suffix(".png"), stem.with_suffix(".svg"))
 
 
 def _check_settings(config: SweepConfig) -> None:
+    """Check the ranges of the settings."""
     if config.batch_size < 1:
-        raise UserError(f"batch-size must be >= 1, got {config.batch_size}. One example at a time is the least.")
+        raise UserError(f"batch-size must be >= 1, got {config.batch_size}.")
     if config.probing.maps is not None and config.probing.maps < 0:
-        raise UserError(f"maps must be >= 0, got {config.probing.maps}. 0 makes none.")
+        raise UserError(f"maps must be >= 0, got {config.probing.maps}. 0 makes no maps.")
     if config.seed < 0:
-        raise UserError(f"seed must be >= 0, got {config.seed}. Any other integer will do.")
+        raise UserError(f"seed must be >= 0, got {config.seed}.")
     if config.probing.folds < 2:
-        raise UserError(f"folds must be >= 2, got {config.probing.folds}. One fold has nothing to be tested on.")
+        raise UserError(f"folds must be >= 2, got {config.probing.folds}.")
     if config.sites.pool == "none" and config.sites.tokens != "last":
         raise UserError(
             f"pool must be mean, max or box for tokens {config.sites.tokens!r}, got 'none'. A probe reads one "
@@ -233,11 +204,10 @@ def _check_settings(config: SweepConfig) -> None:
 
 
 def _sites(config: SweepConfig, llava: Llava) -> list[Site]:
-    """The sites asked for; by default those that the tokens exist at."""
+    """The sites of the settings; by default those at which the tokens exist."""
     text = config.sites.tokens in TEXT_TOKENS
     default = tuple(spec for spec in DEFAULT_SITES if not (text and spec.startswith(("vision:", "projector:"))))
-    with user_errors(ValueError):
-        sites = parse_sites(config.sites.specs or default, config.sites.layers, llava)
+    sites = parse_sites(config.sites.specs or default, config.sites.layers, llava)
     for site in sites:
         if site.name == "pattern":
             raise UserError(
@@ -253,11 +223,12 @@ def _sites(config: SweepConfig, llava: Llava) -> list[Site]:
 
 
 def _has_control_model(config: SweepConfig) -> bool:
-    """Whether a randomly initialised model is run beside the model: not for models that are random themselves."""
+    """True if a randomly initialised model is run as a control; not for models that are random themselves."""
     return config.probing.controls and not config.model.name.startswith("random:")
 
 
 def _estimate(config: SweepConfig, llava: Llava, selection: Selection, sites: Sequence[Site]) -> Estimate:
+    """Bytes and seconds of the captures, the control model's included."""
     n = len(selection.examples)
     n_rows = n + (selection.n_fitted if _has_control_model(config) else 0)
     size = estimate_size(
@@ -278,81 +249,43 @@ def _estimate(config: SweepConfig, llava: Llava, selection: Selection, sites: Se
 
 
 def _capture(
-    llava: Llava,
-    config: SweepConfig,
+    name: str,
+    llava: Callable[[], Llava],
+    examples: Sequence[Example],
     selection: Selection,
     sites: Sequence[Site],
+    config: SweepConfig,
     processes: Processes,
     on_progress: OnProgress,
 ) -> ActivationStore:
-    n = len(selection.examples)
-    store = ActivationStore(config.folder.absolute() / STORES[0], n, shard_size(config.batch_size))
-    own = -(-n // processes.world)
-    fill_store(
-        store, llava, selection.examples, sites, selection.groups, config, processes,
-        lambda done: on_progress("capturing", done, own),
-    )  # fmt: skip
+    """Fill the store ``name`` with this process's share of the examples; ``llava`` is called if any are missing."""
+    store = ActivationStore(config.folder.absolute() / name, len(examples), shard_size(config.batch_size))
+    stage = "capturing" if name == STORES[0] else "capturing the random model"
+    own = -(-len(examples) // processes.world)
+    if store.missing(sites, selection.groups, rank=processes.rank, world=processes.world):
+        fill_store(
+            store, llava(), examples, sites, selection.groups, config, processes,
+            lambda done: on_progress(stage, done, own),
+        )  # fmt: skip
     return store
 
 
-def _map(
-    llava: Llava,
-    store: ActivationStore,
-    sites: Sequence[Site],
-    depths: Sequence[float],
-    selection: Selection,
-    maps: MapPlan,
-    config: SweepConfig,
-    on_progress: OnProgress,
-) -> None:
-    """The maps, unless there are none to make or they are there; a finished run is left as it is."""
-    if not maps.examples or (config.folder / TABLE).is_file() or saved_results(config.folder) is not None:
-        return
-    steps = map_steps(sites, selection, maps)
-    write_maps(llava, store, sites, depths, selection, maps, config, lambda n: on_progress("mapping patches", n, steps))
+def _control_model(llava: Llava, config: SweepConfig, *, keep: bool) -> Llava:
+    """The same architecture and tokenizer with random weights.
 
-
-def _capture_control(
-    llava: Llava,
-    config: SweepConfig,
-    selection: Selection,
-    sites: Sequence[Site],
-    processes: Processes,
-    on_progress: OnProgress,
-) -> ActivationStore | None:
-    """The activations of the randomly initialised model; ``llava`` cannot be used after that."""
-    if not _has_control_model(config):
-        return None
-    control_store = ActivationStore(
-        config.folder.absolute() / STORES[1], selection.n_fitted, shard_size(config.batch_size)
-    )
-    fitted = selection.examples[: selection.n_fitted]
-    own = -(-selection.n_fitted // processes.world)
-    if control_store.missing(sites, selection.groups, rank=processes.rank, world=processes.world):
-        random = _control_model(llava, config)
-        fill_store(
-            control_store, random, fitted, sites, selection.groups, config, processes,
-            lambda done: on_progress("capturing the random model", done, own),
-        )  # fmt: skip
-    return control_store
-
-
-def _control_model(llava: Llava, config: SweepConfig) -> Llava:
-    """The same architecture and tokenizer with fresh random weights, in the place of the trained ones.
-
-    The trained weights are let go first, so that the control does not double the memory.
+    The trained weights are freed first, so that the control does not double the memory, unless ``keep`` is set.
     """
     device, dtype = llava.device, llava.dtype
-    llava.model.to("meta")  # type: ignore[arg-type]
-    gc.collect()
+    if not keep:
+        llava.model.to("meta")  # type: ignore[arg-type]
+        gc.collect()
     seed = config.seed + _CONTROL_SEED
-    with user_errors(ValueError):
-        random = load(llava.config, device=device, dtype=dtype, attn=config.model.attn, seed=seed, validate=False)
+    random = load(llava.config, device=device, dtype=dtype, attn=config.model.attn, seed=seed, validate=False)
     return replace(random, processor=llava.processor)
 
 
 def _write_examples(config: SweepConfig, llava: Llava, selection: Selection) -> None:
-    """``examples.parquet``: one row for each example, in the order of the shards; ``skipped.csv`` if any are."""
+    """Write ``examples.parquet``, one row for each example in the order of the shards, and ``skipped.csv``."""
     rows = []
     for index, layout in enumerate(layouts(llava, selection.examples, config)):
         example = selection.examples[index]
@@ -370,7 +303,8 @@ def _write_examples(config: SweepConfig, llava: Llava, selection: Selection) -> 
             }
         )
     table = pd.DataFrame(rows).astype({"image_start": "Int64", "image_stop": "Int64"})
-    write_atomically(config.folder / "examples.parquet", table.to_parquet(index=False))
-    if selection.skipped:
-        skipped = pd.DataFrame([{"id": item.id, "reason": item.reason} for item in selection.skipped])
-        write_atomically(config.folder / "skipped.csv", skipped.to_csv(index=False).encode())
+    with writing(config.folder):
+        write_atomically(config.folder / "examples.parquet", table.to_parquet(index=False))
+        if selection.skipped:
+            skipped = pd.DataFrame([{"id": item.id, "reason": item.reason} for item in selection.skipped])
+            write_atomically(config.folder / "skipped.csv", skipped.to_csv(index=False).encode())

@@ -15,7 +15,7 @@ INPUT, RUN = "The model and the data", "The run"  # panels of --help
 Model = Annotated[
     str,
     typer.Option(
-        help="`smol`, `smol-stage1`, a checkpoint folder, a Hugging Face id, or `random:llava-1.5-7b`.",
+        help="`smol`, `smol-stage1`, a checkpoint folder, a Hugging Face id, `random:llava-1.5-7b`, or `random:tiny`.",
         rich_help_panel=INPUT,
     ),
 ]

@@ -1,16 +1,16 @@
-"""The manifest of a run: what it was made of, so that an equal run resumes and another is refused.
+"""The manifest of a run: its settings, model, data and versions. Equal runs resume; others raise ``UserError``.
 
-``open_run(folder, manifest, kind, overwrite=...)`` is the one gate to a run directory; ``write_manifest`` fills it in.
-A ``RunKind`` says which command wrote the directory, and what in it is the command's own.
+A ``RunKind`` names the command that writes a directory, and the files that the command writes there. Commands use these
+functions through ``records.run.Run``.
 """
 
-import importlib.metadata
 import json
 import os
 import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +22,36 @@ LAYER_CONVENTION = (
     "layers count from 0; resid_pre enters a block, resid_post of layer L leaves block L, before any final norm"
 )
 _EVERY_RUN = ("results.csv", "results.parquet", "figures")
-# What must be equal for a run to be resumed; command, host and clock may differ.
+# Fields that must agree for a run to be resumed; the command line and the times may differ.
 _COMPARED = ("kind", "format", "settings", "model", "data", "template", "layer_convention", "versions")
 _PACKAGES = ("torch", "transformers", "numpy", "scikit-learn", "scipy", "pillow", "safetensors")
 
 
 @dataclass(frozen=True)
 class RunKind:
-    """Runs of one command.
-
-    Args:
-        command: Its name.
-        writes: What such a run writes besides the manifest, its results and their figures.
-    """
+    """The runs of one command."""
 
     command: str
+    """The command's name."""
     writes: tuple[str, ...] = ()
+    """Patterns of the names that a run writes besides its manifest, results and figures."""
+    last: str = "results.parquet"
+    """The file that is written last: a run that has it is finished."""
 
     @property
     def kind(self) -> str:
-        """What the manifest calls such a run."""
+        """The entry ``kind`` of the manifest."""
         return f"laccolith {self.command}"
 
-    @property
-    def own(self) -> tuple[str, ...]:
-        """Everything a run writes; anything else in its folder is somebody's, and never touched."""
-        return (FILE, *self.writes, *_EVERY_RUN)
+    def owns(self, name: str) -> bool:
+        """True for a file that such a run writes. Other files in its folder are never touched."""
+        return any(fnmatchcase(name, pattern) for pattern in (FILE, *self.writes, *_EVERY_RUN))
 
 
 def versions() -> dict[str, str]:
-    """The versions of what computes: a different one may change a last bit."""
+    """The versions of Python and of the libraries that compute; another version may change the last bit."""
+    import importlib.metadata  # 30 ms, which --help needs not
+
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 
@@ -59,8 +59,8 @@ def new_manifest(kind: RunKind, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a manifest that is known before anything is loaded.
 
     Args:
-        kind: Which command's run it is.
-        settings: Everything that decides the results, as plain values by option.
+        kind: The command of the run.
+        settings: Every option that decides the results, as ``records.options.settings_of`` returns them.
     """
     return {
         "kind": kind.kind,
@@ -76,7 +76,7 @@ def read_manifest(folder: Path, kind: RunKind) -> dict[str, Any] | None:
     """The manifest of a run directory; None if it has none.
 
     Raises:
-        UserError: If there is a manifest that is not one of that kind.
+        UserError: If the manifest cannot be read or is that of another command.
     """
     path = folder / FILE
     if not path.is_file():
@@ -91,10 +91,10 @@ def read_manifest(folder: Path, kind: RunKind) -> dict[str, Any] | None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes the file so that it is either whole or not there, whatever happens in between.
+    """Write a file that is whole or absent, whatever happens while it is written.
 
     Raises:
-        OSError: If the file system refuses, for instance because it is full; nothing is left behind then.
+        OSError: If the file cannot be written, for example because the disk is full. No part of it is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -109,7 +109,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes the manifest, atomically."""
+    """Write the manifest atomically."""
     write_atomically(folder / FILE, (json.dumps(manifest, indent=2) + "\n").encode())
 
 
@@ -132,26 +132,27 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
 
 
 def check_folder(folder: Path, wanted: Mapping[str, Any], kind: RunKind, *, overwrite: bool) -> bool:
-    """Whether ``folder`` holds a run that ``wanted`` would resume; touches nothing.
+    """True if ``folder`` holds a run that ``wanted`` resumes. Nothing is written.
 
     Args:
         folder: The run directory; it need not exist.
         wanted: The manifest of the run about to start, or as much of it as is known.
-        kind: Which command's run it is.
-        overwrite: Whether a different run may be replaced.
+        kind: The command of the run.
+        overwrite: Accept a different run, which ``open_run`` then replaces.
 
     Raises:
-        UserError: If the folder is a file, holds anything that is not a run's, or holds a different run.
+        UserError: If the folder is a file, holds files that are not a run's, or holds a different run.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out must be a folder, got the file {str(folder)!r}. Choose another name.")
-    entries = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    # Hidden files are locks and temporary files.
+    entries = sorted(e.name for e in folder.iterdir() if not e.name.startswith(".")) if folder.is_dir() else []
     if not entries:
         return False
     manifest = read_manifest(folder, kind)
-    foreign = sorted(name for name in entries if name not in kind.own and not _temporary(name))
+    foreign = [name for name in entries if not kind.owns(name)]
     if foreign or manifest is None:
-        seen = foreign or sorted(entries)
+        seen = foreign or entries
         raise UserError(
             f"out must be empty or hold a run of {kind.command}, got {seen[0]!r}"
             f"{f' and {len(seen) - 1} more' if len(seen) > 1 else ''} in {str(folder)!r}. Choose another folder."
@@ -166,10 +167,10 @@ def check_folder(folder: Path, wanted: Mapping[str, Any], kind: RunKind, *, over
 
 
 def open_run(folder: Path, manifest: Mapping[str, Any], kind: RunKind, *, overwrite: bool) -> None:
-    """Makes the run directory ready: made, resumed, or emptied where ``overwrite`` allows it.
+    """Make the run directory ready: new, resumed, or emptied if ``overwrite`` is set.
 
     Raises:
-        UserError: As ``check_folder``, and if the folder cannot be written to.
+        UserError: As ``check_folder``, and if the folder cannot be written.
     """
     resumes = check_folder(folder, manifest, kind, overwrite=overwrite)
     try:
@@ -177,15 +178,13 @@ def open_run(folder: Path, manifest: Mapping[str, Any], kind: RunKind, *, overwr
         for leftover in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
             leftover.unlink()
         if not resumes or overwrite:
-            for name in reversed(kind.own):  # the manifest last: a folder without it would count as foreign
-                _remove(folder / name)
+            # The manifest last: a folder without one counts as foreign.
+            for path in sorted(folder.iterdir(), key=lambda path: path.name == FILE):
+                if kind.owns(path.name):
+                    _remove(path)
             write_manifest(folder, manifest)
     except OSError as error:
-        raise UserError(f"out must be a folder that can be written, got {str(folder)!r} ({error}).") from error
-
-
-def _temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".tmp")
+        raise UserError(f"out must be a writable folder, got {str(folder)!r} ({error}).") from error
 
 
 def _remove(path: Path) -> None:

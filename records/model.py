@@ -1,27 +1,28 @@
-"""The model that a command's settings name: loaded, or the one that is in memory already."""
+"""The model of a command's settings: loaded, or one that is already in memory."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from models.llava import Llava
 from models.loading.load import load
-from records.settings import ModelOptions
+from records.options import ModelOptions
 from tasks.errors import UserError, user_errors
 
 
 def open_model(options: ModelOptions, *, device: str, seed: int, given: Llava | None = None) -> Llava:
-    """The model that ``options`` name.
+    """Load the model that ``options`` name.
 
     Args:
-        options: Which model, and how it runs.
-        device: Where this process has it.
-        seed: Of random weights.
-        given: The same model, loaded before, with the weights that it was loaded with.
+        options: The model and how it runs.
+        device: The device of this process.
+        seed: Seed of random weights.
+        given: The same model with unchanged weights, if it is in memory; it is returned.
 
     Raises:
-        UserError: If it cannot be loaded, or ``given`` is another one.
+        UserError: If the model cannot be loaded, or ``given`` is another model.
     """
     dtype = getattr(torch, options.dtype) if options.dtype else None
     if given is None:
@@ -47,12 +48,17 @@ def open_model(options: ModelOptions, *, device: str, seed: int, given: Llava | 
 
 
 def other_model(options: ModelOptions, name: str, *, device: str, seed: int) -> Llava:
-    """Another model, which runs as ``options`` say.
+    """Load another model with the other settings of ``options``.
 
     Raises:
-        UserError: If it cannot be loaded.
+        UserError: If the model cannot be loaded.
     """
     same = name == options.name
     return open_model(
         replace(options, name=name, revision=options.revision if same else None), device=device, seed=seed
     )
+
+
+def describe_model(llava: Llava) -> dict[str, Any]:
+    """The entry ``model`` of a manifest."""
+    return {"id": llava.id, "revision": llava.revision, "weight_hash": llava.weight_hash}

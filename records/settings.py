@@ -1,43 +1,16 @@
-"""Settings that every command has: which model, from which line or file, and how they are written down.
-
-``read_yaml`` reads a configuration file whose keys are option names; ``plain`` and ``slug`` make a setting fit for a
-manifest and for a folder's name.
-"""
+"""Names of ``records.options`` for modules that still import them from here."""
 
 import difflib
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
+from records.options import DtypeName, ModelOptions, plain, slug
 from tasks.errors import UserError
 
-DtypeName = Literal["float32", "bfloat16", "float16"]
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which model is watched, and how it runs."""
-
-    name: str = "smol"
-    revision: str | None = None
-    device: str = "cpu"
-    dtype: DtypeName | None = None
-    attn: Literal["sdpa", "eager"] = "sdpa"
-    preprocess: Literal["pad", "hf"] = "pad"
-
-
-def plain(value: Any) -> Any:
-    """``value`` as JSON would give it back."""
-    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-
-
-def slug(text: str) -> str:
-    """The name of a model or a file as part of a folder's name."""
-    stem = text.rstrip("/").rsplit("/", 1)[-1].removesuffix(".jsonl").removesuffix(".parquet")
-    return "".join(c if c.isalnum() or c in ".-_" else "-" for c in stem) or "run"
+__all__ = ["DtypeName", "ModelOptions", "plain", "read_yaml", "slug"]
 
 
 def read_yaml(path: Path, options: Collection[str], command: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Several processes that share the jobs of one folder: each takes what no other is at, and all wait for the last.
+"""Several processes in one folder: locks, and jobs that are shared among processes that need no launcher.
 
-``share_jobs(jobs, run=...)`` needs no launcher: start the same command again, beside or after. A process that dies
-gives its job back, for the lock on a job's folder goes with the process.
+``share_jobs(jobs, run=...)``: start the same command again, at the same time or later. Each process takes jobs that no
+other process has, and all wait for the last. A job's lock ends with its process, so that another takes the job over.
 """
 
 import time
@@ -11,17 +11,35 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from tasks.errors import UserError
+
 LOCK = ".lock"
-_SECONDS = 2.0  # between two looks at what others are doing
+_SECONDS = 2.0  # between two checks of the jobs of other processes
 
 
 @contextmanager
-def one_at_a_time(folder: Path, waiting: str, *, on_note: Callable[[str], None] = lambda line: None) -> Iterator[None]:
-    """One process of a folder is inside the block; others say ``waiting`` and wait until it has left."""
+def one_at_a_time(
+    folder: Path, waiting: str | None = None, *, on_note: Callable[[str], None] = lambda line: None
+) -> Iterator[None]:
+    """Keep other processes out of a block that belongs to a folder.
+
+    Args:
+        folder: The folder whose lock is held.
+        waiting: Note given once while another process holds the lock; None raises instead of waiting.
+        on_note: Called with ``waiting``.
+
+    Raises:
+        UserError: If ``waiting`` is None and another process holds the lock.
+    """
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
-    except Timeout:
+    except Timeout as taken:
+        if waiting is None:
+            raise UserError(
+                f"out must not be in use, got {str(folder)!r}, in which another process writes. Wait until it ends, or "
+                "choose another folder."
+            ) from taken
         on_note(waiting)
         lock.acquire()
     try:
@@ -38,23 +56,23 @@ def share_jobs(
     on_done: Callable[[Path], None] = lambda folder: None,
     on_note: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Runs every job that nobody has done, in order, and comes back when all are done, whoever did them.
+    """Run every job that is not done, in order, and return when all are done by this process or another.
 
     Args:
-        jobs: A folder for each, with what messages call it; folders are made where they are missing.
-        is_done: Whether a job's result is there.
-        run: Does it; what it raises ends this process's share alone.
-        on_done: Called for each job once its result is there.
-        on_note: Told what this process waits for.
+        jobs: The folder of each job with its name in messages. Missing folders are made.
+        is_done: True if the job's result exists.
+        run: Runs a job. Its exceptions end this process's share only.
+        on_done: Called for each job once its result exists.
+        on_note: Called with the names of the jobs that this process waits for.
     """
-    left, told = list(jobs), ""
+    left, noted = list(jobs), ""
     while left:
         busy = [folder for folder in left if not _done_here(folder, is_done, run, on_done)]
         if len(busy) == len(left):
-            line = f"other processes are at {', '.join(jobs[folder] for folder in busy)}"
-            if line != told:
+            line = f"other processes run {', '.join(jobs[folder] for folder in busy)}"
+            if line != noted:
                 on_note(line)
-            told = line
+            noted = line
             time.sleep(_SECONDS)
         left = busy
 
@@ -62,7 +80,7 @@ def share_jobs(
 def _done_here(
     folder: Path, is_done: Callable[[Path], bool], run: Callable[[Path], None], on_done: Callable[[Path], None]
 ) -> bool:
-    """Whether a job is done, by us if nobody else is at it."""
+    """True if a job is done; run it if no other process does."""
     if not is_done(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)
@@ -71,7 +89,7 @@ def _done_here(
         except Timeout:
             return False
         try:
-            if not is_done(folder):  # another process may have ended it just before
+            if not is_done(folder):  # another process may have finished it just before
                 run(folder)
         finally:
             lock.release()

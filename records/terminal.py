@@ -1,16 +1,15 @@
 """What the commands have in common at the terminal: a default command, a configuration file, progress, and refusals."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typer.core import TyperCommand, TyperGroup
 
-from records.progress import NotebookProgress, OnProgress, in_notebook, silent
+from records.progress import OnProgress, ProgressBars
 from records.settings import read_yaml
 from tasks.errors import UserError
 
@@ -67,34 +66,13 @@ def _config_path(args: Sequence[str]) -> Path | None:
 
 @contextmanager
 def progress_bar(*, is_main: bool = True) -> Iterator[OnProgress]:
-    """A progress bar on stderr, or below a notebook's cell, one line a stage; nothing at all where nobody watches.
+    """Progress bars, for commands that are not converted yet."""
+    with closing(ProgressBars(is_main=is_main)) as bars:
+        if not bars.shown:
+            from transformers.utils import logging
 
-    Args:
-        is_main: Whether this is the process that speaks.
-    """
-    if is_main and in_notebook():
-        yield NotebookProgress()
-        return
-    console = Console(stderr=True, soft_wrap=True)
-    if not (console.is_terminal and is_main):
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # other libraries' bars
-        yield silent
-        return
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        console=console, transient=True,
-    )  # fmt: skip
-    tasks: dict[str, Any] = {}
-
-    def on_progress(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            tasks[stage] = bar.add_task(stage, total=total)
-        bar.advance(tasks[stage], done)
-
-    with bar:
-        yield on_progress
+            logging.disable_progress_bar()
+        yield bars
 
 
 def table_console() -> Console:

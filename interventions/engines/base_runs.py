@@ -12,10 +12,10 @@ from models.inputs import Inputs
 from models.llava import Llava
 from tasks.errors import UserError
 
-Engine = Literal["resume", "full"]
+EngineName = Literal["incremental", "full"]
 
 
-class Facts(NamedTuple):
+class PositionFacts(NamedTuple):
     """What is known of the positions of a batch, ``example pos`` each.
 
     Args:
@@ -55,7 +55,7 @@ class Placeholder(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """The two runs as ``resume`` wants them, cut behind the last readout.
+    """The two runs as ``incremental`` wants them, cut behind the last readout.
 
     Args:
         run: Of the batch that is changed.
@@ -65,7 +65,7 @@ class Prefix:
         other_position_ids: Of the other.
         other_real: Where the other has tokens.
         placeholders: Every picture in every prompt.
-        facts: See ``Facts``.
+        facts: See ``PositionFacts``.
     """
 
     run: Run
@@ -75,7 +75,7 @@ class Prefix:
     other_position_ids: Int[Tensor, "example pos"] | None
     other_real: Bool[Tensor, "example pos"] | None
     placeholders: tuple[Placeholder, ...]
-    facts: Facts
+    facts: PositionFacts
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class Base:
         other: The batch whose run ``OTHER`` speaks of.
         readout: ``example slot``: the columns of ``inputs`` where logits are read; -1 marks an unused slot.
         logits: Of the unchanged run, float32, ``example slot vocab``; zeros at unused slots.
-        prefix: What ``resume`` starts from; None where the base was prepared for ``full``.
+        prefix: What ``incremental`` starts from; None where the base was prepared for ``full``.
     """
 
     inputs: Inputs
@@ -103,7 +103,7 @@ def prepare_base(
     other: Inputs | None = None,
     *,
     readout: Int[Tensor, "example slot"],
-    engine: Engine = "resume",
+    engine: EngineName = "incremental",
 ) -> Base:
     """The base runs of a batch.
 
@@ -113,21 +113,21 @@ def prepare_base(
         other: The run that ``Write(value=OTHER)`` takes values from: the same number of examples, row by row; the same
             columns wherever something is written.
         readout: ``example slot``: columns of ``inputs`` where logits are wanted; -1 for an unused slot.
-        engine: ``"full"`` leaves out what only ``resume`` needs; the base then serves ``full`` alone.
+        engine: ``"full"`` leaves out what only ``incremental`` needs; the base then serves ``full`` alone.
 
     Raises:
         ValueError: If ``readout`` asks for nothing or for padding, the batches differ in length, or the engine is
             unknown.
     """
-    if engine not in ("resume", "full"):
-        raise UserError(f"engine must be 'resume' or 'full', got {engine!r}. Both give the same numbers.")
+    if engine not in ("incremental", "full"):
+        raise UserError(f"engine must be 'incremental' or 'full', got {engine!r}. Both give the same numbers.")
     readout = readout.to(inputs.input_ids.device)
     _check(inputs, other, readout)
     if engine == "full":
         return Base(inputs, other, readout, plain_logits(llava, inputs, readout), None)
     with running(llava):
         prefix = _prefix(llava, inputs, other, readout)
-        found = llava.logits(prefix.run.resid[-1][_index(readout)]).float()
+        found = llava.unembed(prefix.run.resid[-1][_index(readout)]).float()
     return Base(inputs, other, readout, at_slots(readout, found), prefix)
 
 
@@ -190,14 +190,14 @@ def _prefix(llava: Llava, inputs: Inputs, other: Inputs | None, readout: Tensor)
     read[_index(readout)] = True
     if other is None:
         nowhere = torch.zeros_like(real)
-        facts = Facts(relevant, read, nowhere, nowhere, nowhere)
+        facts = PositionFacts(relevant, read, nowhere, nowhere, nowhere)
         return Prefix(run, None, tower, position_ids, None, None, placeholders, facts)
     other_ids, other_real, other_position_ids = _columns(other, n)
     other_embeddings = _embed(llava, other_ids, other, of_other, tower)
     other_run = run_cached(llava, other_embeddings, other_real.long(), other_position_ids)
     agrees = (real == other_real) & (position_ids == other_position_ids)
     same = agrees & (embeddings == other_embeddings).all(-1)
-    facts = Facts(relevant, read, same, _throughout(same | (agrees & ~real)), _throughout(agrees))
+    facts = PositionFacts(relevant, read, same, _throughout(same | (agrees & ~real)), _throughout(agrees))
     return Prefix(run, other_run, tower, position_ids, other_position_ids, other_real, placeholders, facts)
 
 

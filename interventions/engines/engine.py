@@ -1,6 +1,6 @@
 """Runs interventions: ``base = prepare_base(llava, inputs, other, readout=...)``, then ``run_cells(llava, base, ...)``.
 
-Two engines give the same numbers. ``"full"`` runs the whole model once for each cell; ``"resume"`` computes what a cell
+Two engines give the same numbers. ``"full"`` runs the whole model once for each cell; ``"incremental"`` computes what a cell
 can change and nothing else, many cells at a time.
 """
 
@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from interventions.engines.base_runs import Base, Engine, prepare_base
+from interventions.engines.base_runs import Base, EngineName, prepare_base
 from interventions.engines.checks import check_cells
 from interventions.engines.edits import Cell
 from interventions.engines.full_forward import run_full
-from interventions.engines.incremental import run_resume
+from interventions.engines.incremental import run_incremental
 from models.llava import Llava
 from tasks.errors import UserError
 
-__all__ = ["Base", "Engine", "prepare_base", "run_cells"]
+__all__ = ["Base", "EngineName", "prepare_base", "run_cells"]
 
 
 def run_cells(
@@ -26,7 +26,7 @@ def run_cells(
     cells: Sequence[Cell],
     read: Callable[[Float[Tensor, "example slot vocab"]], Tensor],
     *,
-    engine: Engine = "resume",
+    engine: EngineName = "incremental",
     cells_at_once: int | None = None,
 ) -> list[Tensor]:
     """What ``read`` makes of the logits of each cell, in the order of the cells.
@@ -42,8 +42,8 @@ def run_cells(
         cells: Each on its own, starting from the unchanged run.
         read: Gets a cell's float32 logits at ``base.readout``, zeros at unused slots, and is called once for each cell,
             in any order. The unchanged run's are ``base.logits``.
-        engine: ``"resume"``, or ``"full"`` for plain forwards.
-        cells_at_once: How many cells ``resume`` computes together; None lets it bound the memory that they take.
+        engine: ``"incremental"``, or ``"full"`` for plain forwards.
+        cells_at_once: How many cells ``incremental`` computes together; None lets it bound the memory that they take.
 
     Raises:
         ValueError: Before any forward, if a cell cannot be run (``checks.check_cells``), the engine is unknown, or the
@@ -54,15 +54,15 @@ def run_cells(
         arXiv 2202.05262; attention knockout after Geva et al. 2023, "Dissecting Recall of Factual Associations in
         Auto-Regressive Language Models", arXiv 2304.14767.
     """
-    if engine not in ("resume", "full"):
-        raise UserError(f"engine must be 'resume' or 'full', got {engine!r}. Both give the same numbers.")
+    if engine not in ("incremental", "full"):
+        raise UserError(f"engine must be 'incremental' or 'full', got {engine!r}. Both give the same numbers.")
     if cells_at_once is not None and cells_at_once < 1:
         raise UserError(f"cells_at_once must be at least 1, got {cells_at_once}. None chooses by memory.")
-    if engine == "resume" and base.prefix is None:
+    if engine == "incremental" and base.prefix is None:
         raise UserError(
-            "engine must be 'full' for a base prepared for it, got 'resume'. Prepare the base for 'resume'."
+            "engine must be 'full' for a base prepared for it, got 'incremental'. Prepare the base for 'incremental'."
         )
     check_cells(llava, base, cells)
     if engine == "full":
         return run_full(llava, base, cells, read)
-    return run_resume(llava, base, cells, read, cells_at_once)
+    return run_incremental(llava, base, cells, read, cells_at_once)

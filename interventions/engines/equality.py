@@ -14,20 +14,20 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from interventions.engines.base_runs import Facts
+from interventions.engines.base_runs import PositionFacts
 from interventions.engines.edits import Cut, Write
 from interventions.engines.writes import SUBLAYER, cut_has_effect, replaces_by_other
 
 
-class Status(NamedTuple):
+class EqualTo(NamedTuple):
     """Whether a position's residual stream is that of the base run, and that of the other run."""
 
     base: Bool[Tensor, "example cell pos"]
     other: Bool[Tensor, "example cell pos"]
 
-    def first(self, n: int) -> "Status":
+    def first(self, n: int) -> "EqualTo":
         """Of the first ``n`` cells; shares memory."""
-        return Status(self.base[:, :n], self.other[:, :n])
+        return EqualTo(self.base[:, :n], self.other[:, :n])
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,23 +82,23 @@ class Step(NamedTuple):
     compute: Bool[Tensor, "example cell pos"]
     serve: Bool[Tensor, "example cell pos"]
     held: Bool[Tensor, "example cell pos"]
-    after: Status
+    after: EqualTo
 
 
-def start(first_layers: list[int], facts: Facts) -> Status:
+def start(first_layers: list[int], facts: PositionFacts) -> EqualTo:
     """The status of every cell in front of its first block."""
     early = torch.tensor([layer == 0 for layer in first_layers], device=facts.same.device)[:, None]
     other = torch.where(early, facts.same[:, None], facts.common[:, None])
-    return Status(torch.ones_like(other), other | ~facts.relevant[:, None])
+    return EqualTo(torch.ones_like(other), other | ~facts.relevant[:, None])
 
 
-def enter(status: Status, edits: LayerEdits, facts: Facts) -> None:
+def enter(status: EqualTo, edits: LayerEdits, facts: PositionFacts) -> None:
     """Notes what is put into the residual stream in front of a block."""
     for edit in edits.between:
         mark(status, edit, facts)
 
 
-def mark(status: Status, edit: Between, facts: Facts) -> None:
+def mark(status: EqualTo, edit: Between, facts: PositionFacts) -> None:
     """Notes one such edit."""
     base, other = status.base[:, edit.cell], status.other[:, edit.cell]
     if edit.rows is None:
@@ -109,14 +109,14 @@ def mark(status: Status, edit: Between, facts: Facts) -> None:
         other &= ~edit.mask
 
 
-def step(status: Status, edits: LayerEdits, next_edits: LayerEdits, facts: Facts, *, last: bool) -> Step:
+def step(status: EqualTo, edits: LayerEdits, next_edits: LayerEdits, facts: PositionFacts, *, last: bool) -> Step:
     """What one block asks, given the status in front of it.
 
     Args:
         status: In front of the block, of the cells that have begun.
         edits: Of this block.
         next_edits: Of the next: what is overwritten in front of it need not be computed.
-        facts: See ``Facts``.
+        facts: See ``PositionFacts``.
         last: Whether this is the last block, whose output matters at readouts alone.
     """
     base, other = status
@@ -126,7 +126,7 @@ def step(status: Status, edits: LayerEdits, next_edits: LayerEdits, facts: Facts
         if edit.write.site.name in ("k", "v"):
             rewritten[:, edit.cell] |= _effective(edit, base[:, edit.cell], facts)
     irrelevant = ~facts.relevant[:, None]
-    after = Status(
+    after = EqualTo(
         _throughout((base & ~rewritten) | irrelevant) | irrelevant,
         (_throughout((other & ~rewritten) | irrelevant) & facts.aligned[:, None]) | irrelevant,
     )
@@ -159,12 +159,12 @@ def _throughout(mask: Tensor) -> Tensor:
     return (~mask).cumsum(-1, dtype=torch.int32) == 0
 
 
-def _spoil(status: Status, cell: int, mask: Tensor) -> None:
+def _spoil(status: EqualTo, cell: int, mask: Tensor) -> None:
     status.base[:, cell] &= ~mask
     status.other[:, cell] &= ~mask
 
 
-def _effective(edit: Inside, unchanged: Tensor, facts: Facts) -> Tensor:
+def _effective(edit: Inside, unchanged: Tensor, facts: PositionFacts) -> Tensor:
     """Where a write changes anything: the other run's value is the same where both runs agree and nothing changed."""
     if isinstance(edit.write.value, str) and not edit.write.add:
         return edit.mask & ~(facts.common & unchanged)

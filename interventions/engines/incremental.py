@@ -1,7 +1,7 @@
 """The fast engine: only what a cell can change is computed, and many cells share one pass over the layers.
 
 The cells of a chunk walk the layers together, each joining at its first changed one. Per layer, the positions that are
-equal to neither base run (``lattice``) are packed, cells side by side, along the query axis of one native decoder
+equal to neither base run (``equality``) are packed, cells side by side, along the query axis of one native decoder
 layer; their keys are the base run's and the other run's, shared by all cells, and their own. No cell copies a cache.
 """
 
@@ -29,7 +29,7 @@ from models.sites import Site
 _MOST_LOGITS = 2**26
 
 
-def run_resume(
+def run_incremental(
     llava: Llava,
     base: Base,
     cells: Sequence[Cell],
@@ -293,7 +293,7 @@ class _Wave:
             return [unchanged] * len(group)
         rows = _Flat(*(part[changed] for part in at))
         with edited(llava, self._final_changes(rows)):
-            computed = llava.logits(self._resid(n_layers, rows)[None])[0].float()
+            computed = llava.unembed(self._resid(n_layers, rows)[None])[0].float()
         logits = unchanged.repeat(len(group), 1)
         logits[changed] = computed
         return list(logits.split(len(pos)))

@@ -46,7 +46,7 @@ def ablate_edits(spec: CellSpec, masks: Masks, options: AblateOptions, means: Me
     missing = [site for site in spec.sites if (site, spec.tokens) not in means]
     if missing:
         raise UserError(
-            f"means must hold {str(missing[0])!r} for the group {spec.tokens!r}, got none. prepare_context finds them."
+            f"means must hold {str(missing[0])!r} for the group {spec.tokens!r}, got none. collect_statistics finds them."
         )
     return tuple(Write(site, mask, means[site, spec.tokens], spec.heads) for site in spec.sites)
 

@@ -1,6 +1,6 @@
 """Attribution patching: what activation patching would give, for all cells at once, from one gradient.
 
-``attribute`` estimates the patched run's metric to first order in what is patched; ``attribution_error`` says how far
+``attribute`` estimates the patched run's metric to first order in what is patched; ``attribution_gap`` says how far
 that is from exact patching. It costs two forwards and one backward, whatever the number of cells, and is exact only
 where the model between the site and the metric is linear.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from interventions.engines.base_runs import at_slots
 from interventions.operations.build_edits import noise_of
 from interventions.operations.corruption import noised
-from interventions.operations.dataset_statistics import Context
+from interventions.operations.dataset_statistics import DatasetStatistics
 from interventions.plan.groups import Masks
 from interventions.plan.plan import CellSpec, PatchOptions
 from models.hooks import edited, recorded
@@ -40,7 +40,7 @@ class Attribution(NamedTuple):
     estimated: Float[Tensor, "metric cell example"]
 
 
-class AttributionError(NamedTuple):
+class AttributionGap(NamedTuple):
     """How far an estimate is from exact patching, over cells and examples.
 
     Args:
@@ -62,7 +62,7 @@ def attribute(
     other: Inputs | None,
     specs: Sequence[CellSpec],
     examples: Sequence[Example],
-    context: Context,
+    context: DatasetStatistics,
     score: Callable[[Float[Tensor, "example slot vocab"]], Float[Tensor, "metric example"]],
     *,
     readout: Int[Tensor, "example slot"],
@@ -76,7 +76,7 @@ def attribute(
         other: The run that values would come from: ``Runs.other``, None where it is ``inputs`` with noise.
         specs: Of op ``"patch"`` or ``"attribute"``, of one layer each.
         examples: The clean ones of the batch.
-        context: Holds the plan; ``prepare_context`` made it.
+        context: Holds the plan; ``collect_statistics`` made it.
         score: The metrics of logits at ``readout``; each example's must depend on its own logits alone.
         readout: Columns of ``inputs`` where logits are read; -1 at unused slots.
         seed: Of the noise, where noise corrupts.
@@ -133,9 +133,9 @@ def attribute(
     return Attribution(base, base[:, None] + effects)
 
 
-def attribution_error(
+def attribution_gap(
     estimated: Float[Tensor, "*axes"], exact: Float[Tensor, "*axes"], base: Float[Tensor, "..."]
-) -> AttributionError:
+) -> AttributionGap:
     """How far estimated metrics are from those of exact patching.
 
     Args:
@@ -156,7 +156,7 @@ def attribution_error(
     size = float(truth.abs().mean())
     constant = float(guess.std(correction=0)) == 0 or float(truth.std(correction=0)) == 0
     correlation = float("nan") if constant else float(torch.corrcoef(torch.stack([guess, truth]))[0, 1])
-    return AttributionError(correlation, error, error / size if size else float("nan"), guess.numel())
+    return AttributionGap(correlation, error, error / size if size else float("nan"), guess.numel())
 
 
 def _run(

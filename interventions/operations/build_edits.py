@@ -1,8 +1,8 @@
-"""From names to tensors: ``compile_cells(specs, llava, inputs, examples, context)`` gives each spec's edits on a batch.
+"""From names to tensors: ``build_edits(specs, llava, inputs, examples, context)`` gives each spec's edits on a batch.
 
-context = prepare_context(plan, llava, examples)              # once for a data set: means, norms, deviations
+context = collect_statistics(plan, llava, examples)              # once for a data set: means, norms, deviations
 runs = choose_runs(plan, clean, pair=corrupt)                 # which run is changed, which is the other
-cells = compile_cells(plan.cells(llava), llava, runs.inputs, batch, context)
+cells = build_edits(plan.cells(llava), llava, runs.inputs, batch, context)
 base = prepare_base(llava, runs.inputs, runs.other, readout=...)
 run_cells(llava, base, cells, read)
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from interventions.engines.edits import Cell, Edit, Write
 from interventions.operations.ablation import ablate_edits
 from interventions.operations.corruption import EMBEDDINGS, blank_pictures, draw_noise, noise_edit, noised
-from interventions.operations.dataset_statistics import Context
+from interventions.operations.dataset_statistics import DatasetStatistics
 from interventions.operations.knockout import knockout_edits
 from interventions.operations.patching import patch_edits
 from interventions.operations.skipping import skip_edits
@@ -25,9 +25,9 @@ from interventions.plan.groups import Masks
 from interventions.plan.plan import (
     AblateOptions,
     CellSpec,
+    InterventionPlan,
     NoOptions,
     PatchOptions,
-    Plan,
     SkipOptions,
     SteerOptions,
 )
@@ -53,7 +53,9 @@ class Runs(NamedTuple):
     corrupt: Inputs | None
 
 
-def choose_runs(plan: Plan, clean: Inputs, *, pair: Inputs | None = None, resampled: Inputs | None = None) -> Runs:
+def choose_runs(
+    plan: InterventionPlan, clean: Inputs, *, pair: Inputs | None = None, resampled: Inputs | None = None
+) -> Runs:
     """Which batch is changed and which is the other.
 
     Args:
@@ -81,7 +83,7 @@ def choose_runs(plan: Plan, clean: Inputs, *, pair: Inputs | None = None, resamp
     return Runs(clean, None, corrupt)
 
 
-def corrupt_cell(llava: Llava, inputs: Inputs, context: Context, *, seed: int | None = None) -> Cell:
+def corrupt_cell(llava: Llava, inputs: Inputs, context: DatasetStatistics, *, seed: int | None = None) -> Cell:
     """What makes ``Runs.corrupt`` corrupt: noise on its image embeddings, or nothing.
 
     Args:
@@ -95,12 +97,12 @@ def corrupt_cell(llava: Llava, inputs: Inputs, context: Context, *, seed: int | 
     return Cell((noise_edit(noise_of(llava, inputs, context, seed)),))
 
 
-def compile_cells(
+def build_edits(
     specs: Sequence[CellSpec],
     llava: Llava,
     inputs: Inputs,
     examples: Sequence[Example],
-    context: Context,
+    context: DatasetStatistics,
     *,
     seed: int | None = None,
 ) -> list[Cell]:
@@ -111,7 +113,7 @@ def compile_cells(
         llava: The model.
         inputs: ``Runs.inputs``: the batch that is changed.
         examples: The clean ones of the batch, in either direction: their focus boxes are where ``object`` is.
-        context: What ``prepare_context`` found.
+        context: What ``collect_statistics`` found.
         seed: Of the noise, where noise corrupts; None for the plan's first.
 
     Raises:
@@ -152,27 +154,14 @@ def compile_cells(
     return cells
 
 
-def compile_cell(
-    spec: CellSpec,
-    llava: Llava,
-    inputs: Inputs,
-    examples: Sequence[Example],
-    context: Context,
-    *,
-    seed: int | None = None,
-) -> Cell:
-    """The edits of one spec; see ``compile_cells``."""
-    return compile_cells([spec], llava, inputs, examples, context, seed=seed)[0]
-
-
-def noise_of(llava: Llava, inputs: Inputs, context: Context, seed: int | None = None) -> Tensor:
+def noise_of(llava: Llava, inputs: Inputs, context: DatasetStatistics, seed: int | None = None) -> Tensor:
     """The noise of a plan on a batch, ``image token d_model``.
 
     Raises:
         ValueError: If the context does not know how far embeddings deviate.
     """
     if context.deviation is None:
-        raise UserError("context must hold the embeddings' deviation for noise, got None. prepare_context finds it.")
+        raise UserError("context must hold the embeddings' deviation for noise, got None. collect_statistics finds it.")
     corruption = context.plan.corruption
     seed = corruption.seeds[0] if seed is None else seed
     return draw_noise(llava, inputs, deviation=corruption.scale * context.deviation, seed=seed)

@@ -9,7 +9,7 @@ from torch import Tensor
 from interventions.operations.corruption import embedding_deviation
 from interventions.operations.steering import direction_at
 from interventions.plan.groups import Masks
-from interventions.plan.plan import AblateOptions, Plan, SteerOptions
+from interventions.plan.plan import AblateOptions, InterventionPlan, SteerOptions
 from models.capture import capture
 from models.inputs import Preprocess, prepare
 from models.llava import Llava
@@ -18,7 +18,7 @@ from tasks.example import Example
 
 
 @dataclass(frozen=True, eq=False)
-class Context:
+class DatasetStatistics:
     """A plan and what it needs besides a batch.
 
     Args:
@@ -29,22 +29,22 @@ class Context:
         deviation: Standard deviation of the image embeddings, for noise.
     """
 
-    plan: Plan
+    plan: InterventionPlan
     means: Mapping[tuple[Site, str], Tensor] = field(default_factory=dict)
     norms: Mapping[tuple[Site, str], float] = field(default_factory=dict)
     directions: Mapping[str, Tensor] = field(default_factory=dict)
     deviation: float | None = None
 
 
-def prepare_context(
-    plan: Plan,
+def collect_statistics(
+    plan: InterventionPlan,
     llava: Llava,
     examples: Sequence[Example],
     *,
     directions: Mapping[str, Tensor] | None = None,
     batch_size: int = 8,
     preprocess: Preprocess = "pad",
-) -> Context:
+) -> DatasetStatistics:
     """What ``plan`` needs to know of ``examples``, and nothing that it does not.
 
     Means and norms are taken over the positions of the group in an example, then over examples, each of which counts
@@ -78,7 +78,7 @@ def prepare_context(
     deviation = None
     if plan.corruption.kind == "noise":
         deviation = embedding_deviation(llava, examples, batch_size=batch_size, preprocess=preprocess)
-    return Context(plan, means, norms, given, deviation)
+    return DatasetStatistics(plan, means, norms, given, deviation)
 
 
 def _averages(

@@ -28,7 +28,7 @@ def steer_edits(
     directions: Mapping[str, Tensor],
     norms: Mapping[tuple[Site, str], float],
 ) -> tuple[Write, ...]:
-    """Adds strength times direction at the site in every layer of the window.
+    """Adds alpha times direction at the site in every layer of the window.
 
     Args:
         spec: Of op ``"steer"``.
@@ -46,11 +46,11 @@ def steer_edits(
     mask = masks.at(spec.part, spec.tokens)
     edits = []
     for site in spec.sites:
-        length = options.strength
+        length = options.alpha
         if options.unit == "norm":
             if (site, spec.tokens) not in norms:
                 raise UserError(
-                    f"norms must hold {str(site)!r} for the group {spec.tokens!r}, got none. prepare_context finds "
+                    f"norms must hold {str(site)!r} for the group {spec.tokens!r}, got none. collect_statistics finds "
                     "them; the unit 'absolute' needs none."
                 )
             length *= norms[site, spec.tokens]

@@ -9,7 +9,6 @@ negative (``pos(-1)`` is ``last``). ``+`` joins groups and ``-`` takes one away,
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -116,7 +115,7 @@ def picture_mask(
 
     Raises:
         ValueError: As ``group_mask``; if the group is no group of image tokens, or examples that share a picture mean
-            different tokens of it (``own_pictures`` gives each its own).
+            different tokens of it.
     """
     if not is_pictured(text):
         raise UserError(
@@ -142,26 +141,11 @@ def picture_mask(
                 raise UserError(
                     f"tokens must be the same in examples that share a picture, got {text!r} for rows "
                     f"{owner[picture]} and {row} of the batch, which show {inputs.picture_keys[picture]!r}. "
-                    "own_pictures(inputs) gives each its own."
+                    "Run them in separate batches."
                 )
             owner[picture] = row
             mask[picture] = wanted
     return mask.to(inputs.pixel_values.device)
-
-
-def own_pictures(inputs: Inputs) -> Inputs:
-    """The same batch with a row of pixels for every placeholder, so that each example can be changed on its own."""
-    if inputs.pixel_values is None:
-        return inputs
-    rows = [picture for pictures in inputs.image_of for picture in pictures]
-    counts = iter(range(len(rows)))
-    return replace(
-        inputs,
-        pixel_values=inputs.pixel_values[torch.tensor(rows, device=inputs.pixel_values.device)],
-        image_of=tuple(tuple(next(counts) for _ in pictures) for pictures in inputs.image_of),
-        geometry=tuple(inputs.geometry[row] for row in rows),
-        picture_keys=tuple(inputs.picture_keys[row] for row in rows),
-    )
 
 
 def _term(sign: int, piece: str, text: str) -> Term:

@@ -1,6 +1,6 @@
 """What each operation needs besides where it acts: small frozen records with their checks.
 
-``OPTIONS["ablate"]`` is the record of that operation; a ``Plan`` holds one.
+``OPTIONS["ablate"]`` is the record of that operation; a ``InterventionPlan`` holds one.
 """
 
 from collections.abc import Mapping
@@ -94,20 +94,20 @@ class SteerOptions:
     """What is added.
 
     Args:
-        direction: Its name in ``Context.directions``; it is brought to length 1.
-        strength: Its length; negative to steer away.
+        direction: Its name in ``DatasetStatistics.directions``; it is brought to length 1.
+        alpha: Its length; negative to steer away.
         unit: ``"norm"``: in mean norms of the activation at the site and group, over the data set; ``"absolute"``.
     """
 
     direction: str = "direction"
-    strength: float = 1.0
+    alpha: float = 1.0
     unit: Literal["norm", "absolute"] = "norm"
 
     def __post_init__(self) -> None:
         """Refuses what cannot be added."""
         if not isinstance(self.direction, str) or not self.direction:
             raise UserError(f"direction must be a name, got {self.direction!r}. load_directions lists those of a file.")
-        check_number("strength", self.strength, positive=False)
+        check_number("alpha", self.alpha, positive=False)
         check_among("unit", self.unit, ("norm", "absolute"))
 
 

@@ -1,8 +1,8 @@
-"""What to change, as plain data: a ``Plan`` is checked against a model and unfolds into cells, one row of a table each.
+"""What to change, as plain data: a ``InterventionPlan`` is checked against a model and unfolds into cells, one row of a table each.
 
-plan = Plan("patch", sites=("resid_pre",), tokens=("image", "question", "last"))
+plan = InterventionPlan("patch", sites=("resid_pre",), tokens=("image", "question", "last"))
 plan.cells(llava)  # 3 x n_layers specs; interventions.operations.build_edits turns each into edits on a batch
-Plan.from_dict(json.loads(text))  # refuses keys and values that it does not know
+InterventionPlan.from_dict(json.loads(text))  # refuses keys and values that it does not know
 """
 
 import re
@@ -36,19 +36,19 @@ __all__ = [
     "AblateOptions",
     "CellSpec",
     "Corruption",
+    "InterventionPlan",
     "NoOptions",
     "Op",
     "Options",
     "PatchOptions",
-    "Plan",
     "SkipOptions",
     "SteerOptions",
     "TransplantOptions",
 ]
 
 Metric = Literal["logit_difference", "log_prob", "probability", "kl", "accuracy"]
-EngineName = Literal["resume", "full"]
-Span = Literal["up-to", "onward", "together"]
+EngineName = Literal["incremental", "full"]
+WindowKind = Literal["up-to", "onward", "together"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 HEAD_SITES = ("q", "k", "v", "z")
 FLOW = "->"  # image->question: queries of the question stop looking at keys of the image
@@ -57,7 +57,7 @@ _FIXED_SITE: dict[Op, str] = {"knockout": "pattern", "skip": "resid_post", "tran
 
 
 @dataclass(frozen=True)
-class Plan:
+class InterventionPlan:
     """A set of interventions: every site x window x token group x head asked for.
 
     Args:
@@ -81,13 +81,13 @@ class Plan:
     op: Op
     sites: tuple[str, ...] = ()
     layers: str | None = None
-    window: int | Span = 1
+    window: int | WindowKind = 1
     tokens: tuple[str, ...] = ()
     heads: str | None = None
     options: Options | None = None
     corruption: Corruption = field(default_factory=Corruption)
     metrics: tuple[Metric, ...] = ("logit_difference",)
-    engine: EngineName = "resume"
+    engine: EngineName = "incremental"
 
     def __post_init__(self) -> None:
         """Refuses what no model could run."""
@@ -120,13 +120,13 @@ class Plan:
         return {key: _listed(value) for key, value in flat.items()}
 
     @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> "Plan":
+    def from_dict(data: Mapping[str, Any]) -> "InterventionPlan":
         """The plan that ``to_dict`` wrote, or that a person did.
 
         Raises:
             ValueError: If a key or a value is not one that a plan has.
         """
-        check_keys("plan", data, Plan)
+        check_keys("plan", data, InterventionPlan)
         if "op" not in data:
             raise UserError(f"plan must say its op, got keys {sorted(data)}. One of {', '.join(OPS)}.")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
@@ -142,7 +142,7 @@ class Plan:
                 raise UserError(f"{key} must be a mapping, got {inner!r}. Name its values.")
             check_keys(key, inner, kind)
             values[key] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in inner.items()})
-        return Plan(**values)
+        return InterventionPlan(**values)
 
     def cells(self, llava: Llava) -> list[CellSpec]:
         """Every intervention of the plan on ``llava``, in the order site, tokens, head, layer.
@@ -171,7 +171,7 @@ class Plan:
             raise UserError("metric must not be kl for op 'attribute' by noising, got it. Its gradient is 0 there.")
 
     def _check_window(self) -> None:
-        spans = get_args(Span)
+        spans = get_args(WindowKind)
         if self.window not in spans and not (is_whole(self.window) and int(self.window) > 0 and int(self.window) % 2):
             raise UserError(
                 f"window must be an odd number of layers or one of {', '.join(spans)}, got {self.window!r}. "

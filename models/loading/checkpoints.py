@@ -1,8 +1,7 @@
-"""Weights: reading checkpoint folders in either llava-hf key layout, seeded random weights, published sizes.
+"""Weights: reading checkpoint folders in either llava-hf key layout, and seeded random weights.
 
 ``read_weights(stored_tensors(folder), model_shapes)`` refuses a checkpoint that does not fit, naming the key;
-``random_weights`` draws each tensor from a seed of its own, in the dtype asked for; ``published_config`` has the sizes
-of LLaVA-1.5.
+``random_weights`` draws each tensor from a seed of its own, in the dtype asked for.
 """
 
 import hashlib
@@ -18,12 +17,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import LlavaConfig
 
 from tasks.errors import UserError
 
-# (width, inner width, layers, heads) of the language model. Source: Liu et al. 2024, arXiv 2310.03744 (Vicuna 1.5).
-PUBLISHED = {"llava-1.5-7b": (4096, 11008, 32, 32), "llava-1.5-13b": (5120, 13824, 40, 40)}
 _RULE = "normal-fan-in-1"  # names how random weights are drawn; change it whenever they would differ
 _NORM_SPREAD = 0.1  # random norm gains differ from 1, so that a test can tell a norm's output from its normalised input
 _SHOWN = 3  # keys named in an error
@@ -191,32 +188,6 @@ def random_weights(shapes: Mapping[str, torch.Size], *, seed: int, dtype: torch.
 
 def _key_digest(seed: int, key: str) -> bytes:
     return hashlib.sha256(f"{_RULE}/{seed}/{key}".encode()).digest()
-
-
-def published_config(name: str) -> LlavaConfig:
-    """LLaVA-1.5's sizes: CLIP ViT-L/14 at 336 px, a two-layer projector, Vicuna 7B or 13B."""
-    width, inner, layers, heads = PUBLISHED[name]
-    vision = CLIPVisionConfig(
-        image_size=336,
-        patch_size=14,
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        projection_dim=768,
-    )
-    text = LlamaConfig(
-        vocab_size=32064,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=4096,
-        rms_norm_eps=1e-5,
-        pad_token_id=32001,
-    )
-    return LlavaConfig(vision_config=vision, text_config=text, image_token_index=32000, image_seq_length=576)
 
 
 def _sizes(config: LlavaConfig) -> dict[str, Any]:

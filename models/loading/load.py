@@ -10,21 +10,22 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.utils import logging
 
-from models.llava import Attention, Llava
+from models.adapter import Attention
+from models.llava import Llava
 from models.loading.checkpoints import (
-    PUBLISHED,
     CheckpointError,
     hash_files,
     hash_random,
-    published_config,
     random_weights,
     read_weights,
     stored_tensors,
     weight_files,
 )
+from models.loading.configs import SIZES, config_of
 from models.loading.locate import Located, locate, unknown_model
 from models.loading.original import is_original, read_original
 from models.loading.processors import offline_processor, read_processor
+from models.precision import parse_dtype
 from models.recording import CaptureError, Recorder, Selection
 from models.sites import Site, all_sites
 from tasks.errors import UserError
@@ -41,7 +42,7 @@ def load(
     name_or_path: str | Path | LlavaConfig,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     revision: str | None = None,
     attn: Attention = "sdpa",
     seed: int = 0,
@@ -54,9 +55,11 @@ def load(
         name_or_path: ``"smol"`` or ``"smol-stage1"`` (embedded), a checkpoint folder or Hugging Face id in either
             llava-hf key layout or the original one (``liuhaotian/llava-v1.5-7b``),
             ``"random:llava-1.5-7b"`` or ``"random:llava-1.5-13b"`` (published size, random weights and a byte-level
-            tokenizer), or a config, which gets random weights too.
+            tokenizer), ``"random:tiny"`` (the same with 4 layers, for examples and tests), or a config, which gets
+            random weights too.
         device: Where the weights go.
-        dtype: What they are stored in; None keeps float32 on a CPU and takes the checkpoint's own dtype elsewhere.
+        dtype: What they are stored in, also as text such as ``"bfloat16"``; None keeps
+            float32 on a CPU and takes the checkpoint's own dtype elsewhere.
         revision: A branch, tag or commit, for a Hugging Face id.
         attn: The attention implementation; every site can be captured under both.
         seed: Of random weights.
@@ -70,14 +73,13 @@ def load(
     """
     if attn not in ("sdpa", "eager"):
         raise UserError(f"attn must be 'sdpa' or 'eager', got {attn!r}. Every site works with both.")
-    if dtype is not None and dtype not in _FLOATS:
-        raise UserError(f"dtype must be float32, bfloat16 or float16, got {dtype}. Weights are floating-point.")
+    dtype = parse_dtype(dtype)
     config = name_or_path if isinstance(name_or_path, LlavaConfig) else None
     name = "random" if config is not None else str(name_or_path)
     if name.startswith("random:"):
-        if name.removeprefix("random:") not in PUBLISHED:
+        if name.removeprefix("random:") not in SIZES:
             raise unknown_model(name)
-        config = published_config(name.removeprefix("random:"))
+        config = config_of(name.removeprefix("random:"))
     if config is not None:
         llava = _random(config, offline_processor(config), f"{name}@{seed}", seed, dtype or torch.float32, device, attn)
     else:
@@ -242,7 +244,7 @@ def probe_forward(llava: Llava, sites: Sequence[Site]) -> None:
             stop=False,
         )
         resid = [recorder.finished([f"the check of {llava.id}"]) for recorder in recorders.values()][-1][last][0, 0]
-        ours = llava.logits(resid[None, None])[0, 0]
+        ours = llava.unembed(resid[None, None])[0, 0]
     # The same numbers through the same modules, in another batch shape: only the order of summation may differ.
     tolerance = 1e-3 if llava.dtype == torch.float32 else 5e-2
     if not torch.allclose(

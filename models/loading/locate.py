@@ -7,7 +7,8 @@ from typing import NamedTuple
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from models.loading.checkpoints import PUBLISHED, CheckpointError
+from models.loading.checkpoints import CheckpointError
+from models.loading.configs import SIZES
 from tasks.errors import UserError
 
 EMBEDDED = ("smol", "smol-stage1")
@@ -16,7 +17,7 @@ _PICKLED = ("pytorch_model*.bin", "mm_projector.bin")  # read as plain tensors o
 
 def unknown_model(name: str) -> ValueError:
     """The error for a name that means no model."""
-    accepted = ", ".join([*EMBEDDED, *(f"random:{size}" for size in PUBLISHED)])
+    accepted = ", ".join([*EMBEDDED, *(f"random:{size}" for size in SIZES)])
     return ValueError(
         f"model must be one of {accepted}, a checkpoint folder, or a Hugging Face id such as llava-hf/llava-1.5-7b-hf, "
         f"got {name!r}. Check the spelling."

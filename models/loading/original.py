@@ -27,7 +27,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from models.loading.checkpoints import CheckpointError, published_config, stored_tensors, weight_files
+from models.loading.checkpoints import CheckpointError, stored_tensors, weight_files
+from models.loading.configs import config_of
 from models.loading.locate import locate
 from models.loading.processors import clip_pictures, llava_processor
 from tasks.errors import UserError
@@ -224,7 +225,7 @@ def _vision(name: str, tower: Path | None) -> tuple[CLIPVisionConfig, CLIPImageP
     vision: Any
     if tower is None:
         side = _TOWERS[name.rsplit("/", 1)[-1]]
-        vision = published_config("llava-1.5-7b").vision_config
+        vision = config_of("llava-1.5-7b").vision_config
         vision.image_size = side
         return vision, clip_pictures(side)
     vision = CLIPVisionConfig.from_pretrained(tower)

@@ -93,7 +93,7 @@ def capture_pooled(
         for indices in plan_batches(examples, tokens=names[0], batch_size=config.batch_size):
             batch = [examples[index] for index in indices]
             repeated = batch * len(groups)
-            inputs = prepare(llava, repeated, preprocess=config.model.preprocess)
+            inputs = prepare(llava, repeated, preprocess=config.data.preprocess)
             masks = [token_mask(inputs, name, llava, repeated) for name in names]
             n = len(batch)
             wanted = torch.cat([mask[n * i : n * (i + 1)] for i, mask in enumerate(masks)])
@@ -153,5 +153,5 @@ def layouts(llava: Llava, examples: Sequence[Example], config: SweepConfig) -> l
         for start in range(0, len(examples), 256):  # bounds the padded batch, nothing else
             part = [examples[i] for i in range(start, min(start + 256, len(examples)))]
             bare = [replace(example, pictures=(blank,) * len(example.pictures)) for example in part]
-            found.extend(prepare(llava, bare, preprocess=config.model.preprocess).layout)
+            found.extend(prepare(llava, bare, preprocess=config.data.preprocess).layout)
     return found

@@ -158,7 +158,7 @@ def write_maps(
     for k, index in enumerate(maps.examples):
         example = selection.examples[index]
         with user_errors(CaptureError, ValueError):
-            inputs = prepare(llava, [example], preprocess=config.model.preprocess)
+            inputs = prepare(llava, [example], preprocess=config.data.preprocess)
             found = capture(llava, inputs, sites, tokens=_patches(llava, inputs), pool="none", examples=[example])
         for s, site in enumerate(sites):
             patches = found[site][0].flatten(1).to(torch.float32)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from interventions.cli import app
 from interventions.config import DEFAULTS, PatchConfig, build_plan
 from interventions.plan.options import OPS
-from interventions.plan.plan import Plan
+from interventions.plan.plan import InterventionPlan
 from tests.interventions.conftest import Outcome, PairFile
 
 Sweep = Callable[..., Outcome]
@@ -64,7 +64,7 @@ EVERY_OPTION: dict[str, tuple[list[str], object, Callable[[PatchConfig], object]
     "device": ([], "cuda:1", lambda c: c.model.device),
     "dtype": ([], "bfloat16", lambda c: c.model.dtype),
     "attn": ([], "eager", lambda c: c.model.attn),
-    "preprocess": ([], "hf", lambda c: c.model.preprocess),
+    "preprocess": ([], "hf", lambda c: c.pairs.preprocess),
     "data": ([], "my.jsonl", lambda c: c.pairs.spec),
     "images": ([], "pictures", lambda c: str(c.pairs.images)),
     "pair": ([], "kind", lambda c: c.pairs.attribute),
@@ -81,7 +81,7 @@ EVERY_OPTION: dict[str, tuple[list[str], object, Callable[[PatchConfig], object]
     "ablation": (["--op", "ablate"], "zero", lambda c: c.plan.options.kind),  # type: ignore[union-attr]
     "steer-file": (["--op", "steer"], "d.safetensors", lambda c: str(c.directions)),
     "steer-name": (["--op", "steer"], "up", lambda c: c.plan.options.direction),  # type: ignore[union-attr]
-    "strength": (["--op", "steer"], -2.0, lambda c: c.plan.options.strength),  # type: ignore[union-attr]
+    "alpha": (["--op", "steer"], -2.0, lambda c: c.plan.options.alpha),  # type: ignore[union-attr]
     "unit": (["--op", "steer"], "absolute", lambda c: c.plan.options.unit),  # type: ignore[union-attr]
     "donor": (["--op", "transplant"], "there", lambda c: c.plan.options.donor),  # type: ignore[union-attr]
     "seed": ([], 9, lambda c: c.seed),
@@ -163,7 +163,7 @@ def test_settings_of_the_manifest_hold_every_option_that_decides_results() -> No
     settings = PatchConfig(build_plan("ablate")).settings
     assert settings == json.loads(json.dumps(settings))
     names = {name.replace("-", "_") for name in EVERY_OPTION}
-    own = {"ablation", "direction", "steer_file", "steer_name", "strength", "unit", "donor"}
+    own = {"ablation", "direction", "steer_file", "steer_name", "alpha", "unit", "donor"}
     elsewhere = {"out", "corruption", "noise_scale"} | own
     assert names - elsewhere <= settings.keys()
     assert {
@@ -174,7 +174,7 @@ def test_settings_of_the_manifest_hold_every_option_that_decides_results() -> No
         "corruption.seeds",
     } <= settings.keys()
     assert settings["tokens"] == ["image", "question", "last"]
-    assert Plan.from_dict(PatchConfig(build_plan("steer")).plan.to_dict()).op == "steer"
+    assert InterventionPlan.from_dict(PatchConfig(build_plan("steer")).plan.to_dict()).op == "steer"
 
 
 def test_command_line_wins_over_the_file(asked: list[PatchConfig], tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ CASES: dict[str, Case] = {
     "hidden": Case(("--op", "skip"), ("--hidden",), ("value",), ("clean", "corrupt")),
     "steer-file": Case(STEER, ("--steer-file", "{others}"), ("value",), ("clean", "corrupt")),
     "steer-name": Case(STEER, ("--steer-name", "down"), ("value",), ("clean", "corrupt")),
-    "strength": Case(STEER, ("--strength", "-1"), ("value",), ("clean", "corrupt")),
+    "alpha": Case(STEER, ("--alpha", "-1"), ("value",), ("clean", "corrupt")),
     "unit": Case(STEER, ("--unit", "absolute"), ("value",), ("clean", "corrupt")),
     "donor": Case(MOVE, ("--donor", "{projected}"), ("value", "clean"), ("corrupt",)),
     "with-head": Case(MOVE, ("--with-head",), ("value",), ("clean", "corrupt")),
@@ -209,11 +209,11 @@ def test_engine_chooses_how_cells_are_run(table: Callable[..., pd.DataFrame], mo
 
         return run
 
-    for name in ("run_full", "run_resume"):
+    for name in ("run_full", "run_incremental"):
         monkeypatch.setattr(engine, name, noting(name))
-    found = {name: table(*BASE, "--engine", name) for name in ("resume", "full")}
-    assert ran == ["run_resume", "run_full"]
-    np.testing.assert_allclose(found["full"]["value"], found["resume"]["value"], atol=1e-5)
+    found = {name: table(*BASE, "--engine", name) for name in ("incremental", "full")}
+    assert ran == ["run_incremental", "run_full"]
+    np.testing.assert_allclose(found["full"]["value"], found["incremental"]["value"], atol=1e-5)
 
 
 def test_batch_size_is_the_number_of_pairs_in_a_file(sweep: Sweep, tmp_path: Path) -> None:

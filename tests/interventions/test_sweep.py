@@ -227,12 +227,12 @@ def test_steering_adds_the_direction_of_the_file(checkpoint: Path, llava: Llava,
     path = tmp_path / "directions.safetensors"
     save_file({"away": torch.randn(llava.d_model, generator=generator)}, path)
     values = {}
-    for strength in (1e-6, 0.5, -0.5):
-        asked = {"direction": "away", "strength": strength, "unit": "norm"}
-        settings = config(checkpoint, tmp_path / f"{strength}", "steer", limit=2, options=asked, layers="1")
+    for alpha in (1e-6, 0.5, -0.5):
+        asked = {"direction": "away", "alpha": alpha, "unit": "norm"}
+        settings = config(checkpoint, tmp_path / f"{alpha}", "steer", limit=2, options=asked, layers="1")
         found = done(replace(settings, directions=path))
         row = found.results.iloc[0]
-        values[strength] = row["value"] - row["clean"]
+        values[alpha] = row["value"] - row["clean"]
     assert abs(values[1e-6]) < 1e-4
     assert values[0.5] * values[-0.5] < 0  # there and back
 
@@ -317,7 +317,7 @@ def test_second_run_finds_everything_done(
 
     before = files(finished.folder)
     monkeypatch.setattr("interventions.work.run_batch", fail)
-    monkeypatch.setattr("interventions.work.prepare_context", fail)
+    monkeypatch.setattr("interventions.work.collect_statistics", fail)
     monkeypatch.setattr("interventions.sweep.summarise_cells", fail)
     done(config(checkpoint, finished.folder, metrics=METRICS))
     assert files(finished.folder) == before

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+from models.adapter import Attention
 from models.capture import capture
 from models.inputs import PaddingSide, Preprocess, prepare
-from models.llava import Attention, Llava
+from models.llava import Llava
 from models.loading.load import load
 from models.sites import all_sites
 from models.tokens import GroupName

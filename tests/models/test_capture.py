@@ -103,7 +103,7 @@ def test_the_last_resid_post_is_not_normed_and_gives_the_logits(llava: Llava) ->
     with torch.inference_mode():
         out = llava.model(**inputs.model_kwargs(), output_hidden_states=True)
     ends = [layout.prompt_stop - 1 for layout in inputs.layout]
-    assert_close(llava.logits(found[last][:, 0]), out.logits[torch.arange(2), ends], **TOLERANCE)
+    assert_close(llava.unembed(found[last][:, 0]), out.logits[torch.arange(2), ends], **TOLERANCE)
     assert not torch.allclose(found[last][:, 0], out.hidden_states[-1][torch.arange(2), ends], atol=0.1)
 
 

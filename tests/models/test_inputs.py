@@ -125,7 +125,7 @@ def test_geometry_there_and_back_is_the_identity() -> None:
     assert geometry.to_original(seen.right, seen.bottom) == pytest.approx((30, 40))
 
 
-def test_equal_keys_are_opened_once_and_given_to_every_placeholder(llava: Llava) -> None:
+def test_equal_pictures_are_prepared_once_and_given_to_every_placeholder(llava: Llava) -> None:
     opened: list[str] = []
 
     def picture(key: str, seed: int) -> Picture:
@@ -142,7 +142,8 @@ def test_equal_keys_are_opened_once_and_given_to_every_placeholder(llava: Llava)
         _example(picture("b", 1), picture("b", 1), picture("c", 2)),
     ]
     inputs = prepare(llava, examples)
-    assert opened == ["a", "b", "c"] == list(inputs.picture_keys)
+    assert inputs.picture_keys == ("a", "b", "c")
+    assert opened == ["a", "b", "a", "b", "b", "c"]  # each record is opened: equal keys are no proof of equal pixels
     assert inputs.image_of == ((0,), (1, 0), (), (1, 1, 2))
     assert inputs.pixel_values is not None and inputs.pixel_values.shape[0] == 3
     expanded = inputs.model_kwargs()["pixel_values"]
@@ -288,3 +289,41 @@ def test_a_picture_too_elongated_to_prepare_is_refused_by_name(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
     with pytest.raises(PictureError, match="at most 1000000 pixels to prepare, got 3000 x 1 in 'strip'"):
         prepare(llava, [strip], preprocess=preprocess)
+
+
+def test_two_pictures_with_one_key_are_two_pictures(llava: Llava) -> None:
+    first, second = _noise(20, 20, seed=1), _noise(20, 20, seed=2)
+    inputs = prepare(llava, [_example(_picture(first, "same")), _example(_picture(second, "same"))])
+    assert inputs.image_of == ((0,), (1,))
+    assert len(set(inputs.picture_keys)) == 2
+    assert inputs.pixel_values is not None
+    alone = prepare(llava, [_example(_picture(second, "other"))]).pixel_values
+    assert alone is not None
+    assert torch.equal(inputs.pixel_values[1:], alone)
+
+
+def test_one_picture_with_two_keys_is_prepared_once(llava: Llava) -> None:
+    image = _noise(20, 20)
+    inputs = prepare(llava, [_example(_picture(image, "a")), _example(_picture(image.copy(), "b"))])
+    assert inputs.image_of == ((0,), (0,))
+    assert inputs.picture_keys == ("a",)
+
+
+def test_a_batch_laid_out_anew_is_the_batch_prepared_so(llava: Llava) -> None:
+    examples = [
+        _example(_picture(_noise(20, 20), "a"), question="Is it a cat?"), _example(question="What?", name="y")
+    ]  # fmt: skip
+    right, left = (prepare(llava, examples, padding_side=side, answers=True) for side in ("right", "left"))
+    for side, wanted in (("left", left), ("right", right)):
+        for start in (left, right):
+            moved = start.laid_out(side)
+            assert moved.layout == wanted.layout
+            assert torch.equal(moved.position_ids, wanted.position_ids)
+            real = wanted.attention_mask.bool()
+            assert torch.equal(moved.attention_mask, wanted.attention_mask)
+            assert torch.equal(moved.input_ids[real], wanted.input_ids[real])
+    prompts = prepare(llava, examples, padding_side="left")
+    cut = right.laid_out("left", answers=False, room=2)
+    assert torch.equal(cut.attention_mask[:, :-2], prompts.attention_mask)
+    assert bool(cut.attention_mask[:, -2:].all())
+    assert [layout.prompt_stop for layout in cut.layout] == [layout.prompt_stop for layout in prompts.layout]

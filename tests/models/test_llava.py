@@ -1,5 +1,7 @@
 """Loading: names, options, counts, validation, and random models."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -23,7 +25,9 @@ def test_counts_come_from_the_model(llava: Llava, llava_plain: Llava) -> None:
 
 @pytest.mark.parametrize("name", ["smoll", "random:llava-1.5-70b", "./nowhere", "/nowhere/at/all", "a/b/c"])
 def test_an_unknown_name_is_refused_with_what_is_accepted(name: str) -> None:
-    with pytest.raises(ValueError, match=r"model must be one of smol, smol-stage1, random:llava-1.5-7b.*got"):
+    with pytest.raises(
+        ValueError, match=r"model must be one of smol, smol-stage1, random:llava-1.5-7b.*random:tiny.*got"
+    ):
         load(name)
 
 
@@ -101,3 +105,16 @@ def test_validation_notices_a_final_norm_that_the_logits_do_not_use(
     monkeypatch.setattr(Llava, "logits", lambda self, resid: original(self, resid) * 1.1)
     with pytest.raises(CaptureError, match=r"'blocks.2.hook_resid_post' must give the logits"):
         probe_forward(spoilt, [Site("language_model", 2, "resid_post")])
+
+
+def test_the_tiny_random_model_loads_by_name_in_under_a_second_and_follows_the_seed() -> None:
+    load("random:tiny")  # imports that happen once
+    began = time.process_time()
+    tiny = load("random:tiny")
+    assert time.process_time() - began < 1
+    assert (tiny.id, tiny.n_layers, tiny.d_model, tiny.grid) == ("random:tiny@0", 4, 48, (4, 4))
+    assert (tiny.n_heads, tiny.n_kv_heads, tiny.n_vision_layers) == (6, 2, 3)
+    assert load("random:tiny").weight_hash == tiny.weight_hash != load("random:tiny", seed=1).weight_hash
+    text = tiny.config.text_config
+    marks = tiny.tokenizer.convert_ids_to_tokens([text.bos_token_id, text.eos_token_id, text.pad_token_id])
+    assert marks == ["<s>", "</s>", "<pad>"]

@@ -9,9 +9,8 @@ import matplotlib.cbook
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from typer.testing import CliRunner
 
-from probes.cli import app
+from probes.cli import main
 
 
 class Outcome(NamedTuple):
@@ -54,7 +53,7 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
 
 
 @pytest.fixture
-def sweep(checkpoint: Path, tmp_path: Path) -> Callable[..., Outcome]:
+def sweep(checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Runs ``probe-sweep`` in this process on the tiny checkpoint, writing to ``tmp_path / "run"`` by default."""
 
     def call(*arguments: object, model: object = checkpoint) -> Outcome:
@@ -63,9 +62,12 @@ def sweep(checkpoint: Path, tmp_path: Path) -> Callable[..., Outcome]:
             given += ["--out", str(tmp_path / "run")]
         if given[:1] != ["show"]:
             given += ["--model", str(model)]
-        result = CliRunner().invoke(app, given)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return Outcome(result.exit_code, result.stdout, result.stderr)
+        capfd.readouterr()
+        code = 0
+        try:
+            main(given)
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Outcome(code, *capfd.readouterr())
 
     return call

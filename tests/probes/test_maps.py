@@ -25,8 +25,9 @@ from probes.linear.estimators import LogisticProbe
 from probes.maps.map_plan import MapPlan, plan_maps
 from probes.maps.maps import COLUMNS, fit_probes, read_maps, write_maps
 from probes.selection import Selection, plan_for
-from probes.sweep import FinishedSweep, run_sweep
+from probes.sweep import run_sweep
 from records.manifest import new_manifest, write_manifest
+from records.run import FinishedRun
 from tasks.errors import UserError
 from tasks.example import Example, Target
 from tests.conftest import make_examples
@@ -290,7 +291,7 @@ def test_maps_are_made_before_the_results_and_kept_by_the_next_start(
     assert maps_of(config.folder) == before
     monkeypatch.setattr("probes.sweep.write_maps", killed)  # what is there is not made again
     finished = run_sweep(config)
-    assert isinstance(finished, FinishedSweep)
+    assert isinstance(finished, FinishedRun)
     assert maps_of(config.folder) == before
     maps = read_maps(config.folder)
     assert maps is not None

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from figures.style import FigurePaths
 from probes.config import DataOptions, ModelOptions, ProbeOptions, SiteOptions, SweepConfig
 from probes.report_table import render_summary, summarise
-from probes.sweep import FinishedSweep, run_sweep
+from probes.sweep import run_sweep
+from records.run import FinishedRun
 from tests.figures.tables import probe_table
 
 MARKUP = '<i>"kind"</i> [/bold]'
@@ -24,7 +24,9 @@ def results() -> pd.DataFrame:
 
 
 def test_a_finished_sweep_shows_its_summary_with_markup_as_text(results: pd.DataFrame) -> None:
-    finished = FinishedSweep(Path("runs/x"), results, FigurePaths(Path("gone.png"), Path("gone.svg")), 3)
+    finished = FinishedRun(
+        Path("runs/x"), results, render_summary(results), (Path("gone.png"),), ("3 examples left out",)
+    )
     shown = finished._repr_html_()
     assert "<i>" not in shown
     assert MARKUP in unescape(shown)
@@ -46,7 +48,7 @@ def test_a_sweep_shows_its_progress_where_it_is_a_notebook(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[str, int, int]] = []
-    monkeypatch.setattr("probes.sweep.shown_progress", lambda: lambda *report: told.append(report))
+    monkeypatch.setattr("probes.sweep.ProgressBars", lambda: lambda *report: told.append(report))
     finished = run_sweep(
         SweepConfig(
             model=ModelOptions(name=str(checkpoint)),
@@ -56,7 +58,7 @@ def test_a_sweep_shows_its_progress_where_it_is_a_notebook(
             out=tmp_path / "run",
         )
     )
-    assert isinstance(finished, FinishedSweep)
+    assert isinstance(finished, FinishedRun)
     assert {stage for stage, _, _ in told} == {"capturing", "fitting probes"}
     for stage in ("capturing", "fitting probes"):
         total = next(report[2] for report in told if report[0] == stage)

@@ -21,7 +21,8 @@ from probes.config import DataOptions, ModelOptions, ProbeOptions, SiteOptions, 
 from probes.fit_sites import COLUMNS, fit_sites
 from probes.report_table import onset_row, summarise
 from probes.selection import Selection, plan_for
-from probes.sweep import Estimate, FinishedSweep, run_sweep
+from probes.sweep import Estimate, run_sweep
+from records.run import FinishedRun
 from tasks.example import Target
 from tests.conftest import make_examples
 
@@ -41,9 +42,9 @@ def config(checkpoint: Path, out: Path, **changes: object) -> SweepConfig:
 
 
 @pytest.fixture(scope="module")
-def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedSweep:
+def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     done = run_sweep(config(checkpoint, tmp_path_factory.mktemp("sweep") / "run"))
-    assert isinstance(done, FinishedSweep)
+    assert isinstance(done, FinishedRun)
     return done
 
 
@@ -66,12 +67,12 @@ def test_a_model_in_memory_gives_the_same_bytes(
     alone = run_sweep(config(checkpoint, tmp_path / "alone", **few))
     monkeypatch.setattr("records.model.load", None)
     given = run_sweep(config(checkpoint, tmp_path / "given", **few), llava=there)
-    assert isinstance(alone, FinishedSweep)
-    assert isinstance(given, FinishedSweep)
+    assert isinstance(alone, FinishedRun)
+    assert isinstance(given, FinishedRun)
     assert files(given.folder) == files(alone.folder)
 
 
-def test_results_have_one_row_for_each_target_site_and_split(finished: FinishedSweep) -> None:
+def test_results_have_one_row_for_each_target_site_and_split(finished: FinishedRun) -> None:
     results = finished.results
     assert list(results.columns) == list(COLUMNS)
     assert not results.duplicated(["target", "site", "split"]).any()
@@ -82,7 +83,7 @@ def test_results_have_one_row_for_each_target_site_and_split(finished: FinishedS
     np.testing.assert_allclose(csv["score"], results["score"])
 
 
-def test_intervals_hold_the_score_and_selectivity_is_the_difference(finished: FinishedSweep) -> None:
+def test_intervals_hold_the_score_and_selectivity_is_the_difference(finished: FinishedRun) -> None:
     results = finished.results
     assert ((results["lower"] <= results["score"]) & (results["score"] <= results["upper"])).all()
     validated = results[results["split"] == "cv"]
@@ -95,19 +96,19 @@ def test_intervals_hold_the_score_and_selectivity_is_the_difference(finished: Fi
     assert set(results[results["split"] == "unseen"]["n"]) == {20}
 
 
-def test_object_targets_are_read_from_the_focus_box_and_others_from_the_picture(finished: FinishedSweep) -> None:
+def test_object_targets_are_read_from_the_focus_box_and_others_from_the_picture(finished: FinishedRun) -> None:
     tokens = finished.results.groupby("target")["tokens"].unique()
     assert list(tokens["colour"]) == ["object"]
     assert list(tokens["count"]) == ["image"]
 
 
-def test_colour_is_read_from_raw_pixels_and_shuffled_labels_are_not(finished: FinishedSweep) -> None:
+def test_colour_is_read_from_raw_pixels_and_shuffled_labels_are_not(finished: FinishedRun) -> None:
     row = finished.results.query("part == 'pixels' and target == 'colour' and split == 'cv'").iloc[0]
     assert row["lower"] > row["chance"] + 0.2  # the effect is there
     assert abs(row["shuffled"] - row["chance"]) < 0.2  # 60 examples, seven classes: two standard errors are 0.1
 
 
-def test_examples_are_written_with_labels_and_spans(finished: FinishedSweep) -> None:
+def test_examples_are_written_with_labels_and_spans(finished: FinishedRun) -> None:
     table = pd.read_parquet(finished.folder / "examples.parquet")
     assert len(table) == 80
     assert table["fitted"].sum() == 60
@@ -116,7 +117,7 @@ def test_examples_are_written_with_labels_and_spans(finished: FinishedSweep) -> 
     assert set(table["label_count"]) == {1, 2, 3, 4}
 
 
-def test_stored_bytes_match_the_estimate(checkpoint: Path, finished: FinishedSweep, tmp_path: Path) -> None:
+def test_stored_bytes_match_the_estimate(checkpoint: Path, finished: FinishedRun, tmp_path: Path) -> None:
     estimate = run_sweep(config(checkpoint, tmp_path / "run", dry_run=True))
     assert isinstance(estimate, Estimate)
     assert not (tmp_path / "run").exists()
@@ -126,7 +127,7 @@ def test_stored_bytes_match_the_estimate(checkpoint: Path, finished: FinishedSwe
 
 
 def test_second_run_finds_everything_done(
-    checkpoint: Path, finished: FinishedSweep, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, finished: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise AssertionError("what is on the disk was computed again")
@@ -135,7 +136,7 @@ def test_second_run_finds_everything_done(
     monkeypatch.setattr("probes.activations.fill.capture_pooled", fail)
     monkeypatch.setattr("probes.sweep.fit_sites", fail)
     again = run_sweep(config(checkpoint, finished.folder))
-    assert isinstance(again, FinishedSweep)
+    assert isinstance(again, FinishedRun)
     assert files(finished.folder) == before
 
 

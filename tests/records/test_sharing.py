@@ -76,7 +76,7 @@ def test_a_job_that_another_is_at_is_skipped_named_and_waited_for(tmp_path: Path
     worker.start()
     worker.join(timeout=30)
     assert not worker.is_alive()
-    assert (ran, notes, told) == (["second"], ["other processes are at the first"], ["second", "first"])
+    assert (ran, notes, told) == (["second"], ["other processes run the first"], ["second", "first"])
 
 
 def test_what_a_job_raises_ends_it_and_frees_its_lock(tmp_path: Path) -> None:

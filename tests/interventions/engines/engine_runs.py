@@ -9,14 +9,14 @@ from torch.testing import assert_close
 
 from interventions.engines.base_runs import Base
 from interventions.engines.edits import Cell
-from interventions.engines.engine import Engine, run_cells
+from interventions.engines.engine import EngineName, run_cells
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.sites import Site
 from tasks.example import Example
 from tests.conftest import make_examples, noise_picture
 
-ENGINES: tuple[Engine, ...] = ("full", "resume")
+ENGINES: tuple[EngineName, ...] = ("full", "incremental")
 # float32 in another order of summation; logits are of order 0.1 to 1, so this is the relative error that counts
 RELATIVE = 1e-5
 KINDS = [(grouped, attn) for grouped in (True, False) for attn in ("sdpa", "eager")]
@@ -44,7 +44,7 @@ def pair(
     )
 
 
-def run(llava: Llava, base: Base, cells: Sequence[Cell], engine: Engine = "resume") -> list[Tensor]:
+def run(llava: Llava, base: Base, cells: Sequence[Cell], engine: EngineName = "incremental") -> list[Tensor]:
     return run_cells(llava, base, cells, lambda logits: logits, engine=engine)
 
 

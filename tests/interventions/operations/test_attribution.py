@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from interventions.engines.engine import prepare_base, run_cells
-from interventions.operations.attribution import Attribution, attribute, attribution_error
-from interventions.operations.build_edits import Runs, choose_runs, compile_cells, corrupt_cell
-from interventions.operations.dataset_statistics import Context, prepare_context
-from interventions.plan.plan import Corruption, PatchOptions, Plan
+from interventions.operations.attribution import Attribution, attribute, attribution_gap
+from interventions.operations.build_edits import Runs, build_edits, choose_runs, corrupt_cell
+from interventions.operations.dataset_statistics import DatasetStatistics, collect_statistics
+from interventions.plan.plan import Corruption, InterventionPlan, PatchOptions
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from tasks.example import Example
@@ -36,14 +36,18 @@ def readout_of(inputs: Inputs) -> Tensor:
     return torch.tensor([[layout.prompt_stop - 1, -1] for layout in inputs.layout])
 
 
-def exact(llava: Llava, plan: Plan, runs: Runs, examples: Sequence[Example], context: Context) -> Tensor:
+def exact(
+    llava: Llava, plan: InterventionPlan, runs: Runs, examples: Sequence[Example], context: DatasetStatistics
+) -> Tensor:
     """By activation patching, ``metric cell example``."""
-    cells = compile_cells(plan.cells(llava), llava, runs.inputs, examples, context)
+    cells = build_edits(plan.cells(llava), llava, runs.inputs, examples, context)
     base = prepare_base(llava, runs.inputs, runs.other, readout=readout_of(runs.inputs))
     return torch.stack(run_cells(llava, base, cells, score), dim=1)
 
 
-def estimate(llava: Llava, plan: Plan, runs: Runs, examples: Sequence[Example], context: Context) -> Attribution:
+def estimate(
+    llava: Llava, plan: InterventionPlan, runs: Runs, examples: Sequence[Example], context: DatasetStatistics
+) -> Attribution:
     readout = readout_of(runs.inputs)
     return attribute(llava, runs.inputs, runs.other, plan.cells(llava), examples, context, score, readout=readout)
 
@@ -63,10 +67,10 @@ def test_the_estimate_is_exact_where_the_rest_of_the_model_is_linear(
     llava: Llava, pair: tuple[Inputs, Inputs], examples: list[Example], direction: str
 ) -> None:
     options = PatchOptions(direction)  # type: ignore[arg-type]
-    plan = Plan("attribute", sites=("final_norm",), tokens=("last", "image"), options=options)
+    plan = InterventionPlan("attribute", sites=("final_norm",), tokens=("last", "image"), options=options)
     runs = choose_runs(plan, pair[0], pair=pair[1])
-    found = estimate(llava, plan, runs, examples, Context(plan))
-    truth = exact(llava, plan, runs, examples, Context(plan))
+    found = estimate(llava, plan, runs, examples, DatasetStatistics(plan))
+    truth = exact(llava, plan, runs, examples, DatasetStatistics(plan))
     assert float((truth[0, 0] - found.base[0]).abs().min()) > 1e-4  # patching has an effect
     assert_close(found.estimated[0], truth[0], rtol=0, atol=1e-5)  # the logit difference; logits are of order 0.1
     assert not torch.allclose(found.estimated[1, 0], truth[1, 0], rtol=0, atol=1e-6)  # the log-probability is curved
@@ -76,18 +80,18 @@ def test_the_estimate_is_exact_where_the_rest_of_the_model_is_linear(
 def test_the_error_vanishes_with_the_change_and_shows_for_a_large_one(llava: Llava) -> None:
     examples = make_examples(3)
     inputs = prepare(llava, examples)
-    plan = Plan("attribute", sites=("resid_mid", "z", "k"), tokens=("image", "last"))
+    plan = InterventionPlan("attribute", sites=("resid_mid", "z", "k"), tokens=("image", "last"))
     errors = []
     for scale in (0.03, 3.0):
         noisy = replace(plan, corruption=Corruption("noise", scale=scale))
-        context = prepare_context(noisy, llava, examples)
+        context = collect_statistics(noisy, llava, examples)
         runs = choose_runs(noisy, inputs)
         truth = exact(llava, noisy, runs, examples, context)
         found = estimate(llava, noisy, runs, examples, context)
         base = prepare_base(llava, inputs, readout=readout_of(inputs))
         (corrupt,) = run_cells(llava, base, [corrupt_cell(llava, inputs, context)], score)
         assert_close(found.base, corrupt, rtol=0, atol=1e-5)
-        errors.append(attribution_error(found.estimated, truth, found.base[:, None]))
+        errors.append(attribution_gap(found.estimated, truth, found.base[:, None]))
     small, large = errors
     assert small.relative_error < 0.1 < large.relative_error
     assert small.correlation > 0.99
@@ -101,13 +105,13 @@ def test_the_error_vanishes_with_the_change_and_shows_for_a_large_one(llava: Lla
 def test_parts_add_up_to_the_whole(llava: Llava, site: str, parts: str, whole: str | None) -> None:
     examples = make_examples(2)
     inputs, other = prepare(llava, examples), prepare(llava, other_pictures(examples))
-    split = Plan("attribute", sites=(site,), tokens=("text",), heads="all")
+    split = InterventionPlan("attribute", sites=(site,), tokens=("text",), heads="all")
     if whole is not None:
-        split = Plan("attribute", sites=(site,), tokens=("patches",))
+        split = InterventionPlan("attribute", sites=(site,), tokens=("patches",))
     joint = replace(split, heads=None, tokens=(whole or "text",))
     runs = choose_runs(split, inputs, pair=other)
-    pieces = estimate(llava, split, runs, examples, Context(split))
-    (total,) = estimate(llava, joint, runs, examples, Context(joint)).estimated[0] - pieces.base[0]
+    pieces = estimate(llava, split, runs, examples, DatasetStatistics(split))
+    (total,) = estimate(llava, joint, runs, examples, DatasetStatistics(joint)).estimated[0] - pieces.base[0]
     assert float(total.abs().min()) > 1e-5
     assert_close((pieces.estimated[0] - pieces.base[0]).sum(0), total, rtol=1e-3, atol=1e-6)
 
@@ -115,11 +119,11 @@ def test_parts_add_up_to_the_whole(llava: Llava, site: str, parts: str, whole: s
 def test_each_example_gets_its_own_share_of_a_shared_picture(llava: Llava) -> None:
     examples = make_examples(4, n_questions=2)
     inputs, other = prepare(llava, examples), prepare(llava, _shared(other_pictures(examples)))
-    plan = Plan("attribute", sites=("vision:resid_post@0", "projector:out"), tokens=("image",))
-    together = estimate(llava, plan, choose_runs(plan, inputs, pair=other), examples, Context(plan))
+    plan = InterventionPlan("attribute", sites=("vision:resid_post@0", "projector:out"), tokens=("image",))
+    together = estimate(llava, plan, choose_runs(plan, inputs, pair=other), examples, DatasetStatistics(plan))
     for row in range(4):
         runs = choose_runs(plan, inputs.select([row]), pair=other.select([row]))
-        alone = estimate(llava, plan, runs, examples[row : row + 1], Context(plan))
+        alone = estimate(llava, plan, runs, examples[row : row + 1], DatasetStatistics(plan))
         assert_close(alone.estimated[..., 0], together.estimated[..., row], rtol=1e-4, atol=1e-6)
 
 
@@ -131,15 +135,15 @@ def test_noising_by_noise_estimates_the_noisy_run(llava: Llava) -> None:
     examples = make_examples(3)
     inputs = prepare(llava, examples)
     corruption = Corruption("noise", scale=0.03)
-    plan = Plan(
+    plan = InterventionPlan(
         "attribute", sites=("projector:out",), tokens=("image",), options=PatchOptions("noise"), corruption=corruption
     )
-    context = prepare_context(plan, llava, examples)
+    context = collect_statistics(plan, llava, examples)
     runs = choose_runs(plan, inputs)
     found = estimate(llava, plan, runs, examples, context)
     base = prepare_base(llava, inputs, readout=readout_of(inputs))
     (corrupt,) = run_cells(llava, base, [corrupt_cell(llava, inputs, context)], score)
-    error = attribution_error(found.estimated[:, 0], corrupt, found.base)
+    error = attribution_gap(found.estimated[:, 0], corrupt, found.base)
     assert error.relative_error < 0.1
 
 
@@ -147,14 +151,14 @@ def test_frozen_weights_and_texts_alone_have_gradients_too(llava: Llava) -> None
     examples = [replace(example, pictures=()) for example in make_examples(2)]
     inputs = prepare(llava, examples)
     other = replace(inputs, input_ids=inputs.input_ids.where(inputs.position_ids != 3, 7))
-    plan = Plan("attribute", sites=("resid_pre",), layers="0", tokens=("text",))
+    plan = InterventionPlan("attribute", sites=("resid_pre",), layers="0", tokens=("text",))
     runs = choose_runs(plan, inputs, pair=other)
-    expected = estimate(llava, plan, runs, examples, Context(plan))
+    expected = estimate(llava, plan, runs, examples, DatasetStatistics(plan))
     trainable = [p for p in llava.model.parameters() if p.requires_grad]
     try:
         for parameter in trainable:
             parameter.requires_grad_(False)
-        found = estimate(llava, plan, runs, examples, Context(plan))
+        found = estimate(llava, plan, runs, examples, DatasetStatistics(plan))
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
@@ -166,35 +170,35 @@ def test_frozen_weights_and_texts_alone_have_gradients_too(llava: Llava) -> None
 def test_what_has_no_gradient_form_is_refused(
     llava: Llava, pair: tuple[Inputs, Inputs], examples: list[Example]
 ) -> None:
-    knockout = Plan("knockout", tokens=("image->last",))
-    wide = Plan("patch", sites=("z",), tokens=("last",), window=3)
-    plan = Plan("attribute", sites=("z",), tokens=("last",))
-    cases: list[tuple[Plan, Runs, str]] = [
+    knockout = InterventionPlan("knockout", tokens=("image->last",))
+    wide = InterventionPlan("patch", sites=("z",), tokens=("last",), window=3)
+    plan = InterventionPlan("attribute", sites=("z",), tokens=("last",))
+    cases: list[tuple[InterventionPlan, Runs, str]] = [
         (knockout, Runs(pair[0], None, None), "op must be patch or attribute, got 'knockout'"),
         (wide, Runs(*pair, None), "window must be one layer for attribution, got '0-1'"),
         (plan, Runs(pair[0], prepare(llava, make_examples(3)), None), "other must stand like inputs"),
     ]
     for refused, runs, message in cases:
         with pytest.raises(ValueError, match=message):
-            estimate(llava, refused, runs, examples, Context(refused))
+            estimate(llava, refused, runs, examples, DatasetStatistics(refused))
 
 
 def test_the_error_is_the_mean_difference_of_the_changes() -> None:
     base = torch.tensor([1.0, 1.0])
     estimated, truth = torch.tensor([[2.0, 3.0], [1.0, 1.0]]), torch.tensor([[2.0, 5.0], [1.0, 1.0]])
-    error = attribution_error(estimated, truth, base)
+    error = attribution_gap(estimated, truth, base)
     assert error.mean_error == pytest.approx(0.5)
     assert error.relative_error == pytest.approx(2 / 5)
     assert error.n == 4
     assert 0.9 < error.correlation < 1
-    nothing = attribution_error(base, base, base)
+    nothing = attribution_gap(base, base, base)
     assert nothing.mean_error == 0 and nothing.correlation != nothing.correlation
     with pytest.raises(ValueError, match="estimated and exact must have one shape and a value at least"):
-        inspect.unwrap(attribution_error)(estimated, truth[:1], base)
+        inspect.unwrap(attribution_gap)(estimated, truth[:1], base)
 
 
 def test_no_hook_is_left_behind_by_a_metric_that_fails(llava: Llava, pair: tuple[Inputs, Inputs]) -> None:
-    plan = Plan("attribute", sites=("z",), tokens=("last",))
+    plan = InterventionPlan("attribute", sites=("z",), tokens=("last",))
 
     def broken(logits: Tensor) -> Tensor:
         raise RuntimeError("no metric")
@@ -204,5 +208,13 @@ def test_no_hook_is_left_behind_by_a_metric_that_fails(llava: Llava, pair: tuple
     )
     before = count()
     with pytest.raises(RuntimeError, match="no metric"):
-        attribute(llava, *pair, plan.cells(llava), make_examples(3), Context(plan), broken, readout=readout_of(pair[0]))
+        attribute(
+            llava,
+            *pair,
+            plan.cells(llava),
+            make_examples(3),
+            DatasetStatistics(plan),
+            broken,
+            readout=readout_of(pair[0]),
+        )
     assert count() == before

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from interventions.engines.edits import Cell
-from interventions.engines.engine import Engine, prepare_base, run_cells
-from interventions.operations.build_edits import choose_runs, compile_cells, corrupt_cell
+from interventions.engines.engine import EngineName, prepare_base, run_cells
+from interventions.operations.build_edits import build_edits, choose_runs, corrupt_cell
 from interventions.operations.corruption import (
     EMBEDDINGS,
     blank_pictures,
@@ -20,22 +20,22 @@ from interventions.operations.corruption import (
     noise_edit,
     noised,
 )
-from interventions.operations.dataset_statistics import Context, prepare_context
-from interventions.plan.plan import Corruption, PatchOptions, Plan
+from interventions.operations.dataset_statistics import DatasetStatistics, collect_statistics
+from interventions.plan.plan import Corruption, InterventionPlan, PatchOptions
 from models.capture import capture
 from models.inputs import Inputs, image_processor, prepare
 from models.llava import Llava
 from tasks.example import Picture
 from tests.conftest import make_examples
 
-ENGINES: tuple[Engine, ...] = ("full", "resume")
+ENGINES: tuple[EngineName, ...] = ("full", "incremental")
 
 
 def last_columns(inputs: Inputs) -> Tensor:
     return torch.tensor([[layout.prompt_stop - 1] for layout in inputs.layout])
 
 
-def run(llava: Llava, inputs: Inputs, other: Inputs | None, cells: list[Cell], engine: Engine) -> list[Tensor]:
+def run(llava: Llava, inputs: Inputs, other: Inputs | None, cells: list[Cell], engine: EngineName) -> list[Tensor]:
     base = prepare_base(llava, inputs, other, readout=last_columns(inputs), engine=engine)
     return run_cells(llava, base, [Cell(()), *cells], lambda logits: logits, engine=engine)
 
@@ -95,7 +95,7 @@ def test_noise_belongs_to_a_picture_and_a_seed_and_has_the_deviation_asked_for(l
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("n_questions", [1, 2])
-def test_noise_as_an_edit_is_noise_in_a_plain_forward(llava: Llava, engine: Engine, n_questions: int) -> None:
+def test_noise_as_an_edit_is_noise_in_a_plain_forward(llava: Llava, engine: EngineName, n_questions: int) -> None:
     inputs = prepare(llava, make_examples(4, n_pictures=(2, 1), n_questions=n_questions))
     noise = draw_noise(llava, inputs, deviation=1.0, seed=0)
     clean, got = run(llava, inputs, None, [Cell((noise_edit(noise),))], engine)
@@ -113,14 +113,16 @@ def test_noise_as_an_edit_is_noise_in_a_plain_forward(llava: Llava, engine: Engi
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("site", ["resid_pre@0", "projector:out"])
 def test_denoising_the_image_undoes_the_noise_and_noising_it_gives_the_noisy_run(
-    llava: Llava, engine: Engine, site: str
+    llava: Llava, engine: EngineName, site: str
 ) -> None:
     examples = make_examples(3)
     inputs = prepare(llava, examples)
-    plan = Plan("patch", sites=(site,), tokens=("image",), corruption=Corruption("noise", seeds=(5,)), engine=engine)
-    context = prepare_context(plan, llava, examples)
+    plan = InterventionPlan(
+        "patch", sites=(site,), tokens=("image",), corruption=Corruption("noise", seeds=(5,)), engine=engine
+    )
+    context = collect_statistics(plan, llava, examples)
     runs = choose_runs(plan, inputs)
-    cells = compile_cells(plan.cells(llava), llava, runs.inputs, examples, context)
+    cells = build_edits(plan.cells(llava), llava, runs.inputs, examples, context)
     clean, corrupt, denoised = run(
         llava, runs.inputs, runs.other, [corrupt_cell(llava, inputs, context), *cells], engine
     )
@@ -128,15 +130,15 @@ def test_denoising_the_image_undoes_the_noise_and_noising_it_gives_the_noisy_run
     close(denoised, clean)
     backward = replace(plan, options=PatchOptions("noise"))
     runs = choose_runs(backward, inputs)
-    cells = compile_cells(backward.cells(llava), llava, runs.inputs, examples, replace(context, plan=backward))
+    cells = build_edits(backward.cells(llava), llava, runs.inputs, examples, replace(context, plan=backward))
     close(run(llava, runs.inputs, runs.other, cells, engine)[1], corrupt)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_noising_in_the_middle_is_writing_the_noisy_runs_values(llava: Llava, engine: Engine) -> None:
+def test_noising_in_the_middle_is_writing_the_noisy_runs_values(llava: Llava, engine: EngineName) -> None:
     examples = make_examples(3)
     inputs = prepare(llava, examples, padding_side="left")
-    plan: Any = Plan(
+    plan: Any = InterventionPlan(
         "patch",
         sites=("z",),
         layers="1",
@@ -146,8 +148,8 @@ def test_noising_in_the_middle_is_writing_the_noisy_runs_values(llava: Llava, en
         corruption=Corruption("noise", scale=2.0),
         engine=engine,
     )
-    context = prepare_context(plan, llava, examples)
-    cells = compile_cells(plan.cells(llava), llava, inputs, examples, context)
+    context = collect_statistics(plan, llava, examples)
+    cells = build_edits(plan.cells(llava), llava, inputs, examples, context)
     with noised(llava, inputs, draw_noise(llava, inputs, deviation=2.0 * (context.deviation or 0), seed=0)):
         found = capture(llava, inputs, [plan.cells(llava)[0].sites[0]], tokens="last")
     write: Any = cells[1].edits[0]
@@ -158,14 +160,16 @@ def test_noising_in_the_middle_is_writing_the_noisy_runs_values(llava: Llava, en
 
 def test_a_blank_plan_patches_between_the_blank_and_the_clean_run(llava: Llava) -> None:
     inputs = prepare(llava, make_examples(2))
-    plan = Plan("patch", sites=("resid_pre",), tokens=("image",), corruption=Corruption("blank"))
+    plan = InterventionPlan("patch", sites=("resid_pre",), tokens=("image",), corruption=Corruption("blank"))
     runs = choose_runs(plan, inputs)
     assert runs.other is inputs and runs.inputs is runs.corrupt
     assert runs.corrupt is not None and runs.corrupt.pixel_values is not None
     assert not runs.corrupt.pixel_values.any()
-    assert corrupt_cell(llava, inputs, Context(plan)).edits == ()
+    assert corrupt_cell(llava, inputs, DatasetStatistics(plan)).edits == ()
     seeded = [
-        corrupt_cell(llava, inputs, Context(replace(plan, corruption=Corruption("noise")), deviation=1.0), seed=seed)
+        corrupt_cell(
+            llava, inputs, DatasetStatistics(replace(plan, corruption=Corruption("noise")), deviation=1.0), seed=seed
+        )
         for seed in (0, 1)
     ]
     values: list[Any] = [cell.edits[0] for cell in seeded]

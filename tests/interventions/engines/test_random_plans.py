@@ -1,4 +1,4 @@
-"""Plans as people write them: ``resume`` equals ``full`` for every operation, site, group, window, padding and batch.
+"""Plans as people write them: ``incremental`` equals ``full`` for every operation, site, group, window, padding and batch.
 
 ``test_random_edits`` draws edits, any mask at any site; here whole plans are drawn, so that what turns names into edits
 is in it too: groups, windows, heads, corruption, means, directions, resampling.
@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from interventions.engines.edits import Cell
-from interventions.engines.engine import Engine, prepare_base, run_cells
+from interventions.engines.engine import EngineName, prepare_base, run_cells
 from interventions.operations.ablation import resampled_examples
-from interventions.operations.build_edits import choose_runs, compile_cells, corrupt_cell
-from interventions.operations.dataset_statistics import Context, prepare_context
+from interventions.operations.build_edits import build_edits, choose_runs, corrupt_cell
+from interventions.operations.dataset_statistics import DatasetStatistics, collect_statistics
 from interventions.plan.options import OPTIONS, Corruption, Op
-from interventions.plan.plan import Plan
+from interventions.plan.plan import InterventionPlan
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.loading.load import load
@@ -44,7 +44,7 @@ OPTIONS_OF: dict[str, list[dict[str, Any]]] = {
     "ablate": [{"kind": "zero"}, {"kind": "mean"}, {"kind": "resample", "seed": 3}],
     "knockout": [{}],
     "skip": [{"visible": True}, {"visible": False}],
-    "steer": [{"strength": -0.7, "unit": "norm"}, {"strength": 3.0, "unit": "absolute"}],
+    "steer": [{"alpha": -0.7, "unit": "norm"}, {"alpha": 3.0, "unit": "absolute"}],
 }
 
 
@@ -62,7 +62,7 @@ class Deck:
         return card
 
 
-def random_plan(deck: Deck, llava: Llava, op: Op) -> Plan:
+def random_plan(deck: Deck, llava: Llava, op: Op) -> InterventionPlan:
     """A plan that the model can run."""
     rng = deck.rng
     sites: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ def random_plan(deck: Deck, llava: Llava, op: Op) -> Plan:
         kind = "blank"  # noise is put in behind these
     layers = None if rng.random() < 0.5 else ",".join(str(n) for n in sorted(rng.sample(range(2), rng.randint(1, 2))))
     outside = bool(sites) and (sites[0] == "final_norm" or sites[0].startswith("projector"))
-    return Plan(
+    return InterventionPlan(
         op,
         sites=sites,
         layers=None if outside else layers,
@@ -102,7 +102,7 @@ def _site(deck: Deck, llava: Llava, op: str, group: str) -> tuple[tuple[str, ...
     return (f"{prefix}:{name}",), deck.draw("pictured group", PICTURED), heads
 
 
-def run_plan(llava: Llava, plan: Plan, n: int, side: str, directions: dict[str, Tensor]) -> dict[str, Any]:
+def run_plan(llava: Llava, plan: InterventionPlan, n: int, side: str, directions: dict[str, Tensor]) -> dict[str, Any]:
     """Every engine's logits of some cells, and the unchanged run's."""
     data = make_examples(4)
     batch = data[:n]
@@ -112,20 +112,20 @@ def run_plan(llava: Llava, plan: Plan, n: int, side: str, directions: dict[str, 
         prepare(llava, rows, padding_side=side, answers=True)  # type: ignore[arg-type]
         for rows in (batch, partners, swapped)
     )
-    context = prepare_context(plan, llava, data, directions=directions)
+    context = collect_statistics(plan, llava, data, directions=directions)
     runs = choose_runs(plan, clean, pair=pair, resampled=resampled)
     specs = plan.cells(llava)
     chosen = random.Random(str(plan)).sample(specs, min(3, len(specs)))
     cells = [corrupt_cell(llava, runs.inputs, context)] if plan.corruption.kind == "noise" else []
-    cells += compile_cells(chosen, llava, runs.inputs, batch, context)
+    cells += build_edits(chosen, llava, runs.inputs, batch, context)
     readout = torch.tensor([[lay.prompt_stop - 1, lay.real.stop - 2, -1] for lay in clean.layout])
     base = prepare_base(llava, runs.inputs, runs.other, readout=readout)
-    found = {engine: run_cells(llava, base, cells, lambda x: x, engine=engine) for engine in ("full", "resume")}
+    found = {engine: run_cells(llava, base, cells, lambda x: x, engine=engine) for engine in ("full", "incremental")}
     return {**found, "base": base.logits, "cells": cells}
 
 
 @pytest.mark.parametrize("grouped", [True, False])
-def test_resume_equals_full_for_every_operation_site_group_window_padding_and_batch_size(
+def test_incremental_equals_full_for_every_operation_site_group_window_padding_and_batch_size(
     llava: Llava, llava_plain: Llava, grouped: bool
 ) -> None:
     model = llava if grouped else llava_plain
@@ -138,7 +138,7 @@ def test_resume_equals_full_for_every_operation_site_group_window_padding_and_ba
             plan = random_plan(deck, model, op)  # type: ignore[arg-type]
             n, side = deck.draw("batch size", (1, 2, 3)), deck.draw("padding side", ("left", "right"))
             found = run_plan(model, plan, n, side, directions)
-            for number, (got, wanted) in enumerate(zip(found["resume"], found["full"], strict=True)):
+            for number, (got, wanted) in enumerate(zip(found["incremental"], found["full"], strict=True)):
                 scale = float(wanted.abs().max())
                 message = f"cell {number} of {plan}, {n} examples padded {side}"
                 assert_close(got, wanted, rtol=0, atol=RELATIVE * scale, msg=_named(message))
@@ -152,16 +152,16 @@ def test_resume_equals_full_for_every_operation_site_group_window_padding_and_ba
     assert len(seen["site of patch"]) == len(seen["site of ablate"]) == len(sites)
 
 
-@pytest.mark.parametrize("engine", ["full", "resume"])
-def test_knockouts_agree_under_eager_and_sdpa_and_change_the_output(llava: Llava, engine: Engine) -> None:
+@pytest.mark.parametrize("engine", ["full", "incremental"])
+def test_knockouts_agree_under_eager_and_sdpa_and_change_the_output(llava: Llava, engine: EngineName) -> None:
     """A boolean mask is added by eager attention as 0 and 1: no error, and next to no effect."""
     eager = load(tiny_config(grouped=True), seed=0, attn="eager", validate=False)
     examples = make_examples(3)
-    plan = Plan("knockout", tokens=("image->last", "image->question"), window=3, heads="0+3", engine=engine)
+    plan = InterventionPlan("knockout", tokens=("image->last", "image->question"), window=3, heads="0+3", engine=engine)
     found = []
     for model in (llava, eager):
         inputs = prepare(model, examples, padding_side="left", answers=True)
-        cells = compile_cells(plan.cells(model), model, inputs, examples, Context(plan))
+        cells = build_edits(plan.cells(model), model, inputs, examples, DatasetStatistics(plan))
         readout = torch.tensor([[layout.prompt_stop - 1] for layout in inputs.layout])
         base = prepare_base(model, inputs, readout=readout, engine=engine)
         found.append([base.logits, *run_cells(model, base, cells, lambda x: x, engine=engine)])
@@ -172,8 +172,8 @@ def test_knockouts_agree_under_eager_and_sdpa_and_change_the_output(llava: Llava
         assert float((cell - found[1][0]).abs().amax((1, 2)).min()) > 100 * RELATIVE * scale
 
 
-@pytest.mark.parametrize("engine", ["full", "resume"])
-def test_sites_may_be_named_in_any_order(llava: Llava, engine: Engine) -> None:
+@pytest.mark.parametrize("engine", ["full", "incremental"])
+def test_sites_may_be_named_in_any_order(llava: Llava, engine: EngineName) -> None:
     """Values are taken from the other run as it passes them, whatever order they were asked for in."""
     examples = make_examples(2)
     clean = prepare(llava, examples)
@@ -181,10 +181,10 @@ def test_sites_may_be_named_in_any_order(llava: Llava, engine: Engine) -> None:
     names = ("vision:z", "resid_pre", "q", "attn_out", "resid_mid", "mlp_out", "resid_post", "final_norm")
     by_order = []
     for sites in (names, names[::-1]):
-        plan = Plan("patch", sites=sites, tokens=("image",), layers=None, engine=engine)
+        plan = InterventionPlan("patch", sites=sites, tokens=("image",), layers=None, engine=engine)
         specs = plan.cells(llava)
         runs = choose_runs(plan, clean, pair=pair)
-        cells = compile_cells(specs, llava, runs.inputs, examples, Context(plan))
+        cells = build_edits(specs, llava, runs.inputs, examples, DatasetStatistics(plan))
         together = Cell(tuple(edit for cell in cells[:: 1 if sites == names else -1] for edit in cell.edits))
         base = prepare_base(llava, runs.inputs, runs.other, readout=_last(clean), engine=engine)
         found = run_cells(llava, base, [*cells, together], lambda x: x, engine=engine)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from interventions.operations.transplant import transplanted
-from interventions.plan.plan import Plan
+from interventions.plan.plan import InterventionPlan
 from models.inputs import prepare
 from models.llava import Llava
 from models.loading.load import load
@@ -120,8 +120,8 @@ def test_plans_say_which_layers_are_exchanged(llava: Llava) -> None:
         "together": [(0, 1, 2)],
     }
     for window, layers in spans.items():
-        assert [spec.layers for spec in Plan("transplant", window=window).cells(llava)] == layers  # type: ignore[arg-type]
-    assert [spec.layers for spec in Plan("transplant", layers="0,2").cells(llava)] == [(0,), (2,)]
+        assert [spec.layers for spec in InterventionPlan("transplant", window=window).cells(llava)] == layers  # type: ignore[arg-type]
+    assert [spec.layers for spec in InterventionPlan("transplant", layers="0,2").cells(llava)] == [(0,), (2,)]
 
 
 def test_models_of_another_architecture_are_refused(llava: Llava, llava_plain: Llava, donor: Llava) -> None:

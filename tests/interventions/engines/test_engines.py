@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from interventions.engines.base_runs import plain_logits
 from interventions.engines.chunks import plan_chunks
 from interventions.engines.edits import OTHER, Cell, Cut, Hold, Write
-from interventions.engines.engine import Engine, prepare_base, run_cells
+from interventions.engines.engine import EngineName, prepare_base, run_cells
 from models.cached_blocks import additive
 from models.inputs import prepare
 from models.llava import Llava
 from models.sites import Site, all_sites
 from models.tokens import token_mask
 from tests.conftest import make_examples
-from tests.interventions.engine_runs import (
+from tests.interventions.engines.engine_runs import (
     ENGINES,
     KINDS,
     close,
@@ -33,7 +33,7 @@ from tests.interventions.engine_runs import (
 @pytest.mark.parametrize(("grouped", "attn"), KINDS)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_patching_a_run_into_itself_changes_nothing_at_every_site(
-    models: dict[tuple[bool, str], Llava], grouped: bool, attn: str, engine: Engine
+    models: dict[tuple[bool, str], Llava], grouped: bool, attn: str, engine: EngineName
 ) -> None:
     llava = models[grouped, attn]
     inputs, other = pair(llava, 2)
@@ -54,7 +54,7 @@ def test_patching_a_run_into_itself_changes_nothing_at_every_site(
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_patching_every_position_of_the_residual_stream_gives_the_other_runs_logits(
-    models: dict[tuple[bool, str], Llava], engine: Engine, padding_side: str
+    models: dict[tuple[bool, str], Llava], engine: EngineName, padding_side: str
 ) -> None:
     for llava in models.values():
         inputs, other = pair(llava, padding_side=padding_side)
@@ -76,7 +76,7 @@ def test_patching_every_position_of_the_residual_stream_gives_the_other_runs_log
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_patching_every_image_token_at_the_first_layer_gives_the_other_runs_logits(
-    models: dict[tuple[bool, str], Llava], engine: Engine, padding_side: str
+    models: dict[tuple[bool, str], Llava], engine: EngineName, padding_side: str
 ) -> None:
     for llava in models.values():
         inputs, other = pair(llava, padding_side=padding_side)
@@ -105,7 +105,7 @@ def test_base_logits_are_those_of_a_plain_forward(models: dict[tuple[bool, str],
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_cutting_nothing_changes_nothing(models: dict[tuple[bool, str], Llava], engine: Engine) -> None:
+def test_cutting_nothing_changes_nothing(models: dict[tuple[bool, str], Llava], engine: EngineName) -> None:
     for llava in models.values():
         inputs, _ = pair(llava, padding_side="left")
         base = prepare_base(llava, inputs, readout=last_columns(inputs))
@@ -126,7 +126,7 @@ def test_cutting_nothing_changes_nothing(models: dict[tuple[bool, str], Llava], 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_cutting_everything_into_the_last_position_equals_a_mask_built_by_hand(
-    models: dict[tuple[bool, str], Llava], engine: Engine, padding_side: str
+    models: dict[tuple[bool, str], Llava], engine: EngineName, padding_side: str
 ) -> None:
     for llava in models.values():
         inputs, _ = pair(llava, padding_side=padding_side)
@@ -149,7 +149,7 @@ def test_cutting_everything_into_the_last_position_equals_a_mask_built_by_hand(
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_cutting_a_heads_edges_leaves_the_other_heads_outputs(
-    models: dict[tuple[bool, str], Llava], engine: Engine
+    models: dict[tuple[bool, str], Llava], engine: EngineName
 ) -> None:
     """All heads one by one in one cell are all heads at once; one head alone is less."""
     for llava in models.values():
@@ -169,7 +169,7 @@ def test_cutting_a_heads_edges_leaves_the_other_heads_outputs(
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_holding_image_tokens_in_all_layers_equals_freezing_their_embeddings_by_hand(
-    models: dict[tuple[bool, str], Llava], engine: Engine
+    models: dict[tuple[bool, str], Llava], engine: EngineName
 ) -> None:
     for llava in models.values():
         inputs, _ = pair(llava, padding_side="left")
@@ -201,7 +201,7 @@ def test_holding_image_tokens_in_all_layers_equals_freezing_their_embeddings_by_
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_write_at_resid_mid_reaches_the_sum_behind_the_mlp(llava: Llava, engine: Engine) -> None:
+def test_a_write_at_resid_mid_reaches_the_sum_behind_the_mlp(llava: Llava, engine: EngineName) -> None:
     """Writing zero at resid_mid and at mlp_out leaves nothing of the stream."""
     inputs, _ = pair(llava)
     last, zero = token_mask(inputs, "last", llava), torch.zeros(())
@@ -219,7 +219,7 @@ def test_a_write_at_resid_mid_reaches_the_sum_behind_the_mlp(llava: Llava, engin
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_writes_at_one_place_act_in_their_order(llava: Llava, engine: Engine) -> None:
+def test_writes_at_one_place_act_in_their_order(llava: Llava, engine: EngineName) -> None:
     inputs, other = pair(llava)
     image, generator = token_mask(inputs, "image", llava), torch.Generator().manual_seed(0)
     last = token_mask(inputs, "last", llava)

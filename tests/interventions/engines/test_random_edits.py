@@ -1,4 +1,4 @@
-"""``resume`` equals ``full`` on random edits: any mask at any site, cuts and holds, in any order."""
+"""``incremental`` equals ``full`` on random edits: any mask at any site, cuts and holds, in any order."""
 
 import random
 from dataclasses import replace
@@ -14,7 +14,7 @@ from models.llava import Llava
 from models.loading.load import load
 from models.sites import all_sites
 from tests.conftest import make_examples, tiny_config
-from tests.interventions.engine_runs import KINDS, RELATIVE, close, differs, mask_for, other_pictures, real, run
+from tests.interventions.engines.engine_runs import KINDS, RELATIVE, close, differs, mask_for, other_pictures, real, run
 
 
 def random_mask(rng: random.Random, allowed: Tensor, image: Tensor) -> Tensor:
@@ -102,7 +102,9 @@ def random_plan(seed: int, llava: Llava) -> tuple[Inputs, Inputs, Tensor, list[C
 
 
 @pytest.mark.parametrize(("grouped", "attn"), KINDS)
-def test_resume_equals_full_on_random_plans(models: dict[tuple[bool, str], Llava], grouped: bool, attn: str) -> None:
+def test_incremental_equals_full_on_random_plans(
+    models: dict[tuple[bool, str], Llava], grouped: bool, attn: str
+) -> None:
     llava = models[grouped, attn]
     changed = 0
     for seed in range(15):
@@ -118,7 +120,7 @@ def test_resume_equals_full_on_random_plans(models: dict[tuple[bool, str], Llava
     assert changed > 45  # of 75 cells: most plans do something
 
 
-def test_resume_equals_full_in_bfloat16(llava: Llava) -> None:
+def test_incremental_equals_full_in_bfloat16(llava: Llava) -> None:
     half = load(tiny_config(grouped=True), seed=0, dtype=torch.bfloat16, validate=False)
     for seed in range(5):
         inputs, other, readout, cells = random_plan(seed, half)

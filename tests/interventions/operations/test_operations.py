@@ -12,16 +12,16 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from interventions.engines.edits import Cut, Hold, Write
-from interventions.engines.engine import Engine, prepare_base, run_cells
+from interventions.engines.engine import EngineName, prepare_base, run_cells
 from interventions.operations.ablation import resampled_examples
-from interventions.operations.build_edits import Runs, choose_runs, compile_cell, compile_cells
-from interventions.operations.dataset_statistics import Context, prepare_context
+from interventions.operations.build_edits import Runs, build_edits, choose_runs
+from interventions.operations.dataset_statistics import DatasetStatistics, collect_statistics
 from interventions.operations.steering import direction_at, load_directions
 from interventions.plan.plan import (
     AblateOptions,
     Corruption,
+    InterventionPlan,
     PatchOptions,
-    Plan,
     SkipOptions,
     SteerOptions,
     TransplantOptions,
@@ -34,7 +34,7 @@ from models.sites import Site
 from tasks.example import Example
 from tests.conftest import make_examples, noise_picture
 
-ENGINES: tuple[Engine, ...] = ("full", "resume")
+ENGINES: tuple[EngineName, ...] = ("full", "incremental")
 
 
 def other_pictures(examples: Sequence[Example]) -> list[Example]:
@@ -53,10 +53,15 @@ def plain(llava: Llava, inputs: Inputs) -> Tensor:
 
 
 def run(
-    llava: Llava, plan: Plan, runs: Runs, examples: Sequence[Example], context: Context | None = None, **kwargs: Any
+    llava: Llava,
+    plan: InterventionPlan,
+    runs: Runs,
+    examples: Sequence[Example],
+    context: DatasetStatistics | None = None,
+    **kwargs: Any,
 ) -> list[Tensor]:
     """Logits of every cell of a plan."""
-    cells = compile_cells(plan.cells(llava), llava, runs.inputs, examples, context or Context(plan))
+    cells = build_edits(plan.cells(llava), llava, runs.inputs, examples, context or DatasetStatistics(plan))
     readout = kwargs.get("readout", last_columns(runs.inputs))
     base = prepare_base(llava, runs.inputs, runs.other, readout=readout, engine=plan.engine)
     return run_cells(llava, base, cells, lambda logits: logits, engine=plan.engine)
@@ -88,10 +93,10 @@ def corrupt(llava: Llava, examples: list[Example]) -> Inputs:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_denoising_the_image_gives_the_clean_run_and_noising_it_the_corrupt_one(
-    llava: Llava, clean: Inputs, corrupt: Inputs, examples: list[Example], engine: Engine
+    llava: Llava, clean: Inputs, corrupt: Inputs, examples: list[Example], engine: EngineName
 ) -> None:
     assert differs(plain(llava, clean), plain(llava, corrupt))
-    plan = Plan("patch", sites=("resid_pre",), layers="0", tokens=("image",), engine=engine)
+    plan = InterventionPlan("patch", sites=("resid_pre",), layers="0", tokens=("image",), engine=engine)
     (denoised,) = run(llava, plan, choose_runs(plan, clean, pair=corrupt), examples)
     close(denoised, plain(llava, clean))
     plan = replace(plan, options=PatchOptions("noise"))
@@ -101,9 +106,9 @@ def test_denoising_the_image_gives_the_clean_run_and_noising_it_the_corrupt_one(
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_patching_a_window_is_patching_its_layers_by_hand(
-    llava: Llava, clean: Inputs, corrupt: Inputs, examples: list[Example], engine: Engine
+    llava: Llava, clean: Inputs, corrupt: Inputs, examples: list[Example], engine: EngineName
 ) -> None:
-    plan = Plan("patch", sites=("attn_out",), window=3, layers="2", tokens=("text",), engine=engine)
+    plan = InterventionPlan("patch", sites=("attn_out",), window=3, layers="2", tokens=("text",), engine=engine)
     (got,) = run(llava, plan, choose_runs(plan, clean, pair=corrupt), examples)
     sites = [Site("language_model", layer, "attn_out") for layer in (1, 2)]
     text = (clean.input_ids != llava.image_token_id) & (clean.attention_mask == 1)
@@ -118,9 +123,9 @@ def test_patching_a_window_is_patching_its_layers_by_hand(
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_all_heads_together_are_the_whole_site_and_one_head_is_not(
-    llava: Llava, clean: Inputs, corrupt: Inputs, examples: list[Example], engine: Engine
+    llava: Llava, clean: Inputs, corrupt: Inputs, examples: list[Example], engine: EngineName
 ) -> None:
-    plan = Plan("patch", sites=("v",), layers="1", tokens=("image",), heads="0,0+1", engine=engine)
+    plan = InterventionPlan("patch", sites=("v",), layers="1", tokens=("image",), heads="0,0+1", engine=engine)
     runs = choose_runs(plan, clean, pair=corrupt)
     one, both = run(llava, plan, runs, examples)
     (whole,) = run(llava, replace(plan, heads=None), runs, examples)
@@ -131,27 +136,27 @@ def test_all_heads_together_are_the_whole_site_and_one_head_is_not(
 @pytest.mark.parametrize("site", ["vision:resid_post@0", "projector:act", "projector:out"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_patching_every_token_of_the_picture_before_the_language_model_recovers_the_clean_run(
-    llava: Llava, clean: Inputs, corrupt: Inputs, examples: list[Example], engine: Engine, site: str
+    llava: Llava, clean: Inputs, corrupt: Inputs, examples: list[Example], engine: EngineName, site: str
 ) -> None:
-    plan = Plan("patch", sites=(site,), tokens=("all",), engine=engine)
+    plan = InterventionPlan("patch", sites=(site,), tokens=("all",), engine=engine)
     (got,) = run(llava, plan, choose_runs(plan, clean, pair=corrupt), examples)
     close(got, plain(llava, clean))
 
 
 def test_runs_that_a_plan_lacks_are_asked_for(clean: Inputs) -> None:
     with pytest.raises(ValueError, match="pair must be given for op 'patch', got None"):
-        choose_runs(Plan("patch", sites=("z",), tokens=("last",)), clean)
-    resample = Plan("ablate", sites=("z",), tokens=("last",), options=AblateOptions("resample"))
+        choose_runs(InterventionPlan("patch", sites=("z",), tokens=("last",)), clean)
+    resample = InterventionPlan("ablate", sites=("z",), tokens=("last",), options=AblateOptions("resample"))
     with pytest.raises(ValueError, match="resampled must be given for resample ablation, got None"):
         choose_runs(resample, clean)
-    knockout = Plan("knockout", tokens=("image->last",))
+    knockout = InterventionPlan("knockout", tokens=("image->last",))
     assert choose_runs(knockout, clean) == Runs(clean, None, None)
     assert choose_runs(replace(knockout, corruption=Corruption("noise")), clean).corrupt is clean
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_zero_ablation_puts_zeros(llava: Llava, clean: Inputs, examples: list[Example], engine: Engine) -> None:
-    plan = Plan(
+def test_zero_ablation_puts_zeros(llava: Llava, clean: Inputs, examples: list[Example], engine: EngineName) -> None:
+    plan = InterventionPlan(
         "ablate",
         sites=("z",),
         layers="1",
@@ -181,8 +186,8 @@ def test_zero_ablation_puts_zeros(llava: Llava, clean: Inputs, examples: list[Ex
 def test_the_mean_of_an_ablation_is_over_positions_then_examples(
     llava: Llava, clean: Inputs, examples: list[Example], batch_size: int
 ) -> None:
-    plan = Plan("ablate", sites=("resid_pre", "k"), layers="1", tokens=("image", "question"))
-    context = prepare_context(plan, llava, examples, batch_size=batch_size)
+    plan = InterventionPlan("ablate", sites=("resid_pre", "k"), layers="1", tokens=("image", "question"))
+    context = collect_statistics(plan, llava, examples, batch_size=batch_size)
     with torch.no_grad():
         hidden = llava.model(**clean.model_kwargs(), output_hidden_states=True).hidden_states[1]
     spans = [layout.question for layout in clean.layout]
@@ -190,16 +195,18 @@ def test_the_mean_of_an_ablation_is_over_positions_then_examples(
     assert_close(context.means[Site("language_model", 1, "resid_pre"), "question"], torch.stack(rows).mean(0))
     assert context.means[Site("language_model", 1, "k"), "image"].shape == (2, 8)
     specs = plan.cells(llava)
-    (write,) = compile_cell(specs[1], llava, clean, examples, context).edits
+    ((write,),) = (cell.edits for cell in build_edits([specs[1]], llava, clean, examples, context))
     assert isinstance(write, Write) and write.value is context.means[specs[1].sites[0], "question"]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_mean_ablation_of_all_that_enters_leaves_nothing_of_the_picture(
-    llava: Llava, clean: Inputs, corrupt: Inputs, examples: list[Example], engine: Engine
+    llava: Llava, clean: Inputs, corrupt: Inputs, examples: list[Example], engine: EngineName
 ) -> None:
-    plan = Plan("ablate", sites=("resid_pre", "projector:out"), layers="0", tokens=("image",), engine=engine)
-    context = prepare_context(plan, llava, examples)
+    plan = InterventionPlan(
+        "ablate", sites=("resid_pre", "projector:out"), layers="0", tokens=("image",), engine=engine
+    )
+    context = collect_statistics(plan, llava, examples)
     before, entering = run(llava, plan, choose_runs(plan, clean), examples, context)
     close(before, entering)  # the same embeddings, named on two sides of one place
     again = run(llava, plan, choose_runs(plan, corrupt), examples, context)
@@ -207,8 +214,8 @@ def test_mean_ablation_of_all_that_enters_leaves_nothing_of_the_picture(
 
 
 def test_means_of_the_tower_count_the_class_token_for_all_alone(llava: Llava, examples: list[Example]) -> None:
-    plan = Plan("ablate", sites=("vision:resid_post@1",), tokens=("all", "image"))
-    context = prepare_context(plan, llava, examples)
+    plan = InterventionPlan("ablate", sites=("vision:resid_post@1",), tokens=("all", "image"))
+    context = collect_statistics(plan, llava, examples)
     site = Site("vision_tower", 1, "resid_post")
     whole = capture(llava, prepare(llava, examples), [site], tokens="all")[site]
     assert_close(context.means[site, "all"], whole.mean((0, 1)))
@@ -217,11 +224,11 @@ def test_means_of_the_tower_count_the_class_token_for_all_alone(llava: Llava, ex
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_resampling_the_image_is_showing_another_examples_picture(
-    llava: Llava, clean: Inputs, examples: list[Example], engine: Engine
+    llava: Llava, clean: Inputs, examples: list[Example], engine: EngineName
 ) -> None:
     swapped = resampled_examples(examples, seed=3)
     assert all(a.pictures != b.pictures and a.question == b.question for a, b in zip(examples, swapped, strict=True))
-    plan = Plan(
+    plan = InterventionPlan(
         "ablate",
         sites=("resid_pre",),
         layers="0",
@@ -246,12 +253,12 @@ def test_resampling_gives_nobody_their_own_picture_and_follows_its_seed() -> Non
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_last_position_and_the_answer_behind_it_stay_cut_off(
-    llava: Llava, examples: list[Example], engine: Engine
+    llava: Llava, examples: list[Example], engine: EngineName
 ) -> None:
     shown = [prepare(llava, batch, answers=True) for batch in (examples, other_pictures(examples))]
     stops = [layout.prompt_stop for layout in shown[0].layout]
     readout = torch.tensor([[stop - 1, stop] for stop in stops])
-    plan = Plan("knockout", tokens=("all->last", "image->last"), layers="0", window="onward", engine=engine)
+    plan = InterventionPlan("knockout", tokens=("all->last", "image->last"), layers="0", window="onward", engine=engine)
     cut, partly = zip(*(run(llava, plan, choose_runs(plan, i), examples, readout=readout) for i in shown), strict=True)
     uncut = [prepare_base(llava, inputs, readout=readout, engine=engine).logits for inputs in shown]
     assert differs(uncut[0][:, 0], uncut[1][:, 0]) and differs(uncut[0][:, 1], uncut[1][:, 1])
@@ -261,10 +268,12 @@ def test_the_last_position_and_the_answer_behind_it_stay_cut_off(
 
 def test_a_knockout_names_the_way_of_the_information(llava: Llava, examples: list[Example]) -> None:
     inputs = prepare(llava, examples, answers=True)
-    plan = Plan("knockout", tokens=("image->question", "last->answer", "question->last"), window=3, layers="0")
+    plan = InterventionPlan(
+        "knockout", tokens=("image->question", "last->answer", "question->last"), window=3, layers="0"
+    )
     specs = plan.cells(llava)
-    context = Context(plan)
-    cells = compile_cells(specs, llava, inputs, examples, context)
+    context = DatasetStatistics(plan)
+    cells = build_edits(specs, llava, inputs, examples, context)
     cuts = [edit for edit in cells[0].edits if isinstance(edit, Cut)]
     assert [cut.layer for cut in cuts] == [0, 1]
     for row, layout in enumerate(inputs.layout):
@@ -276,14 +285,14 @@ def test_a_knockout_names_the_way_of_the_information(llava: Llava, examples: lis
         answers = list(range(layout.prompt_stop - 1, layout.real.stop))
         assert target.queries[row].nonzero().flatten().tolist() == answers
     with pytest.raises(ValueError, match="knockout must cut an edge in every example, got none for 'last->image'"):
-        compile_cell(replace(specs[0], tokens="last->image"), llava, inputs, examples, context)
+        build_edits([replace(specs[0], tokens="last->image")], llava, inputs, examples, context)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_image_tokens_that_skip_every_layer_unseen_leave_no_trace(
-    llava: Llava, clean: Inputs, corrupt: Inputs, examples: list[Example], engine: Engine
+    llava: Llava, clean: Inputs, corrupt: Inputs, examples: list[Example], engine: EngineName
 ) -> None:
-    plan = Plan("skip", tokens=("image",), layers="2", window="up-to", engine=engine)
+    plan = InterventionPlan("skip", tokens=("image",), layers="2", window="up-to", engine=engine)
     hidden = replace(plan, options=SkipOptions(visible=False))
     seen, unseen = (
         [run(llava, p, choose_runs(p, inputs), examples)[0] for inputs in (clean, corrupt)] for p in (plan, hidden)
@@ -294,9 +303,9 @@ def test_image_tokens_that_skip_every_layer_unseen_leave_no_trace(
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_skipping_is_freezing_the_stream_by_hand(
-    llava: Llava, clean: Inputs, examples: list[Example], engine: Engine
+    llava: Llava, clean: Inputs, examples: list[Example], engine: EngineName
 ) -> None:
-    plan = Plan("skip", tokens=("image",), layers="1", window="onward", engine=engine)
+    plan = InterventionPlan("skip", tokens=("image",), layers="1", window="onward", engine=engine)
     (got,) = run(llava, plan, choose_runs(plan, clean), examples)
     image = (clean.input_ids == llava.image_token_id)[..., None]
     with torch.no_grad():
@@ -306,20 +315,22 @@ def test_skipping_is_freezing_the_stream_by_hand(
         expected = plain(llava, clean)
     assert differs(expected, plain(llava, clean))
     close(got, expected)
-    cell = compile_cell(plan.cells(llava)[0], llava, clean, examples, Context(plan))
+    (cell,) = build_edits([plan.cells(llava)[0]], llava, clean, examples, DatasetStatistics(plan))
     assert [edit.layer for edit in cell.edits if isinstance(edit, Hold)] == [1, 2]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("by_layer", [False, True])
 def test_steering_adds_the_unit_direction_in_mean_norms(
-    llava: Llava, clean: Inputs, examples: list[Example], engine: Engine, by_layer: bool
+    llava: Llava, clean: Inputs, examples: list[Example], engine: EngineName, by_layer: bool
 ) -> None:
     given = torch.randn(3, llava.d_model, generator=torch.Generator().manual_seed(0))
     directions = {"up": given if by_layer else given[1]}
     options = SteerOptions("up", -1.5)
-    plan = Plan("steer", sites=("resid_post",), layers="1", tokens=("question",), options=options, engine=engine)
-    context = prepare_context(plan, llava, examples, directions=directions, batch_size=2)
+    plan = InterventionPlan(
+        "steer", sites=("resid_post",), layers="1", tokens=("question",), options=options, engine=engine
+    )
+    context = collect_statistics(plan, llava, examples, directions=directions, batch_size=2)
     (got,) = run(llava, plan, choose_runs(plan, clean), examples, context)
     with torch.no_grad():
         hidden = llava.model(**clean.model_kwargs(), output_hidden_states=True).hidden_states[2]
@@ -337,7 +348,9 @@ def test_steering_adds_the_unit_direction_in_mean_norms(
     assert differs(expected, plain(llava, clean))
     close(got, expected)
     absolute = replace(plan, options=SteerOptions("up", -1.5 * length, "absolute"))
-    (same,) = run(llava, absolute, choose_runs(plan, clean), examples, Context(absolute, directions=directions))
+    (same,) = run(
+        llava, absolute, choose_runs(plan, clean), examples, DatasetStatistics(absolute, directions=directions)
+    )
     close(same, expected)
 
 
@@ -358,16 +371,16 @@ def test_directions_come_from_a_file_and_must_have_a_length(llava: Llava, tmp_pa
     save_file({}, tmp_path / "empty.safetensors")
     with pytest.raises(ValueError, match="directions must hold one at least, got none"):
         load_directions(tmp_path / "empty.safetensors")
-    plan = Plan("steer", sites=("resid_post",), tokens=("last",), options=SteerOptions("dog"))
+    plan = InterventionPlan("steer", sites=("resid_post",), tokens=("last",), options=SteerOptions("dog"))
     with pytest.raises(ValueError, match="direction must be one of none, got 'dog'"):
-        prepare_context(plan, llava, make_examples(1))
+        collect_statistics(plan, llava, make_examples(1))
 
 
 def test_what_a_context_lacks_is_named(llava: Llava, clean: Inputs, examples: list[Example]) -> None:
-    ablate = Plan("ablate", sites=("mlp_out",), layers="1", tokens=("last",))
-    steer = Plan("steer", sites=("mlp_out",), layers="1", tokens=("last",))
-    transplant = Plan("transplant", options=TransplantOptions("smol"))
-    noisy = Plan("patch", sites=("z",), tokens=("last",), corruption=Corruption("noise"))
+    ablate = InterventionPlan("ablate", sites=("mlp_out",), layers="1", tokens=("last",))
+    steer = InterventionPlan("steer", sites=("mlp_out",), layers="1", tokens=("last",))
+    transplant = InterventionPlan("transplant", options=TransplantOptions("smol"))
+    noisy = InterventionPlan("patch", sites=("z",), tokens=("last",), corruption=Corruption("noise"))
     for plan, message in (
         (ablate, "means must hold 'blocks.1.hook_mlp_out' for the group 'last', got none"),
         (steer, "norms must hold 'blocks.1.hook_mlp_out' for the group 'last', got none"),
@@ -375,9 +388,9 @@ def test_what_a_context_lacks_is_named(llava: Llava, clean: Inputs, examples: li
         (noisy, "context must hold the embeddings' deviation for noise, got None"),
     ):
         with pytest.raises(ValueError, match=message):
-            compile_cells(plan.cells(llava), llava, clean, examples, Context(plan))
+            build_edits(plan.cells(llava), llava, clean, examples, DatasetStatistics(plan))
 
 
 def test_a_context_finds_out_no_more_than_its_plan_needs(llava: Llava, examples: list[Example]) -> None:
-    context = prepare_context(Plan("knockout", tokens=("image->last",)), llava, examples)
+    context = collect_statistics(InterventionPlan("knockout", tokens=("image->last",)), llava, examples)
     assert (context.means, context.norms, context.deviation) == ({}, {}, None)

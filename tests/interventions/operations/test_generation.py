@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from interventions.engines.engine import Engine, prepare_base, run_cells
+from interventions.engines.engine import EngineName, prepare_base, run_cells
 from interventions.metrics import find_readout, greedy_accuracy
-from interventions.operations.build_edits import choose_runs, compile_cells
-from interventions.operations.dataset_statistics import Context
-from interventions.plan.plan import Plan, SkipOptions, SteerOptions
+from interventions.operations.build_edits import build_edits, choose_runs
+from interventions.operations.dataset_statistics import DatasetStatistics
+from interventions.plan.plan import InterventionPlan, SkipOptions, SteerOptions
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from tasks.example import Example
@@ -67,11 +67,11 @@ def push(image: list[int], last: int, output: Any, stream: Tensor, kwargs: dict[
     return (left, *output[1:]) if isinstance(output, tuple) else left
 
 
-CASES: dict[str, tuple[Plan, Any, bool]] = {
-    "knockout": (Plan("knockout", tokens=("image->last",), layers="0-2", window="together"), hide_image, False),
-    "skip": (Plan("skip", tokens=("image",), layers="0", window="onward", options=SkipOptions()), freeze_image, True),
+CASES: dict[str, tuple[InterventionPlan, Any, bool]] = {
+    "knockout": (InterventionPlan("knockout", tokens=("image->last",), layers="0-2", window="together"), hide_image, False),
+    "skip": (InterventionPlan("skip", tokens=("image",), layers="0", window="onward", options=SkipOptions()), freeze_image, True),
     "steer": (
-        Plan(
+        InterventionPlan(
             "steer", sites=("resid_post",), tokens=("last+answer",), window="together",
             options=SteerOptions("direction", 6.0, "absolute"),
         ),
@@ -102,19 +102,21 @@ def answered(inputs: Inputs, tokens: Tensor) -> Inputs:
     )  # fmt: skip
 
 
-def accuracy(llava: Llava, plan: Plan, example: Example, answer: Tensor, engine: Engine) -> float:
+def accuracy(llava: Llava, plan: InterventionPlan, example: Example, answer: Tensor, engine: EngineName) -> float:
     inputs = answered(prepare(llava, [example]), answer)
-    context = Context(plan, directions={"direction": DIRECTION})
-    cells = compile_cells(plan.cells(llava), llava, inputs, [example], context)
+    context = DatasetStatistics(plan, directions={"direction": DIRECTION})
+    cells = build_edits(plan.cells(llava), llava, inputs, [example], context)
     readout = find_readout(llava, inputs)
     base = prepare_base(llava, choose_runs(plan, inputs).inputs, readout=readout.columns, engine=engine)
     (found,) = run_cells(llava, base, cells, lambda logits: greedy_accuracy(logits, readout), engine=engine)
     return float(found)
 
 
-@pytest.mark.parametrize("engine", ["resume", "full"])
+@pytest.mark.parametrize("engine", ["incremental", "full"])
 @pytest.mark.parametrize("op", CASES)
-def test_accuracy_is_that_of_generation_with_the_intervention_in_force(llava: Llava, op: str, engine: Engine) -> None:
+def test_accuracy_is_that_of_generation_with_the_intervention_in_force(
+    llava: Llava, op: str, engine: EngineName
+) -> None:
     plan, change, behind = CASES[op]
     differing = 0
     for example in make_examples(4):

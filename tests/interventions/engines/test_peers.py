@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from interventions.engines.engine import Engine, prepare_base, run_cells
-from interventions.operations.build_edits import choose_runs, compile_cells
-from interventions.operations.dataset_statistics import Context
-from interventions.plan.plan import CellSpec, Plan
+from interventions.engines.engine import EngineName, prepare_base, run_cells
+from interventions.operations.build_edits import build_edits, choose_runs
+from interventions.operations.dataset_statistics import DatasetStatistics
+from interventions.plan.plan import CellSpec, InterventionPlan
 from models.bridges import to_nnsight, to_transformer_lens
 from models.inputs import Inputs, prepare
 from models.llava import Llava
@@ -26,7 +26,7 @@ from tasks.example import Example
 from tasks.scenes.pairs import make_pair
 from tests.conftest import make_examples, noise_picture
 
-ENGINES: tuple[Engine, ...] = ("resume", "full")
+ENGINES: tuple[EngineName, ...] = ("incremental", "full")
 FLOWS = ("image->last", "image->question", "question->last")
 # float32; eager attention there, sdpa here, summed in another order
 RELATIVE = 2e-5
@@ -85,11 +85,13 @@ def asked(llava: Llava, inputs: Inputs) -> list[int]:
     return list(range(first, stop))
 
 
-def ours(llava: Llava, plan: Plan, pair: Pair, engine: Engine) -> tuple[list[CellSpec], list[Tensor], Tensor]:
+def ours(
+    llava: Llava, plan: InterventionPlan, pair: Pair, engine: EngineName
+) -> tuple[list[CellSpec], list[Tensor], Tensor]:
     """The cells, their logits at the last position, and those of the unchanged run."""
     runs = choose_runs(plan, pair.clean, pair=pair.corrupt)
     specs = plan.cells(llava)
-    cells = compile_cells(specs, llava, runs.inputs, pair.examples, Context(plan))
+    cells = build_edits(specs, llava, runs.inputs, pair.examples, DatasetStatistics(plan))
     readout = torch.full((len(pair.clean), 1), pair.clean.n_positions - 1)
     base = prepare_base(llava, runs.inputs, runs.other, readout=readout, engine=engine)
     found = run_cells(llava, base, cells, lambda logits: logits[:, 0].clone(), engine=engine)
@@ -97,14 +99,16 @@ def ours(llava: Llava, plan: Plan, pair: Pair, engine: Engine) -> tuple[list[Cel
 
 
 PATCHES = {
-    "residual": Plan("patch", sites=("resid_pre",), tokens=("image", "last", "patch(1,0)")),
-    "attention output": Plan("patch", sites=("attn_out",), tokens=("image", "question", "last", "patch(1,0)")),
-    "each head": Plan("patch", sites=("z",), tokens=("image", "last"), heads="all"),
+    "residual": InterventionPlan("patch", sites=("resid_pre",), tokens=("image", "last", "patch(1,0)")),
+    "attention output": InterventionPlan(
+        "patch", sites=("attn_out",), tokens=("image", "question", "last", "patch(1,0)")
+    ),
+    "each head": InterventionPlan("patch", sites=("z",), tokens=("image", "last"), heads="all"),
 }
 KNOCKOUTS = {
-    "one layer": Plan("knockout", tokens=(*FLOWS, "patch(1,0)->last")),
-    "a window": Plan("knockout", tokens=FLOWS, window=3),
-    "some heads": Plan("knockout", tokens=("image->last",), heads="1,0+2"),
+    "one layer": InterventionPlan("knockout", tokens=(*FLOWS, "patch(1,0)->last")),
+    "a window": InterventionPlan("knockout", tokens=FLOWS, window=3),
+    "some heads": InterventionPlan("knockout", tokens=("image->last",), heads="1,0+2"),
 }
 
 
@@ -205,11 +209,11 @@ def nnsight_knockouts(traced: Any, pair: Pair, specs: list[CellSpec], n_heads: i
 
 def compare(
     llava: Llava,
-    plan: Plan,
+    plan: InterventionPlan,
     pair: Pair,
     theirs: Callable[[list[CellSpec]], Iterator[Tensor]],
     least: float,
-    engines: Sequence[Engine] = ENGINES,
+    engines: Sequence[EngineName] = ENGINES,
 ) -> None:
     """The engines equal the peer in every cell; at least a share of the cells change the run."""
     expected: list[Tensor] = []
@@ -258,10 +262,10 @@ def test_on_smol_patching_and_knockout_equal_transformer_lens() -> None:
     pair = as_pair(smol, [scenes.clean], [scenes.corrupt], scenes.clean.question)
     bridge = to_transformer_lens(smol)
     patches = (
-        Plan("patch", sites=("resid_pre",), tokens=("image",), layers="12,24"),
-        Plan("patch", sites=("z",), tokens=("last",), layers="23", heads="0,8"),
+        InterventionPlan("patch", sites=("resid_pre",), tokens=("image",), layers="12,24"),
+        InterventionPlan("patch", sites=("z",), tokens=("last",), layers="23", heads="0,8"),
     )
     for plan in patches:
         compare(smol, plan, pair, partial(lens_patches, bridge, pair), 0.5, ENGINES[:1])
-    cut = Plan("knockout", tokens=("image->last",), layers="23", window=5)
+    cut = InterventionPlan("knockout", tokens=("image->last",), layers="23", window=5)
     compare(smol, cut, pair, partial(lens_knockouts, bridge, pair), 1.0, ENGINES[:1])

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from interventions.engines.base_runs import Base
 from interventions.engines.edits import OTHER, Cell, Cut, Edit, Hold, Write
-from interventions.engines.engine import Engine, prepare_base, run_cells
+from interventions.engines.engine import EngineName, prepare_base, run_cells
 from models.inputs import prepare
 from models.llava import Llava
 from models.recording import CaptureError
 from models.sites import Site
 from tests.conftest import make_examples
-from tests.interventions.engine_runs import (
+from tests.interventions.engines.engine_runs import (
     ENGINES,
     close,
     last_columns,
@@ -32,7 +32,7 @@ def hooks(llava: Llava) -> int:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_no_hook_is_left_behind_after_an_exception(
-    llava: Llava, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    llava: Llava, engine: EngineName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs, other = pair(llava)
     base = prepare_base(llava, inputs, other, readout=last_columns(inputs))
@@ -62,7 +62,7 @@ def test_no_hook_is_left_behind_after_an_exception(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_site_that_does_not_fire_is_named(llava: Llava, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_site_that_does_not_fire_is_named(llava: Llava, engine: EngineName, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, other = pair(llava)
     base = prepare_base(llava, inputs, other, readout=last_columns(inputs))
     cell = Cell((Write(Site("language_model", 1, "mlp_out"), real(inputs), torch.zeros(())),))
@@ -73,7 +73,7 @@ def test_a_site_that_does_not_fire_is_named(llava: Llava, engine: Engine, monkey
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_cannot_be_run_is_refused_before_any_forward(
-    llava: Llava, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    llava: Llava, engine: EngineName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs, other = pair(llava, 2)
     every, none = real(inputs), torch.zeros_like(real(inputs))
@@ -127,9 +127,9 @@ def test_bad_options_and_readouts_are_refused(llava: Llava) -> None:
     with pytest.raises(ValueError, match="engine must be 'full' for a base prepared for it"):
         run(llava, base, [Cell(())])
     assert len(run(llava, base, [Cell(())], "full")) == 1
-    with pytest.raises(ValueError, match="engine must be 'resume' or 'full', got 'fast'"):
+    with pytest.raises(ValueError, match="engine must be 'incremental' or 'full', got 'fast'"):
         inspect.unwrap(run_cells)(llava, base, [], lambda x: x, engine="fast")
-    with pytest.raises(ValueError, match="engine must be 'resume' or 'full', got 'fast'"):
+    with pytest.raises(ValueError, match="engine must be 'incremental' or 'full', got 'fast'"):
         inspect.unwrap(prepare_base)(llava, inputs, readout=last, engine="fast")
     with pytest.raises(ValueError, match="cells_at_once must be at least 1"):
         run_cells(llava, base, [], lambda x: x, engine="full", cells_at_once=0)

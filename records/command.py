@@ -1,0 +1,282 @@
+"""The command line of a command, made from dataclasses: sub-commands, ``--config``, errors, Ctrl-C and output.
+
+    def main(arguments: Sequence[str] | None = None) -> None:
+        run_command("probe-sweep", (Subcommand("run", SweepConfig, _run), Subcommand("show", Show, _show)), arguments,
+                    about="What the command does, with examples.")
+
+    def _run(config: SweepConfig, terminal: Terminal) -> FinishedRun | Estimate | None:
+        from probes.sweep import run_sweep  # torch takes seconds, and --help does not need it
+
+        return run_sweep(config, **terminal._asdict())  # what is returned is printed
+
+The first sub-command is the default. ``report`` and ``--version`` are added to every command. Invalid input is one line
+on stderr and exit status 2; Ctrl-C is one line and 130.
+"""
+
+import contextlib
+import difflib
+import io
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Union
+
+import tyro
+from tyro import conf
+
+from records.options import Option, options_of
+from records.progress import OnProgress, ProgressBars
+from tasks.errors import UserError, user_errors
+
+_NARROWEST = 120  # columns of a table when the output is no terminal
+
+
+class Terminal(NamedTuple):
+    """What a run is given by its command."""
+
+    command: tuple[str, ...]
+    """The command line, for the manifest."""
+    on_progress: OnProgress
+    """Shows progress on rank 0 of a terminal."""
+    on_note: Callable[[str], None]
+    """Prints a line on rank 0."""
+
+
+class Subcommand(NamedTuple):
+    """A sub-command: a dataclass of options, and the function that takes it."""
+
+    name: str
+    options: type
+    run: Callable[[Any, Terminal], Any]
+    """Its result is printed: a ``FinishedRun`` as its table and files, anything else with ``str``, None not at all."""
+    about: str = ""
+    """One sentence for ``--help``; the first line of the dataclass's docstring if empty."""
+
+
+@dataclass(frozen=True)
+class Show:
+    """Print the table of a finished run and where its figures are."""
+
+    folder: Annotated[conf.Positional[Path], conf.arg(metavar="RUN")]
+    """A run directory of this command."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one HTML page about runs. It opens from disk and needs no network."""
+
+    folders: Annotated[conf.Positional[tuple[Path, ...]], conf.arg(metavar="RUN...", help_behavior_hint="")]
+    """Finished runs of any command."""
+    out: Path = Path("report.html")
+    """The file to write."""
+
+
+def run_command(
+    name: str, subcommands: Sequence[Subcommand], arguments: Sequence[str] | None = None, *, about: str
+) -> None:
+    """Parse the command line, run the sub-command, and print its result.
+
+    Args:
+        name: The command's name.
+        subcommands: The first is the default.
+        arguments: The command line without the name; that of the process if None.
+        about: Text above the options of ``--help``: what the command does, and examples.
+
+    Raises:
+        SystemExit: With status 2 for invalid input, 130 after Ctrl-C, and 0 after ``--help``.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    known = (*subcommands, Subcommand("report", Report, _report))
+    is_main = os.environ.get("RANK", "0") == "0"
+    with contextlib.closing(ProgressBars(is_main=is_main)) as bars:
+        try:
+            if arguments[:1] == ["--version"]:
+                from importlib.metadata import version
+
+                print(f"{name} {version('laccolith')}")
+                return
+            subcommand, options = _parse(name, known, arguments, about)
+            if not (bars.shown or isinstance(options, Show | Report)):
+                from transformers.utils import logging
+
+                logging.disable_progress_bar()  # bars of other libraries
+            terminal = Terminal((name, *arguments), bars, print if is_main else lambda line: None)
+            result = subcommand.run(options, terminal)
+        except UserError as error:
+            bars.close()
+            print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+            raise SystemExit(2) from error
+        except KeyboardInterrupt as interrupt:
+            bars.close()
+            print(f"{name}: interrupted. Start the same command again to go on where it stopped.", file=sys.stderr)
+            raise SystemExit(130) from interrupt
+    if result is not None and is_main:
+        _print(result)
+
+
+def _parse(
+    command: str, subcommands: Sequence[Subcommand], arguments: Sequence[str], about: str
+) -> tuple[Subcommand, Any]:
+    """The chosen sub-command and its options."""
+    default = subcommands[0]
+    chosen = next((sub for sub in subcommands if [sub.name] == list(arguments[:1])), default)
+    rest = list(arguments[1:] if [chosen.name] == list(arguments[:1]) else arguments)
+    if chosen.options not in (Show, Report):
+        options = {option.name: option for option in options_of(chosen.options())}
+        for argument in rest:
+            option = argument.partition("=")[0]
+            if option.startswith("--") and option not in ("--help", *_spellings(options.values())):
+                if option.startswith("--tyro-"):  # completion scripts
+                    continue
+                raise UserError(_unknown(f"option must be one of {command}", option, _spellings(options.values())))
+        rest = [*_tokens(rest, options, command), *rest]
+    union: Any = Union[  # noqa: UP007 the members are known at run time
+        tuple(
+            Annotated[
+                sub.options,
+                conf.subcommand(
+                    sub.name,
+                    description=sub.about or str(sub.options.__doc__),
+                    **({} if sub.options in (Show, Report) else {"default": sub.options()}),
+                ),
+            ]
+            for sub in subcommands
+        )
+    ]
+    explicit = arguments[:1] == [chosen.name]
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            parsed = tyro.cli(
+                union,
+                prog=command,
+                description=about,
+                args=[*([chosen.name] if explicit else []), *rest],
+                default=default.options(),
+                config=(conf.OmitArgPrefixes, conf.OmitSubcommandPrefixes, conf.CascadeSubcommandArgs),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(f"{_sentence(errors.getvalue())} See {command} --help.") from None
+    return chosen, parsed
+
+
+def _spellings(options: Any) -> list[str]:
+    """How the options are written on the command line."""
+    return [f"--{no}{option.name}" for option in options for no in (("", "no-") if option.paired else ("",))]
+
+
+def _unknown(what: str, given: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1)
+    return f"{what}, got {given!r}. " + (f"Did you mean {close[0]!r}?" if close else "See --help.")
+
+
+def _sentence(box: str) -> str:
+    """The message of tyro's error box: what is between its title and its first rule, on one line."""
+    from rich.text import Text
+
+    lines = [line.strip("│╭╮╰╯ ") for line in Text.from_ansi(box).plain.splitlines()[1:]]
+    message = []
+    for line in lines:
+        if not line or set(line) <= {"─"}:
+            break
+        message.append(line)
+    return " ".join(message).rstrip(".") + "."
+
+
+def _tokens(arguments: Sequence[str], options: Mapping[str, Option], command: str) -> list[str]:
+    """The settings of the ``--config`` file as arguments, but for the options that the command line has."""
+    path = None
+    for position, argument in enumerate(arguments):
+        if argument == "--config" and position + 1 < len(arguments):
+            path = Path(arguments[position + 1])
+        elif argument.startswith("--config="):
+            path = Path(argument.removeprefix("--config="))
+    if path is None:
+        return []
+    given = {argument.removeprefix("--no-").lstrip("-").partition("=")[0] for argument in arguments}
+    tokens: list[str] = []
+    for name, value in read_yaml(path, set(options) - {"config"}, command).items():
+        if name in given or value is None:
+            continue
+        option, values = options[name], value if isinstance(value, list) else [value]
+        if isinstance(option.value, bool) != isinstance(value, bool):
+            raise UserError(
+                f"{name} must be {'true or false' if isinstance(option.value, bool) else 'no flag'}, got {value!r}."
+            )
+        if isinstance(value, bool):
+            tokens += [f"--{name}"] if value else [f"--no-{name}"] if option.paired else []
+        elif len(values) != 1 and not isinstance(option.value, tuple):
+            raise UserError(f"{name} must be one value, got {value!r} in {str(path)!r}.")
+        else:
+            tokens += [f"--{name}={item}" for item in values]
+    return tokens
+
+
+def read_yaml(path: Path, options: set[str], command: str) -> dict[str, Any]:
+    """The settings in a YAML file, by option name.
+
+    Args:
+        path: A file that holds one mapping; its keys are option names, with hyphens or underscores.
+        options: The names that are allowed.
+        command: The command that has the options.
+
+    Raises:
+        UserError: If the file cannot be read, is not a mapping, or has an unknown or repeated key.
+    """
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"config must be a readable YAML file, got {str(path)!r} ({reason}).") from error
+    if not isinstance(loaded, dict | None):
+        raise UserError(
+            f"config must be a mapping of options, got a {type(loaded).__name__} in {str(path)!r}. Write key: value."
+        )
+    settings: dict[str, Any] = {}
+    for key, value in (loaded or {}).items():
+        name = str(key).replace("_", "-")
+        if name not in options:
+            raise UserError(_unknown(f"config key must be an option of {command}", str(key), sorted(options)))
+        if name in settings:
+            raise UserError(f"config key must be given once, got {str(key)!r} twice in {str(path)!r}. Remove one.")
+        settings[name] = value
+    return settings
+
+
+def _report(options: Report, terminal: Terminal) -> str:
+    """Write the page; the lines to print."""
+    from figures.report import build_report
+    from records.manifest import write_atomically
+
+    with user_errors(OSError, ValueError):
+        page = build_report(options.folders)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(options.out, page.html.encode())
+    left_out = f"\n{page.left_out} of {page.shown + page.left_out} examples left out to keep it small"
+    return f"report: {options.out} ({page.size / 1e6:.1f} MB){left_out if page.left_out else ''}"
+
+
+def _print(result: Any) -> None:
+    """Print a finished run as its notes, its table and its files, and anything else as text."""
+    from records.run import FinishedRun
+
+    if not isinstance(result, FinishedRun):
+        print(result)
+        return
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(_NARROWEST, console.width))
+    for note in result.notes:
+        print(note)
+    console.print(result.summary)
+    print(f"table:  {result.folder / result.table}")
+    for figure in result.figures:
+        print(f"figure: {figure}")

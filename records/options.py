@@ -1,0 +1,119 @@
+"""Options that several commands share. A dataclass field is the option, the YAML key and the manifest entry.
+
+    @dataclass(frozen=True)
+    class CountOptions:
+        model: ModelOptions = field(default_factory=ModelOptions)  # a nested dataclass: options without a prefix
+        limit: OrDefault[int] = None
+        '''At most so many examples. [default: all]'''                # the docstring below a field is its help text
+        targets: Annotated[Repeated[str], named("target")] = ()       # --target a --target b
+        skip_bad: Flag = False                                        # --skip-bad
+        controls: bool = True                                         # --controls, --no-controls
+        seed: Seed = 0
+        out: Out = None
+        overwrite: Overwrite = False
+        dry_run: DryRun = False
+        config: ConfigFile = None
+
+``records.command`` makes the command line; ``settings_of`` makes the manifest's settings.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
+
+from tyro import conf
+
+T = TypeVar("T")
+
+
+def named(option: str) -> Any:
+    """Give an option another name than its field."""
+    return conf.arg(name=option)
+
+
+# None is the default; the help text says what None means.
+OrDefault = Annotated[T | None, conf.DisallowNone, conf.arg(help_behavior_hint=lambda default: "")]
+Repeated = Annotated[tuple[T, ...], conf.UseAppendAction]
+Flag = Annotated[bool, conf.FlagCreatePairsOff, conf.arg(help_behavior_hint=lambda default: "")]
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+Attention = Literal["sdpa", "eager"]
+Preprocess = Annotated[
+    Literal["pad", "hf"], conf.arg(help="Pad pictures to a square as LLaVA-1.5 does, or crop as CLIP's processor does.")
+]
+Images = Annotated[
+    OrDefault[Path], conf.arg(help="Folder of the picture paths in the file. [default: the file's own folder]")
+]
+SkipBad = Annotated[Flag, conf.arg(help="Leave out examples that cannot be used, and list them in skipped.csv.")]
+Seed = Annotated[int, conf.arg(help="Seed of every random draw.")]
+Out = Annotated[OrDefault[Path], conf.arg(help="Run directory. [default: a folder in runs/ named after the settings]")]
+Overwrite = Annotated[Flag, conf.arg(help="Replace the run in the directory instead of resuming it.")]
+DryRun = Annotated[Flag, conf.arg(help="Check everything, print what the run takes, and stop.")]
+ConfigFile = Annotated[
+    OrDefault[Path], conf.arg(help="YAML file whose keys are these options; the command line takes precedence.")
+]
+# They do not change the results, so that runs that differ in them are equal.
+NOT_SETTINGS = ("out", "overwrite", "dry_run", "config")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model and how it runs."""
+
+    name: Annotated[str, named("model")] = "smol"
+    """`smol`, `smol-stage1`, a checkpoint folder, a Hugging Face id, or `random:llava-1.5-7b`."""
+    revision: OrDefault[str] = None
+    """Branch, tag or commit of a Hugging Face id."""
+    device: str = "cpu"
+    """`cpu`, `cuda`, `cuda:1` or `mps`."""
+    dtype: OrDefault[DtypeName] = None
+    """Floating-point type of the weights. [default: float32 on a CPU, else the checkpoint's]"""
+    attn: Attention = "sdpa"
+    """Implementation of attention."""
+
+
+class Option(NamedTuple):
+    """One option of a dataclass."""
+
+    name: str
+    """As on the command line, without the dashes."""
+    value: Any
+    """The field's value, or its default where the dataclass is given as a type."""
+    paired: bool
+    """True for a flag that also has a form with `--no-`."""
+
+
+def options_of(options: Any) -> Iterator[Option]:
+    """Every option of a dataclass instance, nested dataclasses included."""
+    hints = get_type_hints(type(options), include_extras=True)
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if is_dataclass(value):
+            yield from options_of(value)
+            continue
+        marks = getattr(hints[field.name], "__metadata__", ())
+        names = [mark.name for mark in marks if getattr(mark, "name", None)]
+        name = names[-1] if names else field.name.replace("_", "-")
+        yield Option(name, value, isinstance(value, bool) and conf.FlagCreatePairsOff not in marks)
+
+
+def settings_of(options: Any, *, without: tuple[str, ...] = NOT_SETTINGS) -> dict[str, Any]:
+    """The settings of a manifest: every option with underscores, as JSON returns it."""
+    values = {option.name.replace("-", "_"): plain(option.value) for option in options_of(options)}
+    return {name: value for name, value in values.items() if name not in without}
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON returns it."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def slug(text: str) -> str:
+    """The name of a model or a file as part of a folder's name."""
+    stem = text.rstrip("/").rsplit("/", 1)[-1].removesuffix(".jsonl").removesuffix(".parquet")
+    return "".join(c if c.isalnum() or c in ".-_" else "-" for c in stem) or "run"

@@ -1,0 +1,183 @@
+"""The life of a run directory: check, room on the disk, lock, resume or replace, write the results, finish.
+
+    run = Run(config.folder, KIND, config.settings, command=command, overwrite=config.overwrite)  # or UserError
+    llava = open_model(...)
+    check_space(n_bytes, config.folder, what="activations", advice="Use fewer sites.")
+    with run.open(processes, model=describe_model(llava), data={"digest": digest}):
+        ...                                    # write files with ``records.manifest.write_atomically``
+        if processes.is_main and not run.is_finished:
+            run.finish(results)
+
+The same settings on the same folder resume; other settings raise ``UserError`` unless ``overwrite`` is set.
+"""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from records.html import run_html
+from records.manifest import RunKind, check_folder, new_manifest, open_run, read_manifest, write_manifest
+from records.processes import Processes
+from records.sharing import one_at_a_time
+from records.tables import clock, write_results
+from tasks.errors import UserError
+
+RESERVE = 64 * 1024**2  # bytes that a run leaves free for its results and figures and for other programs
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedRun:
+    """A finished run. It shows its table and its main figure in a notebook."""
+
+    folder: Path
+    """The run directory."""
+    results: pd.DataFrame
+    """The table, as ``docs/results.md`` describes it."""
+    summary: Table
+    """A short table for people."""
+    figures: tuple[Path, ...] = ()
+    """PNG files, the main one first."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the reader, for example how many examples are left out."""
+    table: str = "results.csv"
+    """Name of the file that holds ``results``."""
+
+    def _repr_html_(self) -> str:
+        figure = self.figures[0] if self.figures else None
+        return run_html(self.summary, figure=figure, folder=self.folder, notes=self.notes)
+
+
+class Run:
+    """A run directory between the check of its settings and its finished results.
+
+    Args:
+        folder: The run directory; it need not exist.
+        kind: The command that writes it.
+        settings: Every option that decides the results, as ``records.options.settings_of`` returns them.
+        command: The command line, for the manifest.
+        overwrite: Replace the run in the directory.
+
+    Raises:
+        UserError: If the folder holds other files, or a run with other settings and ``overwrite`` is False.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        kind: RunKind,
+        settings: Mapping[str, Any],
+        *,
+        command: Sequence[str] = (),
+        overwrite: bool = False,
+    ) -> None:
+        self.folder, self.kind, self.overwrite = folder, kind, overwrite
+        self.manifest = new_manifest(kind, settings)
+        self._command, self._started = list(command), time.time()
+        check_folder(folder, self.manifest, kind, overwrite=overwrite)
+
+    @property
+    def is_finished(self) -> bool:
+        """True if the directory holds the run's last file."""
+        return (self.folder / self.kind.last).exists()
+
+    def prepare(self, **known: Any) -> None:
+        """Make, resume or empty the directory.
+
+        Args:
+            known: Entries of the manifest, for example ``model`` and ``data``; they must agree with those of a run that
+                is resumed.
+
+        Raises:
+            UserError: If the directory cannot be written or holds another run.
+        """
+        self.manifest |= known
+        about = {"command": self._command, "started": clock(self._started), "finished": None, "seconds": None}
+        open_run(self.folder, {**self.manifest, **about}, self.kind, overwrite=self.overwrite)
+
+    @contextmanager
+    def open(self, processes: Processes, **known: Any) -> Iterator[None]:
+        """Prepare the directory on rank 0, and keep other commands out of it inside the block.
+
+        Args:
+            processes: The processes of this run; all of them enter the block once the directory is ready.
+            known: As for ``prepare``.
+
+        Raises:
+            UserError: As ``prepare``, and if another command uses the directory.
+        """
+        with contextlib.ExitStack() as stack:
+            if processes.is_main:
+                try:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(one_at_a_time(self.folder))
+                except OSError as error:
+                    raise UserError(f"out must be a writable folder, got {str(self.folder)!r} ({error}).") from error
+                self.prepare(**known)
+            processes.wait()
+            yield
+
+    def finish(self, results: pd.DataFrame | None = None) -> None:
+        """Write the table, if there is one, and the time in the manifest.
+
+        Raises:
+            UserError: If the file system is full.
+        """
+        with writing(self.folder):
+            before = read_manifest(self.folder, self.kind) or {}
+            about = {
+                "command": self._command,
+                "started": before.get("started"),
+                "finished": clock(time.time()),
+                "seconds": round(time.time() - self._started, 1),
+            }
+            if results is not None:
+                write_results(self.folder, results)
+            write_manifest(self.folder, {**self.manifest, **about})
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raise an ``OSError`` of the block, for example of a full disk, as ``UserError``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"out must be a folder with room on the disk, got {error.strerror or error} at {str(folder)!r}. "
+            "Free some space and start the same command again: finished parts are kept."
+        ) from error
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes on the disk of ``folder``, which need not exist."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+def check_space(n_bytes: int, folder: Path, *, what: str, advice: str) -> None:
+    """Check that ``n_bytes`` more fit on the disk and leave ``RESERVE``.
+
+    Args:
+        n_bytes: What is still to be written.
+        folder: Where; it need not exist.
+        what: What it is, for the message.
+        advice: How to need less, for the message.
+
+    Raises:
+        UserError: If there is no room.
+    """
+    free = free_bytes(folder)
+    if n_bytes + RESERVE > free:
+        raise UserError(
+            f"{what} must fit on the disk, got {n_bytes / 1e6:.0f} MB for {free / 1e6:.0f} MB free at "
+            f"{str(folder)!r}. {advice}"
+        )
