@@ -44,7 +44,7 @@ from tuning.cost.timing import measure_plans
 from tuning.data.conversation import UnusableSampleError
 from tuning.plan.apply import apply_plan
 from tuning.plan.default_plans import default_plans
-from tuning.plan.layers import parse_layers
+from tuning.plan.layers import select_layers
 from tuning.plan.plan import LayerPlan, Lora
 from tuning.plan.resolve import resolve
 from tuning.scoring.answers import collator, model_inputs, score_answers, text_log_likelihood
@@ -138,7 +138,7 @@ def run_compare(
 
 def known_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
     """All default plans with the band, parts and rank of a comparison, whichever of them it runs."""
-    band = None if config.band is None else parse_layers(config.band, llava.n_layers)
+    band = None if config.band is None else select_layers(config.band, llava.n_layers)
     lora = Lora(config.lora_rank, 2 * config.lora_rank)
     return [
         plan if plan.name in (START, FULL, "projector only") else replace(plan, train=config.train)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tuning.plan.layers import anchor_band, format_layers
+from tuning.plan.layers import anchor_band, layer_spec
 from tuning.plan.plan import WHOLE, LayerPlan, Lora
 
 
@@ -21,12 +21,12 @@ def default_plans(
     size = len(middle)
     rest = tuple(layer for layer in range(n_layers) if layer not in middle)
     low_rank = lora or Lora()
-    spec = format_layers(middle, n_layers)
+    spec = layer_spec(middle, n_layers)
     plans = [
         LayerPlan("none", (), name="start"),
         LayerPlan("all", WHOLE, name="full"),
         LayerPlan(spec, name="middle band"),
-        LayerPlan(format_layers(rest, n_layers), name="complement"),
+        LayerPlan(layer_spec(rest, n_layers), name="complement"),
         LayerPlan(f"first:{size}", name="first"),
         LayerPlan(f"last:{size}", name="last"),
         LayerPlan(_evenly(size, n_layers), name="evenly spread"),
@@ -42,4 +42,4 @@ def _evenly(size: int, n_layers: int) -> str:
     """``size`` different layers from 0 on, at distances that differ by one at most: a rival must have the same size."""
     if n_layers % size == 0:
         return f"every:{n_layers // size}"
-    return format_layers(tuple(round(index * n_layers / size) for index in range(size)), n_layers)
+    return layer_spec(tuple(round(index * n_layers / size) for index in range(size)), n_layers)

@@ -12,7 +12,7 @@ from models.sites import Site
 from records.html import rows_html
 from tasks.errors import UserError
 from tuning.plan.connector import is_linear
-from tuning.plan.layers import format_layers, parse_layers
+from tuning.plan.layers import layer_spec, select_layers
 from tuning.plan.plan import COMPONENTS, METHODS, LayerPlan
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -113,7 +113,7 @@ def resolve(plan: LayerPlan, llava: Llava) -> Resolved:
     """
     if plan.method not in METHODS:
         raise UserError(f"method must be one of {', '.join(METHODS)}, got {plan.method!r}. Pick one of them.")
-    layers = parse_layers(plan.layers, llava.n_layers)
+    layers = select_layers(plan.layers, llava.n_layers)
     parts = _parts(llava)
     wanted, notes = _components(plan.train, llava, parts)
     if plan.method != "full" and not layers:
@@ -294,7 +294,7 @@ def plan_html(resolved: Resolved) -> str:
 
 
 def _headings(resolved: Resolved) -> dict[str, str]:
-    plan, layers = resolved.plan, format_layers(resolved.layers, resolved.n_layers)
+    plan, layers = resolved.plan, layer_spec(resolved.layers, resolved.n_layers)
     lora, lisa = plan.lora, plan.lisa
     n_maps = len(resolved.lora_modules)
     detail = {
