@@ -10,7 +10,8 @@ from PIL import Image
 from models.llava import Llava
 from models.loading.load import load
 from tests.conftest import tiny_config
-from tuning.data.samples import PromptFormat, Samples, survey
+from tuning.data.prompt_format import PromptFormat
+from tuning.data.samples import Samples, survey
 from tuning.data.scene_mix import SceneMix
 from tuning.data.sources import Source
 

@@ -24,7 +24,8 @@ from tasks.example import Picture
 from tasks.pictures import PictureError
 from tasks.readers.tables import DataError
 from tuning.data.conversation import Conversation, UnusableSampleError
-from tuning.data.labels import IGNORED, Encoded, OnLong, Recipe, encode
+from tuning.data.labels import IGNORED, Encoded, encode
+from tuning.data.prompt_format import PromptFormat
 from tuning.data.sources import Source
 
 FAILED = "failed"  # in place of a sample: why it could not be made
@@ -71,23 +72,6 @@ class Survey:
             f"{len(kept):,} samples ({text:,} without a picture), {int(self.lengths[kept].sum()):,} tokens, "
             f"{int(self.learned.sum()):,} learned; {self.cut:,} cut, {len(self.skipped):,} left out"
         )
-
-
-@dataclass(frozen=True)
-class PromptFormat:
-    """How samples become tokens.
-
-    Args:
-        recipe: ``"plain"`` for stage 1, ``"vicuna_v1"`` for stage 2.
-        max_length: Tokens of the longest sample.
-        on_long: Whether longer ones are cut or left out.
-        preprocess: How pictures are made square.
-    """
-
-    recipe: Recipe = "vicuna_v1"
-    max_length: int = 2048
-    on_long: OnLong = "cut"
-    preprocess: Preprocess = "pad"
 
 
 def survey(
@@ -148,8 +132,8 @@ def survey_usable(
     return found
 
 
-def refusal_of(skipped: Sequence[Skipped], name: str | None = None) -> UserError:
-    """The sentence that refuses data, maybe called ``name``, with samples that cannot be used."""
+def skipped_error(skipped: Sequence[Skipped], name: str | None = None) -> UserError:
+    """The error for samples that cannot be used, in the data called ``name``."""
     shown = "; ".join(f"{bad.id!r}: {bad.reason}" for bad in skipped[:_SHOWN])
     more = f" and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
     where = "" if name is None else f" in {name!r}"

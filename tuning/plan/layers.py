@@ -1,4 +1,4 @@
-"""Layer specs of a plan: ``select_layers("first:8", n_layers)``. Layers count from 0, both ends of a range are included."""
+"""Layer specs of a plan: ``select_layers("first:8", n_layers)``. Layers count from 0."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ def select_layers(spec: str, n_layers: int) -> tuple[int, ...]:
     Args:
         spec: ``all``; ``none``; layers and inclusive ranges (``3,5,9``, ``6-16``, ``0-3,28-31``); ``every:k`` (0, k,
             2k, ...); ``first:k``; ``last:k``; ``middle:f`` (the share f of all layers, centred); ``random:k@seed`` (k
-            different layers); ``auto:RUN`` (``choose_layers`` on a run directory of probe-sweep or patch-sweep).
+            random layers); ``auto:RUN`` (``choose_layers`` on a run directory of probe-sweep or patch-sweep).
         n_layers: Number of layers.
 
     Raises:

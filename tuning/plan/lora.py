@@ -21,7 +21,7 @@ def is_factor(name: str) -> bool:
 
 
 def add_lora(llava: Llava, resolved: Resolved, *, seed: int) -> None:
-    """Add factors to the plan's linear maps: A drawn from ``seed``, B zero. No parameter requires a gradient afterwards.
+    """Add factors to the plan's linear maps: A drawn from ``seed``, B zero. No parameter requires a gradient then.
 
     Args:
         llava: Changed in place.

@@ -20,7 +20,7 @@ from tuning.data.labels import IGNORED
 from tuning.data.samples import Samples, collate
 from tuning.training.loss import head_at, loss_positions
 
-PASSAGE = Path(__file__).parents[2] / "models" / "embedded" / "passage.txt"
+TEXT = Path(__file__).parents[2] / "models" / "embedded" / "passage.txt"
 
 
 @torch.inference_mode()
@@ -92,7 +92,7 @@ def text_log_likelihood(llava: Llava, text: str | None = None) -> float:
         llava: The model.
         text: Ordinary words; the passage that ships with the embedded checkpoints where it is None.
     """
-    words = PASSAGE.read_text(encoding="utf-8") if text is None else text
+    words = TEXT.read_text(encoding="utf-8") if text is None else text
     limit = int(llava.config.text_config.max_position_embeddings)
     ids = llava.tokenizer(words, return_tensors="pt").input_ids[:, :limit].to(llava.device)
     training = llava.model.training

@@ -8,11 +8,13 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from tasks.errors import UserError
-from tuning.config import RunOptions
 
 
-def check_launcher(options: RunOptions) -> None:
+def check_launcher(*, bf16: bool) -> None:
     """Check that the launcher's settings agree with the run.
+
+    Args:
+        bf16: Whether the run uses bfloat16.
 
     Raises:
         UserError: If the launcher asks for DeepSpeed or for another precision.
@@ -20,29 +22,30 @@ def check_launcher(options: RunOptions) -> None:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise UserError("processes must be shared by DDP or FSDP, got DeepSpeed. Launch with --use_fsdp.")
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision not in ("no", "bf16" if options.bf16 else "no"):
+    if precision not in ("no", "bf16" if bf16 else "no"):
         raise UserError(
             f"precision must be set by the run, got {precision!r} from the launcher. Launch with --mixed_precision no, "
-            "and give --bf16 to layerwise-finetune."
+            "and give --dtype bfloat16 to layerwise-finetune."
         )
 
 
-def make_accelerator(options: RunOptions, *, find_unused: bool) -> Accelerator:
+def make_accelerator(device: str, *, bf16: bool, find_unused: bool) -> Accelerator:
     """The accelerator of a run on its device.
 
     Args:
-        options: Device and precision.
+        device: Device of this process.
+        bf16: Whether products run in bfloat16.
         find_unused: Whether a step may leave some trained parameters without a gradient.
 
     Raises:
         UserError: If the launcher's settings contradict the run.
     """
-    check_launcher(options)
-    if options.device.startswith("cuda"):
-        torch.cuda.set_device(options.device)  # accelerate uses the current device
+    check_launcher(bf16=bf16)
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)  # accelerate uses the current device
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run in this process may differ in precision
     return Accelerator(
-        cpu=options.device == "cpu",
-        mixed_precision="bf16" if options.bf16 else "no",
+        cpu=device == "cpu",
+        mixed_precision="bf16" if bf16 else "no",
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused)],
     )

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from records.run import check_space
 from tasks.errors import UserError
 from tuning.config import RunOptions
 from tuning.plan.resolve import Resolved
@@ -212,14 +213,11 @@ def check_disk(folder: Path, resolved: Resolved, options: RunOptions, *, model_b
     one = resolved.trained * _BYTES_PER_NUMBER if options.save_every else 0
     # The new one is written before the old one is removed.
     needed = max(one, one * (options.keep + 1) - existing) + model_bytes
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        many = f"{options.keep + 1} checkpoints"
-        what = (many + " and the model" if model_bytes else many) if one else "the model"
-        raise UserError(
-            f"out must have room for {what}, got {free / 1e9:.1f} GB free of "
-            f"{needed / 1e9:.1f} GB needed. Make room{', or use --save-every 0' if one else ''}."
-        )
+    if not needed:
+        return
+    many = f"{options.keep + 1} checkpoints" if one else ""
+    what = " and ".join(part for part in (many, "the model" if model_bytes else "") if part)
+    check_space(needed, folder, what=what, advice=f"Make room{', or use --save-every 0' if one else ''}.")
 
 
 def is_finished(path: Path) -> bool:

@@ -1,8 +1,8 @@
 """Store the output of the frozen layers below the lowest trained block, and read it in later epochs.
 
 The first epoch writes the residual stream that enters the lowest trained block, one file per sample. Later epochs read
-it, open no picture, and run the model from that block on. This is exact: a position depends on itself, earlier positions
-and the layers below.
+it, open no picture, and run the model from that block on. This is exact: a position depends on itself, on earlier
+positions and on the layers below.
 """
 
 import json
@@ -20,17 +20,18 @@ from torch import Tensor, nn
 from models.llava import Llava
 from models.sites import Site
 from records.processes import join_processes, launched
+from records.run import check_space
 from tasks.errors import UserError
-from tuning.config import Optimisation, RunOptions
+from tuning.config import Optimisation
 from tuning.data.samples import Samples
 from tuning.plan.resolve import Resolved
 from tuning.training.sharding import will_shard
 
 
 class KeptPrefix:
-    """The residual stream that enters block ``first`` (the final norm if ``first`` is past the last block), by sample."""
+    """The residual stream that enters block ``first`` (or the final norm, past the last block), by sample."""
 
-    def __init__(self, llava: Llava, resolved: Resolved, folder: Path, *, identity: str, device: str = "cpu") -> None:
+    def __init__(self, llava: Llava, resolved: Resolved, folder: Path, *, identity: str) -> None:
         """Create the folder; delete what it holds of another model, data set or plan.
 
         Args:
@@ -38,7 +39,6 @@ class KeptPrefix:
             resolved: The plan; the prefix ends at its ``first_block``.
             folder: Folder of the files.
             identity: Identifies weights, data and prompt format.
-            device: Device of this process; rank 0 creates the folder.
 
         Raises:
             UserError: If the plan trains a part below the first block.
@@ -52,7 +52,7 @@ class KeptPrefix:
         self._llava, self._folder = llava, folder
         mark = folder / "identity.txt"
         wanted = f"{identity} block {self.first}"
-        processes = join_processes(device)
+        processes = join_processes(str(llava.device))
         if processes.is_main:
             if folder.exists() and (not mark.is_file() or mark.read_text() != wanted):
                 shutil.rmtree(folder)
@@ -72,12 +72,7 @@ class KeptPrefix:
         """
         existing = sum(file.stat().st_size for file in self._folder.glob("*/*.safetensors"))
         needed = max(0, n_tokens * self._llava.d_model * n_bytes - existing)
-        free = shutil.disk_usage(self._folder).free
-        if needed > free:
-            raise UserError(
-                f"keep-prefix must fit on the disk, got {needed / 1e9:.1f} GB to keep and {free / 1e9:.1f} GB free. "
-                "Leave it out, or choose another --out."
-            )
+        check_space(needed, self._folder, what="keep-prefix", advice="Leave it out, or choose another --out.")
 
     def read(self, sample: int) -> Float[Tensor, "pos d_model"] | None:
         """The stored prefix of a sample, or None."""
@@ -130,8 +125,8 @@ class KeptPrefix:
         return shelf / f"{sample:08d}.safetensors"
 
 
-def keep_prefix(
-    llava: Llava, resolved: Resolved, samples: Samples, folder: Path, *, optimisation: Optimisation, options: RunOptions
+def make_keeper(
+    llava: Llava, resolved: Resolved, samples: Samples, folder: Path, *, optimisation: Optimisation, bf16: bool = False
 ) -> KeptPrefix:
     """A ``KeptPrefix`` for all samples.
 
@@ -141,8 +136,8 @@ def keep_prefix(
     """
     if will_shard():
         raise UserError("keep-prefix must have the whole model in every process, got FSDP. Leave one of them out.")
-    identity = json.dumps([llava.weight_hash, samples.source.digest, asdict(samples.prompt_format), options.bf16])
-    keeper = KeptPrefix(llava, resolved, folder, identity=identity, device=options.device)
+    identity = json.dumps([llava.weight_hash, samples.source.digest, asdict(samples.prompt_format), bf16])
+    keeper = KeptPrefix(llava, resolved, folder, identity=identity)
     per_step = optimisation.batch_size * optimisation.grad_accum * launched()
     epochs = optimisation.epochs if optimisation.steps is None else optimisation.steps * per_step / len(samples)
     if epochs <= 1:
@@ -150,5 +145,5 @@ def keep_prefix(
             f"keep-prefix must have a second epoch that reads what the first kept, got {epochs:.3g} epochs. "
             "Give --epochs 2 or more, or leave it out."
         )
-    keeper.check_disk(int(samples.lengths.sum()), n_bytes=2 if options.bf16 else 4)
+    keeper.check_disk(int(samples.lengths.sum()), n_bytes=2 if bf16 else 4)
     return keeper

@@ -8,7 +8,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_cosine_schedule_with_warmup
 
-from tuning.config import Optimisation
+from tuning.config import RECIPES, Optimisation
 from tuning.plan.resolve import Resolved
 
 
@@ -29,9 +29,10 @@ def make_adamw(
         if group.trained and (group.name == "projector" or group.name.startswith("vision"))
         for name in group.names
     }
+    rates = optimisation.with_rates(RECIPES[2])
     groups = [
-        {"params": [p for name, p in named.items() if name not in near], "lr": optimisation.lr},
-        {"params": [p for name, p in named.items() if name in near], "lr": optimisation.projector_lr},
+        {"params": [p for name, p in named.items() if name not in near], "lr": rates.lr},
+        {"params": [p for name, p in named.items() if name in near], "lr": rates.projector_lr},
     ]
     return AdamW(
         [group for group in groups if group["params"]],  # type: ignore[arg-type, unused-ignore]

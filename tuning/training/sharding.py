@@ -74,8 +74,8 @@ def will_shard() -> bool:
 def prepare_fsdp(accelerator: Any, llava: Llava) -> bool:
     """Configure accelerate for FSDP if it is requested, on CPUs too; True if the model will be sharded.
 
-    accelerate 1.15 applies its FSDP settings on accelerators only; processes on CPUs would silently copy the model. Each
-    block of the language model is one unit. The vision tower stays in the root unit with the rest: a process whose
+    accelerate 1.15 applies its FSDP settings on GPUs only; processes on CPUs would silently copy the model. Each block
+    of the language model is one unit. The vision tower stays in the root unit with the rest: a process whose
     batch has no picture does not run it, and the others would wait for its part.
 
     Raises:

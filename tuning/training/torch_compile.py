@@ -27,8 +27,8 @@ def check_compiling(device: str, *, keep_prefix: bool = False) -> None:
         keep_prefix: Whether the run stores the frozen prefix's output.
 
     Raises:
-        UserError: If the run stores its prefix, has several processes, or is on a CPU without a C++ compiler or Python's
-            headers.
+        UserError: If the run stores its prefix, has several processes, or is on a CPU without a C++ compiler or
+            Python's headers.
     """
     if keep_prefix:
         raise UserError(

@@ -35,7 +35,7 @@ from tuning.scoring.answers import collator, model_inputs
 from tuning.scoring.evaluations import add_rows, in_log, score_sets, table_of, trim_rows
 from tuning.training import checkpoint, sharding
 from tuning.training.accelerator import make_accelerator
-from tuning.training.frozen_prefix import KeptPrefix, keep_prefix
+from tuning.training.frozen_prefix import KeptPrefix, make_keeper
 from tuning.training.log import add_to_log, trim_log
 from tuning.training.loss import head_at_labels
 from tuning.training.no_gradient import drop_zero_gradients, with_zero_gradients, zero_gradients_in_forward
@@ -73,6 +73,10 @@ def train(
     optimisation: Optimisation,
     options: RunOptions,
     folder: Path,
+    bf16: bool = False,
+    by_modality: bool = True,
+    keep_prefix: bool = False,
+    eval_every: int = 0,
     facts: Mapping[str, object] | None = None,
     eval_sets: Mapping[str, Samples] | None = None,
     resume: Path | None = None,
@@ -88,8 +92,12 @@ def train(
         resolved: The plan.
         samples: The training samples.
         optimisation: Learning rates, batch size, steps, seed.
-        options: Device, precision, checkpoints, logging.
+        options: Checkpoints, logging, gradient checkpointing, compilation.
         folder: Existing folder for checkpoints, the log and the table of evaluations.
+        bf16: Run products in bfloat16.
+        by_modality: Batches with and without pictures apart.
+        keep_prefix: Store the frozen layers' output on disk.
+        eval_every: Steps between evaluations; 0 for one at the end.
         facts: Must be equal for a checkpoint to be resumed (settings, model, data).
         eval_sets: Samples to score on the way, by name.
         resume: A checkpoint to resume from, or None.
@@ -106,7 +114,7 @@ def train(
     if not len(samples):
         raise UserError("data must have at least one sample that can be trained on, got none. See skipped.csv.")
     if options.compile:
-        check_compiling(options.device, keep_prefix=options.keep_prefix)
+        check_compiling(llava.device.type, keep_prefix=keep_prefix)
     if resume is not None:
         checkpoint.check_resume(resume, dict(facts or {}))
     finished = resume is not None and checkpoint.is_finished(resume)
@@ -117,20 +125,32 @@ def train(
         # DDP fixes the parameters that require a gradient when it wraps the model.
         raise UserError("lisa must run in one process, got several. Use --method full or lora to share the work.")
     keeper = None
-    if options.keep_prefix:
-        keeper = keep_prefix(llava, resolved, samples, folder / "prefix", optimisation=optimisation, options=options)
+    if keep_prefix:
+        keeper = make_keeper(llava, resolved, samples, folder / "prefix", optimisation=optimisation, bf16=bf16)
     first = resolved.first_block if options.gradient_checkpointing else None
     if resolved.plan.method == "lisa" and first is not None:
         first = 0  # any of the plan's blocks may be drawn
     set_checkpointing(llava, first, resolved.first_vision)
-    trainer = PlanTrainer(llava, resolved, samples, optimisation, options, folder, facts or {}, keeper)
-    trainer.eval_sets, trainer.on_note, trainer.on_progress = dict(eval_sets or {}), on_note, on_progress
+    trainer = PlanTrainer(
+        llava,
+        resolved,
+        samples,
+        optimisation,
+        options,
+        folder,
+        facts,
+        keeper=keeper,
+        bf16=bf16,
+        by_modality=by_modality,
+    )
+    trainer.eval_every, trainer.eval_sets = eval_every, dict(eval_sets or {})
+    trainer.on_note, trainer.on_progress = on_note, on_progress
     try:
         longest = int(samples.lengths.max())
         with compiled(llava, longest=longest) if options.compile else nullcontext(nullcontext) as trainer.uncompiled:
             trainer.train(resume)
         trainer.uncompiled = nullcontext
-        if trainer.eval_sets and not options.eval_every:
+        if trainer.eval_sets and not eval_every:
             trainer.evaluate()
         if on_trained is not None:
             on_trained(trainer)
@@ -149,10 +169,12 @@ class PlanTrainer:
         resolved: The plan.
         samples: The training samples.
         optimisation: Learning rates, batch size, steps, seed.
-        options: Device, precision, checkpoints, logging.
+        options: Checkpoints, logging, workers.
         folder: For checkpoints, log and evaluations.
         facts: Written into checkpoints, and compared on resuming.
         keeper: Stores the frozen prefix's output, or None.
+        bf16: Run products in bfloat16.
+        by_modality: Batches with and without pictures apart.
     """
 
     def __init__(
@@ -163,12 +185,16 @@ class PlanTrainer:
         optimisation: Optimisation,
         options: RunOptions,
         folder: Path,
-        facts: Mapping[str, object],
-        keeper: KeptPrefix | None,
+        facts: Mapping[str, object] | None = None,
+        *,
+        keeper: KeptPrefix | None = None,
+        bf16: bool = False,
+        by_modality: bool = True,
     ) -> None:
         self.llava, self.resolved, self.samples, self.keeper = llava, resolved, samples, keeper
-        self.optimisation, self.options, self.folder, self.facts = optimisation, options, folder, dict(facts)
+        self.optimisation, self.options, self.folder, self.facts = optimisation, options, folder, dict(facts or {})
         self.eval_sets: dict[str, Samples] = {}
+        self.eval_every = 0
         self.on_note: Callable[[str], None] = lambda line: None
         self.on_progress: OnProgress = silent
         self.uncompiled: Callable[[], AbstractContextManager[None]] = nullcontext  # blocks run without torch.compile
@@ -178,10 +204,10 @@ class PlanTrainer:
         self.data_seconds: list[float] = []
         # A text-only batch gives projector and tower no gradient.
         self._may_lack_gradient = resolved.below_blocks and not bool(samples.pictured.all())
-        self.accelerator = make_accelerator(options, find_unused=self._may_lack_gradient)
+        self.accelerator = make_accelerator(str(llava.device), bf16=bf16, find_unused=self._may_lack_gradient)
         self.is_sharded = sharding.prepare_fsdp(self.accelerator, llava)
         set_seed(optimisation.seed)
-        self._loader = self.accelerator.prepare(self._make_loader())
+        self._loader = self.accelerator.prepare(self._make_loader(by_modality=by_modality))
         self._steps_in_epoch = math.ceil(len(self._loader) / optimisation.grad_accum)
         self.steps = optimisation.steps or math.ceil(optimisation.epochs * self._steps_in_epoch)
         self.optimizer = make_adamw(self.planned(), resolved, optimisation, fused=not self.is_sharded)
@@ -189,14 +215,14 @@ class PlanTrainer:
         self.schedule = make_schedule(self.optimizer, optimisation, self.steps)
         self._loss_sum, self._logged_step = torch.zeros((), device=self.accelerator.device), 0
 
-    def _make_loader(self) -> "DataLoader[dict[str, Any]]":
-        options, batch_size = self.options, self.optimisation.batch_size
+    def _make_loader(self, *, by_modality: bool) -> "DataLoader[dict[str, Any]]":
+        batch_size = self.optimisation.batch_size
         group = batch_size * self.optimisation.grad_accum * self.accelerator.num_processes
         self._sampler = GroupedSampler(
             self.samples,
             group=group,
             seed=self.optimisation.seed,
-            by_modality=options.by_modality,
+            by_modality=by_modality,
             even=self.is_sharded,
         )
         if not len(self._sampler):
@@ -206,8 +232,8 @@ class PlanTrainer:
             batch_size=batch_size,
             sampler=self._sampler,
             collate_fn=collator(self.llava),
-            num_workers=options.workers,
-            pin_memory=options.device != "cpu",
+            num_workers=self.options.workers,
+            pin_memory=self.accelerator.device.type != "cpu",
         )
 
     def train(self, resume: Path | None = None) -> None:
@@ -332,7 +358,7 @@ class PlanTrainer:
             self._loss_sum.zero_()
             self._logged_step = step
             self._log({"epoch": round(epoch, 4), "loss": mean, "grad_norm": norm, "learning_rate": rate})
-        if self.eval_sets and options.eval_every and (step % options.eval_every == 0 or is_last):
+        if self.eval_sets and self.eval_every and (step % self.eval_every == 0 or is_last):
             self.evaluate()
         if options.save_every and (step % options.save_every == 0 or is_last):
             with self.on_disk():
@@ -415,7 +441,7 @@ class PlanTrainer:
         """Drop log lines and evaluations after the current step: they are written again."""
         if self.accelerator.is_main_process:
             trim_rows(self.folder, self.step)
-            trim_log(self.folder, self.step, evaluations=not self.options.eval_every)
+            trim_log(self.folder, self.step, evaluations=not self.eval_every)
 
 
 def _now() -> float:

@@ -34,7 +34,7 @@ ACCELERATE = [
 
 
 def launch(starter: list[str], arguments: list[str]) -> "subprocess.CompletedProcess[str]":
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     return subprocess.run(
         [sys.executable, *starter, *arguments],
@@ -90,7 +90,7 @@ def twice(arguments: list[str], folder: Path) -> None:
         shutil.copytree(whole / "checkpoint-2", folder / "checkpoint-2")
         shutil.copy(whole / "manifest.json", folder)
     torch.distributed.barrier()
-    run_here([*arguments, "--out", str(folder), "--resume", "last"])
+    run_here([*arguments, "--out", str(folder)])
 
 
 def test_shards_train_resume_and_open_as_one_process_does(base: Path, llava_json: LlavaRows, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_shards_train_resume_and_open_as_one_process_does(base: Path, llava_json
         "--batch-size", "2", "--projector-lr", "0.01", "--log-every", "1", "--save-every", "1", "--max-length", "500",
         "--out", str(tmp_path / "words"),
     ]  # fmt: skip
-    code = f"import pathlib, tests.tuning.test_processes as t; t.twice({[*shared, '--batch-size', '2']!r}, "
+    code = f"import pathlib, tests.tuning.training.test_processes as t; t.twice({[*shared, '--batch-size', '2']!r}, "
     code += f"pathlib.Path({str(tmp_path / 'resumed')!r})); t.run_here({words!r})"  # one start, which takes longest
     done = launch([*ACCELERATE, "--no_python"], [sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr

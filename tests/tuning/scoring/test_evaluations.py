@@ -117,7 +117,7 @@ def test_a_resumed_run_has_the_table_and_the_log_of_an_uninterrupted_one(tmp_pat
         return train(
             llava, resolved, samples_of(llava, SceneMix(10, questions=1)), folder=tmp_path, resume=resume,
             optimisation=Optimisation(steps=3, batch_size=2, lr=1e-2, projector_lr=1e-2),  # an epoch would have five
-            options=RunOptions(save_every=2, eval_every=1, log_every=1, keep=9),
+            options=RunOptions(save_every=2, log_every=1, keep=9), eval_every=1,
             eval_sets={"seen": samples_of(llava, SceneQuestions(2))},
         )  # fmt: skip
 

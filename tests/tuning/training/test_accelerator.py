@@ -5,7 +5,6 @@ import torch
 from accelerate import Accelerator
 
 from tasks.errors import UserError
-from tuning.config import RunOptions
 from tuning.training import accelerator
 from tuning.training.accelerator import make_accelerator
 
@@ -20,14 +19,14 @@ def test_a_process_uses_the_card_that_was_named(monkeypatch: pytest.MonkeyPatch)
         return Accelerator(cpu=True)
 
     monkeypatch.setattr(accelerator, "Accelerator", on_cpu)
-    make_accelerator(RunOptions(device="cuda:5"), find_unused=True)
-    make_accelerator(RunOptions(device="cpu"), find_unused=True)
+    make_accelerator("cuda:5", bf16=False, find_unused=True)
+    make_accelerator("cpu", bf16=False, find_unused=True)
     assert (moved, given) == (["cuda:5"], [False, True])
 
 
 def test_runs_of_different_precision_follow_each_other_in_one_process() -> None:
     for bf16 in (False, True, False):
-        made: Accelerator = make_accelerator(RunOptions(bf16=bf16), find_unused=False)
+        made: Accelerator = make_accelerator("cpu", bf16=bf16, find_unused=False)
         assert (made.device.type, made.mixed_precision) == ("cpu", "bf16" if bf16 else "no")
 
 
@@ -43,6 +42,6 @@ def test_launcher_settings_that_contradict_the_run_raise(
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
-        make_accelerator(RunOptions(), find_unused=False)
+        make_accelerator("cpu", bf16=False, find_unused=False)
     if value == "bf16":
-        assert make_accelerator(RunOptions(bf16=True), find_unused=False).mixed_precision == "bf16"
+        assert make_accelerator("cpu", bf16=True, find_unused=False).mixed_precision == "bf16"

@@ -265,7 +265,7 @@ def test_step_time_follows_the_closed_form_where_products_dominate() -> None:
 
 
 def test_the_benchmark_runs_as_a_process_and_says_not_yet_run_without_a_gpu(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks.tuning_cost", "--out", str(tmp_path), "--text-tokens", "16"]
     small = subprocess.run([*command, "--rounds", "1", "--repeats", "2", "--batch", "1"], cwd=root, env=environment,

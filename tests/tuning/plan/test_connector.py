@@ -13,7 +13,7 @@ from models.llava import Llava
 from models.loading.load import load
 from tests.tuning.conftest import samples_of
 from tuning.cli import main
-from tuning.data.samples import PromptFormat
+from tuning.data.prompt_format import PromptFormat
 from tuning.data.scene_mix import FIRST_CAPTION_SCENE, SceneMix
 from tuning.plan.connector import is_linear, with_connector
 from tuning.plan.plan import LayerPlan

@@ -60,8 +60,8 @@ def test_compiled_blocks_train_to_the_same_weights(
         trained = train(
             llava, resolved, samples_of(llava, mix), folder=folder,
             optimisation=Optimisation(steps=3, batch_size=2, lr=1e-2, projector_lr=1e-2),
-            options=RunOptions(save_every=0, log_every=1, eval_every=2, compile=on, gradient_checkpointing=checkpointing,
-                            bf16=bf16),
+            options=RunOptions(save_every=0, log_every=1, compile=on, gradient_checkpointing=checkpointing),
+            eval_every=2, bf16=bf16,
             eval_sets={"seen": samples_of(llava, SceneQuestions(2))},
         )  # fmt: skip
         losses.append(list(trained.losses.values()))

@@ -10,7 +10,7 @@ from tasks.errors import UserError
 from tuning.plan.choose_layers import choose_layers, describe_choice
 from tuning.plan.layers import select_layers
 
-GALLERY = Path(__file__).parents[2] / "figures" / "gallery"
+GALLERY = Path(__file__).parents[3] / "figures" / "gallery"
 
 
 def probe_table(path: Path, scores: list[float]) -> Path:

@@ -12,7 +12,8 @@ from tasks.prompts import SYSTEM
 from tests.conftest import make_examples, noise_picture
 from tuning.data.conversation import Conversation, Turn, UnusableSampleError
 from tuning.data.labels import IGNORED, Encoded, encode
-from tuning.data.samples import PromptFormat, collate
+from tuning.data.prompt_format import PromptFormat
+from tuning.data.samples import collate
 from tuning.scoring.answers import model_inputs, pad_id
 
 PICTURE = (noise_picture(1),)

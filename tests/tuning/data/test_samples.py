@@ -16,7 +16,8 @@ from tests.tuning.conftest import LlavaRows, samples_of, turns
 from tuning.data.conversation import UnusableSampleError
 from tuning.data.labels import IGNORED, encode
 from tuning.data.llava_json import LlavaFile
-from tuning.data.samples import GroupedSampler, PromptFormat, Samples, collate, survey
+from tuning.data.prompt_format import PromptFormat
+from tuning.data.samples import GroupedSampler, Samples, collate, survey
 from tuning.data.scene_mix import SceneMix, SceneQuestions
 from tuning.data.sources import Subset, TableFile, open_source
 from tuning.scoring.answers import collator, pad_id

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models.llava import Llava
 from models.loading.load import load
+from records.run import RESERVE
 from tasks.errors import UserError
 from tests.conftest import tiny_config
 from tests.tuning.conftest import samples_of
@@ -99,10 +100,10 @@ def test_the_optimizer_holds_the_plan_at_two_rates_and_nothing_else(
     resolved = resolve(LayerPlan("1", ("projector", "vision:1")), fresh)
     apply_plan(fresh, resolved)
     settings = Optimisation(steps=2, lr=1e-4, projector_lr=3e-4)
-    trainer = PlanTrainer(fresh, resolved, samples_of(fresh, mix), settings, QUIET, tmp_path, {}, None)
+    trainer = PlanTrainer(fresh, resolved, samples_of(fresh, mix), settings, QUIET, tmp_path)
     optimizer = trainer.optimizer
     by_id = {id(p): name for name, p in fresh.model.named_parameters()}
-    held = {by_id[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    held = {by_id[id(p)]: group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
     assert held.keys() == set(resolved.parameters)
     assert {rate for name, rate in held.items() if "language_model" in name} == {1e-4}
     assert {rate for name, rate in held.items() if "language_model" not in name} == {3e-4}
@@ -112,7 +113,7 @@ def test_the_rate_rises_for_3_percent_and_falls_as_a_cosine(fresh: Llava, mix: S
     resolved = resolve(LayerPlan("1", ()), fresh)
     apply_plan(fresh, resolved)
     settings = Optimisation(steps=100, lr=1.0)
-    trainer = PlanTrainer(fresh, resolved, samples_of(fresh, mix), settings, QUIET, tmp_path, {}, None)
+    trainer = PlanTrainer(fresh, resolved, samples_of(fresh, mix), settings, QUIET, tmp_path)
     rate = trainer.schedule.lr_lambdas[0]
     assert [rate(step) for step in range(4)] == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0])
     assert rate(3 + 97 // 2) == pytest.approx(0.5, abs=0.02)
@@ -205,8 +206,8 @@ def long_run(folder: Path) -> dict[str, Tensor]:
 
 
 def test_a_run_killed_with_sigkill_and_resumed_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
-    root, killed, whole = Path(__file__).parents[2], tmp_path / "killed", tmp_path / "whole"
-    code = f"import pathlib, tests.tuning.test_trainer as t; t.long_run(pathlib.Path({str(killed)!r}))"
+    root, killed, whole = Path(__file__).parents[3], tmp_path / "killed", tmp_path / "whole"
+    code = f"import pathlib, tests.tuning.training.test_trainer as t; t.long_run(pathlib.Path({str(killed)!r}))"
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=root, env=environment)
     deadline = time.monotonic() + 250
@@ -275,9 +276,10 @@ def test_keeping_the_prefix_gives_the_same_losses_and_opens_no_picture_twice(
         for keep in (False, True):
             opened.clear()
             llava = load(tiny_config(grouped=True), seed=0, validate=False)
-            options = RunOptions(save_every=0, log_every=1, keep_prefix=keep)
+            options = RunOptions(save_every=0, log_every=1)
             folder = tmp_path / f"{spec.label}{keep}"
-            trained, _ = go(llava, spec, folder, samples_of(llava, mix), optimisation=settings, options=options)
+            trained, _ = go(llava, spec, folder, samples_of(llava, mix), optimisation=settings, options=options,
+                            keep_prefix=keep)  # fmt: skip
             losses.append(list(trained.losses.values()))
             counts.append(len(opened))
         assert len(losses[0]) == 12
@@ -297,20 +299,20 @@ def _counting(plain: Any, opened: list[int]) -> Any:
 def test_keeping_a_prefix_that_trains_is_refused(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
     for plan in (LayerPlan("1"), PLANS["lisa"]):
         with pytest.raises(UserError, match="keep-prefix must have a frozen part to keep"):
-            go(fresh, plan, tmp_path, samples_of(fresh, mix), options=RunOptions(save_every=0, keep_prefix=True))
+            go(fresh, plan, tmp_path, samples_of(fresh, mix), keep_prefix=True)
 
 
 def test_keeping_a_prefix_that_no_epoch_reads_or_no_process_has_is_refused(
     fresh: Llava, mix: SceneMix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    samples, options = samples_of(fresh, mix), RunOptions(save_every=0, keep_prefix=True)
+    samples = samples_of(fresh, mix)
     once = Optimisation(steps=len(samples) // 2, batch_size=2)
     with pytest.raises(UserError, match="keep-prefix must have a second epoch that reads .*, got 1 epochs"):
-        go(fresh, LayerPlan("1", ()), tmp_path, samples, optimisation=once, options=options)
+        go(fresh, LayerPlan("1", ()), tmp_path, samples, optimisation=once, keep_prefix=True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="keep-prefix must have the whole model in every process, got FSDP"):
-        go(fresh, LayerPlan("1", ()), tmp_path, samples, options=options)
+        go(fresh, LayerPlan("1", ()), tmp_path, samples, keep_prefix=True)
 
 
 def test_resuming_another_run_is_refused_with_what_differs(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
@@ -342,8 +344,8 @@ def test_a_full_disk_is_refused_before_and_reported_during(
         signal.signal(signal.SIGXFSZ, handler)
     assert checkpoint.last_checkpoint(tmp_path) is None
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("tuning.training.checkpoint.shutil.disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(UserError, match="out must have room for 2 checkpoints"):
+    monkeypatch.setattr("records.run.shutil.disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match="2 checkpoints must fit on the disk"):
         go(fresh, LayerPlan("1", ()), tmp_path, samples, options=RunOptions(save_every=1))
 
 
@@ -356,17 +358,21 @@ def test_what_a_run_has_on_the_disk_already_needs_no_more_room(
     one = resolved.trained * 12
 
     def leave(free: int) -> None:
-        monkeypatch.setattr("tuning.training.checkpoint.shutil.disk_usage", lambda path: usage._replace(free=free))
+        monkeypatch.setattr("records.run.shutil.disk_usage", lambda path: usage._replace(free=free + RESERVE))
 
     usage = shutil.disk_usage(tmp_path)
     leave(one - 1000)
-    with pytest.raises(UserError, match="room for 2 checkpoints"):  # an old one goes only once the new one is whole
+    with pytest.raises(
+        UserError, match="2 checkpoints must fit on the disk"
+    ):  # an old one goes only once the new one is whole
         go(fresh, LayerPlan("1", ()), tmp_path, samples, options=once, resume=middle)
     go(fresh, LayerPlan("1", ()), tmp_path, samples, options=once, resume=end, model_bytes=500)  # writes none any more
-    with pytest.raises(UserError, match=r"room for the model, got .* needed. Make room\.$"):
+    with pytest.raises(UserError, match=r"^the model must fit on the disk, .* Make room\.$"):
         go(fresh, LayerPlan("1", ()), tmp_path, samples, model_bytes=one)
     leave(one + 1000)
-    with pytest.raises(UserError, match="room for 2 checkpoints and the model, got .* or use --save-every 0"):
+    with pytest.raises(
+        UserError, match="2 checkpoints and the model must fit on the disk, got .* or use --save-every 0"
+    ):
         go(fresh, LayerPlan("1", ()), tmp_path, samples, options=once, resume=middle, model_bytes=2000)
     go(fresh, LayerPlan("1", ()), tmp_path, samples, options=once, resume=middle)
 
@@ -430,8 +436,16 @@ def test_samples_made_ahead_give_the_same_weights(mix: SceneMix, tmp_path: Path)
 
 def test_evaluation_on_the_way_scores_what_generating_would(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
     scored = samples_of(fresh, SceneQuestions(2))
-    options = RunOptions(save_every=0, eval_every=2, log_every=1)
-    go(fresh, LayerPlan("all"), tmp_path, samples_of(fresh, mix), options=options, eval_sets={"seen": scored})
+    options = RunOptions(save_every=0, log_every=1)
+    go(
+        fresh,
+        LayerPlan("all"),
+        tmp_path,
+        samples_of(fresh, mix),
+        options=options,
+        eval_sets={"seen": scored},
+        eval_every=2,
+    )
     entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     evaluated = [entry for entry in entries if "eval/seen/all" in entry]
     assert [entry["step"] for entry in evaluated] == [2, 3]
@@ -479,8 +493,10 @@ def test_bf16_trains_wide_weights_with_narrow_products(fresh: Llava, mix: SceneM
     resolved = resolve(LayerPlan("1-2"), fresh)
     before = weights(fresh)
     apply_plan(fresh, resolved, low_precision=True)
-    options = RunOptions(save_every=0, bf16=True, gradient_checkpointing=True, log_every=1)
-    trained = train(fresh, resolved, samples_of(fresh, mix), optimisation=FAST, options=options, folder=tmp_path)
+    options = RunOptions(save_every=0, gradient_checkpointing=True, log_every=1)
+    trained = train(
+        fresh, resolved, samples_of(fresh, mix), optimisation=FAST, options=options, folder=tmp_path, bf16=True
+    )
     assert all(math.isfinite(loss) for loss in trained.losses.values())
     changed = {k for k, v in weights(fresh).items() if not torch.equal(v.float(), before[k].to(torch.bfloat16).float())}
     assert set(resolved.parameters) <= changed
