@@ -3,7 +3,7 @@
 The columns are described in ``docs/results.md``.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,10 +19,10 @@ from probes.activations.store import ActivationStore
 from probes.config import SweepConfig
 from probes.evaluation.controls import pixel_features
 from probes.evaluation.evaluate import Kind, Result, evaluate
-from probes.evaluation.folds import Plan
+from probes.evaluation.folds import FoldPlan
 from probes.evaluation.parallel import each_site, processes_for
-from probes.evaluation.scores import benjamini_hochberg
-from probes.selection import Selection, plan_for
+from probes.probe_data import ProbeData
+from records.resampling import adjust_p
 from tasks.example import Example
 
 COLUMNS = (
@@ -39,7 +39,8 @@ def fit_sites(
     control_store: ActivationStore | None,
     sites: Sequence[Site],
     depths: Sequence[float],
-    selection: Selection,
+    selection: ProbeData,
+    plans: Mapping[str, FoldPlan],
     config: SweepConfig,
     on_progress: Callable[[int], None],
 ) -> pd.DataFrame:
@@ -51,13 +52,13 @@ def fit_sites(
         sites: What is stored.
         depths: For each site its relative depth.
         selection: Examples, targets, tokens.
+        plans: Folds by token group.
         config: Gives probe, folds, controls and seed.
         on_progress: Told the number of sites that are newly done.
     """
     rows: list[dict[str, Any]] = []
-    for group in selection.groups:
-        plan = plan_for(selection, group, config)
-        bare = plan_for(selection, group, config, fitted_only=True) if control_store is not None else None
+    for group, plan in plans.items():
+        bare = plan.fitted_only() if control_store is not None else None
         work = partial(
             _fit_site, group=group, store=store, plan=plan, control_store=control_store, bare=bare, config=config
         )
@@ -84,7 +85,7 @@ def fit_sites(
     table["model"] = config.model.name
     table["q"] = np.nan
     for _, family in table[(table["split"] == "cv") & (table["part"] != "pixels")].groupby("target"):
-        table.loc[family.index, "q"] = benjamini_hochberg(family["p"].to_numpy())
+        table.loc[family.index, "q"] = adjust_p(family["p"].to_numpy())
     order = {target.name: number for number, target in enumerate(selection.targets)}
     table = table.sort_values("target", key=lambda names: names.map(order), kind="stable")
     table["layer"] = table["layer"].astype("Int64")
@@ -96,9 +97,9 @@ def _fit_site(
     *,
     group: str,
     store: ActivationStore,
-    plan: Plan,
+    plan: FoldPlan,
     control_store: ActivationStore | None,
-    bare: Plan | None,
+    bare: FoldPlan | None,
     config: SweepConfig,
 ) -> tuple[dict[str, Result], dict[str, float]]:
     """What the probes of one site read, and the scores of the same on the randomly initialised model, by target."""
@@ -109,12 +110,12 @@ def _fit_site(
     return results, {target: result.score.value for target, result in control.items()}
 
 
-def _evaluate(x: Float[Tensor, "example d"], plan: Plan, config: SweepConfig) -> dict[str, Result]:
+def _evaluate(x: Float[Tensor, "example d"], plan: FoldPlan, config: SweepConfig) -> dict[str, Result]:
     device = config.model.device if config.model.device.startswith("cuda") else "cpu"
     return dict(evaluate(x.to(device=device, dtype=torch.float32), plan, probe=_PROBES[config.probing.probe]))
 
 
-def _rows(result: Result, plan: Plan, where: dict[str, Any], random_init: float) -> Iterator[dict[str, Any]]:
+def _rows(result: Result, plan: FoldPlan, where: dict[str, Any], random_init: float) -> Iterator[dict[str, Any]]:
     """The cross-validated score and the transfer scores of one probe, as rows."""
     common = {**where, "target": result.target, "probe": result.probe, "metric": result.metric}
     nan = float("nan")

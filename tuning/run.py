@@ -15,8 +15,6 @@ from records.processes import join_processes, own_device
 from records.progress import OnProgress, ProgressBars, silent
 from records.run import Run, writing
 from tasks.errors import UserError, user_errors
-from tasks.pictures import PictureError
-from tasks.readers.tables import DataError
 from tuning.config import RUN, SCENES, TuningConfig, check_numbers, is_bf16
 from tuning.cost.estimate import Estimate, cost_of_run, estimate_run, measure_first
 from tuning.data.prompt_format import PromptFormat
@@ -132,7 +130,7 @@ def run_tuning(
                 on_note(f"{len(bad)} samples left out, see {folder / name}")
         apply_plan(llava, resolved, seed=optimisation.seed, low_precision=bf16)
         with (
-            user_errors(PictureError, DataError, OSError),
+            user_errors(OSError),
             advise_when_out_of_memory(optimisation.batch_size),
         ):
             measured = measure_first(config, llava, resolved, samples, estimate)

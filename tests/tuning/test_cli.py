@@ -177,7 +177,8 @@ def test_every_option_reaches_the_comparison(command: Run, monkeypatch: pytest.M
         "compare --model m --reference smol --plans full,last --band 3-5 --train projector,final_norm --lora-rank 4 "
         "--seeds 0,2 --scenes 9 --score-scenes 8 --steps 7 --batch-size 6 --lr 0.5 --lora-lr 0.25 --projector-lr 0.125 "
         "--dtype bfloat16 --compile --timing-rounds 1 --device cuda --save-every 3 --out o --data d.json --images i "
-        "--limit 5 --eval-data scenes,e.jsonl --eval-limit 6 --skip-bad --grad-accum 2 --gradient-checkpointing --workers 1"
+        "--limit 5 --eval-data scenes,e.jsonl --eval-limit 6 --skip-bad --grad-accum 2 "
+        "--gradient-checkpointing --workers 1"
     )
     assert command(*line.split()).code == 2
     c = seen[0]

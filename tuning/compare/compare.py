@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 
+import figures
 from models.llava import Llava
 from records.manifest import write_atomically
 from records.model import describe_model, open_model, other_model
@@ -24,8 +25,6 @@ from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, writing
 from records.sharing import one_at_a_time, share_jobs
 from tasks.errors import UserError, user_errors
-from tasks.pictures import PictureError
-from tasks.readers.tables import DataError
 from tuning.compare.config import RUN, TABLE, CompareConfig
 from tuning.compare.data import SurveyedData, open_data, survey_data
 from tuning.compare.report_table import render_table
@@ -52,9 +51,6 @@ from tuning.training.out_of_memory import advise_when_out_of_memory
 from tuning.training.save import bytes_of_model, save_model, write_json
 from tuning.training.torch_compile import check_compiling
 from tuning.training.trainer import PlanTrainer, train
-
-# Errors of samples whose pictures are opened after the survey.
-_UNREADABLE = (PictureError, DataError, OSError)
 
 
 def run_compare(
@@ -117,9 +113,9 @@ def run_compare(
     table = compare_table(config.out, known, n_layers=n_layers, trainable=lambda plan: trained[plan.name])
     with writing(config.out):
         write_atomically(config.out / TABLE, table.to_csv(index=False).encode())
-        figures = _draw(config.out, table)
+    drawn = tuple(paths.png for paths in figures.draw_run(config.out))
     run.finish()
-    return _finished(config.out, table, figures)
+    return _finished(config.out, table, drawn)
 
 
 def finished_compare(folder: Path) -> FinishedRun:
@@ -127,9 +123,9 @@ def finished_compare(folder: Path) -> FinishedRun:
     return _finished(folder, pd.read_csv(folder / TABLE), tuple(sorted((folder / "figures").glob("*.png"))))
 
 
-def _finished(folder: Path, table: pd.DataFrame, figures: Sequence[Path]) -> FinishedRun:
+def _finished(folder: Path, table: pd.DataFrame, drawn: Sequence[Path]) -> FinishedRun:
     """The main figure is cost against retention, if it is drawn."""
-    ordered = sorted(figures, key=lambda path: path.stem != "cost_against_retention")
+    ordered = sorted(drawn, key=lambda path: path.stem != "cost_against_retention")
     return FinishedRun(folder, table, render_table(table), tuple(ordered), table=TABLE)
 
 
@@ -228,7 +224,7 @@ def _run_one(
         assert config.reference is not None
         llava = other_model(wide, config.reference, device=device, seed=0)
     facts: dict[str, Any] = {"plan": name, "seed": seed, "steps": 0}
-    with user_errors(*_UNREADABLE), advise_when_out_of_memory(config.optimisation.batch_size):
+    with user_errors(OSError), advise_when_out_of_memory(config.optimisation.batch_size):
         if name in resolved:
             facts |= _train_one(config, resolved[name], seed, llava, data, folder, on_note)
         answers, words = _score(config, llava, data)
@@ -324,7 +320,7 @@ def _time(
     samples = data.samples(llava)
     pictured = samples.pictured.nonzero()[0]
     few = (pictured if len(pictured) else np.arange(len(samples)))[: config.optimisation.batch_size]
-    with user_errors(*_UNREADABLE):
+    with user_errors(OSError):
         batch = collator(llava)([samples[int(index)] for index in few])
     given = {name: value for name, value in batch.items() if name not in ("owner", "sample")}
     on_note(f"timing {len(timed)} plans, {config.timing_rounds} rounds")
@@ -334,27 +330,3 @@ def _time(
             checkpointing=config.run.gradient_checkpointing, bf16=is_bf16(config.model),
         )  # fmt: skip
     add_costs(config.out, costs)
-
-
-def _draw(folder: Path, table: pd.DataFrame) -> tuple[Path, ...]:
-    import matplotlib.pyplot as plt
-
-    from figures.plans.accuracy_by_family import draw_accuracy
-    from figures.plans.cost_retention import draw_cost_retention
-    from figures.plans.plan_diagram import draw_plan_diagram
-    from figures.plans.retention import draw_retention
-    from figures.style import Panels, figure_of, save_figure
-
-    drawn: dict[str, Panels] = {
-        "accuracy_by_family": draw_accuracy(table),
-        "retention": draw_retention(table),
-        "plans": draw_plan_diagram(table),
-    }
-    overall = table[(table["family"] == "all") & (table["condition"] == table["condition"].iloc[0])]
-    if (overall["flops_ratio"].notna() & overall["retention"].notna()).any():  # none if full tuning is never right
-        drawn["cost_against_retention"] = draw_cost_retention(table)
-    paths = []
-    for name, panels in drawn.items():
-        paths.append(save_figure(panels, folder / "figures" / name).png)
-        plt.close(figure_of(panels))
-    return tuple(paths)

@@ -15,7 +15,6 @@ from records.progress import OnProgress, silent
 from records.run import writing
 from tasks.errors import UserError, user_errors
 from tasks.example import Picture
-from tasks.pictures import PictureError
 from tasks.scenes.questions import CHANCE
 from tasks.scenes.scene import Split
 from tuning.compare.config import CompareData
@@ -176,7 +175,7 @@ def _reason(picture: Picture) -> str | None:
     """The error of a picture that does not open; None if it does."""
     try:
         picture.open()
-    except (PictureError, OSError) as error:
+    except (UserError, OSError) as error:
         return str(error)
     return None
 

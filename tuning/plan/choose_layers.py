@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from figures.effects import fraction_name, with_effect
 from tasks.errors import UserError
 
 # The share of the evidence that a band must hold. With much more, one noisy layer far away stretches the band.
@@ -41,8 +42,8 @@ class _Evidence(NamedTuple):
 def choose_layers(run: Path, n_layers: int) -> Chosen:
     """The shortest band of layers that holds 80 % of a run's evidence; among equally short ones the one with most.
 
-    In a probe run, the evidence of a layer is the gain in the cross-validated score of ``resid_post`` over the best layer
-    below (for the first layer: over the model's input, if it was probed), averaged over targets.
+    In a probe run, the evidence of a layer is the gain in the cross-validated score of ``resid_post`` over the best
+    layer below (for the first layer: over the model's input, if it was probed), averaged over targets.
 
     In a patch run, the evidence is, averaged over groups of positions:
 
@@ -134,16 +135,12 @@ def _patch_evidence(table: pd.DataFrame, n_layers: int, run: Path) -> _Evidence:
     found = []
     keys = [key for key in ("op", "tokens", "name", "head") if key in rows]
     for _, cells in rows.groupby(keys, dropna=False):
-        lost = "unchanged" in cells and (cells["unchanged"] == "clean").all()
-        effect = _by_layer(
-            cells.assign(effect=1 - cells["recovered"] if lost else cells["recovered"]), "effect", n_layers
-        )
+        effect = _by_layer(with_effect(cells), "effect", n_layers)
         found.append(np.abs(_across(cells, effect, n_layers)))
     changed = any(_is_cumulative(cells, n_layers) for _, cells in rows.groupby(keys, dropna=False))
     ops = ", ".join(map(str, rows["op"].unique()))
     tokens = ", ".join(str(group) for group in rows["tokens"].dropna().unique())
-    fraction = "lost" if "unchanged" in rows and (rows["unchanged"] == "clean").all() else "recovered"
-    what = f"{'change' if changed else 'size'} of the {fraction} fraction"
+    what = f"{'change' if changed else 'size'} of the {fraction_name(rows)}"
     return _Evidence(
         np.mean(found, axis=0),
         what + (f" of the {metric}" if metric else "") + f" under {ops}" + (f" of {tokens}" if tokens else ""),
@@ -168,7 +165,7 @@ def _is_cumulative(cells: pd.DataFrame, n_layers: int) -> bool:
 
 
 def _ends(cells: pd.DataFrame, n_layers: int) -> str | None:
-    """``up-to`` if windows run from the first layer to the cell's, ``onward`` if from the cell's to the last, else None."""
+    """``up-to`` if windows run from the first layer to the cell's, ``onward`` if from there to the last, else None."""
     if "window" not in cells:
         return None
     parts = cells["window"].astype(str).str.extract(r"^(\d+)(?:-(\d+))?$")

@@ -1,8 +1,8 @@
 """Newly initialised connectors: one linear map as in LLaVA, or two with GELU between them as in LLaVA-1.5.
 
-transformers' LLaVA always has ``linear_1``, an activation and ``linear_2``. One linear map is stored as ``linear_1``, the
-activation "linear" (the identity) and an identity matrix as ``linear_2``, which never trains, so that the folder opens in
-plain transformers.
+transformers' LLaVA always has ``linear_1``, an activation and ``linear_2``. One linear map is stored as ``linear_1``,
+the activation "linear" (the identity) and an identity matrix as ``linear_2``, which never trains, so that the folder
+opens in plain transformers.
 """
 
 from dataclasses import replace

@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from probes.config import DataOptions, SiteOptions, SweepConfig
-from probes.evaluation.folds import Plan, plan_folds
-from tasks.datasets import Dataset, scenes_probe_dataset
+from probes.evaluation.folds import FoldPlan, plan_folds
+from tasks.dataset import Dataset, join, pick
 from tasks.errors import UserError, user_errors
 from tasks.example import Example, Target
-from tasks.lazy import Joined, Picked
 from tasks.readers.examples import check_pictures, load_dataset
+from tasks.scenes.datasets import scenes_dataset
 from tasks.scenes.scene import SIZE
 
 SCENES = "scenes"
@@ -27,7 +26,7 @@ TYPE = "control_type"
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedExample:
     """An example that is left out, and why."""
 
     id: str
@@ -35,7 +34,7 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Selection:
+class ProbeData:
     """The examples of a sweep: those that probes are fitted on come first, then those that are only scored.
 
     Args:
@@ -56,7 +55,7 @@ class Selection:
     transfer: str | None
     targets: tuple[Target, ...]
     tokens: Mapping[str, str]
-    skipped: tuple[Skipped, ...] = ()
+    skipped: tuple[SkippedExample, ...] = ()
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -64,7 +63,7 @@ class Selection:
         return tuple(dict.fromkeys(self.tokens[target.name] for target in self.targets))
 
 
-def select(config: SweepConfig) -> Selection:
+def select(config: SweepConfig) -> ProbeData:
     """The examples, targets and token groups that the settings mean, all checked.
 
     Raises:
@@ -80,7 +79,7 @@ def select(config: SweepConfig) -> Selection:
         targets = tuple(fitted.target(_plain_name(target, fitted)) for target in dict.fromkeys(wanted))
     examples, n_fitted, skipped = _readable(fitted, transfer, config.data)
     _check_labels(examples, targets)
-    return Selection(
+    return ProbeData(
         name=name,
         digest=fitted.digest if transfer is None else f"{fitted.digest}+{transfer.digest}",
         examples=examples,
@@ -92,46 +91,46 @@ def select(config: SweepConfig) -> Selection:
     )
 
 
-def at_size(selection: Selection, config: SweepConfig, size: int) -> Selection:
+def at_size(selection: ProbeData, config: SweepConfig, size: int) -> ProbeData:
     """The same selection with scenes drawn ``size`` pixels wide, as the model takes them; pictures stay as they are."""
     if config.data.spec != SCENES or size == SIZE:
         return selection
     fitted, transfer, _ = _load(config, size)
     digest = fitted.digest if transfer is None else f"{fitted.digest}+{transfer.digest}"
-    both = Joined(fitted.examples, () if transfer is None else transfer.examples)
+    both = join(fitted.examples, () if transfer is None else transfer.examples)
     return replace(selection, digest=digest, examples=both)
 
 
-def plan_for(selection: Selection, group: str, config: SweepConfig, *, fitted_only: bool = False) -> Plan:
-    """Folds, control labels and resamples for the targets that are looked for on one token group.
+def fold_plans(data: ProbeData, config: SweepConfig) -> dict[str, FoldPlan]:
+    """Draw folds, control labels and resamples for the targets of each token group.
 
     Args:
-        selection: Examples and targets.
-        group: The token group.
+        data: Examples and targets.
         config: Gives folds, controls and seed.
-        fitted_only: Leaves out controls and transfer examples; the folds are the same.
+
+    Returns:
+        A plan by token group, in the order of ``data.groups``.
 
     Raises:
         UserError: If a target has one class, or there are fewer groups than folds.
     """
-    n = selection.n_fitted if fitted_only else len(selection.examples)
-    examples = [selection.examples[i] for i in range(n)]
-    targets = [target for target in selection.targets if selection.tokens[target.name] == group]
-    transfer: dict[str, npt.NDArray[np.bool_]] = {}
-    if selection.transfer is not None and not fitted_only:
-        transfer[selection.transfer] = np.arange(n) >= selection.n_fitted
+    n = len(data.examples)
+    examples = [data.examples[i] for i in range(n)]
     typed = all(TYPE in example.labels for example in examples)
-    with user_errors(ValueError):
-        return plan_folds(
+    plans = {}
+    for group in data.groups:
+        targets = [target for target in data.targets if data.tokens[target.name] == group]
+        plans[group] = plan_folds(
             {target.name: [example.labels[target.name] for example in examples] for target in targets},
             [example.group for example in examples],
             folds=config.probing.folds,
             continuous=[target.name for target in targets if target.kind == "continuous"],
-            transfer=transfer or None,
+            transfer={data.transfer: np.arange(n) >= data.n_fitted} if data.transfer else None,
             types=[str(example.labels[TYPE]) for example in examples] if typed else None,
-            controls=("shuffled", "control_task") if config.probing.controls and not fitted_only else (),
+            controls=("shuffled", "control_task") if config.probing.controls else (),
             seed=config.seed,
         )
+    return plans
 
 
 def _plain_name(target: str, data: Dataset) -> str:
@@ -152,7 +151,7 @@ def _load(config: SweepConfig, size: int) -> tuple[Dataset, Dataset | None, str]
         split, transfer = data.split or "test", data.transfer or "unseen"
         n_transfer = data.transfer_limit or max(2, n // 3)
         with user_errors(ValueError, ModuleNotFoundError):
-            fitted = scenes_probe_dataset(split=split, n=n, seed=seed, size=size)
+            fitted = scenes_dataset(split=split, n=n, seed=seed, size=size)
             shared = set(split.split("+")) & set(transfer.split("+"))
             if transfer == "none" or transfer == split or (shared and data.transfer is None):
                 return fitted, None, SCENES
@@ -160,7 +159,7 @@ def _load(config: SweepConfig, size: int) -> tuple[Dataset, Dataset | None, str]
                 raise UserError(
                     f"transfer must share no split with split {split!r}, got {transfer!r}. Name another one, or none."
                 )
-            return fitted, scenes_probe_dataset(split=transfer, n=n_transfer, seed=seed, size=size), SCENES
+            return fitted, scenes_dataset(split=transfer, n=n_transfer, seed=seed, size=size), SCENES
     targets = config.probing.targets or None
     with user_errors(ValueError, OSError):
         fitted = load_dataset(data.spec, data.images, split=data.split, limit=data.limit, targets=targets)
@@ -177,15 +176,15 @@ def _load(config: SweepConfig, size: int) -> tuple[Dataset, Dataset | None, str]
 
 def _readable(
     fitted: Dataset, transfer: Dataset | None, data: DataOptions
-) -> tuple[Sequence[Example], int, tuple[Skipped, ...]]:
+) -> tuple[Sequence[Example], int, tuple[SkippedExample, ...]]:
     """The examples whose pictures open, how many of them are fitted on, and the others where they may be skipped."""
-    both = Joined(fitted.examples, () if transfer is None else transfer.examples)
+    both = join(fitted.examples, () if transfer is None else transfer.examples)
     if data.spec == SCENES:  # drawn by us: they always open
         return both, len(fitted.examples), ()
     bad = [(0, item) for item in check_pictures(fitted)]
     if transfer is not None:
         bad += [(1, item) for item in check_pictures(transfer)]
-    skipped = tuple(Skipped(item.id, " ".join(item.reason.split())) for _, item in bad)
+    skipped = tuple(SkippedExample(item.id, " ".join(item.reason.split())) for _, item in bad)
     if skipped and not data.skip_bad:
         more = f" {len(skipped) - 1} more examples have bad pictures." if len(skipped) > 1 else ""
         raise UserError(
@@ -198,7 +197,7 @@ def _readable(
     n_fitted = sum(index < len(fitted.examples) for index in kept)
     if n_fitted == 0:
         raise UserError(f"pictures must be readable in some example, got none of {len(both)}. See the image folder.")
-    return Picked(both, kept), n_fitted, skipped
+    return pick(both, kept), n_fitted, skipped
 
 
 def _check_labels(examples: Sequence[Example], targets: Sequence[Target]) -> None:

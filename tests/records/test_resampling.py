@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control, permutation_test
 
-from records.resampling import adjust_p, bootstrap_means, bootstrap_ratios, sign_flip_p
+from records import resampling
+from records.resampling import (
+    adjust_p,
+    bootstrap_means,
+    bootstrap_ratios,
+    draw_groups,
+    permutation_p,
+    shuffle_over_groups,
+    sign_flip_p,
+)
 
 
 def noise(*shape: int, mean: float = 0.0, seed: int = 0) -> np.ndarray:
@@ -15,7 +24,7 @@ def test_interval_of_a_mean_is_the_normal_one_for_many_examples() -> None:
     error = values.std(1) / 20
     np.testing.assert_allclose(found.lower, values.mean(1) - 1.96 * error, atol=0.2 * error.max())
     np.testing.assert_allclose(found.upper, values.mean(1) + 1.96 * error, atol=0.2 * error.max())
-    wider = bootstrap_means(values, seed=0, level=0.99)
+    wider = bootstrap_means(values, seed=0, tail=0.005)
     assert (wider.lower < found.lower).all() and (wider.upper > found.upper).all()
 
 
@@ -66,6 +75,45 @@ def test_drawn_p_is_near_the_exact_one_and_never_zero() -> None:
     exact = (np.abs(signs @ values[0]) >= abs(values[0].sum()) - 1e-9).mean()
     assert abs(found[0] - exact) < 0.02  # 9,999 draws: three standard errors are 0.015
     assert found[1] == 1 / 10000
+
+
+def test_bootstrap_in_chunks_gives_the_same_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = noise(3, 50)
+    whole = bootstrap_means(values, seed=0)
+    monkeypatch.setattr(resampling, "_CHUNK", 4000)  # 80 of 2,000 draws, 2 of 3 cells at a time
+    np.testing.assert_allclose(np.stack(bootstrap_means(values, seed=0)), np.stack(whole), rtol=1e-12)
+
+
+def test_draws_of_groups_take_as_many_groups_as_there_are() -> None:
+    drawn = draw_groups(["b", "a", "b", "c"], draws=200, generator=np.random.default_rng(0))
+    assert drawn.group.tolist() == [1, 0, 1, 2]
+    assert (drawn.counts.sum(1) == 3).all()
+    np.testing.assert_allclose(drawn.counts.mean(0), 1, atol=0.2)  # three standard errors of 200 draws
+
+
+def test_permutation_p_counts_the_observed_value_once() -> None:
+    assert permutation_p(5.0, np.arange(4.0)) == 0.2
+    assert permutation_p(3.0, np.arange(4.0)) == 0.4
+    assert permutation_p(-1.0, np.arange(4.0)) == 1.0
+
+
+def test_shuffling_moves_whole_groups_and_keeps_the_label_counts() -> None:
+    groups = np.array(["a", "a", "b", "c", "c", "d", "e", "e"] * 1 + ["f"] * 2)
+    labels = np.array([0, 0, 1, 2, 2, 3, 4, 4, 5, 5])
+    generator = np.random.default_rng(0)
+    draws = [labels[shuffle_over_groups(groups, generator=generator)] for _ in range(50)]
+    for shuffled in draws:
+        assert sorted(shuffled) == sorted(labels)
+        assert all(len(set(shuffled[groups == g])) == 1 for g in set(groups))
+    assert len({tuple(d) for d in draws}) > 10
+
+
+def test_groups_of_unequal_sizes_are_dealt_out_again() -> None:
+    groups = np.repeat([0, 1, 2], [1, 2, 3])
+    generator = np.random.default_rng(0)
+    draws = {tuple(shuffle_over_groups(groups, generator=generator)) for _ in range(50)}
+    assert all(sorted(d) == list(range(6)) for d in draws)
+    assert len(draws) == 6  # every order of three groups
 
 
 def test_no_difference_at_all_has_p_one() -> None:

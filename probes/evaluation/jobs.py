@@ -11,15 +11,18 @@ from sklearn.base import clone
 from torch import Tensor
 
 from probes.evaluation.folds import Mask, TargetPlan
-from probes.evaluation.scores import Codes
-from probes.linear.estimators import LogisticProbe, MassMeanProbe, MLPProbe, RidgeProbe
+from probes.linear.estimators import LogisticProbe, MassMeanProbe, RidgeClassifierProbe, RidgeProbe
+from probes.linear.mlp import MLPProbe, MLPRegressorProbe
 from probes.linear.ridge import solve_ridge
 from probes.linear.solver import Basis, LogisticFit, solve_logistic
+from records.resampling import Codes
 from tasks.errors import UserError
 
 # Rows of coefficients times examples solved at once: some ten copies of this many floats are held (2.4 GB in float32).
 BATCH = 60_000_000
 Output = npt.NDArray[np.generic]
+# These take tensors and stay on their device.
+_OURS = (LogisticProbe, MassMeanProbe, MLPProbe, MLPRegressorProbe, RidgeClassifierProbe, RidgeProbe)
 
 
 @dataclass(frozen=True)
@@ -138,13 +141,13 @@ def fit_estimator(x: Tensor, jobs: Sequence[Job], probe: Any, groups: Codes, see
     outputs = []
     for job in jobs:
         estimator = _estimator(probe, job.target.kind, seed)
-        ours = isinstance(estimator, (LogisticProbe, MassMeanProbe, MLPProbe, RidgeProbe))
+        ours = isinstance(estimator, _OURS)
         data = x if ours else x.cpu().numpy()
         train, labels = torch.from_numpy(job.train).to(x.device) if ours else job.train, job.labels[job.train]
         if job.target.kind == "class" and len(np.unique(labels)) == 1:
             outputs.append(np.full(len(x), labels[0]))
             continue
-        if isinstance(estimator, MLPProbe):
+        if isinstance(estimator, (MLPProbe, MLPRegressorProbe)):
             estimator.fit(data[train], labels, groups=groups[job.train])
         else:
             estimator.fit(data[train], labels)
@@ -154,9 +157,9 @@ def fit_estimator(x: Tensor, jobs: Sequence[Job], probe: Any, groups: Codes, see
 
 def _estimator(probe: Any, kind: str, seed: int) -> Any:
     if probe == "mlp":
-        return MLPProbe(task="class" if kind == "class" else "continuous", seed=seed)
+        return MLPProbe(seed=seed) if kind == "class" else MLPRegressorProbe(seed=seed)
     if probe == "mass_mean":
         if kind == "continuous":
-            raise UserError("probe 'mass_mean' must have classes to tell apart, got a continuous target. Use 'ridge'.")
+            raise UserError("probe 'mass_mean' must have a class target, got a continuous one. Use 'ridge'.")
         return MassMeanProbe()
     return clone(probe)
