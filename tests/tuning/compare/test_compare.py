@@ -9,21 +9,23 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from models.loading.load import load
+from records.options import ModelOptions
+from records.run import FinishedRun
 from tasks.errors import UserError
 from tests.conftest import tiny_config
-from tuning.cli import app
+from tuning.cli import main
 from tuning.compare.compare import chosen_plans, run_compare
 from tuning.compare.config import CompareConfig, CompareData
 from tuning.compare.report_table import render_table
 from tuning.compare.table import compare_table
-from tuning.config import Optimisation, Running
+from tuning.config import Optimisation, RunOptions
 from tuning.plan.default_plans import default_plans
 from tuning.plan.resolve import resolve
 from tuning.scoring.answers import text_log_likelihood
@@ -48,20 +50,27 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def settings(base: Path, tmp_path_factory: pytest.TempPathFactory) -> CompareConfig:
     return CompareConfig(
-        model=str(base),
+        model=ModelOptions(name=str(base)),
         plans=("start", "full", "middle band", "LoRA on the band"),
         lora_rank=2,
         data=CompareData(scenes=4, score_scenes=2),
         optimisation=Optimisation(steps=2, batch_size=2, lr=1e-3, projector_lr=1e-3),
-        running=Running(save_every=1),
+        run=RunOptions(save_every=1),
         timing_rounds=1,
         out=tmp_path_factory.mktemp("compare"),
     )
 
 
+def compare(config: CompareConfig, **more: Any) -> pd.DataFrame:
+    """The table of a comparison."""
+    done = run_compare(config, **more)
+    assert isinstance(done, FinishedRun)
+    return done.results
+
+
 @pytest.fixture(scope="module")
 def finished(settings: CompareConfig) -> pd.DataFrame:
-    return run_compare(settings).table
+    return compare(settings)
 
 
 def test_the_table_has_every_plan_condition_and_family_with_its_columns(
@@ -82,7 +91,7 @@ def test_the_table_has_every_plan_condition_and_family_with_its_columns(
         "text",
     }
     trainable = finished.groupby("plan")["trainable"].unique().map(list)
-    llava = load(settings.model, validate=False)
+    llava = load(settings.model.name, validate=False)
     for plan in chosen_plans(settings, llava):
         assert trainable[plan.name] == [0 if plan.name == "start" else resolve(plan, llava).trained]
     full = finished[finished["plan"] == "full"]
@@ -114,13 +123,13 @@ def test_a_finished_plan_is_not_run_again_and_a_new_seed_is_added(
     stamps = {path: path.stat().st_mtime_ns for path in settings.out.glob("runs/*/answers.parquet")}
     assert len(stamps) == 4
     told: list[tuple[str, int, int]] = []
-    again = run_compare(settings, on_note=notes.append, on_progress=lambda *report: told.append(report)).table
+    again = compare(settings, on_note=notes.append, on_progress=lambda *report: told.append(report))
     pd.testing.assert_frame_equal(again, finished)
     assert told == []  # nothing was left to do, not even reading
     assert not any("train" in note and "seed 0:" in note for note in notes)
-    more = run_compare(
+    more = compare(
         replace(settings, seeds=(0, 1), plans=("full", "middle band")), on_progress=lambda *report: told.append(report)
-    ).table
+    )
     asked = [(f"reading questions of {name}", 1, 2) for name in ("seen", "unseen", "text") for _ in range(2)]
     assert told == [("reading samples", 1, 4)] * 4 + asked + [("training and scoring plans", 1, 4)] * 4
     seeds = more.groupby("plan")["seeds"].unique().map(list).to_dict()
@@ -161,7 +170,7 @@ def test_another_comparison_s_folder_is_refused(
     with pytest.raises(UserError, match="settings.scenes was 4, is 5"):
         run_compare(replace(settings, data=replace(settings.data, scenes=5)))
     (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="out must be empty or a comparison"):
+    with pytest.raises(UserError, match="out must be empty or hold a run of layerwise-finetune compare"):
         run_compare(replace(settings, out=tmp_path))
 
 
@@ -180,14 +189,23 @@ def test_a_comparison_killed_with_sigkill_goes_on_with_the_plan_it_was_in(
     finished: pd.DataFrame, settings: CompareConfig, tmp_path: Path
 ) -> None:
     again = replace(
-        settings, plans=("start", "full", "middle band"), timing_rounds=0, running=Running(save_every=1, log_every=1),
+        settings, plans=("start", "full", "middle band"), timing_rounds=0, run=RunOptions(save_every=1, log_every=1),
         out=tmp_path / "killed",
     )  # fmt: skip
     code = f"""
 from pathlib import Path, PosixPath
+
+import torch
+
+from records.options import ModelOptions
+from tests.tuning.compare.test_compare import killed_within_a_plan
+from tuning.compare.compare import run_compare
+from tuning.compare.config import CompareConfig, CompareData
+from tuning.config import Optimisation, RunOptions
+
 killed_within_a_plan({again!r})
 """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
@@ -197,7 +215,7 @@ killed_within_a_plan({again!r})
     assert (runs / "middle-band-seed0" / "checkpoint-1").is_dir()
     assert not (again.out / "compare.csv").exists()
     notes: list[str] = []
-    table = run_compare(again, on_note=notes.append).table
+    table = compare(again, on_note=notes.append)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     assert not any(note.startswith("full, seed 0") for note in notes)
     whole = finished[finished["plan"].isin(again.plans)]
@@ -212,10 +230,19 @@ def test_two_processes_share_a_comparison(
     shared = replace(settings, plans=("start", "full"), reference=str(base), out=tmp_path / "shared")
     code = f"""
 from pathlib import Path, PosixPath
+
+import torch
+
+from records.options import ModelOptions
+from tests.tuning.compare.test_compare import killed_within_a_plan
+from tuning.compare.compare import run_compare
+from tuning.compare.config import CompareConfig, CompareData
+from tuning.config import Optimisation, RunOptions
+
 torch.set_num_threads(1)
 run_compare({shared!r}, on_note=lambda line: print(line, flush=True))
 """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     both = [
         subprocess.Popen([sys.executable, "-c", code], cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
@@ -233,7 +260,7 @@ run_compare({shared!r}, on_note=lambda line: print(line, flush=True))
     columns = ["plan", "condition", "family", "score", "retention"]
     own = table.loc[table["plan"].isin(shared.plans), columns]
     pd.testing.assert_frame_equal(own, whole[columns].reset_index(drop=True), rtol=1e-3)
-    later = run_compare(replace(shared, plans=("full",), reference=None)).table
+    later = compare(replace(shared, plans=("full",), reference=None))
     assert list(dict.fromkeys(later["plan"])) == ["start", "full", f"reference {base.name}"]
 
 
@@ -241,7 +268,7 @@ def test_the_table_holds_all_that_is_finished_whatever_the_last_call_named(
     finished: pd.DataFrame, settings: CompareConfig, tmp_path: Path
 ) -> None:
     shutil.copytree(settings.out, tmp_path / "copy")
-    table = run_compare(replace(settings, plans=("full",), out=tmp_path / "copy")).table
+    table = compare(replace(settings, plans=("full",), out=tmp_path / "copy"))
     assert list(dict.fromkeys(table["plan"])) == list(settings.plans)
     columns = ["layers", "train", "method", "trainable", "flops_ratio", "step_time_ratio", "peak_memory"]
     first, again = (one.groupby("plan", sort=False)[columns].first() for one in (finished, table))
@@ -263,7 +290,7 @@ def test_a_plan_that_is_added_is_timed_beside_full_and_no_cost_is_lost(
     path.write_text(json.dumps(known))
     notes: list[str] = []
     config = replace(settings, plans=("full", "middle band"), out=tmp_path / "copy")
-    table = run_compare(config, on_note=notes.append).table
+    table = compare(config, on_note=notes.append)
     assert "timing 2 plans, 1 rounds" in notes
     ratios = table.groupby("plan")["step_time_ratio"].first()
     assert (ratios["full"], ratios["LoRA on the band"]) == (1, 0.5)
@@ -316,19 +343,21 @@ def test_the_option_keeps_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("tuning.compare.compare.run_compare", record)
     for line in (["compare"], ["compare", "--keep-weights"]):
-        assert CliRunner().invoke(app, line).exit_code == 2
+        with pytest.raises(SystemExit, match="2"):
+            main(line)
     assert seen == [False, True]
 
 
 def test_a_launcher_is_refused_before_anything_is_written(
-    settings: CompareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: CompareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The launcher would join the processes, and each trains a plan of its own."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"without a launcher, got one that started 2 processes.*--out.*--device"):
         run_compare(replace(settings, out=tmp_path / "new"))
-    done = CliRunner().invoke(app, ["compare", "--out", str(tmp_path / "new")])
-    assert (done.exit_code, "without a launcher" in done.stderr) == (2, True)
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", "--out", str(tmp_path / "new")])
+    assert "without a launcher" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -356,6 +385,9 @@ def test_the_given_band_and_parts_reach_the_plans(settings: CompareConfig, base:
     config = replace(settings, plans=(), band="0-1", train=("final_norm",))
     plans = {plan.name: plan for plan in chosen_plans(config, load(base, validate=False))}
     assert len(plans) == 11
+    named = replace(config, plans=("full", "LISA on the band"))
+    lisa = chosen_plans(named, load(base, validate=False))[-1]
+    assert (lisa.layers, lisa.method, lisa.lisa.active) == ("0-1", "lisa", 2)
     assert (plans["middle band"].layers, plans["complement"].layers) == ("0-1", "2")
     assert plans["middle band"].train == plans["LoRA on the band"].train == ("final_norm",)
     assert plans["projector only"].train == ("projector",)
@@ -363,7 +395,7 @@ def test_the_given_band_and_parts_reach_the_plans(settings: CompareConfig, base:
 
 
 def test_the_table_of_the_gallery_follows_from_the_committed_answers() -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     saved = pd.read_csv(root / "figures" / "gallery" / "retention_smol.csv")
     trainable = saved.groupby("plan")["trainable"].first()
     made = compare_table(

@@ -18,11 +18,11 @@ from models.loading.load import load
 from tasks.errors import UserError
 from tests.tuning.conftest import LlavaRows, samples_of, turns
 from tuning.cli import main
-from tuning.config import Optimisation, Running
+from tuning.config import Optimisation, RunOptions
 from tuning.data.scene_mix import SceneMix
 from tuning.plan.plan import LayerPlan, Lisa
 from tuning.plan.resolve import resolve
-from tuning.training.sharding import set_up
+from tuning.training.sharding import prepare_fsdp
 from tuning.training.trainer import train
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -34,7 +34,7 @@ ACCELERATE = [
 
 
 def launch(starter: list[str], arguments: list[str]) -> "subprocess.CompletedProcess[str]":
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     return subprocess.run(
         [sys.executable, *starter, *arguments],
@@ -90,7 +90,7 @@ def twice(arguments: list[str], folder: Path) -> None:
         shutil.copytree(whole / "checkpoint-2", folder / "checkpoint-2")
         shutil.copy(whole / "manifest.json", folder)
     torch.distributed.barrier()
-    run_here([*arguments, "--out", str(folder), "--resume", "last"])
+    run_here([*arguments, "--out", str(folder)])
 
 
 def test_shards_train_resume_and_open_as_one_process_does(base: Path, llava_json: LlavaRows, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_shards_train_resume_and_open_as_one_process_does(base: Path, llava_json
         "--batch-size", "2", "--projector-lr", "0.01", "--log-every", "1", "--save-every", "1", "--max-length", "500",
         "--out", str(tmp_path / "words"),
     ]  # fmt: skip
-    code = f"import pathlib, tests.tuning.test_processes as t; t.twice({[*shared, '--batch-size', '2']!r}, "
+    code = f"import pathlib, tests.tuning.training.test_processes as t; t.twice({[*shared, '--batch-size', '2']!r}, "
     code += f"pathlib.Path({str(tmp_path / 'resumed')!r})); t.run_here({words!r})"  # one start, which takes longest
     done = launch([*ACCELERATE, "--no_python"], [sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
@@ -149,14 +149,14 @@ def test_the_first_version_of_fsdp_and_lisa_in_several_processes_are_refused(
     given = SimpleNamespace(fsdp_version=1, transformer_cls_names_to_wrap=None)
     accelerator = SimpleNamespace(num_processes=2, distributed_type="FSDP", state=SimpleNamespace(fsdp_plugin=given))
     with pytest.raises(UserError, match="FSDP must be its version 2, got 1"):
-        set_up(accelerator, fresh)
+        prepare_fsdp(accelerator, fresh)
     given.fsdp_version = 2
-    assert set_up(accelerator, fresh)
+    assert prepare_fsdp(accelerator, fresh)
     assert given.transformer_cls_names_to_wrap == ["LlamaDecoderLayer"]
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
-    assert not set_up(accelerator, fresh)
+    assert not prepare_fsdp(accelerator, fresh)
     monkeypatch.setenv("WORLD_SIZE", "2")
     resolved = resolve(LayerPlan("0-2", (), "lisa", lisa=Lisa(1, 2)), fresh)
-    samples, once, quiet = samples_of(fresh, mix), Optimisation(steps=1), Running(save_every=0)
+    samples, once, quiet = samples_of(fresh, mix), Optimisation(steps=1), RunOptions(save_every=0)
     with pytest.raises(UserError, match="lisa must run in one process"):
-        train(fresh, resolved, samples, optimisation=once, running=quiet, folder=tmp_path)
+        train(fresh, resolved, samples, optimisation=once, options=quiet, folder=tmp_path)

@@ -11,7 +11,7 @@ from models.loading.load import load
 from tasks.errors import UserError
 from tests.conftest import tiny_config
 from tests.tuning.conftest import samples_of
-from tuning.config import Optimisation, Running
+from tuning.config import Optimisation, RunOptions
 from tuning.data.scene_mix import SceneMix, SceneQuestions
 from tuning.plan.apply import apply_plan
 from tuning.plan.plan import LayerPlan
@@ -117,7 +117,7 @@ def test_a_resumed_run_has_the_table_and_the_log_of_an_uninterrupted_one(tmp_pat
         return train(
             llava, resolved, samples_of(llava, SceneMix(10, questions=1)), folder=tmp_path, resume=resume,
             optimisation=Optimisation(steps=3, batch_size=2, lr=1e-2, projector_lr=1e-2),  # an epoch would have five
-            running=Running(save_every=2, eval_every=1, log_every=1, keep=9),
+            options=RunOptions(save_every=2, log_every=1, keep=9), eval_every=1,
             eval_sets={"seen": samples_of(llava, SceneQuestions(2))},
         )  # fmt: skip
 
@@ -152,7 +152,7 @@ def test_a_finished_run_that_is_resumed_keeps_its_weights_and_is_scored_once(tmp
         train(
             llava, resolved, samples_of(llava, SceneMix(10, questions=1)), folder=tmp_path, resume=resume,
             optimisation=Optimisation(steps=2, batch_size=2, lr=1e-2, projector_lr=1e-2),
-            running=Running(save_every=1, log_every=1), eval_sets={"seen": samples_of(llava, SceneQuestions(2))},
+            options=RunOptions(save_every=1, log_every=1), eval_sets={"seen": samples_of(llava, SceneQuestions(2))},
         )  # fmt: skip
         return {name: tensor.clone() for name, tensor in llava.model.state_dict().items()}
 

@@ -12,7 +12,8 @@ from tasks.prompts import SYSTEM
 from tests.conftest import make_examples, noise_picture
 from tuning.data.conversation import Conversation, Turn, UnusableSampleError
 from tuning.data.labels import IGNORED, Encoded, encode
-from tuning.data.samples import Writing, collate
+from tuning.data.prompt_format import PromptFormat
+from tuning.data.samples import collate
 from tuning.scoring.answers import model_inputs
 
 PICTURE = (noise_picture(1),)
@@ -223,4 +224,4 @@ def test_questions_that_stand_apart_give_the_losses_of_separate_samples(llava: L
 
 
 def test_writing_defaults_to_stage_2() -> None:
-    assert Writing().recipe == "vicuna_v1"
+    assert PromptFormat().recipe == "vicuna_v1"

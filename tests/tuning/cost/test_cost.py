@@ -25,7 +25,7 @@ from tuning.cost.timing import measure_plans
 from tuning.plan.apply import applied, apply_plan, trained_parameters
 from tuning.plan.plan import WHOLE, LayerPlan, Lora
 from tuning.plan.resolve import resolve
-from tuning.training.loss import learned_positions, loss_of
+from tuning.training.loss import loss_of, loss_positions
 
 
 def built(d: int, blocks: int, heads: int, kv: int, attn: str) -> Llava:
@@ -96,7 +96,7 @@ def test_the_head_runs_where_something_is_learned_and_nothing_changes(fresh: Lla
     handle = head.register_forward_hook(lambda module, args, out: seen.append(out[..., 0].numel()))
     loss_of(fresh, batch)
     handle.remove()
-    assert seen == [int(learned_positions(batch["labels"]).sum())]
+    assert seen == [int(loss_positions(batch["labels"]).sum())]
     assert seen[0] == 26 < batch["input_ids"].numel() / 3
     assert not head._forward_pre_hooks
 
@@ -265,7 +265,7 @@ def test_step_time_follows_the_closed_form_where_products_dominate() -> None:
 
 
 def test_the_benchmark_runs_as_a_process_and_says_not_yet_run_without_a_gpu(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks.tuning_cost", "--out", str(tmp_path), "--text-tokens", "16"]
     small = subprocess.run([*command, "--rounds", "1", "--repeats", "2", "--batch", "1"], cwd=root, env=environment,

@@ -13,7 +13,7 @@ from models.llava import Llava
 from models.loading.load import load
 from tests.tuning.conftest import samples_of
 from tuning.cli import main
-from tuning.data.samples import Writing
+from tuning.data.prompt_format import PromptFormat
 from tuning.data.scene_mix import FIRST_CAPTION_SCENE, SceneMix
 from tuning.plan.connector import is_linear, with_connector
 from tuning.plan.plan import LayerPlan
@@ -92,6 +92,6 @@ def test_captions_that_stage_1_is_scored_on_are_none_that_it_trains_on(llava: Ll
     scored = SceneMix(4, stage=1, first=FIRST_CAPTION_SCENE)
     trained = {SceneMix(50, stage=1)[index].id for index in range(50)}
     assert not trained & {scored[index].id for index in range(4)}
-    table = score_answers(llava, samples_of(llava, scored, Writing("plain")), batch_size=2)
+    table = score_answers(llava, samples_of(llava, scored, PromptFormat("plain")), batch_size=2)
     assert len(table) == 4
     assert (table["tokens"] > 5).all()

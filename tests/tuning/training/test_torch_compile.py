@@ -14,30 +14,37 @@ from models.loading.load import load
 from tasks.errors import UserError
 from tests.conftest import tiny_config
 from tests.tuning.conftest import samples_of
-from tuning.config import Optimisation, Running
+from tuning.config import Optimisation, RunOptions
 from tuning.cost.measure import synthetic_batch
 from tuning.data.scene_mix import SceneMix, SceneQuestions
 from tuning.plan.apply import apply_plan
 from tuning.plan.plan import LayerPlan, Lisa, Lora
 from tuning.plan.resolve import resolve
 from tuning.training.loss import loss_of
-from tuning.training.torch_compile import check_compiling, compiled, is_compiled
+from tuning.training.torch_compile import check_compiling, compiled
 from tuning.training.trainer import train
 
 SCORES = ["step", "family", "metric", "score", "n"]
 
 
 @pytest.mark.parametrize(
-    ("backend", "checkpointing", "bf16"),
+    ("backend", "checkpointing", "bf16", "plan"),
     [
-        ("aot_eager", True, False),
-        ("aot_eager", False, True),
-        pytest.param("inductor", True, False, marks=pytest.mark.slow),
+        ("aot_eager", True, False, LayerPlan("all")),
+        ("aot_eager", False, True, LayerPlan("1-2")),
+        ("aot_eager", False, False, LayerPlan("1-2", (), "lora", Lora(2, 4, 0.0))),
+        pytest.param("inductor", True, False, LayerPlan("all"), marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler asks for it and hides the warning
 def test_compiled_blocks_train_to_the_same_weights(
-    backend: str, checkpointing: bool, bf16: bool, mix: SceneMix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str,
+    checkpointing: bool,
+    bf16: bool,
+    plan: LayerPlan,
+    mix: SceneMix,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tuning.training.trainer.compiled", partial(compiled, backend=backend))
     if backend != "inductor":  # no C++ is written
@@ -48,13 +55,13 @@ def test_compiled_blocks_train_to_the_same_weights(
         folder = tmp_path / str(on)
         folder.mkdir()
         llava = load(tiny_config(grouped=True), seed=0, validate=False)
-        resolved = resolve(LayerPlan("all" if checkpointing else "1-2"), llava)
+        resolved = resolve(plan, llava)
         apply_plan(llava, resolved, low_precision=bf16)
         trained = train(
             llava, resolved, samples_of(llava, mix), folder=folder,
             optimisation=Optimisation(steps=3, batch_size=2, lr=1e-2, projector_lr=1e-2),
-            running=Running(save_every=0, log_every=1, eval_every=2, compile=on, gradient_checkpointing=checkpointing,
-                            bf16=bf16),
+            options=RunOptions(save_every=0, log_every=1, compile=on, gradient_checkpointing=checkpointing),
+            eval_every=2, bf16=bf16,
             eval_sets={"seen": samples_of(llava, SceneQuestions(2))},
         )  # fmt: skip
         losses.append(list(trained.losses.values()))
@@ -104,18 +111,6 @@ def test_more_kinds_of_block_than_torch_would_compile_are_compiled(fresh: Llava)
     assert losses[True] == pytest.approx(losses[False], rel=1e-5)
 
 
-def test_lora_is_not_compiled_and_says_so(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
-    resolved = resolve(LayerPlan("1-2", (), "lora", Lora(2, 4, 0.1)), fresh)
-    apply_plan(fresh, resolved)
-    notes: list[str] = []
-    with torch.compiler.set_stance("fail_on_recompile"):
-        train(fresh, resolved, samples_of(fresh, mix), folder=tmp_path, optimisation=Optimisation(steps=1),
-              running=Running(save_every=0, compile=True, device="cpu"), on_note=notes.append)  # fmt: skip
-    assert "LoRA is not compiled: its blocks run as written" in notes
-    assert not is_compiled(resolved.plan, asked=True)
-    assert is_compiled(LayerPlan("1"), asked=True) and not is_compiled(LayerPlan("1"), asked=False)
-
-
 @pytest.mark.parametrize(("longest", "attention"), [(512, "eager"), (513, "sdpa")])
 def test_a_model_is_as_before_when_compiled_blocks_fail(fresh: Llava, longest: int, attention: str) -> None:
     inside = compiled(fresh, longest=longest)
@@ -130,7 +125,7 @@ def test_a_model_is_as_before_when_compiled_blocks_fail(fresh: Llava, longest: i
 def test_where_blocks_cannot_be_compiled_the_run_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"^compile must not stand beside keep-prefix"):
+    with pytest.raises(UserError, match=r"^compile must be given without keep-prefix"):
         check_compiling("cpu", keep_prefix=True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"^compile must run in one process"):

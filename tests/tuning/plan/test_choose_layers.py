@@ -8,9 +8,9 @@ import pytest
 
 from tasks.errors import UserError
 from tuning.plan.choose_layers import choose_layers, describe_choice
-from tuning.plan.layers import parse_layers
+from tuning.plan.layers import select_layers
 
-GALLERY = Path(__file__).parents[2] / "figures" / "gallery"
+GALLERY = Path(__file__).parents[3] / "figures" / "gallery"
 
 
 def probe_table(path: Path, scores: list[float]) -> Path:
@@ -31,7 +31,7 @@ def test_auto_takes_the_shortest_band_in_which_probes_gain(tmp_path: Path) -> No
     chosen = choose_layers(run, 8)
     assert chosen.layers == (2, 3, 4)
     assert chosen.evidence["evidence"].sum() == pytest.approx(1)
-    assert parse_layers(f"auto:{run}", 8) == (2, 3, 4)
+    assert select_layers(f"auto:{run}", 8) == (2, 3, 4)
     shown = describe_choice(run, 8)
     assert "shortest band with at least 80%" in shown
     assert shown.count("<") == 3
@@ -122,7 +122,7 @@ def test_the_committed_tables_of_real_sweeps_give_a_band_with_its_rule(name: str
     assert chosen.evidence["evidence"].sum() == pytest.approx(1)
     held = chosen.evidence.loc[list(chosen.layers), "evidence"].sum()
     assert held >= 0.8 - 1e-9
-    assert parse_layers(f"auto:{path}", 30) == chosen.layers
+    assert select_layers(f"auto:{path}", 30) == chosen.layers
     if layers is not None:
         assert chosen.layers == layers
     assert describe_choice(path, 30).count(" <") == len(chosen.layers)

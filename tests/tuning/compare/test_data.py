@@ -16,14 +16,16 @@ from PIL import Image
 from figures.plans.accuracy_by_family import draw_accuracy
 from figures.plans.cost_retention import draw_cost_retention
 from models.loading.load import load
+from records.options import ModelOptions
 from tasks.errors import UserError
+from tests.tuning.compare.test_compare import compare
 from tests.tuning.conftest import LlavaRows, turns
 from tuning.compare.compare import run_compare
 from tuning.compare.config import CompareConfig, CompareData
 from tuning.compare.data import open_data
 from tuning.compare.report_table import render_table
 from tuning.compare.table import read_answers
-from tuning.config import Optimisation, Running
+from tuning.config import Optimisation, RunOptions
 from tuning.cost.timing import measure_plans
 from tuning.data.scene_mix import SceneMix
 
@@ -50,11 +52,11 @@ def config(base: Path, llava_json: LlavaRows, tmp_path: Path) -> CompareConfig:
     mix = llava_json(rows)
     Image.new("RGB", (20, 30), (30, 30, 200)).save(tmp_path / "b.png")  # equal pictures would be one
     return CompareConfig(
-        model=str(base),
+        model=ModelOptions(name=str(base)),
         plans=("start", "full", "middle band"),
         data=CompareData(str(mix), eval_specs=(str(asked(tmp_path / "pope.jsonl", QUESTIONS)),)),
         optimisation=Optimisation(steps=2, batch_size=1, grad_accum=2, lr=1e-3, projector_lr=1e-3),
-        running=Running(save_every=0, gradient_checkpointing=True, workers=1),
+        run=RunOptions(save_every=0, gradient_checkpointing=True, workers=1),
         timing_rounds=0,
         out=tmp_path / "out",
     )
@@ -78,10 +80,10 @@ def test_a_file_is_trained_on_and_another_is_a_condition(
     monkeypatch.setattr("tuning.compare.compare.measure_plans", measure)
     notes: list[str] = []
     config = replace(config, timing_rounds=1)
-    done = run_compare(config, on_note=notes.append)
+    done = compare(config, on_note=notes.append)
     assert any(note.startswith("training on 3 samples (1 without a picture)") for note in notes)
     assert [(one["checkpointing"], one["pictures"]) for one in timed] == [(True, 1)]
-    rows = done.table[done.table["plan"] == "full"]
+    rows = done[done["plan"] == "full"]
     scored = rows[rows["condition"] == "pope"].set_index("family")
     assert scored.index.tolist() == ["colour", "exists", "all"]  # the one without a family is in the last alone
     assert scored["n"].tolist() == [2, 1, 3]  # pictures, and the sample that has none
@@ -92,7 +94,7 @@ def test_a_file_is_trained_on_and_another_is_a_condition(
     assert answers["id"].nunique() == 3
     first = json.loads((config.out / "runs" / "full-seed0" / "log.jsonl").read_text().splitlines()[0])
     assert np.isfinite(first["loss"])
-    assert render_table(done.table).columns[-3].header == "retention (pope)"
+    assert render_table(done).columns[-3].header == "retention (pope)"
     manifest = json.loads((config.out / "manifest.json").read_text())
     assert manifest["data"].keys() == {"train", "pope"}
     drawn = {path.stem for path in (config.out / "figures").glob("*.png")}
@@ -142,7 +144,7 @@ def test_plans_are_never_scored_on_other_samples(config: CompareConfig) -> None:
     with pytest.raises(UserError, match="got other samples that can be used for train, asked"):
         run_compare(config)
     path.with_name("b.png").rename(away)
-    assert set(run_compare(config).table["plan"]) == {"start", "full", "middle band"}
+    assert set(compare(config)["plan"]) == {"start", "full", "middle band"}
 
 
 def test_limits_are_of_files_and_scenes_stay_what_they_were(config: CompareConfig) -> None:
@@ -180,10 +182,10 @@ def test_what_cannot_be_scored_is_refused_or_listed_before_anything_trains(
     with pytest.raises(UserError, match=r"got 3 that cannot .* in 'pope.*--skip-bad"):
         run_compare(config)
     assert not list(config.out.glob("runs/*"))
-    done = run_compare(replace(config, plans=("full",), data=replace(config.data, skip_bad=True)))  # the same folder
+    done = compare(replace(config, plans=("full",), data=replace(config.data, skip_bad=True)))  # the same folder
     listed = pd.read_csv(config.out / "skipped-pope.csv")
     assert sorted(listed["sample"]) == [4, 5, 6]
-    assert set(done.table.loc[done.table["condition"] == "pope", "n"]) == {1, 2, 3}
+    assert set(done.loc[done["condition"] == "pope", "n"]) == {1, 2, 3}
 
 
 def test_nothing_that_can_be_scored_is_refused_whatever_may_be_skipped(config: CompareConfig, tmp_path: Path) -> None:
@@ -206,7 +208,7 @@ def test_a_context_that_scenes_do_not_fit_in_is_one_sentence(config: CompareConf
 @pytest.mark.usefixtures("undrawn")
 def test_a_broken_picture_is_one_sentence_and_nothing_that_finished_is_lost(config: CompareConfig) -> None:
     data = replace(config.data, eval_specs=("scenes",), score_scenes=1)
-    config = replace(config, plans=("start", "full"), data=data, running=Running(save_every=0))
+    config = replace(config, plans=("start", "full"), data=data, run=RunOptions(save_every=0))
     picture = Path(data.spec).with_name("a.png")
     whole = picture.read_bytes()
     picture.write_bytes(whole[:20])
@@ -214,7 +216,7 @@ def test_a_broken_picture_is_one_sentence_and_nothing_that_finished_is_lost(conf
         run_compare(config)
     assert [path.parent.name for path in config.out.glob("runs/*/answers.parquet")] == ["start-seed0"]
     picture.write_bytes(whole)
-    table = run_compare(config).table
+    table = compare(config)
     assert list(dict.fromkeys(table["plan"])) == ["start", "full"]
 
 

@@ -13,7 +13,7 @@ from tests.conftest import tiny_config
 from tuning.cost.measure import synthetic_batch
 from tuning.plan.apply import applied, apply_plan, draw_blocks, planned_parameters, trained_parameters
 from tuning.plan.default_plans import default_plans
-from tuning.plan.layers import anchor_band, format_layers, parse_layers
+from tuning.plan.layers import anchor_band, layer_spec, select_layers
 from tuning.plan.plan import WHOLE, LayerPlan, Lisa, Lora
 from tuning.plan.resolve import lisa_layers, resolve
 
@@ -32,12 +32,12 @@ KNOWN = {
 
 @pytest.mark.parametrize("spec", KNOWN)
 def test_a_spec_means_its_layers(spec: str) -> None:
-    assert parse_layers(spec, 32) == KNOWN[spec]
-    assert parse_layers(format_layers(KNOWN[spec], 32), 32) == KNOWN[spec]
+    assert select_layers(spec, 32) == KNOWN[spec]
+    assert select_layers(layer_spec(KNOWN[spec], 32), 32) == KNOWN[spec]
 
 
 def test_random_layers_follow_from_the_seed_alone() -> None:
-    drawn = [parse_layers(f"random:8@{seed}", 32) for seed in (0, 0, 1)]
+    drawn = [select_layers(f"random:8@{seed}", 32) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(set(drawn[0])) == 8
     assert drawn[0] == tuple(sorted(drawn[0]))
@@ -67,7 +67,7 @@ def test_the_anchor_band_is_6_to_16_of_32_and_scales_with_depth() -> None:
 )
 def test_a_spec_that_names_no_layers_is_refused(spec: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        parse_layers(spec, 32)
+        select_layers(spec, 32)
 
 
 def grown(llava: Llava, batch: dict[str, object]) -> set[str]:
@@ -222,12 +222,12 @@ def test_the_summary_names_layers_counts_and_shares(llava: Llava) -> None:
 def test_default_plans_match_the_band_in_size() -> None:
     plans = {plan.name: plan for plan in default_plans(30)}
     assert list(plans)[:2] == ["start", "full"]
-    assert parse_layers(plans["middle band"].layers, 30) == tuple(range(6, 16))
+    assert select_layers(plans["middle band"].layers, 30) == tuple(range(6, 16))
     sizes = {
-        name: len(parse_layers(plans[name].layers, 30)) for name in ("first", "last", "evenly spread", "random layers")
+        name: len(select_layers(plans[name].layers, 30)) for name in ("first", "last", "evenly spread", "random layers")
     }
     assert set(sizes.values()) == {10}
-    both = parse_layers(plans["middle band"].layers, 30) + parse_layers(plans["complement"].layers, 30)
+    both = select_layers(plans["middle band"].layers, 30) + select_layers(plans["complement"].layers, 30)
     assert sorted(both) == list(range(30))
 
 

@@ -19,7 +19,8 @@ from tests.tuning.conftest import LlavaRows, samples_of, turns
 from tuning.data.conversation import UnusableSampleError
 from tuning.data.labels import IGNORED, encode
 from tuning.data.llava_json import LlavaFile
-from tuning.data.samples import GroupedSampler, Samples, Writing, collate, survey
+from tuning.data.prompt_format import PromptFormat
+from tuning.data.samples import GroupedSampler, Samples, collate, survey
 from tuning.data.scene_mix import SceneMix, SceneQuestions
 from tuning.data.sources import Subset, TableFile, open_source
 from tuning.scoring.answers import collator
@@ -103,7 +104,7 @@ def test_what_cannot_be_trained_on_is_counted_and_listed_with_its_reason(llava: 
     rows: list[dict[str, object]] = [*GOOD]
     for name, (conversations, image, _) in BAD.items():
         rows.append({"id": name, "conversations": conversations, **({"image": image} if image else {})})
-    found = survey(llava, LlavaFile(llava_json(rows)), Writing())
+    found = survey(llava, LlavaFile(llava_json(rows)), PromptFormat())
     assert {bad.id for bad in found.skipped} == set(BAD)
     for bad in found.skipped:
         assert BAD[bad.id][2] in bad.reason
@@ -119,12 +120,12 @@ def test_a_leading_answer_is_dropped_as_llava_does(llava_json: LlavaRows) -> Non
 
 def test_long_samples_are_cut_and_counted_or_left_out(llava: Llava, llava_json: LlavaRows) -> None:
     source = LlavaFile(llava_json([{"id": "long", "conversations": turns("Say it.", "word " * 600)}]))
-    cut = survey(llava, source, Writing(max_length=200))
+    cut = survey(llava, source, PromptFormat(max_length=200))
     assert (cut.cut, cut.lengths.tolist()) == (1, [200])
-    left = survey(llava, source, Writing(max_length=200, on_long="refuse"))
+    left = survey(llava, source, PromptFormat(max_length=200, on_long="refuse"))
     assert left.skipped[0].reason.startswith("longer than the context")
     limit = llava.config.text_config.max_position_embeddings
-    assert survey(llava, source, Writing()).lengths.tolist() == [limit]  # never past the model's own context
+    assert survey(llava, source, PromptFormat()).lengths.tolist() == [limit]  # never past the model's own context
 
 
 def test_a_table_of_questions_is_a_source(tmp_path: Path, llava: Llava) -> None:

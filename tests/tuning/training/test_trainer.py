@@ -19,10 +19,11 @@ from torch import Tensor
 
 from models.llava import Llava
 from models.loading.load import load
+from records.run import RESERVE
 from tasks.errors import UserError
 from tests.conftest import tiny_config
 from tests.tuning.conftest import samples_of
-from tuning.config import Optimisation, Running
+from tuning.config import Optimisation, RunOptions
 from tuning.cost.measure import count_activations, synthetic_batch
 from tuning.data.samples import Samples
 from tuning.data.scene_mix import SceneMix, SceneQuestions
@@ -34,7 +35,7 @@ from tuning.training import checkpoint
 from tuning.training.trainer import LossNotFiniteError, PlanTrainer, Trained, train
 
 FAST = Optimisation(steps=3, batch_size=2, lr=1e-2, projector_lr=1e-2)
-QUIET = Running(save_every=0, log_every=1)
+QUIET = RunOptions(save_every=0, log_every=1)
 NO_GRADIENT = ("k_proj.bias",)
 
 
@@ -45,13 +46,13 @@ def go(
     samples: Samples,
     *,
     optimisation: Optimisation = FAST,
-    running: Running = QUIET,
+    options: RunOptions = QUIET,
     **more: Any,
 ) -> tuple[Trained, Resolved]:
     resolved = resolve(plan, llava)
     apply_plan(llava, resolved, seed=optimisation.seed)
     folder.mkdir(exist_ok=True)
-    trained = train(llava, resolved, samples, optimisation=optimisation, running=running, folder=folder, **more)
+    trained = train(llava, resolved, samples, optimisation=optimisation, options=options, folder=folder, **more)
     return trained, resolved
 
 
@@ -78,8 +79,8 @@ PLANS = {
 @pytest.mark.parametrize("name", PLANS)
 def test_exactly_the_planned_tensors_change(name: str, fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
     before = weights(fresh)
-    running = Running(save_every=0, gradient_checkpointing=name in ("band and projector", "lora", "tower from 1"))
-    _, resolved = go(fresh, PLANS[name], tmp_path, samples_of(fresh, mix), running=running)
+    options = RunOptions(save_every=0, gradient_checkpointing=name in ("band and projector", "lora", "tower from 1"))
+    _, resolved = go(fresh, PLANS[name], tmp_path, samples_of(fresh, mix), options=options)
     if resolved.lora_modules:
         remove_lora(fresh, merge=True)
     planned = {*resolved.parameters, *(f"{module}.weight" for module in resolved.lora_modules)}
@@ -99,10 +100,10 @@ def test_the_optimizer_holds_the_plan_at_two_rates_and_nothing_else(
     resolved = resolve(LayerPlan("1", ("projector", "vision:1")), fresh)
     apply_plan(fresh, resolved)
     settings = Optimisation(steps=2, lr=1e-4, projector_lr=3e-4)
-    trainer = PlanTrainer(fresh, resolved, samples_of(fresh, mix), settings, QUIET, tmp_path, {}, None)
-    optimizer = trainer.create_optimizer()
+    trainer = PlanTrainer(fresh, resolved, samples_of(fresh, mix), settings, QUIET, tmp_path)
+    optimizer = trainer.optimizer
     by_id = {id(p): name for name, p in fresh.model.named_parameters()}
-    held = {by_id[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    held = {by_id[id(p)]: group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
     assert held.keys() == set(resolved.parameters)
     assert {rate for name, rate in held.items() if "language_model" in name} == {1e-4}
     assert {rate for name, rate in held.items() if "language_model" not in name} == {3e-4}
@@ -112,10 +113,9 @@ def test_the_rate_rises_for_3_percent_and_falls_as_a_cosine(fresh: Llava, mix: S
     resolved = resolve(LayerPlan("1", ()), fresh)
     apply_plan(fresh, resolved)
     settings = Optimisation(steps=100, lr=1.0)
-    trainer = PlanTrainer(fresh, resolved, samples_of(fresh, mix), settings, QUIET, tmp_path, {}, None)
-    scheduler = trainer.create_scheduler(100, trainer.create_optimizer())
-    rate = scheduler.lr_lambdas[0]
-    assert [rate(step) for step in range(4)] == pytest.approx([1 / 3, 2 / 3, 1.0, 1.0])
+    trainer = PlanTrainer(fresh, resolved, samples_of(fresh, mix), settings, QUIET, tmp_path)
+    rate = trainer.schedule.lr_lambdas[0]
+    assert [rate(step) for step in range(4)] == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0])
     assert rate(3 + 97 // 2) == pytest.approx(0.5, abs=0.02)
     assert rate(100) == pytest.approx(0.0)
 
@@ -129,7 +129,7 @@ def test_checkpointing_changes_no_weight_and_keeps_gradients_above_a_frozen_pref
         llava = load(tiny_config(grouped=True), seed=0, validate=False)
         torch.manual_seed(0)  # LoRA's dropout must be the same when a block is computed again
         go(llava, plan, tmp_path / str(on), samples_of(llava, mix),
-           running=Running(save_every=0, gradient_checkpointing=on))  # fmt: skip
+           options=RunOptions(save_every=0, gradient_checkpointing=on))  # fmt: skip
         ends.append(weights(llava))
     for key, tensor in ends[0].items():
         torch.testing.assert_close(tensor, ends[1][key], atol=1e-6, rtol=1e-5)
@@ -176,12 +176,12 @@ def test_a_resumed_run_ends_with_the_same_weights(mix: SceneMix, tmp_path: Path)
         for stop in (None, 3):
             folder = tmp_path / f"{name}-{stop}"
             llava = load(tiny_config(grouped=True), seed=0, validate=False)
-            running = Running(save_every=3, keep=5, log_every=1)
-            go(llava, PLANS[name], folder, samples_of(llava, mix), optimisation=settings, running=running)
+            options = RunOptions(save_every=3, keep=5, log_every=1)
+            go(llava, PLANS[name], folder, samples_of(llava, mix), optimisation=settings, options=options)
             if stop:
                 shutil.rmtree(folder / "checkpoint-6")
                 llava = load(tiny_config(grouped=True), seed=0, validate=False)
-                go(llava, PLANS[name], folder, samples_of(llava, mix), optimisation=settings, running=running,
+                go(llava, PLANS[name], folder, samples_of(llava, mix), optimisation=settings, options=options,
                    resume=folder / f"checkpoint-{stop}")  # fmt: skip
             ends.append((weights(llava), (folder / "log.jsonl").read_text()))
         assert all(torch.equal(tensor, ends[1][0][key]) for key, tensor in ends[0][0].items()), name
@@ -196,18 +196,18 @@ def long_run(folder: Path) -> dict[str, Tensor]:
     torch.set_num_threads(1)  # the sums of two processes must be the same
     folder.mkdir(exist_ok=True)
     settings = Optimisation(steps=12, batch_size=2, lr=1e-3, projector_lr=1e-3)
-    running = Running(save_every=1, log_every=1)
+    options = RunOptions(save_every=1, log_every=1)
     llava = load(tiny_config(grouped=True), seed=0, validate=False)
     samples = samples_of(llava, SceneMix(8, questions=2))
     last = checkpoint.last_checkpoint(folder)
-    go(llava, LayerPlan("1-2"), folder, samples, optimisation=settings, running=running, resume=last)
+    go(llava, LayerPlan("1-2"), folder, samples, optimisation=settings, options=options, resume=last)
     torch.set_num_threads(threads)
     return weights(llava)
 
 
 def test_a_run_killed_with_sigkill_and_resumed_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
-    root, killed, whole = Path(__file__).parents[2], tmp_path / "killed", tmp_path / "whole"
-    code = f"import pathlib, tests.tuning.test_trainer as t; t.long_run(pathlib.Path({str(killed)!r}))"
+    root, killed, whole = Path(__file__).parents[3], tmp_path / "killed", tmp_path / "whole"
+    code = f"import pathlib, tests.tuning.training.test_trainer as t; t.long_run(pathlib.Path({str(killed)!r}))"
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=root, env=environment)
     deadline = time.monotonic() + 250
@@ -246,7 +246,7 @@ def test_a_loss_that_is_no_number_stops_before_the_step_and_keeps_the_last_check
         LossNotFiniteError, match=r"loss must be finite, got nan at step 3. The last good .* checkpoint-2"
     ):
         go(fresh, LayerPlan("1", ()), tmp_path, samples_of(fresh, mix), optimisation=settings,
-           running=Running(save_every=1))  # fmt: skip
+           options=RunOptions(save_every=1))  # fmt: skip
     assert checkpoint.last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights(fresh).values())
 
@@ -262,7 +262,7 @@ def test_a_gradient_that_is_no_number_stops_too(fresh: Llava, mix: SceneMix, tmp
     with pytest.raises(
         LossNotFiniteError, match="norm of the gradient must be finite, got .* at step 1. No checkpoint"
     ):
-        train(fresh, resolved, samples, optimisation=FAST, running=QUIET, folder=tmp_path)
+        train(fresh, resolved, samples, optimisation=FAST, options=QUIET, folder=tmp_path)
 
 
 def test_keeping_the_prefix_gives_the_same_losses_and_opens_no_picture_twice(
@@ -276,9 +276,10 @@ def test_keeping_the_prefix_gives_the_same_losses_and_opens_no_picture_twice(
         for keep in (False, True):
             opened.clear()
             llava = load(tiny_config(grouped=True), seed=0, validate=False)
-            running = Running(save_every=0, log_every=1, keep_prefix=keep)
+            options = RunOptions(save_every=0, log_every=1)
             folder = tmp_path / f"{spec.label}{keep}"
-            trained, _ = go(llava, spec, folder, samples_of(llava, mix), optimisation=settings, running=running)
+            trained, _ = go(llava, spec, folder, samples_of(llava, mix), optimisation=settings, options=options,
+                            keep_prefix=keep)  # fmt: skip
             losses.append(list(trained.losses.values()))
             counts.append(len(opened))
         assert len(losses[0]) == 12
@@ -298,25 +299,25 @@ def _counting(plain: Any, opened: list[int]) -> Any:
 def test_keeping_a_prefix_that_trains_is_refused(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
     for plan in (LayerPlan("1"), PLANS["lisa"]):
         with pytest.raises(UserError, match="keep-prefix must have a frozen part to keep"):
-            go(fresh, plan, tmp_path, samples_of(fresh, mix), running=Running(save_every=0, keep_prefix=True))
+            go(fresh, plan, tmp_path, samples_of(fresh, mix), keep_prefix=True)
 
 
 def test_keeping_a_prefix_that_no_epoch_reads_or_no_process_has_is_refused(
     fresh: Llava, mix: SceneMix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    samples, running = samples_of(fresh, mix), Running(save_every=0, keep_prefix=True)
+    samples = samples_of(fresh, mix)
     once = Optimisation(steps=len(samples) // 2, batch_size=2)
     with pytest.raises(UserError, match="keep-prefix must have a second epoch that reads .*, got 1 epochs"):
-        go(fresh, LayerPlan("1", ()), tmp_path, samples, optimisation=once, running=running)
+        go(fresh, LayerPlan("1", ()), tmp_path, samples, optimisation=once, keep_prefix=True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="keep-prefix must have the whole model in every process, got FSDP"):
-        go(fresh, LayerPlan("1", ()), tmp_path, samples, running=running)
+        go(fresh, LayerPlan("1", ()), tmp_path, samples, keep_prefix=True)
 
 
 def test_resuming_another_run_is_refused_with_what_differs(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
     samples = samples_of(fresh, mix)
-    go(fresh, LayerPlan("1", ()), tmp_path, samples, running=Running(save_every=3), facts={"data": "abc"})
+    go(fresh, LayerPlan("1", ()), tmp_path, samples, options=RunOptions(save_every=3), facts={"data": "abc"})
     with pytest.raises(UserError, match="another data: it was 'abc', is 'xyz'"):
         go(fresh, LayerPlan("1", ()), tmp_path, samples, facts={"data": "xyz"}, resume=tmp_path / "checkpoint-3")
     with pytest.raises(UserError, match="checkpoint must hold what the plan trains"):
@@ -337,39 +338,43 @@ def test_a_full_disk_is_refused_before_and_reported_during(
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # a file cannot grow further, as on a full disk
     try:
         with pytest.raises(UserError, match=r"checkpoint must fit on the disk, got .*File too large.* at step 1"):
-            go(fresh, LayerPlan("1", ()), tmp_path, samples, running=Running(save_every=1))
+            go(fresh, LayerPlan("1", ()), tmp_path, samples, options=RunOptions(save_every=1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert checkpoint.last_checkpoint(tmp_path) is None
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("tuning.training.resuming.shutil.disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(UserError, match="out must have room for 2 checkpoints"):
-        go(fresh, LayerPlan("1", ()), tmp_path, samples, running=Running(save_every=1))
+    monkeypatch.setattr("records.run.shutil.disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match="2 checkpoints must fit on the disk"):
+        go(fresh, LayerPlan("1", ()), tmp_path, samples, options=RunOptions(save_every=1))
 
 
 def test_what_a_run_has_on_the_disk_already_needs_no_more_room(
     fresh: Llava, mix: SceneMix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    samples, once = samples_of(fresh, mix), Running(save_every=2)
-    _, resolved = go(fresh, LayerPlan("1", ()), tmp_path, samples, running=Running(save_every=2, keep=5))
+    samples, once = samples_of(fresh, mix), RunOptions(save_every=2)
+    _, resolved = go(fresh, LayerPlan("1", ()), tmp_path, samples, options=RunOptions(save_every=2, keep=5))
     middle, end = tmp_path / "checkpoint-2", tmp_path / "checkpoint-3"
     one = resolved.trained * 12
 
     def leave(free: int) -> None:
-        monkeypatch.setattr("tuning.training.resuming.shutil.disk_usage", lambda path: usage._replace(free=free))
+        monkeypatch.setattr("records.run.shutil.disk_usage", lambda path: usage._replace(free=free + RESERVE))
 
     usage = shutil.disk_usage(tmp_path)
     leave(one - 1000)
-    with pytest.raises(UserError, match="room for 2 checkpoints"):  # an old one goes only once the new one is whole
-        go(fresh, LayerPlan("1", ()), tmp_path, samples, running=once, resume=middle)
-    go(fresh, LayerPlan("1", ()), tmp_path, samples, running=once, resume=end, model_bytes=500)  # writes none any more
-    with pytest.raises(UserError, match=r"room for the model, got .* needed. Make room\.$"):
+    with pytest.raises(
+        UserError, match="2 checkpoints must fit on the disk"
+    ):  # an old one goes only once the new one is whole
+        go(fresh, LayerPlan("1", ()), tmp_path, samples, options=once, resume=middle)
+    go(fresh, LayerPlan("1", ()), tmp_path, samples, options=once, resume=end, model_bytes=500)  # writes none any more
+    with pytest.raises(UserError, match=r"^the model must fit on the disk, .* Make room\.$"):
         go(fresh, LayerPlan("1", ()), tmp_path, samples, model_bytes=one)
     leave(one + 1000)
-    with pytest.raises(UserError, match="room for 2 checkpoints and the model, got .* or use --save-every 0"):
-        go(fresh, LayerPlan("1", ()), tmp_path, samples, running=once, resume=middle, model_bytes=2000)
-    go(fresh, LayerPlan("1", ()), tmp_path, samples, running=once, resume=middle)
+    with pytest.raises(
+        UserError, match="2 checkpoints and the model must fit on the disk, got .* or use --save-every 0"
+    ):
+        go(fresh, LayerPlan("1", ()), tmp_path, samples, options=once, resume=middle, model_bytes=2000)
+    go(fresh, LayerPlan("1", ()), tmp_path, samples, options=once, resume=middle)
 
 
 def test_data_that_cannot_be_read_are_no_full_disk(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
@@ -421,8 +426,8 @@ def test_samples_made_ahead_give_the_same_weights(mix: SceneMix, tmp_path: Path)
     ends = []
     for workers in (0, 2):
         llava = load(tiny_config(grouped=True), seed=0, validate=False)
-        running = Running(save_every=0, log_every=1, workers=workers)
-        trained, _ = go(llava, LayerPlan("1"), tmp_path / str(workers), samples_of(llava, mix), running=running)
+        options = RunOptions(save_every=0, log_every=1, workers=workers)
+        trained, _ = go(llava, LayerPlan("1"), tmp_path / str(workers), samples_of(llava, mix), options=options)
         assert len(trained.data_seconds) == len(trained.step_seconds) == 2
         assert all(second > 0 for second in trained.data_seconds)
         ends.append(weights(llava))
@@ -431,8 +436,16 @@ def test_samples_made_ahead_give_the_same_weights(mix: SceneMix, tmp_path: Path)
 
 def test_evaluation_on_the_way_scores_what_generating_would(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
     scored = samples_of(fresh, SceneQuestions(2))
-    running = Running(save_every=0, eval_every=2, log_every=1)
-    go(fresh, LayerPlan("all"), tmp_path, samples_of(fresh, mix), running=running, eval_sets={"seen": scored})
+    options = RunOptions(save_every=0, log_every=1)
+    go(
+        fresh,
+        LayerPlan("all"),
+        tmp_path,
+        samples_of(fresh, mix),
+        options=options,
+        eval_sets={"seen": scored},
+        eval_every=2,
+    )
     entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     evaluated = [entry for entry in entries if "eval/seen/all" in entry]
     assert [entry["step"] for entry in evaluated] == [2, 3]
@@ -480,8 +493,10 @@ def test_bf16_trains_wide_weights_with_narrow_products(fresh: Llava, mix: SceneM
     resolved = resolve(LayerPlan("1-2"), fresh)
     before = weights(fresh)
     apply_plan(fresh, resolved, low_precision=True)
-    running = Running(save_every=0, bf16=True, gradient_checkpointing=True, log_every=1)
-    trained = train(fresh, resolved, samples_of(fresh, mix), optimisation=FAST, running=running, folder=tmp_path)
+    options = RunOptions(save_every=0, gradient_checkpointing=True, log_every=1)
+    trained = train(
+        fresh, resolved, samples_of(fresh, mix), optimisation=FAST, options=options, folder=tmp_path, bf16=True
+    )
     assert all(math.isfinite(loss) for loss in trained.losses.values())
     changed = {k for k, v in weights(fresh).items() if not torch.equal(v.float(), before[k].to(torch.bfloat16).float())}
     assert set(resolved.parameters) <= changed

@@ -164,7 +164,7 @@ def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
 
 def test_a_stage_without_its_predecessor_says_which_to_run_as_a_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tuning.embedded.build", "--work", str(tmp_path), "--stage", "stage1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
     assert done.returncode == 2
     assert "Run --stage vision first." in done.stderr
     assert "Traceback" not in done.stderr

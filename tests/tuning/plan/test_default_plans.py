@@ -3,14 +3,14 @@
 import pytest
 
 from tuning.plan.default_plans import default_plans
-from tuning.plan.layers import anchor_band, parse_layers
+from tuning.plan.layers import anchor_band, select_layers
 
 BANDS = {"anchor": None, "one": (3,), "three": (1, 2, 3), "five": tuple(range(2, 7)), "seven": tuple(range(1, 8))}
 
 
 def layers(n_layers: int, band: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
     """The layers of the plans by name."""
-    return {plan.name: parse_layers(plan.layers, n_layers) for plan in default_plans(n_layers, band=band)}
+    return {plan.name: select_layers(plan.layers, n_layers) for plan in default_plans(n_layers, band=band)}
 
 
 @pytest.mark.parametrize("band", BANDS.values(), ids=BANDS)
@@ -29,6 +29,6 @@ def test_every_rival_has_as_many_layers_as_the_band(n_layers: int, band: tuple[i
 def test_evenly_spread_layers_keep_their_spec_where_the_depth_is_a_multiple() -> None:
     specs = {n: next(p.layers for p in default_plans(n) if p.name == "evenly spread") for n in (30, 32)}
     assert specs[30] == "every:3"
-    assert parse_layers(specs[32], 32) == (0, 3, 6, 9, 12, 15, 17, 20, 23, 26, 29)
+    assert select_layers(specs[32], 32) == (0, 3, 6, 9, 12, 15, 17, 20, 23, 26, 29)
     whole = next(p for p in default_plans(8, band=range(8)) if p.name == "evenly spread")
-    assert parse_layers(whole.layers, 8) == tuple(range(8))
+    assert select_layers(whole.layers, 8) == tuple(range(8))
