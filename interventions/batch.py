@@ -20,8 +20,9 @@ from interventions.operations.dataset_statistics import DatasetStatistics
 from interventions.operations.transplant import transplanted
 from interventions.pairs import Pair
 from interventions.plan.plan import AblateOptions, CellSpec, InterventionPlan, PatchOptions, TransplantOptions
-from models.inputs import Inputs, Preprocess, prepare
+from models.inputs import Inputs, prepare
 from models.llava import Llava
+from models.pixels import Preprocess
 from models.precision import fast_bfloat16
 from records.manifest import write_atomically
 from tasks.example import Example

@@ -250,16 +250,17 @@ def show(
     folder: Annotated[Path, typer.Argument(help="A run directory that patch-sweep wrote.", metavar="RUN")],
 ) -> None:
     """Print the table of a finished run again, and where its figures are."""
+    from figures import draw_run
     from interventions.config import RUN
-    from interventions.sweep import draw_run
     from records.tables import read_results
 
     try:
         results = read_results(folder, RUN)
-        figures = draw_run(folder)
+        with user_errors(OSError):
+            drawn = draw_run(folder)
     except UserError as error:
         refuse(COMMAND, error)
-    _print(results, [paths.png for paths in figures], folder)
+    _print(results, [paths.png for paths in drawn], folder)
 
 
 arguments.add_report(app, COMMAND)

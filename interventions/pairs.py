@@ -13,9 +13,8 @@ from typing import Any, get_args
 from interventions.config import DEFAULT_LIMIT, PairOptions
 from tasks.errors import UserError, user_errors
 from tasks.example import Example
-from tasks.pictures import PictureError
 from tasks.readers.picture_folder import PictureFolder
-from tasks.readers.tables import DataError, Row, open_table
+from tasks.readers.tables import Row, open_table
 from tasks.scenes.pairs import ATTRIBUTES, make_pairs
 from tasks.scenes.scene import SIZE, Split
 
@@ -75,7 +74,7 @@ def load_pairs(
     if options.limit is not None and options.limit < 1:
         raise UserError(f"limit must be >= 1, got {options.limit}. One pair is the least.")
     if options.spec != SCENES:
-        with user_errors(DataError, PictureError, OSError):
+        with user_errors(OSError):
             return _read(Path(options.spec), options)
     attribute = _among("pair", options.attribute, ATTRIBUTES)
     split = _among("split", options.split or "test", get_args(Split))
@@ -109,11 +108,11 @@ def _read(path: Path, options: PairOptions) -> Pairs:
             break
         rows.append((row, table.where(number)))
     if not rows:
-        raise DataError(f"data must have at least one row, got none in {str(path)!r}. Add pairs.")
+        raise UserError(f"data must have at least one row, got none in {str(path)!r}. Add pairs.")
     for row, where in rows:
         for column in _COLUMNS:
             if not isinstance(row.get(column), str) or not row[column]:
-                raise DataError(
+                raise UserError(
                     f"pair must have text in {', '.join(_COLUMNS)}, got {row.get(column)!r} for {column!r} in {where}. "
                     "The row has: " + (", ".join(row) or "nothing") + "."
                 )
@@ -124,7 +123,7 @@ def _read(path: Path, options: PairOptions) -> Pairs:
     names = [pair.clean.id for pair in pairs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"id must be unique, got {twice!r} again. Rename one, or drop the column.")
+        raise UserError(f"id must be unique, got {twice!r} again. Rename one, or drop the column.")
     for pair in pairs:
         for picture in (*pair.clean.pictures, *pair.corrupt.pictures):
             picture.open()
@@ -134,7 +133,7 @@ def _read(path: Path, options: PairOptions) -> Pairs:
 
 def _pair(row: Row, number: int, folder: PictureFolder, where: str) -> Pair:
     if row["answer"] == row["foil"]:
-        raise DataError(f"foil must differ from the answer, got {row['foil']!r} for both in {where}. Change one.")
+        raise UserError(f"foil must differ from the answer, got {row['foil']!r} for both in {where}. Change one.")
     name = str(row["id"]) if row.get("id") is not None else str(number)
     clean, corrupt = (
         Example(f"{name}/{which}", (folder.picture(row[which]),), row["question"], row["answer"], group=name)

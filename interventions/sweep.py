@@ -8,7 +8,6 @@ directory.
 """
 
 import hashlib
-import io
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,15 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 
-from figures.runs import draw_patch_run
-from figures.style import FigurePaths, figure_of, save_figure
+import figures
+from figures.saved import FigurePaths
 from interventions.batch import unchanged_run
 from interventions.config import ERROR_TABLE, RUN, PatchConfig
 from interventions.metrics import UNDEFINED_BELOW
@@ -34,8 +30,9 @@ from interventions.pairs import load_pairs
 from interventions.report_table import render_summary
 from interventions.results import first_bad, list_errors, list_values, summarise_cells
 from interventions.work import Work, batch_runner, plan_work
-from models.inputs import image_processor, prepare
+from models.inputs import prepare
 from models.llava import Llava
+from models.pixels import to_png
 from records.html import run_html
 from records.manifest import check_folder, new_manifest, open_run, read_manifest, write_atomically, write_manifest
 from records.model import open_model
@@ -163,30 +160,9 @@ def run_patch_sweep(
                 started=before.get("started"), finished=clock(time.time()), seconds=round(time.time() - started, 1)
             )
             write_manifest(config.folder, {**manifest, **about})
-    figures = draw_run(config.folder)
-    return FinishedPatchSweep(config.folder, read_results(config.folder, RUN), figures)
-
-
-def draw_run(folder: Path) -> tuple[FigurePaths, ...]:
-    """Draws the figures of a finished run into its folder ``figures``; the main one first.
-
-    Raises:
-        UserError: If the folder holds no finished run, or cannot be written to.
-    """
-    import matplotlib.pyplot as plt
-
-    results = read_results(folder, RUN)
-    picture = folder / "picture.png"
-    painted: npt.NDArray[np.uint8] | None = None
-    if picture.is_file():
-        with Image.open(picture) as image:
-            painted = np.asarray(image.convert("RGB"), dtype=np.uint8)
-    paths = []
-    for name, panels in draw_patch_run(results, painted).items():
-        with _writing(folder):
-            paths.append(save_figure(panels, folder / "figures" / name))
-        plt.close(figure_of(panels))
-    return tuple(paths)
+    with _writing(config.folder):
+        drawn = figures.draw_run(config.folder)
+    return FinishedPatchSweep(config.folder, read_results(config.folder, RUN), drawn)
 
 
 @contextmanager
@@ -257,12 +233,7 @@ def _write_pairs(config: PatchConfig, work: Work) -> None:
     pixels = prepare(work.llava, first, preprocess=config.pairs.preprocess).pixel_values
     if pixels is None:
         return
-    processor = image_processor(work.llava)
-    mean, deviation = (torch.tensor(part)[:, None, None] for part in (processor.image_mean, processor.image_std))
-    shown = ((pixels[0].cpu() * deviation + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(shown.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
-    write_atomically(config.folder / "picture.png", buffer.getvalue())
+    write_atomically(config.folder / "picture.png", to_png(work.llava, pixels[0]))
 
 
 def _run_batches(

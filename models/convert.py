@@ -4,10 +4,11 @@ import argparse
 import shutil
 from pathlib import Path
 
-from models.loading.checkpoints import CheckpointError, stored_tensors
+from models.loading.checkpoints import stored_tensors
 from models.loading.load import load
 from models.loading.locate import locate
 from models.loading.original import _language, is_original
+from tasks.errors import UserError
 
 
 def convert(source: str | Path, out: Path, *, base: str | Path | None = None) -> Path:
@@ -19,13 +20,13 @@ def convert(source: str | Path, out: Path, *, base: str | Path | None = None) ->
         base: As for ``read_original``.
 
     Raises:
-        CheckpointError: If ``out`` is there, ``source`` is no original checkpoint, or it does not load.
+        UserError: If ``out`` is there, ``source`` is no original checkpoint, or it does not load.
     """
     if out.exists():
-        raise CheckpointError(f"out must not exist, got {str(out)!r}. Choose another name.")
+        raise UserError(f"out must not exist, got {str(out)!r}. Choose another name.")
     located = locate(str(source))
     if not is_original(located.folder):
-        raise CheckpointError(f"source must be an original LLaVA checkpoint, got {str(source)!r}. It loads as it is.")
+        raise UserError(f"source must be an original LLaVA checkpoint, got {str(source)!r}. It loads as it is.")
     _, first = next(stored_tensors(_language(located.folder, base)[1]))
     llava = load(source, base=base, dtype=first.dtype)
     fresh = out.with_name(f".{out.name}.partial")

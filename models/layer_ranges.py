@@ -4,6 +4,7 @@ Indices count from 0 and both ends of a range are included. The same notation se
 """
 
 import re
+import sys
 from collections.abc import Iterable
 
 from tasks.errors import UserError
@@ -68,3 +69,13 @@ def format_layers(layers: Iterable[int]) -> str:
         else:
             runs.append([layer, layer])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def layer_text(layers: LayerRange | None) -> str | None:
+    """Layers as text; None and text stay as they are.
+
+    Example:
+        >>> layer_text([3, 4, 5])
+        '3-5'
+    """
+    return layers if layers is None or isinstance(layers, str) else format_layers(parse_layers(layers, sys.maxsize))

@@ -8,7 +8,7 @@ llava.generate(inputs); llava.logits(inputs); llava.capture(inputs, "resid_post"
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 import torch
@@ -19,9 +19,10 @@ from models.activations import Activations
 from models.adapter import Adapter
 from models.cached_blocks import running
 from models.capture import capture
-from models.inputs import Inputs, PaddingSide, Preprocess, prepare
+from models.inputs import Inputs, PaddingSide, prepare
 from models.layer_ranges import LayerRange
 from models.logit_lens import read_words
+from models.pixels import Preprocess
 from models.recording import Pool
 from models.sites import Site, find_sites
 from models.tokens import Group
@@ -32,6 +33,7 @@ from tasks.examples_from import ImageLike, picture_from
 Images = ImageLike | Sequence[ImageLike | Sequence[ImageLike]] | None
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """Something that changes runs while its context manager is open, such as ``interventions.ablated``."""
 

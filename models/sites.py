@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from models.html import site_html
-from models.layer_ranges import LayerRange, format_layers, parse_layers
+from models.layer_ranges import LayerRange, layer_text, parse_layers
 from tasks.errors import UserError
 
 Part = Literal["vision_tower", "projector", "language_model"]
@@ -224,7 +224,7 @@ def find_sites(
         ['blocks.0.hook_resid_post', 'blocks.1.hook_resid_post']
     """
     given = [sites] if isinstance(sites, str | Site) else list(sites)
-    text = layers if layers is None or isinstance(layers, str) else format_layers(parse_layers(layers, sys.maxsize))
+    text = layer_text(layers)
     if not given or not all(isinstance(site, Site) for site in given):
         # checks that `layers` fits at least one of them
         parse_sites([str(site) for site in given], text, model)

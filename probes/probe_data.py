@@ -12,11 +12,11 @@ import numpy as np
 
 from probes.config import DataOptions, Pool, SiteOptions, SweepConfig, Tokens
 from probes.evaluation.folds import FoldPlan, plan_folds
-from tasks.datasets import Dataset, scenes_probe_dataset
+from tasks.dataset import Dataset, join, pick
 from tasks.errors import UserError, user_errors
 from tasks.example import Example, Target
-from tasks.lazy import Joined, Picked
 from tasks.readers.examples import check_pictures, load_dataset
+from tasks.scenes.datasets import scenes_dataset
 from tasks.scenes.scene import SIZE
 
 SCENES = "scenes"
@@ -98,7 +98,7 @@ def at_size(selection: ProbeData, config: SweepConfig, size: int) -> ProbeData:
         return selection
     fitted, transfer, _ = _load(config, size)
     digest = fitted.digest if transfer is None else f"{fitted.digest}+{transfer.digest}"
-    both = Joined(fitted.examples, () if transfer is None else transfer.examples)
+    both = join(fitted.examples, () if transfer is None else transfer.examples)
     return replace(selection, digest=digest, examples=both)
 
 
@@ -177,7 +177,7 @@ def _load(config: SweepConfig, size: int) -> tuple[Dataset, Dataset | None, str]
         split, transfer = data.split or "test", data.transfer or "unseen"
         n_transfer = data.transfer_limit or max(2, n // 3)
         with user_errors(ValueError, ModuleNotFoundError):
-            fitted = scenes_probe_dataset(split=split, n=n, seed=seed, size=size)
+            fitted = scenes_dataset(split=split, n=n, seed=seed, size=size)
             shared = set(split.split("+")) & set(transfer.split("+"))
             if transfer == "none" or transfer == split or (shared and data.transfer is None):
                 return fitted, None, SCENES
@@ -185,7 +185,7 @@ def _load(config: SweepConfig, size: int) -> tuple[Dataset, Dataset | None, str]
                 raise UserError(
                     f"transfer must share no split with split {split!r}, got {transfer!r}. Name another one, or none."
                 )
-            return fitted, scenes_probe_dataset(split=transfer, n=n_transfer, seed=seed, size=size), SCENES
+            return fitted, scenes_dataset(split=transfer, n=n_transfer, seed=seed, size=size), SCENES
     targets = config.probing.targets or None
     with user_errors(ValueError, OSError):
         fitted = load_dataset(data.spec, data.images, split=data.split, limit=data.limit, targets=targets)
@@ -204,7 +204,7 @@ def _readable(
     fitted: Dataset, transfer: Dataset | None, data: DataOptions
 ) -> tuple[Sequence[Example], int, tuple[SkippedExample, ...]]:
     """The examples whose pictures open, how many of them are fitted on, and the others where they may be skipped."""
-    both = Joined(fitted.examples, () if transfer is None else transfer.examples)
+    both = join(fitted.examples, () if transfer is None else transfer.examples)
     if data.spec == SCENES:  # drawn by us: they always open
         return both, len(fitted.examples), ()
     bad = [(0, item) for item in check_pictures(fitted)]
@@ -223,7 +223,7 @@ def _readable(
     n_fitted = sum(index < len(fitted.examples) for index in kept)
     if n_fitted == 0:
         raise UserError(f"pictures must be readable in some example, got none of {len(both)}. See the image folder.")
-    return Picked(both, kept), n_fitted, skipped
+    return pick(both, kept), n_fitted, skipped
 
 
 def _check_labels(examples: Sequence[Example], targets: Sequence[Target]) -> None:

@@ -13,9 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from figures.parts import names_in_blocks
-from figures.score_by_layer import draw_score_by_layer
-from figures.style import figure_of, save_figure
+from figures import draw_run
 from models.llava import Llava
 from models.loading.load import load
 from models.sites import Site, depth, parse_sites
@@ -156,7 +154,7 @@ def run_sweep(
         results = read_results(config.folder, RUN)
         if not figures:
             return FinishedRun(config.folder, results, render_summary(results), (), ())
-        _draw(config.folder, results)
+        draw_run(config.folder)
     return finished_sweep(config.folder)
 
 
@@ -179,21 +177,10 @@ def finished_sweep(folder: Path) -> FinishedRun:
     results = read_results(folder, RUN)
     figure = folder / "figures" / f"{FIGURE}.png"
     if not figure.is_file():
-        _draw(folder, results)
+        draw_run(folder)
     skipped = folder / "skipped.csv"
     notes = [f"{len(pd.read_csv(skipped))} examples left out, see {skipped}"] if skipped.is_file() else []
     return FinishedRun(folder, results, render_summary(results), (figure,), tuple(notes))
-
-
-def _draw(folder: Path, results: pd.DataFrame) -> None:
-    """Draw scores by layer: one figure for each activation of the blocks, the one with most layers named plainly."""
-    import matplotlib.pyplot as plt
-
-    first, *others = names_in_blocks(results)
-    for name in (first, *others):
-        panels = draw_score_by_layer(results, name=name)
-        save_figure(panels, folder / "figures" / (FIGURE if name == first else f"{FIGURE}_{name}"))
-        plt.close(figure_of(panels))
 
 
 def _check_settings(config: SweepConfig) -> None:

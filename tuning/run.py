@@ -23,11 +23,8 @@ from records.processes import join_processes, own_device
 from records.progress import OnProgress, shown_progress, silent
 from records.settings import slug
 from tasks.errors import UserError, user_errors
-from tasks.pictures import PictureError
-from tasks.readers.tables import DataError
 from tuning.config import TuningConfig, check_numbers
 from tuning.cost.estimate import Estimate, cost_of_run, estimate_run, measure_first
-from tuning.data.conversation import UnusableSampleError
 from tuning.data.samples import Samples, Survey, Writing, refusal_of, survey_usable, write_skipped
 from tuning.data.scene_mix import FIRST_CAPTION_SCENE, SceneMix, SceneQuestions
 from tuning.data.sources import Source, Subset, first_of, open_source
@@ -129,7 +126,7 @@ def run_tuning(
             on_note(f"{len(bad)} samples left out, see {folder / name}")
     apply_plan(llava, resolved, seed=config.optimisation.seed, low_precision=config.running.bf16)
     with (
-        user_errors(PictureError, DataError, UnusableSampleError, OSError),
+        user_errors(OSError),
         enough_memory(config.optimisation.batch_size),
     ):
         measured = measure_first(config, llava, resolved, samples, estimate)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,7 +14,7 @@ from interventions.engines.base_runs import Base, plain_logits
 from interventions.engines.edits import Cell, Cut, Hold, Write
 from interventions.engines.writes import written
 from models.cached_blocks import additive, running
-from models.hooks import edited, first_argument, first_output, recorded, with_first_output
+from models.hooks import Columns, edited, first_argument, first_output, recorded, with_first_output
 from models.inputs import Inputs
 from models.llava import Llava
 from models.sites import Site
@@ -28,19 +28,55 @@ def run_full(
     others = _other_values(llava, base.other, sites)
     results: list[Tensor] = []
     for cell in cells:
-        writes = [e for e in cell.edits if isinstance(e, Write)]
-        changes = _changes(base, writes, others)
-        behind = {site: change for site, change in changes.items() if site.name == "resid_post"}
-        rest = {site: change for site, change in changes.items() if site.name != "resid_post"}
-        with (
-            edited(llava, behind),  # the outermost comes last: what stands behind a block is written after holding
-            _held(llava, [e for e in cell.edits if isinstance(e, Hold)]),
-            edited(llava, rest),
-            _cut(llava, base.inputs, [e for e in cell.edits if isinstance(e, Cut)]),
-        ):
+        with applied(llava, base.inputs, cell, others=others, other=base.other):
             logits = plain_logits(llava, base.inputs, base.readout)
         results.append(read(logits))
     return results
+
+
+@contextmanager
+def applied(
+    llava: Llava,
+    inputs: Inputs,
+    cell: Cell,
+    *,
+    others: Mapping[Site, Tensor] | None = None,
+    other: Inputs | None = None,
+    columns: Columns | None = None,
+) -> Iterator[None]:
+    """Makes the edits of a cell in forwards on ``inputs`` that run inside.
+
+    Args:
+        llava: The model.
+        inputs: The batch; masks of edits have its shape.
+        cell: The edits.
+        others: The other run's values, for edits that write them.
+        other: The batch of the other run.
+        columns: The columns that the present forward computes; None means all. See ``tracked_columns``.
+    """
+    writes = [e for e in cell.edits if isinstance(e, Write)]
+    changes = _changes(_Batch(inputs, other, others or {}, columns), writes)
+    behind = {site: change for site, change in changes.items() if site.name == "resid_post"}
+    rest = {site: change for site, change in changes.items() if site.name != "resid_post"}
+    with (
+        edited(llava, behind),  # the outermost comes last: what stands behind a block is written after holding
+        _held(llava, [e for e in cell.edits if isinstance(e, Hold)], columns),
+        edited(llava, rest),
+        _cut(llava, inputs, [e for e in cell.edits if isinstance(e, Cut)], columns),
+    ):
+        yield
+
+
+class _Batch(NamedTuple):
+    inputs: Inputs
+    other: Inputs | None
+    others: Mapping[Site, Tensor]
+    columns: Columns | None
+
+
+def _computed(part: Tensor, columns: Columns | None) -> Tensor:
+    """The columns of ``example pos ...`` that the present forward computes; one column stands for all."""
+    return part if columns is None or part.shape[1] == 1 else part[:, columns.start : columns.stop]
 
 
 def _other_values(llava: Llava, other: Inputs | None, sites: set[Site]) -> Mapping[Site, Tensor]:
@@ -53,7 +89,7 @@ def _other_values(llava: Llava, other: Inputs | None, sites: set[Site]) -> Mappi
     return values
 
 
-def _changes(base: Base, writes: list[Write], others: Mapping[Site, Tensor]) -> dict[Site, Callable[[Tensor], Tensor]]:
+def _changes(batch: _Batch, writes: list[Write]) -> dict[Site, Callable[[Tensor], Tensor]]:
     """The writes by the site that is hooked, each site's in their order."""
     by_site: dict[Site, list[Write]] = {}
     # In the tower, what enters a block is changed where it leaves the one below: the projector may read it from there.
@@ -62,25 +98,26 @@ def _changes(base: Base, writes: list[Write], others: Mapping[Site, Tensor]) -> 
         if site.part == "vision_tower" and site.name == "resid_pre" and site.layer:
             site = Site("vision_tower", site.layer - 1, "resid_post")
         by_site.setdefault(site, []).append(write)
-    return {site: partial(_apply, base, found, others) for site, found in by_site.items()}
+    return {site: partial(_apply, batch, found) for site, found in by_site.items()}
 
 
-def _apply(base: Base, writes: list[Write], others: Mapping[Site, Tensor], current: Tensor) -> Tensor:
+def _apply(batch: _Batch, writes: list[Write], current: Tensor) -> Tensor:
     for write in writes:
         mask = write.mask.to(current.device)
-        other = others[write.site] if isinstance(write.value, str) else None
+        other = batch.others[write.site] if isinstance(write.value, str) else None
         if write.site.part != "language_model":
             # The model is given a row of pixels for every placeholder.
-            rows = torch.tensor([row for rows in base.inputs.image_of for row in rows], device=current.device)
+            rows = torch.tensor([row for rows in batch.inputs.image_of for row in rows], device=current.device)
             if other is None:
                 assert isinstance(write.value, Tensor)
                 value = write.value.to(current.device).broadcast_to(mask.shape[0], *current.shape[1:])[rows]
             else:
-                value = other[torch.tensor(_partners(base), device=current.device)]
+                value = other[torch.tensor(_partners(batch), device=current.device)]
             mask = mask[rows]
         elif other is None:
             assert isinstance(write.value, Tensor)
-            value = write.value
+            mask = _computed(mask, batch.columns)
+            value = write.value if write.value.dim() < current.dim() else _computed(write.value, batch.columns)
         else:
             missing = current.shape[1] - other.shape[1]  # rows of the other batch may be padded to another length
             value = torch.nn.functional.pad(other, (*[0, 0] * (other.dim() - 2), 0, missing))
@@ -88,45 +125,50 @@ def _apply(base: Base, writes: list[Write], others: Mapping[Site, Tensor], curre
     return current
 
 
-def _partners(base: Base) -> list[int]:
+def _partners(batch: _Batch) -> list[int]:
     """For each placeholder of the batch that of the other; any where there is none, which is never written from."""
-    assert base.other is not None
+    assert batch.other is not None
     found: list[int] = []
     before = 0
-    for mine, theirs in zip(base.inputs.image_of, base.other.image_of, strict=True):
+    for mine, theirs in zip(batch.inputs.image_of, batch.other.image_of, strict=True):
         found += [before + number if number < len(theirs) else 0 for number in range(len(mine))]
         before += len(theirs)
     return found
 
 
 @contextmanager
-def _held(llava: Llava, holds: Sequence[Hold]) -> Iterator[None]:
+def _held(llava: Llava, holds: Sequence[Hold], columns: Columns | None) -> Iterator[None]:
     """Blocks hand out, at some positions, what they were given."""
     handles: list[RemovableHandle] = []
     try:
         for hold in holds:
             block = llava.blocks[hold.layer]
-            handles.append(block.register_forward_hook(partial(_keep, hold.mask), with_kwargs=True, prepend=True))
+            handles.append(
+                block.register_forward_hook(partial(_keep, hold.mask, columns), with_kwargs=True, prepend=True)
+            )
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _keep(mask: Tensor, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+def _keep(
+    mask: Tensor, columns: Columns | None, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> Any:
     entered, left = first_argument(args, kwargs), first_output(output)
-    return with_first_output(output, torch.where(mask.to(left.device)[..., None], entered, left))
+    kept = _computed(mask.to(left.device), columns)
+    return with_first_output(output, torch.where(kept[..., None], entered, left))
 
 
 @contextmanager
-def _cut(llava: Llava, inputs: Inputs, cuts: Sequence[Cut]) -> Iterator[None]:
+def _cut(llava: Llava, inputs: Inputs, cuts: Sequence[Cut], columns: Columns | None) -> Iterator[None]:
     """Blocks get an additive mask of their own instead of the model's."""
     handles: list[RemovableHandle] = []
     try:
         for layer in {cut.layer for cut in cuts}:
             handles.append(
                 llava.blocks[layer].register_forward_pre_hook(
-                    partial(_mask, _allowed(llava, inputs, [cut for cut in cuts if cut.layer == layer])),
+                    partial(_mask, _allowed(llava, inputs, [cut for cut in cuts if cut.layer == layer]), columns),
                     with_kwargs=True,
                     prepend=True,
                 )
@@ -137,7 +179,9 @@ def _cut(llava: Llava, inputs: Inputs, cuts: Sequence[Cut]) -> Iterator[None]:
             handle.remove()
 
 
-def _mask(allowed: Tensor, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _mask(allowed: Tensor, columns: Columns | None, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if columns is not None:
+        allowed = allowed[:, :, columns.start : columns.stop, : columns.stop]
     return args, {**kwargs, "attention_mask": additive(allowed, first_argument(args, kwargs).dtype)}
 
 

@@ -11,8 +11,9 @@ from interventions.operations.steering import direction_at
 from interventions.plan.groups import Masks
 from interventions.plan.plan import AblateOptions, InterventionPlan, SteerOptions
 from models.capture import capture
-from models.inputs import Preprocess, prepare
+from models.inputs import prepare
 from models.llava import Llava
+from models.pixels import Preprocess
 from models.sites import Site
 from tasks.example import Example
 

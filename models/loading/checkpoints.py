@@ -26,10 +26,6 @@ _NORM_SPREAD = 0.1  # random norm gains differ from 1, so that a test can tell a
 _SHOWN = 3  # keys named in an error
 
 
-class CheckpointError(UserError):
-    """A checkpoint that cannot be trusted or does not fit."""
-
-
 def canonical(key: str) -> str:
     """One name for a weight in every layout: ``language_model.layers.0...``, ``vision_tower.encoder...``, ``lm_head``.
 
@@ -54,7 +50,7 @@ def read_weights(
         tied: Whether the head shares the token embedding, so that the checkpoint may leave it out.
 
     Raises:
-        CheckpointError: If a key is missing, unexpected or of the wrong shape.
+        UserError: If a key is missing, unexpected or of the wrong shape.
     """
     own = {canonical(key): key for key in shapes}
     found: dict[str, Tensor] = {}
@@ -66,7 +62,7 @@ def read_weights(
         if name not in own:
             unexpected.append(key)
         elif tensor.shape != shapes[own[name]]:
-            raise CheckpointError(
+            raise UserError(
                 f"checkpoint key {key!r} must have shape {tuple(shapes[own[name]])}, got {tuple(tensor.shape)} in "
                 f"{where}. The weights do not belong to the config.json beside them."
             )
@@ -79,7 +75,7 @@ def read_weights(
     missing = [key for key in shapes if key not in found]
     if missing or unexpected:
         parts = [f"{kind} {_some(keys)}" for kind, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
-        raise CheckpointError(
+        raise UserError(
             f"checkpoint must have exactly the keys of LlavaForConditionalGeneration, got {' and '.join(parts)} in "
             f"{where}. Both llava-hf layouts and original LLaVA folders are read; convert others first."
         )
@@ -90,7 +86,7 @@ def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of some weight files, with its key as written.
 
     Raises:
-        CheckpointError: If a file is broken or holds more than plain tensors.
+        UserError: If a file is broken or holds more than plain tensors.
     """
     for path in files:
         if path.suffix == ".safetensors":
@@ -99,7 +95,7 @@ def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
                     for key in file.keys():  # noqa: SIM118
                         yield key, file.get_tensor(key)
             except SafetensorError as error:
-                raise CheckpointError(
+                raise UserError(
                     f"checkpoint file must be complete, got {path.name} ({error}). Download it again."
                 ) from error
         else:
@@ -116,9 +112,9 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
         state: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     # What the restricted unpickler raises on bytes that are no pickle depends on the bytes.
     except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(refusal) from error
+        raise UserError(refusal) from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise CheckpointError(refusal)
+        raise UserError(refusal)
     return state
 
 
@@ -126,11 +122,11 @@ def weight_files(folder: Path) -> list[Path]:
     """The weight files of a checkpoint folder: safetensors where there are any, else ``.bin``.
 
     Raises:
-        CheckpointError: If there are none, or one that the folder's index names is missing.
+        UserError: If there are none, or one that the folder's index names is missing.
     """
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
-        raise CheckpointError(
+        raise UserError(
             f"checkpoint folder must hold *.safetensors (or pytorch_model*.bin), got none in {folder.name}. "
             "Download the weights."
         )
@@ -139,12 +135,10 @@ def weight_files(folder: Path) -> list[Path]:
             try:
                 named = set(json.loads(index.read_text())["weight_map"].values())
             except (ValueError, LookupError, TypeError, AttributeError) as error:
-                raise CheckpointError(
-                    f"{index.name} must hold a weight_map, got {error!r}. Download it again."
-                ) from error
+                raise UserError(f"{index.name} must hold a weight_map, got {error!r}. Download it again.") from error
             absent = sorted(named - {file.name for file in files})
             if absent:
-                raise CheckpointError(
+                raise UserError(
                     f"checkpoint folder must hold every file of its index, got no {_some(absent)} in {folder.name}. "
                     "Download the weights again."
                 )

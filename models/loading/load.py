@@ -13,7 +13,6 @@ from transformers.utils import logging
 from models.adapter import Attention
 from models.llava import Llava
 from models.loading.checkpoints import (
-    CheckpointError,
     hash_files,
     hash_random,
     random_weights,
@@ -68,7 +67,7 @@ def load(
             the model's logits, and that every site fires. Random weights of a billion and more skip the last two.
 
     Raises:
-        ValueError: If the name is unknown, or the checkpoint is not LLaVA-1.5 or does not fit (CheckpointError).
+        ValueError: If the name is unknown, or the checkpoint is not LLaVA-1.5 or does not fit (UserError).
         FileNotFoundError: If the package that holds the language model of ``smol`` is missing.
     """
     if attn not in ("sdpa", "eager"):
@@ -152,7 +151,7 @@ def _from_folder(
         stored: Iterable[tuple[str, Tensor]] = original.tensors
     else:
         if base is not None:
-            raise CheckpointError(f"base is for original stage-1 folders, got {str(base)!r} with {name}. Leave it out.")
+            raise UserError(f"base is for original stage-1 folders, got {str(base)!r} with {name}. Leave it out.")
         config = _read_config(folder)
         _check_architecture(config, name)
         files, processor = tuple(weight_files(folder)), read_processor(folder, config)
@@ -168,9 +167,7 @@ def _read_config(folder: Path) -> LlavaConfig:
         config: LlavaConfig = LlavaConfig.from_pretrained(folder)
     except (OSError, ValueError, TypeError, LookupError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"config.json must be readable, got {reason} in {folder.name}. Download it again."
-        ) from error
+        raise UserError(f"config.json must be readable, got {reason} in {folder.name}. Download it again.") from error
     return config
 
 
@@ -178,12 +175,12 @@ def _check_architecture(config: Any, name: str) -> None:
     """Refuses anything but CLIP + projector + LLaMA, read from one layer."""
     parts = config.model_type, config.vision_config.model_type, config.text_config.model_type
     if parts != ("llava", "clip_vision_model", "llama"):
-        raise CheckpointError(
+        raise UserError(
             "checkpoint must be LLaVA-1.5 (model_type llava with clip_vision_model and llama), got "
             f"{' with '.join(parts)} in {name}. Other architectures are not supported."
         )
     if not isinstance(config.vision_feature_layer, int):
-        raise CheckpointError(
+        raise UserError(
             f"vision_feature_layer must be one layer, got {config.vision_feature_layer} in {name}. LLaVA-1.5 reads -2."
         )
 
@@ -191,13 +188,13 @@ def _check_architecture(config: Any, name: str) -> None:
 def _validate(llava: Llava, *, forward: bool) -> None:
     """Image tokens = patch grid; last resid_post -> norm -> head = logits; every site fires."""
     if llava.tokenizer.convert_tokens_to_ids("<image>") != llava.image_token_id:
-        raise CheckpointError(
+        raise UserError(
             f"tokenizer must give <image> the id {llava.image_token_id}, got "
             f"{llava.tokenizer.convert_tokens_to_ids('<image>')} in {llava.id}. Config and tokenizer do not match."
         )
     declared = llava.config.image_seq_length
     if declared != llava.n_image_tokens:
-        raise CheckpointError(
+        raise UserError(
             f"image_seq_length must be {llava.n_image_tokens} (the patch grid {llava.grid}), got {declared} in "
             f"{llava.id}. Correct config.json."
         )

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from models.loading.checkpoints import CheckpointError
 from models.loading.configs import SIZES
 from tasks.errors import UserError
 
@@ -36,7 +35,7 @@ def locate(name: str, revision: str | None = None) -> Located:
     """The folder that an embedded name, a path or a Hugging Face id means; embedded ones are composed, ids downloaded.
 
     Raises:
-        CheckpointError: If the folder holds no ``config.json``.
+        UserError: If the folder holds no ``config.json``.
         ValueError: If the name means nothing, or the hub does not give it.
     """
     if name in EMBEDDED:
@@ -46,9 +45,7 @@ def locate(name: str, revision: str | None = None) -> Located:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise CheckpointError(
-                f"checkpoint folder must hold config.json, got none in {path.name!r}. Check the path."
-            )
+            raise UserError(f"checkpoint folder must hold config.json, got none in {path.name!r}. Check the path.")
         return Located(path, path.resolve().name, None)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise unknown_model(name)

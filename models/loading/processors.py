@@ -14,7 +14,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from models.loading.checkpoints import CheckpointError
 from tasks.errors import UserError
 from tasks.prompts import CAPTION, CHAT_TEMPLATE, IMAGE, LETTER, SHORT, SYSTEM, vicuna_v1
 
@@ -23,13 +22,13 @@ def read_processor(folder: Path, config: Any) -> LlavaProcessor:
     """Tokenizer and picture processor of a folder.
 
     Raises:
-        CheckpointError: If one of them is missing or broken.
+        UserError: If one of them is missing or broken.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         pictures = CLIPImageProcessorPil.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
+        raise UserError(
             f"checkpoint folder must hold its tokenizer and preprocessor files, got {str(error).splitlines()[0]} in "
             f"{folder.name}. Download them."
         ) from error

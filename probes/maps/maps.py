@@ -7,7 +7,6 @@ A few examples are set aside with their groups (``plan_maps``); for each site an
 stored, pooled activations of the others, and applied to the patches of those few (``write_maps``).
 """
 
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +19,12 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from PIL import Image
 from torch import Tensor
 
 from models.capture import capture
-from models.inputs import Inputs, image_processor, prepare
+from models.inputs import Inputs, prepare
 from models.llava import Llava
+from models.pixels import to_png
 from models.recording import CaptureError
 from models.sites import Site
 from probes.activations.store import ActivationStore
@@ -256,13 +255,7 @@ def _patches(llava: Llava, inputs: Inputs) -> Bool[Tensor, "1 pos"]:
 def _as_seen(llava: Llava, inputs: Inputs) -> bytes:
     """The first picture after preprocessing, its colours restored, as PNG."""
     assert inputs.pixel_values is not None  # map examples have pictures
-    processor = image_processor(llava)
-    mean, deviation = (torch.tensor(part)[:, None, None] for part in (processor.image_mean, processor.image_std))
-    pixels = inputs.pixel_values[inputs.image_of[0][0]].cpu().float()
-    shown = ((pixels * deviation + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(shown.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return to_png(llava, inputs.pixel_values[inputs.image_of[0][0]])
 
 
 def _about(llava: Llava, inputs: Inputs, example: Example) -> dict[str, Any]:

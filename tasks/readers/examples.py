@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tasks.datasets import Dataset, scenes_probe_dataset
+from tasks.dataset import Dataset, LazyExamples
+from tasks.errors import UserError
 from tasks.example import Box, Example, Label, Target
-from tasks.lazy import LazyExamples
-from tasks.pictures import PictureError
 from tasks.readers.picture_folder import PictureFolder
-from tasks.readers.tables import DataError, Row, Table, open_table
+from tasks.readers.tables import Row, Table, open_table
+from tasks.scenes.datasets import scenes_dataset
 from tasks.scenes.scene import SIZE
 
 _RESERVED = ("id", "image", "images", "question", "answer", "group", "split", "family", "boxes", "focus")
@@ -60,7 +60,7 @@ def load_dataset(
     """
     if spec == "scenes":
         n = _DEFAULT_SCENES if limit is None else limit
-        return scenes_probe_dataset(split=split or "test", n=n, seed=seed, size=size)
+        return scenes_dataset(split=split or "test", n=n, seed=seed, size=size)
     return read_table(spec, images, split=split, limit=limit, targets=targets)
 
 
@@ -95,21 +95,21 @@ def read_table(
         answer_column: The column of answers.
 
     Raises:
-        DataError: If the file, a row, a path, a box, a label, a target or a split cannot be used; messages about rows
+        UserError: If the file, a row, a path, a box, a label, a target or a split cannot be used; messages about rows
             count lines (JSONL) or rows (Parquet) from 1.
     """
     path = Path(path)
     folder = Path(images) if images is not None else path.parent
     if not folder.is_dir():
-        raise DataError(f"images must be a folder, got {str(folder)!r}. Name the folder that picture paths start from.")
+        raise UserError(f"images must be a folder, got {str(folder)!r}. Name the folder that picture paths start from.")
     if limit is not None and limit < 1:
-        raise DataError(f"limit must be >= 1, got {limit}. Leave it out for all rows.")
+        raise UserError(f"limit must be >= 1, got {limit}. Leave it out for all rows.")
     table = open_table(path)
     layout = _Layout(image_column, question_column, answer_column, PictureFolder(folder))
     scan = _scan(table, layout, split, targets)
     kept = scan.kept[:limit]
     if not kept:
-        raise DataError(f"data must have at least one row, got none in {str(path)!r}. Add examples.")
+        raise UserError(f"data must have at least one row, got none in {str(path)!r}. Add examples.")
     groups, floats = scan.groups(), scan.floats
 
     def make(index: int) -> Example:
@@ -135,7 +135,7 @@ def check_pictures(dataset: Dataset) -> list[BadPicture]:
                 try:
                     picture.open()
                     reasons[picture.key] = None
-                except PictureError as error:
+                except UserError as error:
                     reasons[picture.key] = str(error)
         reason = next((reason for p in example.pictures if (reason := reasons[p.key]) is not None), None)
         if reason is not None:
@@ -159,7 +159,7 @@ class _Layout:
         if self.image_column and self.image_column not in row:
             raise _unknown_column("image_column", self.image_column, row, where)
         if len(given) > 1:
-            raise DataError(f"row must have image or images, got both in {where}. Keep one of the two columns.")
+            raise UserError(f"row must have image or images, got both in {where}. Keep one of the two columns.")
         names = [] if not given else given[0] if isinstance(given[0], list) else [given[0]]
         return [self.folder.add(name, where) for name in names]
 
@@ -169,7 +169,7 @@ class _Layout:
             raise _unknown_column(f"{role}_column", column, row, where)
         value = row[column]
         if not isinstance(value, str | int | float):
-            raise DataError(f"{role} must be text, got {value!r} in {where}. Write it as a string.")
+            raise UserError(f"{role} must be text, got {value!r} in {where}. Write it as a string.")
         return str(value)
 
     def boxes(self, row: Row, names: Sequence[str], where: str) -> dict[str, Box]:
@@ -179,7 +179,7 @@ class _Layout:
         if isinstance(given, list) and all(isinstance(pair, tuple) for pair in given):
             entries = dict(given)  # Parquet's maps arrive as pairs
         if entries is not None and not isinstance(entries, dict):
-            raise DataError(
+            raise UserError(
                 f"boxes must map names to [left, top, right, bottom], got {given!r} in {where}. Use a mapping."
             )
         boxes = {}
@@ -188,24 +188,24 @@ class _Layout:
                 continue
             numbers = isinstance(corners, list) and all(isinstance(c, int | float) for c in corners)
             if not numbers or len(corners) != 4 or not all(math.isfinite(c) for c in corners):
-                raise DataError(
+                raise UserError(
                     f"box must be [left, top, right, bottom], got {name}: {corners!r} in {where}. Give four numbers."
                 )
             box = Box(*map(float, corners))
             if not (box.left < box.right and box.top < box.bottom):
-                raise DataError(
+                raise UserError(
                     f"box must have left < right and top < bottom, got {name}: {corners!r} in {where}. Swap corners."
                 )
             size = self.folder.size(names[0]) if names else None
             if box.left < 0 or box.top < 0 or (size and (box.right > size[0] or box.bottom > size[1])):
                 extent = f"{size[0]} x {size[1]}" if size else "picture"
-                raise DataError(
+                raise UserError(
                     f"box must lie inside its picture ({extent}), got {name}: {corners!r} in {where}. Clip it."
                 )
             boxes[str(name)] = box
         focus = row.get("focus")
         if focus is not None and focus not in boxes:
-            raise DataError(
+            raise UserError(
                 f"focus must be one of the boxes ({', '.join(boxes) or 'none'}), got {focus!r} in {where}. Name a box."
             )
         return boxes
@@ -322,21 +322,21 @@ class _Scan:
         if name not in readable:
             known = ", ".join(readable) or "no labels"
             why = "" if name not in self.columns else " (its values are missing, nested, or of mixed types)"
-            raise DataError(f"target must be a label column, got {name!r}{why}. The file has: {known}.")
+            raise UserError(f"target must be a label column, got {name!r}{why}. The file has: {known}.")
         column = readable[name]
         if column.hole is not None:
-            raise DataError(
+            raise UserError(
                 f"target {name!r} must have a label in every row, got none in {self.table.where(column.hole)}. "
                 "Drop the rows without one."
             )
         if override in ("image", "object"):
             return Target(name, "object" if override == "object" else "image", column.kind)
         if override not in ("", "class", "continuous"):
-            raise DataError(
+            raise UserError(
                 f"target must end in :class, :continuous, :image or :object, got {text!r}. Use one of the four."
             )
         if override == "continuous" and not column.types <= {"int", "float"}:
-            raise DataError(
+            raise UserError(
                 f"target {name!r} must hold numbers to be continuous, got text or truth values. Use :class."
             )
         kind = column.kind if not override else "continuous" if override == "continuous" else "class"
@@ -352,7 +352,7 @@ def _scan(table: Table, layout: _Layout, split: str | None, targets: Sequence[st
         where = table.where(number)
         name = _id(row, number)
         if name in ids:
-            raise DataError(f"id must be unique, got {name!r} again in {where}. Rename one, or drop the column.")
+            raise UserError(f"id must be unique, got {name!r} again in {where}. Rename one, or drop the column.")
         ids.add(name)
         names = layout.pictures(row, where)
         layout.text(row, "question", layout.question_column, where)
@@ -372,11 +372,11 @@ def _scan(table: Table, layout: _Layout, split: str | None, targets: Sequence[st
         for key, column in scan.columns.items():
             value = labels.get(key)
             if isinstance(value, float) and math.isinf(value):
-                raise DataError(f"label must be finite, got {key}: {value} in {where}. Correct or drop the row.")
+                raise UserError(f"label must be finite, got {key}: {value} in {where}. Correct or drop the row.")
             column.see(value, number)
     if split is not None and not scan.kept:
         known = ", ".join(sorted(splits)) or "none (the file has no split column)"
-        raise DataError(f"split must be one of {known}, got {split!r}. Name one that the file has.")
+        raise UserError(f"split must be one of {known}, got {split!r}. Name one that the file has.")
     return scan
 
 
@@ -388,8 +388,8 @@ def _missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _unknown_column(argument: str, column: str, row: Row, where: str) -> DataError:
-    return DataError(
+def _unknown_column(argument: str, column: str, row: Row, where: str) -> UserError:
+    return UserError(
         f"{argument} must be a column, got {column!r} in {where}. The row has: {', '.join(row) or 'nothing'}."
     )
 

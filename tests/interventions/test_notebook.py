@@ -45,7 +45,7 @@ def test_a_sweep_shows_its_progress_where_it_is_a_notebook(
 ) -> None:
     told: list[tuple[str, int, int]] = []
     monkeypatch.setattr("interventions.sweep.shown_progress", lambda: lambda *report: told.append(report))
-    monkeypatch.setattr("interventions.sweep.draw_run", lambda folder: ())  # drawing takes longer than the run
+    monkeypatch.setattr("figures.draw_run", lambda folder: ())  # drawing takes longer than the run
     plan = build_plan("patch", layers="0", tokens=["last"])
     settings = PatchConfig(
         plan, model=ModelOptions(name=str(checkpoint)), pairs=PairOptions(limit=4), batch_size=2, out=tmp_path / "run"

@@ -8,10 +8,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from models.llava import Llava
-from models.loading.checkpoints import CheckpointError
 from models.loading.load import load, probe_forward, randomised
 from models.recording import CaptureError
 from models.sites import Site, all_sites
+from tasks.errors import UserError
 from tests.conftest import tiny_config
 
 
@@ -74,7 +74,7 @@ def test_tied_embeddings_stay_tied() -> None:
 def test_another_architecture_is_refused_as_a_config_too() -> None:
     config = tiny_config()
     config.text_config.model_type = "mistral"
-    with pytest.raises(CheckpointError, match=r"must be LLaVA-1\.5"):
+    with pytest.raises(UserError, match=r"must be LLaVA-1\.5"):
         load(config)
 
 
@@ -101,8 +101,8 @@ def test_validation_names_a_site_that_does_not_fire(spoilt: Llava, monkeypatch: 
 def test_validation_notices_a_final_norm_that_the_logits_do_not_use(
     spoilt: Llava, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Llava.logits
-    monkeypatch.setattr(Llava, "logits", lambda self, resid: original(self, resid) * 1.1)
+    original = Llava.unembed
+    monkeypatch.setattr(Llava, "unembed", lambda self, resid: original(self, resid) * 1.1)
     with pytest.raises(CaptureError, match=r"'blocks.2.hook_resid_post' must give the logits"):
         probe_forward(spoilt, [Site("language_model", 2, "resid_post")])
 

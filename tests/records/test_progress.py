@@ -2,10 +2,15 @@
 
 import io
 import sys
+from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from records.progress import ProgressBars, in_notebook, silent
+
+ROOT = Path(__file__).parents[2]
 
 
 class Screen(io.StringIO):
@@ -59,3 +64,12 @@ def test_bars_are_shown_in_a_notebook(screen: Screen, monkeypatch: pytest.Monkey
     monkeypatch.setattr("records.progress.in_notebook", lambda: True)
     assert ProgressBars().shown
     assert not ProgressBars(is_main=False).shown
+
+
+def test_a_kernel_shows_one_bar_for_each_stage() -> None:
+    source = "from records.progress import ProgressBars\nbars = ProgressBars()\nbars('a', 1, 2)\nbars('a', 1, 2)"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    (output,) = notebook.cells[0].outputs
+    assert output.output_type == "display_data"
+    assert "application/vnd.jupyter.widget-view+json" in output.data

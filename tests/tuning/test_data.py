@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from models.inputs import prepare
 from models.llava import Llava
+from tasks.errors import UserError
+from tasks.example import Example
 from tasks.prompts import LETTER, SHORT
-from tasks.readers.tables import DataError
 from tasks.scenes.questions import FAMILIES
 from tests.tuning.conftest import LlavaRows, samples_of, turns
 from tuning.data.conversation import UnusableSampleError
@@ -19,7 +22,7 @@ from tuning.data.llava_json import LlavaFile
 from tuning.data.samples import GroupedSampler, Samples, Writing, collate, survey
 from tuning.data.scene_mix import SceneMix, SceneQuestions
 from tuning.data.sources import Subset, TableFile, open_source
-from tuning.scoring.answers import collator, pad_id
+from tuning.scoring.answers import collator
 
 GOOD = [
     {"id": "one", "image": "coco/1.jpg", "conversations": turns("<image>\nWhat is it?", "a cat", "Where?", "left")},
@@ -69,15 +72,15 @@ def test_reading_needs_the_memory_of_one_sample_not_of_the_file(tmp_path: Path) 
 def test_a_broken_file_is_refused_with_the_place(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "mix.json"
     path.write_text(text)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         LlavaFile(path)
 
 
 def test_a_missing_file_or_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="existing file"):
+    with pytest.raises(UserError, match="existing file"):
         open_source(str(tmp_path / "no.json"))
     (tmp_path / "mix.json").write_text("[{}]")
-    with pytest.raises(DataError, match="images must be a folder"):
+    with pytest.raises(UserError, match="images must be a folder"):
         LlavaFile(tmp_path / "mix.json", tmp_path / "nowhere")
 
 
@@ -228,7 +231,7 @@ def test_the_order_follows_from_seed_and_epoch(llava: Llava) -> None:
 def test_a_padded_batch_gives_the_logits_of_single_samples(llava: Llava, mix: SceneMix) -> None:
     samples = samples_of(llava, mix)
     rows = [samples[i] for i in range(4)]
-    batch = collate(rows, pad_id=pad_id(llava))
+    batch = collate(rows, pad_id=llava.pad_token_id)
     assert batch["attention_mask"].ndim == 4
     assert batch["input_ids"].shape[1] == max(samples.lengths[:4])
 
@@ -238,7 +241,7 @@ def test_a_padded_batch_gives_the_logits_of_single_samples(llava: Llava, mix: Sc
 
     together = logits(batch)
     for index, row in enumerate(rows):
-        alone = logits(collate([row], pad_id=pad_id(llava)))[0]
+        alone = logits(collate([row], pad_id=llava.pad_token_id))[0]
         torch.testing.assert_close(together[index, : len(alone)], alone, atol=1e-4, rtol=1e-4)
 
 
@@ -266,3 +269,17 @@ def test_samples_are_read_on_demand(llava: Llava, llava_json: LlavaRows) -> None
     assert samples[1]["pixels"] == []
     with pytest.raises(UnusableSampleError):
         LlavaFile(llava_json([{"id": "x", "conversations": turns("a")}]))[0]
+
+
+def test_a_picture_too_elongated_to_prepare_has_the_same_error_in_training_as_in_sweeps(
+    llava: Llava, llava_json: LlavaRows
+) -> None:
+    path = llava_json(GOOD[:1])
+    Image.new("RGB", (20_000, 1)).save(path.parent / "coco" / "1.jpg")
+    source = LlavaFile(path)
+    picture = source[0].pictures[0]
+    with pytest.raises(UserError, match="picture must take at most .* got 20000 x 1 in .*1.jpg.*Shrink it") as training:
+        samples_of(llava, source)[0]
+    with pytest.raises(UserError) as sweep:
+        prepare(llava, [Example(id="a", pictures=(picture,), question="What?", answer="", group="a")])
+    assert str(training.value) == str(sweep.value)

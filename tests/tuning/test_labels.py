@@ -13,7 +13,7 @@ from tests.conftest import make_examples, noise_picture
 from tuning.data.conversation import Conversation, Turn, UnusableSampleError
 from tuning.data.labels import IGNORED, Encoded, encode
 from tuning.data.samples import Writing, collate
-from tuning.scoring.answers import model_inputs, pad_id
+from tuning.scoring.answers import model_inputs
 
 PICTURE = (noise_picture(1),)
 
@@ -206,7 +206,7 @@ def test_questions_that_stand_apart_give_the_losses_of_separate_samples(llava: L
 
     def losses(encoded: Encoded) -> dict[int, list[float]]:
         row = {"encoded": encoded, "pixels": [pixels], "sample": 0, "prefix": None}
-        batch = collate([row], pad_id=pad_id(llava))
+        batch = collate([row], pad_id=llava.pad_token_id)
         labels, owner = batch.pop("labels"), batch.pop("owner")
         batch.pop("sample")
         logits = llava.model(**model_inputs(batch, llava)).logits[0, :-1]

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 
+import figures
 from models.llava import Llava
 from models.loading.load import load
 from records.html import run_html
@@ -24,8 +25,6 @@ from records.processes import launched, own_device
 from records.progress import OnProgress, shown_progress
 from records.sharing import one_at_a_time, share_jobs
 from tasks.errors import UserError, user_errors
-from tasks.pictures import PictureError
-from tasks.readers.tables import DataError
 from tuning.compare.config import CompareConfig
 from tuning.compare.data import Surveyed, open_data, survey_data
 from tuning.compare.report_table import render_table
@@ -41,7 +40,6 @@ from tuning.compare.table import (
 )
 from tuning.config import check_numbers
 from tuning.cost.timing import measure_plans
-from tuning.data.conversation import UnusableSampleError
 from tuning.plan.apply import apply_plan
 from tuning.plan.default_plans import default_plans
 from tuning.plan.layers import parse_layers
@@ -55,12 +53,6 @@ from tuning.training.torch_compile import check_compiling, is_compiled
 from tuning.training.trainer import PlanTrainer, train
 
 KIND = RunKind("layerwise-finetune compare")
-_UNREADABLE = (
-    PictureError,
-    DataError,
-    UnusableSampleError,
-    OSError,
-)  # of samples that a survey found fit, pictures unopened
 
 
 class Compared(NamedTuple):
@@ -133,7 +125,7 @@ def run_compare(
         )
     table = compare_table(config.out, known, n_layers=n_layers, trainable=lambda plan: trained[plan.name])
     write_atomically(config.out / "compare.csv", table.to_csv(index=False).encode())
-    return Compared(config.out, table, _draw(config.out, table))
+    return Compared(config.out, table, tuple(paths.png for paths in figures.draw_run(config.out)))
 
 
 def known_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
@@ -241,7 +233,7 @@ def _run_one(
     with user_errors(ValueError, OSError):
         llava = load(model, device=config.running.device, dtype=torch.float32, validate=plan is None)
     facts: dict[str, Any] = {"plan": name, "seed": seed, "steps": 0}
-    with user_errors(*_UNREADABLE), enough_memory(config.optimisation.batch_size):
+    with user_errors(OSError), enough_memory(config.optimisation.batch_size):
         if plan is not None and name != START:
             facts |= _train_one(config, plan, seed, llava, data, folder, on_note)
         answers, words = _score(config, llava, data)
@@ -333,7 +325,7 @@ def _time(
     samples = data.samples(llava)
     pictured = samples.pictured.nonzero()[0]
     few = (pictured if len(pictured) else np.arange(len(samples)))[: config.optimisation.batch_size]
-    with user_errors(*_UNREADABLE):
+    with user_errors(OSError):
         batch = collator(llava)([samples[int(index)] for index in few])
     given = {name: value for name, value in batch.items() if name not in ("owner", "sample")}
     on_note(f"timing {len(timed)} plans, {config.timing_rounds} rounds")
@@ -343,27 +335,3 @@ def _time(
             checkpointing=config.running.gradient_checkpointing, bf16=config.running.bf16,
         )  # fmt: skip
     add_costs(config.out, costs)
-
-
-def _draw(folder: Path, table: pd.DataFrame) -> tuple[Path, ...]:
-    import matplotlib.pyplot as plt
-
-    from figures.plans.accuracy_by_family import draw_accuracy
-    from figures.plans.cost_retention import draw_cost_retention
-    from figures.plans.plan_diagram import draw_plan_diagram
-    from figures.plans.retention import draw_retention
-    from figures.style import Panels, figure_of, save_figure
-
-    drawn: dict[str, Panels] = {
-        "accuracy_by_family": draw_accuracy(table),
-        "retention": draw_retention(table),
-        "plans": draw_plan_diagram(table),
-    }
-    overall = table[(table["family"] == "all") & (table["condition"] == table["condition"].iloc[0])]
-    if (overall["flops_ratio"].notna() & overall["retention"].notna()).any():  # none if full tuning is never right
-        drawn["cost_against_retention"] = draw_cost_retention(table)
-    paths = []
-    for name, panels in drawn.items():
-        paths.append(save_figure(panels, folder / "figures" / name).png)
-        plt.close(figure_of(panels))
-    return tuple(paths)

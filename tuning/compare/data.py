@@ -14,7 +14,6 @@ from models.llava import Llava
 from records.progress import OnProgress, silent
 from tasks.errors import UserError, user_errors
 from tasks.example import Picture
-from tasks.pictures import PictureError
 from tasks.scenes.questions import CHANCE
 from tasks.scenes.scene import Split
 from tuning.compare.config import CompareData
@@ -168,7 +167,7 @@ def _reason(picture: Picture) -> str | None:
     """Why a picture does not open; None if it does."""
     try:
         picture.open()
-    except (PictureError, OSError) as error:
+    except (UserError, OSError) as error:
         return str(error)
     return None
 

@@ -15,14 +15,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
-from models.inputs import Preprocess, expand_to_square, image_processor
 from models.llava import Llava
+from models.pixels import Preprocess, read_pixels
 from records.manifest import write_atomically
 from records.progress import OnProgress, silent
 from tasks.errors import UserError
 from tasks.example import Picture
-from tasks.pictures import PictureError
-from tasks.readers.tables import DataError
 from tuning.data.conversation import Conversation, UnusableSampleError
 from tuning.data.labels import IGNORED, Encoded, OnLong, Recipe, encode
 from tuning.data.sources import Source
@@ -102,7 +100,7 @@ def survey(
         on_progress: Called after each sample with how many are done.
 
     Raises:
-        DataError: If a picture's path leaves its folder.
+        UserError: If a picture's path leaves its folder.
     """
     n = len(source)
     lengths, learned = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
@@ -137,7 +135,7 @@ def survey_usable(
 
     Raises:
         UserError: If no sample can be used.
-        DataError: As of ``survey``.
+        UserError: As of ``survey``.
     """
     found = survey(llava, source, writing, on_progress=lambda done: on_progress(stage, 1, len(source)))
     if not len(found.kept):
@@ -190,7 +188,7 @@ class Samples(Dataset[dict[str, Any]]):
         """
         try:
             return self._item(index)
-        except (PictureError, DataError, UnusableSampleError, OSError) as error:
+        except (UserError, OSError) as error:
             if get_worker_info() is None:
                 raise
             return {FAILED: error}
@@ -203,21 +201,7 @@ class Samples(Dataset[dict[str, Any]]):
         return {"encoded": encoded, "pixels": pixels, "sample": index, "prefix": prefix}
 
     def _open(self, picture: Picture) -> Float[Tensor, "3 H W"]:
-        return open_pixels(self._llava, picture, self.writing.preprocess)
-
-
-def open_pixels(llava: Llava, picture: Picture, preprocess: Preprocess) -> Float[Tensor, "3 H W"]:
-    """A picture as the vision tower takes it.
-
-    Raises:
-        PictureError: If it cannot be read.
-    """
-    processor = image_processor(llava)
-    image = picture.open().convert("RGB")
-    if preprocess == "pad":
-        image = expand_to_square(image, tuple(int(channel * 255) for channel in processor.image_mean))
-    pixels: Tensor = processor(image, return_tensors="pt")["pixel_values"][0]
-    return pixels.to(torch.float32)
+        return read_pixels(self._llava, picture, self.writing.preprocess)
 
 
 def _encode(llava: Llava, conversation: Conversation, writing: Writing) -> Encoded:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from figures.effects import fraction_name, with_effect
 from tasks.errors import UserError
 
 # The share of the evidence that a chosen band must hold. Much more and one noisy layer far away stretches the band.
@@ -135,16 +136,12 @@ def _patch_evidence(table: pd.DataFrame, n_layers: int, run: Path) -> _Evidence:
     found = []
     keys = [key for key in ("op", "tokens", "name", "head") if key in rows]
     for _, cells in rows.groupby(keys, dropna=False):
-        lost = "unchanged" in cells and (cells["unchanged"] == "clean").all()
-        effect = _by_layer(
-            cells.assign(effect=1 - cells["recovered"] if lost else cells["recovered"]), "effect", n_layers
-        )
+        effect = _by_layer(with_effect(cells), "effect", n_layers)
         found.append(np.abs(_across(cells, effect, n_layers)))
     changed = any(_is_cumulative(cells, n_layers) for _, cells in rows.groupby(keys, dropna=False))
     ops = ", ".join(map(str, rows["op"].unique()))
     tokens = ", ".join(str(group) for group in rows["tokens"].dropna().unique())
-    fraction = "lost" if "unchanged" in rows and (rows["unchanged"] == "clean").all() else "recovered"
-    what = f"{'change' if changed else 'size'} of the {fraction} fraction"
+    what = f"{'change' if changed else 'size'} of the {fraction_name(rows)}"
     return _Evidence(
         np.mean(found, axis=0),
         what + (f" of the {metric}" if metric else "") + f" under {ops}" + (f" of {tokens}" if tokens else ""),

@@ -178,7 +178,7 @@ def _parts(llava: Llava) -> dict[str, tuple[tuple[str, ...], int]]:
         if own:
             parts[part] = tuple(own), sum(counts[name] for name in own)
 
-    used = _used_vision_layers(llava)
+    used = llava.vision_layer
     for index, block in enumerate(llava.vision_blocks):
         take(f"vision block {index}" if index < used else f"vision unused block {index}", [block])
     take("vision embeddings", [llava.vision_tower], unless=_UNUSED)
@@ -196,12 +196,6 @@ def _parts(llava: Llava) -> dict[str, tuple[tuple[str, ...], int]]:
     if left:
         raise AssertionError(f"every parameter must belong to a part, got {next(iter(left))}")
     return parts
-
-
-def _used_vision_layers(llava: Llava) -> int:
-    """How many of the tower's blocks the features come from: LLaVA reads hidden state -2, before the last block."""
-    index = int(llava.config.vision_feature_layer)
-    return index if index >= 0 else llava.n_vision_layers + 1 + index
 
 
 def _components(
@@ -223,7 +217,7 @@ def _components(
         if kind != "vision":
             wanted.add(kind)
             continue
-        used = _used_vision_layers(llava)
+        used = llava.vision_layer
         first = int(start or 0)
         if first >= used:
             raise UserError(

@@ -46,7 +46,7 @@ def score_answers(
     try:
         for start in range(0, len(samples), batch_size):
             items = [samples[index] for index in range(start, min(start + batch_size, len(samples)))]
-            batch = collate(items, pad_id=pad_id(llava))
+            batch = collate(items, pad_id=llava.pad_token_id)
             labels, owner = batch.pop("labels"), batch.pop("owner")
             asked = batch.pop("sample")
             with head_at(llava, learned_positions(labels)):
@@ -118,14 +118,6 @@ def model_inputs(batch: dict[str, Tensor], llava: Llava) -> dict[str, Any]:
     return moved
 
 
-def pad_id(llava: Llava) -> int:
-    """An id for padded positions that is no image token."""
-    for token in (llava.tokenizer.pad_token_id, llava.tokenizer.eos_token_id, 0, 1):
-        if isinstance(token, int) and token != llava.image_token_id:
-            return token
-    raise AssertionError("two ids cannot both be the image token")
-
-
 def collator(llava: Llava) -> "partial[dict[str, Any]]":
     """``collate`` with this model's padding."""
-    return partial(collate, pad_id=pad_id(llava))
+    return partial(collate, pad_id=llava.pad_token_id)

@@ -23,8 +23,9 @@ from interventions.operations.corruption import (
 from interventions.operations.dataset_statistics import DatasetStatistics, collect_statistics
 from interventions.plan.plan import Corruption, InterventionPlan, PatchOptions
 from models.capture import capture
-from models.inputs import Inputs, image_processor, prepare
+from models.inputs import Inputs, prepare
 from models.llava import Llava
+from models.pixels import image_processor
 from tasks.example import Picture
 from tests.conftest import make_examples
 

@@ -1,0 +1,340 @@
+"""Context managers that change a model's runs: ``ablated``, ``knocked_out``, ``patched``, ``skipped``, ``steered``.
+
+    with knocked_out(llava, source="image", target="last", layers="10-20"):
+        llava.generate(image, question)
+
+They hold for ``llava.generate``, ``llava.logits``, ``llava.capture`` and ``llava.logit_lens``, and end with the block,
+also after an exception. Nested ones act together, as the edits of one cell: in the order of the forward pass, and at
+one site the outer one first.
+
+Tokens are named as in ``interventions.plan.groups`` and found in every batch that runs. Generated tokens stand after
+the prompt, where an answer would: ``answer`` names them, ``all`` and ``text`` include them, and ``last`` as the target
+of a knockout is the prompt's last position and every generated position. What is done at a position depends only on
+that position, so generating with a key-value cache equals recomputing the whole sequence at every step.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interventions.engines.edits import Cell, Edit, Write
+from interventions.engines.full_forward import applied
+from interventions.operations.ablation import ablate_edits, resampled_examples
+from interventions.operations.dataset_statistics import DatasetStatistics, collect_statistics
+from interventions.operations.knockout import knockout_edits
+from interventions.operations.skipping import skip_edits
+from interventions.operations.steering import steer_edits
+from interventions.plan.cells import CellSpec
+from interventions.plan.groups import Masks
+from interventions.plan.options import AblateOptions, Op, Options, SkipOptions, SteerOptions
+from interventions.plan.plan import FLOW, InterventionPlan
+from models.capture import capture
+from models.hooks import tracked_columns
+from models.inputs import Inputs, prepare
+from models.layer_ranges import LayerRange, layer_text
+from models.llava import Llava
+from models.sites import Site
+from tasks.errors import UserError
+from tasks.example import Example
+
+BuildEdits = Callable[[Masks], Sequence[Edit]]
+Reference = Inputs | Sequence[Example]
+Heads = str | int | Sequence[int]
+
+
+@contextmanager
+def ablated(
+    llava: Llava,
+    site: str | Site,
+    *,
+    layers: LayerRange | None = None,
+    tokens: str = "image",
+    kind: Literal["zero", "mean", "resample"] = "mean",
+    heads: Heads | None = None,
+    reference: Reference | None = None,
+    seed: int = 0,
+) -> Iterator[None]:
+    """Replaces an activation by zero, its mean, or its value with another example's picture.
+
+    Args:
+        llava: The model.
+        site: Such as ``"resid_post"`` or ``"blocks.3.attn.hook_z"``.
+        layers: The blocks that a short name means, such as ``"10-20"`` or 12; None means all.
+        tokens: Which positions.
+        kind: ``"mean"``: over the positions of the group and the examples of ``reference``; ``"resample"``: from a run
+            on ``reference``, or, without one, on the batch with its pictures exchanged.
+        heads: Which heads of q, k, v or z, such as 3 or ``"0+3"``; None means all.
+        reference: A batch or examples; None means the batch that runs. The model runs on it without interventions.
+        seed: Which pictures are exchanged with which.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> with ablated(llava, "resid_post", layers=1, tokens="image", kind="zero"):
+        ...     resid = llava.capture(inputs, "blocks.1.hook_resid_post", tokens="image").numpy()
+        >>> float(abs(resid).max())
+        0.0
+    """
+    options = AblateOptions(kind, seed)
+    plan, spec = _one_cell(llava, "ablate", (str(site),), layers, tokens, heads, options)
+    given = None if reference is None or kind != "mean" else _statistics(plan, llava, reference)
+
+    def build(masks: Masks) -> Sequence[Edit]:
+        inputs = masks.inputs
+        if kind == "resample":
+            return _writes_from(
+                reference if isinstance(reference, Inputs) else _resampled(llava, inputs, seed), spec, masks
+            )
+        found = given or _statistics(plan, llava, inputs) if kind == "mean" else None
+        return ablate_edits(spec, masks, options, {} if found is None else found.means)
+
+    with _intervening(llava, build):
+        yield
+
+
+@contextmanager
+def knocked_out(
+    llava: Llava,
+    *,
+    source: str = "image",
+    target: str = "last",
+    layers: LayerRange | None = None,
+    heads: Heads | None = None,
+) -> Iterator[None]:
+    """Attention knockout: queries of ``target`` do not see keys of ``source``.
+
+    Args:
+        llava: The model.
+        source: The positions that are hidden.
+        target: The positions from which they are hidden; ``"last"`` is the prompt's last position and every position
+            after it, so that all generated tokens are predicted without the source.
+        layers: In which blocks, such as ``"10-20"`` or 12; None means all.
+        heads: In which query heads, such as 3 or ``"0+3"``; None means all.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> with knocked_out(llava, source="image", target="last", layers="0-3"):
+        ...     text = llava.generate(np.zeros((30, 40, 3), np.uint8), "What is it?", max_new_tokens=3)
+    """
+    _, spec = _one_cell(llava, "knockout", (), layers, f"{source}{FLOW}{target}", heads, None)
+    with _intervening(llava, lambda masks: knockout_edits(spec, masks)):
+        yield
+
+
+@contextmanager
+def skipped(llava: Llava, *, layers: LayerRange, tokens: str = "image", visible: bool = True) -> Iterator[None]:
+    """Positions pass blocks of the language model unchanged.
+
+    Args:
+        llava: The model.
+        layers: Which blocks, such as ``"10-20"`` or 12.
+        tokens: Which positions.
+        visible: Whether other positions see them there as keys and values.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> with skipped(llava, layers="0-3", tokens="image"):
+        ...     stream = llava.capture(inputs, ["blocks.0.hook_resid_pre", "blocks.3.hook_resid_post"], tokens="image")
+        >>> bool((stream["resid_pre"] == stream["resid_post"]).all())
+        True
+    """
+    options = SkipOptions(visible)
+    _, spec = _one_cell(llava, "skip", (), layers, tokens, None, options)
+    with _intervening(llava, lambda masks: skip_edits(spec, masks, options)):
+        yield
+
+
+@contextmanager
+def steered(
+    llava: Llava,
+    site: str | Site = "resid_post",
+    *,
+    direction: Tensor | np.ndarray,
+    alpha: float = 1.0,
+    layers: LayerRange | None = None,
+    unit: Literal["norm", "absolute"] = "norm",
+    tokens: str = "all",
+    reference: Reference | None = None,
+) -> Iterator[None]:
+    """Adds ``alpha`` times a direction.
+
+    Args:
+        llava: The model.
+        site: Such as ``"resid_post"``.
+        direction: ``d_model``, or ``layer d_model`` with one for each layer; it is scaled to length 1.
+        alpha: How far; negative steers away.
+        layers: The blocks that a short name means, such as ``"10-20"`` or 12; None means all.
+        unit: ``"norm"``: ``alpha`` counts mean norms of the activation over ``reference``; ``"absolute"``.
+        tokens: Which positions; ``"last+answer"`` for the prompt's last position and all generated ones.
+        reference: A batch or examples; None means the batch that runs.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> with steered(llava, "resid_post", layers=2, direction=np.ones(llava.d_model), alpha=2, tokens="all"):
+        ...     text = llava.generate(np.zeros((30, 40, 3), np.uint8), "What is it?", max_new_tokens=3)
+    """
+    options = SteerOptions("direction", alpha, unit)
+    plan, spec = _one_cell(llava, "steer", (str(site),), layers, tokens, None, options)
+    directions = {"direction": torch.as_tensor(direction)}
+    given = None if reference is None else _statistics(plan, llava, reference, directions)
+
+    def build(masks: Masks) -> Sequence[Edit]:
+        found = given
+        if found is None and unit == "norm":
+            found = _statistics(plan, llava, masks.inputs, directions)
+        return steer_edits(spec, masks, options, directions, {} if found is None else found.norms)
+
+    with _intervening(llava, build):
+        yield
+
+
+@contextmanager
+def patched(
+    llava: Llava,
+    source: Inputs,
+    site: str | Site = "resid_post",
+    *,
+    layers: LayerRange | None = None,
+    tokens: str = "image",
+    heads: Heads | None = None,
+) -> Iterator[None]:
+    """Activation patching: values at prompt positions come from a run on ``source``.
+
+    Args:
+        llava: The model.
+        source: A batch with as many examples as the one that runs, each with as many such positions; they correspond
+            in order. It is run without interventions.
+        site: Such as ``"resid_post"`` or ``"blocks.3.attn.hook_z"``.
+        layers: The blocks that a short name means, such as ``"10-20"`` or 12; None means all.
+        tokens: Which positions of the prompt.
+        heads: Which heads of q, k, v or z, such as 3 or ``"0+3"``; None means all.
+
+    Source: Vig et al. 2020, arXiv 2004.12265; Meng et al. 2022, arXiv 2202.05262.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> black, white = (np.full((30, 40, 3), level, np.uint8) for level in (0, 255))
+        >>> with patched(llava, llava.inputs(white, "What is it?"), "resid_post", layers=1, tokens="image"):
+        ...     text = llava.generate(black, "What is it?", max_new_tokens=3)
+    """
+    _, spec = _one_cell(llava, "patch", (str(site),), layers, tokens, heads, None)
+    with _intervening(llava, lambda masks: _writes_from(source, spec, masks)):
+        yield
+
+
+@dataclass(frozen=True, eq=False)
+class _Active:
+    """An intervention together with those it is nested in."""
+
+    builders: tuple[BuildEdits, ...]
+
+    @contextmanager
+    def hooks(self, llava: Llava, inputs: Inputs) -> Iterator[None]:
+        masks = Masks(llava, inputs.own_pictures(), None)
+        cell = Cell(tuple(edit for build in self.builders for edit in build(masks)))
+        with tracked_columns(llava) as columns, applied(llava, masks.inputs, cell, columns=columns):
+            yield
+
+
+@contextmanager
+def _intervening(llava: Llava, build: BuildEdits) -> Iterator[None]:
+    outer = [active for active in llava.interventions if isinstance(active, _Active)]
+    with llava.intervening(_Active((*(outer[-1].builders if outer else ()), build))):
+        yield
+
+
+def heads_text(heads: Heads | None) -> str | None:
+    """Heads as a plan takes them: several are changed together."""
+    return heads if heads is None or isinstance(heads, str) else "+".join(map(str, np.atleast_1d(heads)))
+
+
+def _one_cell(
+    llava: Llava,
+    op: Op,
+    sites: tuple[str, ...],
+    layers: LayerRange | None,
+    tokens: str,
+    heads: Heads | None,
+    options: Options | None,
+) -> tuple[InterventionPlan, CellSpec]:
+    """The plan and its single cell, with all layers in one window."""
+    plan = InterventionPlan(
+        op, sites=sites, layers=layer_text(layers), window="together", tokens=(tokens,), heads=heads_text(heads),
+        options=options,
+    )  # fmt: skip
+    specs = plan.cells(llava)
+    if len(specs) != 1:
+        raise UserError(
+            f"intervention must be one cell, got {len(specs)}. Name one site, one group and one set of heads."
+        )
+    return plan, specs[0]
+
+
+def _statistics(
+    plan: InterventionPlan, llava: Llava, reference: Reference, directions: Any = None
+) -> DatasetStatistics:
+    """Means and norms over a reference, of the unchanged model."""
+    examples = reference.examples if isinstance(reference, Inputs) else reference
+    preprocess = reference.preprocess if isinstance(reference, Inputs) else "pad"
+    with llava.without_interventions():
+        return collect_statistics(plan, llava, examples, directions=directions, preprocess=preprocess)
+
+
+def _resampled(llava: Llava, inputs: Inputs, seed: int) -> Inputs:
+    return prepare(llava, resampled_examples(inputs.examples, seed=seed), preprocess=inputs.preprocess)
+
+
+def _writes_from(source: Inputs, spec: CellSpec, masks: Masks) -> tuple[Write, ...]:
+    """Writes of what a run on ``source`` has at the prompt positions of the cell's group, matched in order."""
+    llava, inputs, source = masks.llava, masks.inputs, source.own_pictures()
+    if len(source) != len(inputs):
+        raise UserError(f"source must have {len(inputs)} examples, as the batch that runs, got {len(source)}.")
+    theirs = Masks(llava, source, None)
+    wanted = _in_prompt(source, theirs.at("language_model", spec.tokens))
+    whole = spec.tokens == "all" and spec.part != "language_model"
+    values = capture(llava, source, list(spec.sites), tokens="all" if whole else wanted)
+    mask = masks.at(spec.part, spec.tokens)
+    if spec.part == "language_model":
+        mask = _in_prompt(inputs, mask)
+        rows = [row.nonzero() for row in mask]
+        places = [(torch.full_like(found[:, 0], row), found[:, 0]) for row, found in enumerate(rows)]
+    else:
+        places = []
+        for pictures in inputs.image_of:
+            index = torch.tensor(pictures, device=mask.device)
+            at = mask[index].nonzero()
+            places.append((index[at[:, 0]], at[:, 1]))
+    writes = []
+    for site in spec.sites:
+        value = torch.zeros(*mask.shape, *values[site].shape[2:], dtype=values[site].dtype, device=mask.device)
+        for example, (rows_at, columns_at) in enumerate(places):
+            found = values[site][example][values.mask[site][example]]
+            if len(found) != len(rows_at):
+                raise UserError(
+                    f"source must have {len(rows_at)} positions of {spec.tokens!r} in example {example}, as the batch "
+                    f"that runs, got {len(found)}."
+                )
+            value[rows_at, columns_at] = found
+        writes.append(Write(site, mask, value, spec.heads))
+    return tuple(writes)
+
+
+def _in_prompt(inputs: Inputs, mask: Tensor) -> Tensor:
+    stops = torch.tensor([layout.prompt_stop for layout in inputs.layout], device=mask.device)
+    return mask & (torch.arange(mask.shape[1], device=mask.device) < stops[:, None])
