@@ -29,7 +29,7 @@ LARGER_FOLDERS: dict[str, str] = {}  # folder -> why it may hold more
 OWNERS = {
     "records/resampling.py": "bootstrap",
     "models/layer_ranges.py": "layer range",
-    "figures/effects.py": "layer range",  # reads the column `window` of saved tables; figures/ imports nothing of ours
+    "figures/parts.py": "layer range",  # reads the column `window` of saved tables; figures/ imports nothing of ours
 }
 MODULES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py"))
 
