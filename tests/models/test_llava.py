@@ -101,7 +101,7 @@ def test_validation_names_a_site_that_does_not_fire(spoilt: Llava, monkeypatch: 
 def test_validation_notices_a_final_norm_that_the_logits_do_not_use(
     spoilt: Llava, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Llava.logits
+    original = Llava.unembed
     monkeypatch.setattr(Llava, "unembed", lambda self, resid: original(self, resid) * 1.1)
     with pytest.raises(CaptureError, match=r"'blocks.2.hook_resid_post' must give the logits"):
         probe_forward(spoilt, [Site("language_model", 2, "resid_post")])
