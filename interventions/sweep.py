@@ -93,6 +93,14 @@ def run_patch_sweep(
 
     Raises:
         UserError: If the settings, the data or the model cannot be used.
+
+    Example:
+        >>> from interventions.config import InterventionOptions, PairOptions
+        >>> from records.options import ModelOptions
+        >>> knockout = InterventionOptions("knockout", tokens=("image->last",))
+        >>> config = PatchConfig(knockout, ModelOptions("random:tiny"), PairOptions(limit=2), dry_run=True)
+        >>> run_patch_sweep(config).n_pairs
+        2
     """
     on_progress = on_progress or ProgressBars()
     _check_settings(config)
