@@ -1,4 +1,4 @@
-"""MkDocs hooks: pages may link to files of the repository, and reference pages list what a package's ``__all__`` names."""
+"""MkDocs hooks: pages link to files of the repository; reference pages list the names in a package's ``__all__``."""
 
 import importlib
 import inspect
@@ -10,7 +10,14 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
-LINKED = ("figures/gallery/*", "benchmarks/records/*", "benchmarks/records/*/*", "notebooks/*.md", "models/embedded/README.md", "interventions/engines/README.md")
+LINKED = (
+    "figures/gallery/*",
+    "benchmarks/records/*",
+    "benchmarks/records/*/*",
+    "notebooks/*.md",
+    "models/embedded/README.md",
+    "interventions/engines/README.md",
+)
 sys.path.insert(0, str(ROOT))
 
 
@@ -37,7 +44,7 @@ def public(package: str) -> str:
     """One entry for each public function and class of a package, from the module that defines it."""
     module = importlib.import_module(package)
     entries = []
-    for name in sorted(module.__all__):
+    for name in sorted(getattr(module, "__all__", ())):
         found = inspect.unwrap(getattr(module, name))
         if inspect.isclass(found) or inspect.isfunction(found):
             entries.append(f"::: {found.__module__}.{found.__qualname__}")

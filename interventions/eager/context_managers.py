@@ -161,7 +161,7 @@ def steered(
     site: str | Site = "resid_post",
     *,
     direction: Tensor | np.ndarray,
-    alpha: float = 1.0,
+    alpha: int | float = 1.0,
     layers: LayerRange | None = None,
     unit: Literal["norm", "absolute"] = "norm",
     tokens: str = "all",

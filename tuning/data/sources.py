@@ -7,7 +7,6 @@ and reads one when it is asked for, so that ``llava_v1_5_mix665k.json`` needs no
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -92,8 +91,3 @@ def open_source(spec: str, images: Path | None = None, *, scenes: SceneMix | Non
     if path.suffix.lower() == ".json" or (path.suffix.lower() in (".jsonl", ".ndjson") and _is_llava(path)):
         return LlavaFile(path, images)
     return TableFile(read_table(path, images))
-
-
-def without_pictures(conversation: Conversation) -> Conversation:
-    """The same words with nothing shown."""
-    return replace(conversation, pictures=())

@@ -11,9 +11,9 @@ from interventions.engines.base_runs import Base
 from interventions.engines.edits import OTHER, Cell, Cut, Edit, Hold, Write
 from interventions.engines.engine import prepare_base, run_cells
 from interventions.engines.names import EngineName
+from models.hooks import CaptureError
 from models.inputs import prepare
 from models.llava import Llava
-from models.recording import CaptureError
 from models.sites import Site
 from tests.conftest import make_examples
 from tests.interventions.engines.engine_runs import (
