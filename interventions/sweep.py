@@ -260,9 +260,9 @@ def _batch_runner(config: PatchConfig, sweep: _Sweep) -> Callable[[int], BatchVa
 
 def _check_settings(config: PatchConfig) -> None:
     if config.batch_size < 1:
-        raise UserError(f"batch-size must be >= 1, got {config.batch_size}. One pair at a time is the least.")
+        raise UserError(f"batch-size must be >= 1, got {config.batch_size}.")
     if config.seed < 0:
-        raise UserError(f"seed must be >= 0, got {config.seed}. Any other integer will do.")
+        raise UserError(f"seed must be >= 0, got {config.seed}.")
     if config.plan.op == "steer" and config.intervention.steer_file is None:
         raise UserError("steer-file must be given for op 'steer', got none. Save a direction as safetensors first.")
 
