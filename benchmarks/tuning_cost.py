@@ -7,8 +7,8 @@
 
 All plans run in turn in one process on one batch of noise (a picture and ``--text-tokens`` words a row): forward,
 backward, AdamW. On a GPU the batch is the largest that full tuning fits without checkpointing, and weights, gradients
-and moments are in bfloat16, which takes half the memory of ``layerwise-finetune --bf16``; ``--precision mixed``
-measures the latter. Step time includes the optimizer, the closed form does not.
+and moments are in bfloat16, which takes half the memory of ``layerwise-finetune --dtype bfloat16``;
+``--precision mixed`` measures the latter. Step time includes the optimizer, the closed form does not.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from tuning.cost.flops import band_ratio, closed_form
 from tuning.cost.measure import Cost, batch_shape, measure_step, synthetic_batch
 from tuning.cost.timing import measure_plans
 from tuning.plan.apply import applied
-from tuning.plan.layers import anchor_band, format_layers
+from tuning.plan.layers import anchor_band, layer_spec
 from tuning.plan.plan import WHOLE, LayerPlan, Lora
 from tuning.plan.resolve import Resolved, resolve
 
@@ -58,7 +58,7 @@ def build(name: str, device: str, dtype: torch.dtype, attn: str) -> Llava:
 def build_plans(llava: Llava) -> dict[str, Resolved]:
     """The plans of the table; the band is 6-16 of 32, or the same share of another depth."""
     band = anchor_band(llava.n_layers)
-    spec = format_layers(band, llava.n_layers)
+    spec = layer_spec(band, llava.n_layers)
     size = len(band)
     stride = max(1, llava.n_layers // 8)
     plans = {
@@ -115,7 +115,7 @@ def describe_costs(
         rows.append(
             {
                 "plan": name,
-                "layers": format_layers(resolved.layers, llava.n_layers),
+                "layers": layer_spec(resolved.layers, llava.n_layers),
                 "checkpointing": checkpointing,
                 "flops_ratio": cost.flops.total / full.flops.total,
                 "closed_form_ratio": cost.closed_form.total / full.closed_form.total,
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--attn", choices=["sdpa", "eager"], default="sdpa")
     parser.add_argument(
         "--precision", choices=["plain", "mixed"], default="plain",
-        help="mixed: as layerwise-finetune --bf16 trains; plain: one type, bfloat16 on a GPU, float32 elsewhere",
+        help="mixed: as layerwise-finetune --dtype bfloat16; plain: one type, bfloat16 on a GPU, float32 elsewhere",
     )  # fmt: skip
     parser.add_argument("--batch", type=int, default=None, help="rows; on a GPU the largest number that is tried")
     parser.add_argument("--text-tokens", type=int, default=128)
