@@ -133,8 +133,8 @@ def draw_probe_map(
 
     Example:
         >>> from figures import draw_probe_map, example_table
-        >>> [panel.get_title() for panel in draw_probe_map(example_table("probe_map_smol"), layers=[6])]
-        ['resid_post 6']
+        >>> [panel.get_title() for panel in draw_probe_map(example_table("probe_map_smol"), layers=[14])]
+        ['resid_post 14']
     """
     rows, chosen = maps, {}
     for column, wanted in (("target", target), ("example", example)):

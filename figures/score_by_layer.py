@@ -44,7 +44,7 @@ def draw_score_by_layer(
     Example:
         >>> from figures import draw_score_by_layer, example_table
         >>> draw_score_by_layer(example_table("score_by_layer_smol"))[0].get_title("left")
-        'kind  (object tokens, n = 400)'
+        'kind  (object tokens, n = 200)'
     """
     sites = results[results["part"].isin(PARTS)]
     if sites.empty:

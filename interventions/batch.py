@@ -1,81 +1,37 @@
-"""One batch of pairs through every cell of a plan, and what was read on the disk: ``run_batch``, ``BatchValues``."""
+"""Run every cell of a plan on one batch of pairs: ``run_batch``, or ``run_transplants`` for transplants."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from interventions.engines.base_runs import Base, at_slots, plain_logits
-from interventions.engines.engine import prepare_base, run_cells
+from interventions.batch_file import BatchValues
+from interventions.engines.base_runs import Base, at_slots, plain_logits, prepare_base
+from interventions.engines.engine import run_cells
 from interventions.metrics import Readout, find_readout, measure
 from interventions.operations.ablation import resampled_examples
 from interventions.operations.attribution import attribute
-from interventions.operations.build_edits import Runs, build_edits, choose_runs, corrupt_cell
+from interventions.operations.build_edits import build_edits
 from interventions.operations.dataset_statistics import DatasetStatistics
+from interventions.operations.runs import Runs, choose_runs, corrupt_cell
 from interventions.operations.transplant import transplanted
 from interventions.pairs import Pair
-from interventions.plan.plan import AblateOptions, CellSpec, InterventionPlan, PatchOptions, TransplantOptions
+from interventions.plan.cells import CellSpec
+from interventions.plan.options import AblateOptions, PatchOptions, TransplantOptions
+from interventions.plan.plan import InterventionPlan
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.pixels import Preprocess
 from models.precision import fast_bfloat16
-from records.manifest import write_atomically
 from tasks.example import Example
 
 
-@dataclass(frozen=True, eq=False)
-class BatchValues:
-    """Every metric of every pair of a batch.
-
-    Args:
-        values: In each cell.
-        clean: In the clean run.
-        corrupt: In the corrupt run.
-        exact: Where values are estimates of attribution patching: what exact patching gives; None where nobody asked.
-    """
-
-    values: Float[Tensor, "cell metric example"]
-    clean: Float[Tensor, "metric example"]
-    corrupt: Float[Tensor, "metric example"]
-    exact: Float[Tensor, "cell metric example"] | None = None
-
-    def write(self, path: Path) -> None:
-        """Commits the batch: the file is whole or not there."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {"values": self.values, "clean": self.clean, "corrupt": self.corrupt}
-        if self.exact is not None:
-            tensors["exact"] = self.exact
-        write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-
-    @staticmethod
-    def read(path: Path, shape: tuple[int, int, int], *, exact: bool = False) -> "BatchValues | None":
-        """The batch in a file; None if there is none of ``shape`` (cells, metrics, examples), with or without exact."""
-        try:
-            found = load_file(path)
-        except (OSError, SafetensorError):
-            return None
-        wanted = {"values": shape, "clean": shape[1:], "corrupt": shape[1:], **({"exact": shape} if exact else {})}
-        if {name: tuple(tensor.shape) for name, tensor in found.items()} != wanted:
-            return None
-        return BatchValues(**found)
-
-
-def unchanged_run(plan: InterventionPlan) -> str:
-    """``"corrupt"`` where the plan changes the corrupt run, or what stands for it, else ``"clean"``."""
-    denoises = isinstance(plan.options, PatchOptions) and plan.options.direction == "denoise"
-    return "corrupt" if denoises or plan.op == "transplant" else "clean"
-
-
 def resampled_pairs(plan: InterventionPlan, pairs: Sequence[Pair]) -> list[Pair] | None:
-    """The pairs with another one's picture as the clean one, for resample ablation; None for other plans.
+    """The pairs with another pair's clean picture, for resample ablation; None for other plans.
 
     Raises:
-        ValueError: See ``resampled_examples``.
+        UserError: See ``resampled_examples``.
     """
     if not isinstance(plan.options, AblateOptions) or plan.options.kind != "resample":
         return None
@@ -85,7 +41,7 @@ def resampled_pairs(plan: InterventionPlan, pairs: Sequence[Pair]) -> list[Pair]
 
 def run_batch(
     llava: Llava,
-    context: DatasetStatistics,
+    statistics: DatasetStatistics,
     specs: Sequence[CellSpec],
     pairs: Sequence[Pair],
     *,
@@ -93,23 +49,23 @@ def run_batch(
     preprocess: Preprocess = "pad",
     exact: bool = False,
 ) -> BatchValues:
-    """Every cell on a batch of pairs.
+    """Run every cell on a batch of pairs.
 
-    Where noise corrupts, values of patched cells and of the corrupt run are means over its seeds.
+    If noise corrupts, values of patched cells and of the corrupt run are means over its seeds.
 
     Args:
         llava: The model.
-        context: Holds the plan.
-        specs: Its cells.
+        statistics: Of ``collect_statistics``.
+        specs: Cells of the plan.
         pairs: The batch.
-        resampled: The same pairs of ``resampled_pairs``.
+        resampled: The same pairs from ``resampled_pairs``.
         preprocess: See ``prepare``.
-        exact: Of op ``"attribute"``: whether to patch too, for comparison.
+        exact: For op ``"attribute"``: whether to patch exactly too, for comparison.
 
     Raises:
-        ValueError: If a cell cannot be run on the batch.
+        UserError: If a cell cannot be run on the batch.
     """
-    plan = context.plan
+    plan = statistics.plan
     examples = [pair.clean for pair in pairs]
     clean = prepare(llava, examples, preprocess=preprocess, answers=True)
     runs = choose_runs(
@@ -134,16 +90,16 @@ def run_batch(
     values: list[Tensor] = []
     patched: list[Tensor] = []
     for number, seed in enumerate(plan.corruption.seeds if noisy else (0,)):
-        corrupts.append(_read_corrupt(llava, base, runs, context, seed, readout, read))
+        corrupts.append(_read_corrupt(llava, base, runs, statistics, seed, readout, read))
         if number and not (noisy and isinstance(plan.options, PatchOptions)):
-            continue  # another draw of noise changes the corrupt run alone
+            continue  # another draw of noise only changes the corrupt run
         if estimates:
             found = attribute(
-                llava, runs.inputs, runs.other, specs, examples, context, score, readout=readout.columns, seed=seed
+                llava, runs.inputs, runs.other, specs, examples, statistics, score, readout=readout.columns, seed=seed
             )
             values.append(found.estimated.transpose(0, 1).cpu())
         if exact or not estimates:
-            cells = build_edits(specs, llava, runs.inputs, examples, context, seed=seed)
+            cells = build_edits(specs, llava, runs.inputs, examples, statistics, seed=seed)
             patched.append(torch.stack(run_cells(llava, base, cells, read, engine=plan.engine)))
     means = [torch.stack(part).mean(0) if part else None for part in (values, patched)]
     shown, compared = means if estimates else (means[1], None)
@@ -160,35 +116,34 @@ def run_transplants(
     *,
     preprocess: Preprocess = "pad",
 ) -> BatchValues:
-    """Every mixture of two checkpoints on the clean examples of a batch.
+    """Run every mixture of two checkpoints on the clean examples of a batch.
 
-    The donor's run stands for the clean one, the recipient's for the corrupt one.
+    The donor's run serves as the clean run, the recipient's as the corrupt run.
 
     Args:
         llava: The recipient.
         donor: See ``transplanted``.
-        plan: Of op ``"transplant"``.
-        specs: Its cells.
-        pairs: The batch; corrupt examples are not run.
+        plan: A plan of op ``"transplant"``.
+        specs: Cells of the plan.
+        pairs: The batch; only clean examples are run.
         preprocess: See ``prepare``.
 
     Raises:
-        ValueError: If the two checkpoints are not of one architecture.
+        UserError: If the architectures differ.
     """
-    assert isinstance(plan.options, TransplantOptions)
     inputs = _batch(llava, [pair.clean for pair in pairs], preprocess)
     readout = find_readout(llava, inputs, [pair.foil for pair in pairs])
-    taught = plain_logits(donor, inputs, readout.columns)
+    of_donor = plain_logits(donor, inputs, readout.columns)
 
     def read(logits: Tensor) -> Tensor:
-        return measure(logits, readout, plan.metrics, clean=taught).cpu()
+        return measure(logits, readout, plan.metrics, clean=of_donor).cpu()
 
-    values = []
+    options, values = plan.options, []
+    assert isinstance(options, TransplantOptions)
     for spec in specs:
-        comes = {"head": plan.options.head, "projector": plan.options.projector}
-        with transplanted(llava, donor, spec.layers, **comes) as mixture:
+        with transplanted(llava, donor, spec.layers, head=options.head, projector=options.projector) as mixture:
             values.append(read(plain_logits(mixture, inputs, readout.columns)))
-    return BatchValues(torch.stack(values), read(taught), read(plain_logits(llava, inputs, readout.columns)))
+    return BatchValues(torch.stack(values), read(of_donor), read(plain_logits(llava, inputs, readout.columns)))
 
 
 def _batch(llava: Llava, examples: Sequence[Example], preprocess: Preprocess) -> Inputs:
@@ -196,7 +151,7 @@ def _batch(llava: Llava, examples: Sequence[Example], preprocess: Preprocess) ->
 
 
 def _logits_of(llava: Llava, base: Base, inputs: Inputs, readout: Readout) -> Tensor:
-    """The logits of an unchanged run, from what the base runs left behind where they are among them."""
+    """The logits of an unchanged run, from the base runs if it is one of them."""
     if inputs is base.inputs:
         return base.logits
     if inputs is not base.other or base.prefix is None or base.prefix.other is None:
@@ -211,14 +166,14 @@ def _read_corrupt(
     llava: Llava,
     base: Base,
     runs: Runs,
-    context: DatasetStatistics,
+    statistics: DatasetStatistics,
     seed: int,
     readout: Readout,
     read: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """The metrics of the corrupt run."""
     assert runs.corrupt is not None  # there is always a pair
-    if context.plan.corruption.kind != "noise":
+    if statistics.plan.corruption.kind != "noise":
         return read(_logits_of(llava, base, runs.corrupt, readout))
-    cell = corrupt_cell(llava, runs.corrupt, context, seed=seed)
-    return run_cells(llava, base, [cell], read, engine=context.plan.engine)[0]
+    cell = corrupt_cell(llava, runs.corrupt, statistics, seed=seed)
+    return run_cells(llava, base, [cell], read, engine=statistics.plan.engine)[0]

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interventions.plan.plan import Metric
+from interventions.plan.options import Metric
 from models.inputs import Inputs
 from models.llava import Llava
 from tasks.errors import UserError

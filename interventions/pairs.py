@@ -78,12 +78,20 @@ def load_pairs(
             return _read(Path(options.spec), options)
     attribute = _among("pair", options.attribute, ATTRIBUTES)
     split = _among("split", options.split or "test", get_args(Split))
-    with user_errors(ValueError):
-        made = make_pairs(attribute, n=options.limit or DEFAULT_LIMIT, split=split, seed=seed, size=size, length=length)
+    made = make_pairs(attribute, n=options.limit or DEFAULT_LIMIT, split=split, seed=seed, size=size, length=length)
     pairs = tuple(_same_answer(pair.clean, pair.corrupt, pair.foil) for pair in made)
     digest = hashlib.sha256(repr([(pair.clean_scene, pair.corrupt_scene) for pair in made]).encode())
     digest.update(made[0].clean.pictures[0].open().tobytes())  # the drawing itself: fonts and Pillow differ
     return _finished(f"scenes-{split}-{attribute}", pairs, digest)
+
+
+def check_scenes(options: PairOptions, *, seed: int) -> None:
+    """Check the options of scenes by drawing one pair.
+
+    Raises:
+        UserError: If a value is invalid.
+    """
+    load_pairs(replace(options, limit=1 if options.limit is None else min(1, options.limit)), seed=seed)
 
 
 def _same_answer(clean: Example, corrupt: Example, foil: str) -> Pair:

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interventions.batch import BatchValues
+from interventions.batch_file import BatchValues
 from interventions.metrics import recovered_fraction
 from interventions.operations.attribution import attribution_gap
-from interventions.plan.plan import CellSpec, Metric
+from interventions.plan.cells import KEYS, CellSpec
+from interventions.plan.options import Metric
 from records.resampling import adjust_p, bootstrap_means, bootstrap_ratios, sign_flip_p
 
-KEYS = ("op", "site", "layer", "window", "tokens", "head")
 COLUMNS = (
     "model", *KEYS, "part", "name", "metric", "value", "lower", "upper", "clean", "corrupt", "unchanged", "recovered",
     "recovered_lower", "recovered_upper", "n", "n_undefined", "p", "p_adjusted",

@@ -1,61 +1,60 @@
 """The patch sweep: every cell of a plan on every pair, from pictures to table and figure.
 
-    finished = run_patch_sweep(PatchConfig(build_plan("patch", sites=["resid_pre"])))
-    finished.results, finished.figures[0].png
+    finished = run_patch_sweep(PatchConfig(InterventionOptions("patch", sites=("resid_pre",))))
+    finished.results, finished.figures[0]
 
-``run_patch_sweep`` checks everything, runs batch by batch (resuming what a killed run left), and writes the run
-directory.
+``run_patch_sweep`` checks everything, runs batch by batch (resuming a killed run), and writes the run directory.
 """
 
 import hashlib
-import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 import figures
-from figures.saved import FigurePaths
-from interventions.batch import unchanged_run
+from interventions.batch import resampled_pairs, run_batch, run_transplants
+from interventions.batch_file import BatchValues
 from interventions.config import ERROR_TABLE, RUN, PatchConfig
-from interventions.metrics import UNDEFINED_BELOW
-from interventions.operations.steering import load_directions
-from interventions.pairs import load_pairs
+from interventions.metrics import UNDEFINED_BELOW, answer_tokens
+from interventions.operations.dataset_statistics import collect_statistics
+from interventions.operations.directions import fitting_direction, load_directions
+from interventions.operations.runs import unchanged_run
+from interventions.pairs import SCENES, Pair, Pairs, check_scenes, load_pairs
+from interventions.plan.cells import CellSpec
+from interventions.plan.groups import Masks
+from interventions.plan.options import FLOW, SteerOptions, TransplantOptions
 from interventions.report_table import render_summary
 from interventions.results import first_bad, list_errors, list_values, summarise_cells
-from interventions.work import Work, batch_runner, plan_work
-from models.inputs import prepare
+from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.pixels import to_png
-from records.html import run_html
-from records.manifest import check_folder, new_manifest, open_run, read_manifest, write_atomically, write_manifest
-from records.model import open_model
+from records.manifest import write_atomically
+from records.model import describe_model, open_model, other_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
-from records.progress import OnProgress, shown_progress
-from records.tables import clock, read_results, saved_results, write_results
-from tasks.errors import UserError, user_errors
+from records.progress import OnProgress, ProgressBars
+from records.run import FinishedRun, Run, check_space, free_bytes, writing
+from records.tables import read_results
+from tasks.errors import UserError
+from tasks.prompts import vicuna_v1
 
-_RESERVE = 64 * 1024**2  # bytes left to the results, the figures and everybody else
 _ROW = 40  # bytes of a row of values.parquet at most, and of its copy in the batches' files
 
 
 @dataclass(frozen=True)
 class PatchEstimate:
-    """What a sweep will take.
+    """What a sweep takes.
 
     Args:
-        n_pairs: Pairs.
-        n_cells: Interventions on each.
-        seconds: Of the two base runs of every pair, from the products they need and the speed of one timed now. Under
-            ``incremental`` a cell takes a fraction of a run, under ``full`` a whole one, which is counted.
-        size: Bytes that it writes.
-        free: Bytes free.
+        n_pairs: Number of pairs.
+        n_cells: Number of interventions on each pair.
+        seconds: Time of the base runs of every pair, from their products and the measured speed of one product. With
+            engine ``incremental`` a cell takes a fraction of a run, with ``full`` a whole run, which is counted.
+        size: Bytes that the run writes.
+        free: Free bytes on the disk.
     """
 
     n_pairs: int
@@ -72,26 +71,6 @@ class PatchEstimate:
         )
 
 
-@dataclass(frozen=True)
-class FinishedPatchSweep:
-    """A run that is done.
-
-    Args:
-        folder: The run directory.
-        results: The table, as ``docs/results.md`` describes it.
-        figures: The main one first.
-    """
-
-    folder: Path
-    results: pd.DataFrame
-    figures: tuple[FigurePaths, ...]
-
-    def _repr_html_(self) -> str:
-        """For notebooks: the summary, the main figure, and where the files are."""
-        figure = self.figures[0].png if self.figures else None
-        return run_html(render_summary(self.results), figure=figure, folder=self.folder)
-
-
 def run_patch_sweep(
     config: PatchConfig,
     *,
@@ -99,88 +78,176 @@ def run_patch_sweep(
     command: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
-) -> FinishedPatchSweep | PatchEstimate | None:
-    """Runs a sweep, or takes up one that was cut.
+) -> FinishedRun | PatchEstimate | None:
+    """Run a sweep, or resume one that was killed.
 
     Args:
-        config: What to do.
-        llava: The model that ``config`` names, if it is in memory already; otherwise it is loaded.
+        config: The settings.
+        llava: The model of ``config``, if it is in memory; otherwise it is loaded.
         command: The command line, for the manifest.
-        on_progress: Told how it goes, as (stage, newly done, total); None shows it where this is a notebook.
-        on_note: Told what a user should know before it starts: the estimate.
+        on_progress: Called with (stage, newly done, total); None shows bars where somebody watches.
+        on_note: Called with the estimate before the sweep starts.
 
     Returns:
-        The finished run; with ``dry_run`` the estimate; None on the processes that only help.
+        The finished run; the estimate if ``config.dry_run`` is set; None on all processes but rank 0.
 
     Raises:
-        UserError: If anything that the user gave cannot be used; the sentence says what to do.
+        UserError: If the settings, the data or the model cannot be used.
     """
-    started = time.time()
-    on_progress = on_progress or shown_progress()
-    manifest = new_manifest(RUN, config.settings)
+    on_progress = on_progress or ProgressBars()
     _check_settings(config)
-    check_folder(config.folder, manifest, RUN, overwrite=config.overwrite)
-    pairs = load_pairs(config.pairs, seed=config.seed)  # refuses what cannot be used before a model is loaded
-    directions = _directions(config)
-    with user_errors(ValueError):
-        device = own_device(config.model.device)
+    run = Run(config.folder, RUN, config.settings, command=command, overwrite=config.overwrite)
+    # Invalid pairs and directions raise before the model is loaded; scenes are drawn at the size of its pictures.
+    pairs = load_pairs(config.pairs, seed=config.seed) if config.pairs.spec != SCENES else None
+    if pairs is None:
+        check_scenes(config.pairs, seed=config.seed)
+    file = config.intervention.steer_file
+    directions = {} if file is None else load_directions(file)
+    device = own_device(config.model.device)
     processes = join_processes(device)
     llava = open_model(config.model, device=device, seed=config.seed, given=llava)
-    work = plan_work(config, pairs, llava, device, None if directions is None else directions.tensors)
-    estimate = _estimate(config, work)
+    sweep = _prepare(config, llava, device, pairs, directions)
+    estimate = _estimate(config, sweep)
     if config.dry_run:
         return estimate
-    if estimate.size + _RESERVE > estimate.free:
-        raise UserError(
-            f"values must fit on the disk, got {estimate.size / 1e6:.0f} MB for {estimate.free / 1e6:.0f} MB free at "
-            f"{str(config.folder)!r}. Use fewer pairs, layers or tokens."
-        )
+    check_space(estimate.size, config.folder, what="values", advice="Use fewer pairs, layers or tokens.")
     on_note(str(estimate))
-    manifest["model"] = {"id": llava.id, "revision": llava.revision, "weight_hash": llava.weight_hash}
-    manifest["data"] = {"name": work.pairs.name, "digest": work.pairs.digest, "n_pairs": len(work.pairs.pairs)}
-    if work.donor is not None:
-        manifest["model"]["donor"] = work.donor.weight_hash
-    if directions is not None:
-        manifest["data"]["directions"] = directions.digest
-    about: dict[str, Any] = {"command": list(command), "started": clock(started), "finished": None, "seconds": None}
-    if processes.is_main:
-        open_run(config.folder, {**manifest, **about}, RUN, overwrite=config.overwrite)
-        with _writing(config.folder):
-            _write_pairs(config, work)
-    processes.wait()
-    _run_batches(config, work, None if directions is None else directions.tensors, processes, on_progress)
-    processes.wait()
-    if not processes.is_main:
-        return None
-    if saved_results(config.folder) is None:
-        with _writing(config.folder):
-            _write_tables(config, work)
-            before = read_manifest(config.folder, RUN) or {}
-            about.update(
-                started=before.get("started"), finished=clock(time.time()), seconds=round(time.time() - started, 1)
-            )
-            write_manifest(config.folder, {**manifest, **about})
-    with _writing(config.folder):
-        drawn = figures.draw_run(config.folder)
-    return FinishedPatchSweep(config.folder, read_results(config.folder, RUN), drawn)
+    model = describe_model(llava)
+    data = {"name": sweep.pairs.name, "digest": sweep.pairs.digest, "n_pairs": len(sweep.pairs.pairs)}
+    if sweep.donor is not None:
+        model["donor"] = sweep.donor.weight_hash
+    if file is not None:
+        data["directions"] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    with run.open(processes, model=model, data=data):
+        if processes.is_main:
+            with writing(config.folder):
+                _write_pairs(config, sweep)
+        _run_batches(config, sweep, processes, on_progress)
+        processes.wait()
+        if not processes.is_main:
+            return None
+        if not run.is_finished:
+            with writing(config.folder):
+                run.finish(_write_tables(config, sweep))
+        return finished_patch_sweep(config.folder)
 
 
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """What the file system refuses, in one sentence; a run that was cut goes on where it stopped."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"values must fit on the disk, got {error.strerror or error} at {str(folder)!r}. "
-            "Free some space and start again: finished batches are kept."
-        ) from error
+def finished_patch_sweep(folder: Path) -> FinishedRun:
+    """The finished run in ``folder``; its figures are drawn.
+
+    Raises:
+        UserError: If the folder holds no finished run of ``patch-sweep``.
+    """
+    results = read_results(folder, RUN)
+    with writing(folder):
+        drawn = figures.draw_run(folder)
+    notes: list[str] = []
+    if (folder / ERROR_TABLE).is_file():
+        notes = [
+            f"against exact patching, {row['metric'].replace('_', ' ')}: correlation {row['correlation']:.2f}, mean "
+            f"error {row['relative_error']:.0%} of the mean exact change (n = {row['n']})"
+            for row in pd.read_csv(folder / ERROR_TABLE).to_dict("records")
+        ]
+    return FinishedRun(folder, results, render_summary(results), tuple(paths.png for paths in drawn), tuple(notes))
 
 
 @dataclass(frozen=True, eq=False)
-class _Directions:
-    tensors: Mapping[str, Tensor]
-    digest: str
+class _Sweep:
+    """The cells, pairs and batches of a sweep.
+
+    Args:
+        llava: The model; the recipient of transplants.
+        donor: The donor of transplants.
+        specs: All cells.
+        pairs: All pairs.
+        resampled: The pairs with other clean pictures, for resample ablation.
+        directions: For steering, by name.
+        batches: Numbers of the pairs of each batch.
+        first: The clean inputs of the first batch.
+    """
+
+    llava: Llava
+    donor: Llava | None
+    specs: tuple[CellSpec, ...]
+    pairs: Pairs
+    resampled: Sequence[Pair] | None
+    directions: Mapping[str, Tensor]
+    batches: tuple[range, ...]
+    first: Inputs
+
+    def path(self, folder: Path, batch: int) -> Path:
+        """The file of a batch."""
+        return folder / "cells" / f"{batch:05d}.safetensors"
+
+    def read(self, config: PatchConfig, batch: int) -> BatchValues | None:
+        """The values of a batch; None if it has not been run."""
+        shape = len(self.specs), len(config.plan.metrics), len(self.batches[batch])
+        return BatchValues.read(self.path(config.folder, batch), shape, exact=_is_compared(config, batch))
+
+
+def _is_compared(config: PatchConfig, batch: int) -> bool:
+    """True if a batch is patched exactly as well as by attribution: the first one, to measure the estimate's error."""
+    return config.plan.op == "attribute" and batch == 0
+
+
+def _prepare(
+    config: PatchConfig, llava: Llava, device: str, pairs: Pairs | None, directions: Mapping[str, Tensor]
+) -> _Sweep:
+    """The cells and pairs of the sweep; ``pairs`` None draws scenes at the model's size.
+
+    Raises:
+        UserError: If the model lacks a site, a layer or a head, a direction does not fit a site, a pair of the first
+            batch has no position of a group, or resampling finds no other picture.
+    """
+    options = config.plan.options
+    donor = None
+    if isinstance(options, TransplantOptions):
+        donor = other_model(config.model, options.donor, device=device, seed=config.seed)
+    specs = tuple(config.plan.cells(llava))
+    if pairs is None:
+        question = vicuna_v1("?")
+        pairs = load_pairs(
+            config.pairs, seed=config.seed, size=llava.image_size,
+            length=lambda answer: len(answer_tokens(llava, question, answer)),
+        )  # fmt: skip
+    n = len(pairs.pairs)
+    batches = tuple(range(at, min(at + config.batch_size, n)) for at in range(0, n, config.batch_size))
+    examples = [pairs.pairs[number].clean for number in batches[0]]
+    first = prepare(llava, examples, preprocess=config.pairs.preprocess, answers=True)
+    masks = Masks(llava, first, examples)
+    for part, group in {(spec.part, end) for spec in specs if spec.tokens for end in spec.tokens.split(FLOW)}:
+        masks.at(part, group)
+    if isinstance(options, SteerOptions):
+        for site in sorted({site for spec in specs for site in spec.sites}):
+            fitting_direction(directions, options.direction, site, llava, first)
+    resampled = resampled_pairs(config.plan, pairs.pairs)
+    return _Sweep(llava, donor, specs, pairs, resampled, directions, batches, first)
+
+
+def _batch_runner(config: PatchConfig, sweep: _Sweep) -> Callable[[int], BatchValues]:
+    """A function that runs a batch; statistics of the whole data set are computed here.
+
+    Raises:
+        UserError: If the data lacks something that the plan needs.
+    """
+    llava, donor, plan, preprocess = sweep.llava, sweep.donor, config.plan, config.pairs.preprocess
+
+    def of(batch: int, pairs: Sequence[Pair]) -> list[Pair]:
+        return [pairs[number] for number in sweep.batches[batch]]
+
+    if donor is not None:
+        return lambda batch: run_transplants(
+            llava, donor, plan, sweep.specs, of(batch, sweep.pairs.pairs), preprocess=preprocess
+        )
+    statistics = collect_statistics(
+        plan, llava, [pair.clean for pair in sweep.pairs.pairs], specs=sweep.specs, directions=sweep.directions,
+        batch_size=config.batch_size, preprocess=preprocess,
+    )  # fmt: skip
+    return lambda batch: run_batch(
+        llava, statistics, sweep.specs, of(batch, sweep.pairs.pairs),
+        resampled=None if sweep.resampled is None else of(batch, sweep.resampled),
+        preprocess=preprocess, exact=_is_compared(config, batch),
+    )  # fmt: skip
 
 
 def _check_settings(config: PatchConfig) -> None:
@@ -188,112 +255,91 @@ def _check_settings(config: PatchConfig) -> None:
         raise UserError(f"batch-size must be >= 1, got {config.batch_size}. One pair at a time is the least.")
     if config.seed < 0:
         raise UserError(f"seed must be >= 0, got {config.seed}. Any other integer will do.")
-    if config.plan.op == "steer" and config.directions is None:
+    if config.plan.op == "steer" and config.intervention.steer_file is None:
         raise UserError("steer-file must be given for op 'steer', got none. Save a direction as safetensors first.")
 
 
-def _directions(config: PatchConfig) -> _Directions | None:
-    if config.directions is None:
-        return None
-    with user_errors(ValueError):
-        tensors = load_directions(config.directions)
-    return _Directions(tensors, hashlib.sha256(config.directions.read_bytes()).hexdigest()[:16])
-
-
-def _estimate(config: PatchConfig, work: Work) -> PatchEstimate:
-    llava = work.llava
-    n, n_cells = len(work.pairs.pairs), len(work.specs)
-    inputs = prepare(llava, [work.pairs.pairs[0].clean], preprocess=config.pairs.preprocess, answers=True)
+def _estimate(config: PatchConfig, sweep: _Sweep) -> PatchEstimate:
+    llava, real = sweep.llava, sweep.first.layout[0].real
+    n, n_cells = len(sweep.pairs.pairs), len(sweep.specs)
     in_blocks = sum(p.numel() for p in llava.blocks.parameters())
     in_tower = sum(p.numel() for p in llava.vision_blocks.parameters())
-    a_run = 2 * (inputs.n_positions * in_blocks + llava.n_image_tokens * in_tower)
+    a_run = 2 * ((real.stop - real.start) * in_blocks + llava.n_image_tokens * in_tower)
     whole = config.plan.engine == "full" or config.plan.op == "transplant"
     runs = 2 + (n_cells if whole else 0)
-    existing = config.folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
     return PatchEstimate(
         n_pairs=n,
         n_cells=n_cells,
         seconds=n * runs * a_run / matmul_speed(llava.device, llava.dtype),
         size=n * n_cells * len(config.plan.metrics) * _ROW,
-        free=shutil.disk_usage(existing).free,
+        free=free_bytes(config.folder),
     )
 
 
-def _write_pairs(config: PatchConfig, work: Work) -> None:
-    """``pairs.parquet``, one row for each pair in their order, and ``picture.png``, the first as the model sees it."""
+def _write_pairs(config: PatchConfig, sweep: _Sweep) -> None:
+    """Write ``pairs.parquet``, one row for each pair, and ``picture.png``, the first picture as the model gets it."""
     rows = [
         {"id": p.id, "question": p.clean.question, "answer": p.clean.answer, "foil": p.foil, "batch": batch}
-        for batch, numbers in enumerate(work.batches)
-        for p in (work.pairs.pairs[number] for number in numbers)
+        for batch, numbers in enumerate(sweep.batches)
+        for p in (sweep.pairs.pairs[number] for number in numbers)
     ]
     write_atomically(config.folder / "pairs.parquet", pd.DataFrame(rows).to_parquet(index=False))
-    first = [work.pairs.pairs[0].clean]
-    pixels = prepare(work.llava, first, preprocess=config.pairs.preprocess).pixel_values
-    if pixels is None:
+    pixels = sweep.first.pixel_values
+    if pixels is None or not sweep.first.image_of[0]:
         return
-    write_atomically(config.folder / "picture.png", to_png(work.llava, pixels[0]))
+    write_atomically(config.folder / "picture.png", to_png(sweep.llava, pixels[sweep.first.image_of[0][0]]))
 
 
-def _run_batches(
-    config: PatchConfig,
-    work: Work,
-    directions: Mapping[str, Tensor] | None,
-    processes: Processes,
-    on_progress: OnProgress,
-) -> None:
-    """Runs and commits every batch that this process owns (r, r + n, ...) and that is not there yet."""
-    owned = [batch for batch in range(len(work.batches)) if batch % processes.world == processes.rank]
-    total = sum(len(work.batches[batch]) for batch in owned)
+def _run_batches(config: PatchConfig, sweep: _Sweep, processes: Processes, on_progress: OnProgress) -> None:
+    """Run and write every batch of this rank (rank, rank + world, ...) that is not there yet."""
+    owned = [batch for batch in range(len(sweep.batches)) if batch % processes.world == processes.rank]
+    total = sum(len(sweep.batches[batch]) for batch in owned)
     missing = []
     for batch in owned:
-        if work.read(config, batch) is None:
+        if sweep.read(config, batch) is None:
             missing.append(batch)
         else:
-            on_progress(config.plan.op, len(work.batches[batch]), total)
+            on_progress(config.plan.op, len(sweep.batches[batch]), total)
     if not missing:
         return
-    run = batch_runner(config, work, directions)
+    run = _batch_runner(config, sweep)
     for batch in missing:
-        pairs = [work.pairs.pairs[number] for number in work.batches[batch]]
-        with user_errors(ValueError):
-            found = run(work.batches[batch])
+        found = run(batch)
+        ids = [sweep.pairs.pairs[number].id for number in sweep.batches[batch]]
         for values in (found.clean, found.corrupt, found.values):
-            bad = first_bad(values, config.plan.metrics, [pair.id for pair in pairs])
+            bad = first_bad(values, config.plan.metrics, ids)
             if bad is not None:
                 raise UserError(
                     f"metric must be finite, got another value for {bad}. Check the weights, or use float32."
                 )
-        with _writing(config.folder):
-            found.write(work.path(config.folder, batch))
-        on_progress(config.plan.op, len(pairs), total)
+        with writing(config.folder):
+            found.write(sweep.path(config.folder, batch))
+        on_progress(config.plan.op, len(ids), total)
 
 
-def _write_tables(config: PatchConfig, work: Work) -> None:
-    """``values.parquet``, then the results."""
+def _write_tables(config: PatchConfig, sweep: _Sweep) -> pd.DataFrame:
+    """Write ``values.parquet`` and the comparison of attribution; return the results."""
     found = []
-    for batch in range(len(work.batches)):
-        saved = work.read(config, batch)
+    for batch in range(len(sweep.batches)):
+        saved = sweep.read(config, batch)
         if saved is None:
             raise UserError(
-                f"batch must be whole, got none in {str(work.path(config.folder, batch))!r}. Start again: the others "
+                f"batch must be whole, got none in {str(sweep.path(config.folder, batch))!r}. Start again: the others "
                 "are kept."
             )
         found.append(saved)
     values, clean, corrupt = (
         torch.cat([getattr(part, name) for part in found], -1) for name in ("values", "clean", "corrupt")
     )
-    bound = UNDEFINED_BELOW[work.llava.dtype]
-    ids = [pair.id for pair in work.pairs.pairs]
-    metrics = config.plan.metrics
-    listed = list_values(work.specs, metrics, values, clean, corrupt, ids=ids, undefined_below=bound)
+    bound = UNDEFINED_BELOW[sweep.llava.dtype]
+    ids = [pair.id for pair in sweep.pairs.pairs]
+    metrics, unchanged = config.plan.metrics, unchanged_run(config.plan)
+    listed = list_values(sweep.specs, metrics, values, clean, corrupt, ids=ids, undefined_below=bound)
     write_atomically(config.folder / "values.parquet", listed.to_parquet(index=False))
     if found[0].exact is not None:
-        errors = list_errors(metrics, found[0], unchanged_run(config.plan))
+        errors = list_errors(metrics, found[0], unchanged)
         write_atomically(config.folder / ERROR_TABLE, errors.to_csv(index=False).encode())
-    results = summarise_cells(
-        work.specs, metrics, values, clean, corrupt, model=config.model.name, unchanged=unchanged_run(config.plan),
+    return summarise_cells(
+        sweep.specs, metrics, values, clean, corrupt, model=config.model.name, unchanged=unchanged,
         undefined_below=bound, seed=config.seed,
     )  # fmt: skip
-    write_results(config.folder, results)

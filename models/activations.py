@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from models.html import activations_html
 from models.sites import Site
 from tasks.errors import UserError
+
+_PER_HEAD = ("q", "k", "v", "z")
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,3 +114,45 @@ class Captured(NamedTuple):
         return f"<p>Examples {', '.join(map(str, self.indices))}</p>" + activations_html(
             self.activations.by_site, self.activations.mask
         )
+
+
+def activations_html(by_site: Mapping[Any, Tensor], mask: Mapping[Any, Tensor]) -> str:
+    """One row for each site: the shape with the names of its axes, and the type; above it how much there is.
+
+    Args:
+        by_site: The values.
+        mask: Which of them are no padding, for the sites that are not pooled.
+    """
+    rows = "".join(
+        "<tr>"
+        + "".join(
+            f'<td style="text-align:left">{escape(cell)}</td>'
+            for cell in (
+                str(site),
+                " x ".join(map(str, value.shape)),
+                _axes(site, value, pooled=site not in mask),
+                "one an example" if site not in mask else f"{int(mask[site].sum())} of {mask[site].numel()}",
+                str(value.dtype).removeprefix("torch."),
+                str(value.device),
+            )
+        )
+        + "</tr>"
+        for site, value in by_site.items()
+    )
+    head = "".join(
+        f'<th style="text-align:left">{name}</th>' for name in ("site", "shape", "axes", "positions", "dtype", "device")
+    )
+    size = sum(value.numel() * value.element_size() for value in by_site.values())
+    count = f"{len(by_site)} site" + ("" if len(by_site) == 1 else "s")
+    return (
+        f"<p><b>Activations</b> at {count}, {size / 1e6:.1f} MB</p>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def _axes(site: Any, value: Tensor, *, pooled: bool) -> str:
+    """The names of the axes; none where the values are not shaped as a run leaves them."""
+    name = getattr(site, "name", "")
+    last = ["head", "d_head"] if name in _PER_HEAD else ["head", "key"] if name == "pattern" else ["d_model"]
+    axes = ["example", *([] if pooled else ["pos"]), *last]
+    return " ".join(axes) if len(axes) == value.ndim else ""

@@ -20,7 +20,6 @@ from models.capture_plan import _Plan, _plan, _wanted
 from models.inputs import Inputs, PaddingSide, prepare
 from models.pixels import Preprocess
 from models.precision import fast_bfloat16
-from models.recording import Pool, Recorder
 from models.sites import PARTS, Part, Site, check_site
 from models.tokens import BoxGroup, Group, PatchGroup
 from tasks.errors import UserError
@@ -205,14 +204,11 @@ def _run_whole(
     changed: Callable[[Inputs], AbstractContextManager[None]],
 ) -> None:
     """One forward of the whole model on the batch as it is padded, with interventions."""
-
-    def run() -> None:
-        with changed(inputs):
-            llava.model(**inputs.model_kwargs(), logits_to_keep=1, use_cache=False)
-
+    run: Callable[[], object] = partial(llava.model, **inputs.model_kwargs(), logits_to_keep=1, use_cache=False)
     for recorder in recorders:
         run = partial(recorder.run, run, stop=False)
-    run()
+    with changed(inputs):  # entered before the recorders' hooks: it may run the unchanged model
+        run()
 
 
 def _run_language_model(llava: Adapter, inputs: Inputs, plan: _Plan, features: Tensor | None) -> None:

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from models.adapter import Adapter
+from models.hooks import Pool, Selection
 from models.inputs import Inputs
-from models.recording import Pool, Selection
 from models.sites import Part, Site
 from models.tokens import Group, token_mask
 from tasks.errors import UserError

@@ -19,11 +19,11 @@ from models.activations import Activations
 from models.adapter import Adapter
 from models.cached_blocks import running
 from models.capture import capture
+from models.hooks import Pool
 from models.inputs import Inputs, PaddingSide, prepare
 from models.layer_ranges import LayerRange
 from models.logit_lens import read_words
 from models.pixels import Preprocess
-from models.recording import Pool
 from models.sites import Site, find_sites
 from models.tokens import Group
 from tasks.errors import UserError
@@ -106,7 +106,7 @@ class Llava(Adapter):
         *,
         max_new_tokens: int = 32,
         greedy: bool = True,
-        temperature: float = 1.0,
+        temperature: int | float = 1.0,
         seed: int = 0,
         use_cache: bool = True,
     ) -> str | list[str]:
@@ -137,7 +137,7 @@ class Llava(Adapter):
         max_new_tokens: int,
         *,
         greedy: bool = True,
-        temperature: float = 1.0,
+        temperature: int | float = 1.0,
         seed: int = 0,
         use_cache: bool = True,
     ) -> Tensor:

@@ -8,9 +8,9 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
-from models.html import site_html
 from models.layer_ranges import LayerRange, layer_text, parse_layers
 from tasks.errors import UserError
 
@@ -41,6 +41,23 @@ _SINGLE: dict[Part, dict[str, str]] = {
         "out": "vision_projector.hook_out",
     },
     "language_model": {"final_norm": "ln_final.hook_out"},
+}
+_MEANING = {
+    "resid_pre": "residual stream entering the block",
+    "resid_mid": "residual stream between attention and MLP",
+    "resid_post": "residual stream leaving the block",
+    "attn_out": "what attention writes",
+    "mlp_out": "what the MLP writes",
+    "q": "queries of each head",
+    "k": "keys of each head",
+    "v": "values of each head",
+    "pattern": "attention weights of each head",
+    "z": "values of each head, mixed by its attention weights",
+    "in": "what enters the projector",
+    "linear_1": "behind the first linear map",
+    "act": "behind the activation function",
+    "out": "image tokens as the language model gets them",
+    "final_norm": "residual stream behind the last block and the final norm",
 }
 _ALIASES: dict[str, Part] = {
     "vision": "vision_tower",
@@ -100,8 +117,9 @@ class Site:
         return f"{_STACK[self.part]}.{self.layer}.{_BLOCK[self.name]}"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the name and what it means."""
-        return site_html(str(self), self.part, self.layer, self.name)
+        """For notebooks: the name, where it is, and what its activation is."""
+        where = _spoken(self.part) + ("" if self.layer is None else f", block {self.layer}")
+        return f"<code>{escape(str(self))}</code> {escape(where)}: {escape(_MEANING[self.name])}"
 
     def __lt__(self, other: "Site") -> bool:
         """Whether the forward pass comes to this site first."""

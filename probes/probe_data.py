@@ -6,10 +6,11 @@ Everything that can be wrong with the user's data is found here, before a model 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from probes.config import DataOptions, SiteOptions, SweepConfig
+from probes.config import DataOptions, Pool, SiteOptions, SweepConfig, Tokens
 from probes.evaluation.folds import FoldPlan, plan_folds
 from tasks.dataset import Dataset, join, pick
 from tasks.errors import UserError, user_errors
@@ -131,6 +132,31 @@ def fold_plans(data: ProbeData, config: SweepConfig) -> dict[str, FoldPlan]:
             seed=config.seed,
         )
     return plans
+
+
+def data_of(examples: Sequence[Example] | Dataset, targets: Sequence[str], tokens: Tokens, pool: Pool) -> ProbeData:
+    """Examples in memory as the data of a sweep, checked.
+
+    Raises:
+        UserError: If a target is unknown or unlabelled somewhere, or an example lacks the tokens.
+    """
+    if isinstance(examples, Dataset):
+        data, listed = examples, examples.examples
+        wanted = tuple(data.target(name) for name in targets)
+        name, digest = data.name, data.digest
+    else:
+        listed, name, digest = examples, "examples", "in memory"
+        wanted = tuple(Target(target, kind=_kind(examples, target)) for target in targets)
+    if not len(listed):
+        raise UserError("examples must hold at least one example, got none.")
+    _check_labels(listed, wanted)
+    chosen = _choose_tokens(SiteOptions(tokens=tokens, pool=pool), wanted, listed)
+    return ProbeData(name, digest, listed, len(listed), None, wanted, chosen)
+
+
+def _kind(examples: Sequence[Example], target: str) -> Literal["class", "continuous"]:
+    numbers = all(isinstance(example.labels.get(target), float) for example in examples)
+    return "continuous" if numbers else "class"
 
 
 def _plain_name(target: str, data: Dataset) -> str:

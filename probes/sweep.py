@@ -22,6 +22,7 @@ from probes.activations.store import STORES, ActivationStore, SizeEstimate, esti
 from probes.config import RUN, TEXT_TOKENS, SweepConfig
 from probes.evaluation.folds import FoldPlan
 from probes.fit_sites import fit_sites
+from probes.linear.saving import save_probes
 from probes.maps.map_plan import plan_maps
 from probes.maps.maps import TABLE, map_steps, write_maps
 from probes.probe_data import ProbeData, at_size, fold_plans, select
@@ -73,6 +74,8 @@ def run_sweep(
     config: SweepConfig,
     *,
     llava: Llava | None = None,
+    data: ProbeData | None = None,
+    figures: bool = True,
     command: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
@@ -82,6 +85,8 @@ def run_sweep(
     Args:
         config: The settings.
         llava: The model of ``config``, if it is in memory; otherwise it is loaded.
+        data: The examples, if they are in memory; otherwise ``config.data`` is read.
+        figures: Draw the figures of the run.
         command: The command line, for the manifest.
         on_progress: Called with (stage, newly done, total); None shows bars where somebody watches.
         on_note: Called with the estimate and with what is left out, before the sweep starts.
@@ -95,7 +100,7 @@ def run_sweep(
     on_progress = on_progress or ProgressBars()
     _check_settings(config)
     run = Run(config.folder, RUN, config.settings, command=command, overwrite=config.overwrite)
-    selection = select(config)
+    selection = data or select(config)
     plans = fold_plans(selection, config)
     for plan in plans.values():
         _check_probe(plan, config)
@@ -104,7 +109,7 @@ def run_sweep(
     device = own_device(config.model.device)
     processes = join_processes(device)
     given, llava = llava, open_model(config.model, device=device, seed=config.seed, given=llava)
-    selection = at_size(selection, config, llava.image_size)
+    selection = data or at_size(selection, config, llava.image_size)
     sites = _sites(config, llava)
     depths = [depth(site, llava) for site in sites]
 
@@ -118,8 +123,8 @@ def run_sweep(
     for note in (str(estimate), *maps.notes):
         on_note(note)
 
-    data = {"name": selection.name, "digest": selection.digest, "n_examples": len(selection.examples)}
-    with run.open(processes, model=describe_model(llava), data=data):
+    about_data = {"name": selection.name, "digest": selection.digest, "n_examples": len(selection.examples)}
+    with run.open(processes, model=describe_model(llava), data=about_data):
         if processes.is_main:
             _write_examples(config, llava, selection)
         store = _capture(STORES[0], lambda: llava, selection.examples, selection, sites, config, processes, on_progress)
@@ -127,24 +132,28 @@ def run_sweep(
         if processes.is_main and maps.examples and not run.is_finished and not (config.folder / TABLE).is_file():
             steps = map_steps(sites, selection, maps)
             write_maps(
-                llava, store, sites, depths, selection, plans, maps, config, lambda n: on_progress("mapping patches", n, steps)
-            )
+                llava, store, sites, depths, selection, plans, maps, config,
+                lambda n: on_progress("mapping patches", n, steps),
+            )  # fmt: skip
         control_store = None
         if _has_control_model(config):
             control = partial(_control_model, llava, config, keep=given is not None)
-            fitted = selection.examples[: selection.n_fitted]
-            control_store = _capture(STORES[1], control, fitted, selection, sites, config, processes, on_progress)
+            first = selection.examples[: selection.n_fitted]
+            control_store = _capture(STORES[1], control, first, selection, sites, config, processes, on_progress)
         processes.wait()
         if not processes.is_main:
             return None
         if not run.is_finished:
             total = len(sites) * len(selection.groups)
-            run.finish(
-                fit_sites(
-                    store, control_store, sites, depths, selection, plans, config,
-                    lambda n: on_progress("fitting probes", n, total),
-                )
+            fitted = fit_sites(
+                store, control_store, sites, depths, selection, plans, config,
+                lambda n: on_progress("fitting probes", n, total),
             )  # fmt: skip
+            save_probes(config.folder, fitted.probes)
+            run.finish(fitted.table)
+        if not figures:
+            results = read_results(config.folder, RUN)
+            return FinishedRun(config.folder, results, render_summary(results), (), ())
         draw_run(config.folder)
     return finished_sweep(config.folder)
 

@@ -16,6 +16,7 @@ on stderr and exit status 2; Ctrl-C is one line and 130.
 import contextlib
 import difflib
 import io
+import itertools
 import os
 import re
 import sys
@@ -172,13 +173,10 @@ def _sentence(box: str) -> str:
     """One sentence for tyro's error box: the text between its title and its first rule."""
     from rich.text import Text
 
-    message = ""
-    for line in Text.from_ansi(box).plain.splitlines()[1:]:
-        line = line.strip("│╭╮╰╯ ")
-        if not line or set(line) <= {"─"}:
-            break
-        message += f" {line}"
-    message = message.strip().rstrip(".") + "."
+    lines = [line.strip("│╭╮╰╯ ") for line in Text.from_ansi(box).plain.strip().splitlines()]
+    # A terminal without box characters has the title on a line of its own, with a rule below.
+    below = itertools.dropwhile(lambda line: set(line) <= set("─-"), lines[1:])
+    message = " ".join(itertools.takewhile(lambda line: not set(line) <= set("─-"), below)).rstrip(".") + "."
     if found := re.match(r"invalid choice '(.*)' for argument '--(\S+)'\. Expected one of \((.*)\)", message):
         choices = sorted(set(re.findall(r"'([^']*)'", found[3])) - {"None"})
         return f"{found[2]} must be one of {', '.join(choices)}, got {found[1]!r}."

@@ -37,7 +37,7 @@ def public(package: str) -> str:
     """One entry for each public function and class of a package, from the module that defines it."""
     module = importlib.import_module(package)
     entries = []
-    for name in sorted(module.__all__):
+    for name in sorted(getattr(module, "__all__", ())):
         found = inspect.unwrap(getattr(module, name))
         if inspect.isclass(found) or inspect.isfunction(found):
             entries.append(f"::: {found.__module__}.{found.__qualname__}")

@@ -24,15 +24,14 @@ from torch import Tensor
 
 from interventions.engines.edits import Cell, Edit, Write
 from interventions.engines.full_forward import applied
-from interventions.operations.ablation import ablate_edits, resampled_examples
+from interventions.operations import ablation, knockout, skipping, steering
+from interventions.operations.ablation import resampled_examples
 from interventions.operations.dataset_statistics import DatasetStatistics, collect_statistics
-from interventions.operations.knockout import knockout_edits
-from interventions.operations.skipping import skip_edits
-from interventions.operations.steering import steer_edits
+from interventions.operations.prepared_batch import PreparedBatch
 from interventions.plan.cells import CellSpec
 from interventions.plan.groups import Masks
-from interventions.plan.options import AblateOptions, Op, Options, SkipOptions, SteerOptions
-from interventions.plan.plan import FLOW, InterventionPlan
+from interventions.plan.options import FLOW, AblateOptions, Op, Options, SkipOptions, SteerOptions
+from interventions.plan.plan import InterventionPlan
 from models.capture import capture
 from models.hooks import tracked_columns
 from models.inputs import Inputs, prepare
@@ -92,8 +91,8 @@ def ablated(
             return _writes_from(
                 reference if isinstance(reference, Inputs) else _resampled(llava, inputs, seed), spec, masks
             )
-        found = given or _statistics(plan, llava, inputs) if kind == "mean" else None
-        return ablate_edits(spec, masks, options, {} if found is None else found.means)
+        found = given or (_statistics(plan, llava, inputs) if kind == "mean" else DatasetStatistics(plan))
+        return ablation.edits(spec, PreparedBatch(masks, found))
 
     with _intervening(llava, build):
         yield
@@ -125,8 +124,8 @@ def knocked_out(
         >>> with knocked_out(llava, source="image", target="last", layers="0-3"):
         ...     text = llava.generate(np.zeros((30, 40, 3), np.uint8), "What is it?", max_new_tokens=3)
     """
-    _, spec = _one_cell(llava, "knockout", (), layers, f"{source}{FLOW}{target}", heads, None)
-    with _intervening(llava, lambda masks: knockout_edits(spec, masks)):
+    plan, spec = _one_cell(llava, "knockout", (), layers, f"{source}{FLOW}{target}", heads, None)
+    with _intervening(llava, lambda masks: knockout.edits(spec, PreparedBatch(masks, DatasetStatistics(plan)))):
         yield
 
 
@@ -151,8 +150,8 @@ def skipped(llava: Llava, *, layers: LayerRange, tokens: str = "image", visible:
         True
     """
     options = SkipOptions(visible)
-    _, spec = _one_cell(llava, "skip", (), layers, tokens, None, options)
-    with _intervening(llava, lambda masks: skip_edits(spec, masks, options)):
+    plan, spec = _one_cell(llava, "skip", (), layers, tokens, None, options)
+    with _intervening(llava, lambda masks: skipping.edits(spec, PreparedBatch(masks, DatasetStatistics(plan)))):
         yield
 
 
@@ -162,7 +161,7 @@ def steered(
     site: str | Site = "resid_post",
     *,
     direction: Tensor | np.ndarray,
-    alpha: float = 1.0,
+    alpha: int | float = 1.0,
     layers: LayerRange | None = None,
     unit: Literal["norm", "absolute"] = "norm",
     tokens: str = "all",
@@ -193,10 +192,10 @@ def steered(
     given = None if reference is None else _statistics(plan, llava, reference, directions)
 
     def build(masks: Masks) -> Sequence[Edit]:
-        found = given
-        if found is None and unit == "norm":
+        found = given or DatasetStatistics(plan, directions=directions)
+        if given is None and unit == "norm":
             found = _statistics(plan, llava, masks.inputs, directions)
-        return steer_edits(spec, masks, options, directions, {} if found is None else found.norms)
+        return steering.edits(spec, PreparedBatch(masks, found))
 
     with _intervening(llava, build):
         yield

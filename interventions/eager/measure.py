@@ -17,15 +17,16 @@ from interventions.eager.results import DirectEffects, Effects
 from interventions.engines.base_runs import plain_logits, prepare_base
 from interventions.engines.edits import Cell
 from interventions.engines.engine import run_cells
+from interventions.engines.names import EngineName
 from interventions.metrics import UNDEFINED_BELOW, Readout, answer_tokens, find_readout, measure
 from interventions.operations.attribution import attribute
 from interventions.operations.build_edits import build_edits
 from interventions.operations.dataset_statistics import DatasetStatistics
 from interventions.operations.direct_attribution import direct_logit_attribution
-from interventions.operations.path_patching import Entrance, Head, path_cells
+from interventions.operations.path_patching import Head, ReceiverInput, path_cells
 from interventions.plan.cells import CellSpec
-from interventions.plan.options import PatchOptions
-from interventions.plan.plan import EngineName, InterventionPlan, Metric
+from interventions.plan.options import Metric, PatchOptions
+from interventions.plan.plan import InterventionPlan
 from interventions.results import summarise_cells
 from models.inputs import Inputs
 from models.layer_ranges import LayerRange, layer_text
@@ -135,7 +136,7 @@ def path_patch(
     *,
     senders: Sequence[tuple[int, int]],
     receivers: Sequence[tuple[int, int]],
-    entrance: Entrance = "v",
+    entrance: ReceiverInput = "v",
     tokens: str = "last",
     sender_tokens: str = "all",
     direction: str = "denoise",

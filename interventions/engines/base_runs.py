@@ -1,29 +1,28 @@
-"""The runs that a batch of interventions starts from, computed once: ``prepare_base(llava, inputs, other, ...)``."""
+"""The unchanged runs that a batch of cells starts from, computed once: ``prepare_base(llava, inputs, other, ...)``."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interventions.engines.names import EngineName, check_engine
 from models.cached_blocks import Run, TowerRun, run_cached, run_tower, running
 from models.inputs import Inputs
 from models.llava import Llava
 from tasks.errors import UserError
 
-EngineName = Literal["incremental", "full"]
-
 
 class PositionFacts(NamedTuple):
-    """What is known of the positions of a batch, ``example pos`` each.
+    """Masks over the positions of a batch, ``example pos`` each.
 
     Args:
-        relevant: Real tokens on which a readout can depend.
+        relevant: Real tokens that a readout can depend on.
         readout: Where logits are read.
-        same: The other run has the same embedding and position here.
-        common: The same holds here and everywhere before.
-        aligned: The other run has the same padding and positions up to here.
+        same: Embedding and position equal those of the other run.
+        common: ``same`` holds here and at every earlier position.
+        aligned: Padding and position ids equal those of the other run here and at every earlier position.
     """
 
     relevant: Bool[Tensor, "example pos"]
@@ -37,12 +36,12 @@ class Placeholder(NamedTuple):
     """One picture in one prompt.
 
     Args:
-        example: Whose prompt.
-        start: Its first column.
-        stop: The column behind its last.
-        picture: Its row of pixels.
-        other_picture: The row, in the tower's run, of the picture that the other prompt shows there.
-        in_place: Whether the other prompt shows it at the same columns.
+        example: Row of the prompt in the batch.
+        start: First column.
+        stop: Column after the last.
+        picture: Row of the picture in ``Inputs.pixel_values``.
+        other_picture: Row, in the vision tower's run, of the picture that the other prompt has there.
+        in_place: Whether the other prompt has it at the same columns.
     """
 
     example: int
@@ -55,15 +54,15 @@ class Placeholder(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """The two runs as ``incremental`` wants them, cut behind the last readout.
+    """The two runs that the incremental engine starts from, up to the last readout.
 
     Args:
-        run: Of the batch that is changed.
-        other: Of the other batch.
-        tower: Of all distinct pictures of both; the changed batch's first, in its order.
-        position_ids: Of the batch that is changed.
-        other_position_ids: Of the other.
-        other_real: Where the other has tokens.
+        run: The run of the batch that is changed.
+        other: The run of the other batch.
+        tower: The vision tower's run on all distinct pictures of both; those of the changed batch first, in its order.
+        position_ids: Position ids of the batch that is changed.
+        other_position_ids: Position ids of the other batch.
+        other_real: Where the other batch has tokens.
         placeholders: Every picture in every prompt.
         facts: See ``PositionFacts``.
     """
@@ -80,14 +79,14 @@ class Prefix:
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """A batch and what its runs left behind; ``run_cells`` may be called on it any number of times.
+    """A batch and its unchanged runs; ``run_cells`` can be called on it any number of times.
 
     Args:
         inputs: The batch that is changed.
-        other: The batch whose run ``OTHER`` speaks of.
-        readout: ``example slot``: the columns of ``inputs`` where logits are read; -1 marks an unused slot.
-        logits: Of the unchanged run, float32, ``example slot vocab``; zeros at unused slots.
-        prefix: What ``incremental`` starts from; None where the base was prepared for ``full``.
+        other: The batch whose run ``OTHER`` refers to.
+        readout: ``example slot``: columns of ``inputs`` where logits are read; -1 marks an unused slot.
+        logits: Logits of the unchanged run, float32, ``example slot vocab``; zeros at unused slots.
+        prefix: The runs that ``incremental`` starts from; None if the base was prepared for ``full``.
     """
 
     inputs: Inputs
@@ -105,22 +104,20 @@ def prepare_base(
     readout: Int[Tensor, "example slot"],
     engine: EngineName = "incremental",
 ) -> Base:
-    """The base runs of a batch.
+    """Run a batch, and the other batch, unchanged.
 
     Args:
         llava: The model.
-        inputs: The run that is changed.
-        other: The run that ``Write(value=OTHER)`` takes values from: the same number of examples, row by row; the same
-            columns wherever something is written.
-        readout: ``example slot``: columns of ``inputs`` where logits are wanted; -1 for an unused slot.
-        engine: ``"full"`` leaves out what only ``incremental`` needs; the base then serves ``full`` alone.
+        inputs: The batch that is changed.
+        other: The batch that ``Write(value=OTHER)`` takes values from: as many examples, in the same order, with equal
+            positions wherever something is written.
+        readout: ``example slot``: columns of ``inputs`` where logits are read; -1 for an unused slot.
+        engine: ``"full"`` omits what only ``incremental`` needs; the base then serves ``full`` only.
 
     Raises:
-        ValueError: If ``readout`` asks for nothing or for padding, the batches differ in length, or the engine is
-            unknown.
+        UserError: If ``readout`` is empty or at padding, the batches differ in length, or the engine is unknown.
     """
-    if engine not in ("incremental", "full"):
-        raise UserError(f"engine must be 'incremental' or 'full', got {engine!r}. Both give the same numbers.")
+    check_engine(engine)
     readout = readout.to(inputs.input_ids.device)
     _check(inputs, other, readout)
     if engine == "full":
@@ -146,7 +143,7 @@ def plain_logits(
 def at_slots(
     readout: Int[Tensor, "example slot"], found: Float[Tensor, "used vocab"]
 ) -> Float[Tensor, "example slot vocab"]:
-    """What was found at the used slots, in order, with zeros at the others; call it outside inference mode."""
+    """Logits by slot, with zeros at unused slots; call it outside inference mode."""
     logits = torch.zeros(*readout.shape, found.shape[-1], device=found.device)
     logits[readout >= 0] = found
     return logits
@@ -155,11 +152,11 @@ def at_slots(
 def _check(inputs: Inputs, other: Inputs | None, readout: Tensor) -> None:
     if readout.shape[0] != len(inputs):
         raise UserError(
-            f"readout must have one row for each of {len(inputs)} examples, got {readout.shape[0]}. Use -1 to fill up."
+            f"readout must have one row for each of {len(inputs)} examples, got {readout.shape[0]}. Pad rows with -1."
         )
     used = readout[readout >= 0]
     if not len(used):
-        raise UserError("readout must ask for at least one position, got none. -1 marks an unused slot.")
+        raise UserError("readout must name at least one position, got none. -1 marks an unused slot.")
     if int(readout.min()) < -1 or int(readout.max()) >= inputs.n_positions:
         raise UserError(
             f"readout must be in [-1, {inputs.n_positions}), got {int(readout.min())} to {int(readout.max())}. "
@@ -168,7 +165,7 @@ def _check(inputs: Inputs, other: Inputs | None, readout: Tensor) -> None:
     if not bool(inputs.attention_mask[_index(readout)].all()):
         raise UserError("readout must be at real tokens, got padding. See Inputs.layout.")
     if other is not None and len(other) != len(inputs):
-        raise UserError(f"other must have {len(inputs)} examples, got {len(other)}. Rows belong together.")
+        raise UserError(f"other must have {len(inputs)} examples, got {len(other)}. Rows are paired.")
 
 
 def _index(readout: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,17 +194,17 @@ def _prefix(llava: Llava, inputs: Inputs, other: Inputs | None, readout: Tensor)
     other_run = run_cached(llava, other_embeddings, other_real.long(), other_position_ids)
     agrees = (real == other_real) & (position_ids == other_position_ids)
     same = agrees & (embeddings == other_embeddings).all(-1)
-    facts = PositionFacts(relevant, read, same, _throughout(same | (agrees & ~real)), _throughout(agrees))
+    facts = PositionFacts(relevant, read, same, holds_up_to_here(same | (agrees & ~real)), holds_up_to_here(agrees))
     return Prefix(run, other_run, tower, position_ids, other_position_ids, other_real, placeholders, facts)
 
 
-def _throughout(mask: Tensor) -> Tensor:
-    """Whether the mask holds here and everywhere before."""
-    return (~mask).cumsum(-1) == 0
+def holds_up_to_here(mask: Tensor) -> Tensor:
+    """True where the mask holds at this and every earlier position."""
+    return (~mask).cumsum(-1, dtype=torch.int32) == 0
 
 
 def _columns(inputs: Inputs, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, real tokens and positions of the first ``n`` columns; a shorter batch is padded behind."""
+    """Ids, real tokens and positions of the first ``n`` columns; a shorter batch is padded at the end."""
     missing = max(0, n - inputs.n_positions)
     ids, real, position_ids = (
         torch.nn.functional.pad(part[:, :n], (0, missing))
@@ -217,12 +214,12 @@ def _columns(inputs: Inputs, n: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _run_pictures(llava: Llava, inputs: Inputs, other: Inputs | None) -> tuple[TowerRun | None, list[int]]:
-    """All distinct pictures through the tower, and for each picture of ``other`` its row there."""
+    """The vision tower's run on all distinct pictures, and the row of each picture of ``other`` in it."""
     rows: list[Tensor] = [] if inputs.pixel_values is None else list(inputs.pixel_values)
     of_other: list[int] = []
     if other is not None and other.pixel_values is not None:
         for pixels in other.pixel_values:
-            # Equal pictures share a row, so that their features are equal to the last bit.
+            # Equal pictures share a row, so that their features are exactly equal.
             known = next((i for i, row in enumerate(rows) if torch.equal(row, pixels)), len(rows))
             if known == len(rows):
                 rows.append(pixels)
@@ -243,7 +240,7 @@ def _placeholders(inputs: Inputs, other: Inputs | None, of_other: list[int]) -> 
 
 
 def _embed(llava: Llava, ids: Tensor, inputs: Inputs, rows: list[int], tower: TowerRun | None) -> Tensor:
-    """The residual stream entering the first block."""
+    """The input of the first block."""
     embeddings = llava.embed(ids)
     for example, (pictures, layout) in enumerate(zip(inputs.image_of, inputs.layout, strict=True)):
         for picture, span in zip(pictures, layout.images, strict=True):

@@ -1,4 +1,4 @@
-"""Refuses cells that cannot be run, before any forward starts."""
+"""Validate cells before any forward."""
 
 from collections.abc import Sequence
 
@@ -16,12 +16,12 @@ _BY_HEAD = ("q", "k", "v", "z")
 
 
 def check_cells(llava: Llava, base: Base, cells: Sequence[Cell]) -> None:
-    """Passes if every edit of every cell can be made.
+    """Check every edit of every cell.
 
     Raises:
-        ValueError: If the model lacks a site, layer or head; a site is a pattern; a mask is empty, of another shape or
-            holds padding; a value does not broadcast; or the other run is missing, or stands elsewhere where something
-            is written from it.
+        UserError: If the model lacks a site, layer or head; a site is a pattern; a mask is empty, of another shape or
+            includes padding; a value does not broadcast; the other run is missing; or its positions differ where values
+            are taken from it.
     """
     for cell in cells:
         for edit in cell.edits:
@@ -66,7 +66,7 @@ def _check_write(llava: Llava, base: Base, write: Write) -> None:
     shape = site_shape(llava, base.inputs, site)
     _check_mask(write.mask, shape[:2], f"mask at {str(site)!r}")
     if not bool(write.mask.any()):
-        raise UserError(f"mask at {str(site)!r} must hold at least one position, got none. Leave the edit out.")
+        raise UserError(f"mask at {str(site)!r} must hold at least one position, got none.")
     if site.part == "language_model":
         mask = write.mask.to(base.inputs.attention_mask.device)
         if bool((mask & (base.inputs.attention_mask == 0)).any()):
@@ -92,10 +92,10 @@ def _broadcasts(value: Tensor, shape: tuple[int, ...]) -> bool:
 
 
 def site_shape(llava: Llava, inputs: Inputs, site: Site) -> tuple[int, ...]:
-    """What stands at a site in this batch: ``row token d_model``, or ``row token head d_head`` for q, k, v and z.
+    """Shape of the activation at a site: ``row token d_model``, or ``row token head d_head`` for q, k, v and z.
 
     Raises:
-        ValueError: If the batch has no pictures and the site stands before the language model.
+        UserError: If the batch has no pictures and the site comes before the language model.
     """
     if site.part == "language_model":
         rows, tokens, width, n_heads = *inputs.input_ids.shape, llava.d_model, llava.n_heads
@@ -118,7 +118,7 @@ def site_shape(llava: Llava, inputs: Inputs, site: Site) -> tuple[int, ...]:
 
 
 def _check_other(base: Base, write: Write) -> None:
-    """The other run has something to give at the same places."""
+    """Check that the other run has values at the positions of the write."""
     site, other, inputs = write.site, base.other, base.inputs
     if write.value != "other":
         raise UserError(f"value at {str(site)!r} must be OTHER or a tensor, got {write.value!r}.")
@@ -128,8 +128,8 @@ def _check_other(base: Base, write: Write) -> None:
         for example, (mine, theirs) in enumerate(zip(inputs.image_of, other.image_of, strict=True)):
             if len(mine) != len(theirs) and any(bool(write.mask[picture].any()) for picture in mine):
                 raise UserError(
-                    f"other must show as many pictures as the batch in row {example}, got {len(theirs)} for "
-                    f"{len(mine)}, with a Write at {str(site)!r}. Pictures belong together in their order."
+                    f"other must have as many pictures as the batch in row {example}, got {len(theirs)} for "
+                    f"{len(mine)}, with a Write at {str(site)!r}. Pictures are paired by order."
                 )
         return
     rows, columns = write.mask.to(inputs.input_ids.device).nonzero(as_tuple=True)

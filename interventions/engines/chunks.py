@@ -1,4 +1,4 @@
-"""Cells sorted by where they begin, their edits sorted by layer, and cut into chunks that fit into memory."""
+"""Cells sorted by their first layer and divided into chunks that fit into memory, with their edits by layer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from interventions.engines.vision import changed_placeholders, edited_features
 from interventions.engines.writes import boundary_of, first_layer, is_vision, replaces_by_other, value_rows
 from models.llava import Llava
 
-# Statuses planned at a time, ``example cell pos``: a few of these masks exist at once.
+# Number of elements of a mask ``example cell pos``, of which a few exist at once.
 _MOST_STATUSES = 2**23
 # Attention scores of a block: 256 MB in float32.
 _MOST_SCORES = 2**26
@@ -23,13 +23,13 @@ _MOST_SCORES = 2**26
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Cells that walk the layers together.
+    """Cells that are computed together.
 
     Args:
-        cells: Their numbers, in the order of ``first_layers``.
-        first_layers: The first block that each can change, rising.
-        layers: Their edits by block; the last entry stands behind the last block.
-        final: Writes behind the final norm.
+        cells: Indices of the cells, in the order of ``first_layers``.
+        first_layers: The first block that each cell can change, ascending.
+        layers: Edits by block; the last entry is for the output of the last block.
+        final: Writes at the output of the final norm.
     """
 
     cells: tuple[int, ...]
@@ -44,8 +44,8 @@ def plan_chunks(llava: Llava, prefix: Prefix, cells: Sequence[Cell], cells_at_on
     Args:
         llava: The model.
         prefix: The runs that the cells start from.
-        cells: All of them.
-        cells_at_once: How many make a chunk; None bounds what a chunk needs.
+        cells: All cells.
+        cells_at_once: Number of cells in a chunk; None chooses by memory.
     """
     first_layers = [first_layer(cell, llava) for cell in cells]
     order = sorted(range(len(cells)), key=lambda number: first_layers[number])
@@ -53,21 +53,21 @@ def plan_chunks(llava: Llava, prefix: Prefix, cells: Sequence[Cell], cells_at_on
     at_once = cells_at_once or max(1, _MOST_STATUSES // n_statuses)
     for first in range(0, len(order), at_once):
         numbers = order[first : first + at_once]
-        planned = _compile(llava, prefix, cells, numbers, first_layers)
+        planned = _build_chunk(llava, prefix, cells, numbers, first_layers)
         if cells_at_once is not None:
             yield planned
             continue
         begin = 0
         for end in _ends(llava, prefix, planned):
             whole = begin == 0 and end == len(numbers)
-            yield planned if whole else _compile(llava, prefix, cells, numbers[begin:end], first_layers)
+            yield planned if whole else _build_chunk(llava, prefix, cells, numbers[begin:end], first_layers)
             begin = end
 
 
-def _compile(
+def _build_chunk(
     llava: Llava, prefix: Prefix, cells: Sequence[Cell], numbers: Sequence[int], first_layers: Sequence[int]
 ) -> Chunk:
-    """The edits of some cells by layer, with masks cut to the positions that matter."""
+    """The chunk of some cells, with masks limited to relevant positions."""
     facts = prefix.facts
     layers = [LayerEdits() for _ in range(llava.n_layers + 1)]
     final: list[Inside] = []
@@ -77,7 +77,7 @@ def _compile(
         vision = [edit for edit in edits if isinstance(edit, Write) and is_vision(edit)]
         if vision:
             layers[0].between.extend(_pictures(llava, prefix, place, vision))
-        # What leaves a block is written before what enters the next, in each place in the order given.
+        # The output of a block is written before the input of the next; at one site, in the order given.
         for write in sorted((e for e in edits if isinstance(e, Write) and not is_vision(e)), key=lambda w: w.site):
             mask = trim(write.mask) & facts.relevant
             layer = boundary_of(write)
@@ -103,7 +103,7 @@ def _trim(mask: Tensor, *, like: Tensor) -> Tensor:
 
 
 def _between(llava: Llava, prefix: Prefix, place: int, mask: Tensor, write: Write, layer: int) -> Between:
-    """A write to the residual stream in front of a block."""
+    """A write to the residual stream at the input of a block."""
     if replaces_by_other(write):
         return Between(place, mask, None)
     return Between(place, mask, partial(_written_rows, llava, prefix, write, layer), write.add)
@@ -117,7 +117,7 @@ def _written_rows(llava: Llava, prefix: Prefix, write: Write, layer: int, exampl
 
 
 def _pictures(llava: Llava, prefix: Prefix, place: int, writes: Sequence[Write]) -> list[Between]:
-    """Writes before the language model, as what they put in front of its first block."""
+    """Writes before the language model, as writes at the input of its first block."""
     placeholders = changed_placeholders(llava, prefix, writes)
     facts = prefix.facts
     n = facts.relevant.shape[1]
@@ -133,7 +133,7 @@ def _pictures(llava: Llava, prefix: Prefix, place: int, writes: Sequence[Write])
 
 
 def _shows_other(prefix: Prefix, placeholders: Sequence[Placeholder], writes: Sequence[Write]) -> bool:
-    """Whether whole pictures are replaced behind the projector by those that the other run has in the same places."""
+    """True if the projector's output is replaced, for whole pictures, by the other run's at the same columns."""
     last = writes[-1]
     return (
         last.site.part == "projector"
@@ -164,12 +164,13 @@ def _feature_rows(
 
 
 def _ends(llava: Llava, prefix: Prefix, planned: Chunk) -> list[int]:
-    """Where chunks end, so that no layer packs more positions than pay."""
+    """Where chunks end, so that packing stays efficient in every layer."""
     counts = _counts(llava, prefix, planned)
     n_examples, n_columns = prefix.facts.relevant.shape
     by_head = any(cut.heads is not None for edits in planned.layers for _, cut in edits.cuts)
     rows = n_examples * (llava.n_heads if by_head or llava.attention == "eager" else 1)
-    # Own keys are seen by one cell alone but scored for all: up to this many, at most a sixth of a block's work.
+    # A cell attends to its own keys only, but scores are computed for those of all cells: with this many, at most a
+    # sixth of a block's work.
     most = max(256, llava.d_model)
     while most > 16 and rows * most * (most + 2 * n_columns) > _MOST_SCORES:
         most //= 2
@@ -184,7 +185,7 @@ def _ends(llava: Llava, prefix: Prefix, planned: Chunk) -> list[int]:
 
 
 def _counts(llava: Llava, prefix: Prefix, planned: Chunk) -> Int[Tensor, "cell layer"]:
-    """How many positions each cell packs in each block, in the example with the most."""
+    """Number of packed positions of each cell in each block, for the example with the most."""
     n_layers = llava.n_layers
     status = start(planned.first_layers, prefix.facts)
     counts = torch.zeros(len(planned.cells), n_layers, dtype=torch.int64)

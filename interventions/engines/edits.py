@@ -1,8 +1,8 @@
-"""What a run is made to do differently, as tensors: the language between operations and engines.
+"""Edits to a forward pass, as tensors: the interface between operations and engines.
 
-Every operation compiles to three kinds of edit. ``Write`` puts values at a site, ``Cut`` removes attention edges,
-``Hold`` leaves the residual stream of some positions as it was before a block. A ``Cell`` is the set of edits of one
-intervention on one batch; an engine runs many cells and knows nothing of what they mean.
+Every operation consists of three kinds of edit. ``Write`` puts values at a site, ``Cut`` removes attention edges,
+``Hold`` keeps the residual stream of some positions as it enters a block. A ``Cell`` holds the edits of one
+intervention on one batch. Operations make cells; engines run them.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.sites import Site
 
-# The value that the other run has at the same site and position.
+# The other run's value at the same site and position.
 OTHER: Literal["other"] = "other"
 
 
@@ -24,11 +24,11 @@ class Write:
     Args:
         site: Any site but ``pattern``.
         mask: Where. In the language model the columns of the batch, ``example pos``; in the vision tower and the
-            projector the tokens of each row of ``Inputs.pixel_values``, ``image token`` (the class token counts in the
-            tower, as in ``capture``, and is not there in the projector).
+            projector the tokens of each row of ``Inputs.pixel_values``, ``image token`` (with the class token in the
+            tower, without it in the projector, as in ``capture``).
         value: ``OTHER`` for the other run's value, or a tensor that broadcasts to the site's activation in this batch:
             ``example pos d_model`` (q, k, v, z: ``example pos head d_head``).
-        heads: Which heads, for q, k, v and z (key and value heads of their own under grouped queries); None for all.
+        heads: Which heads, for q, k, v and z (key and value heads for k and v); None for all.
         add: Add the value instead of replacing what is there.
     """
 
@@ -41,12 +41,12 @@ class Write:
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """Removes attention edges of one block of the language model; a position always keeps the edge to itself.
+    """Removes attention edges of one block of the language model; the edge from a position to itself stays.
 
     Args:
         layer: The block, counted from 0.
-        queries: Which positions stop looking, ``example pos``.
-        keys: At which positions, ``example pos``.
+        queries: Positions that no longer attend, ``example pos``.
+        keys: Positions that they no longer attend to, ``example pos``.
         heads: In which query heads; None for all.
     """
 
@@ -58,7 +58,7 @@ class Cut:
 
 @dataclass(frozen=True, eq=False)
 class Hold:
-    """Leaves the residual stream of some positions as it entered a block of the language model.
+    """Keeps the residual stream of some positions as it enters a block of the language model.
 
     The positions still serve as keys and values there.
 
@@ -76,6 +76,6 @@ Edit = Write | Cut | Hold
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """The edits of one intervention on one batch; none of them leaves the run as it is."""
+    """The edits of one intervention on one batch; without edits it is the unchanged run."""
 
     edits: tuple[Edit, ...]

@@ -1,9 +1,9 @@
-"""Which positions of which cells have to be computed: a status for each position, layer by layer.
+"""Which positions of which cells have to be computed, layer by layer.
 
-The residual stream of a position entering a block is equal to the base run's, to the other run's, to both or to
-neither. A position is equal to a run behind a block if it and everything before it was equal in front, and no edit in
-between says otherwise; only positions equal to neither run have to be computed. All cells of a chunk move together:
-statuses are ``example cell pos`` masks.
+The residual stream of a position at the input of a block equals that of the base run, of the other run, of both or of
+neither. It equals a run after the block if it and all earlier positions equal that run before the block, and no edit
+applies; only positions that equal neither run have to be computed. All cells of a chunk are treated together, as masks
+``example cell pos``.
 """
 
 from collections.abc import Callable
@@ -14,30 +14,30 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from interventions.engines.base_runs import PositionFacts
+from interventions.engines.base_runs import PositionFacts, holds_up_to_here
 from interventions.engines.edits import Cut, Write
 from interventions.engines.writes import SUBLAYER, cut_has_effect, replaces_by_other
 
 
 class EqualTo(NamedTuple):
-    """Whether a position's residual stream is that of the base run, and that of the other run."""
+    """Where the residual stream equals that of the base run, and that of the other run."""
 
     base: Bool[Tensor, "example cell pos"]
     other: Bool[Tensor, "example cell pos"]
 
     def first(self, n: int) -> "EqualTo":
-        """Of the first ``n`` cells; shares memory."""
+        """The masks of the first ``n`` cells; shares memory."""
         return EqualTo(self.base[:, :n], self.other[:, :n])
 
 
 @dataclass(frozen=True, eq=False)
 class Between:
-    """Something put into the residual stream in front of a block.
+    """A write to the residual stream at the input of a block.
 
     Args:
-        cell: Its place in the chunk.
+        cell: Index of the cell in the chunk.
         mask: Where.
-        rows: Gives the values at flat (example, pos) indices, which are those of the mask in order; None puts in the
+        rows: Returns the values at flat (example, pos) indices, which are those of the mask in order; None writes the
             other run's residual stream.
         add: Whether the values are added.
     """
@@ -50,7 +50,7 @@ class Between:
 
 @dataclass(frozen=True, eq=False)
 class Inside:
-    """A write within a block."""
+    """A write inside a block."""
 
     cell: int
     mask: Bool[Tensor, "example pos"]
@@ -59,7 +59,7 @@ class Inside:
 
 @dataclass(frozen=True, eq=False)
 class LayerEdits:
-    """All edits of a chunk in front of a block and within it; each cell's in their order."""
+    """The edits of a chunk at the input of a block and inside it; those of a cell in their order."""
 
     between: list[Between] = field(default_factory=list)
     inside: list[Inside] = field(default_factory=list)
@@ -68,14 +68,14 @@ class LayerEdits:
 
 
 class Step(NamedTuple):
-    """What a block asks of each position.
+    """What a block has to do at each position.
 
     Args:
-        own: Its key and value are neither run's.
-        compute: Its output has to be computed.
-        serve: Its key and value have to be computed, but not its output.
-        held: It keeps the residual stream that entered.
-        after: The status behind the block.
+        own: Key and value equal those of neither run.
+        compute: The output has to be computed.
+        serve: Key and value have to be computed, but not the output.
+        held: The residual stream at the input is kept.
+        after: Equality after the block.
     """
 
     own: Bool[Tensor, "example cell pos"]
@@ -86,20 +86,20 @@ class Step(NamedTuple):
 
 
 def start(first_layers: list[int], facts: PositionFacts) -> EqualTo:
-    """The status of every cell in front of its first block."""
+    """Equality of every cell at the input of its first block."""
     early = torch.tensor([layer == 0 for layer in first_layers], device=facts.same.device)[:, None]
     other = torch.where(early, facts.same[:, None], facts.common[:, None])
     return EqualTo(torch.ones_like(other), other | ~facts.relevant[:, None])
 
 
 def enter(status: EqualTo, edits: LayerEdits, facts: PositionFacts) -> None:
-    """Notes what is put into the residual stream in front of a block."""
+    """Update the masks for all writes at the input of a block."""
     for edit in edits.between:
         mark(status, edit, facts)
 
 
 def mark(status: EqualTo, edit: Between, facts: PositionFacts) -> None:
-    """Notes one such edit."""
+    """Update the masks for one write at the input of a block."""
     base, other = status.base[:, edit.cell], status.other[:, edit.cell]
     if edit.rows is None:
         base.copy_(torch.where(edit.mask, facts.common, base))
@@ -110,14 +110,14 @@ def mark(status: EqualTo, edit: Between, facts: PositionFacts) -> None:
 
 
 def step(status: EqualTo, edits: LayerEdits, next_edits: LayerEdits, facts: PositionFacts, *, last: bool) -> Step:
-    """What one block asks, given the status in front of it.
+    """What one block has to do.
 
     Args:
-        status: In front of the block, of the cells that have begun.
-        edits: Of this block.
-        next_edits: Of the next: what is overwritten in front of it need not be computed.
+        status: Equality at the input of the block, for the cells that have started.
+        edits: Edits of this block.
+        next_edits: Edits of the next block; what they overwrite at its input need not be computed.
         facts: See ``PositionFacts``.
-        last: Whether this is the last block, whose output matters at readouts alone.
+        last: Whether this is the last block, whose output is needed only at readouts.
     """
     base, other = status
     n_cells = base.shape[1]
@@ -127,21 +127,21 @@ def step(status: EqualTo, edits: LayerEdits, next_edits: LayerEdits, facts: Posi
             rewritten[:, edit.cell] |= _effective(edit, base[:, edit.cell], facts)
     irrelevant = ~facts.relevant[:, None]
     after = EqualTo(
-        _throughout((base & ~rewritten) | irrelevant) | irrelevant,
-        (_throughout((other & ~rewritten) | irrelevant) & facts.aligned[:, None]) | irrelevant,
+        holds_up_to_here((base & ~rewritten) | irrelevant) | irrelevant,
+        (holds_up_to_here((other & ~rewritten) | irrelevant) & facts.aligned[:, None]) | irrelevant,
     )
     for cell, cut in edits.cuts:
-        _spoil(after, cell, cut_has_effect(cut, facts.relevant))
+        _differ(after, cell, cut_has_effect(cut, facts.relevant))
     for edit in sorted(edits.inside, key=lambda e: SUBLAYER.index(e.write.site.name)):
         name = edit.write.site.name
         if name == "resid_mid" and replaces_by_other(edit.write):
-            # The MLP then sees and adds what it does in the other run.
+            # The MLP then reads, and adds, the same as in the other run.
             mark(after, Between(edit.cell, edit.mask, None), facts)
         elif name not in ("k", "v"):
-            _spoil(after, edit.cell, _effective(edit, after.base[:, edit.cell], facts))
+            _differ(after, edit.cell, _effective(edit, after.base[:, edit.cell], facts))
     held = torch.zeros_like(base)
     for cell, mask in edits.holds:
-        _spoil(after, cell, mask)
+        _differ(after, cell, mask)
         held[:, cell] |= mask
     wanted = torch.zeros_like(base) | (facts.readout if last else facts.relevant)[:, None]
     for following in next_edits.between:
@@ -154,18 +154,13 @@ def step(status: EqualTo, edits: LayerEdits, next_edits: LayerEdits, facts: Posi
     return Step(own, compute, own & ~compute & seen_later, held, after)
 
 
-def _throughout(mask: Tensor) -> Tensor:
-    """Whether the mask holds here and everywhere before."""
-    return (~mask).cumsum(-1, dtype=torch.int32) == 0
-
-
-def _spoil(status: EqualTo, cell: int, mask: Tensor) -> None:
+def _differ(status: EqualTo, cell: int, mask: Tensor) -> None:
     status.base[:, cell] &= ~mask
     status.other[:, cell] &= ~mask
 
 
 def _effective(edit: Inside, unchanged: Tensor, facts: PositionFacts) -> Tensor:
-    """Where a write changes anything: the other run's value is the same where both runs agree and nothing changed."""
+    """Where a write has an effect: the other run's value equals the base run's where both agree so far."""
     if isinstance(edit.write.value, str) and not edit.write.add:
         return edit.mask & ~(facts.common & unchanged)
     return edit.mask

@@ -1,4 +1,4 @@
-"""The plain engine: one forward of the whole model for each cell, with hooks; slow, and simple enough for an oracle."""
+"""The full engine: one forward of the whole model with hooks for each cell. It is slow and simple: the oracle."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from models.sites import Site
 def run_full(
     llava: Llava, base: Base, cells: Sequence[Cell], read: Callable[[Float[Tensor, "example slot vocab"]], Tensor]
 ) -> list[Tensor]:
-    """What ``read`` makes of each cell's logits; see ``engine.run_cells``."""
+    """The result of ``read`` on the logits of each cell; see ``engine.run_cells``."""
     sites = {e.site for cell in cells for e in cell.edits if isinstance(e, Write) and isinstance(e.value, str)}
     others = _other_values(llava, base.other, sites)
     results: list[Tensor] = []
@@ -44,22 +44,22 @@ def applied(
     other: Inputs | None = None,
     columns: Columns | None = None,
 ) -> Iterator[None]:
-    """Makes the edits of a cell in forwards on ``inputs`` that run inside.
+    """Apply the edits of a cell in forwards on ``inputs`` within a ``with`` block.
 
     Args:
         llava: The model.
-        inputs: The batch; masks of edits have its shape.
+        inputs: The batch that the masks of the edits refer to.
         cell: The edits.
-        others: The other run's values, for edits that write them.
+        others: Activations of the other run, for edits that write them.
         other: The batch of the other run.
-        columns: The columns that the present forward computes; None means all. See ``tracked_columns``.
+        columns: Columns that the current forward computes; None for all. See ``tracked_columns``.
     """
     writes = [e for e in cell.edits if isinstance(e, Write)]
     changes = _changes(_Batch(inputs, other, others or {}, columns), writes)
-    behind = {site: change for site, change in changes.items() if site.name == "resid_post"}
+    after = {site: change for site, change in changes.items() if site.name == "resid_post"}
     rest = {site: change for site, change in changes.items() if site.name != "resid_post"}
     with (
-        edited(llava, behind),  # the outermost comes last: what stands behind a block is written after holding
+        edited(llava, after),  # entered first, so that writes at resid_post come after holding
         _held(llava, [e for e in cell.edits if isinstance(e, Hold)], columns),
         edited(llava, rest),
         _cut(llava, inputs, [e for e in cell.edits if isinstance(e, Cut)], columns),
@@ -75,12 +75,12 @@ class _Batch(NamedTuple):
 
 
 def _computed(part: Tensor, columns: Columns | None) -> Tensor:
-    """The columns of ``example pos ...`` that the present forward computes; one column stands for all."""
+    """The columns of ``example pos ...`` that the current forward computes; a single column is shared by all."""
     return part if columns is None or part.shape[1] == 1 else part[:, columns.start : columns.stop]
 
 
 def _other_values(llava: Llava, other: Inputs | None, sites: set[Site]) -> Mapping[Site, Tensor]:
-    """The other run's values by site; the vision tower's and the projector's for each placeholder of the prompts."""
+    """The other run's activations by site; in the vision tower and the projector one row for each placeholder."""
     if not sites:
         return {}
     assert other is not None  # checked
@@ -90,9 +90,9 @@ def _other_values(llava: Llava, other: Inputs | None, sites: set[Site]) -> Mappi
 
 
 def _changes(batch: _Batch, writes: list[Write]) -> dict[Site, Callable[[Tensor], Tensor]]:
-    """The writes by the site that is hooked, each site's in their order."""
+    """The writes of each hooked site, in their order."""
     by_site: dict[Site, list[Write]] = {}
-    # In the tower, what enters a block is changed where it leaves the one below: the projector may read it from there.
+    # In the tower, the input of a block is changed at the output of the block below: the projector may read it there.
     for write in sorted(writes, key=lambda w: w.site):
         site = write.site
         if site.part == "vision_tower" and site.name == "resid_pre" and site.layer:
@@ -106,7 +106,7 @@ def _apply(batch: _Batch, writes: list[Write], current: Tensor) -> Tensor:
         mask = write.mask.to(current.device)
         other = batch.others[write.site] if isinstance(write.value, str) else None
         if write.site.part != "language_model":
-            # The model is given a row of pixels for every placeholder.
+            # A forward pass gets one row of pixels for every placeholder.
             rows = torch.tensor([row for rows in batch.inputs.image_of for row in rows], device=current.device)
             if other is None:
                 assert isinstance(write.value, Tensor)
@@ -119,14 +119,14 @@ def _apply(batch: _Batch, writes: list[Write], current: Tensor) -> Tensor:
             mask = _computed(mask, batch.columns)
             value = write.value if write.value.dim() < current.dim() else _computed(write.value, batch.columns)
         else:
-            missing = current.shape[1] - other.shape[1]  # rows of the other batch may be padded to another length
+            missing = current.shape[1] - other.shape[1]  # the other batch may be padded to another length
             value = torch.nn.functional.pad(other, (*[0, 0] * (other.dim() - 2), 0, missing))
         current = written(current, mask, value, heads=write.heads, add=write.add)
     return current
 
 
 def _partners(batch: _Batch) -> list[int]:
-    """For each placeholder of the batch that of the other; any where there is none, which is never written from."""
+    """The placeholder of the other batch for each of this batch; 0 if there is none, which no write uses."""
     assert batch.other is not None
     found: list[int] = []
     before = 0
@@ -138,7 +138,7 @@ def _partners(batch: _Batch) -> list[int]:
 
 @contextmanager
 def _held(llava: Llava, holds: Sequence[Hold], columns: Columns | None) -> Iterator[None]:
-    """Blocks hand out, at some positions, what they were given."""
+    """Make blocks return their input at some positions."""
     handles: list[RemovableHandle] = []
     try:
         for hold in holds:
@@ -162,7 +162,7 @@ def _keep(
 
 @contextmanager
 def _cut(llava: Llava, inputs: Inputs, cuts: Sequence[Cut], columns: Columns | None) -> Iterator[None]:
-    """Blocks get an additive mask of their own instead of the model's."""
+    """Give blocks an additive attention mask of their own."""
     handles: list[RemovableHandle] = []
     try:
         for layer in {cut.layer for cut in cuts}:
@@ -186,7 +186,7 @@ def _mask(allowed: Tensor, columns: Columns | None, module: Any, args: tuple[Any
 
 
 def _allowed(llava: Llava, inputs: Inputs, cuts: Sequence[Cut]) -> Bool[Tensor, "example head query key"]:
-    """Which edges are left: causal, to real tokens, not cut; the one to itself always."""
+    """The edges that are left: causal, to real tokens, not cut; always the edge to itself."""
     real = inputs.attention_mask.bool()
     n = inputs.n_positions
     causal = torch.ones(n, n, dtype=torch.bool, device=real.device).tril()

@@ -1,8 +1,8 @@
-"""The fast engine: only what a cell can change is computed, and many cells share one pass over the layers.
+"""The incremental engine: it computes only what a cell can change, for many cells in one pass over the layers.
 
-The cells of a chunk walk the layers together, each joining at its first changed one. Per layer, the positions that are
-equal to neither base run (``equality``) are packed, cells side by side, along the query axis of one native decoder
-layer; their keys are the base run's and the other run's, shared by all cells, and their own. No cell copies a cache.
+The cells of a chunk are computed together, each from the first layer that it changes. In a layer, the positions that
+equal neither run (``equality``) are packed, cells side by side, along the query axis of one native decoder layer. Their
+keys are those of the base run and the other run, which all cells share, and their own. ``README.md`` has an example.
 """
 
 from bisect import bisect_right
@@ -25,7 +25,7 @@ from models.hooks import Change, edited, recorded
 from models.llava import Llava
 from models.sites import Site
 
-# Numbers of logits held at a time: 256 MB.
+# Number of logits held at a time: 256 MB.
 _MOST_LOGITS = 2**26
 
 
@@ -36,53 +36,53 @@ def run_incremental(
     read: Callable[[Float[Tensor, "example slot vocab"]], Tensor],
     cells_at_once: int | None,
 ) -> list[Tensor]:
-    """What ``read`` makes of each cell's logits; see ``engine.run_cells``."""
+    """The result of ``read`` on the logits of each cell; see ``engine.run_cells``."""
     results: dict[int, Tensor] = {}
     prefix = base.prefix
     assert prefix is not None  # checked
     for chunk in plan_chunks(llava, prefix, cells, cells_at_once):
         with running(llava):
-            wave = _Wave(llava, prefix, chunk)
-            wave.run()
+            computed = _ChunkRun(llava, prefix, chunk)
+            computed.run()
         n_slots = base.readout.numel() * base.logits.shape[-1]
         at_once = max(1, _MOST_LOGITS // max(1, n_slots))
         for first in range(0, len(chunk.cells), at_once):
             group = range(first, min(first + at_once, len(chunk.cells)))
             with running(llava):
-                found = wave.logits(base, group)
+                found = computed.logits(base, group)
             for cell, logits in zip(group, found, strict=True):
-                # Outside inference mode, so that ``read`` gets a tensor like any other.
+                # Outside inference mode, so that ``read`` gets an ordinary tensor.
                 results[chunk.cells[cell]] = read(at_slots(base.readout, logits))
     return [results[number] for number in range(len(cells))]
 
 
 class _Flat(NamedTuple):
-    """Positions of cells, one after the other."""
+    """Flat indices of positions of cells."""
 
     example: Int[Tensor, " n"]
     cell: Int[Tensor, " n"]
     pos: Int[Tensor, " n"]
 
 
-class _Borrowed(NamedTuple):
-    """The other run's values at a site: rows, and where each position's row is."""
+class _OtherValues(NamedTuple):
+    """The other run's values at a site: rows, and the row of each position."""
 
     rows: Tensor
     row_of: Int[Tensor, "example pos"]
 
 
-class _Wave:
-    """One chunk on its way through the layers."""
+class _ChunkRun:
+    """The run of one chunk through the layers."""
 
     def __init__(self, llava: Llava, prefix: Prefix, chunk: Chunk) -> None:
         self._llava, self._prefix, self._chunk = llava, prefix, chunk
         self._status = start(chunk.first_layers, prefix.facts)
-        # The residual stream of positions that are equal to neither run, and which row is whose.
+        # The residual stream of positions that equal neither run, and the row of each position.
         self._own: Tensor = prefix.run.resid[0].new_zeros(0, llava.d_model)
         self._row_of = torch.zeros(self._status.base.shape, dtype=torch.int64, device=self._own.device)
 
     def run(self) -> None:
-        """Takes all cells to the end of the last block."""
+        """Run all cells up to the output of the last block."""
         llava, chunk = self._llava, self._chunk
         computed: list[tuple[_Flat, Tensor]] = []
         for layer in range(chunk.first_layers[0], llava.n_layers + 1):
@@ -103,9 +103,9 @@ class _Wave:
             self._status.other[:, :n] = asked.after.other
 
     def _enter(self, layer: int, edits: LayerEdits, computed: list[tuple[_Flat, Tensor]]) -> None:
-        """Stores what was computed below, and puts in what is written in front of ``layer``."""
+        """Store the output of the block below, and apply writes at the input of ``layer``."""
         where = [
-            None if edit.rows is None else edit.mask.nonzero(as_tuple=True)  # the other run's need not be stored
+            None if edit.rows is None else edit.mask.nonzero(as_tuple=True)  # the other run's rows are not stored
             for edit in edits.between
         ]
         n_rows = sum(len(rows) for _, rows in computed) + sum(len(w[0]) for w in where if w is not None)
@@ -124,14 +124,14 @@ class _Wave:
             mark(self._status, edit, self._prefix.facts)
 
     def _store(self, stored: int, flat: _Flat, rows: Tensor) -> int:
-        """Keeps the residual stream of some positions behind the ``stored`` rows that are there."""
+        """Store the residual stream of some positions after the first ``stored`` rows."""
         end = stored + len(rows)
         self._own[stored:end] = rows
         self._row_of[flat] = torch.arange(stored, end, device=self._own.device)
         return end
 
     def _resid(self, layer: int, at: _Flat) -> Float[Tensor, "n d_model"]:
-        """The residual stream in front of ``layer``, from whichever run a position is equal to."""
+        """The residual stream at the input of ``layer``, from the run that a position equals, or its own."""
         prefix = self._prefix
         rows = prefix.run.resid[layer][at.example, at.pos]
         base, other = self._status.base[at], self._status.other[at]
@@ -142,7 +142,7 @@ class _Wave:
         return rows
 
     def _block(self, layer: int, edits: LayerEdits, asked: Step) -> list[tuple[_Flat, Tensor]]:
-        """What the cells' own positions hold behind a block."""
+        """The residual stream after a block at positions that equal neither run."""
         found: list[tuple[_Flat, Tensor]] = []
         if bool(asked.held.any()):
             held = _Flat(*asked.held.nonzero(as_tuple=True))
@@ -150,19 +150,19 @@ class _Wave:
         queries, servers = pack(asked.compute), pack(asked.serve)
         if queries is None:
             return found
-        borrowed = self._borrow(layer, edits, asked)
-        served = None if servers is None else self._serve(layer, edits, servers, borrowed)
+        others = self._other_values(layer, edits, asked)
+        served = None if servers is None else self._serve(layer, edits, servers, others)
         resid, position_ids = self._packed(layer, queries)
-        earlier, allowed = self._sight(layer, edits, asked, queries, servers, served)
-        with edited(self._llava, _changes(edits.inside, queries, borrowed, None)):
+        earlier, allowed = self._attention(layer, edits, asked, queries, servers, served)
+        with edited(self._llava, _changes(edits.inside, queries, others, None)):
             output = run_block(self._llava, layer, resid, position_ids, earlier, allowed)
         found.append((_Flat(queries.example, queries.cell, queries.pos), output[queries.example, queries.slot]))
         return found
 
-    def _serve(self, layer: int, edits: LayerEdits, servers: Pack, borrowed: dict[Site, _Borrowed]) -> KeysValues:
-        """Keys and values of positions whose output is not wanted."""
+    def _serve(self, layer: int, edits: LayerEdits, servers: Pack, others: dict[Site, _OtherValues]) -> KeysValues:
+        """Keys and values of positions whose output is not needed."""
         resid, position_ids = self._packed(layer, servers)
-        with edited(self._llava, _changes(edits.inside, servers, borrowed, ("k", "v"))):
+        with edited(self._llava, _changes(edits.inside, servers, others, ("k", "v"))):
             return run_keys_values(self._llava, layer, resid, position_ids)
 
     def _packed(self, layer: int, packed: Pack) -> tuple[Tensor, Tensor]:
@@ -170,7 +170,7 @@ class _Wave:
         resid = packed.spread(self._resid(layer, _Flat(packed.example, packed.cell, packed.pos)), 0)
         return resid, packed.spread(self._prefix.position_ids[packed.example, packed.pos], 0)
 
-    def _sight(
+    def _attention(
         self,
         layer: int,
         edits: LayerEdits,
@@ -179,11 +179,11 @@ class _Wave:
         servers: Pack | None,
         served: KeysValues | None,
     ) -> tuple[list[KeysValues], Bool[Tensor, "example head query key"]]:
-        """The keys that stand before the queries' own, and which query sees which key."""
+        """Keys and values besides the queries' own, and which query attends to which key."""
         prefix, n = self._prefix, asked.own.shape[1]
         facts = prefix.facts
         n_examples = len(facts.relevant)
-        outside = facts.relevant.shape[1]  # stands for the column of a slot without a query: behind all others
+        outside = facts.relevant.shape[1]  # the column of an empty slot: after all others
         row = torch.arange(n_examples, device=facts.relevant.device)[:, None]
         query_cell, query_pos = queries.spread(queries.cell, 0), queries.spread(queries.pos, -1)
         earlier: list[KeysValues] = []
@@ -214,7 +214,7 @@ class _Wave:
             sees = (key_cell[:, None] == query_cell[..., None]) & (key_pos[:, None] <= query_pos[..., None])
             allowed.append(sees & is_own[:, None])
             columns.append(key_pos)
-        # A slot without a query sees itself alone: a row without any key has no softmax.
+        # An empty slot attends to itself: a row without any key has no softmax.
         empty = query_pos < 0
         allowed[-1] |= torch.diag_embed(empty)
         together = torch.cat(allowed, -1)[:, None]
@@ -223,7 +223,7 @@ class _Wave:
     def _cut(
         self, allowed: Tensor, key_pos: Tensor, edits: LayerEdits, queries: Pack
     ) -> Bool[Tensor, "example head query key"]:
-        """The mask without the edges that cells cut."""
+        """The mask without the edges that the cells cut."""
         if any(cut.heads is not None for _, cut in edits.cuts):
             allowed = allowed.repeat(1, self._llava.n_heads, 1, 1)
         last_column = self._prefix.facts.relevant.shape[1] - 1
@@ -241,8 +241,8 @@ class _Wave:
                 allowed[example[:, None], heads, slot[:, None]] &= left[:, None]
         return allowed
 
-    def _borrow(self, layer: int, edits: LayerEdits, asked: Step) -> dict[Site, _Borrowed]:
-        """The other run's values within a block, computed again at the positions where cells take them."""
+    def _other_values(self, layer: int, edits: LayerEdits, asked: Step) -> dict[Site, _OtherValues]:
+        """The other run's values inside a block, recomputed at the positions where cells take them."""
         llava, prefix, facts = self._llava, self._prefix, self._prefix.facts
         taken: dict[Site, Tensor] = {}
         for edit in edits.inside:
@@ -268,12 +268,12 @@ class _Wave:
             else:
                 query_pos = packed.spread(packed.pos, -1)
                 earlier = torch.arange(real.shape[1], device=real.device) <= query_pos[..., None]
-                own = torch.diag_embed(query_pos < 0)  # the cache holds the queries' own keys already
+                own = torch.diag_embed(query_pos < 0)  # the cache already holds the queries' own keys
                 allowed = torch.cat([earlier & real[:, None], own], -1)[:, None]
                 run_block(llava, layer, resid, ids, [other.cached[layer]], allowed)
         row_of = torch.zeros(real.shape, dtype=torch.int64, device=real.device)
         row_of[packed.example, packed.pos] = torch.arange(len(packed.pos), device=real.device)
-        return {site: _Borrowed(value[packed.example, packed.slot], row_of) for site, value in values.items()}
+        return {site: _OtherValues(value[packed.example, packed.slot], row_of) for site, value in values.items()}
 
     def logits(self, base: Base, group: range) -> list[Float[Tensor, "used vocab"]]:
         """The logits of some cells at the used slots of the readout, in order."""
@@ -299,20 +299,20 @@ class _Wave:
         return list(logits.split(len(pos)))
 
     def _final_changes(self, rows: _Flat) -> dict[Site, Change]:
-        """The writes behind the final norm, for the rows that are read."""
+        """The writes at the output of the final norm, for the rows that are read."""
         if not self._chunk.final:
             return {}
         site, other = self._chunk.final[0].write.site, self._prefix.other
         norm = self._llava.module_at(site)
-        # Before the change is in place, which would change these too.
+        # Computed before the hook is placed, which would change these too.
         theirs = None if other is None else norm(other.resid[-1][rows.example, rows.pos])
         return {site: partial(_write_final, self._chunk.final, rows, theirs)}
 
 
 def _changes(
-    inside: Sequence[Inside], packed: Pack, borrowed: dict[Site, _Borrowed], names: tuple[str, ...] | None
+    inside: Sequence[Inside], packed: Pack, others: dict[Site, _OtherValues], names: tuple[str, ...] | None
 ) -> dict[Site, Change]:
-    """The writes within a block, at packed positions, by site."""
+    """The writes inside a block, at packed positions, by site."""
     found: dict[Site, list[tuple[Inside, Tensor]]] = {}
     for edit in inside:
         if names is None or edit.write.site.name in names:
@@ -320,19 +320,19 @@ def _changes(
             if len(chosen):
                 found.setdefault(edit.write.site, []).append((edit, chosen))
 
-    return {site: partial(_write_packed, edits, packed, borrowed.get(site)) for site, edits in found.items()}
+    return {site: partial(_write_packed, edits, packed, others.get(site)) for site, edits in found.items()}
 
 
 def _write_packed(
-    edits: Sequence[tuple[Inside, Tensor]], packed: Pack, borrowed: _Borrowed | None, current: Tensor
+    edits: Sequence[tuple[Inside, Tensor]], packed: Pack, other: _OtherValues | None, current: Tensor
 ) -> Tensor:
-    """What stands at a site, with each edit made at its chosen ones of the packed positions."""
+    """The activation at a site, with each edit applied at its chosen packed positions."""
     current = current.clone()
     for edit, chosen in edits:
         example, slot, pos = packed.example[chosen], packed.slot[chosen], packed.pos[chosen]
         if isinstance(edit.write.value, str):
-            assert borrowed is not None
-            new = borrowed.rows[borrowed.row_of[example, pos]]
+            assert other is not None
+            new = other.rows[other.row_of[example, pos]]
         else:
             new = value_rows(edit.write.value, current.shape[2:], example, pos).to(current.dtype)
         if edit.write.heads is None:
@@ -345,7 +345,7 @@ def _write_packed(
 
 
 def _write_final(edits: Sequence[Inside], rows: _Flat, theirs: Tensor | None, current: Tensor) -> Tensor:
-    """What the final norm hands out for some rows, ``1 n d_model``, under edits."""
+    """The output of the final norm for some rows, ``1 n d_model``, under edits."""
     current = current.clone()
     for edit in edits:
         chosen = (rows.cell == edit.cell) & edit.mask[rows.example, rows.pos]

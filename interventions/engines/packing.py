@@ -1,4 +1,4 @@
-"""Positions of many cells side by side in rows of queries, one row for each example."""
+"""Positions of many cells, packed into one row of queries for each example."""
 
 from typing import NamedTuple
 
@@ -11,11 +11,11 @@ class Pack(NamedTuple):
     """Packed positions: number i is position ``pos[i]`` of ``cell[i]`` in ``example[i]``, at ``slot[i]`` of its row.
 
     Args:
-        example: Which row.
-        cell: Whose.
-        pos: Which column of the batch.
-        slot: Where in the row.
-        shape: Rows, and slots in each; short rows end in slots without a position.
+        example: Row.
+        cell: Cell.
+        pos: Column of the batch.
+        slot: Index in the row.
+        shape: Number of rows, and of slots in each; short rows end in empty slots.
     """
 
     example: Int[Tensor, " n"]
@@ -25,7 +25,7 @@ class Pack(NamedTuple):
     shape: tuple[int, int]
 
     def spread(self, values: Tensor, filler: int) -> Tensor:
-        """``n ...`` -> ``example slot ...``, with ``filler`` in slots without a position."""
+        """``n ...`` -> ``example slot ...``, with ``filler`` in empty slots."""
         packed = torch.full((*self.shape, *values.shape[1:]), filler, dtype=values.dtype, device=values.device)
         packed[self.example, self.slot] = values
         return packed

@@ -1,4 +1,4 @@
-"""Image features under a cell's edits: the vision tower from the edited block on, and the projector."""
+"""Image features under the edits of a cell: the vision tower from the edited block on, and the projector."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ from models.sites import Site
 
 
 def changed_placeholders(llava: Llava, prefix: Prefix, writes: Sequence[Write]) -> list[Placeholder]:
-    """The pictures in prompts whose features the writes can change."""
+    """The placeholders whose features the writes can change."""
     seen = [write for write in writes if _is_read(write.site, llava)]
     return [p for p in prefix.placeholders if any(bool(write.mask[p.picture].any()) for write in seen)]
 
@@ -24,14 +24,14 @@ def changed_placeholders(llava: Llava, prefix: Prefix, writes: Sequence[Write]) 
 def edited_features(
     llava: Llava, prefix: Prefix, writes: Sequence[Write], placeholders: Sequence[Placeholder]
 ) -> list[Tensor]:
-    """``patch d_model`` for each of the placeholders, under writes to the tower and the projector."""
+    """Features ``patch d_model`` of each placeholder, under writes to the vision tower and the projector."""
     tower = prefix.tower
     assert tower is not None  # there are placeholders
     writes = [write for write in writes if _is_read(write.site, llava)]
     pairs = list(dict.fromkeys((p.picture, p.other_picture) for p in placeholders))
     device = tower.features.device
     mine = torch.tensor([picture for picture, _ in pairs], device=device)
-    # A picture without a partner is not written from the other run, which was checked; any row stands in for it.
+    # No write takes a value for a picture without a partner (check_cells), so any row will do.
     theirs = torch.tensor([0 if other is None else other for _, other in pairs], device=device)
 
     first = min((_first(write.site, llava) for write in writes), default=llava.vision_layer)
@@ -57,7 +57,7 @@ def edited_features(
 def _within(
     llava: Llava, mine: Tensor, writes: Sequence[Write], run: Callable[[Tensor], Tensor], resid: Tensor, other: Tensor
 ) -> Tensor:
-    """A block or the projector under the writes inside it."""
+    """The output of a block or the projector under the writes inside it."""
     by_site: dict[Site, list[Write]] = {}
     for write in writes:
         by_site.setdefault(write.site, []).append(write)
@@ -70,7 +70,7 @@ def _within(
 
 
 def _apply(mine: Tensor, writes: Sequence[Write], other: Tensor | None, current: Tensor) -> Tensor:
-    """What stands at a site under writes; ``mine`` says which picture each row is."""
+    """The activation at a site under writes; ``mine`` holds the picture of each row."""
     for write in writes:
         mask = write.mask.to(current.device)
         if isinstance(write.value, str):
@@ -87,14 +87,14 @@ def _site(write: Write) -> Site:
 
 
 def _first(site: Site, llava: Llava) -> int:
-    """The first block in front of which something changes."""
+    """The first block whose input a write at the site changes."""
     if site.layer is None:
         return llava.vision_layer
     return site.layer + (site.name == "resid_post")
 
 
 def _is_read(site: Site, llava: Llava) -> bool:
-    """Whether the projector sees what stands at a site; it does not look behind the layer that it reads."""
+    """True if the projector depends on the site, that is, if it is not above the layer that the projector reads."""
     if site.part == "projector":
         return True
     assert site.layer is not None  # every site of the tower has one

@@ -1,4 +1,4 @@
-"""What a ``Write`` leaves at its site, the same for every engine."""
+"""The effect of a ``Write`` on an activation; shared by the engines."""
 
 from collections.abc import Sequence
 
@@ -21,13 +21,13 @@ def written(
     heads: tuple[int, ...] | None,
     add: bool,
 ) -> Float[Tensor, "row token *axes"]:
-    """``current`` with ``value`` put (or added) where ``mask`` holds, in the given heads of the axis before the last.
+    """A copy of ``current`` with ``value`` written (or added) where ``mask`` holds.
 
     Args:
-        current: The activation at a site; it stays as it is.
+        current: The activation at a site.
         mask: Where.
         value: Broadcasts to ``current``.
-        heads: Which heads; None for all.
+        heads: Which heads, along the axis before the last; None for all.
         add: Add instead of replacing.
     """
     where = mask.reshape(*mask.shape, *[1] * (current.dim() - 2))
@@ -52,24 +52,24 @@ def value_rows(
 
 
 def replaces_by_other(write: Write) -> bool:
-    """Whether the write makes the site equal to the other run's."""
+    """True if the write makes the site equal to the other run's."""
     return isinstance(write.value, str) and write.value == OTHER and not write.add and write.heads is None
 
 
 def is_vision(edit: Edit) -> bool:
-    """Whether the edit stands before the language model."""
+    """True if the edit is in the vision tower or the projector."""
     return isinstance(edit, Write) and edit.site.part != "language_model"
 
 
 def boundary_of(write: Write) -> int | None:
-    """The block that a write to the residual stream between blocks enters; None for writes elsewhere."""
+    """The block whose input a write to ``resid_pre`` or ``resid_post`` changes; None for other writes."""
     if write.site.layer is None or write.site.name not in ("resid_pre", "resid_post"):
         return None
     return write.site.layer + (write.site.name == "resid_post")
 
 
 def first_layer(cell: Cell, llava: Llava) -> int:
-    """The first block of the language model that a cell can change, ``n_layers`` where it changes none."""
+    """The first block of the language model that a cell can change; ``n_layers`` if it changes none."""
     return min((_layer_of(edit, llava) for edit in cell.edits), default=llava.n_layers)
 
 
@@ -84,6 +84,6 @@ def _layer_of(edit: Edit, llava: Llava) -> int:
 
 
 def cut_has_effect(cut: Cut, real: Bool[Tensor, "example pos"]) -> Bool[Tensor, "example pos"]:
-    """The queries that lose an edge: those of the cut that have one of its keys before them."""
+    """The queries that lose an edge: those of the cut with one of its keys at an earlier position."""
     keys = (cut.keys & real).int()
     return cut.queries & real & (keys.cumsum(1) - keys > 0)

@@ -1,8 +1,8 @@
-"""Attribution patching: what activation patching would give, for all cells at once, from one gradient.
+"""Attribution patching: an estimate of activation patching for all cells at once, from one gradient.
 
-``attribute`` estimates the patched run's metric to first order in what is patched; ``attribution_gap`` says how far
-that is from exact patching. It costs two forwards and one backward, whatever the number of cells, and is exact only
-where the model between the site and the metric is linear.
+``attribute`` estimates the patched run's metric to first order in the patched activation; ``attribution_gap`` compares
+with exact patching. It takes two forwards and one backward pass for any number of cells, and is exact only if the model
+is linear between the site and the metric.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interventions.engines.base_runs import at_slots
-from interventions.operations.build_edits import noise_of
 from interventions.operations.corruption import noised
 from interventions.operations.dataset_statistics import DatasetStatistics
+from interventions.plan.cells import CellSpec
 from interventions.plan.groups import Masks
-from interventions.plan.plan import CellSpec, PatchOptions
+from interventions.plan.options import PatchOptions
 from models.hooks import edited, recorded
 from models.inputs import Inputs
 from models.llava import Llava
@@ -29,11 +29,11 @@ from tasks.example import Example
 
 
 class Attribution(NamedTuple):
-    """What patching is estimated to give.
+    """Estimated metrics of patched runs.
 
     Args:
-        base: The metrics of the run that would be changed.
-        estimated: The metrics of each patched run: ``base`` and the first-order change.
+        base: Metrics of the unchanged run.
+        estimated: Metrics of each patched run: ``base`` plus the first-order change.
     """
 
     base: Float[Tensor, "metric example"]
@@ -41,13 +41,13 @@ class Attribution(NamedTuple):
 
 
 class AttributionGap(NamedTuple):
-    """How far an estimate is from exact patching, over cells and examples.
+    """Difference between estimated and exact patching, over cells and examples.
 
     Args:
-        correlation: Pearson's, of estimated and exact changes; NaN if either is constant.
-        mean_error: Mean absolute difference of the two, in the metric's unit.
-        relative_error: The same in mean absolute exact changes; 1 is what estimating no change would score.
-        n: Cells x examples.
+        correlation: Pearson's r of estimated and exact changes; NaN if either is constant.
+        mean_error: Mean absolute difference, in the metric's unit.
+        relative_error: ``mean_error`` divided by the mean absolute exact change; 1 for an estimate of no change.
+        n: Number of cells x examples.
     """
 
     correlation: float
@@ -62,38 +62,38 @@ def attribute(
     other: Inputs | None,
     specs: Sequence[CellSpec],
     examples: Sequence[Example],
-    context: DatasetStatistics,
+    statistics: DatasetStatistics,
     score: Callable[[Float[Tensor, "example slot vocab"]], Float[Tensor, "metric example"]],
     *,
     readout: Int[Tensor, "example slot"],
     seed: int | None = None,
 ) -> Attribution:
-    """Estimates every spec's patched run: the sum over its positions and heads of gradient x (other - base).
+    """Estimate the patched run of every cell: the sum over its positions and heads of gradient x (other - base).
 
     Args:
         llava: The model.
-        inputs: The run that would be changed: ``Runs.inputs``.
-        other: The run that values would come from: ``Runs.other``, None where it is ``inputs`` with noise.
-        specs: Of op ``"patch"`` or ``"attribute"``, of one layer each.
-        examples: The clean ones of the batch.
-        context: Holds the plan; ``collect_statistics`` made it.
-        score: The metrics of logits at ``readout``; each example's must depend on its own logits alone.
+        inputs: ``Runs.inputs``, the run that patching would change.
+        other: ``Runs.other``, the run that values come from; None if it is ``inputs`` with noise.
+        specs: Cells of op ``"patch"`` or ``"attribute"`` with one layer each.
+        examples: The clean examples of the batch.
+        statistics: Of ``collect_statistics``.
+        score: Computes the metrics from logits at ``readout``; those of an example may depend on its logits only.
         readout: Columns of ``inputs`` where logits are read; -1 at unused slots.
-        seed: Of the noise, where noise corrupts.
+        seed: Seed of the noise, if noise corrupts.
 
     Raises:
-        ValueError: If the plan does not patch, a spec has several layers, or the two runs do not stand alike.
+        UserError: If the plan does not patch, a cell has several layers, or positions of the two runs differ.
 
     Source: Nanda 2023, "Attribution Patching: Activation Patching At Industrial Scale"; Syed et al. 2023, "Attribution
         Patching Outperforms Automated Circuit Discovery", arXiv 2310.10348.
     """
-    options = context.plan.options
+    plan, options = statistics.plan, statistics.plan.options
     if not isinstance(options, PatchOptions):
-        raise UserError(f"op must be patch or attribute, got {context.plan.op!r}. Only patching has a gradient form.")
+        raise UserError(f"op must be patch or attribute, got {plan.op!r}.")
     wide = [spec for spec in specs if len(spec.layers) > 1]
     if wide:
         raise UserError(f"window must be one layer for attribution, got {wide[0].window!r}. Use window 1.")
-    noise = noise_of(llava, inputs, context, seed) if context.plan.corruption.kind == "noise" else None
+    noise = statistics.draw_noise(llava, inputs, seed) if plan.corruption.kind == "noise" else None
     source = inputs if other is None else other
     _check_alike(inputs, source)
     masks = Masks(llava, inputs, examples)
@@ -111,7 +111,7 @@ def attribute(
     rows = {part: _example_of(inputs, part == "language_model") for part in ("language_model", "picture")}
     effects = torch.zeros(len(by_metric), len(specs), len(inputs), device=base.device)
     for metric, grads in enumerate(by_metric):
-        # A site that the metric does not depend on, such as the tower's unused last block, has no gradient.
+        # A site that the metric does not depend on, such as the vision tower's unused last block, has no gradient.
         products = {
             site: (grad.float() * (theirs[site].float() - ours[site].detach().float())).sum(-1)
             for site, grad in zip(sites, grads, strict=True)
@@ -136,19 +136,19 @@ def attribute(
 def attribution_gap(
     estimated: Float[Tensor, "*axes"], exact: Float[Tensor, "*axes"], base: Float[Tensor, "..."]
 ) -> AttributionGap:
-    """How far estimated metrics are from those of exact patching.
+    """Compare estimated metrics with those of exact patching.
 
     Args:
-        estimated: Of ``attribute``.
-        exact: Of the patched runs, same shape.
-        base: Of the unchanged run; broadcasts.
+        estimated: Metrics of ``attribute``.
+        exact: Metrics of the patched runs, of the same shape.
+        base: Metrics of the unchanged run; broadcasts.
 
     Raises:
-        ValueError: If the two have different shapes, or nothing in them.
+        UserError: If the shapes differ, or are empty.
     """
     if estimated.shape != exact.shape or estimated.numel() == 0:
         raise UserError(
-            f"estimated and exact must have one shape and a value at least, got {tuple(estimated.shape)} and "
+            f"estimated and exact must have the same shape and not be empty, got {tuple(estimated.shape)} and "
             f"{tuple(exact.shape)}. Pass the same cells and examples."
         )
     guess, truth = ((values - base).double().flatten() for values in (estimated, exact))
@@ -162,9 +162,9 @@ def attribution_gap(
 def _run(
     llava: Llava, inputs: Inputs, sites: Sequence[Site], readout: Tensor, noise: Tensor | None
 ) -> tuple[dict[Site, Tensor], Tensor]:
-    """The values at the sites, and the logits at the readout; part of a graph where gradients are on."""
+    """Activations at the sites and logits at the readout; part of a graph if gradients are enabled."""
 
-    def rooted(value: Tensor) -> Tensor:  # frozen weights alone would leave no graph
+    def rooted(value: Tensor) -> Tensor:  # frozen weights alone give no graph
         return value if value.requires_grad or not torch.is_grad_enabled() else value.detach().requires_grad_()
 
     kwargs: dict[str, Any] = inputs.model_kwargs()
@@ -189,19 +189,19 @@ def _check_alike(inputs: Inputs, other: Inputs) -> None:
     counts = [[len(pictures) for pictures in batch.image_of] for batch in (inputs, other)]
     if not alike or counts[0] != counts[1] or not torch.equal(inputs.attention_mask, other.attention_mask):
         raise UserError(
-            f"other must stand like inputs, got batches of {tuple(inputs.input_ids.shape)} and "
+            f"other must have the positions of inputs, got batches of {tuple(inputs.input_ids.shape)} and "
             f"{tuple(other.input_ids.shape)} with {sum(counts[0])} and {sum(counts[1])} pictures. "
             "Pairs need prompts and answers of equal length."
         )
 
 
 def _pictures(inputs: Inputs, device: torch.device) -> Tensor:
-    """For every placeholder its row of pixels: the model is given a picture for each."""
+    """For every placeholder its row of pixels: a forward pass gets one picture per placeholder."""
     return torch.tensor([row for rows in inputs.image_of for row in rows], device=device)
 
 
 def _example_of(inputs: Inputs, language: bool) -> Tensor:
-    """For each row of a site's values the example it belongs to."""
+    """The example of each row of a site's activations."""
     if language:
         return torch.arange(len(inputs))
     return torch.tensor([example for example, rows in enumerate(inputs.image_of) for _ in rows], dtype=torch.int64)

@@ -1,7 +1,7 @@
 """The corrupt run: another picture, a blank one, or noise on the image embeddings.
 
-The first two are another batch; noise is an edit of the clean one, drawn by ``draw_noise`` for each picture, so that
-neither batches nor their order matter.
+The first two are another batch. Noise is an edit of the clean batch; ``draw_noise`` seeds it by picture, so that it
+does not depend on batches or their order.
 """
 
 import hashlib
@@ -28,10 +28,10 @@ EMBEDDINGS = Site("projector", None, "out")
 
 
 def blank_pictures(inputs: Inputs) -> Inputs:
-    """The same batch, every picture CLIP's mean colour: zeros after normalisation.
+    """The same batch with every picture replaced by CLIP's mean colour, zeros after normalisation.
 
     Raises:
-        ValueError: If an example shows no picture.
+        UserError: If an example has no picture.
     """
     pixels = _pixels(inputs)
     keys = tuple("blank" for _ in inputs.picture_keys)
@@ -46,11 +46,11 @@ def embedding_deviation(
     Args:
         llava: The model.
         examples: With pictures.
-        batch_size: Rows that are run together.
+        batch_size: Examples that run together.
         preprocess: See ``prepare``.
 
     Raises:
-        ValueError: If an example has no picture.
+        UserError: If an example has no picture.
     """
     distinct = list({tuple(p.key for p in example.pictures): example for example in examples}.values())
     n, total, squares = 0, 0.0, 0.0
@@ -63,16 +63,16 @@ def embedding_deviation(
 
 
 def draw_noise(llava: Llava, inputs: Inputs, *, deviation: float, seed: int) -> Float[Tensor, "image token d_model"]:
-    """Gaussian noise for every image embedding of a batch; equal pictures get equal noise under one seed.
+    """Gaussian noise for every image embedding of a batch; the same for equal pictures.
 
     Args:
-        llava: Gives the shape.
+        llava: The model, for the shape.
         inputs: The batch.
-        deviation: Of the noise, in the embeddings' unit.
-        seed: Another seed draws other noise.
+        deviation: Standard deviation of the noise.
+        seed: Seed of the noise.
 
     Raises:
-        ValueError: If an example shows no picture.
+        UserError: If an example has no picture.
 
     Source: noise of three standard deviations on the subject's embeddings in Meng et al. 2022, "Locating and Editing
         Factual Associations in GPT", arXiv 2202.05262.
@@ -87,19 +87,19 @@ def draw_noise(llava: Llava, inputs: Inputs, *, deviation: float, seed: int) -> 
 
 
 def noise_edit(noise: Float[Tensor, "image token d_model"]) -> Write:
-    """Adds the noise to every image embedding."""
+    """The edit that adds the noise to every image embedding."""
     mask = torch.ones(noise.shape[:2], dtype=torch.bool, device=noise.device)
     return Write(EMBEDDINGS, mask, noise, add=True)
 
 
 @contextmanager
 def noised(llava: Llava, inputs: Inputs, noise: Float[Tensor, "image token d_model"]) -> Iterator[None]:
-    """Adds the noise in forwards and captures of ``inputs`` that run inside."""
+    """Add the noise in forwards and captures of ``inputs`` that run inside."""
     of_placeholder = torch.tensor([row for rows in inputs.image_of for row in rows], device=noise.device)
 
     def add(value: Tensor) -> Tensor:
-        # Plain forwards show the projector a picture for every placeholder, captures every distinct one. Where the
-        # numbers agree, each picture is shown once, in order, and both are the same.
+        # A plain forward projects one picture per placeholder, a capture one per distinct picture. If the numbers
+        # agree, each picture occurs once, in order, and the two are the same.
         rows = noise if value.shape[0] == noise.shape[0] else noise[of_placeholder]
         return value + rows.to(value.dtype)
 
@@ -112,7 +112,6 @@ def _pixels(inputs: Inputs) -> Tensor:
     bare = [row for row, pictures in enumerate(inputs.image_of) if not pictures]
     if bare or inputs.pixel_values is None:
         raise UserError(
-            f"examples must show a picture to corrupt, got none in row {bare[0] if bare else 0} of the batch. "
-            "Leave it out."
+            f"examples must have a picture to corrupt, got none in row {bare[0] if bare else 0} of the batch."
         )
     return inputs.pixel_values

@@ -1,26 +1,30 @@
-"""What a plan needs to know of a whole data set: means for ablation, norms for steering, the deviation for noise."""
+"""Statistics of a data set that a plan needs: means for ablation, norms for steering, the deviation for noise."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from interventions.operations.corruption import embedding_deviation
-from interventions.operations.steering import direction_at
+from interventions.operations.corruption import draw_noise, embedding_deviation
+from interventions.operations.directions import direction_at
+from interventions.plan.cells import CellSpec
 from interventions.plan.groups import Masks
-from interventions.plan.plan import AblateOptions, InterventionPlan, SteerOptions
+from interventions.plan.options import AblateOptions, SteerOptions
+from interventions.plan.plan import InterventionPlan
 from models.capture import capture
-from models.inputs import prepare
+from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.pixels import Preprocess
 from models.sites import Site
+from tasks.errors import UserError
 from tasks.example import Example
 
 
 @dataclass(frozen=True, eq=False)
 class DatasetStatistics:
-    """A plan and what it needs besides a batch.
+    """A plan and the statistics that it needs.
 
     Args:
         plan: The plan.
@@ -36,43 +40,57 @@ class DatasetStatistics:
     directions: Mapping[str, Tensor] = field(default_factory=dict)
     deviation: float | None = None
 
+    def draw_noise(self, llava: Llava, inputs: Inputs, seed: int | None = None) -> Float[Tensor, "image token d_model"]:
+        """The noise of the plan on a batch; ``seed`` None is the first seed of the plan.
+
+        Raises:
+            UserError: If the deviation of the embeddings is missing.
+        """
+        if self.deviation is None:
+            raise UserError("deviation must be given for noise, got None. Call collect_statistics.")
+        corruption = self.plan.corruption
+        seed = corruption.seeds[0] if seed is None else seed
+        return draw_noise(llava, inputs, deviation=corruption.scale * self.deviation, seed=seed)
+
 
 def collect_statistics(
     plan: InterventionPlan,
     llava: Llava,
     examples: Sequence[Example],
     *,
+    specs: Sequence[CellSpec] | None = None,
     directions: Mapping[str, Tensor] | None = None,
     batch_size: int = 8,
     preprocess: Preprocess = "pad",
 ) -> DatasetStatistics:
-    """What ``plan`` needs to know of ``examples``, and nothing that it does not.
+    """The statistics of ``examples`` that ``plan`` needs, and no others.
 
-    Means and norms are taken over the positions of the group in an example, then over examples, each of which counts
-    alike.
+    Means and norms are taken over the positions of the group in an example, then over examples with equal weight.
 
     Args:
         plan: The plan.
         llava: The model.
-        examples: The clean ones of the whole data set.
+        examples: The clean examples of the whole data set.
+        specs: ``plan.cells(llava)``, if it is at hand.
         directions: For steering, by name.
-        batch_size: Rows that are run together.
+        batch_size: Examples that run together.
         preprocess: See ``prepare``.
 
     Raises:
-        ValueError: If the plan does not fit the model, an example lacks a group, or a direction is missing.
+        UserError: If the plan does not fit the model, an example has no position of a group, or a direction is missing.
     """
     options = plan.options
-    specs = plan.cells(llava)
     given = dict(directions or {})
     means: dict[tuple[Site, str], Tensor] = {}
     norms: dict[tuple[Site, str], float] = {}
-    wanted = {(site, spec.tokens) for spec in specs if spec.op in ("ablate", "steer") for site in spec.sites}
+    wanted: set[tuple[Site, str]] = set()
+    if isinstance(options, AblateOptions | SteerOptions):
+        wanted = {(site, spec.tokens) for spec in specs or plan.cells(llava) for site in spec.sites}
     if isinstance(options, AblateOptions) and options.kind == "mean":
         means = _averages(llava, examples, wanted, batch_size, preprocess, norms=False)
     if isinstance(options, SteerOptions):
         for site, _ in wanted:
-            direction_at(given, options.direction, site)  # refused before anything runs
+            direction_at(given, options.direction, site)  # raises before any forward
         if options.unit == "norm":
             found = _averages(llava, examples, wanted, batch_size, preprocess, norms=True)
             norms = {key: float(value) for key, value in found.items()}
@@ -101,7 +119,7 @@ def _averages(
         inputs = prepare(llava, batch, preprocess=preprocess, answers=True)
         masks = Masks(llava, inputs, batch)
         for text, sites in by_group.items():
-            # capture reads "all" as every token of a picture, the class token included, as the masks of edits do
+            # for capture, "all" includes the class token of a picture, as it does in the masks of edits
             tokens = text if text == "all" else masks.at("language_model", text)
             found = capture(llava, inputs, sites, tokens=tokens, pool="none" if norms else "mean", examples=batch)  # type: ignore[arg-type]
             for site in sites:

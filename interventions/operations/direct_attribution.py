@@ -1,7 +1,7 @@
-"""Direct logit attribution: what each part of the model writes straight into the difference of two logits.
+"""Direct logit attribution: the contribution of each component to the difference of two logits.
 
-The last residual stream is the sum of what embedding, attention and MLPs wrote. With the final norm's scale frozen at
-its value in this run, the logit difference is linear in that sum, so the parts' shares add up to it.
+The last residual stream is the sum of the outputs of embedding, attention and MLPs. With the final norm's scale frozen
+at its value in this run, the logit difference is linear in that sum, so the contributions add up to it.
 """
 
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ from models.llava import Llava
 from models.sites import Site
 from tasks.errors import UserError
 
-# float32 sums over tens of layers agree to about 1e-6; a norm that is no scaling misses by far more.
+# float32 sums over tens of layers agree to about 1e-6; a norm that subtracts a mean is off by far more.
 _LINEAR = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class DirectAttribution:
-    """The shares of a logit difference, at one position of each example.
+    """Contributions to a logit difference, at one position of each example.
 
     Args:
-        embedding: Of what entered the first block.
+        embedding: Of the input of the first block.
         attn_out: Of each attention layer.
         mlp_out: Of each MLP.
-        heads: Of each head; without the output map's bias, if it has one, they add up to ``attn_out``.
-        logit_difference: The whole; ``embedding``, ``attn_out`` and ``mlp_out`` add up to it.
+        heads: Of each head; they add up to ``attn_out`` less the output projection's bias.
+        logit_difference: The sum of ``embedding``, ``attn_out`` and ``mlp_out``.
     """
 
     embedding: Float[Tensor, "example"]
@@ -47,18 +47,18 @@ def direct_logit_attribution(
     answers: Int[Tensor, "example"],
     foils: Int[Tensor, "example"],
 ) -> DirectAttribution:
-    """The shares of logit(answer) - logit(foil).
+    """Contributions to logit(answer) - logit(foil).
 
     Args:
         llava: The model.
         inputs: The batch.
-        columns: The position of each example where the answer is predicted.
+        columns: Position of each example at which the answer is predicted.
         answers: Token ids.
         foils: Token ids.
 
     Raises:
-        ValueError: If the model's final norm is no scaling of its input, a column is padding or not there, or there is
-            not one of everything for each example.
+        UserError: If the model's final norm does more than scale its input, a column is padding or out of range, or the
+            lengths differ.
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; frozen norm as in Wang et al. 2022,
         "Interpretability in the Wild", arXiv 2211.00593.
@@ -76,25 +76,22 @@ def direct_logit_attribution(
         direction = _logit_direction(llava, at[last], at[final], answers, foils)
         heads = torch.stack([_by_head(llava, site, at[site], direction) for site in sites["z"]])
 
-    def share(site: Site) -> Tensor:
+    def contribution(site: Site) -> Tensor:
         return (at[site] * direction).sum(-1).float()
 
     return DirectAttribution(
-        embedding=share(first),
-        attn_out=torch.stack([share(site) for site in sites["attn_out"]]),
-        mlp_out=torch.stack([share(site) for site in sites["mlp_out"]]),
+        embedding=contribution(first),
+        attn_out=torch.stack([contribution(site) for site in sites["attn_out"]]),
+        mlp_out=torch.stack([contribution(site) for site in sites["mlp_out"]]),
         heads=heads.float(),
-        logit_difference=share(last),
+        logit_difference=contribution(last),
     )
 
 
 def _check(inputs: Inputs, columns: Tensor, answers: Tensor, foils: Tensor) -> None:
     for name, given in (("columns", columns), ("answers", answers), ("foils", foils)):
         if tuple(given.shape) != (len(inputs),):
-            raise UserError(
-                f"{name} must be one for each of {len(inputs)} examples, got shape {tuple(given.shape)}. "
-                "None is shared."
-            )
+            raise UserError(f"{name} must have shape ({len(inputs)},), one for each example, got {tuple(given.shape)}.")
     if int(columns.min()) < 0 or int(columns.max()) >= inputs.n_positions:
         raise UserError(
             f"columns must be in [0, {inputs.n_positions}), got {int(columns.min())} to {int(columns.max())}. "
@@ -109,20 +106,20 @@ def _logit_direction(
     answers: Tensor,
     foils: Tensor,
 ) -> Float[Tensor, "example d_model"]:
-    """What the residual stream is multiplied with to give the logit difference, the norm's scale frozen.
+    """The vector whose product with the residual stream is the logit difference, with the norm's scale frozen.
 
-    A norm without mean and bias is x -> weight * x / scale(x). On ones it shows its weight up to a factor, and the
-    factor follows from what it made of this run's stream; so nothing need be known of how the model stores it.
+    A norm without mean and bias is x -> weight * x / scale(x). Its value on ones gives the weight up to a factor, and
+    its value on this run's residual stream gives the factor, however the model stores them.
     """
     norm = llava.module_at(Site("language_model", None, "final_norm"))
     weight = norm(torch.ones(1, llava.d_model, device=llava.device, dtype=llava.dtype))[0].double()
     unscaled = weight * resid
     factor = (normed * unscaled).sum(-1, keepdim=True) / (unscaled**2).sum(-1, keepdim=True)
-    # in bfloat16 each value is rounded to 8 bits, so that the comparison can only see gross errors
+    # bfloat16 rounds each value to 8 bits, so that the comparison finds gross errors only
     slack = _LINEAR if llava.dtype == torch.float32 else 2e-2
     if float((factor * unscaled - normed).norm() / normed.norm()) > slack:
         raise UserError(
-            f"final norm must be a scaling of its input, got another one in {llava.id}. Only RMS norms are attributed."
+            f"final norm must scale its input and do no more, got another norm in {llava.id}. RMS norms are supported."
         )
     head: Any = llava.model.get_output_embeddings()
     rows = head.weight[answers.to(llava.device)].double() - head.weight[foils.to(llava.device)].double()
@@ -133,7 +130,7 @@ def _logit_direction(
 def _by_head(
     llava: Llava, site: Site, z: Float[Tensor, "example head d_head"], direction: Float[Tensor, "example d_model"]
 ) -> Float[Tensor, "head example"]:
-    """What each head's output, through its part of the output map, adds along a direction."""
+    """What each head adds along a direction, through its slice of the output projection."""
     output = llava.module_at(site)
     assert isinstance(output, nn.Linear)
     weight = output.weight.double().unflatten(1, z.shape[1:])

@@ -1,54 +1,43 @@
-"""Attention knockout: positions of one group stop looking at those of another, in some layers and heads.
+"""Attention knockout: positions of one group do not attend to positions of another group, in some layers and heads.
 
-``image->question`` names the way of the information: the keys of the image are hidden from the queries of the question.
+``image->question`` names the direction of information: queries at the question do not attend to keys at the image.
 """
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
-from interventions.engines.edits import Cut
+from interventions.engines.edits import Cut, Edit
+from interventions.operations.prepared_batch import PreparedBatch
 from interventions.plan.cells import CellSpec
-from interventions.plan.groups import Masks
-from interventions.plan.plan import FLOW
+from interventions.plan.options import FLOW
 from tasks.errors import UserError
 
 
-def knockout_edits(spec: CellSpec, masks: Masks) -> tuple[Cut, ...]:
-    """Cuts the edges from the source's keys to the target's queries in every layer of the window.
+def edits(spec: CellSpec, batch: PreparedBatch) -> tuple[Edit, ...]:
+    """Cut the edges from the source's keys to the target's queries in every layer of the window.
 
-    As a target, ``last`` is the prompt's last position and every position of the answer behind it, so that the cut
-    stays in force while a longer answer is given; as a source it is the prompt's last position. The edge from a
-    position to itself stays.
-
-    Args:
-        spec: Of op ``"knockout"``, its tokens ``source->target``.
-        masks: Of the batch that is changed.
+    As a target, ``last`` also includes the positions of the answer, so that the cut holds while a longer answer is
+    given; as a source it is the last position of the prompt. The edge from a position to itself stays.
 
     Raises:
-        ValueError: If an example has no such edge, since attention looks back only.
+        UserError: If an example has no such edge.
 
     Source: Geva et al. 2023, "Dissecting Recall of Factual Associations in Auto-Regressive Language Models",
         arXiv 2304.14767; between modalities in Zhang et al. 2024, "Cross-modal Information Flow in Multimodal Large
         Language Models", arXiv 2411.18620.
     """
     source, target = spec.tokens.split(FLOW)
-    keys = masks.at("language_model", source)
-    queries = masks.at("language_model", target)
+    keys = batch.masks.at("language_model", source)
+    queries = batch.masks.at("language_model", target)
     if target.strip() == "last":
-        queries = queries | _answers(masks)
+        inputs = batch.masks.inputs
+        columns = torch.arange(inputs.n_positions, device=inputs.input_ids.device)
+        stops = torch.tensor([[layout.prompt_stop] for layout in inputs.layout], device=columns.device)
+        queries = queries | ((columns >= stops) & inputs.attention_mask.bool())
     edges = queries & (keys.int().cumsum(1) - keys.int() > 0)
     missing = (~edges.any(1)).nonzero().flatten().tolist()
     if missing:
         raise UserError(
             f"knockout must cut an edge in every example, got none for {spec.tokens!r} in row {missing[0]} of the "
-            "batch. Attention looks back: the source must come before the target."
+            "batch. Attention is causal: the source must come before the target."
         )
     return tuple(Cut(layer, queries, keys, spec.heads) for layer in spec.layers)
-
-
-def _answers(masks: Masks) -> Bool[Tensor, "example pos"]:
-    """The positions behind the prompt, where there are any."""
-    columns = torch.arange(masks.inputs.n_positions, device=masks.inputs.input_ids.device)
-    stops = torch.tensor([[layout.prompt_stop] for layout in masks.inputs.layout], device=columns.device)
-    return (columns >= stops) & masks.inputs.attention_mask.bool()

@@ -1,9 +1,9 @@
-"""Weight transplant: layers of one checkpoint in another, to see which layers' training a skill needs.
+"""Weight transplant: layers of one checkpoint in another, to find the layers whose training a skill needs.
 
     with transplanted(stage1, smol, layers=range(8), head=False) as mixed:
         ...  # mixed runs with layers 0 to 7 of smol
 
-Parameters are exchanged, never copied over, so what was there before comes back to the last bit.
+Parameters are exchanged and not overwritten, so the recipient is restored exactly.
 """
 
 import hashlib
@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import nn
 
-from interventions.plan.cells import spell_layers
+from models.layer_ranges import format_layers
 from models.llava import Llava
 from models.sites import Site
 from tasks.errors import UserError
 
-# Equal shapes do not make equal computations: these must agree too.
+# Equal shapes do not imply equal computations: these must agree too.
 _SAME = (
     "num_attention_heads",
     "num_key_value_heads",
@@ -35,23 +35,23 @@ _SAME = (
 def transplanted(
     llava: Llava, donor: Llava, layers: Iterable[int], *, head: bool = False, projector: bool = False
 ) -> Iterator[Llava]:
-    """``llava`` with the donor's weights in some layers of the language model, while inside.
+    """Give ``llava`` the donor's weights in some layers of the language model, within a ``with`` block.
 
-    Embeddings and vision tower stay. Where the head is tied to the embeddings, only the head is exchanged. What was
-    computed before from ``llava`` (a prepared base, say) does not belong to the mixture.
+    Embeddings and vision tower stay. If the head is tied to the embeddings, only the head is exchanged. A base prepared
+    before with ``llava`` does not hold for the mixture.
 
     Args:
-        llava: The recipient. It computes as the mixture inside, and as before behind, whatever happens.
-        donor: Has the same architecture; its weights are brought to the recipient's device and dtype.
+        llava: The recipient; restored at the end, also after an exception.
+        donor: A checkpoint of the same architecture; its weights are moved to the recipient's device and dtype.
         layers: Blocks of the language model; may be empty.
-        head: Whether the final norm and the head come along.
-        projector: Whether the projector comes along.
+        head: Whether to exchange the final norm and the head too.
+        projector: Whether to exchange the projector too.
 
     Yields:
         The recipient, with an id and a weight hash that name the mixture.
 
     Raises:
-        ValueError: If a layer is not there, or the two are not of one architecture.
+        UserError: If a layer is out of range, or the architectures differ.
 
     Source: Palacios 2025, "How LLaVA Learns to See: Localizing Representation Changes in Visual Instruction Tuning",
         thesis, University of Trieste.
@@ -65,7 +65,7 @@ def transplanted(
     if projector:
         owners.append((llava.projector, donor.projector))
     exchanges = [exchange for mine, theirs in owners for exchange in _parameters(mine, theirs, donor.id)]
-    parts = [*([spell_layers(wanted)] if wanted else []), *["head"] * head, *["projector"] * projector]
+    parts = [*([format_layers(wanted)] if wanted else []), *["head"] * head, *["projector"] * projector]
     name = f"{llava.id}+{donor.id}[{';'.join(parts)}]"
     digest = hashlib.sha256(f"{llava.weight_hash}/{donor.weight_hash}/{parts}".encode()).hexdigest()
     try:
@@ -80,7 +80,7 @@ def transplanted(
 def _parameters(
     mine: nn.Module, theirs: nn.Module, donor: str
 ) -> list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]]:
-    """For each parameter the module that holds it, its name there, what it is, and what it becomes."""
+    """For each parameter: its module, its name there, its present value, and the donor's."""
     ours, given = dict(mine.named_parameters()), dict(theirs.named_parameters())
     shapes = [{name: tuple(value.shape) for name, value in side.items()} for side in (ours, given)]
     if shapes[0] != shapes[1]:
@@ -107,8 +107,8 @@ def _check(llava: Llava, donor: Llava, layers: list[int]) -> None:
     wrong = [layer for layer in layers if not 0 <= layer < llava.n_layers]
     if wrong:
         raise UserError(
-            f"layer must be in [0, {llava.n_layers}) for {llava.id}, got {wrong[0]}. Layers count from 0; the head "
-            "comes along with head=True."
+            f"layer must be in [0, {llava.n_layers}) for {llava.id}, got {wrong[0]}. Layers count from 0; head=True "
+            "exchanges the head."
         )
     if donor.n_layers != llava.n_layers:
         raise UserError(
@@ -119,8 +119,8 @@ def _check(llava: Llava, donor: Llava, layers: list[int]) -> None:
         llava.tokenizer.get_vocab() != donor.tokenizer.get_vocab()
     ):
         raise UserError(
-            f"donor must read pictures and words as {llava.id} does, got another patch grid or vocabulary in "
-            f"{donor.id}. Both runs are given the recipient's inputs."
+            f"donor must have the patch grid and vocabulary of {llava.id}, got others in {donor.id}. "
+            "Both runs get the recipient's inputs."
         )
     mine, theirs = llava.config.text_config, donor.config.text_config
     for key in _SAME:

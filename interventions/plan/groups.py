@@ -1,10 +1,10 @@
 """Token groups as a table writes them: ``image``, ``patch(3,4)``, ``pos(-1)``, ``image-object``, ``last+answer``.
 
-``group_mask(inputs, "image-object", llava, examples)`` gives the columns of the batch, ``picture_mask`` the tokens of
-the vision tower or the projector behind them. The names are those of ``models.tokens``, and these: ``answer``, the
+``group_mask(inputs, "image-object", llava, examples)`` returns a mask over the columns of the batch, ``picture_mask``
+one over the tokens of the vision tower or the projector. The names are those of ``models.tokens``, and: ``answer``, the
 positions after the prompt; ``patch(row,column)`` and ``box(left,top,right,bottom)``, both with the picture's number as
-an optional last argument; ``pos(i)``, the i-th real token of the row, or counted back from the prompt's end where
-negative (``pos(-1)`` is ``last``). ``+`` joins groups and ``-`` takes one away, from left to right.
+an optional last argument; ``pos(i)``, the i-th real token of the row, or counted back from the prompt's end if negative
+(``pos(-1)`` is ``last``). ``+`` adds a group and ``-`` removes one, from left to right.
 """
 
 import re
@@ -22,22 +22,21 @@ from models.tokens import GROUPS, BoxGroup, PatchGroup, token_mask
 from tasks.errors import UserError
 from tasks.example import Box, Example
 
-PATCHES = "patches"  # in a plan: each patch of the grid on its own
+PATCHES = "patches"  # in a plan: one cell for each patch of the grid
 _NAMES = (*GROUPS, "answer")
-_PICTURED = ("image", "object", "all", "patch", "box")  # what has a meaning in front of the language model
+_PICTURED = ("image", "object", "all", "patch", "box")  # groups that exist before the language model
 _SPLIT = re.compile(r"([+-])(?![^(]*\))")
 _CALL = re.compile(r"(patch|box|pos)\(([^()]*)\)")
 _COUNTS = {"patch": (2, 3), "box": (4, 5), "pos": (1, 1)}
 
 
 class Masks:
-    """The masks of one batch, each made once however many cells share it.
+    """The masks of one batch, each computed once and shared by its cells.
 
     Args:
-        llava: Gives the patch grid.
+        llava: The model, for its patch grid.
         inputs: The batch that is changed.
-        examples: Those of the batch, or None if no group is ``object``. Of a pair either will do; its boxes say where
-            the object is.
+        examples: The examples of the batch, or None if no group is ``object``. Their boxes locate the object.
     """
 
     def __init__(self, llava: Llava, inputs: Inputs, examples: Sequence[Example] | None) -> None:
@@ -45,10 +44,10 @@ class Masks:
         self._made: dict[tuple[Part, str], Tensor] = {}
 
     def at(self, part: Part, text: str) -> Bool[Tensor, "row token"]:
-        """The mask of a group as ``edits.Write`` wants it in a part of the stack.
+        """The mask of a group in a part of the model, in the shape of ``edits.Write.mask``.
 
         Raises:
-            ValueError: See ``group_mask`` and ``picture_mask``.
+            UserError: See ``group_mask`` and ``picture_mask``.
         """
         key = (part, text)
         if key not in self._made:
@@ -60,7 +59,7 @@ class Masks:
 
 
 class Term(NamedTuple):
-    """One group of a sum or difference: its sign, its name, and its numbers if it takes any."""
+    """One group of a sum or difference: sign, name, and arguments."""
 
     sign: int
     name: str
@@ -71,7 +70,7 @@ def parse_group(text: str) -> tuple[Term, ...]:
     """The terms of a group, left to right.
 
     Raises:
-        ValueError: If it is not written as the module says.
+        UserError: If the syntax is invalid.
     """
     pieces = _SPLIT.split(text.replace(" ", ""))
     signs = [1, *(1 if mark == "+" else -1 for mark in pieces[1::2])]
@@ -79,7 +78,7 @@ def parse_group(text: str) -> tuple[Term, ...]:
 
 
 def is_pictured(text: str) -> bool:
-    """Whether the group has a meaning in the vision tower and the projector: image tokens alone, or ``all``."""
+    """True if the group exists in the vision tower and the projector: image tokens only, or ``all``."""
     terms = parse_group(text)
     return all(term.name in _PICTURED for term in terms) and (len(terms) == 1 or all(t.name != "all" for t in terms))
 
@@ -92,29 +91,29 @@ def group_mask(
     Args:
         inputs: The batch.
         text: The group.
-        llava: Gives the patch grid.
-        examples: Those of the batch; needed for ``object`` alone.
+        llava: The model, for its patch grid.
+        examples: The examples of the batch; only needed for ``object``.
 
     Raises:
-        ValueError: If the group is not written as the module says, or an example has no such position.
+        UserError: If the syntax is invalid, or an example has no such position.
     """
     mask = torch.zeros_like(inputs.input_ids, dtype=torch.bool)
     for term in parse_group(text):
         found = _term_mask(inputs, term, llava, examples)
         mask = mask | found if term.sign > 0 else mask & ~found
-    _refuse_empty(mask, text, examples)
+    _check_not_empty(mask, text, examples)
     return mask
 
 
 def picture_mask(
     inputs: Inputs, text: str, part: Part, llava: Llava, examples: Sequence[Example] | None = None
 ) -> Bool[Tensor, "image token"]:
-    """True at the tokens of each row of ``Inputs.pixel_values`` that a group means in the tower or the projector.
+    """True at the tokens of a group in the vision tower or the projector, one row for each of ``Inputs.pixel_values``.
 
-    Image tokens mean their patches; ``all`` means every token of every picture, the class token included.
+    An image token selects its patch; ``all`` selects every token of every picture, including the class token.
 
     Raises:
-        ValueError: As ``group_mask``; if the group is no group of image tokens, or examples that share a picture mean
+        UserError: As ``group_mask``; if the group is not one of image tokens, or examples that share a picture select
             different tokens of it.
     """
     if not is_pictured(text):
@@ -123,7 +122,7 @@ def picture_mask(
             "Use image, object, patch(r,c), box(...), or a site of the language model."
         )
     if inputs.pixel_values is None:
-        raise UserError(f"batch must hold pictures for a site of the {part.replace('_', ' ')}, got none. Add some.")
+        raise UserError(f"batch must hold pictures for a site of the {part.replace('_', ' ')}, got none.")
     height, width = llava.grid
     tower = part == "vision_tower"
     length = height * width + (1 if tower else llava.n_class_tokens)
@@ -191,7 +190,7 @@ def _term_mask(inputs: Inputs, term: Term, llava: Llava, examples: Sequence[Exam
     return mask.to(inputs.input_ids.device)
 
 
-def _refuse_empty(mask: Tensor, text: str, examples: Sequence[Example] | None) -> None:
+def _check_not_empty(mask: Tensor, text: str, examples: Sequence[Example] | None) -> None:
     empty = (~mask.any(1)).nonzero().flatten().tolist()
     if empty:
         name = f"row {empty[0]} of the batch" if examples is None else f"example {examples[empty[0]].id!r}"

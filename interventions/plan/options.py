@@ -1,27 +1,34 @@
-"""What each operation needs besides where it acts: small frozen records with their checks.
+"""The options of each operation, with their checks and defaults.
 
-``OPTIONS["ablate"]`` is the record of that operation; a ``InterventionPlan`` holds one.
+``OPERATIONS["ablate"].options`` is the options class of that operation; an ``InterventionPlan`` holds an instance.
+This file imports no torch, so that a command line can be made from it. A new operation adds its options class and one
+entry of ``OPERATIONS`` here, and one file in ``interventions.operations``.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from tasks.errors import UserError
 
 Op = Literal["patch", "ablate", "knockout", "skip", "steer", "attribute", "transplant"]
 OPS: tuple[Op, ...] = get_args(Op)
+Metric = Literal["logit_difference", "log_prob", "probability", "kl", "accuracy"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+WindowKind = Literal["up-to", "onward", "together"]
+WINDOW_KINDS: tuple[WindowKind, ...] = get_args(WindowKind)
+FLOW = "->"  # image->question: queries at the question do not attend to keys at the image
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """How the corrupt run is made from the clean one.
+    """How the corrupt run is made from the clean run.
 
     Args:
-        kind: ``"pair"``: the other picture of a pair that differs in one attribute; ``"blank"``: CLIP's mean
-            colour everywhere; ``"noise"``: Gaussian noise on the image embeddings (what leaves the projector).
-        scale: The noise's standard deviation, in standard deviations of the data set's image embeddings.
-        seeds: One draw of the noise each; results are averaged over them.
+        kind: ``"pair"``: the other picture of a pair that differs in one attribute; ``"blank"``: CLIP's mean colour
+            everywhere; ``"noise"``: Gaussian noise on the image embeddings (the projector's output).
+        scale: Standard deviation of the noise, in standard deviations of the data set's image embeddings.
+        seeds: Seeds of the noise; results are means over them.
     """
 
     kind: Literal["pair", "blank", "noise"] = "pair"
@@ -29,74 +36,74 @@ class Corruption:
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        """Refuses values that mean nothing."""
+        """Check the values."""
         check_among("corruption", self.kind, ("pair", "blank", "noise"))
         check_number("scale", self.scale, positive=True)
         if not (isinstance(self.seeds, tuple) and self.seeds and all(is_whole(s) and s >= 0 for s in self.seeds)):
-            raise UserError(f"seeds must be integers >= 0, at least one, got {self.seeds!r}. Each is a draw of noise.")
+            raise UserError(f"seeds must be integers >= 0, at least one, got {self.seeds!r}.")
 
 
 @dataclass(frozen=True)
 class PatchOptions:
-    """Which run gets the other's activations.
+    """Options of ``patch`` and ``attribute``.
 
     Args:
-        direction: ``"denoise"`` puts clean activations into the corrupt run, ``"noise"`` corrupt ones into the
+        direction: ``"denoise"`` puts clean activations into the corrupt run, ``"noise"`` corrupt activations into the
             clean run.
     """
 
     direction: Literal["denoise", "noise"] = "denoise"
 
     def __post_init__(self) -> None:
-        """Refuses another direction."""
+        """Check the values."""
         check_among("direction", self.direction, ("denoise", "noise"))
 
 
 @dataclass(frozen=True)
 class AblateOptions:
-    """What takes the place of an activation.
+    """Options of ``ablate``.
 
     Args:
-        kind: ``"zero"``; ``"mean"``: its mean over the data set and the positions of the group; ``"resample"``: its
-            value in the run that shows another example's picture under the same prompt.
-        seed: Says which other example.
+        kind: What replaces the activation. ``"zero"``; ``"mean"``: its mean over the data set and the positions of the
+            group; ``"resample"``: its value in a run with another example's picture and the same prompt.
+        seed: Seed of the choice of the other example.
     """
 
     kind: Literal["zero", "mean", "resample"] = "mean"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses another kind."""
+        """Check the values."""
         check_among("ablation", self.kind, ("zero", "mean", "resample"))
         if not is_whole(self.seed) or self.seed < 0:
-            raise UserError(f"seed must be an integer >= 0, got {self.seed!r}. Any will do.")
+            raise UserError(f"seed must be an integer >= 0, got {self.seed!r}.")
 
 
 @dataclass(frozen=True)
 class SkipOptions:
-    """What skipped positions still do.
+    """Options of ``skip``.
 
     Args:
-        visible: Whether they serve as keys and values in the layers they skip. Without it nothing sees them there: with
-            the window ``"up-to"``, image tokens enter the language model only behind layer k.
+        visible: Whether skipped positions still serve as keys and values in the layers that they skip. If not, and with
+            the window ``"up-to"``, image tokens enter the language model after layer k only.
     """
 
     visible: bool = True
 
     def __post_init__(self) -> None:
-        """Refuses what is no bool."""
-        if not isinstance(self.visible, bool):
-            raise UserError(f"visible must be true or false, got {self.visible!r}. It says what others may see.")
+        """Check the values."""
+        check_bools(self, "visible")
 
 
 @dataclass(frozen=True)
 class SteerOptions:
-    """What is added.
+    """Options of ``steer``.
 
     Args:
-        direction: Its name in ``DatasetStatistics.directions``; it is brought to length 1.
-        alpha: Its length; negative to steer away.
-        unit: ``"norm"``: in mean norms of the activation at the site and group, over the data set; ``"absolute"``.
+        direction: Name of the direction in ``DatasetStatistics.directions``; it is scaled to unit length.
+        alpha: Length of the added vector; negative to steer away.
+        unit: Unit of ``alpha``. ``"norm"``: the mean norm of the activation at the site and group over the data set;
+            ``"absolute"``: the unit of the activation.
     """
 
     direction: str = "direction"
@@ -104,7 +111,7 @@ class SteerOptions:
     unit: Literal["norm", "absolute"] = "norm"
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be added."""
+        """Check the values."""
         if not isinstance(self.direction, str) or not self.direction:
             raise UserError(f"direction must be a name, got {self.direction!r}. load_directions lists those of a file.")
         check_number("alpha", self.alpha, positive=False)
@@ -113,12 +120,12 @@ class SteerOptions:
 
 @dataclass(frozen=True)
 class TransplantOptions:
-    """Which weights come from where.
+    """Options of ``transplant``.
 
     Args:
-        donor: The checkpoint, as ``models.load`` takes it.
-        head: Whether the final norm and the head come along.
-        projector: Whether the projector comes along.
+        donor: Checkpoint that the layers come from, as ``models.load`` takes it.
+        head: Whether to take the donor's final norm and head too.
+        projector: Whether to take the donor's projector too.
     """
 
     donor: str = "smol"
@@ -126,65 +133,98 @@ class TransplantOptions:
     projector: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses what names no checkpoint."""
+        """Check the values."""
         if not isinstance(self.donor, str) or not self.donor:
             raise UserError(f"donor must be the name of a checkpoint, got {self.donor!r}. For example smol.")
-        for name in ("head", "projector"):
-            if not isinstance(getattr(self, name), bool):
-                raise UserError(f"{name} must be true or false, got {getattr(self, name)!r}. It says what comes along.")
+        check_bools(self, "head", "projector")
 
 
 @dataclass(frozen=True)
 class NoOptions:
-    """For operations that need no more than where."""
+    """For operations without options."""
 
 
 Options = PatchOptions | AblateOptions | SkipOptions | SteerOptions | TransplantOptions | NoOptions
-# What each operation takes.
-OPTIONS: dict[Op, type[Options]] = {
-    "patch": PatchOptions,
-    "attribute": PatchOptions,
-    "ablate": AblateOptions,
-    "knockout": NoOptions,
-    "skip": SkipOptions,
-    "steer": SteerOptions,
-    "transplant": TransplantOptions,
+
+
+class Operation(NamedTuple):
+    """What a plan can say about an operation, and the defaults of a sweep.
+
+    Args:
+        options: Class of its options.
+        sites: Default sites.
+        tokens: Default token groups.
+        window: Default window.
+        whole_blocks: Name of the site of its cells if it acts on whole blocks; None if the plan chooses sites.
+        by_head: Whether it can be limited to some heads.
+    """
+
+    options: type[Options]
+    sites: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
+    window: int | WindowKind = 1
+    whole_blocks: str | None = None
+    by_head: bool = True
+
+
+_GROUPS = ("image", "question", "last")
+_FLOWS = (f"image{FLOW}question", f"question{FLOW}last", f"image{FLOW}last")
+OPERATIONS: dict[Op, Operation] = {
+    "patch": Operation(PatchOptions, ("resid_pre",), _GROUPS),
+    "attribute": Operation(PatchOptions, ("resid_pre",), _GROUPS),
+    "ablate": Operation(AblateOptions, ("attn_out", "mlp_out"), _GROUPS),
+    # A window of one has little effect: neighbouring blocks carry the same information.
+    "knockout": Operation(NoOptions, (), _FLOWS, 5, "pattern"),
+    "skip": Operation(SkipOptions, (), ("image",), "onward", "resid_post", by_head=False),
+    "steer": Operation(SteerOptions, ("resid_post",), ("image",), by_head=False),
+    "transplant": Operation(TransplantOptions, (), (), "up-to", "resid_post", by_head=False),
 }
 
 
 def is_whole(value: object) -> bool:
-    """Whether it is an integer, and no bool."""
+    """True for an integer that is not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_number(name: str, value: object, *, positive: bool) -> None:
-    """Passes if ``value`` is a finite number.
+    """Check that ``value`` is a finite number.
 
     Raises:
-        ValueError: If it is not.
+        UserError: If it is not.
     """
     good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
     if not good or (positive and value <= 0):  # type: ignore[operator]
-        raise UserError(f"{name} must be a{' positive' if positive else ''} finite number, got {value!r}. Change it.")
+        raise UserError(f"{name} must be a{' positive' if positive else ''} finite number, got {value!r}.")
+
+
+def check_bools(options: Any, *names: str) -> None:
+    """Check that some attributes are bools.
+
+    Raises:
+        UserError: If one is not.
+    """
+    for name in names:
+        if not isinstance(getattr(options, name), bool):
+            raise UserError(f"{name} must be true or false, got {getattr(options, name)!r}.")
 
 
 def check_among(name: str, value: object, known: tuple[str, ...]) -> None:
-    """Passes if ``value`` is one of ``known``.
+    """Check that ``value`` is one of ``known``.
 
     Raises:
-        ValueError: If it is not.
+        UserError: If it is not.
     """
     if value not in known:
-        raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}. Pick one of them.")
+        raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
 
 
 def check_keys(name: str, data: Mapping[str, Any], kind: Any) -> None:
-    """Passes if every key is a field of the dataclass ``kind``.
+    """Check that every key is a field of the dataclass ``kind``.
 
     Raises:
-        ValueError: Naming one that is not.
+        UserError: If one is not.
     """
     known = [f.name for f in fields(kind)]
     unknown = sorted(set(data) - set(known))
     if unknown:
-        raise UserError(f"{name} must have no keys but {', '.join(known) or 'none'}, got {unknown[0]!r}. Check it.")
+        raise UserError(f"{name} must have no keys but {', '.join(known) or 'none'}, got {unknown[0]!r}.")

@@ -1,82 +1,69 @@
-"""What to change, as plain data: a ``InterventionPlan`` is checked against a model and unfolds into cells, one row of a table each.
+"""A set of interventions as plain data, and how it unfolds into cells.
 
 plan = InterventionPlan("patch", sites=("resid_pre",), tokens=("image", "question", "last"))
-plan.cells(llava)  # 3 x n_layers specs; interventions.operations.build_edits turns each into edits on a batch
-InterventionPlan.from_dict(json.loads(text))  # refuses keys and values that it does not know
+plan.cells(llava)  # 3 x n_layers CellSpecs; interventions.operations.build_edits makes the edits of each
+InterventionPlan.from_dict(json.loads(text))  # raises on unknown keys and values
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
-from interventions.plan.cells import CellSpec, count_heads, spell_layers
+from interventions.engines.names import EngineName, check_engine
+from interventions.plan.cells import CellSpec, count_heads
 from interventions.plan.groups import PATCHES, is_pictured, parse_group
 from interventions.plan.options import (
+    FLOW,
+    METRICS,
+    OPERATIONS,
     OPS,
-    OPTIONS,
-    AblateOptions,
+    WINDOW_KINDS,
     Corruption,
-    NoOptions,
+    Metric,
     Op,
     Options,
     PatchOptions,
-    SkipOptions,
-    SteerOptions,
-    TransplantOptions,
+    WindowKind,
     check_among,
     check_keys,
     is_whole,
 )
+from models.layer_ranges import format_layers, parse_layers
 from models.llava import Llava
 from models.sites import Part, Site, parse_sites
 from tasks.errors import UserError
 
-__all__ = [
-    "AblateOptions",
-    "CellSpec",
-    "Corruption",
-    "InterventionPlan",
-    "NoOptions",
-    "Op",
-    "Options",
-    "PatchOptions",
-    "SkipOptions",
-    "SteerOptions",
-    "TransplantOptions",
-]
-
-Metric = Literal["logit_difference", "log_prob", "probability", "kl", "accuracy"]
-EngineName = Literal["incremental", "full"]
-WindowKind = Literal["up-to", "onward", "together"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
 HEAD_SITES = ("q", "k", "v", "z")
-FLOW = "->"  # image->question: queries of the question stop looking at keys of the image
-# For operations on whole blocks the sites are not chosen: what their cells are called.
-_FIXED_SITE: dict[Op, str] = {"knockout": "pattern", "skip": "resid_post", "transplant": "resid_post"}
 
 
 @dataclass(frozen=True)
 class InterventionPlan:
-    """A set of interventions: every site x window x token group x head asked for.
+    """A set of interventions: one cell for each combination of site, window, token group and head.
 
     Args:
         op: The operation.
         sites: As ``parse_sites`` reads them; none for knockout, skip and transplant, which act on whole blocks.
-        layers: ``"0-31"``, ``"3,5,9"``, None for all: one window for each.
-        window: An odd number of layers around each of them, clipped at the ends of the stack; ``"up-to"``: from layer 0
-            to each; ``"onward"``: from each to the last; ``"together"``: all of them in one cell.
-        tokens: As ``interventions.plan.groups`` writes them, each on its own; ``"patches"`` for each patch of the first
-            picture. For knockouts ``source->target``. None for transplants.
-        heads: For q, k, v, z and knockouts: ``"all"`` for each on its own, ``"0,3-5"`` for each of these, ``"0+3"`` for
-            two together; None for all together.
-        options: What the operation needs besides; None for its defaults.
+        layers: ``"0-31"``, ``"3,5,9"``, None for all: one window for each layer.
+        window: Which layers a cell changes. An odd number: so many layers centred on each layer, clipped at the ends of
+            the stack; ``"up-to"``: layer 0 to each layer; ``"onward"``: each layer to the last; ``"together"``: all
+            layers in one cell.
+        tokens: Groups as ``interventions.plan.groups`` describes them, one cell each; ``"patches"`` for each patch of
+            the first picture. For knockouts ``source->target``. None for transplants.
+        heads: For q, k, v, z and knockouts: ``"all"`` for one cell each, ``"0,3-5"`` for one cell each of these,
+            ``"0+3"`` for two together; None for all together.
+        options: Options of the operation; None for its defaults.
         corruption: How the corrupt run is made.
-        metrics: What is read out.
-        engine: How cells are run.
-    """
+        metrics: What is measured.
+        engine: Engine that runs the cells.
 
-    KEYS: ClassVar[tuple[str, ...]] = tuple(f.name for f in fields(CellSpec))
+    Example:
+        >>> plan = InterventionPlan("knockout", tokens=("image->last",), window=5)
+        >>> plan.options
+        NoOptions()
+        >>> InterventionPlan.from_dict(plan.to_dict()) == plan
+        True
+    """
 
     op: Op
     sites: tuple[str, ...] = ()
@@ -90,16 +77,17 @@ class InterventionPlan:
     engine: EngineName = "incremental"
 
     def __post_init__(self) -> None:
-        """Refuses what no model could run."""
+        """Check the values."""
         check_among("op", self.op, OPS)
+        kind = OPERATIONS[self.op].options
         if self.options is None:
-            object.__setattr__(self, "options", OPTIONS[self.op]())
-        if type(self.options) is not OPTIONS[self.op]:
+            object.__setattr__(self, "options", kind())
+        if type(self.options) is not kind:
             raise UserError(
-                f"options must be {OPTIONS[self.op].__name__} for op {self.op!r}, got {type(self.options).__name__}. "
+                f"options must be {kind.__name__} for op {self.op!r}, got {type(self.options).__name__}. "
                 "Each operation has its own."
             )
-        check_among("engine", self.engine, get_args(EngineName))
+        check_engine(self.engine)
         for name in ("sites", "tokens", "metrics"):
             value = getattr(self, name)
             if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
@@ -115,31 +103,30 @@ class InterventionPlan:
         self._check_heads()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that ``json.dumps`` takes and ``from_dict`` reads back."""
-        flat = asdict(self)
-        return {key: _listed(value) for key, value in flat.items()}
+        """Plain data that ``json.dumps`` writes and ``from_dict`` reads."""
+        return {key: _as_lists(value) for key, value in asdict(self).items()}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> "InterventionPlan":
-        """The plan that ``to_dict`` wrote, or that a person did.
+        """The plan of a mapping, as ``to_dict`` or a person writes it.
 
         Raises:
-            ValueError: If a key or a value is not one that a plan has.
+            UserError: If a key or a value is invalid.
         """
         check_keys("plan", data, InterventionPlan)
         if "op" not in data:
-            raise UserError(f"plan must say its op, got keys {sorted(data)}. One of {', '.join(OPS)}.")
+            raise UserError(f"plan must have the key op, got keys {sorted(data)}. One of {', '.join(OPS)}.")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         check_among("op", values["op"], OPS)
         op: Op = values["op"]
-        kinds: dict[str, Any] = {"options": OPTIONS[op], "corruption": Corruption}
+        kinds: dict[str, Any] = {"options": OPERATIONS[op].options, "corruption": Corruption}
         for key, kind in kinds.items():
             inner = values.get(key)
             if inner is None:
                 values.pop(key, None)
                 continue
             if not isinstance(inner, Mapping):
-                raise UserError(f"{key} must be a mapping, got {inner!r}. Name its values.")
+                raise UserError(f"{key} must be a mapping, got {inner!r}.")
             check_keys(key, inner, kind)
             values[key] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in inner.items()})
         return InterventionPlan(**values)
@@ -148,12 +135,12 @@ class InterventionPlan:
         """Every intervention of the plan on ``llava``, in the order site, tokens, head, layer.
 
         Raises:
-            ValueError: If the model lacks a site, a layer or a head, or a group means nothing at a site.
+            UserError: If the model lacks a site, a layer or a head, or a group is not defined at a site.
         """
         specs: dict[CellSpec, None] = {}
         for name in self._names(llava):
             centres = [site.layer for site in name.sites]
-            for tokens in self._groups(name.part, llava):
+            for tokens in self._groups(llava):
                 for head in self._heads(name, llava):
                     for layer, window in self._windows(centres, name.n_layers):
                         site = "weights" if self.op == "transplant" else str(Site(name.part, layer, name.name))
@@ -162,25 +149,26 @@ class InterventionPlan:
 
     def _check_metrics(self) -> None:
         if not self.metrics:
-            raise UserError(f"metrics must hold at least one of {', '.join(METRICS)}, got none. Name what to read.")
+            raise UserError(f"metrics must hold at least one of {', '.join(METRICS)}, got none.")
         for metric in self.metrics:
             check_among("metric", metric, METRICS)
         if self.op == "attribute" and "accuracy" in self.metrics:
             raise UserError("metric must have a gradient for op 'attribute', got 'accuracy'. Use logit_difference.")
         if self.op == "attribute" and "kl" in self.metrics and self.options == PatchOptions("noise"):
-            raise UserError("metric must not be kl for op 'attribute' by noising, got it. Its gradient is 0 there.")
+            raise UserError("metric must not be kl for op 'attribute' with direction 'noise'. Its gradient is 0 there.")
 
     def _check_window(self) -> None:
-        spans = get_args(WindowKind)
-        if self.window not in spans and not (is_whole(self.window) and int(self.window) > 0 and int(self.window) % 2):
+        if self.window not in WINDOW_KINDS and not (
+            is_whole(self.window) and int(self.window) > 0 and int(self.window) % 2
+        ):
             raise UserError(
-                f"window must be an odd number of layers or one of {', '.join(spans)}, got {self.window!r}. "
+                f"window must be an odd number of layers or one of {', '.join(WINDOW_KINDS)}, got {self.window!r}. "
                 "It is centred on each layer."
             )
         if self.op == "attribute" and self.window != 1:
             raise UserError(
-                f"window must be 1 for op 'attribute', got {self.window!r}. Gradients of several layers count a change "
-                "twice that flows from one to the next."
+                f"window must be 1 for op 'attribute', got {self.window!r}. With several layers, a change that flows "
+                "from one to the next would count twice."
             )
 
     def _check_tokens(self) -> None:
@@ -188,20 +176,20 @@ class InterventionPlan:
             if self.corruption != Corruption():
                 raise UserError(
                     f"corruption must not be given for op 'transplant', got {self.corruption.kind!r}. The recipient's "
-                    "own run stands for the corrupt one."
+                    "own run serves as the corrupt run."
                 )
             if self.tokens:
-                raise UserError(f"tokens must not be given for op 'transplant', got {self.tokens}. Weights serve all.")
+                raise UserError(f"tokens must not be given for op 'transplant', got {self.tokens}.")
             return
         if not self.tokens:
             flow = f", as in image{FLOW}question" if self.op == "knockout" else ", as in image"
-            raise UserError(f"tokens must be given for op {self.op!r}{flow}, got none. Each group is run on its own.")
+            raise UserError(f"tokens must be given for op {self.op!r}{flow}, got none.")
         for text in self.tokens:
             ends = text.split(FLOW)
             if len(ends) != (2 if self.op == "knockout" else 1):
                 raise UserError(
                     f"tokens must be {'source->target' if self.op == 'knockout' else 'one group'} for op {self.op!r}, "
-                    f"got {text!r}. Only knockouts cut one group from another."
+                    f"got {text!r}. Only knockouts take two groups."
                 )
             for end in ends:
                 if end != PATCHES:
@@ -210,14 +198,14 @@ class InterventionPlan:
     def _check_heads(self) -> None:
         if self.heads is None:
             return
-        if self.op in ("skip", "steer", "transplant"):
-            raise UserError(f"heads must not be given for op {self.op!r}, got {self.heads!r}. It acts on whole blocks.")
+        if not OPERATIONS[self.op].by_head:
+            raise UserError(f"heads must not be given for op {self.op!r}, got {self.heads!r}.")
         if not re.fullmatch(r"all|\d+([-+,]\d+)*", self.heads):
             raise UserError(f"heads must be like all, 0,3-5 or 0+3, got {self.heads!r}. Heads count from 0.")
 
     def _names(self, llava: Llava) -> list["_Named"]:
-        """What is changed, each with the sites of the layers asked for."""
-        fixed = _FIXED_SITE.get(self.op)
+        """The sites of the plan, grouped by part and name."""
+        fixed = OPERATIONS[self.op].whole_blocks
         if fixed is not None and self.sites:
             raise UserError(f"sites must not be given for op {self.op!r}, got {self.sites}. It acts on whole blocks.")
         if fixed is None and not self.sites:
@@ -228,7 +216,7 @@ class InterventionPlan:
         for part, name in grouped:
             if fixed is None and name == "pattern":
                 raise UserError(
-                    f"site must not be 'pattern' for op {self.op!r}, got one. Op 'knockout' cuts edges of attention."
+                    f"site must not be 'pattern' for op {self.op!r}. Op 'knockout' removes attention edges."
                 )
             if self.op == "steer" and name in HEAD_SITES:
                 raise UserError(f"site must be as wide as its stream for op 'steer', got {name!r}. Use resid_post.")
@@ -237,7 +225,7 @@ class InterventionPlan:
             early = part == "vision_tower" or (part == "projector" and name != "out")
             if isinstance(self.options, PatchOptions) and self.corruption.kind == "noise" and early:
                 raise UserError(
-                    f"site must not precede the noise on the projector's output, got {name!r} of the "
+                    f"site must not come before the noise on the projector's output, got {name!r} of the "
                     f"{part.replace('_', ' ')}. Use projector:out, a site of the language model, or corruption 'blank'."
                 )
             for text in self.tokens if part != "language_model" else ():
@@ -250,21 +238,21 @@ class InterventionPlan:
         return [_Named(part, name, tuple(sites), counts[part]) for (part, name), sites in grouped.items()]
 
     def _windows(self, centres: list[int | None], n_layers: int) -> list[tuple[int | None, str]]:
-        """For each window its layer and the layers in it, as the table writes them."""
+        """The layer of each window, and the layers in it as the table writes them."""
         layers = [layer for layer in centres if layer is not None]
         if not layers:
             return [(None, "")]
         if self.window == "together":
-            return [(layers[0], spell_layers(layers))]
+            return [(layers[0], format_layers(layers))]
         if self.window == "up-to":
-            return [(layer, spell_layers(range(layer + 1))) for layer in layers]
+            return [(layer, format_layers(range(layer + 1))) for layer in layers]
         if self.window == "onward":
-            return [(layer, spell_layers(range(layer, n_layers))) for layer in layers]
+            return [(layer, format_layers(range(layer, n_layers))) for layer in layers]
         half = int(self.window) // 2
-        return [(at, spell_layers(range(max(0, at - half), min(n_layers, at + half + 1)))) for at in layers]
+        return [(at, format_layers(range(max(0, at - half), min(n_layers, at + half + 1)))) for at in layers]
 
-    def _groups(self, part: Part, llava: Llava) -> list[str]:
-        """The groups with ``patches`` unfolded."""
+    def _groups(self, llava: Llava) -> list[str]:
+        """The groups, with ``patches`` unfolded."""
         if self.op == "transplant":
             return [""]
         height, width = llava.grid
@@ -276,31 +264,23 @@ class InterventionPlan:
         return found
 
     def _heads(self, name: "_Named", llava: Llava) -> list[str | None]:
-        """The sets of heads that are changed together, checked."""
+        """The sets of heads that are changed together."""
         if self.heads is None:
             return [None]
         n_heads = count_heads(name.sites[0], llava)
         if self.heads == "all":
             return [str(head) for head in range(n_heads)]
-        found: list[str] = []
+        found: list[str | None] = []
         for piece in self.heads.split(","):
-            first, dash, last = piece.partition("-")
-            if dash and first.isdigit() and last.isdigit():
-                if int(last) < int(first):
-                    raise UserError(f"heads must rise within a range, got {self.heads!r}. Write {last}-{first}.")
-                found += [str(head) for head in range(int(first), int(last) + 1)]
+            heads = parse_layers(
+                piece.replace("+", ","), n_heads, what="head", where=f"{name.name!r} of {llava.id}",
+                forms="like all, 0,3-5 or 0+3",
+            )  # fmt: skip
+            if "+" in piece:
+                found.append("+".join(map(str, heads)) if "-" in piece else piece)
             else:
-                found.append(piece)
-        for text in found:
-            if len(set(text.split("+"))) < len(text.split("+")):
-                raise UserError(f"heads that are changed together must differ, got {text!r}. Name each once.")
-            for head in text.split("+"):
-                if not head.isdigit() or int(head) >= n_heads:
-                    raise UserError(
-                        f"head must be in [0, {n_heads}) at {name.name!r} of {llava.id}, got {head}. Heads count from "
-                        "0; keys and values may have fewer than queries."
-                    )
-        return list(found)
+                found += map(str, heads)
+        return found
 
 
 class _Named(NamedTuple):
@@ -311,11 +291,11 @@ class _Named(NamedTuple):
 
 
 def _products(ends: list[list[str]]) -> list[tuple[str, ...]]:
-    """The sources of a flow, each as a tuple; one empty tuple where the text is no flow."""
+    """The sources of a flow, each as a tuple; one empty tuple if the text is not a flow."""
     return [(start,) for start in ends[0]] if ends else [()]
 
 
-def _listed(value: Any) -> Any:
+def _as_lists(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _listed(inner) for key, inner in value.items()}
+        return {key: _as_lists(inner) for key, inner in value.items()}
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""Original LLaVA checkpoints, in the layout of the authors' own code, as what transformers' LLaVA takes.
+"""Original LLaVA checkpoints, in the layout of the authors' code, converted to that of transformers.
 
 ``read_original(folder)`` reads LLaVA-1.5 (two-layer projector) and LLaVA (linear projector) folders, with the vision
 tower inside or beside them, and stage-1 folders that hold a projector alone. ``python -m models.convert SOURCE OUT``
@@ -62,7 +62,7 @@ _ROWS = 64  # embeddings are filled up to a multiple of this, as llava-hf's are
 
 @dataclass(frozen=True)
 class Original:
-    """What an original folder holds, in transformers' terms.
+    """An original folder in transformers' layout.
 
     Args:
         config: Of the whole stack.
@@ -101,7 +101,7 @@ def read_original(folder: Path, *, base: str | Path | None = None) -> Original:
 
     Raises:
         UserError: If the folder is of another architecture or incomplete.
-        ValueError: If ``base`` or the tower cannot be found.
+        UserError: If ``base`` or the tower cannot be found.
 
     Source: the layout is that of https://github.com/haotian-liu/LLaVA; the linear projector is LLaVA's (Liu et al.
         2023, arXiv 2304.08485), the other LLaVA-1.5's (Liu et al. 2024, arXiv 2310.03744).
@@ -109,7 +109,7 @@ def read_original(folder: Path, *, base: str | Path | None = None) -> Original:
     described = _read_json(folder / "config.json")
     _check(described, folder)
     name = str(described["mm_vision_tower"]).rstrip("/")
-    language, files = _language(folder, base)
+    language, files = language_files(folder, base)
     text = described if language == folder else _read_json(language / "config.json")
     _check_language(text, language)
     tokenizer = _tokenizer(language)
@@ -141,7 +141,7 @@ def read_original(folder: Path, *, base: str | Path | None = None) -> Original:
 
 
 def _check(described: dict[str, Any], folder: Path) -> None:
-    """Refuses what the authors' code also writes, but is no LLaVA or LLaVA-1.5."""
+    """Check that the folder is LLaVA or LLaVA-1.5; the authors' code also writes other models."""
     architecture = (described.get("architectures") or ["LlavaLlamaForCausalLM"])[0]
     wanted = {
         "architectures": (architecture, ("LlavaLlamaForCausalLM", "LlamaForCausalLM")),
@@ -153,7 +153,7 @@ def _check(described: dict[str, Any], folder: Path) -> None:
     if not described["mm_vision_tower"] or not isinstance(described["mm_vision_tower"], str):
         raise UserError(
             f"mm_vision_tower must name a vision tower, got {described['mm_vision_tower']!r} in the config.json of "
-            f"{folder.name}. A language model alone is no LLaVA."
+            f"{folder.name}. A language model alone is not a LLaVA."
         )
     if re.search(r"\bdelta\b", f"{folder.name} {described.get('_name_or_path', '')}"):
         raise UserError(
@@ -169,7 +169,7 @@ def _check(described: dict[str, Any], folder: Path) -> None:
 
 
 def _check_language(text: dict[str, Any], folder: Path) -> None:
-    """Refuses a language model that would run as LLaMA and is none, or leaves its sizes to chance."""
+    """Check that the language model is a LLaMA with all its sizes in the config."""
     kind = text.get("model_type", "llama")
     if kind not in ("llama", "llava", "llava_llama") or "text_config" in text:
         raise UserError(
@@ -183,7 +183,7 @@ def _check_language(text: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _language(folder: Path, base: str | Path | None) -> tuple[Path, list[Path]]:
+def language_files(folder: Path, base: str | Path | None) -> tuple[Path, list[Path]]:
     """The folder with the language model's config and tokenizer, and the weight files of all but the tower."""
     projector = folder / _PROJECTOR
     if (folder / "adapter_config.json").is_file():
@@ -199,14 +199,14 @@ def _language(folder: Path, base: str | Path | None) -> tuple[Path, list[Path]]:
     if base is None:
         raise UserError(
             f"checkpoint must have its language model, got only {_PROJECTOR} in {folder.name}. Name it: "
-            "load(..., base='lmsys/vicuna-7b-v1.5'), or python -m models.loading.original FOLDER OUT --base ..."
+            "load(..., base='lmsys/vicuna-7b-v1.5'), or python -m models.convert FOLDER OUT --base ..."
         )
     language = locate(str(base)).folder
     return language, [*weight_files(language), projector]
 
 
 def _tower_folder(name: str, folder: Path, *, needed: bool) -> Path | None:
-    """Where the vision tower lies; None if nothing of it is needed but its well-known sizes."""
+    """The folder of the vision tower; None if only its published sizes are needed."""
     beside = folder / name  # the name alone if it is absolute
     if beside.is_dir():
         return beside
@@ -264,7 +264,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _check_sentencepiece(path: Path) -> None:
-    """Refuses a fast tokenizer that LLaMA's class would read wrongly: it would make other ids and not say so."""
+    """Check that a fast tokenizer is of LLaMA's kind; from others LLaMA's class silently makes wrong ids."""
     if not path.is_file():
         raise FileNotFoundError("none")
     if not json.loads(path.read_text())["model"].get("byte_fallback"):

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from models.capture import capture, plan_batches
+from models.hooks import CaptureError
 from models.inputs import Layout, prepare
 from models.llava import Llava
-from models.recording import CaptureError
 from models.sites import Site
 from models.tokens import GROUPS, GroupName, token_mask
 from probes.activations.store import DTYPES, ActivationStore

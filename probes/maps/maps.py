@@ -22,10 +22,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from models.capture import capture
+from models.hooks import CaptureError
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.pixels import to_png
-from models.recording import CaptureError
 from models.sites import Site
 from probes.activations.store import ActivationStore
 from probes.config import RUN, SweepConfig
@@ -33,9 +33,10 @@ from probes.evaluation.evaluate import STRENGTHS, choose_strengths
 from probes.evaluation.folds import FoldPlan, InnerSplit, Mask, TargetPlan
 from probes.evaluation.jobs import fit_logistic
 from probes.evaluation.parallel import each_site, processes_for
+from probes.evaluation.refit import fit_logistic_probes
 from probes.linear.estimators import LogisticProbe, MassMeanProbe
 from probes.linear.mlp import MLPProbe
-from probes.linear.solver import rotate, solve_logistic, to_original
+from probes.linear.solver import rotate
 from probes.maps.map_plan import MapPlan
 from probes.probe_data import ProbeData
 from records.manifest import read_manifest, write_atomically
@@ -44,8 +45,6 @@ from tasks.example import Example, Label
 
 TABLE, ABOUT, PICTURES = "maps.parquet", "maps.json", "maps"
 COLUMNS = ("target", "site", "part", "name", "layer", "depth", "example", "row", "col", "p_true", "predicted")
-# Relative to the coefficients' norm. Probabilities are shown, not only the largest class, so finer than a sweep's fits.
-TOLERANCE = 3e-3
 _RANKING = 1e-1  # which of three strengths, a factor of ten apart, is best shows that far from the optimum
 
 PatchProbe = LogisticProbe | MassMeanProbe | MLPProbe  # classes are codes: column c of predict_proba is class c
@@ -226,19 +225,8 @@ def fit_probes(
     path = sorted(STRENGTHS, reverse=True)
     judged = [replace(t, inner=_splits(t, training, plan.folds)) for t in targets]
     picks = choose_strengths(judged, path, 1, lambda jobs, levels: fit_logistic(basis, jobs, levels, _RANKING))
-    labels = torch.from_numpy(np.stack([t.truth for t in targets])).to(x.device)
-    weights = rows.to(x.dtype).expand(len(targets), -1)
-    strengths = [picks[t.name][0] for t in targets]
-    sizes = [len(t.classes) for t in targets]
-    fit = solve_logistic(basis, labels, weights, sizes, x.new_tensor(strengths), tol=TOLERANCE)
     probes: dict[str, PatchProbe] = {}
-    for number, (target, strength) in enumerate(zip(targets, strengths, strict=True)):
-        coef, intercept = to_original(basis, *fit.linear(number))
-        fitted = LogisticProbe(strength, tol=TOLERANCE)
-        fitted.coef_, fitted.intercept_ = coef.double().cpu().numpy(), intercept.double().cpu().numpy()
-        fitted.classes_, fitted.n_iter_ = np.arange(len(target.classes)), int(fit.iterations[number])
-        fitted.n_features_in_ = x.shape[1]
-        probes[target.name] = fitted
+    probes.update(fit_logistic_probes(basis, targets, training, {name: pick[0] for name, pick in picks.items()}))
     return probes
 
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from interventions.cli import app
+from interventions.cli import main
 from models.llava import Llava
 from models.loading.load import load
 from tests.conftest import tiny_config
@@ -86,7 +85,7 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
 
 
 @pytest.fixture
-def sweep(checkpoint: Path, tmp_path: Path) -> Callable[..., Outcome]:
+def sweep(checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Runs ``patch-sweep`` in this process on the tiny checkpoint, writing to ``tmp_path / "run"`` by default."""
 
     def call(*arguments: object, model: object = checkpoint) -> Outcome:
@@ -95,9 +94,12 @@ def sweep(checkpoint: Path, tmp_path: Path) -> Callable[..., Outcome]:
             given += ["--out", str(tmp_path / "run")]
         if given[:1] != ["show"]:
             given += ["--model", str(model)]
-        result = CliRunner().invoke(app, given)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return Outcome(result.exit_code, result.stdout, result.stderr)
+        capfd.readouterr()
+        code = 0
+        try:
+            main(given)
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Outcome(code, *capfd.readouterr())
 
     return call

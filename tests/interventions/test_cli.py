@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from interventions.cli import app
-from interventions.config import DEFAULTS, PatchConfig, build_plan
-from interventions.plan.options import OPS
+from interventions.cli import main
+from interventions.config import InterventionOptions, PatchConfig
+from interventions.plan.options import OPERATIONS, OPS
 from interventions.plan.plan import InterventionPlan
 from tests.interventions.conftest import Outcome, PairFile
 
@@ -79,7 +78,7 @@ EVERY_OPTION: dict[str, tuple[list[str], object, Callable[[PatchConfig], object]
     "noise-scale": (["--corruption", "noise"], 2.0, lambda c: c.plan.corruption.scale),
     "direction": ([], "noise", lambda c: c.plan.options.direction),  # type: ignore[union-attr]
     "ablation": (["--op", "ablate"], "zero", lambda c: c.plan.options.kind),  # type: ignore[union-attr]
-    "steer-file": (["--op", "steer"], "d.safetensors", lambda c: str(c.directions)),
+    "steer-file": (["--op", "steer"], "d.safetensors", lambda c: str(c.intervention.steer_file)),
     "steer-name": (["--op", "steer"], "up", lambda c: c.plan.options.direction),  # type: ignore[union-attr]
     "alpha": (["--op", "steer"], -2.0, lambda c: c.plan.options.alpha),  # type: ignore[union-attr]
     "unit": (["--op", "steer"], "absolute", lambda c: c.plan.options.unit),  # type: ignore[union-attr]
@@ -111,8 +110,7 @@ def test_help_names_every_option(sweep: Sweep) -> None:
 
 
 def call(arguments: list[str], asked: list[PatchConfig]) -> PatchConfig:
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.stderr
+    main(arguments)
     return asked[-1]
 
 
@@ -151,7 +149,7 @@ def test_every_source_is_cut_off_from_every_target(asked: list[PatchConfig]) -> 
 @pytest.mark.parametrize("op", OPS)
 def test_operation_alone_means_its_defaults(op: str, asked: list[PatchConfig]) -> None:
     plan = call(["--op", op], asked).plan
-    assert (plan.sites, plan.tokens, plan.window) == DEFAULTS[op]  # type: ignore[index]
+    assert (plan.sites, plan.tokens, plan.window) == OPERATIONS[op][1:4]  # type: ignore[index]
     assert plan.metrics == (("logit_difference",) if op == "attribute" else ("logit_difference", "accuracy"))
 
 
@@ -160,21 +158,12 @@ def test_sites_before_the_language_model_are_patched_at_image_tokens(asked: list
 
 
 def test_settings_of_the_manifest_hold_every_option_that_decides_results() -> None:
-    settings = PatchConfig(build_plan("ablate")).settings
+    settings = PatchConfig(InterventionOptions("ablate")).settings
     assert settings == json.loads(json.dumps(settings))
-    names = {name.replace("-", "_") for name in EVERY_OPTION}
-    own = {"ablation", "direction", "steer_file", "steer_name", "alpha", "unit", "donor"}
-    elsewhere = {"out", "corruption", "noise_scale"} | own
-    assert names - elsewhere <= settings.keys()
-    assert {
-        "options.kind",
-        "options.seed",
-        "corruption.kind",
-        "corruption.scale",
-        "corruption.seeds",
-    } <= settings.keys()
-    assert settings["tokens"] == ["image", "question", "last"]
-    assert InterventionPlan.from_dict(PatchConfig(build_plan("steer")).plan.to_dict()).op == "steer"
+    names = {name.replace("-", "_") for name in (*EVERY_OPTION, *FLAGS, *REPEATED)}
+    assert names - {"out", "overwrite", "dry_run"} | {"from", "to"} == settings.keys()
+    assert (settings["tokens"], settings["ablation"]) == (["image", "question", "last"], "mean")
+    assert InterventionPlan.from_dict(PatchConfig(InterventionOptions("steer")).plan.to_dict()).op == "steer"
 
 
 def test_command_line_wins_over_the_file(asked: list[PatchConfig], tmp_path: Path) -> None:

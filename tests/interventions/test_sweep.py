@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,18 +14,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from interventions.config import PairOptions, PatchConfig, build_plan
+from interventions.config import CorruptionOptions, InterventionOptions, PairOptions, PatchConfig
 from interventions.metrics import find_readout, measure
 from interventions.pairs import load_pairs
-from interventions.plan.plan import CellSpec, Corruption
+from interventions.plan.cells import CellSpec
 from interventions.report_table import summarise
 from interventions.results import COLUMNS, KEYS, list_values, summarise_cells
-from interventions.sweep import FinishedPatchSweep, PatchEstimate, run_patch_sweep
+from interventions.sweep import PatchEstimate, run_patch_sweep
 from models.inputs import prepare
 from models.llava import Llava
 from models.loading.load import load
+from records.options import ModelOptions
 from records.resampling import adjust_p
-from records.settings import ModelOptions
+from records.run import FinishedRun
 
 ISSUE_COLUMNS = (
     "op", "site", "layer", "window", "tokens", "head", "metric", "value", "lower", "upper", "clean", "corrupt",
@@ -36,12 +36,12 @@ METRICS = ("logit_difference", "log_prob", "probability", "kl", "accuracy")
 
 
 def config(checkpoint: Path, out: Path, op: str = "patch", *, limit: int = 6, **changes: object) -> PatchConfig:
-    """A sweep of the tiny model; what ``build_plan`` takes goes there, the rest into the settings."""
-    of_settings = {"seed", "batch_size", "directions", "overwrite", "dry_run"}
+    """A sweep of the tiny model; fields of ``PatchConfig`` go there, the others to ``InterventionOptions``."""
+    of_settings = {"seed", "batch_size", "corruption", "overwrite", "dry_run"}
     settings = {key: value for key, value in changes.items() if key in of_settings}
-    of_plan = {key: value for key, value in changes.items() if key not in of_settings}
+    intervention = {key: value for key, value in changes.items() if key not in of_settings}
     return PatchConfig(
-        plan=build_plan(op, **of_plan),  # type: ignore[arg-type]
+        InterventionOptions(op, **intervention),  # type: ignore[arg-type]
         model=ModelOptions(name=str(checkpoint)),
         pairs=PairOptions(limit=limit),
         out=out,
@@ -49,33 +49,33 @@ def config(checkpoint: Path, out: Path, op: str = "patch", *, limit: int = 6, **
     )
 
 
-def done(settings: PatchConfig, *, drawn: bool = False) -> FinishedPatchSweep:
+def done(settings: PatchConfig, *, drawn: bool = False) -> FinishedRun:
     """The finished run; ``drawn`` with its figures, which take longer than the run."""
     with nullcontext() if drawn else patch("figures.draw_run", return_value=()):
         finished = run_patch_sweep(settings)
-    assert isinstance(finished, FinishedPatchSweep)
+    assert isinstance(finished, FinishedRun)
     return finished
 
 
 @pytest.fixture(scope="module")
-def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedPatchSweep:
+def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     return done(config(checkpoint, tmp_path_factory.mktemp("sweep") / "run", metrics=METRICS))
 
 
 def test_a_model_in_memory_gives_the_same_and_is_left_as_it_was(
-    finished: FinishedPatchSweep, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: FinishedRun, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = load(checkpoint)
     before, described = there.weight_hash, str(there.model)
     monkeypatch.setattr("records.model.load", None)
     with patch("figures.draw_run", return_value=()):
         again = run_patch_sweep(config(checkpoint, tmp_path / "run", metrics=METRICS), llava=there)
-    assert isinstance(again, FinishedPatchSweep)
+    assert isinstance(again, FinishedRun)
     pd.testing.assert_frame_equal(again.results, finished.results)
     assert (there.weight_hash, str(there.model)) == (before, described)
 
 
-def test_results_have_one_row_for_each_cell_and_metric(finished: FinishedPatchSweep) -> None:
+def test_results_have_one_row_for_each_cell_and_metric(finished: FinishedRun) -> None:
     results = finished.results
     assert list(results.columns) == list(COLUMNS)
     assert set(ISSUE_COLUMNS) | {"p", "p_adjusted"} <= set(results.columns)
@@ -86,7 +86,7 @@ def test_results_have_one_row_for_each_cell_and_metric(finished: FinishedPatchSw
     np.testing.assert_allclose(csv["value"], results["value"])
 
 
-def test_whole_image_at_the_bottom_recovers_all_and_at_the_top_nothing(finished: FinishedPatchSweep) -> None:
+def test_whole_image_at_the_bottom_recovers_all_and_at_the_top_nothing(finished: FinishedRun) -> None:
     image = finished.results.query("tokens == 'image' and metric == 'logit_difference'").set_index("layer")
     np.testing.assert_allclose(image.loc[0, "recovered"], 1.0, atol=1e-3)  # float32, differences of order 0.01
     np.testing.assert_allclose(image.loc[0, ["value", "clean"]].diff().iloc[1], 0.0, atol=1e-5)
@@ -95,7 +95,7 @@ def test_whole_image_at_the_bottom_recovers_all_and_at_the_top_nothing(finished:
     assert middle.loc[2] > 0.1  # and has seen the picture later
 
 
-def test_kl_of_the_clean_run_is_zero_and_recovered_with_it(finished: FinishedPatchSweep) -> None:
+def test_kl_of_the_clean_run_is_zero_and_recovered_with_it(finished: FinishedRun) -> None:
     kl = finished.results.query("metric == 'kl' and tokens == 'image' and layer == 0").iloc[0]
     assert kl["corrupt"] > 1e-6
     assert abs(kl["clean"]) < 1e-7
@@ -103,7 +103,7 @@ def test_kl_of_the_clean_run_is_zero_and_recovered_with_it(finished: FinishedPat
 
 
 def test_clean_and_corrupt_levels_are_those_of_plain_forwards(
-    checkpoint: Path, llava: Llava, finished: FinishedPatchSweep
+    checkpoint: Path, llava: Llava, finished: FinishedRun
 ) -> None:
     from interventions.metrics import answer_tokens
     from tasks.prompts import vicuna_v1
@@ -126,7 +126,7 @@ def test_clean_and_corrupt_levels_are_those_of_plain_forwards(
             np.testing.assert_allclose(row[name], float(level[number]), rtol=1e-4, atol=1e-6)
 
 
-def test_values_by_example_make_up_the_table(finished: FinishedPatchSweep) -> None:
+def test_values_by_example_make_up_the_table(finished: FinishedRun) -> None:
     values = pd.read_parquet(finished.folder / "values.parquet")
     assert len(values) == len(finished.results) * 6
     means = values.assign(head="").groupby(["site", "tokens", "metric"], observed=True)["value"].mean()
@@ -141,7 +141,7 @@ def test_values_by_example_make_up_the_table(finished: FinishedPatchSweep) -> No
     assert (pairs["answer"] != pairs["foil"]).all()
 
 
-def test_intervals_hold_the_value_and_p_is_adjusted_for_all_cells_of_a_metric(finished: FinishedPatchSweep) -> None:
+def test_intervals_hold_the_value_and_p_is_adjusted_for_all_cells_of_a_metric(finished: FinishedRun) -> None:
     results = finished.results
     assert ((results["lower"] <= results["value"] + 1e-9) & (results["value"] <= results["upper"] + 1e-9)).all()
     for _, group in results.groupby("metric"):
@@ -150,7 +150,7 @@ def test_intervals_hold_the_value_and_p_is_adjusted_for_all_cells_of_a_metric(fi
     assert (tried == tried.round()).all() and tried.min() >= 2 and tried.min() < tried.max()
 
 
-def test_undefined_fractions_are_empty_and_counted(finished: FinishedPatchSweep) -> None:
+def test_undefined_fractions_are_empty_and_counted(finished: FinishedRun) -> None:
     accuracy = finished.results[finished.results["metric"] == "accuracy"]
     assert set(accuracy["n_undefined"]) == {6}
     assert accuracy[["recovered", "recovered_lower", "recovered_upper"]].isna().all(axis=None)
@@ -165,12 +165,12 @@ def close(a: pd.DataFrame, b: pd.DataFrame) -> None:
 
 @pytest.mark.parametrize("changes", [{"engine": "full"}, {"batch_size": 1}, {"batch_size": 6}])
 def test_engine_and_batch_size_do_not_matter(
-    checkpoint: Path, finished: FinishedPatchSweep, tmp_path: Path, changes: dict[str, object]
+    checkpoint: Path, finished: FinishedRun, tmp_path: Path, changes: dict[str, object]
 ) -> None:
     close(done(config(checkpoint, tmp_path / "run", metrics=METRICS, **changes)).results, finished.results)
 
 
-def test_seed_makes_other_pairs(checkpoint: Path, finished: FinishedPatchSweep, tmp_path: Path) -> None:
+def test_seed_makes_other_pairs(checkpoint: Path, finished: FinishedRun, tmp_path: Path) -> None:
     other = done(config(checkpoint, tmp_path / "run", metrics=METRICS, layers="0", seed=5))
     assert other.results["clean"].iloc[0] != finished.results["clean"].iloc[0]
 
@@ -178,13 +178,13 @@ def test_seed_makes_other_pairs(checkpoint: Path, finished: FinishedPatchSweep, 
 OPERATIONS: dict[str, tuple[dict[str, object], str, set[str]]] = {
     # what is asked for, the run that is changed, and the tokens in the table
     "patch": (
-        {"options": {"direction": "noise"}, "sites": ["z"], "tokens": ["last"], "heads": "all"},
+        {"direction": "noise", "sites": ("z",), "tokens": ("last",), "heads": "all"},
         "clean",
         {"last"},
     ),
-    "knockout": ({"flows": (["image"], ["question", "last"])}, "clean", {"image->question", "image->last"}),
-    "skip": ({"options": {"visible": False}}, "clean", {"image"}),
-    "ablate": ({"options": {"kind": "resample"}, "sites": ["vision:resid_post"]}, "clean", {"image"}),
+    "knockout": ({"sources": ("image",), "targets": ("question", "last")}, "clean", {"image->question", "image->last"}),
+    "skip": ({"hidden": True}, "clean", {"image"}),
+    "ablate": ({"ablation": "resample", "sites": ("vision:resid_post",)}, "clean", {"image"}),
     "attribute": ({}, "corrupt", {"image", "question", "last"}),
 }
 
@@ -199,16 +199,14 @@ def test_every_operation_writes_its_table_and_figures(checkpoint: Path, tmp_path
     assert set(results["tokens"]) == tokens
     assert (results["value"] != results[unchanged]).any()  # something was changed
     assert found.figures
-    assert all(paths.png.is_file() and paths.svg.is_file() for paths in found.figures)
+    assert all(png.is_file() and png.with_suffix(".svg").is_file() for png in found.figures)
     assert summarise(results)["n_cells"].sum() == len(results)
 
 
 def test_ablations_differ_by_what_takes_the_place(checkpoint: Path, tmp_path: Path) -> None:
     values = {}
     for kind in ("zero", "mean"):
-        found = done(
-            config(checkpoint, tmp_path / kind, "ablate", limit=3, options={"kind": kind}, tokens=["image"])
-        ).results
+        found = done(config(checkpoint, tmp_path / kind, "ablate", limit=3, ablation=kind, tokens=("image",))).results
         assert set(found["name"]) == {"attn_out", "mlp_out"}
         values[kind] = found[found["metric"] == "logit_difference"]["value"]
         assert (values[kind] != found["clean"].iloc[0])[found["layer"] < 2].all()  # nothing follows the last block
@@ -228,9 +226,8 @@ def test_steering_adds_the_direction_of_the_file(checkpoint: Path, llava: Llava,
     save_file({"away": torch.randn(llava.d_model, generator=generator)}, path)
     values = {}
     for alpha in (1e-6, 0.5, -0.5):
-        asked = {"direction": "away", "alpha": alpha, "unit": "norm"}
-        settings = config(checkpoint, tmp_path / f"{alpha}", "steer", limit=2, options=asked, layers="1")
-        found = done(replace(settings, directions=path))
+        asked = {"steer_file": path, "steer_name": "away", "alpha": alpha, "unit": "norm"}
+        found = done(config(checkpoint, tmp_path / f"{alpha}", "steer", limit=2, layers="1", **asked))
         row = found.results.iloc[0]
         values[alpha] = row["value"] - row["clean"]
     assert abs(values[1e-6]) < 1e-4
@@ -239,7 +236,7 @@ def test_steering_adds_the_direction_of_the_file(checkpoint: Path, llava: Llava,
 
 def test_attribution_is_compared_with_exact_patching(checkpoint: Path, tmp_path: Path) -> None:
     found = done(config(checkpoint, tmp_path / "run", "attribute", limit=6))
-    exact = done(config(checkpoint, tmp_path / "exact", "patch", limit=6, metrics=["logit_difference"]))
+    exact = done(config(checkpoint, tmp_path / "exact", "patch", limit=6, metrics=("logit_difference",)))
     errors = pd.read_csv(tmp_path / "run/attribution_error.csv")
     assert list(errors["metric"]) == ["logit_difference"]
     assert errors["n"].iloc[0] == 4 * 9  # the first batch
@@ -250,11 +247,11 @@ def test_attribution_is_compared_with_exact_patching(checkpoint: Path, tmp_path:
 
 
 def test_transplant_goes_from_recipient_to_donor(checkpoint: Path, tuned: Path, tmp_path: Path) -> None:
-    asked = {"donor": str(tuned), "head": True}
-    settings = config(checkpoint, tmp_path / "run", "transplant", limit=3, options=asked, metrics=["log_prob", "kl"])
+    asked = {"donor": str(tuned), "with_head": True, "metrics": ("log_prob", "kl")}
+    settings = config(checkpoint, tmp_path / "run", "transplant", limit=3, **asked)
     found = done(settings, drawn=True)
     assert list(dict.fromkeys(found.results["window"])) == ["0", "0-1", "0-2"]
-    assert [paths.png.stem for paths in found.figures] == ["curves"]
+    assert [png.stem for png in found.figures] == ["curves"]
     whole = found.results[found.results["window"] == "0-2"]
     np.testing.assert_allclose(whole["recovered"], 1.0, rtol=1e-4)  # every weight that differs has come
     assert ((found.results[found.results["window"] == "0"]["recovered"] - 1).abs() > 0.05).all()
@@ -266,11 +263,11 @@ def test_transplant_goes_from_recipient_to_donor(checkpoint: Path, tuned: Path, 
 def test_noise_is_averaged_over_its_seeds(checkpoint: Path, tmp_path: Path, direction: str) -> None:
     values = {}
     for seeds in ((0,), (1,), (0, 1)):
-        noise = Corruption("noise", 3.0, seeds)
+        noise = CorruptionOptions("noise", 3.0, seeds)
         found = done(
             config(
-                checkpoint, tmp_path / str(seeds), limit=2, layers="1", tokens=["image"], corruption=noise,
-                metrics=["logit_difference"], options={"direction": direction},
+                checkpoint, tmp_path / str(seeds), limit=2, layers="1", tokens=("image",), corruption=noise,
+                metrics=("logit_difference",), direction=direction,
             )
         )  # fmt: skip
         values[seeds] = found.results[["value", "corrupt", "clean"]].iloc[0]
@@ -280,8 +277,10 @@ def test_noise_is_averaged_over_its_seeds(checkpoint: Path, tmp_path: Path, dire
     assert values[0,]["clean"] == values[1,]["clean"]
 
 
-def test_blank_picture_is_another_corrupt_run(checkpoint: Path, finished: FinishedPatchSweep, tmp_path: Path) -> None:
-    found = done(config(checkpoint, tmp_path / "run", layers="0", metrics=METRICS, corruption=Corruption("blank")))
+def test_blank_picture_is_another_corrupt_run(checkpoint: Path, finished: FinishedRun, tmp_path: Path) -> None:
+    found = done(
+        config(checkpoint, tmp_path / "run", layers="0", metrics=METRICS, corruption=CorruptionOptions("blank"))
+    )
     assert found.results["clean"].iloc[0] == pytest.approx(finished.results["clean"].iloc[0], abs=1e-5)
     assert found.results["corrupt"].iloc[0] != pytest.approx(finished.results["corrupt"].iloc[0], abs=1e-4)
 
@@ -289,9 +288,9 @@ def test_blank_picture_is_another_corrupt_run(checkpoint: Path, finished: Finish
 def test_patches_are_painted_on_the_first_picture(checkpoint: Path, llava: Llava, tmp_path: Path) -> None:
     from PIL import Image
 
-    found = done(config(checkpoint, tmp_path / "run", limit=2, tokens=["patches"], layers="1"), drawn=True)
+    found = done(config(checkpoint, tmp_path / "run", limit=2, tokens=("patches",), layers="1"), drawn=True)
     assert found.results["tokens"].nunique() == 16
-    assert [paths.png.stem for paths in found.figures] == ["patch_map"]
+    assert [png.stem for png in found.figures] == ["patch_map"]
     with Image.open(found.folder / "picture.png") as picture:
         shown = np.asarray(picture, dtype=float)
     first = load_pairs(PairOptions(limit=1), seed=0, size=28).pairs[0].clean.pictures[0].open()
@@ -310,20 +309,20 @@ def test_dry_run_estimates_and_writes_nothing(checkpoint: Path, tmp_path: Path) 
 
 
 def test_second_run_finds_everything_done(
-    checkpoint: Path, finished: FinishedPatchSweep, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, finished: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise AssertionError("what is on the disk was computed again")
 
     before = files(finished.folder)
-    monkeypatch.setattr("interventions.work.run_batch", fail)
-    monkeypatch.setattr("interventions.work.collect_statistics", fail)
+    monkeypatch.setattr("interventions.sweep.run_batch", fail)
+    monkeypatch.setattr("interventions.sweep.collect_statistics", fail)
     monkeypatch.setattr("interventions.sweep.summarise_cells", fail)
     done(config(checkpoint, finished.folder, metrics=METRICS))
     assert files(finished.folder) == before
 
 
-def test_batch_that_is_not_whole_is_run_again(checkpoint: Path, finished: FinishedPatchSweep, tmp_path: Path) -> None:
+def test_batch_that_is_not_whole_is_run_again(checkpoint: Path, finished: FinishedRun, tmp_path: Path) -> None:
     run = done(config(checkpoint, tmp_path / "run", metrics=METRICS)).folder
     before = files(run)
     for name in ("results.parquet", "cells/00001.safetensors"):

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from models.capture import capture, capture_examples, plan_batches
+from models.hooks import CaptureError
 from models.inputs import prepare
 from models.llava import Llava
 from models.loading.load import load
-from models.recording import CaptureError
 from models.sites import Site, all_sites
 from models.tokens import patch, token_mask
 from tasks.example import Box, Example

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from models.hooks import CaptureError
 from models.llava import Llava
 from models.loading.load import load, probe_forward, randomised
-from models.recording import CaptureError
 from models.sites import Site, all_sites
 from tasks.errors import UserError
 from tests.conftest import tiny_config
@@ -114,6 +114,9 @@ def test_the_tiny_random_model_loads_by_name_in_under_a_second_and_follows_the_s
     assert time.process_time() - began < 1
     assert (tiny.id, tiny.n_layers, tiny.d_model, tiny.grid) == ("random:tiny@0", 4, 48, (4, 4))
     assert (tiny.n_heads, tiny.n_kv_heads, tiny.n_vision_layers) == (6, 2, 3)
+    assert load("random:tiny", dtype="bfloat16").dtype == torch.bfloat16
+    with pytest.raises(UserError, match="dtype must be float32, bfloat16 or float16, got int8"):
+        load("random:tiny", dtype="int8")
     assert load("random:tiny").weight_hash == tiny.weight_hash != load("random:tiny", seed=1).weight_hash
     text = tiny.config.text_config
     marks = tiny.tokenizer.convert_ids_to_tokens([text.bos_token_id, text.eos_token_id, text.pad_token_id])

@@ -69,7 +69,7 @@ def test_side_by_side_gives_the_same_table(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(probes.fit_sites, "processes_for", lambda *_: processes)
         told: list[int] = []
         plans = fold_plans(selection, config)
-        return fit_sites(store, None, SITES, [0.0] * len(SITES), selection, plans, config, told.append), told
+        return fit_sites(store, None, SITES, [0.0] * len(SITES), selection, plans, config, told.append).table, told
 
     one, two = table(1), table(2)
     pd.testing.assert_frame_equal(one[0], two[0], check_exact=True)

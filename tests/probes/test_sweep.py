@@ -194,7 +194,8 @@ def planted(tmp_path: Path, *, duplicates: bool = False) -> tuple[pd.DataFrame, 
     selection = ProbeData("made up", "0", examples, n, None, (Target("planted"),), {"planted": "image"})
     settings = SweepConfig(probing=ProbeOptions(targets=("planted",)))
     plans = fold_plans(selection, settings)
-    return fit_sites(store, None, sites, [0.3, 0.7, 1.0], selection, plans, settings, lambda done: None), sites
+    fitted = fit_sites(store, None, sites, [0.3, 0.7, 1.0], selection, plans, settings, lambda done: None)
+    return fitted.table, sites
 
 
 def test_planted_direction_is_found_at_its_layer_and_at_no_other(tmp_path: Path) -> None:

@@ -18,28 +18,29 @@ class Screen(io.StringIO):
         return True
 
 
-@pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
-    """A terminal instead of stderr."""
+    """A terminal instead of stderr. Not a fixture: pytest sets stderr again after the set-up of a test."""
     made = Screen()
     monkeypatch.setattr(sys, "stderr", made)
     monkeypatch.delenv("RANK", raising=False)
     return made
 
 
-def test_each_stage_has_a_bar_that_ends_full(screen: Screen) -> None:
+def test_each_stage_has_a_bar_that_ends_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = screen(monkeypatch)
     bars = ProgressBars()
     for stage, steps in (("capturing", (4, 4, 2)), ("fitting", (10,))):
         for done in steps:
             bars(stage, done, 10)
-    text = screen.getvalue()
+    text = shown.getvalue()
     assert "capturing: 100%" in text
     assert "fitting: 100%" in text
     assert text.count("10/10") >= 2
     assert "it/s" in text
 
 
-def test_other_ranks_and_files_show_nothing(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_ranks_and_files_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = screen(monkeypatch)
     ProgressBars(is_main=False)("capturing", 1, 2)
     monkeypatch.setenv("RANK", "1")
     ProgressBars()("capturing", 1, 2)
@@ -47,18 +48,19 @@ def test_other_ranks_and_files_show_nothing(screen: Screen, monkeypatch: pytest.
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     ProgressBars()("capturing", 1, 2)
     silent("capturing", 1, 2)
-    assert screen.getvalue() == ""
+    assert shown.getvalue() == ""
     assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
 
 
-def test_close_ends_the_line_of_an_unfinished_stage(screen: Screen) -> None:
+def test_close_ends_the_line_of_an_unfinished_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = screen(monkeypatch)
     bars = ProgressBars()
     bars("capturing", 1, 2)
     bars.close()
-    assert screen.getvalue().endswith("\n")
+    assert shown.getvalue().endswith("\n")
 
 
-def test_bars_are_shown_in_a_notebook(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bars_are_shown_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not in_notebook()
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setattr("records.progress.in_notebook", lambda: True)

@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 from interventions.engines.base_runs import Base
 from interventions.engines.edits import Cell
-from interventions.engines.engine import EngineName, run_cells
+from interventions.engines.engine import run_cells
+from interventions.engines.names import EngineName
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.sites import Site

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from interventions.engines.base_runs import Base
 from interventions.engines.edits import OTHER, Cell, Cut, Edit, Hold, Write
-from interventions.engines.engine import EngineName, prepare_base, run_cells
+from interventions.engines.engine import prepare_base, run_cells
+from interventions.engines.names import EngineName
+from models.hooks import CaptureError
 from models.inputs import prepare
 from models.llava import Llava
-from models.recording import CaptureError
 from models.sites import Site
 from tests.conftest import make_examples
 from tests.interventions.engines.engine_runs import (
@@ -127,9 +128,9 @@ def test_bad_options_and_readouts_are_refused(llava: Llava) -> None:
     with pytest.raises(ValueError, match="engine must be 'full' for a base prepared for it"):
         run(llava, base, [Cell(())])
     assert len(run(llava, base, [Cell(())], "full")) == 1
-    with pytest.raises(ValueError, match="engine must be 'incremental' or 'full', got 'fast'"):
+    with pytest.raises(ValueError, match="engine must be one of incremental, full, got 'fast'"):
         inspect.unwrap(run_cells)(llava, base, [], lambda x: x, engine="fast")
-    with pytest.raises(ValueError, match="engine must be 'incremental' or 'full', got 'fast'"):
+    with pytest.raises(ValueError, match="engine must be one of incremental, full, got 'fast'"):
         inspect.unwrap(prepare_base)(llava, inputs, readout=last, engine="fast")
     with pytest.raises(ValueError, match="cells_at_once must be at least 1"):
         run_cells(llava, base, [], lambda x: x, engine="full", cells_at_once=0)

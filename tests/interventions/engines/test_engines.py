@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from interventions.engines.base_runs import plain_logits
 from interventions.engines.chunks import plan_chunks
 from interventions.engines.edits import OTHER, Cell, Cut, Hold, Write
-from interventions.engines.engine import EngineName, prepare_base, run_cells
+from interventions.engines.engine import prepare_base, run_cells
+from interventions.engines.names import EngineName
 from models.cached_blocks import additive
 from models.inputs import prepare
 from models.llava import Llava

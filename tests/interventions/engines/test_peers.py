@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from interventions.engines.engine import EngineName, prepare_base, run_cells
-from interventions.operations.build_edits import build_edits, choose_runs
+from interventions.engines.engine import prepare_base, run_cells
+from interventions.engines.names import EngineName
+from interventions.operations.build_edits import build_edits
 from interventions.operations.dataset_statistics import DatasetStatistics
-from interventions.plan.plan import CellSpec, InterventionPlan
+from interventions.operations.runs import choose_runs
+from interventions.plan.cells import CellSpec
+from interventions.plan.plan import InterventionPlan
 from models.bridges import to_nnsight, to_transformer_lens
 from models.inputs import Inputs, prepare
 from models.llava import Llava

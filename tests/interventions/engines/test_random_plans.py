@@ -1,4 +1,4 @@
-"""Plans as people write them: ``incremental`` equals ``full`` for every operation, site, group, window, padding and batch.
+"""Plans: ``incremental`` equals ``full`` for every operation, site, group, window, padding and batch size.
 
 ``test_random_edits`` draws edits, any mask at any site; here whole plans are drawn, so that what turns names into edits
 is in it too: groups, windows, heads, corruption, means, directions, resampling.
@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from interventions.engines.edits import Cell
-from interventions.engines.engine import EngineName, prepare_base, run_cells
+from interventions.engines.engine import prepare_base, run_cells
+from interventions.engines.names import EngineName
 from interventions.operations.ablation import resampled_examples
-from interventions.operations.build_edits import build_edits, choose_runs, corrupt_cell
+from interventions.operations.build_edits import build_edits
 from interventions.operations.dataset_statistics import DatasetStatistics, collect_statistics
-from interventions.plan.options import OPTIONS, Corruption, Op
+from interventions.operations.runs import choose_runs, corrupt_cell
+from interventions.plan.options import OPERATIONS, Corruption, Op
 from interventions.plan.plan import InterventionPlan
 from models.inputs import Inputs, prepare
 from models.llava import Llava
@@ -82,7 +84,7 @@ def random_plan(deck: Deck, llava: Llava, op: Op) -> InterventionPlan:
         window=deck.draw("window", WINDOWS),
         tokens=(group,),
         heads=heads,
-        options=OPTIONS[op](**deck.draw(op, OPTIONS_OF[op])),
+        options=OPERATIONS[op].options(**deck.draw(op, OPTIONS_OF[op])),
         corruption=Corruption(kind, 2.0, (rng.randrange(9),)),
     )
 

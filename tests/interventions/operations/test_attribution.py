@@ -11,9 +11,11 @@ from torch.testing import assert_close
 
 from interventions.engines.engine import prepare_base, run_cells
 from interventions.operations.attribution import Attribution, attribute, attribution_gap
-from interventions.operations.build_edits import Runs, build_edits, choose_runs, corrupt_cell
+from interventions.operations.build_edits import build_edits
 from interventions.operations.dataset_statistics import DatasetStatistics, collect_statistics
-from interventions.plan.plan import Corruption, InterventionPlan, PatchOptions
+from interventions.operations.runs import Runs, choose_runs, corrupt_cell
+from interventions.plan.options import Corruption, PatchOptions
+from interventions.plan.plan import InterventionPlan
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from tasks.example import Example
@@ -176,7 +178,7 @@ def test_what_has_no_gradient_form_is_refused(
     cases: list[tuple[InterventionPlan, Runs, str]] = [
         (knockout, Runs(pair[0], None, None), "op must be patch or attribute, got 'knockout'"),
         (wide, Runs(*pair, None), "window must be one layer for attribution, got '0-1'"),
-        (plan, Runs(pair[0], prepare(llava, make_examples(3)), None), "other must stand like inputs"),
+        (plan, Runs(pair[0], prepare(llava, make_examples(3)), None), "other must have the positions of inputs"),
     ]
     for refused, runs, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -193,7 +195,7 @@ def test_the_error_is_the_mean_difference_of_the_changes() -> None:
     assert 0.9 < error.correlation < 1
     nothing = attribution_gap(base, base, base)
     assert nothing.mean_error == 0 and nothing.correlation != nothing.correlation
-    with pytest.raises(ValueError, match="estimated and exact must have one shape and a value at least"):
+    with pytest.raises(ValueError, match="estimated and exact must have the same shape and not be empty"):
         inspect.unwrap(attribution_gap)(estimated, truth[:1], base)
 
 

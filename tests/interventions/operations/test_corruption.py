@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from interventions.engines.edits import Cell
-from interventions.engines.engine import EngineName, prepare_base, run_cells
-from interventions.operations.build_edits import build_edits, choose_runs, corrupt_cell
+from interventions.engines.engine import prepare_base, run_cells
+from interventions.engines.names import EngineName
+from interventions.operations.build_edits import build_edits
 from interventions.operations.corruption import (
     EMBEDDINGS,
     blank_pictures,
@@ -21,7 +22,9 @@ from interventions.operations.corruption import (
     noised,
 )
 from interventions.operations.dataset_statistics import DatasetStatistics, collect_statistics
-from interventions.plan.plan import Corruption, InterventionPlan, PatchOptions
+from interventions.operations.runs import choose_runs, corrupt_cell
+from interventions.plan.options import Corruption, PatchOptions
+from interventions.plan.plan import InterventionPlan
 from models.capture import capture
 from models.inputs import Inputs, prepare
 from models.llava import Llava
@@ -67,9 +70,9 @@ def test_a_blank_picture_is_one_of_the_mean_colour(llava: Llava) -> None:
 
 def test_examples_without_pictures_cannot_be_corrupted(llava: Llava) -> None:
     examples = [*make_examples(1), replace(make_examples(1)[0], id="text", pictures=())]
-    with pytest.raises(ValueError, match="examples must show a picture to corrupt, got none in row 1"):
+    with pytest.raises(ValueError, match="examples must have a picture to corrupt, got none in row 1"):
         blank_pictures(prepare(llava, examples))
-    with pytest.raises(ValueError, match="examples must show a picture to corrupt, got none in row 0"):
+    with pytest.raises(ValueError, match="examples must have a picture to corrupt, got none in row 0"):
         draw_noise(llava, prepare(llava, examples[1:]), deviation=1.0, seed=0)
 
 

@@ -70,7 +70,9 @@ def test_a_norm_that_is_no_scaling_is_refused(monkeypatch: pytest.MonkeyPatch) -
     norm = model.module_at(Site("language_model", None, "final_norm"))
     with torch.no_grad():
         norm.get_parameter("bias").normal_(generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match="final norm must be a scaling of its input, got another one in random@0"):
+    with pytest.raises(
+        ValueError, match="final norm must scale its input and do no more, got another norm in random@0"
+    ):
         attribution(model, prepare(model, make_examples(3)))
 
 
@@ -89,5 +91,5 @@ def test_what_does_not_belong_to_the_examples_is_refused(llava: Llava) -> None:
     columns, unchecked = columns_of(inputs), inspect.unwrap(direct_logit_attribution)
     with pytest.raises(ValueError, match=r"columns must be in \[0, \d+\), got -1"):
         unchecked(llava, inputs, torch.tensor([-1, *columns[1:]]), ANSWERS, FOILS)
-    with pytest.raises(ValueError, match=r"answers must be one for each of 3 examples, got shape \(1,\)"):
+    with pytest.raises(ValueError, match=r"answers must have shape \(3,\), one for each example, got \(1,\)"):
         unchecked(llava, inputs, columns, ANSWERS[:1], FOILS)

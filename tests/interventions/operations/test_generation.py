@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from interventions.engines.engine import EngineName, prepare_base, run_cells
+from interventions.engines.engine import prepare_base, run_cells
+from interventions.engines.names import EngineName
 from interventions.metrics import find_readout, greedy_accuracy
-from interventions.operations.build_edits import build_edits, choose_runs
+from interventions.operations.build_edits import build_edits
 from interventions.operations.dataset_statistics import DatasetStatistics
-from interventions.plan.plan import InterventionPlan, SkipOptions, SteerOptions
+from interventions.operations.runs import choose_runs
+from interventions.plan.options import SteerOptions
+from interventions.plan.plan import InterventionPlan
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from tasks.example import Example
@@ -68,8 +71,10 @@ def push(image: list[int], last: int, output: Any, stream: Tensor, kwargs: dict[
 
 
 CASES: dict[str, tuple[InterventionPlan, Any, bool]] = {
-    "knockout": (InterventionPlan("knockout", tokens=("image->last",), layers="0-2", window="together"), hide_image, False),
-    "skip": (InterventionPlan("skip", tokens=("image",), layers="0", window="onward", options=SkipOptions()), freeze_image, True),
+    "knockout": (
+        InterventionPlan("knockout", tokens=("image->last",), layers="0-2", window="together"), hide_image, False,
+    ),
+    "skip": (InterventionPlan("skip", tokens=("image",), layers="0", window="onward"), freeze_image, True),
     "steer": (
         InterventionPlan(
             "steer", sites=("resid_post",), tokens=("last+answer",), window="together",

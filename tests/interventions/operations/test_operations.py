@@ -12,20 +12,22 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from interventions.engines.edits import Cut, Hold, Write
-from interventions.engines.engine import EngineName, prepare_base, run_cells
+from interventions.engines.engine import prepare_base, run_cells
+from interventions.engines.names import EngineName
 from interventions.operations.ablation import resampled_examples
-from interventions.operations.build_edits import Runs, build_edits, choose_runs
+from interventions.operations.build_edits import build_edits
 from interventions.operations.dataset_statistics import DatasetStatistics, collect_statistics
-from interventions.operations.steering import direction_at, load_directions
-from interventions.plan.plan import (
+from interventions.operations.directions import direction_at, load_directions
+from interventions.operations.runs import Runs, choose_runs
+from interventions.plan.options import (
     AblateOptions,
     Corruption,
-    InterventionPlan,
     PatchOptions,
     SkipOptions,
     SteerOptions,
     TransplantOptions,
 )
+from interventions.plan.plan import InterventionPlan
 from models.capture import capture
 from models.hooks import edited
 from models.inputs import Inputs, prepare
@@ -369,14 +371,14 @@ def test_directions_come_from_a_file_and_must_have_a_length(llava: Llava, tmp_pa
     with pytest.raises(ValueError, match="directions must be a safetensors file, got .*bad.safetensors"):
         load_directions(tmp_path / "bad.safetensors")
     save_file({}, tmp_path / "empty.safetensors")
-    with pytest.raises(ValueError, match="directions must hold one at least, got none"):
+    with pytest.raises(ValueError, match="directions must hold at least one, got none"):
         load_directions(tmp_path / "empty.safetensors")
     plan = InterventionPlan("steer", sites=("resid_post",), tokens=("last",), options=SteerOptions("dog"))
     with pytest.raises(ValueError, match="direction must be one of none, got 'dog'"):
         collect_statistics(plan, llava, make_examples(1))
 
 
-def test_what_a_context_lacks_is_named(llava: Llava, clean: Inputs, examples: list[Example]) -> None:
+def test_missing_statistics_are_named(llava: Llava, clean: Inputs, examples: list[Example]) -> None:
     ablate = InterventionPlan("ablate", sites=("mlp_out",), layers="1", tokens=("last",))
     steer = InterventionPlan("steer", sites=("mlp_out",), layers="1", tokens=("last",))
     transplant = InterventionPlan("transplant", options=TransplantOptions("smol"))
@@ -384,7 +386,7 @@ def test_what_a_context_lacks_is_named(llava: Llava, clean: Inputs, examples: li
     for plan, message in (
         (ablate, "means must hold 'blocks.1.hook_mlp_out' for the group 'last', got none"),
         (steer, "norms must hold 'blocks.1.hook_mlp_out' for the group 'last', got none"),
-        (transplant, "op must change a run, got 'transplant'"),
+        (transplant, "op must be one of patch, .*got 'transplant'"),
         (noisy, "context must hold the embeddings' deviation for noise, got None"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from interventions.engines.edits import Write
 from interventions.engines.engine import prepare_base, run_cells
-from interventions.operations.path_patching import Entrance, Head, path_cells
+from interventions.operations.path_patching import Head, ReceiverInput, path_cells
 from interventions.plan.groups import group_mask
 from models.hooks import edited, recorded
 from models.inputs import Inputs, prepare
@@ -33,10 +33,16 @@ def values_of(llava: Llava, inputs: Inputs, sites: Sequence[Site]) -> dict[Site,
     return values
 
 
-def heard_by_hand(
-    llava: Llava, inputs: Inputs, other: Inputs, sender: Head, receiver: Head, entrance: Entrance, speaks: Tensor
+def received_by_hand(
+    llava: Llava,
+    inputs: Inputs,
+    other: Inputs,
+    sender: Head,
+    receiver: Head,
+    receiver_input: ReceiverInput,
+    sender_mask: Tensor,
 ) -> Tensor:
-    """The entrance of the receiver's layer in a forward with the sender replaced and all between held at base."""
+    """The receiver_input of the receiver's layer in a forward with the sender replaced and all between held at base."""
     spoken = Site("language_model", sender.layer, "z")
     between = [
         Site("language_model", layer, name)
@@ -49,35 +55,37 @@ def heard_by_hand(
 
     def replace_sender(value: Tensor) -> Tensor:
         value = value.clone()
-        value[speaks, sender.head] = theirs[speaks, sender.head]
+        value[sender_mask, sender.head] = theirs[sender_mask, sender.head]
         return value
 
     changes: dict[Site, Any] = {site: lambda value, site=site: base[site] for site in between}
     with ExitStack() as stack:
         stack.enter_context(edited(llava, {spoken: replace_sender, **changes}))
-        return values_of(llava, inputs, [Site("language_model", receiver.layer, entrance)]).popitem()[1]
+        return values_of(llava, inputs, [Site("language_model", receiver.layer, receiver_input)]).popitem()[1]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("entrance", ["q", "k", "v"])
+@pytest.mark.parametrize("receiver_input", ["q", "k", "v"])
 @pytest.mark.parametrize(("sender", "receiver"), [(Head(0, 3), Head(1, 1)), (Head(0, 5), Head(2, 0))])
 def test_receivers_hear_what_a_run_with_everything_between_frozen_says(
-    llava: Llava, sender: Head, receiver: Head, entrance: Entrance, side: str
+    llava: Llava, sender: Head, receiver: Head, receiver_input: ReceiverInput, side: str
 ) -> None:
     examples = make_examples(3)
     inputs, other = (
         prepare(llava, batch, padding_side=side)  # type: ignore[arg-type]
         for batch in (examples, other_pictures(examples))
     )
-    (cell,) = path_cells(llava, inputs, other, [sender], [receiver], entrance, tokens="all", sender_tokens="image")
+    (cell,) = path_cells(
+        llava, inputs, other, [sender], [receiver], receiver_input, tokens="all", sender_tokens="image"
+    )
     (write,) = cell.edits
     assert isinstance(write, Write) and isinstance(write.value, Tensor)
-    speaks, hears = (group_mask(inputs, text, llava) for text in ("image", "all"))
-    expected = heard_by_hand(llava, inputs, other, sender, receiver, entrance, speaks)
+    sender_mask, receiver_mask = (group_mask(inputs, text, llava) for text in ("image", "all"))
+    expected = received_by_hand(llava, inputs, other, sender, receiver, receiver_input, sender_mask)
     before = values_of(llava, inputs, [write.site])[write.site]
-    assert float((expected - before)[hears].abs().max()) > 1e-4
-    assert_close(write.value[hears], expected[hears], rtol=0, atol=1e-5)  # values are of order 0.1 to 1
-    assert write.heads == (receiver.head,) and torch.equal(write.mask, hears)
+    assert float((expected - before)[receiver_mask].abs().max()) > 1e-4
+    assert_close(write.value[receiver_mask], expected[receiver_mask], rtol=0, atol=1e-5)  # values are of order 0.1 to 1
+    assert write.heads == (receiver.head,) and torch.equal(write.mask, receiver_mask)
 
 
 def test_the_answer_follows_the_receivers_and_a_run_into_itself_changes_nothing(llava: Llava) -> None:
@@ -113,13 +121,13 @@ def test_impossible_paths_are_refused(llava: Llava) -> None:
     inputs, longer = prepare(llava, examples), prepare(llava, make_examples(3)[1:])
     unchecked = inspect.unwrap(path_cells)
     cases: list[tuple[list[Head], list[Head], Any, Inputs, str]] = [
-        ([Head(1, 0)], [Head(1, 1)], "q", inputs, "receivers must stand in later layers than senders, got a receiver"),
+        ([Head(1, 0)], [Head(1, 1)], "q", inputs, "receivers must be in later layers than senders, got a receiver"),
         ([Head(0, 6)], [Head(1, 1)], "q", inputs, r"head of a sender must be in \[0, 6\)"),
         ([Head(0, 0)], [Head(1, 2)], "k", inputs, r"head of a receiver must be in \[0, 2\)"),
         ([Head(0, 0)], [Head(3, 0)], "v", inputs, r"layer must be in \[0, 3\)"),
         ([], [Head(1, 1)], "q", inputs, "senders and receivers must not be empty, got 0 and 1"),
-        ([Head(0, 0)], [Head(1, 1)], "q", longer, "other must stand like inputs, got batches of"),
+        ([Head(0, 0)], [Head(1, 1)], "q", longer, "other must have the positions of inputs, got batches of"),
     ]
-    for senders, receivers, entrance, other, message in cases:
+    for senders, receivers, receiver_input, other, message in cases:
         with pytest.raises(ValueError, match=message):
-            unchecked(llava, inputs, other, senders, receivers, entrance)
+            unchecked(llava, inputs, other, senders, receivers, receiver_input)

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+from interventions.plan.cells import CellSpec
 from interventions.plan.groups import Masks, group_mask, is_pictured, parse_group, picture_mask
-from interventions.plan.plan import (
+from interventions.plan.options import (
     AblateOptions,
-    CellSpec,
     Corruption,
-    InterventionPlan,
     PatchOptions,
     SkipOptions,
     SteerOptions,
     TransplantOptions,
 )
+from interventions.plan.plan import InterventionPlan
 from models.capture import capture
 from models.inputs import prepare
 from models.llava import Llava
@@ -79,7 +79,7 @@ def test_values_that_mean_nothing_are_refused(change: dict[str, Any], message: s
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"tokens": ["image"]}, "plan must say its op, got keys .'tokens'."),
+        ({"tokens": ["image"]}, "plan must have the key op, got keys .'tokens'."),
         ({"op": "knockout", "tokens": ["image"]}, "tokens must be source->target for op 'knockout', got 'image'"),
         ({"op": "knockout"}, "tokens must be given for op 'knockout', as in image->question"),
         ({"op": "skip", "tokens": ["image"], "heads": "0"}, "heads must not be given for op 'skip', got '0'"),
@@ -98,7 +98,7 @@ def test_values_that_mean_nothing_are_refused(change: dict[str, Any], message: s
                 "metrics": ["kl"],
                 "options": {"direction": "noise"},
             },
-            "metric must not be kl for op 'attribute' by noising",
+            "metric must not be kl for op 'attribute' with direction 'noise'",
         ),
         ({"op": "ablate", "sites": ["z"], "tokens": ["last"], "options": {"seed": -1}}, "seed must be an integer >= 0"),
         ({"op": "steer", "sites": ["z"], "tokens": ["last"], "options": {"direction": ""}}, "direction must be a name"),
@@ -123,17 +123,17 @@ def test_what_an_operation_cannot_do_is_refused(data: dict[str, Any], message: s
             InterventionPlan("patch", sites=("resid_pre",), tokens=("image",), heads="0"),
             "heads must go with q, k, v or z",
         ),
-        (InterventionPlan("patch", sites=("k",), tokens=("image",), heads="2"), r"head must be in \[0, 2\) at 'k'"),
+        (InterventionPlan("patch", sites=("k",), tokens=("image",), heads="2"), r"head must be in \[0, 2\) for 'k'"),
         (
             InterventionPlan("patch", sites=("q",), tokens=("image",), heads="0+6"),
-            r"head must be in \[0, 6\) at 'q'.*got 6",
+            r"head must be in \[0, 6\) for 'q'.*got 6",
         ),
-        (InterventionPlan("patch", sites=("q",), tokens=("image",), heads="3-1"), "heads must rise within a range"),
+        (InterventionPlan("patch", sites=("q",), tokens=("image",), heads="3-1"), "heads must ascend within a range"),
         (
             InterventionPlan("patch", sites=("q",), tokens=("image",), heads="2+2"),
-            "heads that are changed together must differ",
+            "heads must be named once each",
         ),
-        (InterventionPlan("knockout", tokens=("image->last",), heads="6"), r"head must be in \[0, 6\) at 'pattern'"),
+        (InterventionPlan("knockout", tokens=("image->last",), heads="6"), r"head must be in \[0, 6\) for 'pattern'"),
         (
             InterventionPlan("patch", sites=("vision:resid_pre",), tokens=("question",)),
             "tokens must be image tokens or 'all'",
@@ -144,7 +144,7 @@ def test_what_an_operation_cannot_do_is_refused(data: dict[str, Any], message: s
         ),
         (
             InterventionPlan("patch", sites=("projector:in",), tokens=("image",), corruption=Corruption("noise")),
-            "site must not precede the noise",
+            "site must not come before the noise",
         ),
     ],
 )
@@ -243,7 +243,7 @@ def test_every_site_group_head_and_layer_is_a_cell_with_its_own_key(llava: Llava
     plan = InterventionPlan("patch", sites=("z", "k", "q"), tokens=("image", "last"), heads="all")
     specs = plan.cells(llava)
     assert len(specs) == len({tuple(spec.row().values()) for spec in specs}) == (6 + 2 + 6) * 2 * 3
-    assert tuple(specs[0].row()) == InterventionPlan.KEYS == ("op", "site", "layer", "window", "tokens", "head")
+    assert tuple(specs[0].row()) == ("op", "site", "layer", "window", "tokens", "head")
     assert {spec.head for spec in specs if spec.name == "k"} == {"0", "1"}
 
 

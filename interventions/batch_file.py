@@ -1,0 +1,48 @@
+"""Measured values of one batch of pairs, and their file: ``BatchValues.write``, ``BatchValues.read``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from records.manifest import write_atomically
+
+
+@dataclass(frozen=True, eq=False)
+class BatchValues:
+    """Every metric of every pair of a batch.
+
+    Args:
+        values: Metrics of each cell.
+        clean: Metrics of the clean run.
+        corrupt: Metrics of the corrupt run.
+        exact: If ``values`` are estimates of attribution patching, those of exact patching; None if not computed.
+    """
+
+    values: Float[Tensor, "cell metric example"]
+    clean: Float[Tensor, "metric example"]
+    corrupt: Float[Tensor, "metric example"]
+    exact: Float[Tensor, "cell metric example"] | None = None
+
+    def write(self, path: Path) -> None:
+        """Write the file atomically."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"values": self.values, "clean": self.clean, "corrupt": self.corrupt}
+        if self.exact is not None:
+            tensors["exact"] = self.exact
+        write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+    @staticmethod
+    def read(path: Path, shape: tuple[int, int, int], *, exact: bool = False) -> "BatchValues | None":
+        """The batch in a file; None if it has no batch of ``shape``: cells, metrics, examples."""
+        try:
+            found = load_file(path)
+        except (OSError, SafetensorError):
+            return None
+        wanted = {"values": shape, "clean": shape[1:], "corrupt": shape[1:], **({"exact": shape} if exact else {})}
+        if {name: tuple(tensor.shape) for name, tensor in found.items()} != wanted:
+            return None
+        return BatchValues(**found)

@@ -1,0 +1,18 @@
+"""Names of the engines; imports nothing heavy, so that a command line can list them."""
+
+from typing import Literal, get_args
+
+from tasks.errors import UserError
+
+EngineName = Literal["incremental", "full"]
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+
+
+def check_engine(name: str) -> None:
+    """Check that an engine has this name.
+
+    Raises:
+        UserError: If none has.
+    """
+    if name not in ENGINES:
+        raise UserError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}. Both give the same numbers.")
