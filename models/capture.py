@@ -1,8 +1,8 @@
-"""One run -> ``Activations``: the values at the sites and tokens asked for, and no more work than they need.
+"""Capture activations at some sites and tokens, without computing anything else.
 
 ``capture(llava, inputs, sites, tokens="image", pool="mean")`` handles one batch, ``capture_examples`` a data set of any
-size in constant memory. Attention is causal, so a row is cut behind its last wanted position, rows that agree up to
-there are run once, each distinct picture passes the vision tower once, the run stops behind the last wanted layer, and
+size in constant memory. Attention is causal, so a row is cut after its last wanted position, rows that agree up to
+there are run once, each distinct picture passes the vision tower once, the run stops after the last wanted layer, and
 no logits are computed. All of this is exact.
 """
 
@@ -48,7 +48,7 @@ def capture(
         inputs: The batch.
         sites: At least one. In the vision tower and the projector, tokens are the patches of the wanted image tokens;
             for ``"all"`` every token of every picture of the example, the class token included.
-        tokens: A token group, or a mask of your own.
+        tokens: A token group, or a boolean mask.
         pool: Over the wanted positions: the mean (summed in float32), the maximum, or ``"box"``, the mean over those
             that are patches in the focus box; ``"none"`` keeps each.
         dtype: Of the values; None keeps the run's.
@@ -57,7 +57,7 @@ def capture(
         changed: Interventions on the run, as a context manager for the whole forward of a batch; see ``Llava.capture``.
 
     Raises:
-        ValueError: If there is no site or one that the model lacks, or an example has no wanted position for a site.
+        UserError: If there is no site or one that the model lacks, or an example has no wanted position for a site.
         CaptureError: If a site did not fire, or a value is NaN or infinite.
     """
     if not sites:
@@ -117,7 +117,7 @@ def capture_examples(
     batches: Sequence[Sequence[int]] | None = None,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Iterator[Captured]:
-    """The activations of a data set, batch after batch; only one batch is in memory at a time.
+    """The activations of a data set, batch by batch; only one batch is in memory at a time.
 
     Where the wanted tokens precede the question (image tokens, a box, a patch), each distinct sequence of pictures is
     run once, however many questions it has.
@@ -133,10 +133,10 @@ def capture_examples(
         padding_side: See ``prepare``.
         preprocess: See ``prepare``.
         batches: What ``plan_batches`` returned, or a part of it, to resume; None plans here.
-        on_progress: Told how it goes, as (stage, examples newly done, all examples).
+        on_progress: Called with (stage, examples newly done, all examples).
 
     Raises:
-        ValueError: As ``capture`` and ``prepare`` do.
+        UserError: As ``capture`` and ``prepare`` do.
     """
     if batches is None:
         batches = plan_batches(examples, tokens=tokens, batch_size=batch_size)
@@ -153,7 +153,7 @@ def plan_batches(examples: Sequence[Example], *, tokens: Group, batch_size: int)
     """The indices of each batch: ``batch_size`` rows to run, with all the examples that share them.
 
     Raises:
-        ValueError: If there are no examples or ``batch_size`` is not positive.
+        UserError: If there are no examples or ``batch_size`` is not positive.
     """
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}. It counts rows that are run together.")
@@ -179,7 +179,7 @@ def plan_batches(examples: Sequence[Example], *, tokens: Group, batch_size: int)
 
 
 def _run_pictures(llava: Adapter, inputs: Inputs, plan: _Plan, recorders: Mapping[Part, "Recorder"]) -> Tensor | None:
-    """Every distinct picture through the vision tower and the projector; its features where the run got so far."""
+    """Run every distinct picture through vision tower and projector; returns features if the run gets that far."""
     if not plan.needs_pictures or inputs.pixel_values is None:
         return None
     pixels, features = inputs.pixel_values, list[Tensor]()
@@ -212,7 +212,7 @@ def _run_whole(
 
 
 def _run_language_model(llava: Adapter, inputs: Inputs, plan: _Plan, features: Tensor | None) -> None:
-    """The planned rows, starting at column 0, through the language model."""
+    """Run the planned rows, starting at column 0, through the language model."""
     length = max(row.length for row in plan.rows)
     ids = torch.zeros(len(plan.rows), length, dtype=torch.int64, device=llava.device)
     for i, row in enumerate(plan.rows):
