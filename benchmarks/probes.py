@@ -1,22 +1,18 @@
-"""Times the batched logistic solver against a loop over scikit-learn, and checks that both reach the same solutions.
+"""Time the batched logistic solver against a loop over scikit-learn, and compare their solutions.
 
     python -m benchmarks.probes                            # 12 sites x 4 targets x 5 folds x 5 strengths, 4,000 x 1,024
     python -m benchmarks.probes --device cuda --size llava-7b  # 33 sites, 10,000 x 4,096
 
-The loop would take hours, so by default a seeded sample of its problems is timed, one or more for each target and
-strength, and extrapolated by their mean; ``--full`` times all of them. Both sides run in turn, in one
-process, with the same number of threads. Every problem starts cold, in the loop as it would by hand.
+The whole loop would take hours. By default a seeded sample of its problems is timed, at least one for each target and
+strength, and extrapolated by the mean; ``--full`` times all. Both sides run in turn in one process with the same number
+of threads. Every problem of the loop starts cold, as by hand.
 """
 
-import argparse
-import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,16 +22,17 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
+from benchmarks.record import commit, options, processor, write_record
 from probes.linear.solver import LogisticFit, rotate, solve_logistic
 
 SIZES = {"cpu": (12, 4000, 1024), "llava-7b": (33, 10_000, 4096), "small": (12, 1000, 256), "tiny": (2, 400, 64)}
-# On a machine that others use, processor time with one thread measures the work and not the waiting.
+# On a shared machine, processor time of one thread leaves out waiting.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-CLASSES = (42, 7, 4, 2)  # kind, colour, place, and a yes/no: the range that real targets span
+CLASSES = (42, 7, 4, 2)  # as many as kind, colour, place and a yes/no question have
 STRENGTHS = (10_000.0, 1000.0, 100.0, 10.0, 1.0)
 FOLDS = 5
-# Tolerances mean different things on the two sides, and scikit-learn keeps float32 data in float32. Against float64
-# solutions (400 x 64) these leave coefficients within 1.1e-3 (scikit-learn) and 7e-4 (ours).
+# The two sides define tolerance differently, and scikit-learn computes float32 data in float32. Against float64
+# solutions (400 x 64), coefficients are within 1.1e-3 (scikit-learn) and 7e-4 (ours).
 SKLEARN_TOL, OUR_TOL = 1e-6, 3e-4
 
 
@@ -49,7 +46,7 @@ def make_site(site: int, n: int, d: int, device: str) -> tuple[Tensor, list[Tens
         z = (x / x.std(0)) @ torch.randn(d, classes, generator=generator) * (3 / d**0.5)
         noise = -torch.rand(n, classes, generator=generator).log().neg().log()
         targets.append((z + noise).argmax(1))
-        # Twice, in different folds, so that no training set lacks a class.
+        # each class twice, in different folds, so that no training set lacks one
         targets[-1][: 2 * classes] = torch.arange(2 * classes) % classes
     return x.to(device), [t.to(device) for t in targets]
 
@@ -61,7 +58,7 @@ def training_weights(n: int, device: str) -> Tensor:
 
 
 def solve_site(x: Tensor, targets: list[Tensor], tol: float) -> tuple[Any, list[LogisticFit]]:
-    """All problems of a site, strong to weak penalties, each started from the one before."""
+    """Solve all problems of a site, from strong to weak penalties, each started from the one before."""
     basis = rotate(x)
     labels = torch.stack([t for t in targets for _ in range(FOLDS)])
     weights = training_weights(len(x), str(x.device)).repeat(len(targets), 1)
@@ -81,7 +78,7 @@ def solve_one(x: np.ndarray, y: np.ndarray, strength: float, clock: str) -> tupl
 
 
 def tighten(model: LogisticRegression, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Coefficients of the same problem in float64, taken on from where ``model`` stopped to a gradient of 1e-10."""
+    """Coefficients of the same problem in float64, continued from ``model`` to a gradient of 1e-10."""
     further = LogisticRegression(C=model.C, tol=1e-10, max_iter=20_000, warm_start=True)
     for name in ("coef_", "intercept_", "classes_"):
         setattr(further, name, np.asarray(getattr(model, name), dtype=np.float64))
@@ -146,7 +143,7 @@ def run(size: str, device: str, *, full: bool, repeats: int, budget: float, thre
         "classes": CLASSES,
         "folds": FOLDS,
         "strengths": STRENGTHS,
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()}",
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "threads": threads,
         "clock": clock,
         "dtype": "float32 on both sides",
@@ -171,12 +168,6 @@ def run(size: str, device: str, *, full: bool, repeats: int, budget: float, thre
         "commit": commit(),
         "load_average_before": os.getloadavg()[0],
     }
-
-
-def commit() -> str:
-    """The commit that was timed, or "uncommitted"."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else "uncommitted"
 
 
 def describe(record: dict[str, Any]) -> str:
@@ -208,36 +199,24 @@ optimum (scikit-learn in float64, to a gradient of 1e-10, not timed): ours \
 
 
 def main() -> None:
-    """Time, print, and write the dated record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run the benchmark, write and print the record."""
+    parser = options(__doc__, repeats=5)
     parser.add_argument("--size", choices=SIZES, default="cpu")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--full", action="store_true", help="time every problem in scikit-learn")
-    parser.add_argument("--repeats", type=int, default=5, help="sites to time")
     parser.add_argument("--budget", type=float, default=300.0, help="seconds after which no further problem is sampled")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu only with --threads 1")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "records")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        record: dict[str, Any] = {"size": options.size, "device": "cuda", "not_run": "no CUDA device at hand."}
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    if given.device == "cuda" and not torch.cuda.is_available():
+        record: dict[str, Any] = {"size": given.size, "device": "cuda", "not_run": "no CUDA device at hand."}
     else:
-        with threadpool_limits(options.threads):
+        with threadpool_limits(given.threads):
             record = run(
-                options.size,
-                options.device,
-                full=options.full,
-                repeats=options.repeats,
-                budget=options.budget,
-                threads=options.threads,
-                clock=options.clock,
-            )
-    options.out.mkdir(parents=True, exist_ok=True)
-    name = f"{time.strftime('%Y-%m-%d')}-probes-{options.size}-{options.device}"
-    (options.out / f"{name}.json").write_text(json.dumps(record, indent=1))
-    (options.out / f"{name}.md").write_text(describe(record))
-    print(describe(record))
+                given.size, given.device, full=given.full, repeats=given.repeats, budget=given.budget,
+                threads=given.threads, clock=given.clock,
+            )  # fmt: skip
+    write_record(given.out, f"probes-{given.size}-{given.device}", record, describe(record))
 
 
 if __name__ == "__main__":

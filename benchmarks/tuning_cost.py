@@ -1,14 +1,14 @@
-"""What a training step of each layer plan costs relative to full tuning: time, operations, memory.
+"""The cost of a training step of each layer plan relative to full tuning: time, operations, memory.
 
     python -m benchmarks.tuning_cost --model random:llava-1.5-7b --device cuda   # real size, bfloat16, one GPU
     python -m benchmarks.tuning_cost --model wider --clock cpu                   # d_model 2,048, 8 layers, float32
     python -m benchmarks.tuning_cost --model wide --clock cpu                    # d_model 1,024
-    python -m benchmarks.tuning_cost --model tiny                                # seconds; shows that the script runs
+    python -m benchmarks.tuning_cost --model tiny                                # seconds; checks the script
 
-All plans run in one process, in turn, on one batch of noise (a picture and ``--text-tokens`` words a row): forward,
-backward, AdamW. The batch is the largest that full tuning fits without checkpointing. On a GPU weights, gradients and
-moments are in bfloat16, which takes half the memory of what ``layerwise-finetune --bf16`` trains: ``--precision mixed``
-measures that. Step time includes the optimizer, the closed form does not.
+All plans run in turn in one process on one batch of noise (a picture and ``--text-tokens`` words a row): forward,
+backward, AdamW. On a GPU the batch is the largest that full tuning fits without checkpointing, and weights, gradients
+and moments are in bfloat16, which takes half the memory of ``layerwise-finetune --dtype bfloat16``;
+``--precision mixed`` measures the latter. Step time includes the optimizer, the closed form does not.
 """
 
 import argparse
@@ -18,65 +18,47 @@ import importlib.util
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
+from benchmarks.random_inputs import Size, llava_config
+from benchmarks.record import command, commit, options, processor, write_record
 from models.llava import Llava
 from models.loading.load import load
 from tuning.cost.flops import band_ratio, closed_form
 from tuning.cost.measure import Cost, batch_shape, measure_step, synthetic_batch
 from tuning.cost.timing import measure_plans
 from tuning.plan.apply import applied
-from tuning.plan.layers import anchor_band, format_layers
+from tuning.plan.layers import anchor_band, layer_spec
 from tuning.plan.plan import WHOLE, LayerPlan, Lora
 from tuning.plan.resolve import Resolved, resolve
 
-# name -> (d_model, inner, blocks, heads, patches a side, d_vision, vision blocks)
+# name -> language model, vision tower, patches a side
 SIZES = {
-    "tiny": (64, 128, 4, 4, 3, 32, 3),
-    "wide": (1024, 2816, 8, 16, 12, 128, 3),
-    "wider": (2048, 5632, 8, 16, 12, 128, 3),
+    "tiny": (Size(64, 128, 4, 4), Size(32, 64, 3, 4), 3),
+    "wide": (Size(1024, 2816, 8, 16), Size(128, 256, 3, 4), 12),
+    "wider": (Size(2048, 5632, 8, 16), Size(128, 256, 3, 4), 12),
 }
-TARGETS = {"6-16": 0.75, "6-16 + projector": 0.82}  # of step time, at the size of LLaVA-7B
+TARGETS = {"6-16": 0.75, "6-16 + projector": 0.82}  # largest ratio of step time, at the size of LLaVA-7B
 
 
 def build(name: str, device: str, dtype: torch.dtype, attn: str) -> Llava:
-    """The model of a size of this file, or one that ``models.loading.load.load`` knows."""
+    """A random model of one of ``SIZES``, or the model that ``load`` returns for the name."""
     if name not in SIZES:
         return load(name, device=device, dtype=dtype, validate=False, attn="sdpa" if attn == "sdpa" else "eager")
-    d, inner, blocks, heads, side, d_vision, vision_blocks = SIZES[name]
-    vision = CLIPVisionConfig(
-        image_size=14 * side,
-        patch_size=14,
-        hidden_size=d_vision,
-        intermediate_size=2 * d_vision,
-        num_hidden_layers=vision_blocks,
-        num_attention_heads=4,
-    )
-    text = LlamaConfig(
-        vocab_size=2048,
-        hidden_size=d,
-        intermediate_size=inner,
-        num_hidden_layers=blocks,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=2048,
-        pad_token_id=None,
-    )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=2000, image_seq_length=side * side)
+    text, vision, side = SIZES[name]
+    config = llava_config(text, vision, side=side, pad_token_id=None)
     return load(config, device=device, dtype=dtype, validate=False)
 
 
 def build_plans(llava: Llava) -> dict[str, Resolved]:
     """The plans of the table; the band is 6-16 of 32, or the same share of another depth."""
     band = anchor_band(llava.n_layers)
-    spec = format_layers(band, llava.n_layers)
+    spec = layer_spec(band, llava.n_layers)
     size = len(band)
     stride = max(1, llava.n_layers // 8)
     plans = {
@@ -104,7 +86,7 @@ def largest_batch(llava: Llava, full: Resolved, text_tokens: int, limit: int, *,
             with applied(llava, full, low_precision=mixed):
                 batch = synthetic_batch(llava, rows=rows, text_tokens=text_tokens)
                 measure_step(llava, full, batch, repeats=1, warmup=1, count=False, bf16=mixed)
-            # The optimizer's memory comes on top in the first step of each turn: leave a little.
+            # Leave room for the optimizer's memory, which is allocated in the first step of each turn.
             if torch.cuda.max_memory_allocated() > 0.94 * torch.cuda.get_device_properties(0).total_memory:
                 break
         except torch.cuda.OutOfMemoryError:
@@ -133,7 +115,7 @@ def describe_costs(
         rows.append(
             {
                 "plan": name,
-                "layers": format_layers(resolved.layers, llava.n_layers),
+                "layers": layer_spec(resolved.layers, llava.n_layers),
                 "checkpointing": checkpointing,
                 "flops_ratio": cost.flops.total / full.flops.total,
                 "closed_form_ratio": cost.closed_form.total / full.closed_form.total,
@@ -153,36 +135,34 @@ def describe_costs(
     return rows
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(given: argparse.Namespace) -> dict[str, Any]:
     """The record."""
-    on_gpu = options.device.startswith("cuda")
-    mixed = options.precision == "mixed"
+    on_gpu = given.device.startswith("cuda")
+    mixed = given.precision == "mixed"
     dtype = torch.bfloat16 if on_gpu and not mixed else torch.float32
     began = time.perf_counter()
-    llava = build(options.model, options.device, dtype, options.attn)
+    llava = build(given.model, given.device, dtype, given.attn)
     print(f"built in {time.perf_counter() - began:.0f} s", file=sys.stderr)
     plans = build_plans(llava)
-    limit = options.batch or 64
-    rows = (
-        largest_batch(llava, plans["full"], options.text_tokens, limit, mixed=mixed) if on_gpu else options.batch or 2
-    )
-    batch = synthetic_batch(llava, rows=rows, text_tokens=options.text_tokens)
+    limit = given.batch or 64
+    rows = largest_batch(llava, plans["full"], given.text_tokens, limit, mixed=mixed) if on_gpu else given.batch or 2
+    batch = synthetic_batch(llava, rows=rows, text_tokens=given.text_tokens)
     measured: list[dict[str, Any]] = []
 
     def report(turn: int, name: str, cost: Cost) -> None:
         elapsed = time.perf_counter() - began
         print(f"round {turn}, {name}: {cost.step_seconds:.3f} s a step ({elapsed:.0f} s in all)", file=sys.stderr)
 
-    for checkpointing in (False, True) if options.checkpointing == "both" else (options.checkpointing == "on",):
+    for checkpointing in (False, True) if given.checkpointing == "both" else (given.checkpointing == "on",):
         costs = measure_plans(
             llava,
             plans,
             batch,
-            rounds=options.rounds,
-            repeats=options.repeats,
+            rounds=given.rounds,
+            repeats=given.repeats,
             checkpointing=checkpointing,
             bf16=mixed,
-            clock=options.clock,
+            clock=given.clock,
             on_turn=report,
         )
         measured += describe_costs(llava, plans, costs, checkpointing=checkpointing)
@@ -190,37 +170,31 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     form = closed_form(llava, plans["full"], shape)
     fastest = next(row for row in measured if row["plan"] == "full")
     return {
-        "model": options.model,
+        "model": given.model,
         "n_layers": llava.n_layers,
         "d_model": llava.d_model,
         "parameters": sum(p.numel() for p in llava.model.parameters()),
-        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if on_gpu else processor(),
         "dtype": "mixed" if mixed else str(dtype).removeprefix("torch."),
-        "attention": options.attn,
+        "attention": given.attn,
         "optimizer": "AdamW (torch, fused), moments in the trained weights' type, lr 0",
         "batch": rows,
         "positions": shape.positions,
         "image_tokens": llava.n_image_tokens,
-        "text_tokens": options.text_tokens,
+        "text_tokens": given.text_tokens,
         "learned_positions": shape.learned,
-        "clock": options.clock,
+        "clock": given.clock,
         "threads": torch.get_num_threads(),
-        "rounds": options.rounds,
-        "repeats": options.repeats,
+        "rounds": given.rounds,
+        "repeats": given.repeats,
         "tflops_full": form.total / fastest["step_seconds_median"] / 1e12,
         "plans": measured,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
         | {"python": platform.python_version()},
         "commit": commit(),
-        "command": " ".join(["python -m benchmarks.tuning_cost", *sys.argv[1:]]),
+        "command": command(),
         "seconds_in_all": time.perf_counter() - began,
     }
-
-
-def commit() -> str:
-    """The commit that was timed, or "uncommitted"."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else "uncommitted"
 
 
 def describe(record: dict[str, Any]) -> str:
@@ -257,57 +231,48 @@ def describe(record: dict[str, Any]) -> str:
 
 
 def draw(record: dict[str, Any], stem: Path) -> None:
-    """The record's figure; on a machine without the drawing libraries ``--redraw`` makes it elsewhere."""
+    """Draw the figure of the record; without the drawing libraries, use ``--redraw`` on another machine."""
     if any(importlib.util.find_spec(name) is None for name in ("pandas", "matplotlib", "seaborn")):
         print("pandas, matplotlib or seaborn is missing here: draw with --redraw RECORD.json", file=sys.stderr)
         return
     import pandas as pd
 
-    from figures.plans.cost_ratios import draw_cost_ratios
-    from figures.style import save_figure
+    from figures import draw_cost_ratios, save_figure
 
     save_figure(draw_cost_ratios(pd.DataFrame(record["plans"])), stem)
 
 
 def main() -> None:
-    """Measure, print, and write the dated record and its figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", default="tiny", help=f"{', '.join(SIZES)}, or a name that models.loading.load.load knows"
-    )
-    parser.add_argument("--device", default="cpu")
+    """Run the benchmark, write and print the record and its figure."""
+    parser = options(__doc__, repeats=3)
+    parser.add_argument("--model", default="tiny", help=f"{', '.join(SIZES)}, or a name that load() takes")
     parser.add_argument("--attn", choices=["sdpa", "eager"], default="sdpa")
     parser.add_argument(
         "--precision", choices=["plain", "mixed"], default="plain",
-        help="mixed: as layerwise-finetune --bf16 trains; plain: one type, bfloat16 on a GPU, float32 elsewhere",
+        help="mixed: as layerwise-finetune --dtype bfloat16; plain: one type, bfloat16 on a GPU, float32 elsewhere",
     )  # fmt: skip
-    parser.add_argument("--batch", type=int, default=None, help="rows; on a GPU the most that is tried")
+    parser.add_argument("--batch", type=int, default=None, help="rows; on a GPU the largest number that is tried")
     parser.add_argument("--text-tokens", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3, help="timed steps in each round")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of --repeats timed steps")
     parser.add_argument("--checkpointing", choices=["both", "on", "off"], default="both")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu only with one thread")
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "records")
-    parser.add_argument("--redraw", type=Path, default=None, help="only draw the figure of a record made elsewhere")
-    options = parser.parse_args()
-    if options.redraw is not None:
-        draw(json.loads(options.redraw.read_text()), options.redraw.with_suffix(""))
+    parser.add_argument("--redraw", type=Path, default=None, help="only draw the figure of this record")
+    given = parser.parse_args()
+    if given.redraw is not None:
+        draw(json.loads(given.redraw.read_text()), given.redraw.with_suffix(""))
         return
-    if options.threads or options.clock == "cpu":
-        torch.set_num_threads(options.threads or 1)
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        record: dict[str, Any] = {"model": options.model, "device": "cuda", "not_run": "no CUDA device at hand."}
+    if given.threads or given.clock == "cpu":
+        torch.set_num_threads(given.threads or 1)
+    if given.device.startswith("cuda") and not torch.cuda.is_available():
+        record: dict[str, Any] = {"model": given.model, "device": "cuda", "not_run": "no CUDA device at hand."}
     else:
-        record = run(options)
-    options.out.mkdir(parents=True, exist_ok=True)
-    size = options.model.replace(":", "-").rstrip("/").rsplit("/", 1)[-1]
-    stem = options.out / f"{time.strftime('%Y-%m-%d')}-tuning-cost-{size}-{options.device.partition(':')[0]}"
-    stem.with_name(f"{stem.name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    stem.with_name(f"{stem.name}.md").write_text(describe(record))
+        record = run(given)
+    size = given.model.rstrip("/").rsplit("/", 1)[-1]
+    name = f"tuning-cost-{size}-{given.device.partition(':')[0]}"
+    stem = write_record(given.out, name, record, describe(record))
     if "plans" in record:
         draw(record, stem)
-    print(describe(record))
 
 
 if __name__ == "__main__":

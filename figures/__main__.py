@@ -1,4 +1,4 @@
-"""``python -m figures RUN [RUN...]``: draws every figure that the run directories allow."""
+"""``python -m figures RUN [RUN...]``: draw all figures of run directories."""
 
 import argparse
 import sys
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _ABOUT = """\
-Draw every figure that run directories allow, from their saved tables alone: no model is loaded.
+Draw all figures of run directories from their saved tables. No model is loaded.
 
 A run directory is what a command wrote with --out:
-  probe-sweep                 score_by_layer; probe_map_TARGET where the run mapped examples
+  probe-sweep                 score_by_layer; probe_map_TARGET if the run mapped examples
   patch-sweep                 token_map, head_map or patch_map; curves of knockouts, skipping and transplants
   layerwise-finetune compare  accuracy_by_family, retention, plans, cost_against_retention
-  layerwise-finetune          plan: which layers train; learning_curve where the run was evaluated
+  layerwise-finetune          plan: the layers that train; learning_curve if the run was evaluated
 
-Each figure is written as .svg (to print) and .png (to look at), and the paths are printed.
+Each figure is written as .svg and .png, and the paths are printed.
 """
 _EXAMPLES = """\
 examples:
@@ -22,26 +22,26 @@ examples:
   python -m figures runs/smol --width one --out paper    one column of a page (3.5 inches), into paper/
   python -m figures runs/a runs/b --out paper            into paper/a/ and paper/b/
 
-In Python, every kind of figure is a function that draws into Axes of yours:
-  from figures.token_map import draw_token_map
+In Python, every kind of figure is a function that draws into your Axes:
+  from figures import draw_token_map
   draw_token_map(results, axes=ax)
 See docs/figures.md.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; exits 2 with a message where something given cannot be used."""
+    """Run the command; exit with status 2 and a message on invalid input."""
     parser = argparse.ArgumentParser(
         prog="python -m figures", description=_ABOUT, epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run directory")
     parser.add_argument(
-        "--width", choices=["one", "two"], default="two", help="columns of a page: 3.5 or 7.2 inches (two)"
+        "--width", choices=["one", "two"], default="two", help="columns of a page: 3.5 or 7.2 inches (default: two)"
     )
-    parser.add_argument("--out", type=Path, default=None, help="folder for the figures (RUN/figures)")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the figures (default: RUN/figures)")
     parser.add_argument(
-        "--example", type=int, default=0, metavar="K", help="which mapped example of a probe sweep, from 0 (0)"
+        "--example", type=int, default=0, metavar="K", help="mapped example of a probe sweep, from 0 (default: 0)"
     )
     options = parser.parse_args(arguments)
     runs: list[Path] = options.runs
@@ -49,22 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.out is not None and len(set(names)) < len(names):
         parser.error(f"with --out, runs must have different names, got {', '.join(names)}. Draw them one by one.")
 
-    import matplotlib as mpl  # takes seconds, and --help needs none of it
+    import matplotlib as mpl  # takes seconds, which --help does not need
 
     mpl.use("Agg")
-    import matplotlib.pyplot as plt
 
-    from figures.runs import RunError, draw_run, kind_of_run
-    from figures.style import figure_of, save_figure
+    from figures.runs import draw_run
+    from figures.saved import RunError, kind_of_run
 
     try:
         for run in runs:
             kind_of_run(run)  # all are checked before any is drawn
         for run, name in zip(runs, names, strict=True):
-            folder = run / "figures" if options.out is None else options.out / (name if len(runs) > 1 else "")
-            for drawing in draw_run(run, width=options.width, example=options.example):
-                paths = save_figure(drawing.axes, folder / drawing.name)
-                plt.close(figure_of(drawing.axes))
+            out = None if options.out is None else options.out / (name if len(runs) > 1 else "")
+            for paths in draw_run(run, out=out, width=options.width, example=options.example):
                 print(paths.svg)
                 print(paths.png)
     except (RunError, OSError) as error:

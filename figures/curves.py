@@ -1,49 +1,49 @@
-"""A metric by layer between the levels of two runs: what knockout, skip and transplant curves share."""
+"""Curves of a metric by layer, between the levels of two runs: knockout, skipping, transplants.
+
+``draw_curves(results)`` takes the table of a patch sweep (``docs/results.md``).
+"""
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from figures.effects import METRICS, in_words, layer_label, spoken, usual_title
-from figures.panels import add_legend, add_title, open_panels
-from figures.style import COLOURS, LINES, SERIES, SERIES_MARKERS, Panels, Width, style
+from figures.effects import METRICS, as_text, default_title, layer_label, token_title
+from figures.panels import add_legend, open_panels
+from figures.style import COLOURS, LINES, SERIES, SERIES_MARKERS, Panels, Width
 
 
 def draw_curves(
     results: pd.DataFrame,
     *,
-    levels: tuple[str, str] = ("clean run", "corrupt run"),
-    curve: str = "",
     title: str | None = None,
     axes: Panels | None = None,
     width: Width = "two",
     legend: bool = True,
 ) -> list[Axes]:
-    """A metric by layer, one panel for each metric and one curve for each token group.
+    """A metric of the changed run by the layer (from 0) that is changed, one panel for each metric.
 
-    Args:
-        results: The table of a patch sweep.
-        levels: What the runs behind the columns ``clean`` and ``corrupt`` are called.
-        curve: What a curve without a token group is called; the activation's name where it is empty.
-        title: Stands above all panels.
-        axes: To draw into, one for each metric; None for a new figure.
-        width: Of a new figure, in columns of a page.
-        legend: Whether there is one.
+    One curve for each token group; of a knockout source → target, where the target no longer attends to the source. The
+    label of the axis says which window of layers is changed with each layer. Bands are 95 % bootstrap intervals of the
+    mean over n pairs. Solid line: mean of the clean run; dashed: of the corrupt run. For a transplant of layers these
+    are the donor and the recipient without a transplant, both on the clean picture. The arguments are described in
+    ``figures.panels``.
 
-    Returns:
-        The panels, in the order of the metrics.
-
-    Raises:
-        ValueError: If no row has a layer, or ``axes`` are not one for each metric.
+    Example:
+        >>> from figures import draw_curves, example_table
+        >>> panels = draw_curves(example_table("knockout_smol"))
+        >>> [panel.get_ylabel() for panel in panels], panels[0].get_xlabel()
+        (['logit difference (logits)', 'accuracy of the answer'], 'layer, from 0 (window 5)')
     """
-    rows = in_words(results[results["layer"].notna()])
+    rows = as_text(results[results["layer"].notna()])
     if rows.empty:
         raise ValueError("results must hold at least one row with a layer, got none. Curves go by layer.")
+    transplant = rows["op"].iloc[0] == "transplant"
+    levels = ("donor", "recipient") if transplant else ("clean run", "corrupt run")
     metrics = [str(metric) for metric in dict.fromkeys(rows["metric"])]
-    with style():
-        columns = 1 if width == "one" else min(2, len(metrics))
-        lines = -(-len(metrics) // columns)
-        opened = open_panels(axes, metrics, width=width, columns=columns, row_heights=[2.1] * lines, extra=0.75)
+    with open_panels(
+        axes, metrics, width=width, columns=1 if width == "one" else 2, heights=2.1, extra=0.75, title=title,
+        default_title=default_title(rows),
+    ) as opened:  # fmt: skip
         for panel, metric in zip(opened.axes, metrics, strict=True):
             of_metric = rows[rows["metric"] == metric]
             for concept, label in zip(("clean", "corrupt"), levels, strict=True):
@@ -55,7 +55,8 @@ def draw_curves(
             for number, (name, tokens) in enumerate(keys):
                 own = of_metric[(of_metric["name"] == name) & (of_metric["tokens"] == tokens)].sort_values("layer")
                 colour, marker = SERIES[number % len(SERIES)], SERIES_MARKERS[number % len(SERIES_MARKERS)]
-                layers, label = own["layer"].astype(int), spoken(tokens) or curve or name
+                layers = own["layer"].astype(int)
+                label = token_title(tokens) or ("recipient with donor's layers" if transplant else name)
                 panel.plot(layers, own["value"], color=colour, marker=marker, label=label, zorder=3)
                 panel.fill_between(
                     layers, own["lower"].astype(float), own["upper"].astype(float), color=colour, alpha=0.22,
@@ -68,5 +69,4 @@ def draw_curves(
         if legend:
             few = max(len(panel.get_legend_handles_labels()[1]) for panel in opened.axes) <= 4
             add_legend(opened, width=width, columns=4 if few and width == "two" else None)
-        add_title(opened, title, usual_title(rows))
     return opened.axes

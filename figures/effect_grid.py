@@ -1,4 +1,7 @@
-"""Effects as a grid of cells, layers across: what the maps of token groups and of heads share."""
+"""Effects as a grid of cells with layers across: by token group (``draw_token_map``) or head (``draw_head_map``).
+
+Both take the table of a patch sweep (``docs/results.md``).
+"""
 
 from collections.abc import Sequence
 
@@ -7,59 +10,74 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
-from figures.effects import (
-    add_bar,
-    colours,
-    layer_label,
-    mark_significant,
-    matches,
-    of_metric,
-    site_title,
-    spoken,
-    symmetric,
-    usual_title,
-)
-from figures.panels import add_title, open_panels, stride
-from figures.style import Panels, Width, style
+from figures.effect_colours import add_bar, effect_colours, mark_significant, symmetric_range
+from figures.effects import default_title, layer_label, matches, of_metric, site_title, token_title
+from figures.panels import open_panels, stride
+from figures.style import Panels, Width
 
-_TALLEST = 16  # rows of a map that are all named
+_ALL_NAMED = 16  # largest number of rows that are all labelled
 
 
-def draw_grid(
+def draw_token_map(
     results: pd.DataFrame,
-    down: str,
-    panels: Sequence[str],
     *,
-    metric: str | None,
-    title: str | None,
-    axes: Panels | None,
-    width: Width,
-    legend: bool,
-    row_height: float,
+    metric: str | None = None,
+    title: str | None = None,
+    axes: Panels | None = None,
+    width: Width = "two",
+    legend: bool = True,
 ) -> list[Axes]:
-    """One panel for each value of ``panels``; layers go across, ``down`` goes down.
+    """Effect by layer (from 0) and token group, one panel for each activation that was changed.
 
-    Args:
-        results: The table of a patch sweep.
-        down: The column whose values go down.
-        panels: The columns that make a panel: part, name, and maybe tokens.
-        metric: Which; the first of the table where it is None.
-        title: Above all panels.
-        axes: To draw into, one for each panel; None for a new figure.
-        width: Of a new figure.
-        legend: Whether there is a bar that explains the colours.
-        row_height: Of a cell, in inches, in a new figure.
+    Red: the recovered (lost) fraction of the difference between clean and corrupt run; blue: change the other way. A
+    dot: p, adjusted over the run, is below 0.05; a minus sign: the same, with a negative effect. Grey: undefined, since
+    clean and corrupt run do not differ. The title gives n. ``metric`` is by default the table's first; the other
+    arguments are described in ``figures.panels``.
 
-    Raises:
-        ValueError: If the table has no such row, or ``axes`` are not one for each panel.
+    Example:
+        >>> from figures import draw_token_map, example_table
+        >>> [panel.get_title("left") for panel in draw_token_map(example_table("token_map_smol"))]
+        ['resid_pre']
     """
+    return _draw_grid(results, "tokens", ("part", "name"), 0.24, metric, title, axes, width, legend)
+
+
+def draw_head_map(
+    results: pd.DataFrame,
+    *,
+    metric: str | None = None,
+    title: str | None = None,
+    axes: Panels | None = None,
+    width: Width = "two",
+    legend: bool = True,
+) -> list[Axes]:
+    """Effect by layer and head (both from 0), one panel for each activation and token group.
+
+    Colours, marks and arguments are those of ``draw_token_map``. Rows without a head are left out.
+
+    Example:
+        >>> from figures import draw_head_map, example_table
+        >>> [panel.get_title("left") for panel in draw_head_map(example_table("head_map_smol"))]
+        ['z, last']
+    """
+    of_heads = results[results["head"].notna() & (results["head"].astype(str) != "")]
+    return _draw_grid(of_heads, "head", ("part", "name", "tokens"), 0.15, metric, title, axes, width, legend)
+
+
+def _draw_grid(
+    results: pd.DataFrame, down: str, panels: Sequence[str], row_height: float, metric: str | None, title: str | None,
+    axes: Panels | None, width: Width, legend: bool,
+) -> list[Axes]:  # fmt: skip
+    """One panel for each value of the columns ``panels``; the values of the column ``down`` go down."""
     rows = of_metric(results, metric)
-    norm = symmetric(rows["effect"])
+    norm = symmetric_range(rows["effect"])
     keys = list(dict.fromkeys(zip(*(rows[name] for name in panels), strict=True)))
-    titles = [", ".join([site_title(*key[:2]), *map(spoken, key[2:])]) for key in keys]
+    titles = [", ".join([site_title(*key[:2]), *map(token_title, key[2:])]) for key in keys]
     heights = [rows[matches(rows, panels, key)][down].nunique() * row_height + 0.5 for key in keys]
-    with style():
-        opened = open_panels(axes, titles, width=width, columns=1, row_heights=heights, extra=0.45)
+    with open_panels(
+        axes, titles, width=width, columns=1, heights=heights, extra=0.45, title=title,
+        default_title=default_title(rows),
+    ) as opened:  # fmt: skip
         for panel, key, name in zip(opened.axes, keys, titles, strict=True):
             _draw_cells(panel, rows[matches(rows, panels, key)], down, norm)
             panel.set_title(name, loc="left")
@@ -67,7 +85,6 @@ def draw_grid(
             panel.set_xlabel(layer_label(rows))
         if legend:
             add_bar(opened.axes, rows, norm)
-        add_title(opened, title, usual_title(rows))
     return opened.axes
 
 
@@ -78,13 +95,13 @@ def _draw_cells(panel: Axes, rows: pd.DataFrame, down: str, norm: Normalize) -> 
     x, y = [layers.index(layer) for layer in order], [names.index(name) for name in rows[down]]
     effects = np.full((len(names), len(layers)), np.nan)
     effects[y, x] = rows["effect"].to_numpy(dtype=float)
-    panel.imshow(effects, cmap=colours(), norm=norm, aspect="auto", interpolation="nearest")
+    panel.imshow(effects, cmap=effect_colours(), norm=norm, aspect="auto", interpolation="nearest")
     mark_significant(panel, x, y, rows, norm)
     labels = ["-" if layer < 0 else str(layer) for layer in layers]
     every = stride(panel, labels, float(len(layers)))
     panel.set_xticks(list(range(0, len(layers), every)), labels[::every])
-    every = 1 if len(names) <= _TALLEST else 4
-    panel.set_yticks(list(range(0, len(names), every)), [spoken(name) for name in names[::every]])
+    every = 1 if len(names) <= _ALL_NAMED else 4
+    panel.set_yticks(list(range(0, len(names), every)), [token_title(name) for name in names[::every]])
     if down == "head":
         panel.set_ylabel("head, from 0")
     panel.tick_params(length=2)

@@ -1,21 +1,16 @@
-"""What maps and curves of interventions have in common: the fraction that is drawn, its colours, marks and names.
+"""The effect of an intervention: the recovered or lost fraction of a metric, and the words that figures use for it.
 
-Maps show the recovered fraction where the corrupt run was changed (0: as corrupt, 1: as clean), and the lost fraction,
-1 - recovered, where the clean run was (0: as clean, 1: as corrupt). So 0 is always no effect.
+``with_effect(results)`` adds the effect to the table of a patch sweep. Only pandas is imported here, so that tables can
+be summarised without the drawing libraries.
 """
 
 from collections.abc import Sequence
 
-import matplotlib as mpl
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 
-from figures.style import COLOURS, DIVERGING, figure_of
+from figures.parts import layers_of
 
-SIGNIFICANT = 0.05  # of p_adjusted; such cells bear a mark
+SIGNIFICANT = 0.05  # threshold of ``p_adjusted``
 METRICS = {
     "logit_difference": "logit difference (logits)",
     "log_prob": "log-probability of the answer (nats)",
@@ -23,14 +18,41 @@ METRICS = {
     "kl": "KL divergence from the clean run (nats)",
     "accuracy": "accuracy of the answer",
 }
-_WIDEST = 2.0  # of a fraction: beyond it colours say no more, and the bar has a pointed end
-_LEAST = 0.1  # half of the range at least: below it a map without effects would be all colour
-_DARK = 0.6  # of the range: beyond it a mark is white, since a black one would drown
-_KEYS = ("tokens", "head", "window", "name", "part", "site")
+_TEXT = ("tokens", "head", "window", "name", "part", "site")
+
+
+def with_effect(results: pd.DataFrame) -> pd.DataFrame:
+    """The table with the column ``effect``, and ``effect_lower`` and ``effect_upper`` where it has intervals.
+
+    The effect is the recovered fraction where the corrupt run was changed (0: as corrupt, 1: as clean), and the lost
+    fraction, 1 - recovered, where the clean run was (0: as clean, 1: as corrupt). 0 is always no effect. The ends of an
+    interval swap places with the sign. Without the column ``unchanged``, the corrupt run is assumed.
+
+    Example:
+        >>> table = pd.DataFrame({"unchanged": ["corrupt", "clean"], "recovered": [0.75, 0.75],
+        ...                       "recovered_lower": [0.5, 0.5], "recovered_upper": [0.875, 0.875]})
+        >>> with_effect(table)[["effect", "effect_lower", "effect_upper"]].to_numpy().tolist()
+        [[0.75, 0.5, 0.875], [0.25, 0.125, 0.5]]
+    """
+    lost = results["unchanged"] == "clean" if "unchanged" in results else pd.Series(False, index=results.index)
+    sources = {"effect": ("recovered",) * 2, "effect_lower": ("recovered_lower", "recovered_upper")}
+    sources["effect_upper"] = sources["effect_lower"][::-1]
+    found = {
+        name: results[kept].astype(float).where(~lost, 1 - results[swapped].astype(float))
+        for name, (kept, swapped) in sources.items()
+        if kept in results
+    }
+    return results.assign(**found)
+
+
+def fraction_name(rows: pd.DataFrame) -> str:
+    """``lost fraction`` where the clean run was changed, else ``recovered fraction``."""
+    lost = "unchanged" in rows and rows["unchanged"].iloc[0] == "clean"
+    return "lost fraction" if lost else "recovered fraction"
 
 
 def of_metric(results: pd.DataFrame, metric: str | None) -> pd.DataFrame:
-    """The rows of one metric, with ``effect``; the first metric of the table where it is None.
+    """The rows of one metric with their effect; of the table's first metric if None.
 
     Raises:
         ValueError: If there is no such row.
@@ -41,76 +63,23 @@ def of_metric(results: pd.DataFrame, metric: str | None) -> pd.DataFrame:
     rows = results[results["metric"] == metric]
     if rows.empty:
         known = ", ".join(dict.fromkeys(results["metric"]))
-        raise ValueError(f"metric must be one of {known}, got {metric!r}. Name one that was read out.")
-    recovered = rows["recovered"].astype(float)
-    return in_words(rows).assign(effect=recovered.where(rows["unchanged"] == "corrupt", 1 - recovered))
+        raise ValueError(f"metric must be one of {known}, got {metric!r}.")
+    return with_effect(as_text(rows))
 
 
-def in_words(results: pd.DataFrame) -> pd.DataFrame:
-    """The table with empty text as ``""`` and heads as text, whether it was read from Parquet or from CSV."""
+def as_text(results: pd.DataFrame) -> pd.DataFrame:
+    """The table with missing text as ``""`` and heads as text, the same from Parquet and from CSV."""
 
     def word(value: object) -> str:
         if pd.isna(value):  # type: ignore[call-overload]
             return ""
         return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
-    return results.assign(**{key: [word(value) for value in results[key]] for key in _KEYS if key in results})
-
-
-def symmetric(effect: "pd.Series[float]") -> Normalize:
-    """A range around 0 that holds all effects, within bounds."""
-    most = float(effect.abs().max()) if effect.notna().any() else 1.0
-    half = min(max(most, _LEAST), _WIDEST)
-    return Normalize(-half, half)
-
-
-def colours() -> mpl.colors.Colormap:
-    """The diverging map; what is undefined is grey."""
-    found = mpl.colormaps[DIVERGING].copy()
-    found.set_bad(COLOURS["undefined"])
-    return found
-
-
-def mark_significant(
-    panel: Axes, x: Sequence[int], y: Sequence[int], rows: pd.DataFrame, norm: Normalize, size: float = 2.5
-) -> None:
-    """A dot on each cell whose adjusted p is below 0.05, a minus sign where its effect is negative.
-
-    The sign is there for readers in grey: the two ends of the colours are equally dark.
-    """
-    effect = rows["effect"].to_numpy(dtype=float)
-    found = rows["p_adjusted"].to_numpy(dtype=float) < SIGNIFICANT
-    dark = np.abs(effect) > _DARK * float(norm.vmax or 1.0)
-    for negative in (False, True):
-        for on_dark in (False, True):
-            own = found & ((effect < 0) == negative) & (dark == on_dark)
-            if own.any():
-                panel.plot(
-                    np.asarray(x)[own], np.asarray(y)[own], linestyle="", marker="_" if negative else ".",
-                    color="#FFFFFF" if on_dark else "#000000", markersize=size * (1.2 if negative else 1.0),
-                    markeredgewidth=0.8, gid="significant",
-                )  # fmt: skip
-
-
-def add_bar(axes: list[Axes], rows: pd.DataFrame, norm: Normalize) -> None:
-    """The bar that explains the colours, beside the panels."""
-    beyond = rows["effect"].abs().max() > float(norm.vmax or 1.0)
-    bar = figure_of(axes).colorbar(
-        ScalarMappable(norm, colours()), ax=axes, extend="both" if beyond else "neither", shrink=0.95, pad=0.02,
-        aspect=16,
-    )  # fmt: skip
-    metric = str(rows["metric"].iloc[0])
-    bar.set_label(f"{fraction_name(rows)} of\n{METRICS.get(metric, metric).split(' (')[0]}", fontsize=7)
-    bar.ax.tick_params(labelsize=6.5, length=2)
-
-
-def fraction_name(rows: pd.DataFrame) -> str:
-    """``lost fraction`` where the clean run was changed, else ``recovered fraction``."""
-    return "lost fraction" if rows["unchanged"].iloc[0] == "clean" else "recovered fraction"
+    return results.assign(**{key: [word(value) for value in results[key]] for key in _TEXT if key in results})
 
 
 def matches(rows: pd.DataFrame, names: Sequence[str], key: Sequence[object]) -> "pd.Series[bool]":
-    """The rows that hold ``key`` in the columns ``names``."""
+    """True for the rows that hold ``key`` in the columns ``names``."""
     found = pd.Series(True, index=rows.index)
     for name, value in zip(names, key, strict=True):
         found &= rows[name] == value
@@ -118,52 +87,46 @@ def matches(rows: pd.DataFrame, names: Sequence[str], key: Sequence[object]) -> 
 
 
 def site_title(part: str, name: str, layer: object = None) -> str:
-    """A site in few words: ``resid_pre 12``, ``projector out``, ``vision tower 3``."""
+    """A short title of a site: ``resid_pre 12``, ``projector out``, ``vision tower 3``."""
     if part == "projector":
         return f"projector {name.replace('_', ' ')}"
     where = "" if part == "language_model" else f"{part.replace('_', ' ')} "
-    # of the vision tower only the usual activation goes without saying
+    # resid_post of the vision tower is not named
     what = "" if part == "vision_tower" and name == "resid_post" and not pd.isna(layer) else name  # type: ignore[call-overload]
     return f"{where}{what}{'' if pd.isna(layer) else f' {layer}'}".replace("  ", " ")  # type: ignore[call-overload]
 
 
-def spoken(tokens: str) -> str:
-    """A token group for people: ``image → last``."""
+def token_title(tokens: str) -> str:
+    """A token group with an arrow: ``image → last``."""
     return tokens.replace("->", " → ")
 
 
 def layer_label(rows: pd.DataFrame) -> str:
-    """The layer axis in words, with what a window around a layer holds."""
-    windows = [(_ends(window), layer) for window, layer in zip(rows["window"], rows["layer"], strict=True) if window]
+    """The label of the layer axis, with the size of the window around each layer."""
+    both = zip(rows["window"], rows["layer"], strict=True)
+    windows = [(layers_of(window), layer) for window, layer in both if window]
     if not windows:
         return "layer, from 0"
-    last = max(high for (_, high, _), _ in windows)
-    if len(windows) > 1 and any(size > 1 for (_, _, size), _ in windows):
-        if all(low == 0 and high == layer and size == high + 1 for (low, high, size), layer in windows):
+    last = max(layers[-1] for layers, _ in windows)
+    if len(windows) > 1 and any(len(layers) > 1 for layers, _ in windows):
+        if all(layer == layers[-1] and layers == list(range(layers[-1] + 1)) for layers, layer in windows):
             return "layer l, from 0 (window 0 to l)"
-        if all(low == layer and high == last and size == high - low + 1 for (low, high, size), layer in windows):
+        if all(layer == layers[0] and layers == list(range(layers[0], last + 1)) for layers, layer in windows):
             return f"layer l, from 0 (window l to {last})"
-    sizes = {size for (_, _, size), _ in windows}
+    sizes = {len(layers) for layers, _ in windows}
     if sizes == {1}:
         return "layer, from 0"
-    # clipped at the ends of the model a window is smaller; designs that differ by more have no one size
+    # windows are clipped at the first and last layer, so up to half of the sizes are smaller than the design's
     return f"layer, from 0 (window {max(sizes) if len(sizes) <= max(sizes) // 2 + 1 else 'varying'})"
 
 
-def _ends(window: str) -> tuple[int, int, int]:
-    """``"1,4-6"`` -> first 1, last 6, layers 4."""
-    ends = [piece.split("-") for piece in window.split(",")]
-    size = sum(int(piece[-1]) - int(piece[0]) + 1 for piece in ends)
-    return int(ends[0][0]), int(ends[-1][-1]), size
-
-
-def usual_title(rows: pd.DataFrame) -> str:
+def default_title(rows: pd.DataFrame) -> str:
     """Model, operation and number of pairs."""
     first = rows.iloc[0]
-    return f"{first['model']}: {first['op']}, {pairs(rows)}"
+    return f"{first['model']}: {first['op']}, {count_pairs(rows)}"
 
 
-def pairs(rows: pd.DataFrame) -> str:
-    """How many pairs there are: ``n = 1 pair``, ``n = 40 pairs``."""
+def count_pairs(rows: pd.DataFrame) -> str:
+    """The number of pairs: ``n = 1 pair``, ``n = 40 pairs``."""
     n = int(rows["n"].max())
     return f"n = {n} pair{'' if n == 1 else 's'}"

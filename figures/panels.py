@@ -1,11 +1,19 @@
-"""The panels of a figure: the caller's own Axes, or new ones at the width of one or two columns.
+"""The panels of a figure: the caller's own Axes, or those of a new figure, with its legend and title.
 
-Every drawing function takes ``ax=`` (kinds of one panel) or ``axes=`` (kinds of several) and returns what it drew into.
-With Axes of the caller's the legend goes inside the last panel, else below all.
+The drawing functions of this package share these arguments:
+
+- ``title``: above all panels; None for the default, ``""`` for none.
+- ``axes``: Axes to draw into, one for each panel (``ax`` in figures of one panel); None for a new figure.
+- ``width``: width of a new figure, ``"one"`` or ``"two"`` columns of a page (3.5 or 7.2 inches).
+- ``legend``: whether to draw a legend or colour bar: below a new figure, inside the last of the caller's Axes.
+
+They return the Axes that they drew into, and raise a ``ValueError`` if ``axes`` are not one for each panel, or if the
+table has no row to draw.
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -13,46 +21,71 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
-from figures.style import WIDTHS, Panels, Width, figure_of
+from figures.style import WIDTHS, Panels, Width, figure_of, style
 
-_PER_LABEL = 4.0  # points beside a tick's label
-_TITLE_LETTERS = 12.5  # of a title in an inch
-_PER_LETTER = 4.3  # points of a letter of a tick's label
+_PER_LABEL = 4.0  # points between two tick labels
+_TITLE_LETTERS = 12.5  # letters of a title in an inch
+_PER_LETTER = 4.3  # width of a letter of a tick label, in points
 _STRIDES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 50, 100)
 
 
 class Opened(NamedTuple):
-    """Panels to draw into; ``own`` if the figure was made for them."""
+    """Panels to draw into, how many stand side by side, and whether the figure is new."""
 
     axes: list[Axes]
     own: bool
     columns: int
 
 
+@contextmanager
 def open_panels(
     axes: Panels | None,
     wanted: Sequence[str],
     *,
     width: Width,
     columns: int,
-    row_heights: Sequence[float],
-    extra: float = 0.0,
+    heights: float | Sequence[float],
+    extra: float,
+    title: str | None,
+    default_title: str = "",
     sharey: bool = False,
-) -> Opened:
-    """The caller's Axes, checked, or those of a new figure.
+    legend: bool = False,
+    legend_columns: int | None = None,
+) -> Iterator[Opened]:
+    """Open the panels in the style of this package; add the legend and the title when the block ends.
 
     Args:
-        axes: As many as there are panels; None for a new figure.
-        wanted: What the panels show, for the error.
-        width: Of a new figure.
+        axes: As many Axes as there are panels; None for a new figure.
+        wanted: What each panel shows, for the error message.
+        width: Width of a new figure.
         columns: Panels side by side in a new figure.
-        row_heights: Inches of each row of a new figure.
-        extra: Inches below and above the rows.
-        sharey: Whether panels of a new figure have one y axis.
+        heights: Height of all rows, or of each row, of a new figure, in inches.
+        extra: Inches of a new figure below and above the rows.
+        title: Text above all panels; None for the default title.
+        default_title: Title of a new figure if ``title`` is None.
+        sharey: Whether the panels of a new figure share the y axis.
+        legend: Whether to add a legend.
+        legend_columns: Columns of the legend; by default as many as usually fit.
 
     Raises:
         ValueError: If there are more or fewer Axes than panels.
     """
+    with style():
+        opened = _open(axes, wanted, width, columns, heights, extra, sharey)
+        yield opened
+        if legend:
+            add_legend(opened, width=width, columns=legend_columns)
+        if opened.own and (text := default_title if title is None else title):
+            figure = figure_of(opened.axes)
+            figure.suptitle("\n".join(textwrap.wrap(text, int(figure.get_figwidth() * _TITLE_LETTERS))))
+        elif title:
+            opened.axes[0].set_title(title)
+
+
+def _open(
+    axes: Panels | None, wanted: Sequence[str], width: Width, columns: int, heights: float | Sequence[float],
+    extra: float, sharey: bool,
+) -> Opened:  # fmt: skip
     if axes is not None:
         given = [axes] if isinstance(axes, Axes) else list(np.asarray(axes, dtype=object).flat)
         if len(given) != len(wanted):
@@ -62,9 +95,10 @@ def open_panels(
             )
         return Opened(given, own=False, columns=len(given))
     columns = min(columns, len(wanted))
+    rows = [heights] * -(-len(wanted) // columns) if isinstance(heights, int | float) else list(heights)
     _figure, grid = plt.subplots(
-        len(row_heights), columns, figsize=(WIDTHS[width], sum(row_heights) + extra), squeeze=False, sharey=sharey,
-        layout="constrained", height_ratios=list(row_heights),
+        len(rows), columns, figsize=(WIDTHS[width], sum(rows) + extra), squeeze=False, sharey=sharey,
+        layout="constrained", height_ratios=rows,
     )  # fmt: skip
     made = list(grid.flat)
     for panel in made[len(wanted) :]:
@@ -73,7 +107,7 @@ def open_panels(
 
 
 def add_legend(opened: Opened, *, width: Width, columns: int | None = None) -> None:
-    """One entry for each label in any of the panels: below a figure of our own, inside the caller's last panel."""
+    """Add a legend with one entry for each label: below a new figure, inside the last of the caller's Axes."""
     entries: dict[str, Artist] = {}
     for panel in opened.axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -90,20 +124,10 @@ def add_legend(opened: Opened, *, width: Width, columns: int | None = None) -> N
     )  # fmt: skip
 
 
-def add_title(opened: Opened, title: str | None, usual: str) -> None:
-    """``title`` above all panels; ``usual`` where it is None and the figure is our own."""
-    if opened.own and title != "":
-        figure = figure_of(opened.axes)
-        letters = int(figure.get_figwidth() * _TITLE_LETTERS)
-        figure.suptitle("\n".join(textwrap.wrap(title or usual, letters)))
-    elif title:
-        opened.axes[0].set_title(title)
-
-
 def stride(panel: Axes, labels: Sequence[str], span: float) -> int:
-    """Every how many of ``labels``, one a step, can be written below a panel ``span`` steps wide.
+    """The smallest step between tick labels that fit below a panel ``span`` steps wide, one of ``labels`` a step.
 
-    Before the layout is known the width of the panel is an estimate, on the safe side.
+    The width of the panel is estimated, since the layout is computed later; the estimate is low.
     """
     figure = figure_of(panel)
     points = panel.get_position().width * figure.get_figwidth() * 72 * 0.9

@@ -1,4 +1,4 @@
-"""The three parts of the model on one axis: which sites of a probe sweep make one curve, and where each stands."""
+"""Layers and parts on one axis: which sites of a probe sweep form a curve, and the place of each site."""
 
 from typing import NamedTuple
 
@@ -7,14 +7,14 @@ import pandas as pd
 
 PARTS = ("vision_tower", "projector", "language_model")
 PROJECTOR_STAGES = ("in", "linear_1", "act", "out")
-ENTRY = -1.0  # where the language model's input (resid_pre of block 0) stands: one step before block 0's output
-_GAP = 0.06  # empty space between two parts, as a share of the longest
-_STAGE_STEP = 1.4  # of the projector: wide enough for its labels, which are words
-_LEAST = 0.25  # width of a part of several steps at least, as a share of the longest: its name stands above it
+ENTRY = -1.0  # place of the language model's input (resid_pre of block 0), one step before block 0's output
+_GAP = 0.06  # empty space between two parts, as a share of the longest part
+_STAGE_STEP = 1.4  # step between the projector's stages, wide enough for labels that are words
+_NARROWEST = 0.25  # smallest width of a part of several steps, as a share of the longest: room for its name
 
 
 class Span(NamedTuple):
-    """Where a part stands on the shared axis: a step of it at ``offset + scale * step``."""
+    """The place of a part on the shared axis: its steps lie at ``offset + scale * step``."""
 
     part: str
     offset: float
@@ -23,8 +23,17 @@ class Span(NamedTuple):
     scale: float
 
 
+def layers_of(ranges: str) -> list[int]:
+    """The layers that a saved table writes as numbers and ranges: ``1,4-6`` is [1, 4, 5, 6].
+
+    Tables are written by our commands, so nothing is checked here; ``models.layer_ranges`` reads what users type.
+    """
+    ends = [piece.split("-") for piece in ranges.split(",")]
+    return [layer for piece in ends for layer in range(int(piece[0]), int(piece[-1]) + 1)]
+
+
 def names_in_blocks(results: pd.DataFrame) -> list[str]:
-    """The activations of the blocks that the table holds, the one that ``main_name`` picks first."""
+    """The names of block activations in the table, starting with the one that ``main_name`` picks."""
     sites = results[results["part"].isin(PARTS)]
     first = main_name(sites)
     others = sites[sites["layer"].notna()]
@@ -33,7 +42,7 @@ def names_in_blocks(results: pd.DataFrame) -> list[str]:
 
 
 def main_name(sites: pd.DataFrame) -> str:
-    """The activation of the blocks that has most layers; of equals ``resid_post``, then the first."""
+    """The block activation with the most layers; among equals ``resid_post``, then the first."""
     blocks = sites[sites["layer"].notna()]
     if blocks.empty:
         return str(sites["name"].iloc[0])
@@ -43,15 +52,15 @@ def main_name(sites: pd.DataFrame) -> str:
 
 
 def belongs(sites: pd.DataFrame, name: str) -> "pd.Series[bool]":
-    """The rows of one curve: the named activation, the projector's stages, and what enters the language model."""
+    """True for the rows of one curve: the activation, the projector's stages, and the input of the language model."""
     enters = (sites["part"] == "language_model") & (sites["name"] == "resid_pre") & (sites["layer"] == 0)
     return (sites["name"] == name) | (sites["part"] == "projector") | (enters & (name == "resid_post"))
 
 
 def place_parts(sites: pd.DataFrame) -> list[Span]:
-    """Where each part that was probed stands on the shared axis, in the order of the forward pass.
+    """The place of each probed part on the shared axis, in the order of the forward pass.
 
-    A step of the longest part is 1 wide; short parts are stretched, so that their labels have room.
+    A step of the longest part is 1 wide. Short parts are stretched to make room for their labels.
     """
     ends = {}
     for part in PARTS:
@@ -62,7 +71,7 @@ def place_parts(sites: pd.DataFrame) -> list[Span]:
     longest = max(high - low for low, high in ends.values())
     spans, cursor = [], 0.0
     for part, (low, high) in ends.items():
-        scale = max(1.0, _LEAST * longest / (high - low)) if high > low else 1.0
+        scale = max(1.0, _NARROWEST * longest / (high - low)) if high > low else 1.0
         right = cursor + scale * (high - low)
         spans.append(Span(part, cursor - scale * low, cursor, right, scale))
         cursor = right + max(1.5, 1.0 + _GAP * longest)
@@ -70,7 +79,7 @@ def place_parts(sites: pd.DataFrame) -> list[Span]:
 
 
 def steps_of(rows: pd.DataFrame) -> "pd.Series[float]":
-    """The place of each row in its part, in steps: the layer; for the projector its stage; for its entry, before 0."""
+    """The step of each row in its part: the layer, the stage of the projector, or ``ENTRY`` for the model's input."""
     n_layers = rows["layer"].max()
     last = 0.0 if pd.isna(n_layers) else float(n_layers) + 1.0
 
@@ -78,7 +87,7 @@ def steps_of(rows: pd.DataFrame) -> "pd.Series[float]":
         if part == "projector":
             return _STAGE_STEP * PROJECTOR_STAGES.index(name)
         if np.isnan(layer):
-            return last  # the final norm stands behind the last block
+            return last  # the final norm comes after the last block
         return ENTRY if name == "resid_pre" and part == "language_model" and layer == 0 else float(layer)
 
     values = [step(*row) for row in zip(rows["part"], rows["layer"].astype(float), rows["name"], strict=True)]
@@ -86,6 +95,6 @@ def steps_of(rows: pd.DataFrame) -> "pd.Series[float]":
 
 
 def stage_ticks(rows: pd.DataFrame) -> list[tuple[float, str]]:
-    """Step and name of each of the projector's stages that the rows hold."""
+    """Step and name of the projector's stages in the rows."""
     present = [stage for stage in PROJECTOR_STAGES if stage in set(rows["name"])]
     return [(_STAGE_STEP * PROJECTOR_STAGES.index(stage), stage.replace("_", " ")) for stage in present]

@@ -1,37 +1,43 @@
-"""Maps over the patch grid, painted on the picture, one panel for each layer.
+"""Maps over the patch grid, drawn on the picture, one panel for each layer.
 
-``draw_patch_map`` paints what changing a patch does (the table of a patch sweep with ``--tokens patches``);
-``draw_probe_map`` paints what a probe reads at each patch of one example (``maps.parquet`` of a probe sweep).
+``draw_patch_map`` shows the effect of each patch (a patch sweep with ``--tokens patches``), ``draw_probe_map`` what a
+probe predicts at each patch of one example (``maps.parquet`` of a probe sweep).
 """
 
 import re
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
-from figures.effects import add_bar, colours, mark_significant, of_metric, site_title, symmetric, usual_title
-from figures.panels import Opened, add_title, open_panels
+from figures.effect_colours import add_bar, effect_colours, mark_significant, symmetric_range
+from figures.effects import default_title, of_metric, site_title
+from figures.panels import open_panels
 from figures.parts import main_name
-from figures.style import SEQUENTIAL, Panels, Width, figure_of, style
+from figures.saved import Picture
+from figures.style import SEQUENTIAL, Panels, Width, figure_of
 
 PATCH = re.compile(r"patch\((\d+),(\d+)(?:,0)?\)")
 _COLUMNS = {"two": 6, "one": 3}
 _ROW_HEIGHT = 1.2  # inches
-_COVER = 0.62  # how much of the picture a probe map hides
-_MOST = 6  # panels of a probe map where no layers are named
-
-Picture = npt.NDArray[np.uint8]
+_COVER = 0.62  # opacity of a probe map over the picture
+_MOST = 6  # panels of a probe map without ``layers``
 
 
 def of_patches(results: pd.DataFrame) -> "pd.Series[bool]":
-    """The rows whose token group is one patch."""
+    """True for the rows whose token group is one patch."""
     return results["tokens"].map(lambda text: PATCH.fullmatch(str(text)) is not None)
+
+
+def with_patches(results: pd.DataFrame) -> pd.DataFrame:
+    """The rows of single patches, with the columns ``row`` and ``col`` of the patch grid."""
+    places = [PATCH.fullmatch(str(text)) for text in results["tokens"]]
+    rows = results[[place is not None for place in places]]
+    return rows.assign(row=[int(p[1]) for p in places if p], col=[int(p[2]) for p in places if p])
 
 
 def draw_patch_map(
@@ -44,54 +50,49 @@ def draw_patch_map(
     width: Width = "two",
     legend: bool = True,
 ) -> list[Axes]:
-    """Effect of each patch of the grid, painted on a picture, one panel for each layer (from 0) and activation.
+    """Effect of each patch of the grid, drawn on a picture, one panel for each layer (from 0) and activation.
 
-    Colours as in ``draw_token_map``; they cover the picture the more, the stronger the effect. A dot: p, adjusted over
-    the run, is below 0.05; a minus sign instead: so it is, and the effect is negative. The picture is that of the first
-    pair; effects are those of all n pairs.
+    Colours and marks as in ``draw_token_map``; the larger the effect, the more they cover the picture. The picture is
+    that of the first pair; effects are those of all n pairs.
 
     Args:
-        results: Rows whose token group is a patch; others are left out.
+        results: The table of a patch sweep; rows of other token groups are left out.
         picture: ``H W 3``; None for a blank one.
-        metric: Which; the first of the table where it is None.
-        title: Stands above all panels.
-        axes: To draw into, one for each layer and activation; None for a new figure.
-        width: Of a new figure, in columns of a page.
-        legend: Whether there is a bar that explains the colours.
+        metric: The metric; by default the table's first.
+        title: See ``figures.panels``, also for the arguments below.
+        axes: One for each layer and activation.
+        width: Of a new figure.
+        legend: Whether to draw a colour bar.
 
-    Returns:
-        The panels, in the order of the table.
-
-    Raises:
-        ValueError: If the table has no row of a patch, or ``axes`` are not one for each panel.
+    Example:
+        >>> from figures import draw_patch_map, example_table
+        >>> [panel.get_title() for panel in draw_patch_map(example_table("patch_grid_smol"))][:2]
+        ['resid_pre 0', 'resid_pre 5']
     """
-    rows = of_metric(results, metric)
-    rows = rows[of_patches(rows)]
+    rows = with_patches(of_metric(results, metric))
     if rows.empty:
         raise ValueError("results must hold at least one row of a patch, got none. Use --tokens patches.")
-    places = [PATCH.fullmatch(text) for text in rows["tokens"]]
-    rows = rows.assign(
-        row=[int(place[1]) for place in places if place], column=[int(place[2]) for place in places if place]
-    )
-    shape = int(rows["row"].max()) + 1, int(rows["column"].max()) + 1
-    norm = symmetric(rows["effect"])
+    shape = int(rows["row"].max()) + 1, int(rows["col"].max()) + 1
+    norm = symmetric_range(rows["effect"])
     keys = list(dict.fromkeys(zip(rows["part"], rows["name"], rows["layer"].astype("Int64"), strict=True)))
     titles = [site_title(*key) for key in keys]
-    with style():
-        opened = _open_pictures(axes, titles, width)
+    with open_panels(
+        axes, titles, width=width, columns=_COLUMNS[width], heights=_ROW_HEIGHT, extra=0.35, title=title,
+        default_title=default_title(rows),
+    ) as opened:  # fmt: skip
         for panel, (part, name, layer), text in zip(opened.axes, keys, titles, strict=True):
             same = rows["layer"].isna() if pd.isna(layer) else rows["layer"] == layer
             own = rows[(rows["part"] == part) & (rows["name"] == name) & same]
             extent = _show_picture(panel, shape, picture)
             effects = np.full(shape, np.nan)
-            effects[own["row"], own["column"]] = own["effect"].astype(float)
+            effects[own["row"], own["col"]] = own["effect"].astype(float)
             cover = np.clip(0.15 + 0.75 * np.abs(np.nan_to_num(effects)) / float(norm.vmax or 1.0), 0, 0.9)
-            panel.imshow(effects, cmap=colours(), norm=norm, alpha=cover if picture is not None else 1.0, extent=extent)
-            mark_significant(panel, list(own["column"]), list(own["row"]), own, norm, size=2.0)
+            opacity = 1.0 if picture is None else cover
+            panel.imshow(effects, cmap=effect_colours(), norm=norm, alpha=opacity, extent=extent)
+            mark_significant(panel, list(own["col"]), list(own["row"]), own, norm, size=2.0)
             panel.set_title(text, fontsize=7.5)
         if legend:
             add_bar(opened.axes, rows, norm)
-        add_title(opened, title, usual_title(rows))
     return opened.axes
 
 
@@ -109,7 +110,7 @@ def draw_probe_map(
     width: Width = "two",
     legend: bool = True,
 ) -> list[Axes]:
-    """Probability that a probe gives to an example's own label at each single patch, painted on its picture.
+    """Probability that a probe gives to an example's own label at each single patch, drawn on its picture.
 
     One panel for each layer. The probe was fitted on pooled tokens of other examples. Colours go from 0 to 1 in every
     such figure; the line across the bar is chance. The white frame is the object that the label belongs to.
@@ -117,36 +118,40 @@ def draw_probe_map(
     Args:
         maps: ``maps.parquet`` of a probe sweep.
         picture: ``H W 3``, square, as the model sees it; None for a blank one.
-        target: Which label; the first of the table where it is None.
-        example: Which example, by id; the first of the table where it is None.
-        layers: Of the language model, from 0. None for up to six sites, spread from the tower to the last block.
+        target: The label; by default the table's first.
+        example: The id of the example; by default the table's first.
+        layers: Of the language model, from 0; by default up to six sites from vision tower to last block.
         box: Of the object: left, top, right, bottom as fractions of the picture.
         chance: Probability of a constant answer, 1 / classes.
-        title: Stands above all panels.
-        axes: To draw into, one for each panel; None for a new figure.
-        width: Of a new figure, in columns of a page.
-        legend: Whether there is a bar that explains the colours.
-
-    Returns:
-        The panels, in the order of the forward pass.
+        title: See ``figures.panels``, also for the arguments below.
+        axes: One for each site.
+        width: Of a new figure.
+        legend: Whether to draw a colour bar.
 
     Raises:
-        ValueError: If the table has no such target, example or layer, or ``axes`` are not one for each panel.
+        ValueError: If the table lacks the target, example or layer, or ``axes`` are not one for each panel.
+
+    Example:
+        >>> from figures import draw_probe_map, example_table
+        >>> [panel.get_title() for panel in draw_probe_map(example_table("probe_map_smol"), layers=[14])]
+        ['resid_post 14']
     """
     rows, chosen = maps, {}
     for column, wanted in (("target", target), ("example", example)):
         known = [str(value) for value in dict.fromkeys(rows[column])]
         chosen[column] = wanted if wanted is not None else known[0] if known else ""
         if chosen[column] not in known:
-            raise ValueError(f"{column} must be one of {', '.join(known)}, got {wanted!r}. Name one that was mapped.")
+            raise ValueError(f"{column} must be one of {', '.join(known)}, got {wanted!r}.")
         rows = rows[rows[column].astype(str) == chosen[column]]
     rows = _of_layers(rows, layers)
     shape = int(rows["row"].max()) + 1, int(rows["col"].max()) + 1
     sites = list(dict.fromkeys(zip(rows["site"], rows["part"], rows["name"], rows["layer"], strict=True)))
     titles = [site_title(str(part), str(name), layer) for _, part, name, layer in sites]
     norm = Normalize(0.0, 1.0)
-    with style():
-        opened = _open_pictures(axes, titles, width)
+    with open_panels(
+        axes, titles, width=width, columns=_COLUMNS[width], heights=_ROW_HEIGHT, extra=0.35, title=title,
+        default_title=f"{chosen['target']} at each patch, example {chosen['example']}",
+    ) as opened:  # fmt: skip
         for panel, (site, *_), text in zip(opened.axes, sites, titles, strict=True):
             own = rows[rows["site"] == site]
             extent = _show_picture(panel, shape, picture)
@@ -168,12 +173,11 @@ def draw_probe_map(
                 bar.ax.axhline(chance, color="#000000", linewidth=0.8, linestyle=(0, (2, 1)), label="chance")
                 bar.ax.annotate("chance", (0, chance), xytext=(-2, 0), textcoords="offset points", ha="right",
                                 va="center", fontsize=6, annotation_clip=False)  # fmt: skip
-        add_title(opened, title, f"{chosen['target']} at each patch, example {chosen['example']}")
     return opened.axes
 
 
 def _of_layers(rows: pd.DataFrame, layers: Sequence[int] | None) -> pd.DataFrame:
-    """The rows of the wanted layers of the language model, or of sites spread over the way of the data."""
+    """The rows of these layers of the language model, or of up to six sites spread over the forward pass."""
     name = main_name(rows)
     if layers is not None:
         blocks = rows[(rows["part"] == "language_model") & rows["layer"].notna() & (rows["name"] == name)]
@@ -190,15 +194,8 @@ def _of_layers(rows: pd.DataFrame, layers: Sequence[int] | None) -> pd.DataFrame
     return rows[rows["site"].isin([sites[i] for i in spread])]
 
 
-def _open_pictures(axes: Panels | None, titles: Sequence[str], width: Width) -> Opened:
-    lines = -(-len(titles) // _COLUMNS[width])
-    return open_panels(
-        axes, titles, width=width, columns=_COLUMNS[width], row_heights=[_ROW_HEIGHT] * lines, extra=0.35
-    )
-
-
 def _show_picture(panel: Axes, shape: tuple[int, int], picture: Picture | None) -> tuple[float, float, float, float]:
-    """The picture in grey behind the grid; the extent that makes a patch one unit."""
+    """Draw the picture in grey below the grid; return the extent in which a patch is one unit."""
     height, width = shape
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     if picture is not None:

@@ -1,8 +1,8 @@
-"""Draws the gallery again from its saved tables: ``python -m figures.redraw``.
+"""Draw the gallery again from its saved tables: ``python -m figures.redraw``.
 
-A table is named after its kind of figure and after what it shows, as ``knockout_smol.csv``. A map over patches is
-painted on ``<name>_picture.png``, where there is one. To add a figure, copy the ``results.csv`` of a run (the
-``compare.csv`` of a comparison) into the folder under such a name.
+The name of a table starts with its kind of figure, as in ``knockout_smol.csv``. A map over patches is drawn on
+``<name>_picture.png``, if there is one. To add a figure, copy the ``results.csv`` of a run (or the ``compare.csv`` of a
+comparison) into the folder under such a name.
 """
 
 import argparse
@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from figures.head_map import draw_head_map
-from figures.knockout import draw_knockout
+from figures.curves import draw_curves
+from figures.effect_grid import draw_head_map, draw_token_map
 from figures.patch_map import draw_patch_map, draw_probe_map
 from figures.plans.accuracy_by_family import draw_accuracy
 from figures.plans.cost_ratios import draw_cost_ratios
@@ -20,24 +20,20 @@ from figures.plans.cost_retention import draw_cost_retention
 from figures.plans.learning_curve import draw_learning_curve
 from figures.plans.plan_diagram import draw_plan_diagram
 from figures.plans.retention import draw_retention
-from figures.runs import read_picture, read_saved
+from figures.saved import GALLERY, read_picture, read_saved
 from figures.score_by_layer import draw_score_by_layer
-from figures.skip import draw_skip
 from figures.style import Panels, Width, figure_of, save_figure
-from figures.token_map import draw_token_map
-from figures.transplant import draw_transplant
 
-GALLERY = Path(__file__).parent / "gallery"
-# what a table's name begins with -> how it is drawn
+# start of a table's name -> the function that draws it
 KINDS: dict[str, Callable[..., Panels]] = {
     "score_by_layer": draw_score_by_layer,
     "token_map": draw_token_map,
     "head_map": draw_head_map,
     "patch_grid": draw_patch_map,
     "probe_map": draw_probe_map,
-    "knockout": draw_knockout,
-    "skip": draw_skip,
-    "transplant": draw_transplant,
+    "knockout": draw_curves,
+    "skip": draw_curves,
+    "transplant": draw_curves,
     "cost_retention": draw_cost_retention,
     "plan_diagram": draw_plan_diagram,
     "retention": draw_retention,
@@ -45,35 +41,34 @@ KINDS: dict[str, Callable[..., Panels]] = {
     "cost_ratios": draw_cost_ratios,
     "learning_curve": draw_learning_curve,
 }
-_PAINTED = ("patch_grid", "probe_map")
+_ON_PICTURE = ("patch_grid", "probe_map")
 
 
 def draw_table(path: Path, *, width: Width = "two") -> Panels:
-    """The figure of a saved table, by the table's name.
+    """Draw a saved table in the kind of figure that its name starts with.
 
     Raises:
-        ValueError: If the name begins with no kind of figure.
+        ValueError: If the name starts with no kind of figure.
     """
     kind = next((kind for kind in KINDS if path.stem == kind or path.stem.startswith(f"{kind}_")), None)
     if kind is None:
         raise ValueError(f"table must be named after one of {', '.join(KINDS)}, got {path.name!r}. Rename it.")
     table = read_saved(path)
     options: dict[str, Any] = {"width": width}
-    picture = path.with_name(f"{path.stem}_picture.png")
-    if kind in _PAINTED and picture.is_file():
-        options["picture"] = read_picture(picture)
+    if kind in _ON_PICTURE:
+        options["picture"] = read_picture(path.with_name(f"{path.stem}_picture.png"))
     return KINDS[kind](table, **options)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m figures.redraw", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", metavar="NAME", nargs="*", help="tables to draw, without .csv (all of the gallery)")
-    parser.add_argument("--gallery", type=Path, default=GALLERY, help="folder of the tables")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the figures (beside the tables)")
-    parser.add_argument("--width", choices=["one", "two"], default="two", help="columns of a page (two)")
+    parser.add_argument("names", metavar="NAME", nargs="*", help="tables to draw, without .csv (default: all)")
+    parser.add_argument("--gallery", type=Path, default=GALLERY, help="folder of the tables (default: the gallery)")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the figures (default: beside the tables)")
+    parser.add_argument("--width", choices=["one", "two"], default="two", help="columns of a page (default: two)")
     options = parser.parse_args(arguments)
 
     import matplotlib.pyplot as plt

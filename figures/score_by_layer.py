@@ -1,6 +1,6 @@
 """Score by layer, from the vision tower through the projector to the language model, on one axis.
 
-``draw_score_by_layer(results)`` takes the table of a probe sweep (``docs/results.md``) and nothing else.
+``draw_score_by_layer(results)`` takes the table of a probe sweep (``docs/results.md``).
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator
 
-from figures.panels import add_legend, add_title, open_panels, stride
+from figures.panels import open_panels, stride
 from figures.parts import ENTRY, PARTS, Span, belongs, main_name, place_parts, stage_ticks, steps_of
-from figures.style import COLOURS, LINES, OPEN, Panels, Width, style
+from figures.style import COLOURS, LINES, OPEN, Panels, Width
 
-_LOWEST = -1.0  # of a score that is drawn
+_LOWEST = -1.0  # lowest score that is drawn
 _TITLES = {"vision_tower": "vision\ntower", "projector": "projector", "language_model": "language model"}
 
 
@@ -29,25 +29,22 @@ def draw_score_by_layer(
 ) -> list[Axes]:
     """Probe score by layer, one panel for each target.
 
-    Blue, filled: cross-validated score; its band is the 95 % interval over groups (n in each panel). Brown, open: the
-    same probes on the transfer split (drawings never trained on, in the embedded data). Green, dash-dotted: the control
-    task (same activations, labels by type at random). Pink: the same probes on a randomly initialised model. Dashed: a
-    constant answer. Dotted: raw pixels. Below the axis layers count from 0; above it depth runs from 0 to 1 in each
-    part. Short parts are drawn wider than one step of the language model for each layer.
+    Blue, filled: cross-validated score with its 95 % interval over groups (n in each panel). Brown, open: the same
+    probes on the transfer split (in the embedded data: drawings that were never trained on). Green, dash-dotted: the
+    control task (same activations, random labels for each type). Pink: probes of a randomly initialised model. Dashed:
+    a constant answer. Dotted: raw pixels. Below the panel layers count from 0; above it depth runs from 0 to 1 in each
+    part. Short parts are stretched.
 
-    Args:
-        results: The table of a probe sweep.
-        name: Which activation of the blocks is drawn; the one with most layers where it is None.
-        title: Stands above all panels.
-        axes: To draw into, one for each target; None for a new figure.
-        width: Of a new figure, in columns of a page.
-        legend: Whether there is one.
-
-    Returns:
-        The panels, in the order of the targets.
+    ``name`` is the block activation to draw; by default the one with the most layers. The other arguments are described
+    in ``figures.panels``.
 
     Raises:
         ValueError: If the table holds no score of any site, or ``axes`` are not one for each target.
+
+    Example:
+        >>> from figures import draw_score_by_layer, example_table
+        >>> draw_score_by_layer(example_table("score_by_layer_smol"))[0].get_title("left")
+        'kind  (object tokens, n = 200)'
     """
     sites = results[results["part"].isin(PARTS)]
     if sites.empty:
@@ -56,17 +53,14 @@ def draw_score_by_layer(
     sites = sites[belongs(sites, name)]
     spans = place_parts(sites)
     targets = [str(target) for target in dict.fromkeys(sites["target"])]
-    with style():
-        columns = 1 if width == "one" or len(targets) == 1 else 2
-        rows = -(-len(targets) // columns)
-        opened = open_panels(axes, targets, width=width, columns=columns, row_heights=[2.15] * rows, extra=0.75)
+    with open_panels(
+        axes, targets, width=width, columns=1 if width == "one" else 2, heights=2.15, extra=0.75, title=title,
+        default_title=f"{sites['model'].iloc[0]}: what probes read from {name}, layer by layer", legend=legend,
+    ) as opened:  # fmt: skip
         for number, (panel, target) in enumerate(zip(opened.axes, targets, strict=True)):
             _draw_panel(panel, sites[sites["target"] == target], results[results["target"] == target], spans)
             if not opened.own or number + opened.columns >= len(targets):
                 panel.set_xlabel("layer, from 0 (above: depth, 0 to 1)")
-        if legend:
-            add_legend(opened, width=width)
-        add_title(opened, title, f"{sites['model'].iloc[0]}: what probes read from {name}, layer by layer")
     return opened.axes
 
 
@@ -98,7 +92,7 @@ def _draw_panel(panel: Axes, sites: pd.DataFrame, all_rows: pd.DataFrame, spans:
     panel.set_ylabel(metric)
     columns = ["score", "lower", "upper", "control", "random_init"]
     shown = np.append(sites[columns].to_numpy(dtype=float).ravel(), level)
-    # R2 has no lower end: one bad probe would press all curves together at the top
+    # R2 has no lower bound: one bad probe would flatten all curves
     panel.set_ylim(max(_LOWEST, min(-0.02, np.nanmin(shown) - 0.05)), max(1.06, np.nanmax(shown) + 0.06))
     if np.nanmin(sites["score"].to_numpy(dtype=float)) < _LOWEST:
         panel.text(0.01, 0.02, f"some scores lie below {_LOWEST:g}", transform=panel.transAxes, fontsize=7)
@@ -168,7 +162,7 @@ def _ticks(panel: Axes, rows: pd.DataFrame, span: Span, width: float) -> list[tu
 
 
 def _depth_ticks(rows: pd.DataFrame, span: Span) -> list[tuple[float, str]]:
-    """Places of depth 0, 0.5 and 1, read off the rows' own depths; for a part of one row none but its own."""
+    """Places and labels of depth 0, 0.5 and 1, interpolated from the rows; none for parts of one or two steps."""
     steps = steps_of(rows).to_numpy()
     depth = rows["depth"].to_numpy(dtype=float)
     if span.part == "projector" or len(np.unique(steps)) < 3:

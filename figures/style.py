@@ -1,15 +1,15 @@
-"""One look for all figures: sizes, a palette in which a concept keeps its colour, and how a figure is saved.
+"""The style of all figures: sizes, one colour, line style and marker for each concept, and saving.
 
-The colours begin from those of Okabe and Ito. Some were moved so that any two that can stand in one figure stay apart
-under deuteranopia and protanopia too (``tests/figures/test_style.py`` simulates both). What they tell, line style or
-marker tells as well, so that a figure can be read in grey.
+The colours are near those of Okabe and Ito; any two that can occur in one figure are distinct under deuteranopia and
+protanopia too (``tests/figures/test_style.py`` simulates both). Line styles or markers repeat the information, so that
+figures can be read in grey.
 Source: Okabe and Ito 2008, "Color Universal Design", https://jfly.uni-koeln.de/color/.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -18,9 +18,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from figures.saved import FigurePaths
+
 Width = Literal["one", "two"]
 Panels = Axes | Sequence[Axes] | npt.NDArray[np.object_]
-# Inches: one column of a paper with two, and both. Journals differ by a few millimetres around 89 and 183.
+# Inches: one column of a two-column page, and both; journals use about 89 and 183 mm.
 WIDTHS: dict[str, float] = {"one": 3.5, "two": 7.2}
 
 # concept -> colour, the same in every figure
@@ -36,7 +38,7 @@ COLOURS = {
     "corrupt": "#C85C00",
     "undefined": "#DDDDDD",
 }
-# concept -> line style and marker: no two that can stand in one figure have both in common
+# concept -> line style and marker: concepts of one figure differ in at least one of them
 LINES: dict[str, tuple[Any, str]] = {
     "score": ("-", "o"),
     "transfer": ("-", "s"),
@@ -47,16 +49,16 @@ LINES: dict[str, tuple[Any, str]] = {
     "clean": ("-", ""),
     "corrupt": ((0, (5, 3)), ""),
 }
-OPEN = frozenset({"transfer"})  # concepts whose markers are white inside, since small shapes look alike
-# For curves whose concept has no colour of its own: in this order, from the first, each with its marker.
+OPEN = frozenset({"transfer"})  # concepts with markers that are white inside, since small shapes look alike
+# Colours and markers of curves that have no concept, in this order.
 SERIES = ("#0072B2", "#EFA60B", "#CC79A7", "#35C3FA", "#333333", "#844F28")
 SERIES_MARKERS = ("o", "s", "^", "D", "v", "X")
-# For fractions and effects, always with a symmetric range around 0: red above, blue below, white at none.
+# Fractions and effects, in a symmetric range around 0: red above, blue below, white at 0.
 DIVERGING = "RdBu_r"
-# For probabilities, from 0 to 1: lightness rises evenly, so it reads the same for colour-blind readers and in grey.
+# Probabilities, from 0 to 1: lightness rises evenly, so the map reads the same in grey and for colour-blind readers.
 SEQUENTIAL = "cividis"
 
-# plan -> colour; what it shares with other figures keeps its meaning there
+# plan -> colour
 PLAN_COLOURS = {
     "full": COLOURS["score"],
     "middle band": COLOURS["transfer"],
@@ -96,23 +98,22 @@ _SETTINGS: dict[Any, Any] = {  # keys of matplotlib's rcParams
     "hatch.linewidth": 0.6,
     "figure.dpi": 110.0,
     "savefig.dpi": 200.0,
-    "svg.hashsalt": "laccolith",  # element ids in the file do not change from run to run
+    "svg.hashsalt": "laccolith",  # the same element ids in every run
     "svg.fonttype": "none",
 }
 
 
-class FigurePaths(NamedTuple):
-    """Where a figure was saved, once to look at and once to print."""
-
-    png: Path
-    svg: Path
-
-
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of this project inside the block, the reader's own outside.
+    """Use the style of this package inside the block.
 
-    A notebook's backend becomes interactive with the first figure; that stays, or later figures would not be shown.
+    The interactive mode that a notebook's backend sets with the first figure is kept, or later figures would not show.
+
+    Example:
+        >>> import matplotlib as mpl
+        >>> with style():
+        ...     mpl.rcParams["font.size"]
+        8.0
     """
     interactive = mpl.is_interactive()
     try:
@@ -126,33 +127,41 @@ def style() -> Iterator[None]:
 
 
 def plan_colour(plan: str) -> str:
-    """The colour of a plan in all figures; tuned models that were scored beside the plans are dark."""
+    """The colour of a plan in all figures; reference models are dark."""
     kinds = {"LoRA": COLOURS["random_init"], "reference ": COLOURS["chance"]}
     other = next((colour for kind, colour in kinds.items() if plan.startswith(kind)), COLOURS["control"])
     return PLAN_COLOURS.get(plan, other)
 
 
 def plan_marker(plan: str) -> str:
-    """The marker of a plan in all figures; plans of one colour differ by it."""
+    """The marker of a plan in all figures."""
     return PLAN_MARKERS.get(plan, "d")
 
 
 def figure_of(drawn: Figure | Panels) -> Figure:
-    """The figure that the Axes stand in, for instance to save or to close it."""
+    """The figure of the Axes, for instance to save or close it."""
     if isinstance(drawn, Figure):
         return drawn
     first = drawn if isinstance(drawn, Axes) else next(iter(np.asarray(drawn, dtype=object).flat))
     figure = first.get_figure(root=True)
     if figure is None:
-        raise ValueError("drawn must stand in a figure, got Axes that were removed from theirs. Draw again.")
+        raise ValueError("drawn must belong to a figure, got Axes that were removed from theirs. Draw again.")
     return figure
 
 
 def save_figure(drawn: Figure | Panels, stem: Path) -> FigurePaths:
-    """Writes ``stem.png`` and ``stem.svg``: the whole figure that the Axes stand in.
+    """Write the whole figure of the Axes to ``stem.png`` and ``stem.svg``; return both paths.
 
-    A figure that lays itself out, as all of this project do, is as wide as it says; of another one everything that was
-    drawn is put inside the frame.
+    A figure with a layout engine, as all of this package have, keeps its width; the frame of any other is extended to
+    everything that is drawn.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from figures import draw_curves, example_table, save_figure
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> save_figure(draw_curves(example_table("skip_smol")), folder / "skip").svg.name
+        'skip.svg'
     """
     figure = figure_of(drawn)
     stem.parent.mkdir(parents=True, exist_ok=True)

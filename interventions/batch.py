@@ -20,8 +20,9 @@ from interventions.pairs import Pair
 from interventions.plan.cells import CellSpec
 from interventions.plan.options import AblateOptions, PatchOptions, TransplantOptions
 from interventions.plan.plan import InterventionPlan
-from models.inputs import Inputs, Preprocess, prepare
+from models.inputs import Inputs, prepare
 from models.llava import Llava
+from models.pixels import Preprocess
 from models.precision import fast_bfloat16
 from tasks.example import Example
 

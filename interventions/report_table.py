@@ -8,32 +8,26 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from figures.effects import SIGNIFICANT, fraction_name, with_effect
+
 _GROUPED = ("part", "name", "tokens", "metric")
-SIGNIFICANT = 0.05
 _SHORT = {"logit_difference": "logit diff.", "log_prob": "log prob."}
 
 
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
     """One row for each activation, token group (single patches as one) and metric: its cell with the largest effect.
 
-    ``effect`` is the recovered fraction where the corrupt run was changed, the lost fraction (1 - recovered) where the
-    clean one was; ``n_significant`` counts cells whose adjusted p is below 0.05.
+    The effect is that of ``figures.effects``; ``n_significant`` counts cells whose adjusted p is below 0.05.
     """
-    rows = results.assign(
+    rows = with_effect(results).assign(
         tokens=results["tokens"].where(~results["tokens"].str.startswith("patch("), "patches"), place=results["tokens"]
     )
-    lost = rows["unchanged"] == "clean"
-    recovered = rows["recovered"].astype(float)
-    rows = rows.assign(
-        effect=recovered.where(~lost, 1 - recovered),
-        effect_lower=rows["recovered_lower"].where(~lost, 1 - rows["recovered_upper"]),
-        effect_upper=rows["recovered_upper"].where(~lost, 1 - rows["recovered_lower"]),
-        change=(rows["value"] - rows["clean"].where(lost, rows["corrupt"])).abs(),
-    )
+    base = rows["clean"].where(rows["unchanged"] == "clean", rows["corrupt"])
+    rows = rows.assign(change=(rows["value"] - base).abs())
     found = []
     for _, group in rows.groupby(list(_GROUPED), sort=False):
         size = group["effect"].abs()
-        # Without a fraction the metric itself says which cell moved it most.
+        # Without a fraction, the cell with the largest change of the metric.
         best = group.iloc[
             int((size if size.notna().any() else group["change"]).to_numpy(dtype=float, na_value=-1).argmax())
         ]
@@ -55,7 +49,7 @@ def render_summary(results: pd.DataFrame) -> Table:
     """The summary as a table for the terminal."""
     summary = summarise(results)
     first = results.iloc[0]
-    effect = "lost" if first["unchanged"] == "clean" else "recovered"
+    effect = fraction_name(results).split()[0]
     table = Table(
         title=escape(
             f"{first['op']} on {first['model']}, {int(first['n'])} pair{'' if int(first['n']) == 1 else 's'}: "

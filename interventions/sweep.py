@@ -7,20 +7,15 @@
 """
 
 import hashlib
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 
-from figures.runs import draw_patch_run
-from figures.style import FigurePaths, figure_of, save_figure
+import figures
 from interventions.batch import resampled_pairs, run_batch, run_transplants
 from interventions.batch_file import BatchValues
 from interventions.config import ERROR_TABLE, RUN, PatchConfig
@@ -34,8 +29,9 @@ from interventions.plan.groups import Masks
 from interventions.plan.options import FLOW, SteerOptions, TransplantOptions
 from interventions.report_table import render_summary
 from interventions.results import first_bad, list_errors, list_values, summarise_cells
-from models.inputs import Inputs, image_processor, prepare
+from models.inputs import Inputs, prepare
 from models.llava import Llava
+from models.pixels import to_png
 from records.manifest import write_atomically
 from records.model import describe_model, open_model, other_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
@@ -97,6 +93,14 @@ def run_patch_sweep(
 
     Raises:
         UserError: If the settings, the data or the model cannot be used.
+
+    Example:
+        >>> from interventions.config import InterventionOptions, PairOptions
+        >>> from records.options import ModelOptions
+        >>> knockout = InterventionOptions("knockout", tokens=("image->last",))
+        >>> config = PatchConfig(knockout, ModelOptions("random:tiny"), PairOptions(limit=2), dry_run=True)
+        >>> run_patch_sweep(config).n_pairs
+        2
     """
     on_progress = on_progress or ProgressBars()
     _check_settings(config)
@@ -144,7 +148,7 @@ def finished_patch_sweep(folder: Path) -> FinishedRun:
     """
     results = read_results(folder, RUN)
     with writing(folder):
-        drawn = draw_run(folder)
+        drawn = figures.draw_run(folder)
     notes: list[str] = []
     if (folder / ERROR_TABLE).is_file():
         notes = [
@@ -254,33 +258,11 @@ def _batch_runner(config: PatchConfig, sweep: _Sweep) -> Callable[[int], BatchVa
     )  # fmt: skip
 
 
-def draw_run(folder: Path) -> tuple[FigurePaths, ...]:
-    """Draws the figures of a finished run into its folder ``figures``; the main one first.
-
-    Raises:
-        UserError: If the folder holds no finished run, or cannot be written to.
-    """
-    import matplotlib.pyplot as plt
-
-    results = read_results(folder, RUN)
-    picture = folder / "picture.png"
-    painted: npt.NDArray[np.uint8] | None = None
-    if picture.is_file():
-        with Image.open(picture) as image:
-            painted = np.asarray(image.convert("RGB"), dtype=np.uint8)
-    paths = []
-    for name, panels in draw_patch_run(results, painted).items():
-        with writing(folder):
-            paths.append(save_figure(panels, folder / "figures" / name))
-        plt.close(figure_of(panels))
-    return tuple(paths)
-
-
 def _check_settings(config: PatchConfig) -> None:
     if config.batch_size < 1:
-        raise UserError(f"batch-size must be >= 1, got {config.batch_size}. One pair at a time is the least.")
+        raise UserError(f"batch-size must be >= 1, got {config.batch_size}.")
     if config.seed < 0:
-        raise UserError(f"seed must be >= 0, got {config.seed}. Any other integer will do.")
+        raise UserError(f"seed must be >= 0, got {config.seed}.")
     if config.plan.op == "steer" and config.intervention.steer_file is None:
         raise UserError("steer-file must be given for op 'steer', got none. Save a direction as safetensors first.")
 
@@ -313,13 +295,7 @@ def _write_pairs(config: PatchConfig, sweep: _Sweep) -> None:
     pixels = sweep.first.pixel_values
     if pixels is None or not sweep.first.image_of[0]:
         return
-    processor = image_processor(sweep.llava)
-    mean, deviation = (torch.tensor(part)[:, None, None] for part in (processor.image_mean, processor.image_std))
-    picture = pixels[sweep.first.image_of[0][0]].cpu()
-    shown = ((picture * deviation + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(shown.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
-    write_atomically(config.folder / "picture.png", buffer.getvalue())
+    write_atomically(config.folder / "picture.png", to_png(sweep.llava, pixels[sweep.first.image_of[0][0]]))
 
 
 def _run_batches(config: PatchConfig, sweep: _Sweep, processes: Processes, on_progress: OnProgress) -> None:

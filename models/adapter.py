@@ -125,6 +125,12 @@ class Adapter:
         return int(self.config.image_token_id)
 
     @property
+    def pad_token_id(self) -> int:
+        """The id at padded positions: the tokenizer's own, or another one if that is the image token."""
+        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0, 1)
+        return next(token for token in candidates if isinstance(token, int) and token != self.image_token_id)
+
+    @property
     def image_size(self) -> int:
         """Side of the picture that the vision tower takes, in pixels."""
         return int(self.config.vision_config.image_size)
@@ -167,7 +173,7 @@ class Adapter:
 
     @property
     def vision_layer(self) -> int:
-        """Blocks of the vision tower whose output the projector uses: all but the last in LLaVA-1.5."""
+        """The number of vision blocks that compute the projector's input; LLaVA skips the last block."""
         layer = int(self.config.vision_feature_layer)
         return layer if layer >= 0 else self.n_vision_layers + 1 + layer
 

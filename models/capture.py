@@ -18,7 +18,8 @@ from models.activations import Activations, Captured
 from models.adapter import Adapter
 from models.capture_plan import _Plan, _plan, _wanted
 from models.hooks import Pool, Recorder
-from models.inputs import Inputs, PaddingSide, Preprocess, prepare
+from models.inputs import Inputs, PaddingSide, prepare
+from models.pixels import Preprocess
 from models.precision import fast_bfloat16
 from models.sites import PARTS, Part, Site, check_site
 from models.tokens import BoxGroup, Group, PatchGroup

@@ -4,29 +4,30 @@ import argparse
 import shutil
 from pathlib import Path
 
-from models.loading.checkpoints import CheckpointError, stored_tensors
+from models.loading.checkpoints import stored_tensors
 from models.loading.load import load
 from models.loading.locate import locate
-from models.loading.original import _language, is_original
+from models.loading.original import is_original, language_files
+from tasks.errors import UserError
 
 
 def convert(source: str | Path, out: Path, *, base: str | Path | None = None) -> Path:
-    """Writes an original checkpoint as a llava-hf folder, in the precision of its language model.
+    """Write an original checkpoint as a llava-hf folder, in the dtype of its language model.
 
     Args:
         source: A folder or Hugging Face id.
-        out: The new folder; appears once everything is written.
+        out: The new folder; it appears once everything is written.
         base: As for ``read_original``.
 
     Raises:
-        CheckpointError: If ``out`` is there, ``source`` is no original checkpoint, or it does not load.
+        UserError: If ``out`` exists, ``source`` is not an original checkpoint, or it does not load.
     """
     if out.exists():
-        raise CheckpointError(f"out must not exist, got {str(out)!r}. Choose another name.")
+        raise UserError(f"out must not exist, got {str(out)!r}. Choose another name.")
     located = locate(str(source))
     if not is_original(located.folder):
-        raise CheckpointError(f"source must be an original LLaVA checkpoint, got {str(source)!r}. It loads as it is.")
-    _, first = next(stored_tensors(_language(located.folder, base)[1]))
+        raise UserError(f"source must be an original LLaVA checkpoint, got {str(source)!r}. It loads as it is.")
+    _, first = next(stored_tensors(language_files(located.folder, base)[1]))
     llava = load(source, base=base, dtype=first.dtype)
     fresh = out.with_name(f".{out.name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -37,9 +38,9 @@ def convert(source: str | Path, out: Path, *, base: str | Path | None = None) ->
 
 
 def main() -> None:
-    """Converts one checkpoint."""
+    """Convert one checkpoint."""
     parser = argparse.ArgumentParser(
-        description="Writes an original LLaVA checkpoint (liuhaotian/llava-v1.5-7b and the like) as a llava-hf folder, "
+        description="Write an original LLaVA checkpoint (liuhaotian/llava-v1.5-7b and the like) as a llava-hf folder, "
         "which plain transformers, TransformerLens, nnsight and every command here opens.",
     )
     parser.add_argument("source", help="a folder or Hugging Face id in the authors' layout")

@@ -10,19 +10,17 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from models.adapter import Adapter
+from models.pixels import Geometry, Preprocess, open_rgb, to_pixels
 from tasks.errors import UserError
-from tasks.example import Box, Example, Picture
+from tasks.example import Example
 from tasks.examples_from import content_hash
-from tasks.pictures import PictureError
 from tasks.prompts import IMAGE, vicuna_v1, with_answer
 
 PaddingSide = Literal["left", "right"]
-Preprocess = Literal["hf", "pad"]
 _TURN_END = " ASSISTANT:"  # what follows the user's words in vicuna_v1
 
 
@@ -31,30 +29,6 @@ class Span(NamedTuple):
 
     start: int
     stop: int
-
-
-class Geometry(NamedTuple):
-    """How a picture's pixels map to the model's: ``model = scale * original + offset``, for x and for y."""
-
-    width: int
-    height: int
-    scale_x: float
-    scale_y: float
-    offset_x: float
-    offset_y: float
-
-    def to_original(self, x: float, y: float) -> tuple[float, float]:
-        """The point of the original picture that the model sees at pixel (``x``, ``y``)."""
-        return (x - self.offset_x) / self.scale_x, (y - self.offset_y) / self.scale_y
-
-    def to_model(self, box: Box) -> Box:
-        """``box``, given in pixels of the original, in pixels of what the model sees."""
-        return Box(
-            self.scale_x * box.left + self.offset_x,
-            self.scale_y * box.top + self.offset_y,
-            self.scale_x * box.right + self.offset_x,
-            self.scale_y * box.bottom + self.offset_y,
-        )
 
 
 class Layout(NamedTuple):
@@ -244,9 +218,9 @@ def prepare(
         answers: Whether the answer and the end-of-text mark follow the prompt.
 
     Raises:
-        PictureError: If a picture cannot be read or is too elongated to be prepared.
-        UserError: If there are no examples, placeholders and pictures do not match, a prompt is longer than the
-            model's context, or the tokenizer cannot tell where the parts of a prompt stand.
+        UserError: If a picture cannot be read or is too elongated to be prepared, there are no examples, placeholders
+            and pictures do not match, a prompt is longer than the model's context, or the tokenizer does not separate
+            the parts of a prompt.
 
     Source: padding to a square from Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning",
         arXiv 2310.03744.
@@ -268,7 +242,7 @@ def prepare(
     rows = [_tokenise(llava, example, text, answers) for example, text in zip(examples, texts, strict=True)]
     length = max(len(ids) for ids, _ in rows)
     shifts = [length - len(ids) if padding_side == "left" else 0 for ids, _ in rows]
-    input_ids = torch.full((len(rows), length), _filler(llava), dtype=torch.int64)
+    input_ids = torch.full((len(rows), length), llava.pad_token_id, dtype=torch.int64)
     attention_mask = torch.zeros_like(input_ids)
     for row, ((ids, _), shift) in enumerate(zip(rows, shifts, strict=True)):
         input_ids[row, shift : shift + len(ids)] = torch.tensor(ids)
@@ -278,7 +252,7 @@ def prepare(
         input_ids=input_ids,
         attention_mask=attention_mask,
         position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
-        pixel_values=torch.cat(pictures.pixels) if pictures.pixels else None,
+        pixel_values=torch.stack(pictures.pixels) if pictures.pixels else None,
         image_of=pictures.image_of,
         geometry=tuple(pictures.geometry),
         layout=tuple(layout.shifted(shift) for (_, layout), shift in zip(rows, shifts, strict=True)),
@@ -359,16 +333,8 @@ def _question_characters(prompt: str, question: str) -> Span | None:
     return None
 
 
-def _filler(llava: Adapter) -> int:
-    """The id at padded positions: the tokenizer's own unless that is the image token, which the model would fill."""
-    for token in (llava.tokenizer.pad_token_id, llava.tokenizer.eos_token_id):
-        if isinstance(token, int) and token != llava.image_token_id:
-            return token
-    return 0 if llava.image_token_id != 0 else 1
-
-
 class _Distinct(NamedTuple):
-    pixels: list[Float[Tensor, "1 3 H W"]]
+    pixels: list[Float[Tensor, "3 H W"]]
     geometry: list[Geometry]
     keys: list[str]
     image_of: tuple[tuple[int, ...], ...]
@@ -382,75 +348,12 @@ def _distinct(llava: Adapter, examples: Sequence[Example], preprocess: Preproces
     for picture in (picture for example in examples for picture in example.pictures):
         if id(picture) in row_of_picture:
             continue
-        image, geometry = _opened(picture, llava.image_size, preprocess)
+        image, geometry = open_rgb(picture, llava.image_size, preprocess)
         content = content_hash(image)
         if content not in row_of_content:
             row_of_content[content] = len(found.keys)
-            found.pixels.append(_pixels(llava, image, preprocess))
+            found.pixels.append(to_pixels(llava, image, preprocess))
             found.geometry.append(geometry)
             found.keys.append(picture.key if picture.key not in found.keys else f"{picture.key}#{content[:16]}")
         row_of_picture[id(picture)] = row_of_content[content]
     return found._replace(image_of=tuple(tuple(row_of_picture[id(p)] for p in e.pictures) for e in examples))
-
-
-def _opened(picture: Picture, size: int, preprocess: Preprocess) -> tuple[Image.Image, Geometry]:
-    """One picture in RGB, and how its pixels map to the model's."""
-    try:
-        with picture.open() as opened:
-            geometry = _geometry(opened, size, preprocess, picture.key)  # rejects a huge picture before decoding it
-            return opened.convert("RGB"), geometry
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
-        raise PictureError(f"picture must be readable, got {picture.key!r} ({error}). Replace or remove it.") from error
-
-
-def _pixels(llava: Adapter, image: Image.Image, preprocess: Preprocess) -> Float[Tensor, "1 3 H W"]:
-    """One picture as the vision tower takes it."""
-    processor = image_processor(llava)
-    if preprocess == "pad":
-        image = expand_to_square(image, tuple(int(channel * 255) for channel in processor.image_mean))
-    pixels: Tensor = processor(image, return_tensors="pt")["pixel_values"]
-    return pixels.to(torch.float32)
-
-
-def image_processor(llava: Adapter) -> CLIPImageProcessorPil:
-    """Hugging Face's CLIP preprocessing at the model's picture size, with the checkpoint's own mean and deviation."""
-    size = llava.image_size
-    own = getattr(llava.processor, "image_processor", None)
-    given = {name: getattr(own, name) for name in ("image_mean", "image_std", "rescale_factor") if hasattr(own, name)}
-    return CLIPImageProcessorPil(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, do_convert_rgb=False, **given
-    )
-
-
-def expand_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    """``image`` centred on a square of its longer side; the odd pixel goes to the right or the bottom.
-
-    Source: ``expand2square`` of Liu et al. 2024, arXiv 2310.03744.
-    """
-    if image.width == image.height:
-        return image
-    side = max(image.size)
-    canvas = Image.new("RGB", (side, side), colour)
-    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return canvas
-
-
-def _geometry(image: Image.Image, size: int, preprocess: Preprocess, key: str) -> Geometry:
-    """The map from the picture's pixels to the model's, by the same integer arithmetic as the preprocessing."""
-    width, height = image.size
-    short, long = min(image.size), max(image.size)
-    # An elongated picture grows in between: to a square of its long side, or to a strip of the model's height.
-    between = long * long if preprocess == "pad" else size * int(size * long / short)
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and max(between, width * height) > limit:
-        raise PictureError(
-            f"picture must take at most {limit} pixels to prepare, got {width} x {height} in {key!r}, which takes "
-            f"{max(between, width * height)}. Shrink it, or crop it if it is elongated."
-        )
-    if preprocess == "pad":
-        scale = size / long
-        return Geometry(width, height, scale, scale, scale * ((long - width) // 2), scale * ((long - height) // 2))
-    other = int(size * long / short)
-    new_width, new_height = (size, other) if width <= height else (other, size)
-    left, top = (new_width - size) // 2, (new_height - size) // 2
-    return Geometry(width, height, new_width / width, new_height / height, float(-left), float(-top))

@@ -20,9 +20,10 @@ from models.adapter import Adapter
 from models.cached_blocks import running
 from models.capture import capture
 from models.hooks import Pool
-from models.inputs import Inputs, PaddingSide, Preprocess, prepare
+from models.inputs import Inputs, PaddingSide, prepare
 from models.layer_ranges import LayerRange
 from models.logit_lens import read_words
+from models.pixels import Preprocess
 from models.sites import Site, find_sites
 from models.tokens import Group
 from tasks.errors import UserError

@@ -13,7 +13,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from models.adapter import Adapter
-from models.inputs import Geometry, Inputs, Span
+from models.inputs import Inputs, Span
+from models.pixels import Geometry
 from tasks.errors import UserError
 from tasks.example import Box, Example
 

@@ -25,7 +25,17 @@ from records.options import (
 
 RUN = RunKind(
     "probe-sweep",
-    writes=("activations", "random_init", "examples.parquet", "skipped.csv", "maps", "maps.json", "maps.parquet"),
+    writes=(
+        "activations",
+        "random_init",
+        "examples.parquet",
+        "skipped.csv",
+        "probes.safetensors",
+        "directions.safetensors",
+        "maps",
+        "maps.json",
+        "maps.parquet",
+    ),
 )
 Tokens = Literal["auto", "image", "object", "question", "last", "all"]
 TEXT_TOKENS: tuple[Tokens, ...] = ("question", "last", "all")  # those that are not image tokens alone

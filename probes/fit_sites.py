@@ -3,9 +3,9 @@
 The columns are described in ``docs/results.md``.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,10 +19,12 @@ from probes.activations.store import ActivationStore
 from probes.config import SweepConfig
 from probes.evaluation.controls import pixel_features
 from probes.evaluation.evaluate import Kind, Result, evaluate
-from probes.evaluation.folds import Plan
+from probes.evaluation.folds import FoldPlan
 from probes.evaluation.parallel import each_site, processes_for
-from probes.evaluation.scores import benjamini_hochberg
-from probes.selection import Selection, plan_for
+from probes.evaluation.refit import Rows, refit
+from probes.linear.saving import FittedProbe
+from probes.probe_data import ProbeData
+from records.resampling import adjust_p
 from tasks.example import Example
 
 COLUMNS = (
@@ -34,16 +36,26 @@ _PIXEL_SIDE = 16  # 768 numbers a picture: as wide as the activations of a small
 _CHUNK = 256  # pictures opened at a time
 
 
+class FittedSites(NamedTuple):
+    """The scores and the probes of a sweep."""
+
+    table: pd.DataFrame
+    """One row for each target, site and split, in the order of targets and of the forward pass."""
+    probes: tuple[FittedProbe, ...]
+    """The linear probes on all fitted examples; empty for the probe ``mlp``."""
+
+
 def fit_sites(
     store: ActivationStore,
     control_store: ActivationStore | None,
     sites: Sequence[Site],
     depths: Sequence[float],
-    selection: Selection,
+    selection: ProbeData,
+    plans: Mapping[str, FoldPlan],
     config: SweepConfig,
     on_progress: Callable[[int], None],
-) -> pd.DataFrame:
-    """One row for each target, site and split, in the order of targets and of the forward pass.
+) -> FittedSites:
+    """Score every target at every site, with its controls.
 
     Args:
         store: Activations of the model.
@@ -51,25 +63,29 @@ def fit_sites(
         sites: What is stored.
         depths: For each site its relative depth.
         selection: Examples, targets, tokens.
+        plans: Folds by token group.
         config: Gives probe, folds, controls and seed.
         on_progress: Told the number of sites that are newly done.
     """
     rows: list[dict[str, Any]] = []
-    for group in selection.groups:
-        plan = plan_for(selection, group, config)
-        bare = plan_for(selection, group, config, fitted_only=True) if control_store is not None else None
+    probes: list[FittedProbe] = []
+    for group, plan in plans.items():
+        bare = plan.fitted_only()
         work = partial(
             _fit_site, group=group, store=store, plan=plan, control_store=control_store, bare=bare, config=config
         )
         widest = max(store.width(site, group) for site in sites)
         processes = processes_for(plan, widest, len(sites), config.model.device)
         fitted = each_site(work, sites, processes=processes)
-        for site, depth, (results, random_init) in zip(sites, depths, fitted, strict=True):
+        for site, depth, (results, random_init, linear) in zip(sites, depths, fitted, strict=True):
             where = {
                 "part": site.part, "site": str(site), "layer": site.layer, "name": site.name, "depth": depth,
                 "tokens": group, "pool": config.sites.pool,
             }  # fmt: skip
             for target, result in results.items():
+                if target in linear:
+                    classes = tuple(bare.targets[target].classes.tolist())
+                    probes.append(FittedProbe(target, site, group, result.probe, classes, *linear[target]))
                 rows.extend(_rows(result, plan, where, random_init.get(target, float("nan"))))
             on_progress(1)
         if config.probing.controls and all(example.pictures for example in _each(selection.examples)):
@@ -84,11 +100,11 @@ def fit_sites(
     table["model"] = config.model.name
     table["q"] = np.nan
     for _, family in table[(table["split"] == "cv") & (table["part"] != "pixels")].groupby("target"):
-        table.loc[family.index, "q"] = benjamini_hochberg(family["p"].to_numpy())
+        table.loc[family.index, "q"] = adjust_p(family["p"].to_numpy())
     order = {target.name: number for number, target in enumerate(selection.targets)}
     table = table.sort_values("target", key=lambda names: names.map(order), kind="stable")
     table["layer"] = table["layer"].astype("Int64")
-    return table[list(COLUMNS)].reset_index(drop=True)
+    return FittedSites(table[list(COLUMNS)].reset_index(drop=True), tuple(probes))
 
 
 def _fit_site(
@@ -96,25 +112,31 @@ def _fit_site(
     *,
     group: str,
     store: ActivationStore,
-    plan: Plan,
+    plan: FoldPlan,
     control_store: ActivationStore | None,
-    bare: Plan | None,
+    bare: FoldPlan,
     config: SweepConfig,
-) -> tuple[dict[str, Result], dict[str, float]]:
-    """What the probes of one site read, and the scores of the same on the randomly initialised model, by target."""
-    results = _evaluate(store.read(site, group), plan, config)
-    if control_store is None or bare is None:
-        return results, {}
+) -> tuple[dict[str, Result], dict[str, float], dict[str, Rows]]:
+    """By target: the scores at one site, the score on the randomly initialised model, and the fitted linear probe."""
+    x = _on_device(store.read(site, group), config)
+    results = _evaluate(x, plan, config)
+    linear = refit(x[torch.from_numpy(plan.fitted).to(x.device)], bare, results)
+    if control_store is None:
+        return results, {}, linear
     control = _evaluate(control_store.read(site, group), bare, config)
-    return results, {target: result.score.value for target, result in control.items()}
+    return results, {target: result.score.value for target, result in control.items()}, linear
 
 
-def _evaluate(x: Float[Tensor, "example d"], plan: Plan, config: SweepConfig) -> dict[str, Result]:
+def _evaluate(x: Float[Tensor, "example d"], plan: FoldPlan, config: SweepConfig) -> dict[str, Result]:
+    return dict(evaluate(_on_device(x, config), plan, probe=_PROBES[config.probing.probe]))
+
+
+def _on_device(x: Float[Tensor, "example d"], config: SweepConfig) -> Float[Tensor, "example d"]:
     device = config.model.device if config.model.device.startswith("cuda") else "cpu"
-    return dict(evaluate(x.to(device=device, dtype=torch.float32), plan, probe=_PROBES[config.probing.probe]))
+    return x.to(device=device, dtype=torch.float32)
 
 
-def _rows(result: Result, plan: Plan, where: dict[str, Any], random_init: float) -> Iterator[dict[str, Any]]:
+def _rows(result: Result, plan: FoldPlan, where: dict[str, Any], random_init: float) -> Iterator[dict[str, Any]]:
     """The cross-validated score and the transfer scores of one probe, as rows."""
     common = {**where, "target": result.target, "probe": result.probe, "metric": result.metric}
     nan = float("nan")

@@ -1,20 +1,15 @@
-"""The table at the end of a sweep: where each target is read best, how early, and how well it carries over.
-
-``summarise(results)`` makes the rows, ``render_summary`` a table for the terminal. Both see saved results only.
-"""
+"""The summary of a sweep: for each target the peak layer, the onset layer and the transfer score."""
 
 import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-ONSET_SHARE = 0.9  # of the gain over chance at the peak: near the plateau, yet not moved by noise at the very top
+ONSET_SHARE = 0.9  # of the peak's gain over chance: near the plateau, but robust to noise at the top
 
 
 def onset_row(curve: pd.DataFrame) -> "pd.Series | None":
-    """The first site at which a target can be read: its lower bound is above chance and it has 90 % of the peak's gain.
-
-    Gain is score minus chance. None if no site's lower bound is above chance.
+    """The first site with 90 % of the peak's gain over chance and a lower bound above chance; None if there is none.
 
     Args:
         curve: Cross-validated rows of one target, part and name, in the order of the forward pass.
@@ -25,10 +20,10 @@ def onset_row(curve: pd.DataFrame) -> "pd.Series | None":
 
 
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
-    """One row for each target, part and activation: peak, its interval and selectivity, onset, transfer score.
+    """One row for each target, part and activation: peak with interval and selectivity, onset, transfer score.
 
-    The projector's stages count as one curve, as do all layers of one activation of the blocks. ``transfer`` is the
-    transfer score at the peak site; the peak is that of the cross-validated score alone.
+    All layers of one activation are one curve, and so are the projector's stages. The peak is that of the
+    cross-validated score; ``transfer`` is the transfer score at the same site.
     """
     rows = []
     validated = results[results["split"] == "cv"]
@@ -87,7 +82,7 @@ def render_summary(results: pd.DataFrame) -> Table:
         if previous is not None and row["target"] != previous:
             table.add_section()
         cells: list[str | Text] = [
-            Text(str(row["target"]) if row["target"] != previous else ""),  # a column of the user's: no markup
+            Text(str(row["target"]) if row["target"] != previous else ""),  # the user's column name is not markup
             str(row["part"]).replace("_", " "),
             str(row["name"]),
             str(row["peak"]),
@@ -104,12 +99,12 @@ def render_summary(results: pd.DataFrame) -> Table:
 
 
 def _curve_names(rows: pd.DataFrame) -> "pd.Series[str]":
-    """What a curve is called: the activation's name, or ``stages`` for all of the projector."""
+    """The name of each row's curve: the activation's name, or ``stages`` in the projector."""
     return rows["name"].where(rows["part"] != "projector", "stages")
 
 
 def _place(row: "pd.Series") -> str:
-    """A layer by its number; a site outside the blocks by its name."""
+    """The layer's number, or the name of a site outside the blocks."""
     return str(row["name"]) if pd.isna(row["layer"]) else str(int(row["layer"]))
 
 

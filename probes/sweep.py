@@ -13,21 +13,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from figures.parts import names_in_blocks
-from figures.score_by_layer import draw_score_by_layer
-from figures.style import figure_of, save_figure
+from figures import draw_run
 from models.llava import Llava
 from models.loading.load import load
 from models.sites import Site, depth, parse_sites
 from probes.activations.fill import fill_store, layouts, shard_size, stored_dtype, width
 from probes.activations.store import STORES, ActivationStore, SizeEstimate, estimate_size
 from probes.config import RUN, TEXT_TOKENS, SweepConfig
-from probes.evaluation.folds import Plan
+from probes.evaluation.folds import FoldPlan
 from probes.fit_sites import fit_sites
+from probes.linear.saving import save_probes
 from probes.maps.map_plan import plan_maps
 from probes.maps.maps import TABLE, map_steps, write_maps
+from probes.probe_data import ProbeData, at_size, fold_plans, select
 from probes.report_table import render_summary
-from probes.selection import Selection, at_size, plan_for, select
 from records.manifest import write_atomically
 from records.model import describe_model, open_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
@@ -75,6 +74,8 @@ def run_sweep(
     config: SweepConfig,
     *,
     llava: Llava | None = None,
+    data: ProbeData | None = None,
+    figures: bool = True,
     command: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
@@ -84,6 +85,8 @@ def run_sweep(
     Args:
         config: The settings.
         llava: The model of ``config``, if it is in memory; otherwise it is loaded.
+        data: The examples, if they are in memory; otherwise ``config.data`` is read.
+        figures: Draw the figures of the run.
         command: The command line, for the manifest.
         on_progress: Called with (stage, newly done, total); None shows bars where somebody watches.
         on_note: Called with the estimate and with what is left out, before the sweep starts.
@@ -97,15 +100,16 @@ def run_sweep(
     on_progress = on_progress or ProgressBars()
     _check_settings(config)
     run = Run(config.folder, RUN, config.settings, command=command, overwrite=config.overwrite)
-    selection = select(config)
-    for group in selection.groups:
-        _check_probe(plan_for(selection, group, config), config)
+    selection = data or select(config)
+    plans = fold_plans(selection, config)
+    for plan in plans.values():
+        _check_probe(plan, config)
     maps = plan_maps(selection, config)
 
     device = own_device(config.model.device)
     processes = join_processes(device)
     given, llava = llava, open_model(config.model, device=device, seed=config.seed, given=llava)
-    selection = at_size(selection, config, llava.image_size)
+    selection = data or at_size(selection, config, llava.image_size)
     sites = _sites(config, llava)
     depths = [depth(site, llava) for site in sites]
 
@@ -119,8 +123,8 @@ def run_sweep(
     for note in (str(estimate), *maps.notes):
         on_note(note)
 
-    data = {"name": selection.name, "digest": selection.digest, "n_examples": len(selection.examples)}
-    with run.open(processes, model=describe_model(llava), data=data):
+    about_data = {"name": selection.name, "digest": selection.digest, "n_examples": len(selection.examples)}
+    with run.open(processes, model=describe_model(llava), data=about_data):
         if processes.is_main:
             _write_examples(config, llava, selection)
         store = _capture(STORES[0], lambda: llava, selection.examples, selection, sites, config, processes, on_progress)
@@ -128,29 +132,33 @@ def run_sweep(
         if processes.is_main and maps.examples and not run.is_finished and not (config.folder / TABLE).is_file():
             steps = map_steps(sites, selection, maps)
             write_maps(
-                llava, store, sites, depths, selection, maps, config, lambda n: on_progress("mapping patches", n, steps)
-            )
+                llava, store, sites, depths, selection, plans, maps, config,
+                lambda n: on_progress("mapping patches", n, steps),
+            )  # fmt: skip
         control_store = None
         if _has_control_model(config):
             control = partial(_control_model, llava, config, keep=given is not None)
-            fitted = selection.examples[: selection.n_fitted]
-            control_store = _capture(STORES[1], control, fitted, selection, sites, config, processes, on_progress)
+            first = selection.examples[: selection.n_fitted]
+            control_store = _capture(STORES[1], control, first, selection, sites, config, processes, on_progress)
         processes.wait()
         if not processes.is_main:
             return None
         if not run.is_finished:
             total = len(sites) * len(selection.groups)
-            run.finish(
-                fit_sites(
-                    store, control_store, sites, depths, selection, config,
-                    lambda n: on_progress("fitting probes", n, total),
-                )
+            fitted = fit_sites(
+                store, control_store, sites, depths, selection, plans, config,
+                lambda n: on_progress("fitting probes", n, total),
             )  # fmt: skip
-        _draw(config.folder, read_results(config.folder, RUN))
+            save_probes(config.folder, fitted.probes)
+            run.finish(fitted.table)
+        if not figures:
+            results = read_results(config.folder, RUN)
+            return FinishedRun(config.folder, results, render_summary(results), (), ())
+        draw_run(config.folder)
     return finished_sweep(config.folder)
 
 
-def _check_probe(plan: Plan, config: SweepConfig) -> None:
+def _check_probe(plan: FoldPlan, config: SweepConfig) -> None:
     """Check that the probe can be fitted to the plan's targets and folds."""
     for target in plan.targets.values():
         if config.probing.probe == "mass-mean" and target.kind == "continuous":
@@ -169,21 +177,10 @@ def finished_sweep(folder: Path) -> FinishedRun:
     results = read_results(folder, RUN)
     figure = folder / "figures" / f"{FIGURE}.png"
     if not figure.is_file():
-        _draw(folder, results)
+        draw_run(folder)
     skipped = folder / "skipped.csv"
     notes = [f"{len(pd.read_csv(skipped))} examples left out, see {skipped}"] if skipped.is_file() else []
     return FinishedRun(folder, results, render_summary(results), (figure,), tuple(notes))
-
-
-def _draw(folder: Path, results: pd.DataFrame) -> None:
-    """Draw scores by layer: one figure for each activation of the blocks, the one with most layers named plainly."""
-    import matplotlib.pyplot as plt
-
-    first, *others = names_in_blocks(results)
-    for name in (first, *others):
-        panels = draw_score_by_layer(results, name=name)
-        save_figure(panels, folder / "figures" / (FIGURE if name == first else f"{FIGURE}_{name}"))
-        plt.close(figure_of(panels))
 
 
 def _check_settings(config: SweepConfig) -> None:
@@ -227,7 +224,7 @@ def _has_control_model(config: SweepConfig) -> bool:
     return config.probing.controls and not config.model.name.startswith("random:")
 
 
-def _estimate(config: SweepConfig, llava: Llava, selection: Selection, sites: Sequence[Site]) -> Estimate:
+def _estimate(config: SweepConfig, llava: Llava, selection: ProbeData, sites: Sequence[Site]) -> Estimate:
     """Bytes and seconds of the captures, the control model's included."""
     n = len(selection.examples)
     n_rows = n + (selection.n_fitted if _has_control_model(config) else 0)
@@ -252,7 +249,7 @@ def _capture(
     name: str,
     llava: Callable[[], Llava],
     examples: Sequence[Example],
-    selection: Selection,
+    selection: ProbeData,
     sites: Sequence[Site],
     config: SweepConfig,
     processes: Processes,
@@ -284,7 +281,7 @@ def _control_model(llava: Llava, config: SweepConfig, *, keep: bool) -> Llava:
     return replace(random, processor=llava.processor)
 
 
-def _write_examples(config: SweepConfig, llava: Llava, selection: Selection) -> None:
+def _write_examples(config: SweepConfig, llava: Llava, selection: ProbeData) -> None:
     """Write ``examples.parquet``, one row for each example in the order of the shards, and ``skipped.csv``."""
     rows = []
     for index, layout in enumerate(layouts(llava, selection.examples, config)):

@@ -16,7 +16,9 @@ on stderr and exit status 2; Ctrl-C is one line and 130.
 import contextlib
 import difflib
 import io
+import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -121,31 +123,22 @@ def _parse(
 ) -> tuple[Subcommand, Any]:
     """The chosen sub-command and its options."""
     default = subcommands[0]
-    chosen = next((sub for sub in subcommands if [sub.name] == list(arguments[:1])), default)
-    rest = list(arguments[1:] if [chosen.name] == list(arguments[:1]) else arguments)
+    chosen = next((sub for sub in subcommands if arguments[:1] == [sub.name]), default)
+    given = list(arguments[1:] if arguments[:1] == [chosen.name] else arguments)
+    # tyro accepts no `--no-` flag as the first argument unless the sub-command is named; alone, --help names them all.
+    explicit = [] if arguments[:1] != [chosen.name] and {"-h", "--help"} & set(arguments) else [chosen.name]
     if chosen.options not in (Show, Report):
         options = {option.name: option for option in options_of(chosen.options())}
-        for argument in rest:
-            option = argument.partition("=")[0]
-            if option.startswith("--") and option not in ("--help", *_spellings(options.values())):
-                if option.startswith("--tyro-"):  # completion scripts
-                    continue
-                raise UserError(_unknown(f"option must be one of {command}", option, _spellings(options.values())))
-        rest = [*_tokens(rest, options, command), *rest]
-    union: Any = Union[  # noqa: UP007 the members are known at run time
-        tuple(
-            Annotated[
-                sub.options,
-                conf.subcommand(
-                    sub.name,
-                    description=sub.about or str(sub.options.__doc__),
-                    **({} if sub.options in (Show, Report) else {"default": sub.options()}),
-                ),
-            ]
-            for sub in subcommands
-        )
-    ]
-    explicit = arguments[:1] == [chosen.name]
+        known = [
+            f"--{no}{option.name}" for option in options.values() for no in (("", "no-") if option.paired else ("",))
+        ]
+        for argument in given:
+            spelt = argument.partition("=")[0].replace("_", "-")
+            if spelt.startswith("--") and not spelt.startswith("--tyro-") and spelt not in ("--help", *known):
+                raise UserError(_unknown(f"option must be one of {command}", argument, known))
+        given = [*_tokens(given, options, command), *given]
+    # A type with the sub-commands as members, from which tyro makes the parser, the help and the completion.
+    union: Any = Union[tuple(_member(sub) for sub in subcommands)]  # noqa: UP007
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -153,7 +146,7 @@ def _parse(
                 union,
                 prog=command,
                 description=about,
-                args=[*([chosen.name] if explicit else []), *rest],
+                args=[*explicit, *given],
                 default=default.options(),
                 config=(conf.OmitArgPrefixes, conf.OmitSubcommandPrefixes, conf.CascadeSubcommandArgs),
             )
@@ -164,9 +157,12 @@ def _parse(
     return chosen, parsed
 
 
-def _spellings(options: Any) -> list[str]:
-    """How the options are written on the command line."""
-    return [f"--{no}{option.name}" for option in options for no in (("", "no-") if option.paired else ("",))]
+def _member(sub: Subcommand) -> Any:
+    """A sub-command as a member of the union."""
+    default = {} if sub.options in (Show, Report) else {"default": sub.options()}
+    return Annotated[
+        sub.options, conf.subcommand(sub.name, description=sub.about or str(sub.options.__doc__), **default)
+    ]
 
 
 def _unknown(what: str, given: str, known: Sequence[str]) -> str:
@@ -175,16 +171,19 @@ def _unknown(what: str, given: str, known: Sequence[str]) -> str:
 
 
 def _sentence(box: str) -> str:
-    """The message of tyro's error box: what is between its title and its first rule, on one line."""
+    """One sentence for tyro's error box: the text between its title and its first rule."""
     from rich.text import Text
 
-    lines = [line.strip("│╭╮╰╯ ") for line in Text.from_ansi(box).plain.splitlines()[1:]]
-    message = []
-    for line in lines:
-        if not line or set(line) <= {"─"}:
-            break
-        message.append(line)
-    return " ".join(message).rstrip(".") + "."
+    lines = [line.strip("│╭╮╰╯ ") for line in Text.from_ansi(box).plain.strip().splitlines()]
+    # A terminal without box characters has the title on a line of its own, with a rule below.
+    below = itertools.dropwhile(lambda line: set(line) <= set("─-"), lines[1:])
+    message = " ".join(itertools.takewhile(lambda line: not set(line) <= set("─-"), below)).rstrip(".") + "."
+    if found := re.match(r"invalid choice '(.*)' for argument '--(\S+)'\. Expected one of \((.*)\)", message):
+        choices = sorted(set(re.findall(r"'([^']*)'", found[3])) - {"None"})
+        return f"{found[2]} must be one of {', '.join(choices)}, got {found[1]!r}."
+    if found := re.match(r"Error parsing --(\S+):.*\b(int|float|INT|FLOAT)\b.*'(.*)'", message):
+        return f"{found[1]} must be {'a whole number' if found[2].lower() == 'int' else 'a number'}, got {found[3]!r}."
+    return message
 
 
 def _tokens(arguments: Sequence[str], options: Mapping[str, Option], command: str) -> list[str]:
@@ -197,16 +196,19 @@ def _tokens(arguments: Sequence[str], options: Mapping[str, Option], command: st
             path = Path(argument.removeprefix("--config="))
     if path is None:
         return []
-    given = {argument.removeprefix("--no-").lstrip("-").partition("=")[0] for argument in arguments}
+    on_line = {
+        argument.partition("=")[0].replace("_", "-").removeprefix("--").removeprefix("no-")
+        for argument in arguments
+        if argument.startswith("--")
+    }
     tokens: list[str] = []
     for name, value in read_yaml(path, set(options) - {"config"}, command).items():
-        if name in given or value is None:
+        if name in on_line or value is None:
             continue
         option, values = options[name], value if isinstance(value, list) else [value]
         if isinstance(option.value, bool) != isinstance(value, bool):
-            raise UserError(
-                f"{name} must be {'true or false' if isinstance(option.value, bool) else 'no flag'}, got {value!r}."
-            )
+            must = "must be" if isinstance(option.value, bool) else "must not be"
+            raise UserError(f"{name} {must} true or false, got {value!r} in {str(path)!r}.")
         if isinstance(value, bool):
             tokens += [f"--{name}"] if value else [f"--no-{name}"] if option.paired else []
         elif len(values) != 1 and not isinstance(option.value, tuple):

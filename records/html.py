@@ -1,7 +1,4 @@
-"""How results show themselves in a notebook: the table that the terminal gets, as HTML, with the figure below it.
-
-``table_html(render_summary(results))``, ``run_html(table, figure=..., folder=...)``. Every string is escaped.
-"""
+"""Results in a notebook: the terminal's table as HTML, with the figure below it. Every string is escaped."""
 
 import base64
 import io
@@ -14,13 +11,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-INLINE_BELOW = 150_000  # bytes of a picture: a notebook keeps every picture that it ever showed in its file
-_WIDEST = 1100  # pixels of a picture that is made smaller: about the width of a notebook's cell
-_COLOURS = 64  # of a picture that is made smaller: a diagram has a dozen, and their blends at edges
+INLINE_BELOW = 150_000  # bytes of a picture: a notebook file keeps every picture that it shows
+_WIDEST = 1100  # pixels of a reduced picture: about the width of a notebook's cell
+_COLOURS = 64  # of a reduced picture: a diagram has a dozen, and blends at edges
 
 
 def table_html(table: Table) -> str:
-    """The cells of ``table``, a title above and the caption below; right-aligned where the terminal's are."""
+    """A rich table as HTML, with its title, caption and alignment."""
     return rows_html(
         [_plain(column.header) for column in table.columns],
         list(zip(*([_plain(cell) for cell in column.cells] for column in table.columns), strict=True)),
@@ -38,14 +35,14 @@ def rows_html(
     caption: str = "",
     right: Sequence[bool] | None = None,
 ) -> str:
-    """A table of plain strings.
+    """A table of strings as HTML.
 
     Args:
-        headers: Of the columns.
+        headers: Column headers.
         rows: Each as long as ``headers``.
-        title: Above it.
-        caption: Below it.
-        right: For each column, whether it is right-aligned; None for left throughout.
+        title: Text above the table.
+        caption: Text below it.
+        right: True for each right-aligned column; None aligns all to the left.
     """
     styles = [f' style="text-align:{"right" if is_right else "left"}"' for is_right in right or [False] * len(headers)]
 
@@ -62,20 +59,22 @@ def rows_html(
 
 
 def run_html(table: Table, *, figure: Path | None, folder: Path, notes: Sequence[str] = ()) -> str:
-    """A finished run: its table, its figure if it is small enough, and where the files are.
+    """A finished run as HTML: its table, its figure if it is small enough, and its folder.
 
     Args:
-        table: As for the terminal.
-        figure: A PNG file; None, or one that is gone, is left out.
+        table: The table for the terminal.
+        figure: A PNG file; None or a missing file is left out.
         folder: The run directory.
         notes: Sentences for the reader.
     """
-    said = "".join(f"<p>{escape(note)}</p>" for note in notes)
-    return f"<div>{table_html(table)}{said}{picture_html(figure)}<p>Files: <code>{escape(str(folder))}</code></p></div>"
+    shown = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    return (
+        f"<div>{table_html(table)}{shown}{picture_html(figure)}<p>Files: <code>{escape(str(folder))}</code></p></div>"
+    )
 
 
 def picture_html(png: Path | None) -> str:
-    """A picture inside the page: as it is, or smaller with fewer colours, or only its path where both are too large."""
+    """A picture as an HTML tag: unchanged, reduced, or only its path if it is still too large."""
     if png is None or not png.is_file():
         return ""
     data = png.read_bytes()
@@ -99,5 +98,5 @@ def _smaller(data: bytes) -> bytes:
 
 
 def _plain(cell: RenderableType) -> str:
-    """What a cell says."""
+    """The text of a cell."""
     return cell.plain if isinstance(cell, Text) else str(cell)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
 
-from tyro import conf
+from tyro import conf, constructors
 
 T = TypeVar("T")
 
@@ -37,6 +37,22 @@ OrDefault = Annotated[T | None, conf.DisallowNone, conf.arg(help_behavior_hint=l
 Repeated = Annotated[tuple[T, ...], conf.UseAppendAction]
 Flag = Annotated[bool, conf.FlagCreatePairsOff, conf.arg(help_behavior_hint=lambda default: "")]
 
+
+def _comma_list(kind: type) -> Any:
+    """A tuple written as one comma-separated text; `none` for an empty one."""
+    return constructors.PrimitiveConstructorSpec[Any](
+        nargs=1,
+        metavar="A,B",
+        instance_from_str=lambda texts: tuple(
+            kind(part.strip()) for part in texts[0].split(",") if texts[0].strip() not in ("", "none")
+        ),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(map(str, value)) or "none"],
+    )
+
+
+NameList = Annotated[tuple[str, ...], _comma_list(str)]
+NumberList = Annotated[tuple[int, ...], _comma_list(int)]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager"]
 Preprocess = Annotated[

@@ -1,6 +1,6 @@
-"""How many processes share a run, which of them this is, and how they wait for each other.
+"""The processes of a run: their number, this one's rank, and a barrier.
 
-``accelerate launch ...`` starts several; anything else is one process, which waits for nobody.
+``accelerate launch ...`` starts several. Otherwise there is one, and the barrier returns at once.
 """
 
 import os
@@ -29,17 +29,17 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that makes the folder, writes the results and speaks."""
+        """True on rank 0, which makes the folder, writes the results and prints."""
         return self.rank == 0
 
 
 def launched() -> int:
-    """How many processes the launcher started; 1 where none did. They need not know of each other yet."""
+    """Number of processes that a launcher started; 1 without a launcher. They need not have joined yet."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def join_processes(device: str) -> Processes:
-    """The processes that a launcher started; one where none did. Processes on a CPU talk over gloo."""
+    """Join the processes that a launcher started. Processes on a CPU communicate with gloo."""
     if launched() < 2:
         return Processes()
     from accelerate import PartialState  # takes a second to import, and one process does not need it
@@ -49,27 +49,22 @@ def join_processes(device: str) -> Processes:
 
 
 def own_device(device: str) -> str:
-    """``"cuda"`` as the card that belongs to this process; any other device as it is.
+    """The device of this process: ``"cuda"`` becomes the GPU of its local rank.
 
     Raises:
-        ValueError: If the machine does not have the device.
+        UserError: If the machine does not have the device.
     """
     kind, _, index = device.partition(":")
-    if index and not index.isdecimal():
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdecimal()):
         raise UserError(f"device must be cpu, cuda, cuda:N or mps, got {device!r}. Leave it out for cpu.")
-    if kind not in ("cpu", "cuda", "mps"):
-        raise UserError(f"device must be cpu, cuda, cuda:N or mps, got {device!r}. Leave it out for cpu.")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device must be one that this machine has, got {device!r}. Leave it out for cpu.")
-    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
-        raise UserError(f"device must be one that this machine has, got {device!r}. Leave it out for cpu.")
-    if kind == "mps" and not torch.backends.mps.is_available():
+    n_devices = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
+    if n_devices == 0 or (kind == "cuda" and int(index or 0) >= n_devices):
         raise UserError(f"device must be one that this machine has, got {device!r}. Leave it out for cpu.")
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
 
 
 def matmul_speed(device: torch.device | str, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a matrix product, best of three: for estimates of what a run will take."""
+    """Measured speed of a matrix product in floating-point operations a second, for time estimates."""
     n = 1024  # large enough to be bound by arithmetic, small enough for 50 ms on a slow core
     a = torch.ones(n, n, device=device, dtype=dtype)
     best = float("inf")

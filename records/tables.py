@@ -1,4 +1,4 @@
-"""The table of a run: written last, so that its presence is what marks the run as finished."""
+"""The results of a run. They are written last: a run that has them is finished."""
 
 import time
 from pathlib import Path
@@ -10,19 +10,19 @@ from tasks.errors import UserError
 
 
 def write_results(folder: Path, results: pd.DataFrame) -> None:
-    """``results.csv``, then ``results.parquet``, each whole or not there."""
+    """Write ``results.csv``, then ``results.parquet``, each atomically."""
     write_atomically(folder / "results.csv", results.to_csv(index=False).encode())
     write_atomically(folder / "results.parquet", results.to_parquet(index=False))
 
 
 def saved_results(folder: Path) -> pd.DataFrame | None:
-    """The table of a run; None where it is not finished."""
+    """The results of a run; None if it is not finished."""
     path = folder / "results.parquet"
     return pd.read_parquet(path) if path.is_file() else None
 
 
 def read_results(folder: Path, kind: RunKind) -> pd.DataFrame:
-    """The table of a finished run.
+    """The results of a finished run.
 
     Raises:
         UserError: If the folder holds no run of that kind, or one that is not finished.

@@ -1,6 +1,6 @@
 """The one exception type for invalid input.
 
-Raise ``UserError`` for anything a user can correct. A command prints its message and exits with status 2.
+Raise ``UserError`` for anything that a user can correct. A command prints its message and exits with status 2.
 """
 
 from collections.abc import Iterator
@@ -8,7 +8,13 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Input that cannot be used. The message says which argument, what it must be, what was given, and what to do."""
+    """Invalid input. The message says which argument, what it must be, what it was, and what to do.
+
+    Example:
+        >>> raise UserError("layers must be in [0, 4), got 7.")
+        Traceback (most recent call last):
+        tasks.errors.UserError: layers must be in [0, 4), got 7.
+    """
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""What a model is asked: one picture (or several, or none), a question, and what is known about them.
+"""Examples: one picture (or several, or none), a question, the answer, and labels.
 
-Everything downstream (inputs, capture, probes, interventions, tuning) takes these frozen records and nothing else.
-Pictures are opened only when they are needed, so a data set of any size costs no memory.
+Inputs, capture, probes, interventions and tuning all take these frozen records. Pictures are opened when they are
+needed, so a data set of any size takes little memory.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,12 @@ Label = str | int | float | bool
 
 
 class Box(NamedTuple):
-    """A rectangle in pixels of the original picture; ``right`` and ``bottom`` are exclusive."""
+    """A rectangle in pixels of the original picture; ``right`` and ``bottom`` are exclusive.
+
+    Example:
+        >>> Box(left=2, top=2, right=20, bottom=20)
+        Box(left=2, top=2, right=20, bottom=20)
+    """
 
     left: float
     top: float
@@ -27,8 +32,14 @@ class Picture:
     """A picture that is opened on demand.
 
     Args:
-        key: Names the pixels: equal keys mean the same picture, which is then run through the model once.
+        key: Names the picture in messages and tables. Pictures with equal pixels run through the model once.
         open: Returns the picture in RGB.
+
+    Example:
+        >>> from PIL import Image
+        >>> red = Picture("red", lambda: Image.new("RGB", (40, 30), "red"))
+        >>> red.open().size
+        (40, 30)
     """
 
     key: str
@@ -42,14 +53,18 @@ class Example:
     Args:
         id: Unique in its data set.
         pictures: In the order of their placeholders in the prompt; empty for text-only examples.
-        question: The user's words, with the response-format prompt, without the picture placeholder.
+        question: The user's words with the response-format prompt, without picture placeholders.
         answer: The expected answer.
-        group: Examples that share a group (the same picture, say) never stand on both sides of a split.
-        split: ``"train"``, ``"test"``, or any name a data set uses.
+        group: Examples that share a group (the same picture, for instance) are always on the same side of a split.
+        split: ``"train"``, ``"test"``, or any name that a data set uses.
         labels: Probe targets by name.
         boxes: Named rectangles in the first picture.
-        focus: The box that object-level labels speak about, or None.
+        focus: The name of the box that object-level labels describe, or None.
         family: The kind of question, for scores by family.
+
+    Example:
+        >>> Example(id="0", pictures=(), question="Is the sky blue?", answer="yes", group="0").split
+        'test'
     """
 
     id: str
@@ -66,12 +81,16 @@ class Example:
 
 @dataclass(frozen=True)
 class Target:
-    """A label that probes try to read.
+    """A label that probes read.
 
     Args:
         name: Key into ``Example.labels``.
-        scope: ``"object"`` if it belongs to the focused box, ``"image"`` if to the picture as a whole.
+        scope: ``"object"`` if it describes the box in focus, ``"image"`` if it describes the picture.
         kind: ``"class"`` for unordered values, ``"continuous"`` for real numbers.
+
+    Example:
+        >>> Target("colour", scope="object")
+        Target(name='colour', scope='object', kind='class')
     """
 
     name: str

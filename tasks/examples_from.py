@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from tasks.errors import UserError
 from tasks.example import Example, Label, Picture
-from tasks.pictures import PictureError, open_picture
+from tasks.pictures import open_picture
 
 ImageLike = Image.Image | np.ndarray | str | Path | Picture
 
@@ -23,7 +23,7 @@ def picture_from(image: ImageLike) -> Picture:
         image: An array is ``H W 3`` or ``H W``, uint8 in 0..255 or float in 0..1. A file is opened when it is needed.
 
     Raises:
-        PictureError: If an array has another shape, type or range, or ``image`` is none of these types.
+        UserError: If an array has another shape, type or range, or ``image`` is none of these types.
     """
     if isinstance(image, Picture):
         return image
@@ -32,7 +32,7 @@ def picture_from(image: ImageLike) -> Picture:
     if isinstance(image, np.ndarray):
         image = _from_array(image)
     if not isinstance(image, Image.Image):
-        raise PictureError(f"image must be a PIL image, an array or a path, got {type(image).__name__}.")
+        raise UserError(f"image must be a PIL image, an array or a path, got {type(image).__name__}.")
     rgb = ImageOps.exif_transpose(image).convert("RGB")
     return Picture(f"pixels:{content_hash(rgb)[:16]}", rgb.copy)
 
@@ -121,7 +121,7 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
     floating = np.issubdtype(pixels.dtype, np.floating)
     inside = pixels.dtype == np.uint8 or (floating and pixels.size and pixels.min() >= 0 and pixels.max() <= 1)
     if not shaped or not inside:
-        raise PictureError(
+        raise UserError(
             f"image must be H W 3 or H W, uint8 or float in 0..1, got {pixels.dtype} of shape {pixels.shape}. "
             "Convert it first."
         )

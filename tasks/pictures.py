@@ -1,8 +1,4 @@
-"""Pictures from files: opened whole and in RGB, or refused with one sentence that names the file.
-
-A picture that cannot be read is found here, before a model sees half of it: truncated files, files that are no picture,
-and pictures so large that decoding them would exhaust memory.
-"""
+"""Reading picture files. A file that cannot be read completely raises an error that names it."""
 
 import warnings
 from pathlib import Path
@@ -13,37 +9,40 @@ from PIL import Image, ImageOps
 from tasks.errors import UserError
 
 
-class PictureError(UserError):
-    """A picture cannot be used; the message names it and says why."""
-
-
 def open_picture(path: str | Path) -> Image.Image:
-    """The picture in RGB, upright (its EXIF orientation applied), decoded to the last pixel.
+    """Read a picture completely, in RGB, upright (its EXIF orientation applied).
 
-    Transparency is dropped, as LLaVA does; of an animation the first frame counts.
+    Transparency is dropped, as in LLaVA; of an animation only the first frame is read.
 
     Raises:
-        PictureError: If the file is missing, truncated, no picture, of a pixel type that has no 8-bit meaning, or
-            larger than Pillow's limit against decompression bombs.
+        UserError: If the file is missing, truncated, not a picture, of a pixel type other than 8 or 16 bits, or larger
+            than Pillow's limit against decompression bombs.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        ...     Image.new("L", (40, 30)).save(file.name)
+        ...     open_picture(file.name)  # doctest: +ELLIPSIS
+        <PIL.Image.Image image mode=RGB size=40x30 at ...>
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                image.verify()  # checks PNG checksums; leaves the object unusable, hence the second opening
+                image.verify()  # checks PNG checksums; the object is unusable afterwards
             with Image.open(path) as image:
                 image.load()
                 return _to_rgb(ImageOps.exif_transpose(image), path)
     except FileNotFoundError as error:
-        raise PictureError(f"picture must exist, got {str(path)!r}. Check the path and the image folder.") from error
+        raise UserError(f"picture must exist, got {str(path)!r}. Check the path and the image folder.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PictureError(
+        raise UserError(
             f"picture must have at most {Image.MAX_IMAGE_PIXELS} pixels, got more in {str(path)!r}. Shrink it first."
         ) from error
-    except PictureError:
+    except UserError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on broken files
-        raise PictureError(
+        raise UserError(
             f"picture must be a readable image file, got {str(path)!r} ({error}). Replace or remove it."
         ) from error
 
@@ -52,7 +51,7 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits at 255 instead of scaling them
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise PictureError(
+        raise UserError(
             f"picture must have 8 or 16 bits a channel, got pixel type {image.mode!r} in {str(path)!r}. "
             "Convert it to 8-bit RGB."
         )

@@ -1,4 +1,4 @@
-"""Prompt templates of LLaVA-1.5, written once: ``vicuna_v1`` (training stage 2 and evaluation) and ``plain`` (stage 1).
+"""Prompt templates of LLaVA-1.5: ``vicuna_v1`` (training stage 2 and evaluation) and ``plain`` (stage 1).
 
 Source: Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning", arXiv 2310.03744.
 """
@@ -12,7 +12,7 @@ SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
 CAPTION = "Provide a one-sentence caption for the provided image."
 
-# The same strings from a list of messages, for plain transformers' ``processor.apply_chat_template``.
+# ``vicuna_v1`` as a chat template, for transformers' ``processor.apply_chat_template``.
 CHAT_TEMPLATE = (
     "{{ '" + SYSTEM.replace("'", "\\'") + "' }}"
     "{% for message in messages %}"
@@ -32,25 +32,29 @@ CHAT_TEMPLATE = (
 
 
 def vicuna_v1(question: str, *, n_images: int = 1) -> str:
-    """The prompt up to the assistant's turn: system text, picture placeholders, the question.
+    r"""The prompt up to the assistant's answer: system text, picture placeholders, the question.
 
     Args:
-        question: The user's words, with the response-format prompt behind them.
-        n_images: How many ``<image>`` placeholders, each on its own line, stand before the question.
+        question: The user's words, followed by the response-format prompt.
+        n_images: The number of ``<image>`` placeholders before the question, each on its own line.
 
     Source: Liu et al. 2024, arXiv 2310.03744 (the "curious user" variant, as trained).
+
+    Example:
+        >>> vicuna_v1("What is it?").removeprefix(SYSTEM)
+        ' USER: <image>\nWhat is it? ASSISTANT:'
     """
     pictures = f"{IMAGE}\n" * n_images
     return f"{SYSTEM} USER: {pictures}{question} ASSISTANT:"
 
 
 def with_answer(prompt: str, answer: str, eos: str) -> str:
-    """A training text: the prompt, the answer, and the end-of-text mark the model must learn to write."""
+    """A training text: the prompt, the answer, and the end-of-text token ``eos``."""
     return f"{prompt} {answer}{eos}"
 
 
 def plain(caption: str) -> str:
-    """Stage 1's text: the picture and its caption, nothing else.
+    """The training text of stage 1: the picture placeholder and the caption.
 
     Source: Liu et al. 2023, "Visual Instruction Tuning", arXiv 2304.08485.
     """

@@ -1,6 +1,6 @@
-"""How right an answer is: VQA accuracy, option letters, yes or no, and a table of accuracies with intervals.
+"""Scores of answers: VQA accuracy, option letters, yes or no, and a table of accuracies with intervals.
 
-``score_answer`` picks the rule by question family; ``accuracy_by_family`` sums up. Scores lie in 0..1, 1 = right.
+``score_answer`` picks the rule by question family; ``accuracy_by_family`` averages. Scores lie in [0, 1]; 1 is right.
 """
 
 import re
@@ -34,21 +34,30 @@ _WILSON = "wilson"
 def normalise(answer: str) -> str:
     """The answer as VQAv2's evaluation compares it: lower case, no articles, digits for number words, no punctuation.
 
-    Source: Antol et al. 2015, "VQA: Visual Question Answering", arXiv 1505.00468, and its public evaluation script,
-    whose rules for punctuation and full stops these are.
+    Source: Antol et al. 2015, "VQA: Visual Question Answering", arXiv 1505.00468, and the punctuation rules of its
+        public evaluation script.
+
+    Example:
+        >>> normalise("The two cats!")
+        '2 cats'
     """
     given = text = answer.replace("\n", " ").replace("\t", " ").strip()
     comma_in_number = re.search(r"\d,\d", given) is not None
     for mark in _PUNCTUATION:
         beside_space = f"{mark} " in given or f" {mark}" in given
         text = text.replace(mark, "" if beside_space or comma_in_number else " ")
-    text = re.sub(r"(?!<=\d)(\.)(?!\d)", "", text)  # the script's own pattern: a full stop before no digit goes
+    text = re.sub(r"(?!<=\d)(\.)(?!\d)", "", text)  # the script's pattern: removes a full stop unless a digit follows
     words = (_DIGITS.get(word, word) for word in text.lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def exact_match(prediction: str, answer: str) -> float:
-    """1.0 if both are equal after ``normalise``, else 0.0; a prediction that normalises to nothing matches nothing."""
+    """1.0 if both are equal after ``normalise``, else 0.0; an empty prediction matches nothing.
+
+    Example:
+        >>> exact_match("A cat.", "cat")
+        1.0
+    """
     given = normalise(prediction)
     return float(bool(given) and given == normalise(answer))
 
@@ -57,16 +66,20 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Agreement with people: min(matches / 3, 1), averaged over every way to leave one of the answers out.
 
     Args:
-        prediction: What the model says.
-        answers: What people said, usually ten of them.
+        prediction: The model's answer.
+        answers: People's answers, usually ten.
 
     Raises:
-        ValueError: If there is no answer.
+        UserError: If there is no answer.
 
-    Source: Antol et al. 2015, arXiv 1505.00468; answers are normalised always, as LLaVA-1.5's evaluation does.
+    Source: Antol et al. 2015, arXiv 1505.00468; answers are always normalised, as in LLaVA-1.5's evaluation.
+
+    Example:
+        >>> vqa_accuracy("red", ["red"] * 2 + ["blue"] * 8)
+        0.6
     """
     if not answers:
-        raise UserError("answers must have at least one entry, got none. Give what people answered.")
+        raise UserError("answers must have at least one entry, got none.")
     given = normalise(prediction)
     if len(answers) == 1:
         return exact_match(prediction, answers[0])
@@ -75,11 +88,15 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def option_letter(prediction: str, letters: str = "ABCDE") -> str | None:
-    """The option that an answer names, or None: ``"A"``, ``"A."``, ``"(A)"``, ``"A: cat"``, ``"The answer is A."``.
+    """The option that an answer names, or None.
 
-    A letter counts only in one of these forms, so that the article in "A cat" is no choice.
+    ``"A"``, ``"A."``, ``"(A)"``, ``"A: cat"`` and ``"The answer is A."`` count; the article in "A cat" does not.
 
     Source: Lu et al. 2022, "Learn to Explain" (ScienceQA), arXiv 2209.09513, as LLaVA-1.5's evaluation parses it.
+
+    Example:
+        >>> option_letter("The answer is (B)."), option_letter("A cat")
+        ('B', None)
     """
     text = prediction.strip()
     options = f"[{re.escape(letters)}]"
@@ -97,27 +114,35 @@ def option_letter(prediction: str, letters: str = "ABCDE") -> str | None:
 
 
 def yes_or_no(prediction: str) -> Literal["yes", "no"]:
-    """``"no"`` if the first sentence holds the word "no" or "not", else ``"yes"``: POPE's rule, which always decides.
+    """``"no"`` if the first sentence has the word "no" or "not", else ``"yes"``, as in POPE.
 
     Source: Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models", arXiv 2305.10355.
+
+    Example:
+        >>> yes_or_no("No, there is a dog.")
+        'no'
     """
     words = prediction.split(".")[0].replace(",", "").split()
     return "no" if any(word.lower() in _NO for word in words) else "yes"
 
 
 def score_answer(prediction: str, answer: str | Sequence[str], family: str = "") -> float:
-    """How right a prediction is, by the rule of its question family.
+    """The score of a prediction by the rule of its question family.
 
     Args:
-        prediction: What the model says.
+        prediction: The model's answer.
         answer: The expected answer, or several people's answers (then VQA accuracy).
         family: ``"choice"`` compares option letters, ``"exists"`` yes and no, any other text (``exact_match``).
 
     Returns:
-        0 to 1, 1 = right. An empty prediction is wrong in every family.
+        0 to 1; 1 is right. An empty prediction scores 0.
 
     Raises:
-        ValueError: If the expected answer does not fit the family.
+        UserError: If the expected answer does not fit the family.
+
+    Example:
+        >>> score_answer("Yes, there is.", "yes", "exists")
+        1.0
     """
     if not prediction.strip():
         return 0.0
@@ -126,11 +151,11 @@ def score_answer(prediction: str, answer: str | Sequence[str], family: str = "")
     if family == "choice":
         expected = option_letter(answer, "ABCDEFGHIJ")
         if expected is None:
-            raise UserError(f"answer must be an option letter for family 'choice', got {answer!r}. Give one of A to J.")
+            raise UserError(f"answer must be an option letter for family 'choice', got {answer!r}.")
         return float(option_letter(prediction, "ABCDEFGHIJ") == expected)
     if family == "exists":
         if normalise(answer) not in ("yes", "no"):
-            raise UserError(f"answer must be yes or no for family 'exists', got {answer!r}. Give one of the two.")
+            raise UserError(f"answer must be yes or no for family 'exists', got {answer!r}.")
         return float(yes_or_no(prediction) == normalise(answer))
     return exact_match(prediction, answer)
 
@@ -138,8 +163,8 @@ def score_answer(prediction: str, answer: str | Sequence[str], family: str = "")
 def accuracy_by_family(scores: Sequence[float], families: Sequence[str], *, level: float = 0.95) -> pd.DataFrame:
     """Mean score of each question family and of all together, with Wilson's interval.
 
-    Wilson's interval keeps within 0..1 and has width even where every answer is right. It takes answers as independent;
-    for scores between 0 and 1 (VQA accuracy) it is too wide rather than too narrow.
+    The interval stays within [0, 1] and has a width even if every answer is right. It assumes independent answers; for
+    fractional scores (VQA accuracy) it is conservative.
 
     Args:
         scores: One score for each answer, 0 to 1.
@@ -150,17 +175,21 @@ def accuracy_by_family(scores: Sequence[float], families: Sequence[str], *, leve
         Columns ``family, score, lower, upper, n, interval``; families in order of appearance, then ``"all"``.
 
     Raises:
-        ValueError: If there is no score, one lies outside 0..1, or the two lists differ in length.
+        UserError: If there is no score, one lies outside [0, 1], or the two lists differ in length.
 
     Source: Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22.
+
+    Example:
+        >>> accuracy_by_family([1.0, 0.0, 1.0], ["what", "what", "count"]).set_index("family").score.round(2).to_dict()
+        {'what': 0.5, 'count': 1.0, 'all': 0.67}
     """
     if not scores or len(scores) != len(families):
         raise UserError(
-            f"scores must be as many as families, at least one, got {len(scores)} and {len(families)}. Give one each."
+            f"scores and families must have the same length, at least 1, got {len(scores)} and {len(families)}."
         )
     values = np.asarray(scores, dtype=float)
     if not ((values >= 0) & (values <= 1)).all():
-        raise UserError(f"scores must lie in [0, 1], got {values.min()} to {values.max()}. Use score_answer.")
+        raise UserError(f"scores must lie in [0, 1], got {values.min()} to {values.max()}.")
     names = np.asarray(families, dtype=object)
     rows = [(family, values[names == family]) for family in dict.fromkeys(families)] + [("all", values)]
     z = float(norm.ppf((1 + level) / 2))

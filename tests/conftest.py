@@ -1,7 +1,10 @@
 """Shared fixtures: seeded random LLaVAs of two sizes, read-only, and examples to run them on."""
 
+import ast
 import os
+import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test reaches the network
@@ -14,6 +17,38 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from models.llava import Llava
 from models.loading.load import load
 from tasks.example import Box, Example, Picture
+
+# Marker -> what the source of a test holds that carries it, or that of a function or fixture of its file that it names.
+MARKERS = {
+    "process": r"\bsubprocess\.(?:run|Popen|check_\w+)|\bPopen\(|\bmp\.spawn|get_context\(",
+    "smol": r"""\b(?:load|load_plain|compose|from_pretrained)\(["']smol""",
+    "browser": r'"Browser"',
+}
+
+
+@cache
+def marked(path: Path) -> dict[str, set[str]]:
+    """The markers of every function in a test file."""
+    text = path.read_text(encoding="utf-8")
+    functions = {
+        n.name: ast.get_source_segment(text, n) or "" for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)
+    }
+    markers = {name: {m for m, found in MARKERS.items() if re.search(found, code)} for name, code in functions.items()}
+    words = {name: set(re.findall(r"\w+", code)) & functions.keys() for name, code in functions.items()}
+    while any(not markers[used] <= markers[name] for name, named in words.items() for used in named):
+        for name, named in words.items():
+            markers[name] |= {marker for used in named for marker in markers[used]}
+    return markers
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that `make quick` leaves out."""
+    for item in items:
+        if "notebooks" in item.path.parts:
+            item.add_marker("notebook")
+        for marker in marked(item.path).get(getattr(item, "originalname", item.name), ()):
+            item.add_marker(marker)
+
 
 WORDS = ("cat", "dog", "umbrella", "taxi", "apple")
 

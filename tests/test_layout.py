@@ -1,32 +1,36 @@
-"""The rules of the code's layout, checked on its text: who may import whom, and what must not occur."""
+"""The rules of the code's layout, checked on its text: who may import whom, folder sizes, what must not occur."""
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 # Folder -> the folders of ours that it may import, besides itself.
-MAY_IMPORT = {
-    "models": {"tasks"},  # the example type that inputs are made of, and the prompts
+MAY_IMPORT: dict[str, set[str]] = {
     "tasks": set(),
+    "models": {"tasks"},
     "records": {"models", "tasks"},
-    "probes": {"models", "tasks", "records"},
-    "interventions": {"models", "tasks", "records"},
-    "tuning": {"models", "tasks", "records"},
     "figures": set(),
+    "probes": {"models", "tasks", "records", "figures"},
+    "interventions": {"models", "tasks", "records", "figures"},
+    "tuning": {"models", "tasks", "records", "figures"},
     "benchmarks": {"models", "tasks", "records", "probes", "interventions", "tuning", "figures"},
+    "laccolith": {"models", "tasks", "records", "probes", "interventions", "tuning", "figures"},
 }
-# A sweep draws at its end, and a command writes a report; those are the places where results meet figures.
-EXCEPTIONS = {
-    ("probes/sweep.py", "figures"),
-    ("interventions/sweep.py", "figures"),
-    ("tuning/compare/compare.py", "figures"),
-    ("records/cli_arguments.py", "figures"),
-}
+# File -> a folder that it alone may import: every command has `report`, which draws a page.
+ALSO = {"records/command.py": {"figures"}, "records/cli_arguments.py": {"figures"}}
 LATE = {"transformer_lens", "nnsight", "beartype"}  # slow, or for development only: imported inside functions
+NOT_IN_ENGINES = {"pandas", "typer", "tyro", "PIL"}  # an engine computes on tensors
+MAX_FILES = 15  # Python files in one folder, besides __init__.py
+LARGER_FOLDERS: dict[str, str] = {}  # folder -> why it may hold more
+# File -> what it may do that every other file has to import.
+OWNERS = {
+    "records/resampling.py": "bootstrap",
+    "models/layer_ranges.py": "layer range",
+    "figures/parts.py": "layer range",  # reads the column `window` of saved tables; figures/ imports nothing of ours
+}
 MODULES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py"))
 
 
@@ -56,19 +60,62 @@ def at_module_level(tree: ast.Module) -> set[str]:
 
 
 def misplaced(relative: str, tree: ast.AST) -> list[str]:
-    """The imports of ours that point down the table, and relative ones."""
+    """The imports of ours that the table does not allow, and relative ones."""
     folder = relative.split("/")[0]
-    allowed = MAY_IMPORT[folder] | {folder}
+    allowed = MAY_IMPORT[folder] | {folder} | ALSO.get(relative, set())
     return [
         name
         for name, _ in imports(tree)
-        if name.startswith(".")
-        or (
-            (top := name.split(".")[0]) in MAY_IMPORT.keys() | {"tests"}
-            and top not in allowed
-            and (relative, top) not in EXCEPTIONS
-        )
+        if name.startswith(".") or ((top := name.split(".")[0]) in MAY_IMPORT.keys() | {"tests"} and top not in allowed)
     ]
+
+
+def module_name(relative: str) -> str:
+    """The dotted name of a file: ``models/__init__.py`` is ``models``."""
+    return relative.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def import_graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """The modules that each of ``sources`` (name -> text) imports, also in functions and under TYPE_CHECKING."""
+    graph: dict[str, set[str]] = {}
+    for name, text in sources.items():
+        graph[name] = set()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                full = {f"{node.module}.{alias.name}" for alias in node.names}
+                graph[name] |= {found if found in sources else node.module for found in full}
+        graph[name] &= sources.keys() - {name}
+    return graph
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """The groups of modules in which each imports itself by way of the others."""
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        pending, seen = list(graph[start]), set[str]()
+        while pending:
+            if (module := pending.pop()) not in seen:
+                seen.add(module)
+                pending.extend(graph[module])
+        reached[start] = seen
+    groups = {
+        tuple(sorted(other for other in reached[name] if name in reached[other]))
+        for name in graph
+        if name in reached[name]
+    }
+    return sorted(list(group) for group in groups)
+
+
+def crowded(root: Path) -> dict[str, int]:
+    """The folders with more than ``MAX_FILES`` Python files, and how many they hold."""
+    counts = {
+        folder.relative_to(root).as_posix(): len([f for f in folder.glob("*.py") if f.name != "__init__.py"])
+        for top in (*MAY_IMPORT, "tests")
+        for folder in [root / top, *(root / top).rglob("*/")]
+    }
+    return {folder: n for folder, n in counts.items() if n > MAX_FILES and folder not in LARGER_FOLDERS}
 
 
 HARMLESS = {
@@ -102,47 +149,139 @@ def unsafe(tree: ast.AST) -> list[str]:
     return found
 
 
-def swallowed(tree: ast.AST) -> list[int]:
-    """Lines where any exception at all is dropped."""
-    return [
-        node.lineno
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ExceptHandler)
-        and (node.type is None or ast.unparse(node.type) in {"Exception", "BaseException"})
-        and all(isinstance(statement, ast.Pass) for statement in node.body)
-    ]
+def hidden_tracebacks(tree: ast.AST) -> list[int]:
+    """Lines of handlers that catch any exception at all and do not raise it again."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            broad = any(kind is None or ast.unparse(kind) in {"Exception", "BaseException"} for kind in caught)
+            if broad and not any(isinstance(inner, ast.Raise) for inner in ast.walk(node)):
+                found.append(node.lineno)
+    return found
 
 
-@pytest.fixture(params=MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def module(request: pytest.FixtureRequest) -> tuple[str, ast.Module]:
-    path: Path = request.param
-    return path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+def second_copies(relative: str, tree: ast.AST) -> list[str]:
+    """Bootstraps outside of records/resampling.py and parsers of layer ranges outside of models/layer_ranges.py."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            first = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+            if node.func.attr in {"split", "partition", "rpartition"} and first == "-":
+                found.append("layer range")
+            if node.func.attr in {"quantile", "percentile", "nanquantile", "nanpercentile"}:
+                found.append("bootstrap")
+    return [copy for copy in found if copy != OWNERS.get(relative)]
 
 
-def test_imports_point_up_the_table(module: tuple[str, ast.Module]) -> None:
-    assert misplaced(*module) == []
+@cache
+def trees() -> dict[str, ast.Module]:
+    """The parsed files, by path relative to the root."""
+    return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 
 
-def test_slow_and_development_packages_are_imported_inside_functions(module: tuple[str, ast.Module]) -> None:
-    assert not at_module_level(module[1]) & LATE
+def findings(check: Callable[[str, ast.Module], object]) -> dict[str, object]:
+    """What ``check`` finds, for the files in which it finds something."""
+    return {relative: found for relative, tree in trees().items() if (found := check(relative, tree))}
 
 
-def test_nothing_is_pickled_and_no_exception_is_dropped(module: tuple[str, ast.Module]) -> None:
-    assert unsafe(module[1]) == []
-    assert swallowed(module[1]) == []
+def test_imports_follow_the_table() -> None:
+    assert findings(misplaced) == {}
+
+
+def test_no_import_circle() -> None:
+    sources = {module_name(path.relative_to(ROOT).as_posix()): path.read_text(encoding="utf-8") for path in MODULES}
+    assert circles(import_graph(sources)) == []
+
+
+def test_no_folder_is_crowded() -> None:
+    assert crowded(ROOT) == {}
+
+
+def test_slow_and_development_packages_are_imported_inside_functions() -> None:
+    assert findings(lambda _, tree: at_module_level(tree) & LATE) == {}
+
+
+def test_engines_import_no_tables_command_line_or_pictures() -> None:
+    engines = {relative: tree for relative, tree in trees().items() if relative.startswith("interventions/engines/")}
+    assert engines
+    used = {relative: {name.split(".")[0] for name, _ in imports(tree)} for relative, tree in engines.items()}
+    assert {relative: names & NOT_IN_ENGINES for relative, names in used.items() if names & NOT_IN_ENGINES} == {}
+
+
+def test_nothing_is_pickled() -> None:
+    assert findings(lambda _, tree: unsafe(tree)) == {}
+
+
+def test_no_traceback_is_hidden() -> None:
+    assert findings(lambda _, tree: hidden_tracebacks(tree)) == {}
+
+
+def test_resampling_and_layer_ranges_have_one_copy() -> None:
+    assert findings(second_copies) == {}
+
+
+def test_every_package_ships_its_types() -> None:
+    packages = {path.parent for path in MODULES if path.parent.parent == ROOT}
+    assert [folder.name for folder in sorted(packages) if not (folder / "py.typed").exists()] == []
 
 
 def test_no_file_holds_an_absolute_path_of_some_machine() -> None:
     pattern = re.compile(r"(?<![\w.:/$~])/(?:home|Users|work|root|mnt|opt|tmp|data)/\w+")
     texts = [*MODULES, *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "Makefile", ROOT / "pyproject.toml"]
+    texts += [*(ROOT / ".github").rglob("*.*ml"), ROOT / "mkdocs.yml", ROOT / "CITATION.cff"]
     found = {path.name: pattern.findall(path.read_text(encoding="utf-8")) for path in texts}
     assert {name: paths for name, paths in found.items() if paths} == {}
 
 
-def test_the_checks_find_what_they_look_for() -> None:
+def test_the_check_of_imports_finds_wrong_arrows() -> None:
     down = ast.parse("from probes.sweep import run_sweep\nfrom . import x\nimport torch")
     assert misplaced("models/llava.py", down) == ["probes.sweep", "."]
-    assert misplaced("figures/layers.py", ast.parse("from models.llava import load")) == ["models.llava"]
+    assert misplaced("figures/style.py", ast.parse("from models.llava import Llava")) == ["models.llava"]
+    assert misplaced("probes/sweep.py", ast.parse("from tuning.run import run_tuning")) == ["tuning.run"]
+    assert misplaced("probes/sweep.py", ast.parse("def f():\n    from figures.style import style")) == []
+
+
+def test_the_check_of_circles_finds_them_in_functions_and_under_type_checking() -> None:
+    sources = {
+        "a": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from b.inner import f",
+        "b": "",
+        "b.inner": "def f():\n    import c",
+        "c": "from a import x",
+        "d": "import a\nfrom b import inner",
+    }
+    assert import_graph(sources)["d"] == {"a", "b.inner"}
+    assert circles(import_graph(sources)) == [["a", "b.inner", "c"]]
+    assert circles(import_graph({**sources, "c": ""})) == []
+
+
+def test_the_check_of_folders_counts_files(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "inner"
+    folder.mkdir(parents=True)
+    for n in range(MAX_FILES):
+        (folder / f"m{n}.py").touch()
+    (folder / "__init__.py").touch()
+    assert crowded(tmp_path) == {}
+    (folder / "more.py").touch()
+    assert crowded(tmp_path) == {"models/inner": MAX_FILES + 1}
+
+
+def test_the_check_of_handlers_finds_hidden_tracebacks() -> None:
+    hidden = "try:\n    f()\nexcept {}:\n    {}"
+    for kind in ("Exception", "BaseException as error", "(ValueError, Exception)"):
+        assert hidden_tracebacks(ast.parse(hidden.format(kind, "print(1)"))) == [3]
+        assert hidden_tracebacks(ast.parse(hidden.format(kind, "raise UserError('x') from None"))) == []
+    assert hidden_tracebacks(ast.parse("try:\n    f()\nexcept:\n    pass")) == [3]
+    assert hidden_tracebacks(ast.parse(hidden.format("OSError", "pass"))) == []
+
+
+def test_the_check_of_copies_finds_them() -> None:
+    code = ast.parse("low, high = text.split('-')\nnp.quantile(draws, 0.5)\nname.split('.')")
+    assert second_copies("tuning/x.py", code) == ["layer range", "bootstrap"]
+    assert second_copies("models/layer_ranges.py", code) == ["bootstrap"]
+
+
+def test_the_other_checks_find_what_they_look_for() -> None:
     late = (
         "import torch\ntry:\n    import nnsight\nexcept ImportError: ...\ndef f() -> None:\n    import transformer_lens"
     )
@@ -152,4 +291,3 @@ def test_the_checks_find_what_they_look_for() -> None:
         "pickle",
         "torch.load without weights_only=True",
     ]
-    assert swallowed(ast.parse("try:\n    f()\nexcept Exception:\n    pass")) == [3]

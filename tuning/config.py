@@ -1,203 +1,303 @@
-"""What a tuning run is asked to do: frozen settings, and the two stages of LLaVA as recipes.
+"""The options of ``layerwise-finetune``, and the two stages of LLaVA as recipes. See ``records.options``.
 
 Source of the recipes: Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning", arXiv 2310.03744.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from records.settings import plain
+from records.manifest import RunKind
+from records.options import (
+    ConfigFile,
+    DryRun,
+    Flag,
+    Images,
+    ModelOptions,
+    OrDefault,
+    Out,
+    Overwrite,
+    Seed,
+    SkipBad,
+    named,
+    settings_of,
+    slug,
+)
 from tasks.errors import UserError
-from tuning.data.labels import OnLong
-from tuning.data.samples import Writing
-from tuning.plan.connector import Connector
-from tuning.plan.plan import LayerPlan
+from tuning.data.prompt_format import OnLong, PromptFormat
+from tuning.plan.plan import WHOLE, LayerPlan, Lisa, Lora, Method
 
-SCENES = "scenes"  # the embedded data, where a file could stand
+RUN = RunKind(
+    "layerwise-finetune",
+    writes=(
+        "checkpoint-*", "prefix", "log.jsonl", "evaluations.csv", "plan.json", "cost.json", "skipped*.csv",
+        "*.safetensors", "*.json", "*.jinja", "*.model", "*.txt",
+    ),
+    last="cost.json",
+)  # fmt: skip
+SCENES = "scenes"  # the embedded data set
 Stage = Literal[1, 2]
+Connector = Literal["keep", "linear", "mlp"]
+# Options that may differ when a run is resumed.
+NOT_SETTINGS = (
+    "out", "overwrite", "dry_run", "config", "device", "attn", "gradient_checkpointing", "compile", "keep_prefix",
+    "save_every", "keep", "log_every", "eval_every", "workers", "eval_data", "eval_limit", "resume", "merge",
+)  # fmt: skip
 
 
 class StageRecipe(NamedTuple):
-    """What a stage of LLaVA-1.5 fixes: the template, learning rates, preprocessing, grouping and what trains."""
+    """What a stage of LLaVA-1.5 fixes: template, learning rates, grouping by modality, and what trains."""
 
-    writing: Writing
+    prompt_format: PromptFormat
     lr: float
     projector_lr: float
     by_modality: bool
     plan: LayerPlan
 
 
-RECIPES: dict[int, StageRecipe] = {
-    1: StageRecipe(Writing("plain", preprocess="hf"), 1e-3, 1e-3, False, LayerPlan("none", ("projector",))),
-    2: StageRecipe(
-        Writing("vicuna_v1"), 2e-5, 2e-5, True, LayerPlan("all", ("projector", "embeddings", "final_norm", "lm_head"))
-    ),
+RECIPES: dict[Stage, StageRecipe] = {
+    1: StageRecipe(PromptFormat("plain", preprocess="hf"), 1e-3, 1e-3, False, LayerPlan("none", ("projector",))),
+    2: StageRecipe(PromptFormat("vicuna_v1"), 2e-5, 2e-5, True, LayerPlan("all", WHOLE)),
 }
-LORA_LR = 2e-4  # LLaVA-1.5's LoRA recipe: factors faster than weights, the projector as before
+LORA_LR = 2e-4  # learning rate of the factors in LLaVA-1.5's LoRA recipe
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """The layer plan: which parameters train.
+
+    Example:
+        >>> PlanOptions(layers="6-16").resolved(stage=2).label
+        '6-16+projector'
+    """
+
+    layers: OrDefault[str] = None
+    """Blocks of the language model: `all`, `none`, `6-16`, `3,5,9`, `every:4`, `first:8`, `last:8`, `middle:0.33`,
+    `random:8@0`, `auto:RUN`. [default: all in stage 2, none in stage 1]"""
+    train: OrDefault[str] = None
+    """Other parts, comma-separated: `projector`, `vision` or `vision:20` (the tower from block 20 on), `embeddings`,
+    `final_norm`, `lm_head`; `none`. [default: projector; without --layers what the stage trains, in stage 2 all but
+    the tower]"""
+    method: Method = "full"
+    """Full weights of the blocks, LoRA factors on them, or LISA: a few blocks at a time."""
+    lora: Lora = field(default_factory=Lora)
+    lisa: Lisa = field(default_factory=Lisa)
+
+    def resolved(self, stage: Stage) -> LayerPlan:
+        """The plan, with the stage's recipe where nothing is given."""
+        recipe = RECIPES[stage].plan
+        train = ("projector",) if self.layers is not None or self.method == "lora" else recipe.train
+        if self.train is not None:
+            train = split_names(self.train)
+        return LayerPlan(self.layers or recipe.layers, train, self.method, self.lora, self.lisa)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The data that is trained on and scored.
+
+    Example:
+        >>> DataOptions("mix.json", limit=100).limit
+        100
+    """
+
+    spec: Annotated[str, named("data")] = SCENES
+    """`scenes`, a JSON file in LLaVA's layout (any size), or a JSONL or Parquet file of questions."""
+    images: Images = None
+    scenes: int = 4000
+    """Number of scenes, if the data are scenes."""
+    format_prompts: bool = True
+    """Scene questions say how to answer (`Answer the question using a single word or phrase.`)."""
+    in_turn: Flag = False
+    """Questions about one scene follow each other; otherwise they do not see each other."""
+    limit: OrDefault[int] = None
+    """Use the first so many samples. [default: all]"""
+    eval_spec: Annotated[OrDefault[str], named("eval-data")] = None
+    """`scenes` or a file to score during training. [default: none]"""
+    eval_limit: int = 64
+    """At most so many samples are scored."""
+    skip_bad: SkipBad = False
+    max_length: int = 2048
+    """Tokens of the longest sample, image tokens included."""
+    on_long: OnLong = "cut"
+    """Cut longer samples, or leave them out."""
 
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How weights move. Equal settings, data and seed give equal weights.
+    """The optimizer. Equal options, data and seed give equal weights.
 
-    Args:
-        epochs: Passes over the data; ignored where ``steps`` is given.
-        steps: Optimizer steps in all.
-        batch_size: Samples that a process runs together.
-        grad_accum: Such batches for one optimizer step.
-        lr: Peak learning rate of everything but projector and vision tower.
-        projector_lr: Of the projector and the vision tower.
-        warmup: Share of the steps in which the rate rises; it falls as a cosine afterwards.
-        weight_decay: Of AdamW.
-        clip: Largest norm of all gradients together; 0 for none.
-        seed: Of the data's order, LoRA's first values and LISA's blocks.
+    Example:
+        >>> Optimisation(steps=300).with_rates(RECIPES[2]).lr
+        2e-05
     """
 
     epochs: float = 1.0
-    steps: int | None = None
+    """Passes over the data."""
+    steps: OrDefault[int] = None
+    """Optimizer steps in all, instead of epochs."""
     batch_size: int = 8
+    """Samples per process and forward pass."""
     grad_accum: int = 1
-    lr: float = 2e-5
-    projector_lr: float = 2e-5
+    """Batches per optimizer step."""
+    lr: OrDefault[float] = None
+    """Peak learning rate of everything but projector and vision tower. [default: 2e-5; 2e-4 for LoRA; 1e-3 in stage
+    1]"""
+    projector_lr: OrDefault[float] = None
+    """Peak learning rate of projector and vision tower. [default: 2e-5; 1e-3 in stage 1]"""
     warmup: float = 0.03
+    """Share of the steps in which the learning rate rises; afterwards it falls as a cosine."""
     weight_decay: float = 0.0
+    """Weight decay of AdamW."""
     clip: float = 1.0
-    seed: int = 0
+    """Largest norm of the gradient; 0 for no clipping."""
+    seed: Seed = 0
+
+    def with_rates(self, recipe: StageRecipe, method: Method = "full") -> "Optimisation":
+        """The same with the recipe's learning rates where none is given."""
+        lr = LORA_LR if method == "lora" else recipe.lr
+        return replace(
+            self,
+            lr=lr if self.lr is None else self.lr,
+            projector_lr=recipe.projector_lr if self.projector_lr is None else self.projector_lr,
+        )
 
 
 @dataclass(frozen=True)
-class Running:
-    """How a run goes about it; the weights do not depend on it but for rounding.
+class RunOptions:
+    """How training runs. These options change the weights by rounding alone.
 
-    Args:
-        device: ``cpu``, ``cuda`` or ``cuda:1``.
-        bf16: Frozen weights in bfloat16, products in bfloat16, trained weights in float32.
-        gradient_checkpointing: Recompute blocks instead of keeping their activations.
-        compile: Compile the language model's blocks with ``torch.compile`` for as long as the run trains.
-        keep_prefix: Keep the frozen prefix's output on disk from the first epoch on.
-        by_modality: Batches with and without pictures apart, alike lengths together.
-        save_every: Optimizer steps between checkpoints; 0 for none.
-        keep: Checkpoints that stay.
-        log_every: Optimizer steps between lines of the log.
-        eval_every: Optimizer steps between evaluations; 0 for one at the end.
-        workers: Processes that open and prepare pictures ahead; 0 for none.
+    Example:
+        >>> RunOptions(gradient_checkpointing=True).save_every
+        100
     """
 
-    device: str = "cpu"
-    bf16: bool = False
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    keep_prefix: bool = False
-    by_modality: bool = True
+    gradient_checkpointing: Flag = False
+    """Recompute blocks in the backward pass to save memory."""
+    compile: Flag = False
+    """Compile the blocks with torch.compile; this pays if a run takes many minutes."""
     save_every: int = 100
+    """Steps between checkpoints; 0 for none."""
     keep: int = 1
+    """Number of checkpoints that are kept."""
     log_every: int = 10
-    eval_every: int = 0
+    """Steps between lines of the log."""
     workers: int = 0
+    """Processes that open and prepare pictures ahead."""
 
 
-def check_numbers(o: Optimisation, r: Running, *, counts: Mapping[str, int | None]) -> None:
-    """Passes if a run can have these numbers.
+@dataclass(frozen=True)
+class TuningConfig:
+    """Train the layers of LLaVA-1.5 that a plan names. Equal settings give equal weights.
 
-    Args:
-        o: How weights move.
-        r: How the run goes about it.
-        counts: Numbers of things by option; None where none was given.
+    Example:
+        >>> TuningConfig(plan=PlanOptions(layers="6-16")).folder.name
+        'smol-stage1-6-16-projector'
+    """
+
+    model: ModelOptions = field(default_factory=lambda: ModelOptions(name="smol-stage1"))
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    run: RunOptions = field(default_factory=RunOptions)
+    stage: Stage = 2
+    """LLaVA's recipe: 1 (projector, plain prompts) or 2 (conversations, batches by modality)."""
+    connector: Connector = "keep"
+    """The model's own connector, or a new one: one linear map (LLaVA), or two with GELU (LLaVA-1.5)."""
+    keep_prefix: Flag = False
+    """Over several epochs, store the frozen layers' output on disk."""
+    eval_every: int = 0
+    """Steps between evaluations; 0 for one at the end."""
+    merge: Flag = False
+    """Merge LoRA factors into the weights before saving."""
+    resume: OrDefault[Path] = None
+    """Checkpoint to resume from. [default: the last one in the run directory]"""
+    out: Out = None
+    overwrite: Overwrite = False
+    dry_run: DryRun = False
+    config: ConfigFile = None
+
+    @property
+    def recipe(self) -> StageRecipe:
+        """The stage's recipe."""
+        return RECIPES[self.stage]
+
+    @property
+    def layer_plan(self) -> LayerPlan:
+        """The plan, with the stage's recipe where nothing is given."""
+        return self.plan.resolved(self.stage)
+
+    @property
+    def training(self) -> Optimisation:
+        """The optimizer's options, with the stage's learning rates where none is given."""
+        return self.optimisation.with_rates(self.recipe, self.plan.method)
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """The stage's format with the longest length of this run."""
+        return replace(self.recipe.prompt_format, max_length=self.data.max_length, on_long=self.data.on_long)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every option that decides the weights."""
+        return settings_of(self, without=NOT_SETTINGS)
+
+    @property
+    def folder(self) -> Path:
+        """The run directory: ``out``, or a folder in ``runs/`` named after model and plan."""
+        return self.out or Path("runs") / f"{slug(self.model.name)}-{slug(self.layer_plan.label)}"
+
+
+def is_bf16(model: ModelOptions) -> bool:
+    """True if frozen weights and products are bfloat16. Trained weights are float32 in any case.
 
     Raises:
-        UserError: If one is out of its range; the message names its option.
+        UserError: If another type than float32 or bfloat16 is given.
     """
+    if model.dtype == "float16":
+        raise UserError("dtype must be float32 or bfloat16 for training, got float16. Use bfloat16.")
+    return model.dtype == "bfloat16"
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """The names in a comma-separated list; empty for ``none``."""
+    return () if text.strip() in ("", "none") else tuple(part.strip() for part in text.split(","))
+
+
+def check_numbers(optimisation: Optimisation, options: RunOptions, *, others: Mapping[str, int | None]) -> None:
+    """Check the ranges of numeric options.
+
+    Args:
+        optimisation: The optimizer's options.
+        options: The run's options.
+        others: Further numbers by option name that must be at least 1; None if not given.
+
+    Raises:
+        UserError: If a number is out of its range; the message names its option.
+    """
+    o, r = optimisation, options
     least: dict[str, tuple[float | None, float]] = {
-        **{name: (count, 1) for name, count in counts.items()},
+        **{name: (count, 1) for name, count in others.items()},
         "steps": (o.steps, 1),
         "batch-size": (o.batch_size, 1),
         "grad-accum": (o.grad_accum, 1),
         "lr": (o.lr, 0),
         "projector-lr": (o.projector_lr, 0),
-        "warmup": (o.warmup, 0),
+        "weight-decay": (o.weight_decay, 0),
+        "clip": (o.clip, 0),
         "save-every": (r.save_every, 0),
         "keep": (r.keep, 1),
         "log-every": (r.log_every, 1),
-        "eval-every": (r.eval_every, 0),
         "workers": (r.workers, 0),
         "seed": (o.seed, 0),
     }
     for name, (value, floor) in least.items():
-        if value is not None and not value >= floor:  # NaN is no number either
+        if value is not None and not value >= floor:  # false for NaN
             raise UserError(f"{name} must be >= {floor}, got {value}. See layerwise-finetune --help.")
-    if not o.warmup < 1:
+    if not 0 <= o.warmup < 1:
         raise UserError(f"warmup must be a share of the steps in [0, 1), got {o.warmup}. Write 0.03 for 3 per cent.")
     if o.seed >= 2**32:
         raise UserError(f"seed must be below 2^32, got {o.seed}. See layerwise-finetune --help.")
     if not o.epochs > 0:
         raise UserError(f"epochs must be > 0, got {o.epochs}. See layerwise-finetune --help.")
-
-
-@dataclass(frozen=True)
-class TuningData:
-    """What is trained on and what is scored.
-
-    Args:
-        spec: ``"scenes"``, or a file.
-        images: The folder of the file's pictures.
-        scenes: How many scenes, where the data are scenes.
-        format_prompts: Whether scene questions say how to answer.
-        apart: Whether questions about one scene are hidden from each other.
-        limit: The first so many samples.
-        eval_spec: ``"scenes"``, a file, or None.
-        eval_limit: Samples scored, at most.
-        skip_bad: Whether to go on without samples that cannot be trained on.
-        on_long: Whether samples longer than the context are cut or left out.
-    """
-
-    spec: str = "scenes"
-    images: Path | None = None
-    scenes: int = 4000
-    format_prompts: bool = True
-    apart: bool = True
-    limit: int | None = None
-    eval_spec: str | None = None
-    eval_limit: int = 64
-    skip_bad: bool = False
-    on_long: OnLong = "cut"
-
-
-@dataclass(frozen=True)
-class TuningConfig:
-    """One run of ``layerwise-finetune``."""
-
-    model: str = "smol-stage1"
-    plan: LayerPlan = field(default_factory=LayerPlan)
-    data: TuningData = field(default_factory=TuningData)
-    optimisation: Optimisation = field(default_factory=Optimisation)
-    running: Running = field(default_factory=Running)
-    stage: Stage = 2
-    connector: Connector = "keep"
-    max_length: int = 2048
-    out: Path | None = None
-    merge: bool = False
-    resume: Path | None = None
-
-    @property
-    def writing(self) -> Writing:
-        """How samples become tokens: the stage's recipe, with this run's longest length."""
-        return replace(RECIPES[self.stage].writing, max_length=self.max_length, on_long=self.data.on_long)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Everything that decides the weights, as plain values: what a resumed run must agree in."""
-        running = {name: getattr(self.running, name) for name in ("bf16", "by_modality")}
-        described = {
-            "model": self.model,
-            "plan": self.plan.to_dict(),
-            "stage": self.stage,
-            "connector": self.connector,
-            "max_length": self.max_length,
-            **{name: plain(value) for name, value in asdict(self.data).items() if not name.startswith("eval")},
-            **asdict(self.optimisation),
-            **running,
-        }
-        described["plan"].pop("name")
-        return described

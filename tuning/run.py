@@ -1,158 +1,185 @@
-"""One tuning run from settings to a folder: check, survey, estimate, train, score, save. ``run_tuning`` does it all."""
+"""One tuning run: check, survey the data, estimate, train, score and save. ``run_tuning(config)`` does it all."""
 
-import sys
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError
 
 from models.llava import Llava
-from models.loading.load import load
-from records.manifest import (
-    FILE,
-    RunKind,
-    difference,
-    new_manifest,
-    read_manifest,
-    write_manifest,
-)
+from records.manifest import read_manifest
+from records.model import describe_model, open_model
 from records.processes import join_processes, own_device
-from records.progress import OnProgress, shown_progress, silent
-from records.settings import slug
+from records.progress import OnProgress, ProgressBars, silent
+from records.run import Run, writing
 from tasks.errors import UserError, user_errors
-from tasks.pictures import PictureError
-from tasks.readers.tables import DataError
-from tuning.config import TuningConfig, check_numbers
+from tuning.config import RUN, SCENES, TuningConfig, check_numbers, is_bf16
 from tuning.cost.estimate import Estimate, cost_of_run, estimate_run, measure_first
-from tuning.data.conversation import UnusableSampleError
-from tuning.data.samples import Samples, Survey, Writing, refusal_of, survey_usable, write_skipped
+from tuning.data.prompt_format import PromptFormat
+from tuning.data.samples import Samples, Survey, skipped_error, survey_usable, write_skipped
 from tuning.data.scene_mix import FIRST_CAPTION_SCENE, SceneMix, SceneQuestions
 from tuning.data.sources import Source, Subset, first_of, open_source
 from tuning.plan.apply import apply_plan
 from tuning.plan.choose_layers import describe_choice
 from tuning.plan.connector import with_connector
 from tuning.plan.resolve import Resolved, resolve
+from tuning.training.accelerator import check_launcher
 from tuning.training.checkpoint import last_checkpoint
-from tuning.training.out_of_memory import enough_memory
+from tuning.training.out_of_memory import advise_when_out_of_memory
 from tuning.training.save import bytes_of_model, save_model, write_json
-from tuning.training.torch_compile import check_compiling, is_compiled
-from tuning.training.trainer import PlanTrainer, Trained, train
-from tuning.training.trainer_arguments import check_launcher
-
-KIND = RunKind("layerwise-finetune")
+from tuning.training.torch_compile import check_compiling
+from tuning.training.trainer import PlanTrainer, train
 
 
-class Outcome(NamedTuple):
+class FinishedTuning(NamedTuple):
     """A finished run."""
 
     folder: Path
-    estimate: Estimate
-    trained: Trained
+    """The run directory, which opens in plain transformers."""
+    plan: dict[str, Any]
+    """``plan.json``: the plan and the parameters that trained."""
     cost: dict[str, Any]
+    """``cost.json``: steps, operations, time and memory."""
+
+    def __str__(self) -> str:
+        """Lines for people."""
+        trained, total = self.plan["trainable"], self.plan["total"]
+        seconds = self.cost["step_seconds_median"]
+        return "\n".join(
+            [
+                f"trained: {trained:,} of {total:,} parameters ({trained / total:.2%})",
+                f"steps:   {self.cost['steps']}" + (f", {seconds:.3g} s each" if seconds else ""),
+                f"compute: {self.cost['closed_form_ratio']:.2f} of full tuning",
+                f"model:   {self.folder}",
+                f"cost:    {self.folder / 'cost.json'}",
+            ]
+        )
 
 
 class Prepared(NamedTuple):
-    """Everything a run needs, checked."""
+    """The checked model, plan and data of a run."""
 
     llava: Llava
     resolved: Resolved
     samples: Samples
-    found: Survey
+    survey: Survey
     eval_sets: dict[str, Samples]
-    eval_found: dict[str, Survey]
+    eval_surveys: dict[str, Survey]
 
 
 def run_tuning(
     config: TuningConfig,
     *,
-    dry_run: bool = False,
     command: Sequence[str] = (),
     on_note: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress | None = None,
-) -> Outcome | Estimate:
-    """Trains one plan and saves it, or says what that would take.
+) -> FinishedTuning | Estimate | None:
+    """Train one plan and save the model, or resume a run that was killed.
 
     Args:
-        config: The run.
-        dry_run: Check everything, and return the estimate.
-        command: For the manifest.
-        on_note: Called with each line for the reader.
-        on_progress: Told how it goes, as (stage, newly done, total); None shows it where this is a notebook.
+        config: The options.
+        command: The command line, for the manifest.
+        on_note: Called with each line for the user.
+        on_progress: Called with (stage, newly done, total); None shows bars where somebody watches.
+
+    Returns:
+        The finished run; the estimate if ``config.dry_run`` is set; None on all processes but rank 0.
 
     Raises:
-        UserError: If anything that was given cannot be used.
+        UserError: If an option, the data or the model cannot be used.
+
+    Example:
+        >>> from records.options import ModelOptions
+        >>> from tuning.config import DataOptions, PlanOptions
+        >>> tiny = ModelOptions(name="random:tiny")
+        >>> config = TuningConfig(tiny, PlanOptions(layers="1"), DataOptions(scenes=2), dry_run=True)
+        >>> run_tuning(config).steps
+        1
     """
-    on_progress = on_progress or shown_progress()
-    check_launcher(config.running)
-    if is_compiled(config.plan, asked=config.running.compile):
-        check_compiling(config.running.device, keep_prefix=config.running.keep_prefix)
-    with user_errors(ValueError):
-        device = own_device(config.running.device)
+    on_progress = on_progress or ProgressBars()
+    bf16, folder = is_bf16(config.model), config.folder
+    check_launcher(bf16=bf16)
+    _check_options(config)
+    device = own_device(config.model.device)
+    if config.run.compile:
+        check_compiling(device, keep_prefix=config.keep_prefix)
     processes = join_processes(device)
-    folder = config.out or Path("runs") / f"{slug(config.model)}-{slug(config.plan.label)}"
-    manifest = new_manifest(KIND, config.settings)
-    resume = _checked_folder(folder, config, manifest, dry_run=dry_run)
+    run = Run(folder, RUN, config.settings, command=command, overwrite=config.overwrite)
+    if config.resume is not None and not config.resume.is_dir():
+        raise UserError(
+            f"resume must name an existing checkpoint, got {str(config.resume)!r}. Leave it out to use the last one."
+        )
+    if run.is_finished and not (config.overwrite or config.dry_run or config.resume):
+        return finished_tuning(folder) if processes.is_main else None
     prepared = prepare_run(config, device, on_note=on_note, on_progress=on_progress)
-    llava, resolved, samples, found, eval_sets, eval_found = prepared
-    skipped = {"skipped.csv": found.skipped, **{f"skipped-{n}.csv": own.skipped for n, own in eval_found.items()}}
+    llava, resolved, samples, survey, eval_sets, eval_surveys = prepared
+    skipped = {"skipped.csv": survey.skipped, **{f"skipped-{n}.csv": own.skipped for n, own in eval_surveys.items()}}
     for bad in skipped.values():
         if bad and not config.data.skip_bad:
-            raise refusal_of(bad)
-    estimate = estimate_run(config, llava, resolved, samples, found, processes.world)
-    if dry_run:
+            raise skipped_error(bad)
+    estimate = estimate_run(config, llava, resolved, samples, survey, processes.world)
+    if config.dry_run:
         return estimate
-    # How many processes share a step decides its batch, and so the weights.
-    facts = {
-        "settings": config.settings,
-        "model": llava.weight_hash,
-        "data": samples.source.digest,
-        "processes": processes.world,
-    }
-    if processes.is_main:
-        with user_errors(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            described = {"id": llava.id, "weight_hash": llava.weight_hash}
-            write_manifest(
-                folder,
-                {**manifest, "model": described, "data": samples.source.digest, "command": list(command or sys.argv)},
+    data = samples.source.digest
+    # The number of processes decides the batch of a step, and so the weights.
+    facts = {"settings": config.settings, "model": llava.weight_hash, "data": data, "processes": processes.world}
+    optimisation = config.training
+    with run.open(processes, model=describe_model(llava), data=data):
+        if processes.is_main:
+            with writing(folder):
+                write_json(folder / "plan.json", resolved.to_dict())
+                for name, bad in skipped.items():
+                    if bad or name == "skipped.csv":
+                        write_skipped(folder / name, bad)
+        for name, bad in skipped.items():
+            if bad:
+                on_note(f"{len(bad)} samples left out, see {folder / name}")
+        apply_plan(llava, resolved, seed=optimisation.seed, low_precision=bf16)
+        with (
+            user_errors(OSError),
+            advise_when_out_of_memory(optimisation.batch_size),
+        ):
+            measured = measure_first(config, llava, resolved, samples, estimate)
+            trained = train(
+                llava,
+                resolved,
+                samples,
+                optimisation=optimisation,
+                options=config.run,
+                folder=folder,
+                bf16=bf16,
+                by_modality=config.recipe.by_modality,
+                keep_prefix=config.keep_prefix,
+                eval_every=config.eval_every,
+                facts=facts,
+                eval_sets=eval_sets,
+                resume=config.resume or last_checkpoint(folder),
+                model_bytes=bytes_of_model(resolved, merge=config.merge),
+                on_note=on_note if processes.is_main else lambda line: None,
+                on_progress=on_progress if processes.is_main else silent,
+                on_trained=lambda trainer: _save(config, trainer, folder, is_main=processes.is_main),
             )
-            write_json(folder / "plan.json", resolved.to_dict())
-            for name, bad in skipped.items():
-                if bad or name == "skipped.csv":
-                    write_skipped(folder / name, bad)
-    processes.wait()
-    for name, bad in skipped.items():
-        if bad:
-            on_note(f"{len(bad)} samples left out, see {folder / name}")
-    apply_plan(llava, resolved, seed=config.optimisation.seed, low_precision=config.running.bf16)
-    with (
-        user_errors(PictureError, DataError, UnusableSampleError, OSError),
-        enough_memory(config.optimisation.batch_size),
-    ):
-        measured = measure_first(config, llava, resolved, samples, estimate)
-        trained = train(
-            llava,
-            resolved,
-            samples,
-            optimisation=config.optimisation,
-            running=replace(config.running, device=device),
-            folder=folder,
-            facts=facts,
-            eval_sets=eval_sets,
-            resume=resume,
-            model_bytes=bytes_of_model(resolved, merge=config.merge),
-            on_note=on_note if processes.is_main else lambda line: None,
-            on_progress=on_progress if processes.is_main else silent,
-            on_trained=lambda trainer: _save(config, trainer, folder, is_main=processes.is_main),
-        )
-    cost = cost_of_run(config, measured, trained, estimate, llava.device, processes.world)
-    if processes.is_main:
-        write_json(folder / "cost.json", cost)
-    processes.wait()
-    return Outcome(folder, estimate, trained, cost)
+        cost = cost_of_run(config, measured, trained, estimate, llava.device, processes.world)
+        if processes.is_main:
+            with writing(folder):
+                write_json(folder / "cost.json", cost)
+            run.finish()
+        processes.wait()
+    return finished_tuning(folder) if processes.is_main else None
+
+
+def finished_tuning(folder: Path) -> FinishedTuning:
+    """Read a finished run.
+
+    Raises:
+        UserError: If the folder holds no finished run.
+    """
+    if read_manifest(folder, RUN) is None or not (folder / RUN.last).is_file():
+        raise UserError(f"run must be a finished run of layerwise-finetune, got {str(folder)!r}. Finish it first.")
+    plan, cost = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("plan.json", "cost.json"))
+    return FinishedTuning(folder, plan, cost)
 
 
 def prepare_run(
@@ -162,103 +189,77 @@ def prepare_run(
     on_note: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress = silent,
 ) -> Prepared:
-    """Model, plan and data, each checked; the plan is not applied yet.
+    """Load the model, resolve the plan and survey the data; the plan is not applied.
 
     Raises:
         UserError: If one of them cannot be used.
     """
-    _check_numbers(config)
-    llava = _opened(config, device)
-    if config.plan.layers.startswith("auto:"):
-        on_note(describe_choice(Path(config.plan.layers.removeprefix("auto:")), llava.n_layers))
-    resolved = resolve(config.plan, llava)
+    llava = _load(config, device)
+    plan = config.layer_plan
+    if plan.layers.startswith("auto:"):
+        on_note(describe_choice(Path(plan.layers.removeprefix("auto:")), llava.n_layers))
+    resolved = resolve(plan, llava)
     with user_errors(ValueError, OSError):
         source = training_source(config)
-        found = survey_usable(llava, source, config.writing, "reading samples", on_progress)
-        scored, how = evaluation_sources(config), scoring_of(config)
-        eval_found = {name: survey_usable(llava, own, how, "reading questions") for name, own in scored.items()}
-        eval_sets = {name: Samples(llava, own, eval_found[name], how) for name, own in scored.items()}
-    return Prepared(llava, resolved, Samples(llava, source, found, config.writing), found, eval_sets, eval_found)
+        survey = survey_usable(llava, source, config.prompt_format, "reading samples", on_progress)
+        scored, how = evaluation_sources(config), scoring_format(config)
+        surveys = {name: survey_usable(llava, own, how, "reading questions") for name, own in scored.items()}
+        eval_sets = {name: Samples(llava, own, surveys[name], how) for name, own in scored.items()}
+    samples = Samples(llava, source, survey, config.prompt_format)
+    return Prepared(llava, resolved, samples, survey, eval_sets, surveys)
 
 
-def _opened(config: TuningConfig, device: str, *, validate: bool = True) -> Llava:
-    """The model that a run starts from."""
-    with user_errors(ValueError, OSError):
-        llava = load(config.model, device=device, dtype=torch.float32, validate=validate)
-    return with_connector(llava, config.connector, seed=config.optimisation.seed)
+def _load(config: TuningConfig, device: str) -> Llava:
+    """The model before training, in float32."""
+    seed = config.optimisation.seed
+    llava = open_model(replace(config.model, dtype="float32"), device=device, seed=seed)
+    return with_connector(llava, config.connector, seed=seed)
 
 
 def training_source(config: TuningConfig) -> Source:
     """The samples that a run trains on."""
     data = config.data
-    scenes = SceneMix(data.scenes, format_prompts=data.format_prompts, apart=data.apart, stage=config.stage)
+    scenes = SceneMix(data.scenes, format_prompts=data.format_prompts, apart=not data.in_turn, stage=config.stage)
     return first_of(open_source(data.spec, data.images, scenes=scenes), data.limit)
 
 
 def evaluation_sources(config: TuningConfig) -> dict[str, Source]:
-    """What is scored on the way, by name."""
+    """The sources that are scored during training, by name."""
     data = config.data
     if data.eval_spec is None:
         return {}
-    if data.eval_spec == "scenes":
-        if config.stage == 1:  # a model that knows no questions yet: how likely it finds captions of other scenes
+    if data.eval_spec == SCENES:
+        if config.stage == 1:  # such a model answers no questions; the likelihood of captions is scored
             return {"captions": SceneMix(data.eval_limit, stage=1, first=FIRST_CAPTION_SCENE)}
         return {"seen": SceneQuestions(data.eval_limit, format_prompts=data.format_prompts)}
     source = open_source(data.eval_spec, data.images)
     return {"eval": Subset(source, range(min(data.eval_limit, len(source))))}
 
 
-def scoring_of(config: TuningConfig) -> Writing:
-    """How questions are written: as the evaluation of LLaVA-1.5 writes them, and captions as stage 1 does."""
-    # An answer that was cut would be right on what is left of it.
-    if config.stage == 1 and config.data.eval_spec == "scenes":
-        return replace(config.writing, on_long="refuse")
-    return Writing("vicuna_v1", max_length=config.max_length, on_long="refuse")
+def scoring_format(config: TuningConfig) -> PromptFormat:
+    """The format of scored samples: that of LLaVA-1.5's evaluation for questions, stage 1's for captions."""
+    # A cut answer would count as right if its remaining part is right.
+    if config.stage == 1 and config.data.eval_spec == SCENES:
+        return replace(config.prompt_format, on_long="refuse")
+    return PromptFormat("vicuna_v1", max_length=config.data.max_length, on_long="refuse")
 
 
-def _checked_folder(folder: Path, config: TuningConfig, manifest: dict[str, Any], *, dry_run: bool) -> Path | None:
-    """The checkpoint to go on from; None to start."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"out must be a folder, got the file {str(folder)!r}. Choose another name.")
-    occupied = folder.is_dir() and any(folder.iterdir())
-    if config.resume is not None:
-        resume = last_checkpoint(folder) if str(config.resume) == "last" else config.resume
-        if resume is None or not resume.is_dir():
-            wanted = "a checkpoint" if resume is None else str(resume)
-            raise UserError(f"resume must name an existing checkpoint, got none ({wanted}) in {str(folder)!r}.")
-    else:
-        resume = None
-    if dry_run or not occupied:
-        return resume
-    with user_errors(ValueError):
-        old = read_manifest(folder, KIND)
-    if old is None:
-        raise UserError(
-            f"out must be empty or a run of layerwise-finetune, got {str(folder)!r}. Choose another folder."
-        )
-    differing = difference(old, manifest)
-    if differing is not None:
-        raise UserError(
-            f"out must hold the same run or none, got one in {str(folder)!r} that differs: {differing}. "
-            "Choose another folder with --out."
-        )
-    if resume is None and (last_checkpoint(folder) is not None or (folder / "cost.json").is_file()):
-        raise UserError(f"out must be new, got a run in {str(folder)!r} (see {FILE}). Go on with --resume last.")
-    return resume
-
-
-def _check_numbers(config: TuningConfig) -> None:
-    """Refuses numbers that no run can have."""
-    given = {"scenes": config.data.scenes, "eval-limit": config.data.eval_limit, "limit": config.data.limit}
-    check_numbers(config.optimisation, config.running, counts=given)
-    if config.max_length < 2:
-        raise UserError(f"max-length must be >= 2, got {config.max_length}. See layerwise-finetune --help.")
+def _check_options(config: TuningConfig) -> None:
+    data = config.data
+    check_numbers(
+        config.optimisation,
+        config.run,
+        others={"scenes": data.scenes, "eval-limit": data.eval_limit, "limit": data.limit},
+    )
+    if config.eval_every < 0:
+        raise UserError(f"eval-every must be >= 0, got {config.eval_every}. See layerwise-finetune --help.")
+    if data.max_length < 2:
+        raise UserError(f"max-length must be >= 2, got {data.max_length}. See layerwise-finetune --help.")
     if config.merge and config.plan.method != "lora":
-        raise UserError(f"merge must have LoRA's factors to merge, got --method {config.plan.method}. Leave it out.")
-    scenes = "scenes" in (config.data.spec, config.data.eval_spec)
-    if not scenes and not (config.data.format_prompts and config.data.apart):
-        option = "--in-turn" if config.data.format_prompts else "--no-format-prompts"
-        raise UserError(f"{option} must have scenes to act on, got the file {config.data.spec!r}. Leave it out.")
+        raise UserError(f"merge must have LoRA factors to merge, got --method {config.plan.method}. Leave it out.")
+    if SCENES not in (data.spec, data.eval_spec) and (data.in_turn or not data.format_prompts):
+        option = "--in-turn" if data.format_prompts else "--no-format-prompts"
+        raise UserError(f"{option} must have scenes to act on, got the file {data.spec!r}. Leave it out.")
     if config.connector != "keep" and config.plan.method == "lora" and not config.merge:
         raise UserError(
             f"connector must be kept where LoRA becomes an adapter of the base model, got {config.connector!r}. "
@@ -268,7 +269,7 @@ def _check_numbers(config: TuningConfig) -> None:
 
 def _save(config: TuningConfig, trainer: PlanTrainer, folder: Path, *, is_main: bool) -> None:
     tensors = trainer.full_tensors()
-    rounded = config.running.bf16
+    changed = is_bf16(config.model) or trainer.is_sharded  # the frozen weights are read again
     if is_main:
         with user_errors(OSError, SafetensorError):
             save_model(
@@ -277,5 +278,5 @@ def _save(config: TuningConfig, trainer: PlanTrainer, folder: Path, *, is_main: 
                 tensors,
                 folder,
                 merge=config.merge,
-                reload=(lambda: _opened(config, "cpu", validate=False)) if rounded or trainer.is_fsdp_enabled else None,
+                reload=(lambda: _load(config, "cpu")) if changed else None,
             )

@@ -1,15 +1,15 @@
 """Accuracy of tuning plans by question family.
 
-``draw_accuracy(table)`` takes the table of ``layerwise-finetune compare`` (``compare.csv``) and nothing else.
+``draw_accuracy(table)`` takes the table of ``layerwise-finetune compare`` (``compare.csv``).
 """
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from figures.panels import add_legend, add_title, open_panels
+from figures.panels import open_panels
 from figures.plans.plan_marks import CONDITIONS, mark_plan
-from figures.style import COLOURS, LINES, Panels, Width, style
+from figures.style import COLOURS, LINES, Panels, Width
 
 
 def draw_accuracy(
@@ -20,34 +20,27 @@ def draw_accuracy(
     width: Width = "two",
     legend: bool = True,
 ) -> list[Axes]:
-    """Accuracy by question family, one panel a condition, one mark a plan.
+    """Accuracy by question family, one panel for each condition, one mark for each plan.
 
-    Bars are 95 % intervals, bootstrapped over scenes (pictures of a file) and seeds; n of them stand in the title.
-    Dashed lines are what a guess gets, where the table says so. Families are in the order of the table, ``all`` last.
+    Bars are 95 % bootstrap intervals over scenes (or pictures) and seeds; titles give n. Dashed lines are the score of
+    a guess, if the table has it. Families are in the order of the table, ``all`` last. The arguments are described in
+    ``figures.panels``.
 
-    Args:
-        table: Of a comparison.
-        title: Stands above all panels.
-        axes: To draw into, one for each condition; None for a new figure.
-        width: Of a new figure, in columns of a page.
-        legend: Whether there is one.
-
-    Returns:
-        The panels, in the order of the conditions.
-
-    Raises:
-        ValueError: If the table holds no accuracy, or ``axes`` are not one for each condition.
+    Example:
+        >>> from figures import draw_accuracy, example_table
+        >>> [panel.get_title("left") for panel in draw_accuracy(example_table("accuracy_by_family_smol"))][:2]
+        ['seen drawings  (n = 60 scenes)', 'unseen drawings  (n = 60 scenes)']
     """
     rows = table[table["metric"] == "accuracy"]
     if rows.empty:
         raise ValueError("table must hold accuracies, got none. Run layerwise-finetune compare first.")
     conditions = [str(condition) for condition in dict.fromkeys(rows["condition"])]
     plans = [str(plan) for plan in dict.fromkeys(rows["plan"])]
-    with style():
-        opened = open_panels(
-            axes, conditions, width=width, columns=1, row_heights=[1.7] * len(conditions),
-            extra=0.2 + 0.16 * -(-len(plans) // (5 if width == "two" else 2)),
-        )  # fmt: skip
+    columns = 5 if width == "two" else 2
+    with open_panels(
+        axes, conditions, width=width, columns=1, heights=1.7, extra=0.2 + 0.16 * -(-len(plans) // columns),
+        title=title, legend=legend, legend_columns=columns,
+    ) as opened:  # fmt: skip
         for panel, condition in zip(opened.axes, conditions, strict=True):
             here = rows[rows["condition"] == condition]
             families = list(dict.fromkeys(here["family"]))
@@ -70,8 +63,4 @@ def draw_accuracy(
             panel.set_ylabel("share of right answers")
             units = f"{int(here['n'].max())} scenes" if condition in CONDITIONS else str(int(here["n"].max()))
             panel.set_title(f"{CONDITIONS.get(condition, condition)}  (n = {units})", loc="left")
-        if legend:
-            add_legend(opened, width=width, columns=5 if width == "two" else 2)
-        if title is not None:
-            add_title(opened, title, title)
     return opened.axes

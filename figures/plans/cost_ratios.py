@@ -1,4 +1,4 @@
-"""What a training step of each plan costs: closed form, operations counted, time measured.
+"""The cost of a training step of each plan: closed form, operations counted, time measured.
 
 ``draw_cost_ratios(record)`` takes the plans of a record of ``benchmarks/tuning_cost.py``.
 """
@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from figures.panels import add_legend, add_title, open_panels
+from figures.panels import open_panels
 from figures.plans.plan_marks import mark_full
-from figures.style import COLOURS, Panels, Width, style
+from figures.style import COLOURS, Panels, Width
 
 _KINDS = (
     ("closed_form_ratio", "closed form", COLOURS["muted"], "s"),
@@ -26,33 +26,25 @@ def draw_cost_ratios(
     width: Width = "two",
     legend: bool = True,
 ) -> list[Axes]:
-    """What a training step of each plan costs relative to full tuning: closed form, operations counted, time measured.
+    """The cost of a training step of each plan relative to full tuning: closed form, operations counted, time measured.
 
-    One panel for each value of ``checkpointing``. The bar of the time is the range between the quartiles of the steps,
-    over the median of full tuning's; where full tuning was not timed, no time is drawn.
+    One panel for each value of ``checkpointing``. The bar of the time runs between the quartiles of the steps, over the
+    median of full tuning; no time is drawn if full tuning was not timed. ``record`` has the columns ``plan,
+    checkpointing, closed_form_ratio, flops_ratio, step_time_ratio, time_low, time_high``. The other arguments are
+    described in ``figures.panels``.
 
-    Args:
-        record: Columns ``plan, checkpointing, closed_form_ratio, flops_ratio, step_time_ratio, time_low, time_high``.
-        title: Stands above all panels.
-        axes: To draw into, one for each value of ``checkpointing``; None for a new figure.
-        width: Of a new figure, in columns of a page.
-        legend: Whether there is one.
-
-    Returns:
-        The panels, in the order of the table.
-
-    Raises:
-        ValueError: If ``axes`` are not one for each value of ``checkpointing``.
+    Example:
+        >>> from figures import draw_cost_ratios, example_table
+        >>> [panel.get_title("left") for panel in draw_cost_ratios(example_table("cost_ratios_wide"))]
+        ['without checkpointing', 'with checkpointing']
     """
     modes = list(dict.fromkeys(record["checkpointing"]))
     titles = ["with checkpointing" if mode else "without checkpointing" for mode in modes]
     plans = [str(plan) for plan in dict.fromkeys(record["plan"])][::-1]
-    with style():
-        columns = len(modes) if width == "two" else 1
-        opened = open_panels(
-            axes, titles, width=width, columns=columns, extra=0.45, sharey=True,
-            row_heights=[0.24 * len(plans) + 0.65] * -(-len(modes) // columns),
-        )  # fmt: skip
+    with open_panels(
+        axes, titles, width=width, columns=len(modes) if width == "two" else 1, heights=0.24 * len(plans) + 0.65,
+        extra=0.45, sharey=True, title=title, legend=legend,
+    ) as opened:  # fmt: skip
         for panel, mode, name in zip(opened.axes, modes, titles, strict=True):
             rows = record[record["checkpointing"] == mode].set_index("plan").reindex(plans)
             for offset, (column, label, colour, marker) in zip((0.18, 0.0, -0.18), _KINDS, strict=True):
@@ -67,8 +59,4 @@ def draw_cost_ratios(
             panel.set_yticks(range(len(plans)), plans)
             panel.set_xlabel("cost of a step / full tuning's")
             panel.set_title(name, loc="left")
-        if legend:
-            add_legend(opened, width=width)
-        if title is not None:
-            add_title(opened, title, title)
     return opened.axes

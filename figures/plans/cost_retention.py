@@ -1,6 +1,6 @@
-"""What a plan costs against what it keeps.
+"""The cost of a plan against the score that it retains.
 
-``draw_cost_retention(table)`` takes the table of ``layerwise-finetune compare`` (``compare.csv``) and nothing else.
+``draw_cost_retention(table)`` takes the table of ``layerwise-finetune compare`` (``compare.csv``).
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from typing import Literal
 import pandas as pd
 from matplotlib.axes import Axes
 
-from figures.panels import add_legend, add_title, open_panels
+from figures.panels import open_panels
 from figures.plans.plan_marks import CONDITIONS, mark_full, mark_plan
-from figures.style import Panels, Width, style
+from figures.style import Panels, Width
 
 Cost = Literal["flops_ratio", "step_time_ratio", "closed_form_ratio"]
 _COSTS = {
@@ -34,39 +34,38 @@ def draw_cost_retention(
     """Retention against cost, both relative to full tuning (dashed: as full tuning), one panel for each cost.
 
     Every plan has one colour and shape. Bars are 95 % paired intervals of retention over scenes and seeds. Plans that
-    were not timed, and no tuning at all, are left out.
+    were not timed, and the start without tuning, are left out.
 
     Args:
         table: Of a comparison.
-        costs: Columns of cost; panels without any value are not drawn.
-        condition: Whose retention; the table's first (seen drawings, where scenes were scored) where it is None.
-        title: Stands above all panels.
-        axes: To draw into, one for each cost; None for a new figure.
-        width: Of a new figure, in columns of a page.
-        legend: Whether there is one.
-
-    Returns:
-        The panels, in the order of the costs.
+        costs: Columns of cost; those without a value are left out.
+        condition: Condition of the scores; by default the table's first (seen drawings, if scenes were scored).
+        title: See ``figures.panels``, also for the arguments below.
+        axes: One for each cost.
+        width: Of a new figure.
+        legend: Whether to draw one.
 
     Raises:
         ValueError: If nothing was timed under that condition, or ``axes`` are not one for each cost.
+
+    Example:
+        >>> from figures import draw_cost_retention, example_table
+        >>> [panel.get_xlabel() for panel in draw_cost_retention(example_table("cost_retention_smol"))]
+        ["operations of a step / full tuning's", "time of a step / full tuning's"]
     """
     condition = condition or str(next(iter(table["condition"]), ""))
-    rows = table[(table["family"] == "all") & (table["condition"] == condition) & table["retention"].notna()]
+    rows = _retained(table, condition)
     shown = [cost for cost in costs if cost in rows and rows[cost].notna().any()]
     if not shown:
         raise ValueError(
             f"table must hold a cost and a retention under condition {condition!r}, got none. "
             "Run layerwise-finetune compare with --timing-rounds of 1 or more."
         )
-    with style():
-        columns = len(shown) if width == "two" else 1
-        lines = -(-len(shown) // columns)
-        plans = rows["plan"].nunique()
-        opened = open_panels(
-            axes, shown, width=width, columns=columns, row_heights=[2.3] * lines, sharey=True,
-            extra=0.2 + 0.16 * -(-plans // (5 if width == "two" else 2)),
-        )  # fmt: skip
+    per_line = 5 if width == "two" else 2
+    with open_panels(
+        axes, shown, width=width, columns=len(shown) if width == "two" else 1, heights=2.3, sharey=True,
+        extra=0.2 + 0.16 * -(-rows["plan"].nunique() // per_line), title=title, legend=legend, legend_columns=per_line,
+    ) as opened:  # fmt: skip
         for number, (panel, cost) in enumerate(zip(opened.axes, shown, strict=True)):
             for row in rows[rows[cost].notna()].to_dict("records"):
                 bounds = pd.DataFrame([[row["lower"], row["upper"]]])
@@ -75,8 +74,13 @@ def draw_cost_retention(
             panel.set_xlabel(_COSTS[cost])
             if number % opened.columns == 0 or not opened.own:
                 panel.set_ylabel(f"retention ({CONDITIONS.get(condition, condition)})")
-        if legend:
-            add_legend(opened, width=width, columns=5 if width == "two" else 2)
-        if title is not None:
-            add_title(opened, title, title)
     return opened.axes
+
+
+def has_costs(table: pd.DataFrame) -> bool:
+    """Whether a plan has both counted operations and a defined retention under the table's first condition."""
+    return bool(_retained(table, str(table["condition"].iloc[0]))["flops_ratio"].notna().any())
+
+
+def _retained(table: pd.DataFrame, condition: str) -> pd.DataFrame:
+    return table[(table["family"] == "all") & (table["condition"] == condition) & table["retention"].notna()]

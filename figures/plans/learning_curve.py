@@ -1,7 +1,6 @@
-"""What evaluations on the way found, step by step, for one tuning run or several.
+"""Scores of evaluations during training, for one tuning run or several.
 
-``draw_learning_curve(table)`` takes the ``evaluations.csv`` of a run; for several, one below the other with a column
-``run`` that names them.
+``draw_learning_curve(table)`` takes the ``evaluations.csv`` of a run; for several, their rows with a column ``run``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,16 +10,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from figures.panels import add_legend, add_title, open_panels
+from figures.panels import open_panels
 from figures.plans.plan_marks import CONDITIONS
-from figures.style import COLOURS, LINES, SERIES, SERIES_MARKERS, Panels, Width, style
+from figures.style import COLOURS, LINES, SERIES, SERIES_MARKERS, Panels, Width
 
 EvaluationMetric = Literal["accuracy", "log_prob_per_token"]
 _METRICS: Mapping[EvaluationMetric, str] = {
     "accuracy": "share of right answers",
     "log_prob_per_token": "log-probability\nof a token (nats)",
 }
-_FEW = 6  # evaluations that all get a tick of their own
+_FEW = 6  # most evaluations that each get a tick
 _SETS = {**CONDITIONS, "captions": "captions", "eval": "evaluation data"}
 
 
@@ -33,25 +32,27 @@ def draw_learning_curve(
     width: Width = "two",
     legend: bool = True,
 ) -> list[Axes]:
-    """Scores by optimizer step, one curve a run: accuracy of each question family, and log-probability of all answers.
+    """Scores by optimizer step, one curve for each run: accuracy of each question family, and log-probability.
 
-    Bands are 95 % intervals, bootstrapped over pictures, n of which stand in the panel's title; the dashed line is what
-    a guess gets, where the table says so. Answers without a family have the panel ``all`` alone.
+    Bands are 95 % bootstrap intervals over pictures; titles give n. The dashed line is the score of a guess, if the
+    table has it. Answers without a family have the panel ``all`` alone.
 
     Args:
-        table: Of a run's evaluations; with a column ``run``, of several.
-        metrics: Which are drawn.
-        title: Stands above all panels.
-        axes: To draw into, one for each panel; None for a new figure.
-        width: Of a new figure, in columns of a page.
-        legend: Whether there is one.
-
-    Returns:
-        The panels: by set, then metric, then family, ``all`` first.
+        table: Evaluations of one run, or of several with a column ``run``.
+        metrics: The metrics to draw.
+        title: See ``figures.panels``, also for the arguments below.
+        axes: One for each panel: by set, then metric, then family, ``all`` first.
+        width: Of a new figure.
+        legend: Whether to draw one.
 
     Raises:
-        ValueError: If the table holds none of the metrics or more runs than can be told apart, or ``axes`` are not one
-            for each panel.
+        ValueError: If the table holds none of the metrics, or more runs than there are colours, or ``axes`` are not
+            one for each panel.
+
+    Example:
+        >>> from figures import draw_learning_curve, example_table
+        >>> draw_learning_curve(example_table("learning_curve_connectors"))[0].get_title("left")
+        'captions: all (n = 64)'
     """
     wanted = _panels(table, metrics)
     if not wanted:
@@ -60,13 +61,10 @@ def draw_learning_curve(
     runs = list(dict.fromkeys(table["run"])) if "run" in table else [None]
     if len(runs) > len(SERIES):
         raise ValueError(f"table must hold at most {len(SERIES)} runs, got {len(runs)}. Select some of them.")
-    with style():
-        columns = min(3 if width == "two" else 1, len(wanted))
-        lines = -(-len(wanted) // columns)
-        opened = open_panels(
-            axes, [" ".join(panel) for panel in wanted], width=width, columns=columns, row_heights=[1.55] * lines,
-            extra=0.5,
-        )  # fmt: skip
+    with open_panels(
+        axes, [" ".join(panel) for panel in wanted], width=width, columns=3 if width == "two" else 1, heights=1.55,
+        extra=0.5, title=title, default_title="evaluations while training (bands: 95 % intervals)", legend=legend,
+    ) as opened:  # fmt: skip
         for number, (panel, (name, metric, family)) in enumerate(zip(opened.axes, wanted, strict=True)):
             here = table[(table["set"] == name) & (table["metric"] == metric) & (table["family"] == family)]
             for index, run in enumerate(runs):
@@ -92,14 +90,11 @@ def draw_learning_curve(
             first = number % opened.columns == 0 or wanted[number - 1][1] != metric
             if first or not opened.own:
                 panel.set_ylabel(_METRICS[metric])
-        if legend:
-            add_legend(opened, width=width)
-        add_title(opened, title, "evaluations while training (bands: 95 % intervals)")
     return opened.axes
 
 
 def _panels(table: pd.DataFrame, metrics: Sequence[EvaluationMetric]) -> list[tuple[str, EvaluationMetric, str]]:
-    """Set, metric and family of each panel: families where there are several, of accuracy alone."""
+    """Set, metric and family of each panel; single families of accuracy only, if there are several."""
     found: list[tuple[str, EvaluationMetric, str]] = []
     for name in dict.fromkeys(table["set"]):
         for metric in metrics:

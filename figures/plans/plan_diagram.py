@@ -1,22 +1,21 @@
-"""Which layers and parts each tuning plan trains.
+"""The layers and parts that each tuning plan trains.
 
 ``draw_plan_diagram(table)`` takes the table of ``layerwise-finetune compare`` (``compare.csv``), or any table with the
 columns ``plan, layers, train, method``.
 """
 
-import re
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
-from figures.panels import add_title, open_panels, stride
-from figures.style import Width, figure_of, plan_colour, style
+from figures.panels import open_panels, stride
+from figures.parts import layers_of
+from figures.style import Width, figure_of, plan_colour
 
 BEFORE = ("vision", "projector", "embeddings")
 AFTER = ("final_norm", "lm_head")
 GAP = 0.6  # between the blocks and the other parts, in boxes
-STEPS = {"two": 1.0, "one": 2.6}  # from one other part to the next, in boxes: room for its name
+STEPS = {"two": 1.0, "one": 2.6}  # from one other part to the next, in boxes, with room for its name
 _EMPTY = "#B4B4B4"
 _HATCHES = {"lora": "/////", "lisa": "....."}
 _NAMES = {"full": "all weights train", "lora": "low-rank factors train (LoRA)", "lisa": "a few at a time train (LISA)"}
@@ -31,22 +30,24 @@ def draw_plan_diagram(
     width: Width = "two",
     legend: bool = True,
 ) -> Axes:
-    """What each plan trains, one row a plan: blocks of the language model by number, beside them the other parts.
+    """The parts that each plan trains, one row for each plan: blocks of the language model by number, then other parts.
 
-    Filled: all weights train; striped: low-rank factors on them; dotted: a few blocks at a time; empty: nothing.
-    Blocks count from 0 and stand in the order of the forward pass.
+    Filled: all weights train; striped: low-rank factors train; dotted: a few blocks at a time; empty: frozen. Blocks
+    count from 0, in the order of the forward pass.
 
     Args:
-        table: One or more rows a plan; ``layers`` as numbers and ranges (``3,6-9``), ``all`` or ``none``; ``train``
-            the other parts with commas between; plans without ``layers`` are left out.
-        n_layers: Blocks of the language model; the largest number in the table where it is None.
-        title: Stands above the diagram.
-        ax: To draw into; None for a new figure.
-        width: Of a new figure, in columns of a page.
-        legend: Whether there is one.
+        table: One or more rows for each plan; ``layers`` as numbers and ranges (``3,6-9``), ``all`` or ``none``;
+            ``train`` lists the other parts with commas; plans without ``layers`` are left out.
+        n_layers: Blocks of the language model; by default one more than the largest number in the table.
+        title: See ``figures.panels``, also for the arguments below.
+        ax: Axes to draw into.
+        width: Of a new figure.
+        legend: Whether to draw one.
 
-    Raises:
-        ValueError: If the table holds no plan.
+    Example:
+        >>> from figures import draw_plan_diagram, example_table
+        >>> [text.get_text() for text in draw_plan_diagram(example_table("plan_diagram_smol")).get_yticklabels()][-2:]
+        ['full', 'start']
     """
     plans = table.drop_duplicates("plan").set_index("plan")
     plans = plans[plans["layers"].notna() & (plans["layers"].astype(str) != "")]
@@ -54,18 +55,17 @@ def draw_plan_diagram(
         raise ValueError(
             "table must hold at least one plan with layers, got none. Run layerwise-finetune compare first."
         )
-    n_layers = n_layers or depth(plans["layers"].astype(str).tolist())
+    n_layers = n_layers or 1 + max((max(_blocks(ranges, 0), default=-1) for ranges in plans["layers"]), default=-1)
     step = STEPS[width]
     left = len(BEFORE) * step + GAP
     right = left + n_layers + GAP
     methods: list[str] = []
-    with style():
-        opened = open_panels(
-            ax, ["all plans"], width=width, columns=1, row_heights=[0.21 * len(plans) + 0.75], extra=0.4
-        )
+    with open_panels(
+        ax, ["all plans"], width=width, columns=1, heights=0.21 * len(plans) + 0.75, extra=0.4, title=title
+    ) as opened:
         panel = opened.axes[0]
         for place, (plan, row) in enumerate(reversed(list(plans.iterrows()))):
-            blocks = set() if plan == "start" else trained_blocks(str(row["layers"]), n_layers)
+            blocks = set() if plan == "start" else _blocks(row["layers"], n_layers)
             parts = set() if plan == "start" else _parts(row["train"])
             method = "full" if pd.isna(row["method"]) or row["method"] == "" else str(row["method"])
             cells = [(i * step, part in parts, "full") for i, part in enumerate(BEFORE)]
@@ -90,25 +90,14 @@ def draw_plan_diagram(
                 figure_of(panel).legend(handles=keys, loc="outside lower center", ncols=columns)
             else:
                 panel.legend(handles=keys, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=6.5)
-        if title is not None:
-            add_title(opened, title, title)
     return panel
 
 
-def trained_blocks(layers: str, n_layers: int) -> set[int]:
-    """The blocks of a list of numbers and ranges."""
+def _blocks(layers: object, n_layers: int) -> set[int]:
+    """The blocks that a plan trains."""
     if layers in ("none", "all"):
         return set(range(n_layers)) if layers == "all" else set()
-    found: set[int] = set()
-    for part in layers.split(","):
-        first, _, last = part.partition("-")
-        found |= set(range(int(first), int(last or first) + 1))
-    return found
-
-
-def depth(specs: list[str]) -> int:
-    """How many blocks the model has, from the largest number in the plans' own lists of layers."""
-    return max((int(number) for spec in specs for number in re.findall(r"\d+", spec)), default=0) + 1
+    return set(layers_of(str(layers)))
 
 
 def _parts(train: object) -> set[str]:

@@ -1,4 +1,4 @@
-"""One axis for all sites of a probe sweep, in the order of the forward pass, as ``figures.parts`` places them."""
+"""The axis of the page for all sites of a probe sweep, in the order of the forward pass."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,11 +11,11 @@ Json = dict[str, Any]
 
 
 class SiteAxis(NamedTuple):
-    """Where every site stands.
+    """The place of every site.
 
     Args:
         x: The axis for the page: ``label``, ``parts`` (``label, from, to``) and ``ticks`` (place and label).
-        places: TransformerLens name -> place, and the number of its part.
+        places: TransformerLens name -> place and number of the part.
     """
 
     x: Json
@@ -23,7 +23,7 @@ class SiteAxis(NamedTuple):
 
 
 def site_axis(sites: pd.DataFrame) -> SiteAxis:
-    """Places the sites of one curve.
+    """Place the sites of one curve.
 
     Args:
         sites: Columns ``part, site, name, layer``; a site may occur more than once.

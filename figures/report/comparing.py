@@ -1,4 +1,4 @@
-"""What the page shows of tuning: cost against retention of several plans, or the loss and the cost of one."""
+"""The sections of tuning: cost against retention of several plans, or loss and cost of one."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ _CONCEPTS = {colour: concept for concept, colour in reversed(COLOURS.items())}
 
 
 def cost_scatter(table: pd.DataFrame) -> Json | None:
-    """Retention against cost, one point a plan; None where nothing was timed or counted."""
+    """Retention against cost, one point for each plan; None if nothing was timed or counted."""
     overall = table[(table["family"] == "all") | (table["condition"] == "passage")]
     costs = {name: label for name, label in _COSTS.items() if overall[name].notna().any()}
     choices = []
@@ -59,7 +59,7 @@ def cost_scatter(table: pd.DataFrame) -> Json | None:
 
 
 def training_log(folder: Path) -> Json | None:
-    """Loss by optimizer step; None where the run kept no log."""
+    """Loss by optimizer step; None if the run has no log."""
     path = folder / "log.jsonl"
     if not path.is_file():
         return None
@@ -111,8 +111,8 @@ def training_log(folder: Path) -> Json | None:
     }
 
 
-def described(path: Path) -> pd.DataFrame | None:
-    """A JSON file of one level as a table of names and values; None where there is no such file."""
+def facts_table(path: Path) -> pd.DataFrame | None:
+    """A flat JSON file as a table of names and values; None if there is no such file."""
     if not path.is_file():
         return None
     found = json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,5 @@
-"""What a probe reads at every single patch of a picture, as the page shows it: one map for each site and target."""
+"""Maps of what a probe predicts at every patch of a picture, one for each site and target."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,26 +11,26 @@ from figures.parts import PARTS, belongs, main_name
 from figures.report.axis import site_axis
 from figures.report.pictures import colour_scale, packed, quantise, thumbnail
 from figures.report.tables import plain_value
+from figures.saved import EXAMPLES, MAPS, read_maps
 from figures.style import SEQUENTIAL
 
 Json = dict[str, Any]
-TABLE, LIST, PICTURES = "maps.parquet", "maps.json", "maps"
-_SIDES = ((24, 336), (10**9, 128))  # so many examples: pictures of so many pixels
+_SIDES = ((24, 336), (10**9, 128))  # up to so many examples: pictures of so many pixels
 _BYTE = 256
 
 
 class Patches(NamedTuple):
-    """The rows of one target as arrays, with numbers for sites and labels.
+    """The rows of one target as arrays, with sites and labels as numbers.
 
     Args:
-        of_example: Positions of an example's rows in the arrays.
-        site: Numbers of the sites, in the order of the table.
-        row: Of the patch grid.
-        col: Of the patch grid.
+        of_example: Example -> positions of its rows in the arrays.
+        site: Number of the site, in the order of the table.
+        row: Row of the patch grid.
+        col: Column of the patch grid.
         p_true: Probability of the example's label.
-        predicted: Numbers into ``labels``.
-        n_sites: How many sites there are.
-        labels: What was predicted anywhere.
+        predicted: Number of the predicted label in ``labels``.
+        n_sites: Number of sites.
+        labels: All labels that were predicted.
     """
 
     of_example: dict[str, npt.NDArray[np.int64]]
@@ -45,32 +44,30 @@ class Patches(NamedTuple):
 
 
 def probe_maps(folder: Path, results: pd.DataFrame) -> Json | None:
-    """The maps of a run with every example that has one; None where the run holds none.
+    """The section of maps, with all examples; None if the run made none.
 
     Raises:
-        ValueError: If the files do not fit each other.
+        ValueError: If the files contradict each other.
     """
-    if not all((folder / name).is_file() for name in (TABLE, LIST)):
+    maps = read_maps(folder)
+    if maps is None:
         return None
-    told: list[Json] = json.loads((folder / LIST).read_text(encoding="utf-8"))
-    table = pd.read_parquet(folder / TABLE)
-    if table.empty or not told:
-        return None
+    table = maps.table
     targets = [str(target) for target in table["target"].unique()]
     chance = results[(results["split"] == "cv") & results["part"].isin(PARTS)].groupby("target")["chance"].first()
     choices = [
         {**_sites(table[table["target"] == target]), "label": target, "chance": plain_value(chance.get(target))}
         for target in targets
     ]
-    side = next(side for most, side in _SIDES if len(told) <= most)
+    side = next(side for most, side in _SIDES if len(maps.examples) <= most)
     numbered = [_patches(table[table["target"] == target]) for target in targets]
     examples = []
-    for entry in told:
+    for entry in maps.examples:
         name = str(entry["example"])
         classes = [[str(label) for label in entry["classes"].get(target, [])] for target in targets]
         own = [(patches, patches.of_example[name]) for patches in numbered if name in patches.of_example]
         if not own:
-            raise ValueError(f"{LIST} must hold examples of {TABLE}, got {name!r}. Run the sweep again.")
+            raise ValueError(f"{EXAMPLES} must hold examples of {MAPS}, got {name!r}. Run the sweep again.")
         shape = (
             max(int(patches.row[found].max()) + 1 for patches, found in own),
             max(int(patches.col[found].max()) + 1 for patches, found in own),
@@ -88,7 +85,7 @@ def probe_maps(folder: Path, results: pd.DataFrame) -> Json | None:
                 "packed": [
                     _pack(patches, name, known, shape) for patches, known in zip(numbered, classes, strict=True)
                 ],
-                "picture": thumbnail(folder / PICTURES / f"{entry['k']}.png", side),
+                "picture": thumbnail(maps.pictures / f"{entry['k']}.png", side),
             }
         )
     return {
@@ -111,7 +108,7 @@ def probe_maps(folder: Path, results: pd.DataFrame) -> Json | None:
 
 
 def _fitted_on(results: pd.DataFrame, targets: list[str]) -> str:
-    """The token group that each target's probe read, or the one of all targets."""
+    """The token group that each target's probe was fitted on, or the one of all targets."""
     rows = results[results["part"].isin(PARTS)].groupby("target")["tokens"].first()
     known = {target: str(rows[target]) for target in targets if target in rows}
     groups = set(known.values())
@@ -119,7 +116,7 @@ def _fitted_on(results: pd.DataFrame, targets: list[str]) -> str:
 
 
 def _sites(rows: pd.DataFrame) -> Json:
-    """The sites of a target in the order of the forward pass, and the axis they stand on."""
+    """The sites of a target in the order of the forward pass, and their axis."""
     sites = rows.drop_duplicates("site")[["part", "site", "name", "layer", "depth"]]
     axis = site_axis(sites[belongs(sites, main_name(sites))])
     entries = []
@@ -134,7 +131,7 @@ def _sites(rows: pd.DataFrame) -> Json:
 
 
 def _patches(rows: pd.DataFrame) -> Patches:
-    """Numbers what is text, once for all rows of a target, since text is slow."""
+    """Number the text columns of a target once, since comparing text is slow."""
     site, sites = pd.factorize(rows["site"])
     predicted, labels = pd.factorize(rows["predicted"].astype(str))
     example, names = pd.factorize(rows["example"])
@@ -153,18 +150,18 @@ def _patches(rows: pd.DataFrame) -> Patches:
 
 
 def _pack(patches: Patches, example: str, classes: list[str], shape: tuple[int, int]) -> str | None:
-    """Probabilities, then the numbers of the predicted classes, by site, row and column; None without any."""
+    """Probabilities and numbers of predicted classes, by site, row and column; None for an example without maps."""
     found = patches.of_example.get(example)
     if found is None:
         return None
     size = patches.n_sites, *shape
     place = np.ravel_multi_index((patches.site[found], patches.row[found], patches.col[found]), size)
     if not np.array_equal(np.bincount(place, minlength=int(np.prod(size))), np.ones(np.prod(size))):
-        raise ValueError(f"{TABLE} must hold each patch of each site once, got {len(found)} rows for {size}.")
+        raise ValueError(f"{MAPS} must hold each patch of each site once, got {len(found)} rows for {size}.")
     numbers = {label: number for number, label in enumerate(classes)}
     unknown = sorted({patches.labels[code] for code in np.unique(patches.predicted[found])} - numbers.keys())
     if unknown:
-        raise ValueError(f"predicted must be one of the classes in {LIST}, got {unknown[0]!r}. Run the sweep again.")
+        raise ValueError(f"predicted must be one of the classes in {EXAMPLES}, got {unknown[0]!r}. Sweep again.")
     renumbered = np.array([numbers.get(label, 0) for label in patches.labels])
     probability = np.zeros(size, dtype=np.float64)
     predicted: npt.NDArray[Any] = np.zeros(size, dtype=np.uint8 if len(numbers) <= _BYTE else np.uint16)

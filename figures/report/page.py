@@ -1,7 +1,7 @@
-"""One self-contained HTML page from saved runs: ``build_report([Path("runs/smol")]).html``.
+"""One self-contained HTML page about saved runs: ``build_report([Path("runs/smol")]).html``.
 
-Everything stands in the file, and its content security policy forbids it to load or send anything. What comes from data
-is JSON that the script shows as text, never as markup.
+The content security policy of the page forbids loading or sending anything. Data is embedded as JSON, which the script
+shows as text, never as markup.
 """
 
 import base64
@@ -18,8 +18,8 @@ from figures.report.runs import describe_run
 from figures.report.tables import MOST_ROWS
 
 Json = dict[str, Any]
-BUDGET = 4_900_000  # bytes of a page: it can still be mailed, and opens at once
-_ROWS_OF_ALL = 12_000  # that the tables of all runs hold together
+BUDGET = 4_900_000  # bytes of a page: small enough to mail and to open at once
+_ROWS_OF_ALL = 12_000  # rows of all tables together
 _LEAST_ROWS = 200
 
 
@@ -27,10 +27,10 @@ class Report(NamedTuple):
     """A page.
 
     Args:
-        html: All of it.
+        html: The page.
         size: Bytes of its file.
-        shown: Examples whose maps it holds.
-        left_out: Examples that would have made it too large.
+        shown: Number of examples with maps on the page.
+        left_out: Number of examples that would make it too large.
     """
 
     html: str
@@ -40,18 +40,26 @@ class Report(NamedTuple):
 
 
 def build_report(runs: Sequence[Path], *, budget: int = BUDGET) -> Report:
-    """The page about saved runs.
+    """A page about saved runs.
 
     Args:
         runs: Run directories of any kinds, in the order of the page.
-        budget: Bytes from which on examples are left out; the page says how many.
+        budget: Largest size in bytes; examples that do not fit are left out and counted on the page.
 
     Raises:
         RunError: If a folder holds no finished run.
-        ValueError: If there is no run, its files do not fit each other, or the tables alone exceed the budget.
+        ValueError: If there is no run, its files contradict each other, or the tables alone exceed the budget.
+
+    Example:
+        >>> import tempfile
+        >>> from figures import build_report, example_table
+        >>> run = Path(tempfile.mkdtemp())
+        >>> example_table("skip_smol").to_csv(run / "results.csv", index=False)
+        >>> build_report([run]).html[:15]
+        '<!doctype html>'
     """
     if not runs:
-        raise ValueError("runs must name at least one run directory, got none. Give one.")
+        raise ValueError("runs must name at least one run directory, got none.")
     most_rows = max(_LEAST_ROWS, min(MOST_ROWS, _ROWS_OF_ALL // len(runs)))
     described = [describe_run(folder, most_rows=most_rows) for folder in runs]
     shown, left_out = _fit(described, budget)
@@ -63,7 +71,7 @@ def build_report(runs: Sequence[Path], *, budget: int = BUDGET) -> Report:
 
 
 def _fit(runs: list[Json], budget: int) -> tuple[int, int]:
-    """Keeps as many examples as fit, in turn from each run; each section with maps says how many it lacks."""
+    """Keep as many examples as fit, in turn from each run; return the numbers of those kept and left out."""
     sections = [section for run in runs for section in run["sections"] if section["type"] == "maps"]
     wanted = [section["examples"] for section in sections]
     for section in sections:
@@ -101,7 +109,7 @@ def _page(runs: list[Json]) -> str:
         "{{data}}": _json({"title": title, "runs": runs}),
     }
     pieces = []
-    while page:  # each mark once, in the order of the page: what was put in is not searched again
+    while page:  # replaces each mark once; the inserted text is not searched for marks
         position, mark = min(((page.find(mark), mark) for mark in parts if mark in page), default=(-1, ""))
         if position < 0:
             break
@@ -111,7 +119,7 @@ def _page(runs: list[Json]) -> str:
 
 
 def _json(data: Json) -> str:
-    """JSON that cannot end the element it stands in: ``<``, ``>`` and ``&`` are written as escapes."""
+    """JSON with ``<``, ``>`` and ``&`` escaped, so that it cannot end its HTML element."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -119,7 +127,7 @@ def _json(data: Json) -> str:
 
 
 def _hash(text: str) -> str:
-    """What a content security policy calls an inline element by."""
+    """The hash of an inline element for the content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 

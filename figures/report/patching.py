@@ -1,4 +1,4 @@
-"""What the page shows of a patch sweep: curves, maps of layers by token group or head, maps of patches."""
+"""The sections of a patch sweep: curves, maps of layers by token group or head, maps of patches."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,8 +6,18 @@ from typing import Any
 
 import pandas as pd
 
-from figures.effects import SIGNIFICANT, fraction_name, layer_label, matches, of_metric, pairs, spoken, symmetric
-from figures.patch_map import PATCH, of_patches
+from figures.effect_colours import symmetric_range
+from figures.effects import (
+    SIGNIFICANT,
+    count_pairs,
+    fraction_name,
+    layer_label,
+    matches,
+    of_metric,
+    token_title,
+    with_effect,
+)
+from figures.patch_map import of_patches, with_patches
 from figures.report.palette import dashes
 from figures.report.pictures import colour_scale, thumbnail
 from figures.report.tables import plain_value
@@ -16,25 +26,17 @@ from figures.style import DIVERGING, SERIES, SERIES_MARKERS
 Json = dict[str, Any]
 INTERVAL = "95 % percentile bootstrap over pairs, 2,000 draws"
 _SIDE = 336  # pixels of the picture
-_ENDS = ("recovered_lower", "recovered_upper")
-_SPARE = 0.04  # of a panel's range, above and below what is drawn
+_SPARE = 0.04  # margin of a panel, as a share of the range that is drawn
 
 
-def with_effect(results: pd.DataFrame) -> pd.DataFrame:
-    """The table with what is drawn: ``effect``, ``effect_lower`` and ``effect_upper``.
-
-    That is the recovered fraction, or where the clean run was changed the lost one, whose ends change places. So 0 is
-    no effect. Empty text is ``""``, heads are text.
-    """
-    rows = pd.concat([of_metric(results, str(metric)) for metric in dict.fromkeys(results["metric"])])
-    lost = rows["unchanged"] == "clean"
-    low, high = (rows[name].astype(float) for name in _ENDS)
-    return rows.assign(effect_lower=low.where(~lost, 1 - high), effect_upper=high.where(~lost, 1 - low))
+def by_metric(results: pd.DataFrame) -> pd.DataFrame:
+    """The table with effects and their intervals, one metric after the other."""
+    return pd.concat([of_metric(results, str(metric)) for metric in dict.fromkeys(results["metric"])])
 
 
 def shown_table(results: pd.DataFrame) -> pd.DataFrame:
-    """The saved table, with the lost fraction beside the recovered one where the page draws it."""
-    rows = with_effect(results).reindex(results.index)
+    """The saved table, with the lost fraction beside the recovered one if the clean run was changed."""
+    rows = with_effect(results)
     if not (rows["unchanged"] == "clean").any():
         return results
     clean = rows["unchanged"] == "clean"
@@ -46,11 +48,11 @@ def shown_table(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def patch_curves(results: pd.DataFrame) -> Json | None:
-    """Value and effect by layer, one curve for each activation and token group; None without layers or with heads."""
+    """Value and effect by layer, one curve for each activation and token group; None without layers, or with heads."""
     plain = results[results["layer"].notna() & ~of_patches(results)]
     if plain.empty:
         return None
-    rows = with_effect(plain)
+    rows = by_metric(plain)
     if (rows["head"] != "").any():
         return None
     names = list(dict.fromkeys(zip(rows["part"], rows["name"], rows["tokens"], strict=True)))
@@ -58,7 +60,7 @@ def patch_curves(results: pd.DataFrame) -> Json | None:
     series: list[Json] = []
     for number, (part, name, tokens) in enumerate(names):
         activation = f"{str(part).replace('_', ' ')} {name}" if parts else str(name)
-        label = ", ".join([*([activation] if several or not tokens else []), *([spoken(tokens)] if tokens else [])])
+        label = ", ".join(filter(None, [activation if several or not tokens else "", token_title(tokens)]))
         series.append(
             {
                 "key": f"{part} {name} {tokens}",
@@ -75,7 +77,7 @@ def patch_curves(results: pd.DataFrame) -> Json | None:
     return {
         "type": "curves",
         "title": "By layer",
-        "caption": f"Bands: {INTERVAL}, {pairs(rows)}. {_meaning(rows)}",
+        "caption": f"Bands: {INTERVAL}, {count_pairs(rows)}. {_meaning(rows)}",
         "choose": "",
         "series": series,
         "choices": [{"label": "", "panels": panels}],
@@ -83,11 +85,11 @@ def patch_curves(results: pd.DataFrame) -> Json | None:
 
 
 def patch_heat(results: pd.DataFrame) -> Json | None:
-    """Effect by layer and token group, or by layer and head; None where there is one line only."""
+    """Effect by layer and token group, or by layer and head; None if there is a single row of cells."""
     plain = results[~of_patches(results)]
     if plain.empty:
         return None
-    rows = with_effect(plain)
+    rows = by_metric(plain)
     heads = bool((rows["head"] != "").any())
     down = "head" if heads else "tokens"
     rows = rows[rows[down] != ""]
@@ -102,7 +104,7 @@ def patch_heat(results: pd.DataFrame) -> Json | None:
         choices.append(
             {
                 "label": _choice(key),
-                "lines": [f"head {line}" if heads else spoken(line) for line in lines],
+                "lines": [f"head {line}" if heads else token_title(line) for line in lines],
                 "columns": columns,
                 "cells": cells,
             }
@@ -121,13 +123,11 @@ def patch_heat(results: pd.DataFrame) -> Json | None:
 
 
 def patch_map(folder: Path, results: pd.DataFrame) -> Json | None:
-    """Effect of every patch of the grid, on the first pair's picture; None where the run changed no single patch."""
-    patches = results[of_patches(results)]
+    """Effect of every patch of the grid, on the first pair's picture; None if the run has no single patches."""
+    patches = with_patches(results)
     if patches.empty:
         return None
-    rows = with_effect(patches)
-    places = [match for match in map(PATCH.fullmatch, rows["tokens"]) if match]
-    rows = rows.assign(row=[int(match[1]) for match in places], col=[int(match[2]) for match in places])
+    rows = by_metric(patches)
     shape = int(rows["row"].max()) + 1, int(rows["col"].max()) + 1
     choices, values = [], []
     for key, group in rows.groupby(["metric", "part", "name"], sort=False):
@@ -136,15 +136,15 @@ def patch_map(folder: Path, results: pd.DataFrame) -> Json | None:
         grids: list[list[Any]] = [[None] * (shape[0] * shape[1]) for _ in sites]
         for row in group.to_dict("records"):
             grids[numbers[row["site"]]][row["row"] * shape[1] + row["col"]] = _cell(row)
-        told = [{"site": site, "label": f"{key[2]}, layer {layer}", "short": layer} for site, layer in sites]
-        choices.append({"label": _choice(key), "sites": told})
+        labelled = [{"site": site, "label": f"{key[2]}, layer {layer}", "short": layer} for site, layer in sites]
+        choices.append({"label": _choice(key), "sites": labelled})
         values.append(grids)
     picture = folder / "picture.png"
     return {
         "type": "maps",
         "title": "Where in the picture",
         "caption": f"{_meaning(rows)} The picture is that of the first pair; effects are those of all "
-        f"{pairs(rows)}. {_DOTS}",
+        f"{count_pairs(rows)}. {_DOTS}",
         "choose": "metric, part, activation",
         "scale": _scale(rows),
         "choices": choices,
@@ -164,7 +164,7 @@ def patch_map(folder: Path, results: pd.DataFrame) -> Json | None:
 
 
 def _panels(rows: pd.DataFrame, names: list[tuple[Any, Any, Any]]) -> list[Json]:
-    """The metric itself, and where it is defined the fraction of it that was recovered or lost."""
+    """A panel of the metric, and one of its recovered or lost fraction where that is defined."""
     first = rows.iloc[0]
     metric = str(first["metric"]).replace("_", " ")
     levels = {key: plain_value(first[key]) for key in ("clean", "corrupt")}
@@ -203,7 +203,7 @@ def _curve_panel(
     spare = _SPARE * (max(drawn) - min(drawn) or 1.0)
     return {
         "title": title,
-        "subtitle": pairs(rows),
+        "subtitle": count_pairs(rows),
         "x": {
             "label": layer_label(rows),
             "parts": [{"label": "", "from": layers[0], "to": layers[-1]}],
@@ -219,12 +219,12 @@ def _curve_panel(
 
 
 def _cell(row: Mapping[Any, Any]) -> list[Any]:
-    """Effect, its interval, adjusted p, the metric itself."""
+    """Effect, its interval, adjusted p, value of the metric."""
     return [plain_value(row[name]) for name in ("effect", "effect_lower", "effect_upper", "p_adjusted", "value")]
 
 
 def _scale(rows: pd.DataFrame) -> Json:
-    end = plain_value(float(symmetric(rows["effect"]).vmax or 1.0))
+    end = plain_value(float(symmetric_range(rows["effect"]).vmax or 1.0))
     return {"colours": colour_scale(DIVERGING), "low": -end, "high": end, "label": fraction_name(rows)}
 
 
@@ -236,7 +236,7 @@ def _meaning(rows: pd.DataFrame) -> str:
 
 
 def _runs(rows: pd.DataFrame) -> tuple[str, str]:
-    """What the runs behind the columns ``clean`` and ``corrupt`` are called."""
+    """Labels of the columns ``clean`` and ``corrupt``."""
     return ("donor", "recipient") if rows["op"].iloc[0] == "transplant" else ("clean run", "corrupt run")
 
 
@@ -247,7 +247,7 @@ _DOTS = (
 
 
 def _choice(key: Any) -> str:
-    return ", ".join(spoken(str(word)).replace("_", " ") for word in key)
+    return ", ".join(token_title(str(word)).replace("_", " ") for word in key)
 
 
 def _where(row: Mapping[Any, Any]) -> str:

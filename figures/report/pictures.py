@@ -1,4 +1,4 @@
-"""Pictures and numbers as text that stands in the page: thumbnails as data addresses, maps as packed bytes."""
+"""Pictures and numbers as text in the page: thumbnails as ``data:`` URLs, maps as packed bytes."""
 
 import base64
 import io
@@ -11,12 +11,12 @@ import numpy.typing as npt
 from matplotlib.colors import to_hex
 from PIL import Image
 
-_STOPS = 33  # of a colour scale; between them the page interpolates
+_STOPS = 33  # colours of a scale; the page interpolates between them
 _QUALITY = 82
 
 
 def thumbnail(path: Path, side: int) -> str:
-    """A picture of at most ``side`` pixels as a ``data:`` address.
+    """A picture of at most ``side`` pixels as a ``data:`` URL.
 
     Raises:
         ValueError: If the file is no picture.
@@ -34,16 +34,13 @@ def thumbnail(path: Path, side: int) -> str:
 
 
 def packed(*arrays: npt.NDArray[np.unsignedinteger]) -> str:
-    """The bytes of the arrays one after the other, little-endian, deflated, in base 64."""
+    """The bytes of the arrays, little-endian, deflated, in base 64."""
     raw = b"".join(array.astype(array.dtype.newbyteorder("<")).tobytes() for array in arrays)
     return base64.b64encode(zlib.compress(raw, 6)).decode("ascii")
 
 
 def quantise(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """Probabilities in steps of 1/1000, what the page shows: first the low bytes of all, then the high ones.
-
-    Apart they deflate better than in turn.
-    """
+    """Probabilities in steps of 1/1000: first all low bytes, then all high ones, which compresses better."""
     steps = np.rint(np.clip(probability, 0.0, 1.0) * 1000).astype(np.uint16)
     return np.stack([steps % 256, steps // 256]).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""What the page shows of a probe sweep: score by layer for each target, maps of examples, the table."""
+"""The sections of a probe sweep: score by layer for each target."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from figures.report.tables import plain_value
 
 Json = dict[str, Any]
 INTERVAL = "95 % percentile bootstrap over groups, 1,000 draws"
-_LOWEST = -1.0  # of an R2 that is drawn: it has no lower end, and one bad probe would flatten all curves
+_LOWEST = -1.0  # lowest R2 that is drawn: it has no lower bound, and one bad probe would flatten all curves
 _CONTROLS = {
     "control": ("control task", "control", False),
     "random_init": ("randomly initialised model", "random_init", False),
@@ -102,7 +102,7 @@ def _panel(sites: pd.DataFrame, everything: pd.DataFrame, axis: SiteAxis, others
 
 
 def _points(rows: pd.DataFrame, column: str, axis: SiteAxis, *, interval: bool = False) -> list[list[Any]]:
-    """Place, value, lower and upper end, number of the part, and site of every row that has a value."""
+    """Place, value, ends of the interval, number of the part, and site of every row that has a value."""
     found = []
     for row in rows[rows[column].notna()].to_dict("records"):
         place, part = axis.places[str(row["site"])]

@@ -1,19 +1,19 @@
-"""One run directory as one part of the page: which kind of run it is, what it was made of, and its sections."""
+"""One run directory as one part of the page: its kind, its manifest in short, and its sections."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from figures.report.comparing import cost_scatter, described, training_log
+from figures.report.comparing import cost_scatter, facts_table, training_log
 from figures.report.maps import probe_maps
 from figures.report.patching import patch_curves, patch_heat, patch_map, shown_table
 from figures.report.probing import probe_curves
 from figures.report.tables import table_section
-from figures.runs import COMPARE, PATCH, PROBE, TUNE, RunError, kind_of_run, read_table
+from figures.saved import COMPARE, PATCH, PROBE, TUNE, RunError, kind_of_run, read_run
 
 Json = dict[str, Any]
-Told = tuple[str, list[Json | None]]  # a title, and the sections that there are
+Described = tuple[str, list[Json | None]]  # title and sections; None for a section without data
 _OPS = {
     "patch": "activation patching",
     "ablate": "ablation",
@@ -26,15 +26,15 @@ _OPS = {
 
 
 def describe_run(folder: Path, *, most_rows: int) -> Json:
-    """What the page shows of a finished run.
+    """The part of the page about a finished run.
 
     Args:
-        folder: Any run directory: of a probe sweep, a patch sweep, a comparison of plans, or a tuning run.
-        most_rows: Of one table.
+        folder: A run directory of a probe sweep, a patch sweep, a comparison of plans, or a tuning run.
+        most_rows: Largest number of rows of a table.
 
     Raises:
-        RunError: If the folder holds no run of these, or one that is not finished.
-        ValueError: If its files do not fit each other.
+        RunError: If the folder holds none of these, or an unfinished one.
+        ValueError: If its files contradict each other.
     """
     kind = kind_of_run(folder)
     path = folder / "manifest.json"
@@ -50,8 +50,8 @@ def describe_run(folder: Path, *, most_rows: int) -> Json:
     }
 
 
-def _tell_probe(folder: Path, manifest: Json, most_rows: int) -> Told:
-    results = read_table(_finished(folder, "results.parquet", "results.csv"), PROBE)
+def _describe_probe(folder: Path, manifest: Json, most_rows: int) -> Described:
+    results = read_run(folder, PROBE)
     return f"{results['model'].iloc[0]}: what probes read, layer by layer", [
         probe_curves(results),
         probe_maps(folder, results),
@@ -59,8 +59,8 @@ def _tell_probe(folder: Path, manifest: Json, most_rows: int) -> Told:
     ]
 
 
-def _tell_patch(folder: Path, manifest: Json, most_rows: int) -> Told:
-    results = read_table(_finished(folder, "results.parquet", "results.csv"), PATCH)
+def _describe_patch(folder: Path, manifest: Json, most_rows: int) -> Described:
+    results = read_run(folder, PATCH)
     first = results.iloc[0]
     return f"{first['model']}: {_OPS.get(str(first['op']), str(first['op']))}", [
         patch_curves(results),
@@ -70,30 +70,22 @@ def _tell_patch(folder: Path, manifest: Json, most_rows: int) -> Told:
     ]
 
 
-def _tell_compare(folder: Path, manifest: Json, most_rows: int) -> Told:
-    table = read_table(_finished(folder, "compare.csv"), COMPARE)
+def _describe_compare(folder: Path, manifest: Json, most_rows: int) -> Described:
+    table = read_run(folder, COMPARE)
     return f"{_model(manifest)}tuning plans side by side", [
         cost_scatter(table),
         table_section(table, title="All plans", source="compare.csv", most_rows=most_rows),
     ]
 
 
-def _tell_tuning(folder: Path, manifest: Json, most_rows: int) -> Told:
+def _describe_tuning(folder: Path, manifest: Json, most_rows: int) -> Described:
     sections: list[Json | None] = [training_log(folder)]
     for name, title in (("plan.json", "What trained"), ("cost.json", "What it cost")):
-        table = described(folder / name)
+        table = facts_table(folder / name)
         sections.append(None if table is None else table_section(table, title=title, source=name, most_rows=most_rows))
     if all(section is None for section in sections):
-        raise RunError(f"RUN must have begun, got one without log and plan in {str(folder)!r}. Start it again.")
+        raise RunError(f"RUN must hold log.jsonl or plan.json, got neither in {str(folder)!r}. Start it again.")
     return f"{_model(manifest)}layer-targeted tuning", sections
-
-
-def _finished(folder: Path, *names: str) -> Path:
-    """The first of the files that is there."""
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise RunError(f"RUN must be finished, got one without {names[0]} in {str(folder)!r}. Start it again to resume.")
 
 
 def _model(manifest: Json) -> str:
@@ -102,7 +94,7 @@ def _model(manifest: Json) -> str:
 
 
 def _facts(manifest: Json) -> list[list[str]]:
-    """The manifest's main entries in words."""
+    """The main entries of the manifest, as names and values."""
     model, data, settings = (
         value if isinstance(value := manifest.get(key), dict) else {} for key in ("model", "data", "settings")
     )
@@ -118,9 +110,9 @@ def _facts(manifest: Json) -> list[list[str]]:
     return [[key, str(value)] for key, value in found.items() if value is not None]
 
 
-_READERS: dict[str, Callable[[Path, Json, int], Told]] = {
-    PROBE: _tell_probe,
-    PATCH: _tell_patch,
-    COMPARE: _tell_compare,
-    TUNE: _tell_tuning,
+_READERS: dict[str, Callable[[Path, Json, int], Described]] = {
+    PROBE: _describe_probe,
+    PATCH: _describe_patch,
+    COMPARE: _describe_compare,
+    TUNE: _describe_tuning,
 }

@@ -1,4 +1,4 @@
-"""Saved tables as the page holds them: plain values by row, columns that say the same everywhere told once."""
+"""Saved tables as JSON for the page: values by row, and constant columns once."""
 
 import math
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import pandas as pd
 
 Json = dict[str, Any]
-MOST_ROWS = 5000  # of one table: beyond it the page would grow without being read
-_EXACT = 2**53  # below it a float holds each whole number, and the page shows all of its digits
-_DIGITS = 6  # significant digits that the page keeps of a number; it shows three decimals
+MOST_ROWS = 5000  # largest number of rows of a table
+_EXACT = 2**53  # below it a float holds every whole number exactly
+_DIGITS = 6  # significant digits of a number in the page, which shows three decimals
 
 
 def plain_value(value: Any) -> Any:
-    """A number, text, truth value or None, as JSON can hold it; whole numbers exactly, others to six digits."""
+    """A value that JSON can hold: a number, text, bool or None; whole numbers exactly, others to six digits."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return None
     if hasattr(value, "item"):
@@ -28,14 +28,14 @@ def table_section(table: pd.DataFrame, *, title: str, source: str, most_rows: in
     """A sortable table.
 
     Args:
-        table: What was saved.
-        title: Of the section.
-        source: The file it comes from; named where rows are left out.
-        most_rows: How many rows the page may hold.
+        table: The table.
+        title: Title of the section.
+        source: Its file, named if rows are left out.
+        most_rows: Largest number of rows.
 
     Returns:
-        ``columns`` as name and kind (``int``, ``float`` or ``text``), ``rows``, ``same`` (columns in which all rows
-        agree), and ``note`` where rows are left out.
+        ``columns`` as name and kind (``int``, ``float`` or ``text``), ``rows``, ``same`` (columns with one value), and
+        ``note`` if rows are left out.
     """
     same, names = [], []
     for name in table.columns:

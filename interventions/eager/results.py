@@ -82,7 +82,7 @@ class Effects(_Table):
         """Draws the recovered fraction; returns the matplotlib axes."""
         from figures.runs import draw_patch_run
 
-        return next(iter(draw_patch_run(self.table).values()))
+        return next(draw_patch_run(self.table)).axes
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -17,8 +17,9 @@ from torch import Tensor
 from interventions.engines.edits import Write
 from models.capture import capture_examples
 from models.hooks import edited
-from models.inputs import Inputs, Preprocess
+from models.inputs import Inputs
 from models.llava import Llava
+from models.pixels import Preprocess
 from models.sites import Site
 from tasks.errors import UserError
 from tasks.example import Example

@@ -14,8 +14,9 @@ from interventions.plan.groups import Masks
 from interventions.plan.options import AblateOptions, SteerOptions
 from interventions.plan.plan import InterventionPlan
 from models.capture import capture
-from models.inputs import Inputs, Preprocess, prepare
+from models.inputs import Inputs, prepare
 from models.llava import Llava
+from models.pixels import Preprocess
 from models.sites import Site
 from tasks.errors import UserError
 from tasks.example import Example
@@ -77,6 +78,16 @@ def collect_statistics(
 
     Raises:
         UserError: If the plan does not fit the model, an example has no position of a group, or a direction is missing.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> plan = InterventionPlan("ablate", sites=("resid_post",), layers="1", tokens=("image",))
+        >>> [mean] = collect_statistics(plan, llava, inputs.examples).means.values()
+        >>> mean.shape == (llava.d_model,)
+        True
     """
     options = plan.options
     given = dict(directions or {})

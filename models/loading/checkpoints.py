@@ -1,7 +1,7 @@
 """Weights: reading checkpoint folders in either llava-hf key layout, and seeded random weights.
 
-``read_weights(stored_tensors(folder), model_shapes)`` refuses a checkpoint that does not fit, naming the key;
-``random_weights`` draws each tensor from a seed of its own, in the dtype asked for.
+``read_weights(stored_tensors(files), shapes)`` raises an error that names the key if a checkpoint does not fit;
+``random_weights`` draws each tensor from its own seed.
 """
 
 import hashlib
@@ -21,20 +21,16 @@ from transformers import LlavaConfig
 
 from tasks.errors import UserError
 
-_RULE = "normal-fan-in-1"  # names how random weights are drawn; change it whenever they would differ
-_NORM_SPREAD = 0.1  # random norm gains differ from 1, so that a test can tell a norm's output from its normalised input
+_RULE = "normal-fan-in-1"  # identifies how random weights are drawn; change it when they change
+_NORM_SPREAD = 0.1  # random norm gains differ from 1, so that tests can tell a norm's output from its input
 _SHOWN = 3  # keys named in an error
 
 
-class CheckpointError(UserError):
-    """A checkpoint that cannot be trusted or does not fit."""
-
-
 def canonical(key: str) -> str:
-    """One name for a weight in every layout: ``language_model.layers.0...``, ``vision_tower.encoder...``, ``lm_head``.
+    """A weight's name, equal in every layout: ``language_model.layers.0...``, ``vision_tower.encoder...``, ``lm_head``.
 
     llava-hf checkpoints from before transformers 4.52 write ``language_model.model.*``, ``language_model.lm_head.*``,
-    ``vision_tower.vision_model.*``; later ones put ``model.`` in front of each part instead.
+    ``vision_tower.vision_model.*``; later ones write ``model.`` before each part instead.
     """
     key = key.removeprefix("model.")
     key = re.sub(r"^language_model\.lm_head\.", "lm_head.", key)
@@ -45,30 +41,30 @@ def canonical(key: str) -> str:
 def read_weights(
     stored: Iterable[tuple[str, Tensor]], shapes: Mapping[str, torch.Size], *, where: str, tied: bool = False
 ) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by the model's own keys.
+    """The tensors of a checkpoint under the model's keys.
 
     Args:
-        stored: Keys as written, in either llava-hf layout, and tensors.
-        shapes: The model's keys and the shape that each must have.
-        where: What errors call the checkpoint.
-        tied: Whether the head shares the token embedding, so that the checkpoint may leave it out.
+        stored: Keys in either llava-hf layout, and tensors.
+        shapes: The model's keys and shapes.
+        where: The name of the checkpoint in errors.
+        tied: Whether the head shares the token embedding and may be missing in the checkpoint.
 
     Raises:
-        CheckpointError: If a key is missing, unexpected or of the wrong shape.
+        UserError: If a key is missing, unexpected or of the wrong shape.
     """
     own = {canonical(key): key for key in shapes}
     found: dict[str, Tensor] = {}
     unexpected: list[str] = []
     for key, tensor in stored:
         name = canonical(key)
-        if name.endswith((".position_ids", ".rotary_emb.inv_freq")):  # buffers that old versions saved
+        if name.endswith((".position_ids", ".rotary_emb.inv_freq")):  # buffers that old versions of transformers saved
             continue
         if name not in own:
             unexpected.append(key)
         elif tensor.shape != shapes[own[name]]:
-            raise CheckpointError(
+            raise UserError(
                 f"checkpoint key {key!r} must have shape {tuple(shapes[own[name]])}, got {tuple(tensor.shape)} in "
-                f"{where}. The weights do not belong to the config.json beside them."
+                f"{where}. The weights do not match the config.json in the folder."
             )
         else:
             found[own[name]] = tensor
@@ -79,7 +75,7 @@ def read_weights(
     missing = [key for key in shapes if key not in found]
     if missing or unexpected:
         parts = [f"{kind} {_some(keys)}" for kind, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
-        raise CheckpointError(
+        raise UserError(
             f"checkpoint must have exactly the keys of LlavaForConditionalGeneration, got {' and '.join(parts)} in "
             f"{where}. Both llava-hf layouts and original LLaVA folders are read; convert others first."
         )
@@ -87,10 +83,10 @@ def read_weights(
 
 
 def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of some weight files, with its key as written.
+    """Every key and tensor of the given weight files.
 
     Raises:
-        CheckpointError: If a file is broken or holds more than plain tensors.
+        UserError: If a file is broken or contains anything but tensors.
     """
     for path in files:
         if path.suffix == ".safetensors":
@@ -99,7 +95,7 @@ def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
                     for key in file.keys():  # noqa: SIM118
                         yield key, file.get_tensor(key)
             except SafetensorError as error:
-                raise CheckpointError(
+                raise UserError(
                     f"checkpoint file must be complete, got {path.name} ({error}). Download it again."
                 ) from error
         else:
@@ -112,25 +108,25 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
         "Download it again, or convert it to safetensors."
     )
     try:
-        mapped = zipfile.is_zipfile(path)  # what torch wrote before 1.6 is no zip and is read whole
+        mapped = zipfile.is_zipfile(path)  # files of torch < 1.6 are not zip files and are read at once
         state: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    # What the restricted unpickler raises on bytes that are no pickle depends on the bytes.
+    # The exception of the restricted unpickler depends on the bytes.
     except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(refusal) from error
+        raise UserError(refusal) from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise CheckpointError(refusal)
+        raise UserError(refusal)
     return state
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a checkpoint folder: safetensors where there are any, else ``.bin``.
+    """The weight files of a checkpoint folder: safetensors if there are any, else ``.bin``.
 
     Raises:
-        CheckpointError: If there are none, or one that the folder's index names is missing.
+        UserError: If there are none, or one that the folder's index names is missing.
     """
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
-        raise CheckpointError(
+        raise UserError(
             f"checkpoint folder must hold *.safetensors (or pytorch_model*.bin), got none in {folder.name}. "
             "Download the weights."
         )
@@ -139,12 +135,10 @@ def weight_files(folder: Path) -> list[Path]:
             try:
                 named = set(json.loads(index.read_text())["weight_map"].values())
             except (ValueError, LookupError, TypeError, AttributeError) as error:
-                raise CheckpointError(
-                    f"{index.name} must hold a weight_map, got {error!r}. Download it again."
-                ) from error
+                raise UserError(f"{index.name} must hold a weight_map, got {error!r}. Download it again.") from error
             absent = sorted(named - {file.name for file in files})
             if absent:
-                raise CheckpointError(
+                raise UserError(
                     f"checkpoint folder must hold every file of its index, got no {_some(absent)} in {folder.name}. "
                     "Download the weights again."
                 )
@@ -153,18 +147,18 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def hash_files(files: Sequence[Path]) -> str:
-    """SHA-256 over the files' contents, 16 hexadecimal digits; independent of where they lie."""
+    """SHA-256 over the files' contents, 16 hexadecimal digits; independent of their folder."""
 
     def digest(path: Path) -> bytes:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
 
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
         return hashlib.sha256(b"".join(pool.map(digest, files))).hexdigest()[:16]
 
 
 def hash_random(config: LlavaConfig, seed: int, dtype: torch.dtype) -> str:
-    """The same for weights that a seed determines."""
+    """A hash of the config and the seed that determine random weights."""
     described = json.dumps([_RULE, seed, str(dtype), _sizes(config)], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
@@ -172,8 +166,8 @@ def hash_random(config: LlavaConfig, seed: int, dtype: torch.dtype) -> str:
 def random_weights(shapes: Mapping[str, torch.Size], *, seed: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Seeded random tensors, one after the other.
 
-    Matrices are normal with variance 1 / fan-in, so that activations keep their size at any width; norm gains stand
-    close to 1, biases at 0. Each tensor has a generator of its own, so its values do not depend on the others'.
+    Matrices are normal with variance 1 / fan-in, so that activations keep their size at any width; norm gains are
+    close to 1, biases 0. Each tensor has its own generator, so its values do not depend on the other tensors.
     """
     for key, shape in shapes.items():
         generator = torch.Generator().manual_seed(int.from_bytes(_key_digest(seed, canonical(key))[:7], "big"))
@@ -191,7 +185,7 @@ def _key_digest(seed: int, key: str) -> bytes:
 
 
 def _sizes(config: LlavaConfig) -> dict[str, Any]:
-    """What of a config determines the tensors' shapes and the computation; names and versions do not count."""
+    """The entries of a config that determine shapes and computation, without names and versions."""
     described: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     ignored = ("transformers_version", "dtype", "_name_or_path", "architectures", "name_or_path")
     for part in (described, described["text_config"], described["vision_config"]):

@@ -1,4 +1,4 @@
-"""Where a model's files are: ``locate(name)`` for embedded checkpoints, folders and Hugging Face ids."""
+"""Find a model's files: ``locate(name)`` for embedded checkpoints, folders and Hugging Face ids."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import NamedTuple
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from models.loading.checkpoints import CheckpointError
 from models.loading.configs import SIZES
 from tasks.errors import UserError
 
@@ -15,17 +14,17 @@ EMBEDDED = ("smol", "smol-stage1")
 _PICKLED = ("pytorch_model*.bin", "mm_projector.bin")  # read as plain tensors only
 
 
-def unknown_model(name: str) -> ValueError:
-    """The error for a name that means no model."""
+def unknown_model(name: str) -> UserError:
+    """The error for an unknown model name."""
     accepted = ", ".join([*EMBEDDED, *(f"random:{size}" for size in SIZES)])
-    return ValueError(
+    return UserError(
         f"model must be one of {accepted}, a checkpoint folder, or a Hugging Face id such as llava-hf/llava-1.5-7b-hf, "
         f"got {name!r}. Check the spelling."
     )
 
 
 class Located(NamedTuple):
-    """A checkpoint folder, the name it is known by, and its commit if it came from the hub."""
+    """A checkpoint folder, its name, and its commit if it came from the hub."""
 
     folder: Path
     id: str
@@ -33,11 +32,10 @@ class Located(NamedTuple):
 
 
 def locate(name: str, revision: str | None = None) -> Located:
-    """The folder that an embedded name, a path or a Hugging Face id means; embedded ones are composed, ids downloaded.
+    """The folder of an embedded name, a path or a Hugging Face id; embedded models are composed, ids are downloaded.
 
     Raises:
-        CheckpointError: If the folder holds no ``config.json``.
-        ValueError: If the name means nothing, or the hub does not give it.
+        UserError: If the folder has no ``config.json``, the name is unknown, or the download fails.
     """
     if name in EMBEDDED:
         from models.loading.smol import compose
@@ -46,9 +44,7 @@ def locate(name: str, revision: str | None = None) -> Located:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise CheckpointError(
-                f"checkpoint folder must hold config.json, got none in {path.name!r}. Check the path."
-            )
+            raise UserError(f"checkpoint folder must hold config.json, got none in {path.name!r}. Check the path.")
         return Located(path, path.resolve().name, None)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise unknown_model(name)

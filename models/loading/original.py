@@ -1,4 +1,4 @@
-"""Original LLaVA checkpoints, in the layout of the authors' own code, as what transformers' LLaVA takes.
+"""Original LLaVA checkpoints, in the layout of the authors' code, converted to that of transformers.
 
 ``read_original(folder)`` reads LLaVA-1.5 (two-layer projector) and LLaVA (linear projector) folders, with the vision
 tower inside or beside them, and stage-1 folders that hold a projector alone. ``python -m models.convert SOURCE OUT``
@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from models.loading.checkpoints import CheckpointError, stored_tensors, weight_files
+from models.loading.checkpoints import stored_tensors, weight_files
 from models.loading.configs import config_of
 from models.loading.locate import locate
 from models.loading.processors import clip_pictures, llava_processor
@@ -62,7 +62,7 @@ _ROWS = 64  # embeddings are filled up to a multiple of this, as llava-hf's are
 
 @dataclass(frozen=True)
 class Original:
-    """What an original folder holds, in transformers' terms.
+    """An original folder in transformers' layout.
 
     Args:
         config: Of the whole stack.
@@ -100,8 +100,8 @@ def read_original(folder: Path, *, base: str | Path | None = None) -> Original:
         base: The language model (folder or Hugging Face id) of a stage-1 folder.
 
     Raises:
-        CheckpointError: If the folder is of another architecture or incomplete.
-        ValueError: If ``base`` or the tower cannot be found.
+        UserError: If the folder is of another architecture or incomplete.
+        UserError: If ``base`` or the tower cannot be found.
 
     Source: the layout is that of https://github.com/haotian-liu/LLaVA; the linear projector is LLaVA's (Liu et al.
         2023, arXiv 2304.08485), the other LLaVA-1.5's (Liu et al. 2024, arXiv 2310.03744).
@@ -109,7 +109,7 @@ def read_original(folder: Path, *, base: str | Path | None = None) -> Original:
     described = _read_json(folder / "config.json")
     _check(described, folder)
     name = str(described["mm_vision_tower"]).rstrip("/")
-    language, files = _language(folder, base)
+    language, files = language_files(folder, base)
     text = described if language == folder else _read_json(language / "config.json")
     _check_language(text, language)
     tokenizer = _tokenizer(language)
@@ -129,7 +129,7 @@ def read_original(folder: Path, *, base: str | Path | None = None) -> Original:
         config = _config(described, text, vision, tokenizer, rows)
     except (StrictDataclassError, OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"config.json must be readable, got {reason} in {folder.name}. Correct it.") from error
+        raise UserError(f"config.json must be readable, got {reason} in {folder.name}. Correct it.") from error
     if described.get("image_aspect_ratio") != "pad":
         warnings.warn(
             f"{folder.name} was trained on pictures that CLIP's processor crops. "
@@ -141,7 +141,7 @@ def read_original(folder: Path, *, base: str | Path | None = None) -> Original:
 
 
 def _check(described: dict[str, Any], folder: Path) -> None:
-    """Refuses what the authors' code also writes, but is no LLaVA or LLaVA-1.5."""
+    """Check that the folder is LLaVA or LLaVA-1.5; the authors' code also writes other models."""
     architecture = (described.get("architectures") or ["LlavaLlamaForCausalLM"])[0]
     wanted = {
         "architectures": (architecture, ("LlavaLlamaForCausalLM", "LlamaForCausalLM")),
@@ -151,62 +151,62 @@ def _check(described: dict[str, Any], folder: Path) -> None:
         "mm_use_im_start_end": (bool(described.get("mm_use_im_start_end")), (False,)),
     }
     if not described["mm_vision_tower"] or not isinstance(described["mm_vision_tower"], str):
-        raise CheckpointError(
+        raise UserError(
             f"mm_vision_tower must name a vision tower, got {described['mm_vision_tower']!r} in the config.json of "
-            f"{folder.name}. A language model alone is no LLaVA."
+            f"{folder.name}. A language model alone is not a LLaVA."
         )
     if re.search(r"\bdelta\b", f"{folder.name} {described.get('_name_or_path', '')}"):
-        raise CheckpointError(
+        raise UserError(
             f"checkpoint must be whole, got a delta in {folder.name}. Add it to its LLaMA first "
             "(llava.model.apply_delta of the original code)."
         )
     for key, (found, accepted) in wanted.items():
         if found not in accepted:
-            raise CheckpointError(
+            raise UserError(
                 f"{key} must be {' or '.join(str(value) for value in accepted if value is not None)}, got {found} in "
                 f"{folder.name}. Of the original checkpoints LLaVA and LLaVA-1.5 on LLaMA are read."
             )
 
 
 def _check_language(text: dict[str, Any], folder: Path) -> None:
-    """Refuses a language model that would run as LLaMA and is none, or leaves its sizes to chance."""
+    """Check that the language model is a LLaMA with all its sizes in the config."""
     kind = text.get("model_type", "llama")
     if kind not in ("llama", "llava", "llava_llama") or "text_config" in text:
-        raise CheckpointError(
+        raise UserError(
             f"language model must be a LLaMA (model_type llama), got {kind} in {folder.name}. Give the folder that the "
             "projector was trained with."
         )
     missing = [key for key in _NEEDED if text.get(key) is None]
     if missing:
-        raise CheckpointError(
+        raise UserError(
             f"config.json must hold {', '.join(_NEEDED)}, got no {', '.join(missing)} in {folder.name}. Correct it."
         )
 
 
-def _language(folder: Path, base: str | Path | None) -> tuple[Path, list[Path]]:
+def language_files(folder: Path, base: str | Path | None) -> tuple[Path, list[Path]]:
     """The folder with the language model's config and tokenizer, and the weight files of all but the tower."""
     projector = folder / _PROJECTOR
     if (folder / "adapter_config.json").is_file():
-        raise CheckpointError(
+        raise UserError(
             f"checkpoint must be whole, got LoRA factors in {folder.name}. Merge them first "
             "(scripts/merge_lora_weights.py of the original code)."
         )
     whole = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
     if whole and base is not None:
-        raise CheckpointError(f"base is for folders that hold a projector alone, got whole weights in {folder.name}.")
+        raise UserError(f"base is for folders that hold a projector alone, got whole weights in {folder.name}.")
     if whole or not projector.is_file():
         return folder, weight_files(folder)
     if base is None:
-        raise CheckpointError(
+        raise UserError(
             f"checkpoint must have its language model, got only {_PROJECTOR} in {folder.name}. Name it: "
-            "load(..., base='lmsys/vicuna-7b-v1.5'), or python -m models.loading.original FOLDER OUT --base ..."
+            "load(..., base='lmsys/vicuna-7b-v1.5'), or python -m models.convert FOLDER OUT --base ..."
         )
     language = locate(str(base)).folder
     return language, [*weight_files(language), projector]
 
 
 def _tower_folder(name: str, folder: Path, *, needed: bool) -> Path | None:
-    """Where the vision tower lies; None if nothing of it is needed but its well-known sizes."""
+    """The folder of the vision tower; None if only its published sizes are needed."""
     beside = folder / name  # the name alone if it is absolute
     if beside.is_dir():
         return beside
@@ -215,7 +215,7 @@ def _tower_folder(name: str, folder: Path, *, needed: bool) -> Path | None:
     try:
         return locate(name).folder
     except ValueError as error:
-        raise CheckpointError(
+        raise UserError(
             f"mm_vision_tower must be a folder, or a Hugging Face id that can be read, got {name!r} in the config.json "
             f"of {folder.name}: {error}"
         ) from error
@@ -246,7 +246,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         llama: Any = LlamaTokenizer.from_pretrained(folder, legacy=True)
     except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
+        raise UserError(
             f"checkpoint folder must hold LLaMA's tokenizer.model, got {reason} in {folder.name}. "
             "Copy it from the language model."
         ) from error
@@ -264,7 +264,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _check_sentencepiece(path: Path) -> None:
-    """Refuses a fast tokenizer that LLaMA's class would read wrongly: it would make other ids and not say so."""
+    """Check that a fast tokenizer is of LLaMA's kind; from others LLaMA's class silently makes wrong ids."""
     if not path.is_file():
         raise FileNotFoundError("none")
     if not json.loads(path.read_text())["model"].get("byte_fallback"):
@@ -331,7 +331,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         described: Any = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"config.json must be readable, got {error} in {path.parent.name}.") from error
+        raise UserError(f"config.json must be readable, got {error} in {path.parent.name}.") from error
     if not isinstance(described, dict):
-        raise CheckpointError(f"config.json must hold a mapping, got something else in {path.parent.name}.")
+        raise UserError(f"config.json must hold a mapping, got something else in {path.parent.name}.")
     return described

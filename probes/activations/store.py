@@ -5,7 +5,6 @@ a run that was killed goes on with the shards that are missing. Every shard has 
 r, r + n, ...), so any number of processes write without waiting for each other, and the files are the same bytes.
 """
 
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,12 +19,12 @@ from torch import Tensor
 
 from models.sites import Site
 from records.manifest import write_atomically
+from records.run import RESERVE, free_bytes
 from tasks.errors import UserError
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HEADROOM = 1.02  # safetensors headers and file-system blocks: below 2 % for shards of 20 kB and more
 STORES = ("activations", "random_init")  # folders of a run directory: the model's, and the control model's
-_RESERVE = 64 * 1024**2  # bytes left to the results, the figures and everybody else
 
 
 @dataclass(frozen=True, order=True)
@@ -162,7 +161,7 @@ class SizeEstimate:
     @property
     def fits(self) -> bool:
         """Whether the run leaves the disk with some room."""
-        return self.activations - self.present + _RESERVE <= self.free
+        return self.activations - self.present + RESERVE <= self.free
 
 
 def estimate_size(
@@ -178,12 +177,9 @@ def estimate_size(
         folder: The run directory; it need not exist. Activations that it holds take no more room.
     """
     size = sum(widths.values()) * n_rows * n_groups * dtype.itemsize
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
     shards = [path for name in STORES for path in (folder / name).glob("*/*.safetensors")]
     return SizeEstimate(
         activations=int(size * _HEADROOM),
-        free=shutil.disk_usage(existing).free,
+        free=free_bytes(folder),
         present=sum(path.stat().st_size for path in shards),
     )

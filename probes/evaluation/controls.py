@@ -12,33 +12,6 @@ from torch import Tensor
 from tasks.errors import UserError
 
 
-def shuffle_over_groups(groups: npt.ArrayLike, *, generator: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Index that hands each group the labels of another group; ``y[index]`` are the shuffled labels.
-
-    Whole groups trade places with groups of the same size, so that labels which are constant within groups (or follow a
-    pattern there) still do: shuffling single rows would destroy that structure and make chance look lower than it is.
-    Groups whose size no other group has are strung together in a random order and dealt out again.
-    """
-    _, code = np.unique(np.asarray(groups), return_inverse=True)
-    order = np.argsort(code, kind="stable")
-    sizes = np.bincount(code)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    index = np.empty(len(code), dtype=np.int64)
-    alone: list[int] = []
-    for size in np.unique(sizes):
-        members = np.flatnonzero(sizes == size)
-        if len(members) == 1:
-            alone.append(int(members[0]))
-            continue
-        donors = generator.permutation(members)
-        within = np.arange(size)
-        index[order[starts[members][:, None] + within]] = order[starts[donors][:, None] + within]
-    if alone:
-        spans = [order[starts[g] : starts[g] + sizes[g]] for g in alone]
-        index[np.concatenate(spans)] = np.concatenate([spans[i] for i in generator.permutation(len(spans))])
-    return index
-
-
 def control_labels(
     types: npt.ArrayLike, labels: npt.NDArray[np.generic], *, generator: np.random.Generator
 ) -> npt.NDArray[np.generic]:

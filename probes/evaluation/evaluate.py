@@ -1,12 +1,11 @@
 """How well labels can be read from one activation matrix, by grouped cross-validation, beside its controls.
 
-    result = cross_validate(x, {"colour": colours}, groups)["colour"]
-    result.score.value, result.score.lower, result.selectivity
-
-For a sweep, draw the folds once (`probes.evaluation.folds.plan_folds`) and call `evaluate` for each site.
+plan = plan_folds({"colour": colours}, groups)     # once for all sites
+result = evaluate(x, plan)["colour"]
+result.score.value, result.score.lower, result.selectivity
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -17,15 +16,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probes.evaluation.folds import Control, Plan, TargetPlan, plan_folds
+from probes.evaluation.folds import FoldPlan, TargetPlan
+from probes.evaluation.jobs import Job, fit_estimator, fit_logistic, fit_ridge
 from probes.evaluation.scores import (
     Score,
     permutation_p_classes,
-    permutation_p_values,
+    permutation_p_continuous,
     score_classes,
     score_values,
 )
-from probes.linear.batch import Job, fit_estimator, fit_logistic, fit_ridge
 from probes.linear.solver import check_activations, rotate
 from tasks.errors import UserError
 
@@ -86,39 +85,9 @@ class Result:
         return float("nan") if control is None else self.score.value - control[self.metric].value
 
 
-def cross_validate(
-    x: Float[Tensor, "example d_model"],
-    y_by_target: Mapping[str, npt.ArrayLike],
-    groups: npt.ArrayLike,
-    *,
-    probe: Kind | Any = "logistic",
-    folds: int = 5,
-    strengths: Sequence[float] = STRENGTHS,
-    continuous: Collection[str] = (),
-    transfer: Mapping[str, npt.ArrayLike] | None = None,
-    types: npt.ArrayLike | Mapping[str, npt.ArrayLike] | None = None,
-    controls: Sequence[Control] = ("shuffled", "control_task"),
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> Mapping[str, Result]:
-    """`evaluate` on folds drawn by `probes.evaluation.folds.plan_folds`, where the arguments are described."""
-    plan = plan_folds(
-        y_by_target,
-        groups,
-        folds=folds,
-        continuous=continuous,
-        transfer=transfer,
-        types=types,
-        controls=controls,
-        n_resamples=n_resamples,
-        seed=seed,
-    )
-    return evaluate(x, plan, probe=probe, strengths=strengths)
-
-
 def evaluate(
     x: Float[Tensor, "example d_model"],
-    plan: Plan,
+    plan: FoldPlan,
     *,
     probe: Kind | Any = "logistic",
     strengths: Sequence[float] = STRENGTHS,
@@ -189,7 +158,7 @@ def fit_name(probe: Any, kind: str) -> str:
 
 
 def _outer_jobs(
-    targets: Sequence[TargetPlan], plan: Plan, picks: Mapping[str, Sequence[float]]
+    targets: Sequence[TargetPlan], plan: FoldPlan, picks: Mapping[str, Sequence[float]]
 ) -> tuple[list[Job], list[list[float]]]:
     jobs, strengths = [], []
     for t in targets:
@@ -245,7 +214,7 @@ def _quick_score(t: TargetPlan, judge: npt.NDArray[np.bool_], predicted: npt.NDA
 
 def _result(
     t: TargetPlan,
-    plan: Plan,
+    plan: FoldPlan,
     predictions: Mapping[tuple[str, str], npt.NDArray[np.generic]],
     strengths: tuple[float, ...],
     probe: str,
@@ -268,7 +237,7 @@ def _result(
     if t.kind == "class":
         p_value = permutation_p_classes(inside, guess, len(t.classes), plan.permutations)
     else:
-        p_value = permutation_p_values(inside, guess, plan.permutations)
+        p_value = permutation_p_continuous(inside, guess, plan.permutations)
     return Result(
         target=t.name,
         kind=t.kind,

@@ -7,15 +7,15 @@ for site in sites:
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
-from probes.evaluation.controls import control_labels, shuffle_over_groups
-from probes.evaluation.scores import Codes, Resamples, draw_permutations, draw_resamples
+from probes.evaluation.controls import control_labels
+from records.resampling import Codes, GroupDraws, draw_groups, draw_permutations, shuffle_over_groups
 from tasks.errors import UserError
 
 Mask = npt.NDArray[np.bool_]
@@ -55,7 +55,7 @@ class TargetPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FoldPlan:
     """Everything random about a cross-validation.
 
     Args:
@@ -73,10 +73,35 @@ class Plan:
     groups: Codes
     fitted: Mask
     transfer: Mapping[str, Mask]
-    resamples: Mapping[str, Resamples]
+    resamples: Mapping[str, GroupDraws]
     permutations: Codes
     folds: int
     seed: int
+
+    def fitted_only(self) -> "FoldPlan":
+        """The same folds over the fitted examples, without transfer sets and controls."""
+        keep = self.fitted
+        targets = {}
+        for name, target in self.targets.items():
+            truth, classes = target.truth[keep], target.classes
+            if target.kind == "class":  # codes count the classes that occur
+                present, truth = np.unique(truth, return_inverse=True)
+                classes = classes[present]
+            inner = tuple(
+                InnerSplit(split.train[keep], tuple((k, judge[keep]) for k, judge in split.judges))
+                for split in target.inner
+            )
+            targets[name] = replace(
+                target, classes=classes, truth=truth, controls={}, fold=target.fold[keep], inner=inner
+            )
+        return replace(
+            self,
+            targets=targets,
+            groups=self.groups[keep],
+            fitted=np.ones(int(keep.sum()), dtype=bool),
+            transfer={},
+            resamples={"fitted": self.resamples["fitted"]},
+        )
 
 
 def plan_folds(
@@ -90,7 +115,7 @@ def plan_folds(
     controls: Sequence[Control] = ("shuffled", "control_task"),
     n_resamples: int = 1000,
     seed: int = 0,
-) -> Plan:
+) -> FoldPlan:
     """Grouped, stratified folds for each target, with its control labels, bootstrap draws and permutations.
 
     Strength is chosen inside the training folds. With four folds or more, the probe fitted without folds k and k + 1 is
@@ -137,9 +162,9 @@ def plan_folds(
         )
     generator = np.random.default_rng([seed, 1 << 20])
     everyone = {"fitted": fitted, **sets}
-    resamples = {k: draw_resamples(group[m], n_resamples=n_resamples, generator=generator) for k, m in everyone.items()}
-    permutations = draw_permutations(group[fitted], n_permutations=n_resamples, generator=generator)
-    return Plan(targets, group, fitted, sets, resamples, permutations, folds, seed)
+    resamples = {k: draw_groups(group[m], draws=n_resamples, generator=generator) for k, m in everyone.items()}
+    permutations = draw_permutations(group[fitted], draws=n_resamples, generator=generator)
+    return FoldPlan(targets, group, fitted, sets, resamples, permutations, folds, seed)
 
 
 def _codes(values: npt.ArrayLike, argument: str) -> Codes:

@@ -15,7 +15,7 @@ import torch
 from joblib import Parallel, delayed, parallel_config
 
 from models.sites import Site
-from probes.evaluation.folds import Plan
+from probes.evaluation.folds import FoldPlan
 from tasks.errors import UserError
 
 Found = TypeVar("Found")
@@ -25,7 +25,7 @@ _PROCESS = 1_000_000_000  # bytes that a process takes, with what such fits hold
 _WATCH = 2.0  # seconds between looks at whether the parent is still there
 
 
-def processes_for(plan: Plan, d: int, n_sites: int, device: str) -> int:
+def processes_for(plan: FoldPlan, d: int, n_sites: int, device: str) -> int:
     """How many processes to fit sites in: 0 where one site keeps all threads busy, or is on an accelerator.
 
     Otherwise one for each of torch's threads, if there are sites and memory enough. Every such fit runs on one thread,

@@ -1,4 +1,4 @@
-"""Probes one at a time, with scikit-learn's estimator interface: fit, predict, score, clone.
+"""Linear probes as scikit-learn estimators; each also gives the direction of a class or value.
 
     probe = LogisticProbe(strength=100.0).fit(x, y)
     probe.direction("cat")        # unit vector in the space of x, towards "cat"
@@ -7,111 +7,146 @@
 """
 
 import warnings
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.base import BaseEstimator
+from scipy.special import softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import GroupShuffleSplit
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from probes.linear.ridge import solve_ridge
 from probes.linear.solver import check_activations, rotate, solve_logistic, to_original
 from tasks.errors import UserError
 
 Array = npt.NDArray[np.float64]
+_FLOATS = (np.float64, np.float32)  # arrays of other types become float64
 
 
-def _tensor(x: npt.ArrayLike | Tensor, fitted: int | None = None) -> Tensor:
-    """Activations as a checked float32 or float64 matrix; 16-bit and integer values are widened without loss."""
-    x = x.detach() if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
-    if x.dtype not in (torch.float32, torch.float64):
-        x = x.to(torch.float32)
-    check_activations(x)
-    if fitted is not None and x.shape[1] != fitted:
-        raise UserError(f"x must have {fitted} dimensions, as fitted, got {x.shape[1]}. Use the same site.")
-    return x
-
-
-def _classes(y: npt.ArrayLike | Tensor, n: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    labels = y.cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
-    if labels.shape != (n,):
-        raise UserError(f"y must have one label per example ({n}), got shape {labels.shape}.")
+def training_data(
+    probe: BaseEstimator, x: npt.ArrayLike | Tensor, y: npt.ArrayLike | Tensor
+) -> tuple[Tensor, npt.NDArray[Any]]:
+    """Check ``x`` and ``y`` and set ``n_features_in_``; scikit-learn checks arrays, tensors stay on their device."""
+    labels: Any = y.cpu().numpy() if isinstance(y, Tensor) else y
+    if not isinstance(x, Tensor):
+        numeric = isinstance(probe, RegressorMixin)
+        data, labels = validate_data(probe, x, labels, dtype=_FLOATS, y_numeric=numeric)
+        return torch.from_numpy(np.array(data)), labels
+    tensor = _floats(x)
+    labels = column_or_1d(labels)
+    if len(labels) != len(tensor):
+        raise UserError(f"y must have one label per example ({len(tensor)}), got {len(labels)}.")
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
         raise UserError("y must be finite, got NaN or infinity. Drop those examples.")
+    probe.n_features_in_ = tensor.shape[1]
+    return tensor, labels
+
+
+def checked_data(probe: BaseEstimator, x: npt.ArrayLike | Tensor) -> Tensor:
+    """Check that ``probe`` is fitted and that ``x`` has the width it was fitted on."""
+    check_is_fitted(probe)
+    if not isinstance(x, Tensor):
+        return torch.from_numpy(np.array(validate_data(probe, x, dtype=_FLOATS, reset=False)))
+    tensor = _floats(x)
+    if tensor.shape[1] != probe.n_features_in_:
+        raise UserError(
+            f"x must have {probe.n_features_in_} dimensions, as fitted, got {tensor.shape[1]}. Use the same site."
+        )
+    return tensor
+
+
+def encode_classes(labels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """The sorted classes, and the code of each label.
+
+    Raises:
+        UserError: If there are fewer than two classes.
+    """
+    check_classification_targets(labels)
     classes, code = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
-        raise UserError(f"y must have at least two classes, got only {classes[0]!r}. There is nothing to tell apart.")
+        raise UserError(f"y must have at least two classes, got one class, {classes[0]!r}.")
     return classes, code
 
 
-def _values(y: npt.ArrayLike | Tensor, n: int) -> Array:
-    values = np.asarray(y.cpu() if isinstance(y, Tensor) else y, dtype=np.float64)
-    if values.shape != (n,) or not np.isfinite(values).all():
-        raise UserError(f"y must be {n} finite numbers, got shape {values.shape}. Drop examples without a value.")
-    return values
-
-
-def _softmax(z: Array) -> Array:
-    z = np.exp(z - z.max(1, keepdims=True))
-    scaled: Array = z / z.sum(1, keepdims=True)
-    return scaled
-
-
-def _accuracy(truth: npt.ArrayLike, predicted: npt.NDArray[Any]) -> float:
-    return float(np.mean(np.asarray(truth) == predicted))
-
-
-def _r2(truth: npt.ArrayLike, predicted: Array) -> float:
-    values = np.asarray(truth, dtype=np.float64)
-    return float(1 - ((values - predicted) ** 2).sum() / ((values - values.mean()) ** 2).sum())
+def _floats(x: Tensor) -> Tensor:
+    """Activations as a checked float32 or float64 matrix; 16-bit and integer values are widened without loss."""
+    x = x.detach()
+    if x.dtype not in (torch.float32, torch.float64):
+        x = x.to(torch.float32)
+    check_activations(x)
+    return x
 
 
 def _logits(probe: Any, x: npt.ArrayLike | Tensor) -> Array:
     """``x @ coef_.T + intercept_``, in float64."""
-    check_is_fitted(probe)
-    data = _tensor(x, probe.n_features_in_).cpu().numpy().astype(np.float64)
+    data = checked_data(probe, x).cpu().numpy().astype(np.float64)
     logits: Array = data @ probe.coef_.T + probe.intercept_
     return logits
 
 
-def _direction(probe: Any, class_: object) -> Array:
-    """Unit vector along which the logit of ``class_`` rises, against the other classes, in the space of ``x``."""
-    check_is_fitted(probe)
-    names = list(probe.classes_)
+def _decision(z: Array) -> Array:
+    return z[:, 0] if z.shape[1] == 1 else z
+
+
+def _probabilities(z: Array) -> Array:
+    scaled: Array = softmax(np.hstack([np.zeros_like(z), z]) if z.shape[1] == 1 else z, axis=1)
+    return scaled
+
+
+def class_direction(coef: Array, classes: npt.NDArray[Any], class_: object) -> Array:
+    """Unit vector along which the logit of ``class_`` rises against the other classes.
+
+    Args:
+        coef: One row for two classes, towards the second; otherwise one row per class.
+        classes: Of the rows, in order.
+        class_: One of them.
+
+    Raises:
+        UserError: If the class is unknown or the coefficients are all zero.
+    """
+    names = list(classes)
     if class_ not in names:
         raise UserError(f"class_ must be one of {names}, got {class_!r}.")
     number = names.index(class_)
-    if len(probe.coef_) == 1:
-        vector = probe.coef_[0] if number == 1 else -probe.coef_[0]
-    else:
-        vector = probe.coef_[number] - probe.coef_.mean(0)
-    return _unit(vector)
+    if len(coef) == 1:
+        return unit(coef[0] if number == 1 else -coef[0])
+    return unit(coef[number] - coef.mean(0))
 
 
-def _unit(vector: Array) -> Array:
+def unit(vector: Array) -> Array:
+    """``vector`` at length 1.
+
+    Raises:
+        UserError: If all its entries are zero.
+    """
     length = np.linalg.norm(vector)
     if length == 0:
-        raise UserError("direction must have a length, got coefficients that are all zero. The probe found nothing.")
-    unit: Array = vector / length
-    return unit
+        raise UserError("coef_ must be non-zero to give a direction, got all zeros. The probe found nothing.")
+    scaled: Array = vector / length
+    return scaled
 
 
-class LogisticProbe(BaseEstimator):  # type: ignore[misc]
-    """Logistic regression, scikit-learn's objective with ``C = 1 / strength``, fitted by the batched solver.
+class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Logistic regression with scikit-learn's objective at ``C = 1 / strength``, fitted by the batched solver.
 
     Args:
         strength: Weight of the L2 penalty.
-        standardise: Scale each dimension to unit variance before fitting; ``coef_`` is for ``x`` as given all the same.
+        standardise: Scale each dimension to unit variance before fitting; ``coef_`` still applies to ``x`` as given.
         tol: Distance to the optimum at which to stop, relative to the size of the coefficients.
         max_iter: Steps allowed.
-    """
 
-    _estimator_type = "classifier"
+    Example:
+        >>> x, y = [[0.0, 1.0], [0.2, 0.9], [3.0, 1.1], [2.8, 1.0]], ["cat", "cat", "dog", "dog"]
+        >>> probe = LogisticProbe(strength=1.0).fit(x, y)
+        >>> probe.predict([[2.5, 1.0]]).tolist()
+        ['dog']
+        >>> probe.direction("dog").shape
+        (2,)
+    """
 
     def __init__(
         self, strength: float = 100.0, *, standardise: bool = True, tol: float = 1e-4, max_iter: int = 500
@@ -124,13 +159,13 @@ class LogisticProbe(BaseEstimator):  # type: ignore[misc]
         Raises:
             ValueError: If ``x`` is not a finite matrix or ``y`` has one class.
         """
-        data = _tensor(x)
-        self.classes_, code = _classes(y, len(data))
+        data, labels = training_data(self, x, y)
+        self.classes_, code = encode_classes(labels)
         basis = rotate(data, standardise=self.standardise)
-        labels = torch.from_numpy(code)[None].to(data.device)
+        codes = torch.from_numpy(code)[None].to(data.device)
         weights, strength = data.new_ones(1, len(data)), data.new_tensor([self.strength])
         fit = solve_logistic(
-            basis, labels, weights, [len(self.classes_)], strength, tol=self.tol, max_iter=self.max_iter
+            basis, codes, weights, [len(self.classes_)], strength, tol=self.tol, max_iter=self.max_iter
         )
         if not bool(fit.converged.all()):
             warnings.warn(
@@ -141,102 +176,130 @@ class LogisticProbe(BaseEstimator):  # type: ignore[misc]
             )
         coef, intercept = to_original(basis, *fit.linear(0))
         self.coef_, self.intercept_ = coef.double().cpu().numpy(), intercept.double().cpu().numpy()
-        self.n_iter_, self.n_features_in_ = int(fit.iterations[0]), data.shape[1]
+        self.n_iter_ = int(fit.iterations[0])
         return self
 
     def decision_function(self, x: npt.ArrayLike | Tensor) -> Array:
-        """Logits, "example class"; for two classes one column, towards the second."""
-        return _logits(self, x)
+        """Logits, "example class"; for two classes "example", towards the second."""
+        return _decision(_logits(self, x))
 
     def predict_proba(self, x: npt.ArrayLike | Tensor) -> Array:
         """Probabilities, "example class"."""
-        z = _logits(self, x)
-        return _softmax(np.hstack([np.zeros_like(z), z]) if z.shape[1] == 1 else z)
+        return _probabilities(_logits(self, x))
 
     def predict(self, x: npt.ArrayLike | Tensor) -> npt.NDArray[Any]:
         """The most probable class of each example."""
-        best = self.predict_proba(x).argmax(1)  # first: it checks that the probe is fitted
+        best = self.predict_proba(x).argmax(1)  # first, because it checks that the probe is fitted
         predicted: npt.NDArray[Any] = self.classes_[best]
         return predicted
 
-    def score(self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike) -> float:
-        """Accuracy, 0 to 1."""
-        return _accuracy(y, self.predict(x))
-
     def direction(self, class_: object) -> Array:
         """Unit vector towards ``class_``, away from the others."""
-        return _direction(self, class_)
+        check_is_fitted(self)
+        return class_direction(self.coef_, self.classes_, class_)
 
 
-class RidgeProbe(BaseEstimator):  # type: ignore[misc]
-    """Ridge regression, scikit-learn's objective with ``alpha = strength``, in closed form.
+class RidgeProbe(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """Ridge regression of a number, with scikit-learn's objective at ``alpha = strength``, in closed form.
 
     Args:
         strength: Weight of the L2 penalty.
-        task: ``"continuous"`` for numbers; ``"class"`` regresses on indicators and takes the largest output.
-        standardise: Scale each dimension to unit variance before fitting; ``coef_`` is for ``x`` as given all the same.
+        standardise: Scale each dimension to unit variance before fitting; ``coef_`` still applies to ``x`` as given.
+
+    Example:
+        >>> probe = RidgeProbe(strength=1e-3).fit([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]], [10.0, 12.0, 14.0])
+        >>> probe.predict([[3.0, 1.0]]).round(1).tolist()
+        [16.0]
     """
 
-    def __init__(
-        self,
-        strength: float = 100.0,
-        *,
-        task: Literal["continuous", "class"] = "continuous",
-        standardise: bool = True,
-    ) -> None:
-        self.strength, self.task, self.standardise = strength, task, standardise
+    def __init__(self, strength: float = 100.0, *, standardise: bool = True) -> None:
+        self.strength, self.standardise = strength, standardise
 
     def fit(self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike | Tensor) -> "RidgeProbe":
-        """Fit; sets ``coef_`` and ``intercept_`` (a vector and a number if continuous) and, for classes, ``classes_``.
+        """Fit; sets ``coef_`` (a vector) and ``intercept_`` (a number).
 
         Raises:
-            ValueError: If ``x`` or ``y`` is not finite or classes are fewer than two.
+            ValueError: If ``x`` or ``y`` is not finite.
         """
-        data = _tensor(x)
-        if self.task == "class":
-            self.classes_, code = _classes(y, len(data))
-            target = np.eye(len(self.classes_))[code].T
-        else:
-            target = _values(y, len(data))[None]
-        basis = rotate(data, standardise=self.standardise)
-        fit = solve_ridge(basis, torch.from_numpy(target).to(data.device), data.new_ones(len(data)), [self.strength])
-        coef, intercept = to_original(basis, fit.weight[0], fit.bias[0])
-        self.coef_, self.intercept_ = coef.double().cpu().numpy(), intercept.double().cpu().numpy()
-        if self.task == "continuous":
-            self.coef_, self.intercept_ = self.coef_[0], self.intercept_[0]
-        self.n_features_in_ = data.shape[1]
+        data, values = training_data(self, x, y)
+        coef, intercept = _ridge(data, values.astype(np.float64)[None], self.strength, self.standardise)
+        self.coef_, self.intercept_ = coef[0], intercept[0]
+        return self
+
+    def predict(self, x: npt.ArrayLike | Tensor) -> Array:
+        """The value of each example."""
+        return _logits(self, x)
+
+    def direction(self) -> Array:
+        """Unit vector along which the value rises."""
+        check_is_fitted(self)
+        return unit(self.coef_)
+
+
+class RidgeClassifierProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Ridge regression on class indicators; the class with the largest output is predicted.
+
+    Args:
+        strength: Weight of the L2 penalty.
+        standardise: Scale each dimension to unit variance before fitting; ``coef_`` still applies to ``x`` as given.
+
+    Example:
+        >>> probe = RidgeClassifierProbe(strength=1.0).fit([[0.0], [0.1], [2.0], [2.1]], ["cat", "cat", "dog", "dog"])
+        >>> probe.predict([[1.9]]).tolist()
+        ['dog']
+    """
+
+    def __init__(self, strength: float = 100.0, *, standardise: bool = True) -> None:
+        self.strength, self.standardise = strength, standardise
+
+    def fit(self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike | Tensor) -> "RidgeClassifierProbe":
+        """Fit; sets ``coef_``, ``intercept_``, ``classes_``, with a row for every class.
+
+        Raises:
+            ValueError: If ``x`` is not a finite matrix or ``y`` has one class.
+        """
+        data, labels = training_data(self, x, y)
+        self.classes_, code = encode_classes(labels)
+        indicators = np.eye(len(self.classes_))[code].T
+        self.coef_, self.intercept_ = _ridge(data, indicators, self.strength, self.standardise)
         return self
 
     def predict(self, x: npt.ArrayLike | Tensor) -> npt.NDArray[Any]:
-        """Values, or the class with the largest output."""
-        z = _logits(self, x)
-        return z if self.task == "continuous" else self.classes_[z.argmax(1)]
+        """The class with the largest output."""
+        best = _logits(self, x).argmax(1)
+        predicted: npt.NDArray[Any] = self.classes_[best]
+        return predicted
 
-    def score(self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike) -> float:
-        """R2, or accuracy for classes."""
-        predicted = self.predict(x)
-        return _r2(y, predicted) if self.task == "continuous" else _accuracy(y, predicted)
-
-    def direction(self, class_: object = None) -> Array:
-        """Unit vector along which the value rises, or towards ``class_``."""
+    def direction(self, class_: object) -> Array:
+        """Unit vector towards ``class_``, away from the others."""
         check_is_fitted(self)
-        return _unit(self.coef_) if self.task == "continuous" else _direction(self, class_)
+        return class_direction(self.coef_, self.classes_, class_)
 
 
-class MassMeanProbe(BaseEstimator):  # type: ignore[misc]
-    """Difference of class means: the direction along which the classes lie apart, without fitting anything to errors.
+def _ridge(data: Tensor, target: Array, strength: float, standardise: bool) -> tuple[Array, Array]:
+    basis = rotate(data, standardise=standardise)
+    fit = solve_ridge(basis, torch.from_numpy(target).to(data.device), data.new_ones(len(data)), [strength])
+    coef, intercept = to_original(basis, fit.weight[0], fit.bias[0])
+    return coef.double().cpu().numpy(), intercept.double().cpu().numpy()
 
-    Prediction is by nearest class mean, with equal prior odds. Probabilities assume that classes are equally wide.
+
+class MassMeanProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Nearest class mean; for two classes the direction is the difference of means.
+
+    Prediction assumes equal prior odds, probabilities assume that all classes are equally wide.
 
     Args:
-        whiten: Measure distance by the pooled covariance within classes, not by the length in activation space.
-        shrinkage: How far that covariance is drawn towards a sphere, 0 to 1; without it, fewer examples than dimensions
-            leave it singular.
+        whiten: Measure distance by the pooled covariance within classes instead of the Euclidean norm.
+        shrinkage: Weight of a spherical covariance in the pooled one, 0 to 1; without it, fewer examples than
+            dimensions leave the covariance singular.
 
     Source: Marks & Tegmark, The Geometry of Truth, 2023, arXiv 2310.06824.
-    """
 
-    _estimator_type = "classifier"
+    Example:
+        >>> probe = MassMeanProbe().fit([[0.0, 0.0], [0.0, 2.0], [4.0, 0.0], [4.0, 2.0]], [0, 0, 1, 1])
+        >>> probe.direction(1).tolist()
+        [1.0, 0.0]
+    """
 
     def __init__(self, *, whiten: bool = False, shrinkage: float = 0.1) -> None:
         self.whiten, self.shrinkage = whiten, shrinkage
@@ -251,8 +314,9 @@ class MassMeanProbe(BaseEstimator):  # type: ignore[misc]
             raise UserError(
                 f"shrinkage must be in (0, 1], got {self.shrinkage}. Zero may leave the covariance singular."
             )
-        data = _tensor(x).to(torch.float64)
-        self.classes_, code = _classes(y, len(data))
+        data, labels = training_data(self, x, y)
+        data = data.to(torch.float64)
+        self.classes_, code = encode_classes(labels)
         member = nn.functional.one_hot(torch.from_numpy(code), len(self.classes_)).to(data)
         means = (member.T @ data) / member.sum(0)[:, None]
         within = data - means[torch.from_numpy(code).to(data.device)]
@@ -270,161 +334,19 @@ class MassMeanProbe(BaseEstimator):  # type: ignore[misc]
             coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
         self.means_ = means.cpu().numpy()
         self.coef_, self.intercept_ = coef.double().cpu().numpy(), intercept.double().cpu().numpy()
-        self.n_features_in_ = data.shape[1]
         return self
 
     def predict_proba(self, x: npt.ArrayLike | Tensor) -> Array:
         """Probabilities, "example class"."""
-        z = _logits(self, x)
-        return _softmax(np.hstack([np.zeros_like(z), z]) if z.shape[1] == 1 else z)
+        return _probabilities(_logits(self, x))
 
     def predict(self, x: npt.ArrayLike | Tensor) -> npt.NDArray[Any]:
         """The class whose mean is nearest."""
-        best = self.predict_proba(x).argmax(1)  # first: it checks that the probe is fitted
+        best = self.predict_proba(x).argmax(1)  # first, because it checks that the probe is fitted
         predicted: npt.NDArray[Any] = self.classes_[best]
         return predicted
 
-    def score(self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike) -> float:
-        """Accuracy, 0 to 1."""
-        return _accuracy(y, self.predict(x))
-
     def direction(self, class_: object) -> Array:
-        """Unit vector from the mean of the other classes' means to that of ``class_`` (whitened, if asked for)."""
-        return _direction(self, class_)
-
-
-class MLPProbe(BaseEstimator):  # type: ignore[misc]
-    """One hidden layer of ReLU units: what can be read from the activations, but not linearly.
-
-    Stops when the loss on held-out groups has not fallen for ``patience`` epochs, and keeps the best epoch.
-
-    Args:
-        hidden: Units of the hidden layer.
-        task: ``"class"`` or ``"continuous"``.
-        learning_rate: Of AdamW.
-        weight_decay: Of AdamW.
-        batch_size: Examples in a step.
-        max_epochs: Passes over the examples at most.
-        patience: Epochs without progress before stopping.
-        validation: Share of the groups held out.
-        seed: Of initial weights, batches and held-out groups.
-    """
-
-    def __init__(
-        self,
-        hidden: int = 128,
-        *,
-        task: Literal["class", "continuous"] = "class",
-        learning_rate: float = 1e-3,
-        weight_decay: float = 1e-2,
-        batch_size: int = 128,
-        max_epochs: int = 200,
-        patience: int = 10,
-        validation: float = 0.2,
-        seed: int = 0,
-    ) -> None:
-        self.hidden, self.task, self.learning_rate, self.weight_decay = hidden, task, learning_rate, weight_decay
-        self.batch_size, self.max_epochs, self.patience = batch_size, max_epochs, patience
-        self.validation, self.seed = validation, seed
-
-    def fit(
-        self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike | Tensor, *, groups: npt.ArrayLike | None = None
-    ) -> "MLPProbe":
-        """Fit; sets ``network_``, ``n_epochs_`` and, for classes, ``classes_``.
-
-        Args:
-            x: Activations.
-            y: Labels or values.
-            groups: Examples of one group are held out together. None takes each example as its own.
-
-        Raises:
-            ValueError: If ``x`` or ``y`` is not finite, classes are fewer than two, or there is one group only.
-        """
-        data = _tensor(x).to(torch.float32)
-        n, d = data.shape
-        owner = np.arange(n) if groups is None else np.asarray(groups)
-        if owner.shape != (n,) or len(np.unique(owner)) < 2:
-            raise UserError(f"groups must name at least two groups over {n} examples, got shape {owner.shape}.")
-        if self.task == "class":
-            self.classes_, code = _classes(y, n)
-            target, outputs = torch.from_numpy(code), len(self.classes_)
-        else:
-            values = _values(y, n)
-            self.y_mean_, self.y_scale_ = float(values.mean()), float(values.std() or 1.0)
-            target, outputs = torch.from_numpy((values - self.y_mean_) / self.y_scale_).to(torch.float32), 1
-        target = target.to(data.device)
-        splitter: Any = GroupShuffleSplit(1, test_size=self.validation, random_state=self.seed)
-        train, held = (torch.from_numpy(part).to(data.device) for part in next(splitter.split(owner, groups=owner)))
-        self.mean_, spread = data[train].mean(0), data[train].std(0, correction=0)
-        constant = spread <= 10 * torch.finfo(data.dtype).eps * self.mean_.abs()
-        self.scale_ = torch.where(constant, torch.ones_like(spread), spread)
-        data = (data - self.mean_) / self.scale_
-        generator = torch.Generator().manual_seed(self.seed)
-        self.network_ = _network(d, self.hidden, outputs, generator).to(data.device)
-        optimizer = torch.optim.AdamW(self.network_.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        best, best_state, waited = float("inf"), self.network_.state_dict(), 0
-        for epoch in range(self.max_epochs):
-            for batch in torch.split(torch.randperm(len(train), generator=generator).to(data.device), self.batch_size):
-                optimizer.zero_grad()
-                torch.autograd.backward(self._loss(data[train[batch]], target[train[batch]]))
-                optimizer.step()
-            with torch.no_grad():
-                loss = float(self._loss(data[held], target[held]))
-            self.n_epochs_ = epoch + 1
-            if loss < best:
-                best, waited = loss, 0
-                best_state = {key: value.clone() for key, value in self.network_.state_dict().items()}
-            else:
-                waited += 1
-                if waited >= self.patience:
-                    break
-        self.network_.load_state_dict(best_state)
-        self.n_features_in_ = d
-        return self
-
-    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
-        z = self.network_(x)
-        return nn.functional.cross_entropy(z, y) if self.task == "class" else nn.functional.mse_loss(z[:, 0], y)
-
-    @torch.no_grad()
-    def _outputs(self, x: npt.ArrayLike | Tensor) -> Array:
+        """Unit vector from the mean of the other classes' means to that of ``class_``, whitened with ``whiten``."""
         check_is_fitted(self)
-        data = _tensor(x, self.n_features_in_).to(self.mean_)
-        outputs: Array = self.network_((data - self.mean_) / self.scale_).cpu().numpy().astype(np.float64)
-        return outputs
-
-    def predict_proba(self, x: npt.ArrayLike | Tensor) -> Array:
-        """Probabilities, "example class"."""
-        if self.task != "class":
-            raise UserError("predict_proba must be called on a probe of classes, got task='continuous'. Use predict.")
-        return _softmax(self._outputs(x))
-
-    def predict(self, x: npt.ArrayLike | Tensor) -> npt.NDArray[Any]:
-        """The most probable class, or the value."""
-        if self.task == "class":
-            best = self.predict_proba(x).argmax(1)  # first: it checks that the probe is fitted
-            predicted: npt.NDArray[Any] = self.classes_[best]
-            return predicted
-        return self._outputs(x)[:, 0] * self.y_scale_ + self.y_mean_
-
-    def score(self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike) -> float:
-        """Accuracy for classes, R2 for values."""
-        predicted = self.predict(x)
-        return _accuracy(y, predicted) if self.task == "class" else _r2(y, predicted)
-
-
-def _bare(inputs: int, outputs: int) -> nn.Linear:
-    """A layer whose weights are still to be drawn; the usual constructor would draw from the global state."""
-    layer: nn.Linear = skip_init(nn.Linear, inputs, outputs)
-    return layer
-
-
-def _network(d: int, hidden: int, outputs: int, generator: torch.Generator) -> nn.Sequential:
-    """Layers with torch's usual initial range, drawn from ``generator`` and not from the global state."""
-    first, second = (_bare(*shape) for shape in ((d, hidden), (hidden, outputs)))
-    with torch.no_grad():
-        for layer in (first, second):
-            bound = float(layer.in_features) ** -0.5
-            for parameter in layer.parameters():
-                parameter.uniform_(-bound, bound, generator=generator)
-    return nn.Sequential(first, nn.ReLU(), second)
+        return class_direction(self.coef_, self.classes_, class_)

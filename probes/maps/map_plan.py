@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from probes.config import TEXT_TOKENS, SweepConfig
 from probes.evaluation.folds import Mask, encode
-from probes.selection import Selection
+from probes.probe_data import ProbeData
 from tasks.errors import UserError
 from tasks.example import Example
 
@@ -37,7 +37,7 @@ class MapPlan:
     notes: tuple[str, ...] = ()
 
 
-def plan_maps(selection: Selection, config: SweepConfig) -> MapPlan:
+def plan_maps(selection: ProbeData, config: SweepConfig) -> MapPlan:
     """The examples to map, one of a group and drawn by the seed, and the targets that can still be fitted without them.
 
     Groups whose absence would leave a class without examples are passed over as long as others will do.

@@ -7,7 +7,6 @@ A few examples are set aside with their groups (``plan_maps``); for each site an
 stored, pooled activations of the others, and applied to the patches of those few (``write_maps``).
 """
 
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,32 +19,32 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from PIL import Image
 from torch import Tensor
 
 from models.capture import capture
 from models.hooks import CaptureError
-from models.inputs import Inputs, image_processor, prepare
+from models.inputs import Inputs, prepare
 from models.llava import Llava
+from models.pixels import to_png
 from models.sites import Site
 from probes.activations.store import ActivationStore
 from probes.config import RUN, SweepConfig
 from probes.evaluation.evaluate import STRENGTHS, choose_strengths
-from probes.evaluation.folds import InnerSplit, Mask, Plan, TargetPlan
+from probes.evaluation.folds import FoldPlan, InnerSplit, Mask, TargetPlan
+from probes.evaluation.jobs import fit_logistic
 from probes.evaluation.parallel import each_site, processes_for
-from probes.linear.batch import fit_logistic
-from probes.linear.estimators import LogisticProbe, MassMeanProbe, MLPProbe
-from probes.linear.solver import rotate, solve_logistic, to_original
+from probes.evaluation.refit import fit_logistic_probes
+from probes.linear.estimators import LogisticProbe, MassMeanProbe
+from probes.linear.mlp import MLPProbe
+from probes.linear.solver import rotate
 from probes.maps.map_plan import MapPlan
-from probes.selection import Selection, plan_for
+from probes.probe_data import ProbeData
 from records.manifest import read_manifest, write_atomically
 from tasks.errors import UserError, user_errors
 from tasks.example import Example, Label
 
 TABLE, ABOUT, PICTURES = "maps.parquet", "maps.json", "maps"
 COLUMNS = ("target", "site", "part", "name", "layer", "depth", "example", "row", "col", "p_true", "predicted")
-# Relative to the coefficients' norm. Probabilities are shown, not only the largest class, so finer than a sweep's fits.
-TOLERANCE = 3e-3
 _RANKING = 1e-1  # which of three strengths, a factor of ten apart, is best shows that far from the optimum
 
 PatchProbe = LogisticProbe | MassMeanProbe | MLPProbe  # classes are codes: column c of predict_proba is class c
@@ -117,7 +116,8 @@ def write_maps(
     store: ActivationStore,
     sites: Sequence[Site],
     depths: Sequence[float],
-    selection: Selection,
+    selection: ProbeData,
+    folds: Mapping[str, FoldPlan],
     maps: MapPlan,
     config: SweepConfig,
     on_progress: Callable[[int], None],
@@ -132,6 +132,7 @@ def write_maps(
         sites: What is stored.
         depths: For each site its relative depth.
         selection: Examples, targets, tokens.
+        folds: Folds by token group.
         maps: From `plan_maps`; with examples.
         config: Gives probe, folds, preprocessing and seed.
         on_progress: Told the newly done of ``map_steps`` steps.
@@ -139,7 +140,7 @@ def write_maps(
     Raises:
         UserError: If an activation is not finite, or the disk refuses.
     """
-    plans = {group: plan_for(selection, group, config, fitted_only=True) for group in selection.groups}
+    plans = {group: plan.fitted_only() for group, plan in folds.items()}
     targets = {name: plans[selection.tokens[name]].targets[name] for name in maps.targets}
     probes: dict[Site, dict[str, PatchProbe]] = {site: {} for site in sites}
     for group, plan in plans.items():
@@ -185,20 +186,20 @@ def _fit_site(
     store: ActivationStore,
     targets: Sequence[TargetPlan],
     maps: MapPlan,
-    plan: Plan,
+    plan: FoldPlan,
     config: SweepConfig,
 ) -> dict[str, PatchProbe]:
     x = store.read(site, group)[: len(maps.training)].to(device=_device(config), dtype=torch.float32)
     return fit_probes(x, targets, maps.training, plan, config.probing.probe)
 
 
-def map_steps(sites: Sequence[Site], selection: Selection, maps: MapPlan) -> int:
+def map_steps(sites: Sequence[Site], selection: ProbeData, maps: MapPlan) -> int:
     """How many steps ``write_maps`` tells of."""
     return len(sites) * len(selection.groups) + len(maps.examples)
 
 
 def fit_probes(
-    x: Float[Tensor, "example d"], targets: Sequence[TargetPlan], training: Mask, plan: Plan, probe: str
+    x: Float[Tensor, "example d"], targets: Sequence[TargetPlan], training: Mask, plan: FoldPlan, probe: str
 ) -> dict[str, PatchProbe]:
     """For each class target a probe of class codes, fitted on the training examples alone.
 
@@ -224,19 +225,8 @@ def fit_probes(
     path = sorted(STRENGTHS, reverse=True)
     judged = [replace(t, inner=_splits(t, training, plan.folds)) for t in targets]
     picks = choose_strengths(judged, path, 1, lambda jobs, levels: fit_logistic(basis, jobs, levels, _RANKING))
-    labels = torch.from_numpy(np.stack([t.truth for t in targets])).to(x.device)
-    weights = rows.to(x.dtype).expand(len(targets), -1)
-    strengths = [picks[t.name][0] for t in targets]
-    sizes = [len(t.classes) for t in targets]
-    fit = solve_logistic(basis, labels, weights, sizes, x.new_tensor(strengths), tol=TOLERANCE)
     probes: dict[str, PatchProbe] = {}
-    for number, (target, strength) in enumerate(zip(targets, strengths, strict=True)):
-        coef, intercept = to_original(basis, *fit.linear(number))
-        fitted = LogisticProbe(strength, tol=TOLERANCE)
-        fitted.coef_, fitted.intercept_ = coef.double().cpu().numpy(), intercept.double().cpu().numpy()
-        fitted.classes_, fitted.n_iter_ = np.arange(len(target.classes)), int(fit.iterations[number])
-        fitted.n_features_in_ = x.shape[1]
-        probes[target.name] = fitted
+    probes.update(fit_logistic_probes(basis, targets, training, {name: pick[0] for name, pick in picks.items()}))
     return probes
 
 
@@ -265,13 +255,7 @@ def _patches(llava: Llava, inputs: Inputs) -> Bool[Tensor, "1 pos"]:
 def _as_seen(llava: Llava, inputs: Inputs) -> bytes:
     """The first picture after preprocessing, its colours restored, as PNG."""
     assert inputs.pixel_values is not None  # map examples have pictures
-    processor = image_processor(llava)
-    mean, deviation = (torch.tensor(part)[:, None, None] for part in (processor.image_mean, processor.image_std))
-    pixels = inputs.pixel_values[inputs.image_of[0][0]].cpu().float()
-    shown = ((pixels * deviation + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(shown.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return to_png(llava, inputs.pixel_values[inputs.image_of[0][0]])
 
 
 def _about(llava: Llava, inputs: Inputs, example: Example) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from tasks.errors import UserError
 from tasks.example import Picture
 from tasks.pictures import open_picture
-from tasks.readers.tables import DataError
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -27,14 +27,14 @@ class PictureFolder:
     def add(self, name: object, where: str) -> str:
         """The name, checked."""
         if not isinstance(name, str) or not name or "\0" in name:
-            raise DataError(
+            raise UserError(
                 f"image must be a path, got {reprlib.repr(name)} in {where}. Give it relative to the image folder."
             )
         if name not in self.stats:
             # Checked by text and after following links: neither may lead out.
             resolved = Path(os.path.realpath(self.root / name))
             if os.path.isabs(name) or ".." in Path(name).parts or not resolved.is_relative_to(self.root):
-                raise DataError(
+                raise UserError(
                     f"image must stay inside the image folder, got {name!r} in {where}. Move the file into the folder."
                 )
             try:

@@ -13,24 +13,20 @@ from tasks.errors import UserError
 Row = Mapping[str, Any]
 
 
-class DataError(UserError):
-    """The user's data cannot be used; the message names the row and says why."""
-
-
 def open_table(path: Path) -> "Table":
     """The table in a file, by the ending of its name.
 
     Raises:
-        DataError: If there is no such file, or it is neither JSONL nor Parquet.
+        UserError: If there is no such file, or it is neither JSONL nor Parquet.
     """
     if not path.is_file():
-        raise DataError(f"data must be 'scenes' or an existing file, got {str(path)!r}. Check the path.")
+        raise UserError(f"data must be 'scenes' or an existing file, got {str(path)!r}. Check the path.")
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".ndjson"):
         return JsonLines(path)
     if suffix in (".parquet", ".pq"):
         return Parquet(path)
-    raise DataError(f"data must end in .jsonl or .parquet, got {str(path)!r}. Convert it to one of the two.")
+    raise UserError(f"data must end in .jsonl or .parquet, got {str(path)!r}. Convert it to one of the two.")
 
 
 class JsonLines:
@@ -69,9 +65,9 @@ class JsonLines:
         try:
             row = json.loads(line.decode("utf-8-sig"))
         except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
-            raise DataError(f"row must be JSON, got {self.where(number)}: {error}. Write one object a line.") from error
+            raise UserError(f"row must be JSON, got {self.where(number)}: {error}. Write one object a line.") from error
         if not isinstance(row, dict):
-            raise DataError(
+            raise UserError(
                 f"row must be a JSON object, got {type(row).__name__} in {self.where(number)}. Write one object a line."
             )
         return row
@@ -94,7 +90,7 @@ class Parquet:
         try:
             return pq.ParquetFile(self._path)
         except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(
+            raise UserError(
                 f"data must be a readable Parquet file, got {str(self._path)!r} ({error}). Write it again."
             ) from error
 

@@ -1,10 +1,9 @@
-"""Questions about a scene in LLaVA-1.5's response formats: one word or phrase, option letter, yes or no, caption.
+"""Questions about a scene in LLaVA-1.5's response formats: a word or phrase, an option letter, yes or no, a caption.
 
-``ask`` writes one question of a family; ``with_caption`` turns it into the same question about the caption, with no
-picture, so that what the language model can do with words is told apart from what it can do with the image.
+``ask`` makes one question of a family; ``with_caption`` asks the same question of the caption without a picture, which
+separates what the language model can do with words from what it can do with the image.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -13,12 +12,13 @@ import numpy as np
 from tasks.errors import UserError
 from tasks.example import Example
 from tasks.prompts import CAPTION, LETTER, SHORT
-from tasks.scenes.scene import CATEGORIES, COLOURS, KINDS, PLACES, Scene, SceneObject, with_article
+from tasks.scenes.drawings import CATEGORIES, KINDS
+from tasks.scenes.scene import COLOURS, PLACES, Scene, SceneObject, article
 
 Family = Literal["what", "colour", "where", "count", "exists", "category", "choice"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
-OPTION_LETTERS = "ABCD"
-# What a guess is worth: one of the answers the family can have.
+_OPTION_LETTERS = "ABCD"
+# The accuracy of a uniform guess among the possible answers.
 CHANCE: dict[Family, float] = {
     "what": 1 / len(KINDS),
     "colour": 1 / len(COLOURS),
@@ -26,36 +26,40 @@ CHANCE: dict[Family, float] = {
     "count": 1 / 4,
     "exists": 1 / 2,
     "category": 1 / len(CATEGORIES),
-    "choice": 1 / len(OPTION_LETTERS),
+    "choice": 1 / len(_OPTION_LETTERS),
 }
 
 
 def ask(scene: Scene, family: Family, *, seed: int = 0) -> Example:
-    """One question of ``family`` about ``scene``; object, distractors and option order follow from the seed.
+    """One question of ``family`` about ``scene``; the seed determines object, distractors and option order.
 
     Raises:
-        ValueError: If the family is unknown.
+        UserError: If the family is unknown.
+
+    Example:
+        >>> from tasks.scenes.scene import make_scene
+        >>> ask(make_scene(0, split="test"), "colour").answer
+        'green'
     """
-    rng = np.random.default_rng([seed, FAMILIES.index(family) if family in FAMILIES else 0, scene.noise_seed])
+    if family not in FAMILIES:
+        raise UserError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}.")
+    rng = np.random.default_rng([seed, FAMILIES.index(family), scene.noise_seed])
     index = int(rng.integers(len(scene.objects)))
-    thing = scene.objects[index]
-    question, answer = _question(scene, thing, family, rng)
+    question, answer = _question(scene, scene.objects[index], family, rng)
+    return about(scene, index, id=f"{scene.id}/{family}", question=question, answer=answer, family=family)
+
+
+def about(scene: Scene, index: int, *, id: str, question: str, answer: str, family: str) -> Example:  # noqa: A002
+    """An example about object ``index`` of a scene, with its labels and boxes."""
     return Example(
-        id=f"{scene.id}/{family}",
+        id=id,
         pictures=(scene.picture,),
         question=question,
         answer=answer,
         group=scene.id,
         split=scene.split,
-        labels={
-            "kind": thing.kind,
-            "category": thing.category,
-            "colour": thing.colour,
-            "place": thing.place,
-            "count": len(scene.objects),
-            "drawing": thing.family,
-        },
-        boxes={f"object{i}": o.box for i, o in enumerate(scene.objects)},
+        labels=scene.labels(index),
+        boxes=scene.boxes,
         focus=f"object{index}",
         family=family,
     )
@@ -76,33 +80,41 @@ def _question(scene: Scene, thing: SceneObject, family: Family, rng: np.random.G
             there = bool(rng.integers(2))
             others = [k for k in KINDS if k not in kinds]
             kind = thing.kind if there else others[int(rng.integers(len(others)))]
-            return f"Is there {with_article(kind)}?\n{SHORT}", "yes" if there else "no"
+            return f"Is there {article(kind)} {kind}?\n{SHORT}", "yes" if there else "no"
         case "category":
             options = ", ".join(CATEGORIES[:-1]) + " or " + CATEGORIES[-1]
             return f"What is the object at the {thing.place}: {options}?\n{SHORT}", thing.category
         case "choice":
             others = [k for k in KINDS if k != thing.kind]
-            options_ = [thing.kind, *(others[int(i)] for i in rng.choice(len(others), size=3, replace=False))]
-            order = rng.permutation(4)
-            lines = "\n".join(f"{letter}. {options_[int(i)]}" for letter, i in zip(OPTION_LETTERS, order, strict=True))
-            letter = OPTION_LETTERS[[int(i) for i in order].index(0)]
+            choices = [thing.kind, *(others[int(i)] for i in rng.choice(len(others), size=3, replace=False))]
+            order = [int(i) for i in rng.permutation(4)]
+            lines = "\n".join(f"{letter}. {choices[i]}" for letter, i in zip(_OPTION_LETTERS, order, strict=True))
+            letter = _OPTION_LETTERS[order.index(0)]
             return f"What is the object at the {thing.place}?\n{lines}\n{LETTER}", letter
-    raise UserError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}. Pick one of them.")
-
-
-def ask_all(scene: Scene, families: Sequence[Family] = FAMILIES, *, seed: int = 0) -> list[Example]:
-    """One question of each family about ``scene``, in the order given."""
-    return [ask(scene, family, seed=seed) for family in families]
 
 
 def ask_for_caption(scene: Scene) -> Example:
-    """The request for a one-sentence caption, answered by ``scene.caption``."""
-    base = ask(scene, "what")
-    return replace(base, id=f"{scene.id}/caption", question=CAPTION, answer=scene.caption, family="caption")
+    """The request for a one-sentence caption, answered by ``scene.caption``.
+
+    Example:
+        >>> from tasks.scenes.scene import make_scene
+        >>> ask_for_caption(make_scene(0)).question
+        'Provide a one-sentence caption for the provided image.'
+    """
+    return replace(
+        ask(scene, "what"), id=f"{scene.id}/caption", question=CAPTION, answer=scene.caption, family="caption"
+    )
 
 
 def with_caption(example: Example, caption: str) -> Example:
-    """The same question asked of a caption instead of a picture (a text-only example)."""
+    """The same question about a caption instead of a picture (a text-only example).
+
+    Example:
+        >>> from tasks.scenes.scene import make_scene
+        >>> scene = make_scene(0)
+        >>> with_caption(ask(scene, "what"), scene.caption).pictures
+        ()
+    """
     return replace(
         example, id=f"{example.id}/text", pictures=(), question=f"{caption}\n{example.question}", boxes={}, focus=None
     )

@@ -8,16 +8,13 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from figures.knockout import draw_knockout
-from figures.skip import draw_skip
+from figures.curves import draw_curves
 from figures.style import SERIES, WIDTHS, figure_of
-from figures.transplant import draw_transplant
 from tests.figures.tables import patch_table
 
 KNOCKOUT = patch_table(op="knockout", tokens=("image->question", "image->last"), window="0-4")
 SKIP = patch_table(op="skip", tokens=("image", "question"), window="{0}-3")
 TRANSPLANT = patch_table(op="transplant", tokens=("",), names=("weights",), window="0-{0}")
-DRAW = {"knockout": draw_knockout, "skip": draw_skip, "transplant": draw_transplant}
 TABLES = {"knockout": KNOCKOUT, "skip": SKIP, "transplant": TRANSPLANT}
 LABELS = {
     "knockout": {"image->question": "image → question", "image->last": "image → last"},
@@ -35,7 +32,7 @@ def closed() -> Iterator[None]:
 @pytest.mark.parametrize("op", TABLES)
 def test_curves_pass_through_the_values_with_their_intervals_between_two_levels(op: str) -> None:
     results = TABLES[op]
-    panels = DRAW[op](results)
+    panels = draw_curves(results)
     assert [panel.get_ylabel() for panel in panels] == ["logit difference (logits)", "accuracy of the answer"]
     for panel, metric in zip(panels, ("logit_difference", "accuracy"), strict=True):
         for number, (tokens, label) in enumerate(LABELS[op].items()):
@@ -76,13 +73,12 @@ def _twice(*windows: str) -> np.ndarray:
     ],
 )
 def test_axis_tells_the_layers_and_what_a_window_holds(results: pd.DataFrame, expected: str) -> None:
-    draw = DRAW[str(results["op"].iloc[0])]
-    assert draw(results)[0].get_xlabel() == expected
+    assert draw_curves(results)[0].get_xlabel() == expected
 
 
 @pytest.mark.parametrize("width", ["one", "two"])
 def test_one_legend_stands_outside_the_panels_and_names_the_interval(width: str) -> None:
-    panels = draw_knockout(KNOCKOUT, width=width)  # type: ignore[arg-type]
+    panels = draw_curves(KNOCKOUT, width=width)  # type: ignore[arg-type]
     figure = figure_of(panels)
     assert figure.get_figwidth() == WIDTHS[width]
     (legend,) = figure.legends
@@ -94,20 +90,19 @@ def test_one_legend_stands_outside_the_panels_and_names_the_interval(width: str)
 
 def test_curves_of_several_runs_can_share_a_figure_of_the_caller() -> None:
     figure, axes = plt.subplots(2, 2)
-    assert draw_knockout(KNOCKOUT, axes=axes[0], legend=False) == list(axes[0])
-    assert draw_transplant(TRANSPLANT, axes=axes[1]) == list(axes[1])
+    assert draw_curves(KNOCKOUT, axes=axes[0], legend=False) == list(axes[0])
+    assert draw_curves(TRANSPLANT, axes=axes[1]) == list(axes[1])
     assert not figure.legends and axes[0, 1].get_legend() is None and axes[1, 1].get_legend() is not None
     with pytest.raises(ValueError, match="axes must hold 2 Axes, one for each of logit_difference, accuracy, got 1"):
-        draw_knockout(KNOCKOUT, axes=axes[0, 0])
+        draw_curves(KNOCKOUT, axes=axes[0, 0])
 
 
-@pytest.mark.parametrize("op", TABLES)
-def test_a_table_of_another_operation_is_refused(op: str) -> None:
+def test_a_table_without_layers_raises() -> None:
     with pytest.raises(ValueError, match="must hold at least one row with a layer, got none"):
-        DRAW[op](patch_table())
+        draw_curves(patch_table(layers=(None,)))
 
 
 def test_a_table_whose_empty_text_is_nan_is_drawn_the_same() -> None:
     guessed = TRANSPLANT.assign(tokens=np.nan)
-    labels = [[line.get_label() for line in draw_transplant(table)[0].lines] for table in (TRANSPLANT, guessed)]
+    labels = [[line.get_label() for line in draw_curves(table)[0].lines] for table in (TRANSPLANT, guessed)]
     assert labels[0] == labels[1]

@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 
-from figures.head_map import draw_head_map
+from figures.effect_grid import draw_head_map, draw_token_map
 from figures.style import COLOURS, WIDTHS, figure_of
-from figures.token_map import draw_token_map
 from tests.figures.tables import patch_table
 
 

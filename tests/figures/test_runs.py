@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from figures.runs import RunError, draw_patch_run, draw_run, kind_of_run
+from figures.runs import draw_patch_run, draw_run, figures_of
+from figures.saved import RunError, kind_of_run
 from figures.style import figure_of
 from tests.figures.tables import compare_table, evaluations_table, map_table, patch_table, probe_table
 
@@ -65,9 +66,9 @@ def add_maps(folder: Path) -> None:
     ],
 )
 def test_figures_of_a_patch_sweep_are_those_that_fit_the_table(results: pd.DataFrame, expected: list[str]) -> None:
-    assert list(draw_patch_run(results)) == expected
+    assert [drawing.name for drawing in draw_patch_run(results)] == expected
     with pytest.raises(ValueError, match="at least one row"):
-        draw_patch_run(results.iloc[:0])
+        list(draw_patch_run(results.iloc[:0]))
 
 
 def test_a_probe_sweep_gives_scores_by_activation_and_a_map_for_each_target(tmp_path: Path) -> None:
@@ -75,9 +76,9 @@ def test_a_probe_sweep_gives_scores_by_activation_and_a_map_for_each_target(tmp_
     blocks = results[results["layer"].notna()]
     both = pd.concat([results, blocks[blocks["layer"] < 2].assign(name="z")])
     folder = run_folder(tmp_path / "run", "laccolith probe-sweep", both)
-    assert [drawing.name for drawing in draw_run(folder)] == ["score_by_layer", "score_by_layer_z"]
+    assert [drawing.name for drawing in figures_of(folder)] == ["score_by_layer", "score_by_layer_z"]
     add_maps(folder)
-    drawings = {drawing.name: drawing.axes for drawing in draw_run(folder, example=1)}
+    drawings = {drawing.name: drawing.axes for drawing in figures_of(folder, example=1)}
     assert list(drawings)[2:] == ["probe_map_kind", "probe_map_colour"]
     panel = next(iter(drawings["probe_map_colour"]))  # type: ignore[arg-type]
     assert figure_of(panel).get_suptitle() == "colour = red 1: what a probe reads at each patch"
@@ -86,37 +87,51 @@ def test_a_probe_sweep_gives_scores_by_activation_and_a_map_for_each_target(tmp_
     first = maps[(maps["target"] == "colour") & (maps["example"] == "b")].head(6)
     np.testing.assert_allclose(np.asarray(panel.images[1].get_array()).ravel(), first["p_true"])
     with pytest.raises(RunError, match=r"example must be in \[0, 2\)"):
-        list(draw_run(folder, example=2))
+        list(figures_of(folder, example=2))
 
 
 def test_a_comparison_gives_four_figures_and_three_where_nothing_was_timed(tmp_path: Path) -> None:
     kind = "laccolith layerwise-finetune compare"
     names = ["accuracy_by_family", "retention", "plans", "cost_against_retention"]
     timed = run_folder(tmp_path / "timed", kind, compare_table(), "compare.csv")
-    assert [drawing.name for drawing in draw_run(timed)] == names
+    assert [drawing.name for drawing in figures_of(timed)] == names
     untimed = compare_table().assign(flops_ratio=np.nan, step_time_ratio=np.nan)
-    assert [d.name for d in draw_run(run_folder(tmp_path / "not", kind, untimed, "compare.csv"))] == names[:3]
+    assert [d.name for d in figures_of(run_folder(tmp_path / "not", kind, untimed, "compare.csv"))] == names[:3]
+
+
+def test_costs_are_not_drawn_if_retention_is_undefined(tmp_path: Path) -> None:
+    undefined = compare_table().assign(retention=np.nan, lower=np.nan, upper=np.nan)
+    folder = run_folder(tmp_path / "run", "laccolith layerwise-finetune compare", undefined, "compare.csv")
+    assert "cost_against_retention" not in [drawing.name for drawing in figures_of(folder)]
+
+
+def test_a_run_is_drawn_into_its_folder_and_the_figures_are_closed(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", "laccolith patch-sweep", patch_table(op="skip", tokens=("image",)))
+    paths = draw_run(folder)
+    assert [path.png.name for path in paths] == ["token_map.png", "curves.png"]
+    assert all(path.png.is_file() and path.svg.parent == folder / "figures" for path in paths)
+    assert not plt.get_fignums()
 
 
 def test_a_tuning_run_gives_the_diagram_of_its_plan_on_its_own_model(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", "laccolith layerwise-finetune", None)
     with pytest.raises(RunError, match=r"must hold plan\.json for a plan diagram"):
-        list(draw_run(folder))
+        list(figures_of(folder))
     plan = {"layers": "3-4", "train": ["projector"], "method": "full", "name": "band"}
     (folder / "plan.json").write_text(json.dumps({"plan": plan, "layers": [3, 4]}))
     (folder / "config.json").write_text(json.dumps({"text_config": {"num_hidden_layers": 12}}))
-    (drawing,) = draw_run(folder)
+    (drawing,) = figures_of(folder)
     assert drawing.name == "plan"
     filled = [p for p in drawing.axes.patches if p.get_facecolor()[3] > 0]  # type: ignore[union-attr]
     assert len(drawing.axes.patches) == 5 + 12 and len(filled) == 3  # type: ignore[union-attr]
     evaluations_table().to_csv(folder / "evaluations.csv", index=False)
-    assert [drawing.name for drawing in draw_run(folder)] == ["plan", "learning_curve"]
+    assert [drawing.name for drawing in figures_of(folder)] == ["plan", "learning_curve"]
     (folder / "evaluations.csv").write_text("step,set\n1,seen\n")
     with pytest.raises(RunError, match=r"must be the table of a layerwise-finetune run, got no family"):
-        list(draw_run(folder))
+        list(figures_of(folder))
     evaluations_table().to_csv(folder / "evaluations.csv", index=False)
     (folder / "config.json").unlink()  # a run that goes on still, or saved adapters alone
-    assert [drawing.name for drawing in draw_run(folder)] == ["learning_curve"]
+    assert [drawing.name for drawing in figures_of(folder)] == ["learning_curve"]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +153,7 @@ def test_csv_and_parquet_give_the_same_figure(tmp_path: Path) -> None:
     results = patch_table(op="transplant", tokens=("",), names=("weights",), window="0-{0}")
     shown = []
     for name in ("results.csv", "results.parquet"):
-        (drawing,) = draw_run(run_folder(tmp_path / name[8:], "laccolith patch-sweep", results, name))
+        (drawing,) = figures_of(run_folder(tmp_path / name[8:], "laccolith patch-sweep", results, name))
         panel = next(iter(drawing.axes))  # type: ignore[arg-type]
         shown.append([(line.get_label(), np.asarray(line.get_ydata(), dtype=float).tolist()) for line in panel.lines])
     assert shown[0] == shown[1]
@@ -152,16 +167,16 @@ def test_what_is_no_finished_run_is_refused_with_what_is_missing(tmp_path: Path)
     with pytest.raises(RunError, match="got one of 'laccolith bake'"):
         kind_of_run(run_folder(tmp_path / "other", "laccolith bake", None))
     with pytest.raises(RunError, match=r"RUN must be finished, got a probe-sweep run without results\.parquet"):
-        list(draw_run(run_folder(tmp_path / "half", "laccolith probe-sweep", None)))
+        list(figures_of(run_folder(tmp_path / "half", "laccolith probe-sweep", None)))
     lacking = run_folder(tmp_path / "old", "laccolith patch-sweep", patch_table().drop(columns="recovered"))
     with pytest.raises(RunError, match="table of a patch-sweep run, got no recovered"):
-        list(draw_run(lacking))
+        list(figures_of(lacking))
     (tmp_path / "old" / "manifest.json").write_text("{")
     with pytest.raises(RunError, match="must be readable JSON"):
         kind_of_run(lacking)
     (tmp_path / "empty" / "compare.csv").write_text("")
     with pytest.raises(RunError, match="must be a readable table"):
-        list(draw_run(tmp_path / "empty"))
+        list(figures_of(tmp_path / "empty"))
 
 
 def call(module: str, *arguments: str | Path, expected: int = 0) -> tuple[list[str], str]:

@@ -11,6 +11,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from figures.effect_grid import draw_token_map
 from figures.style import (
     COLOURS,
     DIVERGING,
@@ -27,7 +28,6 @@ from figures.style import (
     save_figure,
     style,
 )
-from figures.token_map import draw_token_map
 from tests.figures.tables import patch_table
 
 # Machado, Oliveira and Fernandes 2009, "A Physiologically-based Model for Simulation of Color Vision Deficiency",
@@ -141,7 +141,7 @@ def test_a_figure_of_the_caller_is_saved_with_all_that_stands_beside_its_panels(
     with Image.open(save_figure(ax, tmp_path / "own").png) as image:
         assert image.width > 2 * 200
     ax.remove()
-    with pytest.raises(ValueError, match="drawn must stand in a figure"):
+    with pytest.raises(ValueError, match="drawn must belong to a figure"):
         figure_of(ax)
 
 

@@ -148,8 +148,8 @@ def test_disk_that_fills_up_on_the_way_is_one_sentence_and_the_run_goes_on_later
         for module in ("interventions.sweep", "interventions.batch_file", "records.tables"):
             patched.setattr(f"{module}.write_atomically", write)
         if full_at == "figures":
-            patched.setattr("interventions.sweep.save_figure", lambda figure, path: write(Path(full_at), b""))
-        refused(sweep(*line), "must fit on the disk", "No space left on device", "start again")
+            patched.setattr("figures.runs.save_figure", lambda figure, path: write(Path(full_at), b""))
+        refused(sweep(*line), "room on the disk", "No space left on device", "start the same command again")
     assert (run / "results.parquet").exists() == (full_at == "figures")
     assert sweep(*line).code == 0
     assert len(pd.read_csv(run / "results.csv")) == 2  # two metrics of one cell

@@ -10,9 +10,10 @@ from torch.testing import assert_close
 
 from models.adapter import Attention
 from models.capture import capture
-from models.inputs import PaddingSide, Preprocess, prepare
+from models.inputs import PaddingSide, prepare
 from models.llava import Llava
 from models.loading.load import load
+from models.pixels import Preprocess
 from models.sites import all_sites
 from models.tokens import GroupName
 from tasks.example import Example, Picture

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from models.llava import Llava
-from models.loading.checkpoints import CheckpointError, _read_bin, random_weights, weight_files
+from models.loading.checkpoints import _read_bin, random_weights, weight_files
 from models.loading.load import load
 from models.loading.processors import offline_processor
+from tasks.errors import UserError
 from tests.conftest import tiny_config
 
 
@@ -80,7 +81,7 @@ def test_shards_and_a_folder_given_as_text_load_alike(llava: Llava, copied: Path
     assert_close(_logits(load(str(copied))), _logits(llava), rtol=0, atol=0)
     first = sorted(copied.glob("*.safetensors"))[0]
     first.unlink()
-    with pytest.raises(CheckpointError, match=f"must hold every file of its index, got no '{first.name}'"):
+    with pytest.raises(UserError, match=f"must hold every file of its index, got no '{first.name}'"):
         load(copied)
 
 
@@ -99,26 +100,26 @@ def test_a_missing_key_is_refused_by_name(copied: Path) -> None:
         return {key: tensor for key, tensor in weights.items() if key != gone[0]}
 
     _rewrite(copied, drop)
-    with pytest.raises(CheckpointError, match=r"got missing 'model\.language_model\.layers\.1\.mlp\.up_proj\.weight'"):
+    with pytest.raises(UserError, match=r"got missing 'model\.language_model\.layers\.1\.mlp\.up_proj\.weight'"):
         load(copied)
 
 
 def test_an_unexpected_key_is_refused_by_name(copied: Path) -> None:
     _rewrite(copied, lambda weights: {**weights, "model.mm_projector.0.weight": torch.zeros(2)})
-    with pytest.raises(CheckpointError, match=r"got unexpected 'model\.mm_projector\.0\.weight'"):
+    with pytest.raises(UserError, match=r"got unexpected 'model\.mm_projector\.0\.weight'"):
         load(copied)
 
 
 def test_a_misshapen_key_is_refused_by_name(copied: Path) -> None:
     _rewrite(copied, lambda ws: {k: v[:, :-1].contiguous() if "lm_head" in k else v for k, v in ws.items()})
-    with pytest.raises(CheckpointError, match=r"lm_head\.weight' must have shape \(640, 48\), got \(640, 47\)"):
+    with pytest.raises(UserError, match=r"lm_head\.weight' must have shape \(640, 48\), got \(640, 47\)"):
         load(copied)
 
 
 def test_a_truncated_file_is_refused(copied: Path) -> None:
     path = copied / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"checkpoint file must be complete, got model\.safetensors"):
+    with pytest.raises(UserError, match=r"checkpoint file must be complete, got model\.safetensors"):
         load(copied)
 
 
@@ -142,7 +143,7 @@ def test_a_bin_file_with_code_is_refused_and_not_run(copied: Path, tmp_path: Pat
     (copied / "model.safetensors").unlink()
     trap = tmp_path / "trap"
     torch.save({"lm_head.weight": _Trap(trap)}, copied / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"plain tensors only, got something else in pytorch_model\.bin"):
+    with pytest.raises(UserError, match=r"plain tensors only, got something else in pytorch_model\.bin"):
         load(copied)
     assert not trap.exists()
     pickle.loads(pickle.dumps(_Trap(trap)))  # the trap works: plain unpickling does run it
@@ -152,20 +153,20 @@ def test_a_bin_file_with_code_is_refused_and_not_run(copied: Path, tmp_path: Pat
 def test_a_bin_file_of_something_else_is_refused(copied: Path) -> None:
     (copied / "model.safetensors").unlink()
     torch.save([torch.zeros(2)], copied / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="plain tensors only"):
+    with pytest.raises(UserError, match="plain tensors only"):
         load(copied)
 
 
 def test_a_folder_without_weights_config_or_tokenizer_is_refused(copied: Path, tmp_path: Path) -> None:
     (copied / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match="must hold its tokenizer and preprocessor files"):
+    with pytest.raises(UserError, match="must hold its tokenizer and preprocessor files"):
         load(copied)
     (copied / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"must hold \*.safetensors"):
+    with pytest.raises(UserError, match=r"must hold \*.safetensors"):
         load(copied)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(CheckpointError, match=r"must hold config\.json, got none in 'empty'"):
+    with pytest.raises(UserError, match=r"must hold config\.json, got none in 'empty'"):
         load(empty)
 
 
@@ -189,7 +190,7 @@ def test_another_architecture_is_refused(copied: Path, change: dict[str, object]
     for key, value in change.items():
         config[key] = {**config[key], **value} if isinstance(value, dict) else value
     (copied / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(UserError, match=message):
         load(copied)
 
 
@@ -223,7 +224,7 @@ def test_the_offline_tokenizer_writes_any_text_and_one_image_token() -> None:
 @pytest.mark.parametrize("content", [b"hello", b".", b"}u.", b""])
 def test_a_bin_that_is_no_pickle_at_all_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(content)
-    with pytest.raises(CheckpointError, match="plain tensors only"):
+    with pytest.raises(UserError, match="plain tensors only"):
         _read_bin(tmp_path / "pytorch_model.bin")
 
 
@@ -231,5 +232,5 @@ def test_a_bin_that_is_no_pickle_at_all_is_refused(tmp_path: Path, content: byte
 def test_a_broken_index_is_refused(tmp_path: Path, index: str) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(CheckpointError, match="must hold a weight_map"):
+    with pytest.raises(UserError, match="must hold a weight_map"):
         weight_files(tmp_path)

@@ -14,10 +14,12 @@ from PIL import Image
 from torch.testing import assert_close
 from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
 
-from models.inputs import Geometry, Preprocess, expand_to_square, image_processor, prepare
+from models.inputs import prepare
 from models.llava import Llava
+from models.pixels import Geometry, Preprocess, expand_to_square, image_processor
+from tasks.errors import UserError
 from tasks.example import Box, Example, Picture
-from tasks.pictures import PictureError, open_picture
+from tasks.pictures import open_picture
 from tasks.prompts import SYSTEM, vicuna_v1
 
 SIZES = [(40, 23), (23, 40), (41, 24), (24, 41), (33, 33), (7, 90), (301, 200)]  # wide, tall, odd differences, small
@@ -264,7 +266,7 @@ def test_a_bad_picture_is_refused_by_name_before_anything_runs(llava: Llava, tmp
     openers: list[Callable[[], Image.Image]] = [lambda: open_picture(path), lambda: Image.open(path)]
     for opener in openers:  # our own reader, and a caller's that leaves decoding to Pillow
         bad = Picture(key=str(path), open=opener)
-        with pytest.raises(PictureError, match=f"{broken}.png"):
+        with pytest.raises(UserError, match=f"{broken}.png"):
             prepare(llava, [_example(good), _example(bad)])
 
 
@@ -277,7 +279,7 @@ def test_a_decompression_bomb_is_refused_by_name(
     for opener in (lambda: open_picture(tmp_path / "bomb.png"), lambda: Image.open(tmp_path / "bomb.png")):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a caller that does not turn Pillow's warning into an error
-            with pytest.raises(PictureError, match="bomb.png"):
+            with pytest.raises(UserError, match="bomb.png"):
                 prepare(llava, [_example(Picture(key="bomb.png", open=opener))])
 
 
@@ -287,7 +289,7 @@ def test_a_picture_too_elongated_to_prepare_is_refused_by_name(
 ) -> None:
     strip = _example(_picture(Image.new("RGB", (3000, 1)), "strip"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
-    with pytest.raises(PictureError, match="at most 1000000 pixels to prepare, got 3000 x 1 in 'strip'"):
+    with pytest.raises(UserError, match="at most 1000000 pixels to prepare, got 3000 x 1 in 'strip'"):
         prepare(llava, [strip], preprocess=preprocess)
 
 

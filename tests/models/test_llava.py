@@ -9,9 +9,9 @@ from torch.testing import assert_close
 
 from models.hooks import CaptureError
 from models.llava import Llava
-from models.loading.checkpoints import CheckpointError
 from models.loading.load import load, probe_forward, randomised
 from models.sites import Site, all_sites
+from tasks.errors import UserError
 from tests.conftest import tiny_config
 
 
@@ -74,7 +74,7 @@ def test_tied_embeddings_stay_tied() -> None:
 def test_another_architecture_is_refused_as_a_config_too() -> None:
     config = tiny_config()
     config.text_config.model_type = "mistral"
-    with pytest.raises(CheckpointError, match=r"must be LLaVA-1\.5"):
+    with pytest.raises(UserError, match=r"must be LLaVA-1\.5"):
         load(config)
 
 
@@ -114,7 +114,17 @@ def test_the_tiny_random_model_loads_by_name_in_under_a_second_and_follows_the_s
     assert time.process_time() - began < 1
     assert (tiny.id, tiny.n_layers, tiny.d_model, tiny.grid) == ("random:tiny@0", 4, 48, (4, 4))
     assert (tiny.n_heads, tiny.n_kv_heads, tiny.n_vision_layers) == (6, 2, 3)
+    assert load("random:tiny", dtype="bfloat16").dtype == torch.bfloat16
+    with pytest.raises(UserError, match="dtype must be float32, bfloat16 or float16, got int8"):
+        load("random:tiny", dtype="int8")
     assert load("random:tiny").weight_hash == tiny.weight_hash != load("random:tiny", seed=1).weight_hash
     text = tiny.config.text_config
     marks = tiny.tokenizer.convert_ids_to_tokens([text.bos_token_id, text.eos_token_id, text.pad_token_id])
     assert marks == ["<s>", "</s>", "<pad>"]
+
+
+def test_on_the_device_meta_a_published_size_has_shapes_and_no_values() -> None:
+    big = load("random:llava-1.5-7b", device="meta", dtype=torch.bfloat16)
+    assert {p.device.type for p in big.model.parameters()} == {"meta"}
+    assert (big.n_layers, big.d_model, big.dtype) == (32, 4096, torch.bfloat16)
+    assert big.model.num_parameters() == 7_063_427_072

@@ -29,9 +29,9 @@ from transformers import (
 from models.convert import main
 from models.inputs import prepare
 from models.llava import Llava
-from models.loading.checkpoints import CheckpointError
 from models.loading.load import load
 from models.loading.original import is_original, read_original
+from tasks.errors import UserError
 from tasks.prompts import CAPTION, LETTER, SHORT, SYSTEM, vicuna_v1
 from tests.conftest import make_examples
 
@@ -256,14 +256,14 @@ def test_a_stage_1_folder_takes_its_language_model_from_elsewhere(tmp_path: Path
     authors.llama.save_pretrained(base)
     write_tokenizer(base, sentences)
     write_tower(tmp_path / "clip", authors)
-    with pytest.raises(CheckpointError, match=r"only mm_projector.bin in pretrain. Name it: load\(..., base="):
+    with pytest.raises(UserError, match=r"only mm_projector.bin in pretrain. Name it: load\(..., base="):
         load(folder)
     llava = load(folder, base=base)
     check_same(llava, authors)
     state = torch.load(folder / "mm_projector.bin", weights_only=True)
     torch.save({k: v + 1 for k, v in state.items()}, folder / "mm_projector.bin")
     assert load(folder, base=base).weight_hash != llava.weight_hash  # every file that was read counts
-    with pytest.raises(CheckpointError, match="base is for original stage-1 folders"):
+    with pytest.raises(UserError, match="base is for original stage-1 folders"):
         load("smol-stage1", base=base)
     described = json.loads((base / "config.json").read_text())
     for changes, message in (
@@ -272,7 +272,7 @@ def test_a_stage_1_folder_takes_its_language_model_from_elsewhere(tmp_path: Path
         ({"rms_norm_eps": None}, "got no rms_norm_eps in vicuna"),
     ):
         (base / "config.json").write_text(json.dumps({**described, **changes}))
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(UserError, match=message):
             load(folder, base=base)
 
 
@@ -299,7 +299,7 @@ def test_the_converted_folder_opens_in_plain_transformers(
 
 def test_the_published_tower_inside_a_checkpoint_needs_no_download(write: Write) -> None:
     folder, _ = write(mm_vision_tower="openai/clip-vit-large-patch14-336")
-    with pytest.raises(CheckpointError, match=r"must have shape .*1024.* got"):
+    with pytest.raises(UserError, match=r"must have shape .*1024.* got"):
         load(folder)  # the sizes of the real one are known without it
     read = read_original(folder)
     assert (read.config.image_seq_length, read.processor.image_processor.crop_size["height"]) == (576, 336)
@@ -361,25 +361,25 @@ def test_what_is_no_llava_is_refused(write: Write, changes: dict[str, object], m
 def test_factors_a_missing_tokenizer_and_a_missing_tower_are_refused(write: Write) -> None:
     folder, _ = write(inside=False)
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="Merge them first"):
+    with pytest.raises(UserError, match="Merge them first"):
         load(folder)
     (folder / "adapter_config.json").unlink()
     shutil.rmtree(folder / "clip")
-    with pytest.raises(CheckpointError, match="mm_vision_tower must be a folder"):
+    with pytest.raises(UserError, match="mm_vision_tower must be a folder"):
         load(folder)
     write_tower(folder / "clip", Authors("linear"))
-    with pytest.raises(CheckpointError, match="base is for folders that hold a projector alone"):
+    with pytest.raises(UserError, match="base is for folders that hold a projector alone"):
         load(folder, base=folder)
     (folder / "clip" / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="config.json must be readable"):
+    with pytest.raises(UserError, match="config.json must be readable"):
         load(folder)
     (folder / "tokenizer.model").write_bytes(b"no tokenizer")
-    with pytest.raises(CheckpointError, match=r"must hold LLaMA's tokenizer.model"):
+    with pytest.raises(UserError, match=r"must hold LLaMA's tokenizer.model"):
         load(folder)
     (folder / "tokenizer.model").unlink()
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "byte_fallback": False}}))
-    with pytest.raises(CheckpointError, match=r"got a tokenizer.json of another kind"):
+    with pytest.raises(UserError, match=r"got a tokenizer.json of another kind"):
         load(folder)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match=r"must hold LLaMA's tokenizer.model, got none"):
+    with pytest.raises(UserError, match=r"must hold LLaMA's tokenizer.model, got none"):
         load(folder)

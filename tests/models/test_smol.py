@@ -17,7 +17,7 @@ from models.loading.load import load
 from models.loading.smol import compose
 from models.sites import Site, all_sites
 from tasks.prompts import vicuna_v1
-from tasks.scenes.questions import ask, ask_all
+from tasks.scenes.questions import FAMILIES, ask
 from tasks.scenes.scene import make_scene
 from tests.models.oracles import language_by_transformers, values_by_nnsight, vision_by_transformers
 from tuning.embedded.score import Loaded, generate, load_plain, score_condition
@@ -133,6 +133,6 @@ def test_it_answers_and_it_looks(plain: Loaded) -> None:
 
 def test_answers_end_where_they_should(plain: Loaded) -> None:
     scene = make_scene(11, split="test")
-    questions = ask_all(scene)
+    questions = [ask(scene, family) for family in FAMILIES]
     said = generate(plain, [vicuna_v1(e.question) for e in questions], [scene.picture.open()] * len(questions))
     assert all(1 <= len(text.split()) <= 2 for text in said)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
-from models.inputs import Inputs, PaddingSide, Preprocess, prepare
+from models.inputs import Inputs, PaddingSide, prepare
 from models.llava import Llava
+from models.pixels import Preprocess
 from models.tokens import (
     GROUPS,
     Group,
@@ -18,9 +19,9 @@ from models.tokens import (
     position_of,
     token_mask,
 )
-from tasks.datasets import scenes_probe_dataset
 from tasks.example import Box, Example, Picture
 from tasks.prompts import SHORT
+from tasks.scenes.datasets import scenes_dataset
 
 SIDES: tuple[PaddingSide, ...] = ("left", "right")
 PREPROCESSES: tuple[Preprocess, ...] = ("pad", "hf")
@@ -161,7 +162,7 @@ def test_ink_in_a_box_falls_on_the_pixels_of_the_patches_that_the_box_selects(
 
 @pytest.mark.parametrize("padding_side", SIDES)
 def test_object_selects_the_patches_whose_centre_lies_in_the_focus_box(llava: Llava, padding_side: PaddingSide) -> None:
-    examples = list(scenes_probe_dataset(n=6).examples)
+    examples = list(scenes_dataset(n=6).examples)
     inputs = prepare(llava, examples, padding_side=padding_side)
     mask = token_mask(inputs, "object", llava, examples)
     cell = 112 / llava.grid[0]

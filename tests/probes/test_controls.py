@@ -4,26 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from probes.evaluation.controls import control_labels, pixel_features, shuffle_over_groups
-
-
-def test_shuffling_moves_whole_groups_and_keeps_the_label_counts() -> None:
-    groups = np.array(["a", "a", "b", "c", "c", "d", "e", "e"] * 1 + ["f"] * 2)
-    labels = np.array([0, 0, 1, 2, 2, 3, 4, 4, 5, 5])
-    generator = np.random.default_rng(0)
-    draws = [labels[shuffle_over_groups(groups, generator=generator)] for _ in range(50)]
-    for shuffled in draws:
-        assert sorted(shuffled) == sorted(labels)
-        assert all(len(set(shuffled[groups == g])) == 1 for g in set(groups))
-    assert len({tuple(d) for d in draws}) > 10
-
-
-def test_groups_of_unequal_sizes_are_dealt_out_again() -> None:
-    groups = np.repeat([0, 1, 2], [1, 2, 3])
-    generator = np.random.default_rng(0)
-    draws = {tuple(shuffle_over_groups(groups, generator=generator)) for _ in range(50)}
-    assert all(sorted(d) == list(range(6)) for d in draws)
-    assert len(draws) == 6  # every order of three groups
+from probes.evaluation.controls import control_labels, pixel_features
 
 
 def test_a_type_has_one_control_label_drawn_from_the_label_distribution() -> None:

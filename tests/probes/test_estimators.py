@@ -1,19 +1,27 @@
 """The probes behave as scikit-learn estimators and hand out directions."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from sklearn.base import clone
+from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import NearestCentroid
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
 
-from probes.linear.estimators import LogisticProbe, MassMeanProbe, MLPProbe, RidgeProbe
+from probes.linear.estimators import LogisticProbe, MassMeanProbe, RidgeClassifierProbe, RidgeProbe
+from probes.linear.mlp import MLPProbe, MLPRegressorProbe
 
 PROBES = [
     LogisticProbe(),
-    RidgeProbe(task="class"),
+    RidgeClassifierProbe(),
     MassMeanProbe(),
     MassMeanProbe(whiten=True),
     MLPProbe(hidden=16, learning_rate=1e-2, max_epochs=40),
@@ -52,8 +60,7 @@ def test_logistic_coefficients_equal_scikit_learn_on_raw_activations(classes: in
         ours.intercept_, theirs.intercept_, atol=5e-3
     )  # carries the means of x, up to 4 a dimension
     np.testing.assert_allclose(ours.predict_proba(x), theirs.predict_proba(x), atol=1e-3)
-    shape = (len(x),) if classes == 2 else (len(x), classes)
-    np.testing.assert_allclose(ours.decision_function(x).reshape(shape), theirs.decision_function(x), atol=1e-2)
+    np.testing.assert_allclose(ours.decision_function(x), theirs.decision_function(x), atol=1e-2)
 
 
 def test_standardised_coefficients_are_for_the_activations_as_given() -> None:
@@ -117,7 +124,7 @@ def test_the_mlp_reads_what_is_not_linear_and_repeats_itself() -> None:
     assert np.array_equal(first.predict_proba(x), again.predict_proba(x))
     assert not np.array_equal(first.predict_proba(x), other.predict_proba(x))
     value = x[:, 0] * x[:, 1] * 10 + 100
-    assert MLPProbe(hidden=32, learning_rate=1e-2, max_epochs=60, task="continuous").fit(x, value).score(x, value) > 0.8
+    assert MLPRegressorProbe(hidden=32, learning_rate=1e-2, max_epochs=60).fit(x, value).score(x, value) > 0.8
 
 
 def test_the_mlp_stops_on_held_out_groups() -> None:
@@ -140,13 +147,47 @@ def test_too_few_steps_warn() -> None:
         LogisticProbe(strength=1e-3, max_iter=1).fit(x, y)
 
 
+CHECKS = """
+from sklearn.utils.estimator_checks import check_estimator
+from probes import *
+check_estimator({probe}, on_skip=None)
+"""
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        "LogisticProbe()",
+        "RidgeProbe()",
+        "RidgeClassifierProbe()",
+        "MassMeanProbe()",
+        "MassMeanProbe(whiten=True)",
+        "MLPProbe(hidden=16, learning_rate=1e-2, max_epochs=60)",
+        "MLPRegressorProbe(hidden=16, learning_rate=1e-2, max_epochs=60)",
+    ],
+)
+def test_probes_pass_the_checks_of_scikit_learn(probe: str) -> None:
+    """In a process without runtime type checks: the checks pass arguments of wrong types on purpose."""
+    subprocess.run([sys.executable, "-c", CHECKS.format(probe=probe)], cwd=Path(__file__).parents[2], check=True)
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=str)
+def test_probes_are_classifiers_in_pipelines_and_stratified_cross_validation(probe: object) -> None:
+    assert is_classifier(probe)
+    x, y = blobs(2)
+    order = np.argsort(y)  # folds that are not stratified would hold one class each
+    scores = cross_val_score(Pipeline([("scale", StandardScaler()), ("probe", probe)]), x[order], y[order], cv=2)
+    assert scores.min() > 0.9
+    assert is_regressor(RidgeProbe()) and is_regressor(MLPRegressorProbe())
+
+
 @pytest.mark.parametrize("probe", PROBES, ids=str)
 def test_errors_name_the_argument_and_the_remedy(probe: object) -> None:
-    x, y = blobs(2)
-    fresh = clone(probe)
+    array, y = blobs(2)
+    fresh, x = clone(probe), torch.from_numpy(array)
     with pytest.raises(NotFittedError):
         fresh.predict(x)
-    with pytest.raises(ValueError, match="y must have at least two classes, got only"):
+    with pytest.raises(ValueError, match="y must have at least two classes, got one class"):
         fresh.fit(x, np.full(len(x), "a"))
     with pytest.raises(ValueError, match="y must have one label per example"):
         fresh.fit(x, y[:3])
@@ -154,7 +195,7 @@ def test_errors_name_the_argument_and_the_remedy(probe: object) -> None:
         fresh.fit(x[:0], y[:0])
     with pytest.raises(ValueError, match="x must have 12 dimensions, as fitted, got 5"):
         fresh.fit(x, y).predict(x[:, :5])
-    broken = x.copy()
+    broken = x.clone()
     broken[4, 0] = np.nan
     with pytest.raises(ValueError, match="NaN or infinity in example 4"):
         fresh.fit(broken, y)

@@ -1,27 +1,40 @@
 """Cross-validation: known answers, controls, leaks, intervals, determinism."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
-import scipy.stats
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from probes.evaluation import evaluate as module
-from probes.evaluation.evaluate import cross_validate, evaluate
+from probes.evaluation.evaluate import STRENGTHS, Result, evaluate
 from probes.evaluation.folds import plan_folds
 from probes.evaluation.scores import (
-    benjamini_hochberg,
-    draw_resamples,
     permutation_p_classes,
     score_classes,
     score_values,
 )
+from records.resampling import adjust_p, draw_groups, draw_permutations
 
 
 def noise(n: int, d: int, *, seed: int) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def cross_validate(
+    x: Tensor,
+    labels: Mapping[str, npt.ArrayLike],
+    groups: npt.ArrayLike,
+    *,
+    probe: object = "logistic",
+    strengths: Sequence[float] = STRENGTHS,
+    **options: Any,
+) -> Mapping[str, Result]:
+    return evaluate(x, plan_folds(labels, groups, **options), probe=probe, strengths=strengths)
 
 
 def planted(n: int = 240, d: int = 24) -> tuple[list[Tensor], npt.NDArray[np.str_], npt.NDArray[np.int64]]:
@@ -42,7 +55,7 @@ def test_a_planted_direction_is_found_at_its_layer_and_not_at_others(probe: obje
     assert scores[2] > 0.85
     assert all(score < 0.5 for layer, score in enumerate(scores) if layer != 2)
     assert found[2].score.lower > found[2].chance == pytest.approx(1 / 3, abs=0.05)
-    p_values = benjamini_hochberg([result.p_value for result in found])
+    p_values = adjust_p(np.array([result.p_value for result in found]))
     assert (p_values < 0.01).tolist() == [False, False, True, False, False]
 
 
@@ -192,7 +205,7 @@ def test_intervals_cover_the_true_accuracy_about_as_often_as_they_say() -> None:
         # Examples of a group are right or wrong together: intervals over single examples would be far too short.
         right = np.repeat(generator.random(50) < 0.7, 3)
         truth = generator.integers(0, 2, 150)
-        resamples = draw_resamples(group, n_resamples=300, generator=generator)
+        resamples = draw_groups(group, draws=300, generator=generator)
         score = score_classes(truth, np.where(right, truth, 1 - truth), 2, resamples)["accuracy"]
         hits += score.lower <= 0.7 <= score.upper
     assert 0.88 <= hits / 200 <= 0.99
@@ -203,7 +216,7 @@ def test_scores_equal_scikit_learn() -> None:
 
     generator = np.random.default_rng(0)
     truth, guess = generator.integers(0, 4, 90), generator.integers(0, 4, 90)
-    resamples = draw_resamples(np.arange(90), n_resamples=10, generator=generator)
+    resamples = draw_groups(np.arange(90), draws=10, generator=generator)
     score = score_classes(truth, guess, 4, resamples)["balanced_accuracy"]
     assert score.value == pytest.approx(balanced_accuracy_score(truth, guess))
     values, near = generator.normal(size=90) + 1e3, generator.normal(size=90) + 1e3
@@ -223,19 +236,12 @@ def test_p_values_of_cross_validated_noise_keep_their_level() -> None:
 
 def test_permutation_p_values_are_uniform_without_an_effect_and_small_with_one() -> None:
     generator = np.random.default_rng(0)
-    from probes.evaluation.scores import draw_permutations
-
-    permutations = draw_permutations(np.arange(80), n_permutations=199, generator=generator)
+    permutations = draw_permutations(np.arange(80), draws=199, generator=generator)
     draws = generator.integers(0, 3, (200, 2, 80))
     null = [permutation_p_classes(truth, guess, 3, permutations) for truth, guess in draws]
     assert np.mean(np.array(null) <= 0.05) < 0.1
     truth = generator.integers(0, 3, 80)
     assert permutation_p_classes(truth, truth, 3, permutations) == pytest.approx(1 / 200)
-
-
-def test_benjamini_hochberg_equals_scipy() -> None:
-    p = np.random.default_rng(0).random(41) ** 3
-    np.testing.assert_allclose(benjamini_hochberg(p), scipy.stats.false_discovery_control(p))
 
 
 def test_errors_name_the_argument_and_the_remedy() -> None:

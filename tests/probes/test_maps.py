@@ -24,7 +24,7 @@ from probes.config import RUN, DataOptions, ModelOptions, Probe, ProbeOptions, S
 from probes.linear.estimators import LogisticProbe
 from probes.maps.map_plan import MapPlan, plan_maps
 from probes.maps.maps import COLUMNS, fit_probes, read_maps, write_maps
-from probes.selection import Selection, plan_for
+from probes.probe_data import ProbeData, fold_plans
 from probes.sweep import run_sweep
 from records.manifest import new_manifest, write_manifest
 from records.run import FinishedRun
@@ -47,11 +47,11 @@ def chosen(examples: list[Example], *, targets: tuple[Target, ...] = (KIND,), **
     return plan_maps(selection_of(examples, targets), settings)
 
 
-def selection_of(examples: list[Example], targets: tuple[Target, ...] = (KIND,), tokens: str = "image") -> Selection:
-    return Selection("made up", "0", examples, len(examples), None, targets, {t.name: tokens for t in targets})
+def selection_of(examples: list[Example], targets: tuple[Target, ...] = (KIND,), tokens: str = "image") -> ProbeData:
+    return ProbeData("made up", "0", examples, len(examples), None, targets, {t.name: tokens for t in targets})
 
 
-def filled(llava: Llava, folder: Path, selection: Selection, config: SweepConfig) -> ActivationStore:
+def filled(llava: Llava, folder: Path, selection: ProbeData, config: SweepConfig) -> ActivationStore:
     store = ActivationStore(folder / "activations", len(selection.examples), len(selection.examples))
     store.write(store.shards[0], capture_pooled(llava, selection.examples, SITES, selection.groups, config))
     write_manifest(folder, new_manifest(RUN, config.settings))
@@ -59,9 +59,10 @@ def filled(llava: Llava, folder: Path, selection: Selection, config: SweepConfig
 
 
 def table_of(
-    llava: Llava, store: ActivationStore, selection: Selection, maps: MapPlan, config: SweepConfig
+    llava: Llava, store: ActivationStore, selection: ProbeData, maps: MapPlan, config: SweepConfig
 ) -> pd.DataFrame:
-    write_maps(llava, store, SITES, [0.0] * len(SITES), selection, maps, config, lambda n: None)
+    folds = fold_plans(selection, config)
+    write_maps(llava, store, SITES, [0.0] * len(SITES), selection, folds, maps, config, lambda n: None)
     found = read_maps(config.folder)
     assert found is not None
     return found.table
@@ -79,7 +80,7 @@ def test_probability_at_a_patch_is_what_the_public_probe_gives_for_its_token(
     table = table_of(llava, store, selection, maps, config)
     assert len(table) == len(SITES) * 3 * 16
     labels = np.array([str(example.labels["kind"]) for example in examples])
-    plan = plan_for(selection, tokens, config, fitted_only=True)
+    plan = fold_plans(selection, config)[tokens].fitted_only()
     spread = 0.0
     for site in SITES:
         x = store.read(site, tokens)
@@ -127,7 +128,8 @@ def planted(
 
     monkeypatch.setattr("probes.maps.maps.capture", fake)
     maps = plan_maps(selection, config)
-    write_maps(llava, store, SITES[:1], [0.5], selection, maps, config, lambda n: None)
+    folds = fold_plans(selection, config)
+    write_maps(llava, store, SITES[:1], [0.5], selection, folds, maps, config, lambda n: None)
     found = read_maps(tmp_path)
     assert found is not None
     own = found.table["example"].map({example.id: example.labels["kind"] for example in examples})

@@ -16,10 +16,10 @@ import probes.fit_sites
 from models.sites import Site
 from probes.activations.store import ActivationStore
 from probes.config import ProbeOptions, SweepConfig
-from probes.evaluation.folds import Plan, plan_folds
+from probes.evaluation.folds import FoldPlan, plan_folds
 from probes.evaluation.parallel import each_site, processes_for
 from probes.fit_sites import fit_sites
-from probes.selection import Selection
+from probes.probe_data import ProbeData, fold_plans
 from tasks.errors import UserError
 from tasks.example import Target
 from tests.conftest import make_examples
@@ -62,20 +62,21 @@ def test_side_by_side_gives_the_same_table(tmp_path: Path, monkeypatch: pytest.M
     n, generator = 40, torch.Generator().manual_seed(0)
     store = ActivationStore(tmp_path, n, n)
     store.write(store.shards[0], {site: {"image": torch.randn(n, 12, generator=generator)} for site in SITES})
-    selection = Selection("made", "0", make_examples(n), n, None, (Target("kind"),), {"kind": "image"})
+    selection = ProbeData("made", "0", make_examples(n), n, None, (Target("kind"),), {"kind": "image"})
     config = SweepConfig(probing=ProbeOptions(targets=("kind",), folds=2, controls=False))
 
     def table(processes: int) -> tuple[pd.DataFrame, list[int]]:
         monkeypatch.setattr(probes.fit_sites, "processes_for", lambda *_: processes)
         told: list[int] = []
-        return fit_sites(store, None, SITES, [0.0] * len(SITES), selection, config, told.append), told
+        plans = fold_plans(selection, config)
+        return fit_sites(store, None, SITES, [0.0] * len(SITES), selection, plans, config, told.append).table, told
 
     one, two = table(1), table(2)
     pd.testing.assert_frame_equal(one[0], two[0], check_exact=True)
     assert one[1] == two[1] == [1] * len(SITES)
 
 
-def plan(n: int) -> Plan:
+def plan(n: int) -> FoldPlan:
     return plan_folds({"label": [i % 4 for i in range(n)]}, list(range(n)), n_resamples=2)
 
 

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from probes.activations.fill import capture_pooled, layouts, width
 from probes.activations.store import ActivationStore
 from probes.config import DataOptions, ModelOptions, ProbeOptions, SiteOptions, SweepConfig
 from probes.fit_sites import COLUMNS, fit_sites
+from probes.probe_data import ProbeData, fold_plans
 from probes.report_table import onset_row, summarise
-from probes.selection import Selection, plan_for
 from probes.sweep import Estimate, run_sweep
 from records.run import FinishedRun
 from tasks.example import Target
@@ -190,9 +191,11 @@ def planted(tmp_path: Path, *, duplicates: bool = False) -> tuple[pd.DataFrame, 
         )
         for i in range(n)
     ]  # fmt: skip
-    selection = Selection("made up", "0", examples, n, None, (Target("planted"),), {"planted": "image"})
+    selection = ProbeData("made up", "0", examples, n, None, (Target("planted"),), {"planted": "image"})
     settings = SweepConfig(probing=ProbeOptions(targets=("planted",)))
-    return fit_sites(store, None, sites, [0.3, 0.7, 1.0], selection, settings, lambda done: None), sites
+    plans = fold_plans(selection, settings)
+    fitted = fit_sites(store, None, sites, [0.3, 0.7, 1.0], selection, plans, settings, lambda done: None)
+    return fitted.table, sites
 
 
 def test_planted_direction_is_found_at_its_layer_and_at_no_other(tmp_path: Path) -> None:
@@ -210,10 +213,16 @@ def test_label_leaked_through_duplicate_pictures_is_caught_by_grouping(tmp_path:
 
 def test_folds_of_the_control_model_are_those_of_the_model(tmp_path: Path) -> None:
     examples = make_examples(40)
-    selection = Selection("x", "0", examples, 30, "held out", (Target("kind"),), {"kind": "image"})
-    whole = plan_for(selection, "image", SweepConfig())
-    part = plan_for(selection, "image", SweepConfig(), fitted_only=True)
-    np.testing.assert_array_equal(whole.targets["kind"].fold[:30], part.targets["kind"].fold)
+    targets, tokens, config = (Target("kind"),), {"kind": "image"}, SweepConfig(probing=ProbeOptions(controls=False))
+    for last in ("cat", "newt"):  # a transfer set with a class of its own changes nothing
+        examples[-1] = replace(examples[-1], labels={"kind": last})
+        whole = fold_plans(ProbeData("x", "0", examples, 30, "held out", targets, tokens), config)["image"]
+        part = whole.fitted_only()
+        alone = fold_plans(ProbeData("x", "0", examples[:30], 30, None, targets, tokens), config)["image"]
+        for ours, theirs in ((part.targets["kind"], alone.targets["kind"]), (part, alone)):
+            for field in fields(ours):
+                if field.name not in ("targets", "permutations"):
+                    assert str(getattr(ours, field.name)) == str(getattr(theirs, field.name)), field.name
 
 
 def test_onset_is_the_first_layer_near_the_peak_whose_interval_is_above_chance() -> None:

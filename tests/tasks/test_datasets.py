@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.datasets import Dataset, scenes_probe_dataset, scenes_questions_dataset
+from tasks.dataset import Dataset, LazyExamples, join, pick
+from tasks.errors import UserError
 from tasks.example import Example
-from tasks.lazy import LazyExamples
-from tasks.pictures import PictureError, open_picture
-from tasks.scenes.questions import FAMILIES
+from tasks.pictures import open_picture
+from tasks.scenes.datasets import scenes_dataset
+from tasks.scenes.questions import FAMILIES, ask, ask_for_caption
 from tasks.scenes.scene import COLOURS, PLACES, make_scene
 
 
 def test_probe_labels_are_those_of_the_object_in_focus() -> None:
-    data = scenes_probe_dataset(split="test", n=50)
+    data = scenes_dataset(split="test", n=50)
     for i, example in enumerate(data.examples):
         scene = make_scene(i, split="test")
         assert example.focus is not None
@@ -38,23 +39,23 @@ def test_probe_labels_are_those_of_the_object_in_focus() -> None:
 
 
 def test_every_target_is_a_label_of_every_example() -> None:
-    for data in (scenes_probe_dataset(n=5), scenes_questions_dataset(n=2)):
-        for example in data.examples:
-            assert {target.name for target in data.targets} <= set(example.labels)
+    data = scenes_dataset(n=5)
+    for example in data.examples:
+        assert {target.name for target in data.targets} <= set(example.labels)
 
 
 def test_the_object_in_focus_is_drawn_uniformly_and_follows_the_seed() -> None:
-    four = [e for e in scenes_probe_dataset(n=600).examples if e.labels["count"] == 4]
+    four = [e for e in scenes_dataset(n=600).examples if e.labels["count"] == 4]
     counts = Counter(e.focus for e in four)
     # about 150 scenes of four objects: each expected 37 times, standard deviation 5.3, so 4 deviations either way
     assert all(16 < counts[f"object{i}"] < 59 for i in range(4))
     assert {e.labels["place"] for e in four} == set(PLACES)
-    focus = [[e.focus for e in scenes_probe_dataset(n=30, seed=seed).examples] for seed in (0, 0, 1)]
+    focus = [[e.focus for e in scenes_dataset(n=30, seed=seed).examples] for seed in (0, 0, 1)]
     assert focus[0] == focus[1] != focus[2]
 
 
 def test_probe_questions_say_nothing_about_the_scene() -> None:
-    assert len({example.question for example in scenes_probe_dataset(n=30).examples}) == 1
+    assert len({example.question for example in scenes_dataset(n=30).examples}) == 1
 
 
 def test_examples_are_made_on_demand_and_not_kept() -> None:
@@ -75,7 +76,7 @@ def test_examples_are_made_on_demand_and_not_kept() -> None:
 
 def test_memory_does_not_grow_with_the_number_of_examples() -> None:
     def peak(n: int) -> int:
-        data = scenes_probe_dataset(n=n)
+        data = scenes_dataset(n=n)
         tracemalloc.start()
         for _ in data.examples:
             pass
@@ -88,55 +89,63 @@ def test_memory_does_not_grow_with_the_number_of_examples() -> None:
 
 
 def test_several_splits_share_n_and_keep_their_names() -> None:
-    data = scenes_probe_dataset(split="test+unseen", n=7)
+    data = scenes_dataset(split="test+unseen", n=7)
     assert [example.split for example in data.examples] == ["test"] * 4 + ["unseen"] * 3
-    assert [e.id for e in data.examples][:4] == [e.id for e in scenes_probe_dataset(split="test", n=4).examples]
+    assert [e.id for e in data.examples][:4] == [e.id for e in scenes_dataset(split="test", n=4).examples]
     assert len({example.group for example in data.examples}) == 7
 
 
-def test_questions_about_one_scene_share_its_picture_and_group() -> None:
-    data = scenes_questions_dataset(n=3, caption=True)
-    assert len(data) == 3 * (len(FAMILIES) + 1)
-    per_scene = list(data.examples[8:16])
-    assert [e.family for e in per_scene] == [*FAMILIES, "caption"]
-    assert len({e.group for e in per_scene}) == len({e.pictures[0].key for e in per_scene}) == 1
-    assert len({e.id for e in data.examples}) == len(data)
+def test_questions_about_one_scene_share_its_picture_and_group_and_have_the_same_labels_as_the_data_set() -> None:
+    scene = make_scene(3, split="test")
+    asked = [*(ask(scene, family) for family in FAMILIES), ask_for_caption(scene)]
+    assert [e.family for e in asked] == [*FAMILIES, "caption"]
+    assert len({e.group for e in asked}) == len({e.pictures[0].key for e in asked}) == 1
+    assert len({e.id for e in asked}) == len(asked)
+    assert {tuple(e.labels) for e in asked} == {tuple(scenes_dataset(n=4).examples[3].labels)}
+
+
+def test_picked_and_joined_examples_are_made_on_demand() -> None:
+    both = join(scenes_dataset(n=2).examples, scenes_dataset(n=3, seed=1).examples)
+    assert [e.id for e in both] == ["test-0-0", "test-0-1", "test-1-0", "test-1-1", "test-1-2"]
+    assert [e.id for e in both[1:4]] == [both[i].id for i in (1, 2, 3)]
+    picked = pick(both, [4, 0])
+    assert (len(picked), picked[0].id, picked[-1].id) == (2, "test-1-2", "test-0-0")
+    with pytest.raises(IndexError):
+        picked[2]
 
 
 def test_the_digest_names_everything_that_defines_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = scenes_probe_dataset(n=10).digest
-    assert base == scenes_probe_dataset(n=10).digest
+    base = scenes_dataset(n=10).digest
+    assert base == scenes_dataset(n=10).digest
     others = [
-        scenes_probe_dataset(n=11),
-        scenes_probe_dataset(n=10, seed=1),
-        scenes_probe_dataset(n=10, split="train"),
-        scenes_probe_dataset(n=10, size=56),
-        scenes_questions_dataset(n=10),
-        scenes_questions_dataset(n=10, families=("what",)),
+        scenes_dataset(n=11),
+        scenes_dataset(n=10, seed=1),
+        scenes_dataset(n=10, split="train"),
+        scenes_dataset(n=10, size=56),
     ]
     digests = {base, *(data.digest for data in others)}
-    assert len(digests) == 7
+    assert len(digests) == 5
     monkeypatch.setitem(COLOURS, "red", (255, 0, 0))
-    assert scenes_probe_dataset(n=10).digest not in digests
+    assert scenes_dataset(n=10).digest not in digests
 
 
 def test_unusable_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="n must be >= 1, got 0"):
-        scenes_probe_dataset(n=0)
+        scenes_dataset(n=0)
     with pytest.raises(ValueError, match="split must be .* got 'dev'"):
-        scenes_probe_dataset(n=1, split="dev")
+        scenes_dataset(n=1, split="dev")
     with pytest.raises(ValueError, match="split must name each split once"):
-        scenes_probe_dataset(n=1, split="test+test")
+        scenes_dataset(n=1, split="test+test")
     with pytest.raises(ValueError, match="size must be >= 28 pixels"):
-        scenes_probe_dataset(n=1, size=4)
-    with pytest.raises(ValueError, match="families must be some of what, .* got \\['who'\\]"):
-        unwrap(scenes_questions_dataset)(n=1, families=("who",))  # the type checker would speak
+        scenes_dataset(n=1, size=4)
+    with pytest.raises(ValueError, match="family must be one of what, .* got 'who'"):
+        unwrap(ask)(make_scene(0), "who")  # the type checker would raise first
     with pytest.raises(ValueError, match="target must be one of kind, category, .* got 'mood'"):
-        scenes_probe_dataset(n=1).target("mood")
+        scenes_dataset(n=1).target("mood")
 
 
 def test_target_finds_a_target_by_name() -> None:
-    data: Dataset = scenes_probe_dataset(n=1)
+    data: Dataset = scenes_dataset(n=1)
     assert data.target("count").scope == "image"
     assert data.target("kind").scope == "object"
 
@@ -170,20 +179,20 @@ def test_a_truncated_picture_is_refused_by_name(tmp_path: Path, suffix: str) -> 
     Image.fromarray(pixels).save(whole)
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     assert open_picture(whole).size == (64, 64)
-    with pytest.raises(PictureError, match=f"picture must be a readable image file, got .*cut{suffix}"):
+    with pytest.raises(UserError, match=f"picture must be a readable image file, got .*cut{suffix}"):
         open_picture(cut)
 
 
 def test_a_missing_file_a_folder_and_a_text_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match="picture must exist, got .*nowhere.png"):
+    with pytest.raises(UserError, match="picture must exist, got .*nowhere.png"):
         open_picture(tmp_path / "nowhere.png")
-    with pytest.raises(PictureError, match="picture must be a readable image file"):
+    with pytest.raises(UserError, match="picture must be a readable image file"):
         open_picture(tmp_path)
     (tmp_path / "words.png").write_text("not a picture")
-    with pytest.raises(PictureError, match="picture must be a readable image file, got .*words.png"):
+    with pytest.raises(UserError, match="picture must be a readable image file, got .*words.png"):
         open_picture(tmp_path / "words.png")
     (tmp_path / "empty.png").write_bytes(b"")
-    with pytest.raises(PictureError, match="picture must be a readable image file, got .*empty.png"):
+    with pytest.raises(UserError, match="picture must be a readable image file, got .*empty.png"):
         open_picture(tmp_path / "empty.png")
 
 
@@ -192,11 +201,11 @@ def test_a_decompression_bomb_is_refused_by_name(tmp_path: Path, monkeypatch: py
     Image.new("RGB", (side, side)).save(tmp_path / "bomb.png")
     assert open_picture(tmp_path / "bomb.png").size == (side, side)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(PictureError, match="picture must have at most 100 pixels, got more in .*bomb.png"):
+    with pytest.raises(UserError, match="picture must have at most 100 pixels, got more in .*bomb.png"):
         open_picture(tmp_path / "bomb.png")
 
 
 def test_a_picture_of_floats_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((3, 3), dtype=np.float32)).save(tmp_path / "float.tiff")
-    with pytest.raises(PictureError, match="picture must have 8 or 16 bits a channel, got pixel type 'F'"):
+    with pytest.raises(UserError, match="picture must have 8 or 16 bits a channel, got pixel type 'F'"):
         open_picture(tmp_path / "float.tiff")

@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tasks.datasets import Dataset
+from tasks.dataset import Dataset
+from tasks.errors import UserError
 from tasks.example import Box, Target
 from tasks.readers.examples import check_pictures, load_dataset, read_table
-from tasks.readers.tables import DataError, open_table
+from tasks.readers.tables import open_table
 
 Write = Callable[[Sequence[Mapping[str, Any]]], Path]
 
@@ -130,9 +131,9 @@ def test_split_and_limit_choose_rows(read: Callable[..., Dataset]) -> None:
     rows = [row(id=str(i), split="test" if i % 2 else "train") for i in range(6)]
     assert [example.id for example in read(*rows, split="test").examples] == ["1", "3", "5"]
     assert [example.id for example in read(*rows, split="test", limit=2).examples] == ["1", "3"]
-    with pytest.raises(DataError, match="split must be one of test, train, got 'dev'"):
+    with pytest.raises(UserError, match="split must be one of test, train, got 'dev'"):
         read(*rows, split="dev")
-    with pytest.raises(DataError, match="limit must be >= 1, got 0"):
+    with pytest.raises(UserError, match="limit must be >= 1, got 0"):
         read(*rows, limit=0)
 
 
@@ -144,14 +145,14 @@ def test_columns_can_be_named(read: Callable[..., Dataset]) -> None:
         "me",
     )
     assert data.targets == ()
-    with pytest.raises(DataError, match="image_column must be a column, got 'photo' in line 1 .* has: image, question"):
+    with pytest.raises(UserError, match="image_column must be a column, got 'photo' in line 1 .* has: image, question"):
         read(row(), image_column="photo")
 
 
 @pytest.mark.parametrize("column", ["question", "answer"])
 def test_a_missing_column_lists_those_there_are(column: str, read: Callable[..., Dataset]) -> None:
     broken = {key: value for key, value in row(colour="red").items() if key != column}
-    with pytest.raises(DataError, match=f"{column}_column must be a column, got '{column}' in line 2 .*image.*colour"):
+    with pytest.raises(UserError, match=f"{column}_column must be a column, got '{column}' in line 2 .*image.*colour"):
         read(row(), broken)
 
 
@@ -171,11 +172,11 @@ def test_targets_override_what_is_inferred(read: Callable[..., Dataset]) -> None
         Target("colour", "object", "class"),
         Target("answer", "image", "class"),
     )
-    with pytest.raises(DataError, match="target 'colour' must hold numbers to be continuous"):
+    with pytest.raises(UserError, match="target 'colour' must hold numbers to be continuous"):
         read(*rows, targets=["colour:continuous"])
-    with pytest.raises(DataError, match="target must end in :class, :continuous, :image or :object, got 'number:real'"):
+    with pytest.raises(UserError, match="target must end in :class, :continuous, :image or :object, got 'number:real'"):
         read(*rows, targets=["number:real"])
-    with pytest.raises(DataError, match="target must be a label column, got 'mood'. The file has: number, colour"):
+    with pytest.raises(UserError, match="target must be a label column, got 'mood'. The file has: number, colour"):
         read(*rows, targets=["mood"])
 
 
@@ -183,24 +184,24 @@ def test_targets_override_what_is_inferred(read: Callable[..., Dataset]) -> None
 def test_a_label_with_a_hole_is_refused_as_a_target(hole: dict[str, Any], read: Callable[..., Dataset]) -> None:
     rows = [row(age=1.0), row(**hole)]
     assert "age" not in read(*rows).examples[1].labels
-    with pytest.raises(DataError, match="target 'age' must have a label in every row, got none in line 2"):
+    with pytest.raises(UserError, match="target 'age' must have a label in every row, got none in line 2"):
         read(*rows, targets=["age"])
 
 
 def test_a_label_that_starts_late_has_its_hole_in_the_first_row(read: Callable[..., Dataset]) -> None:
-    with pytest.raises(DataError, match="got none in line 1"):
+    with pytest.raises(UserError, match="got none in line 1"):
         read(row(), row(age=1), targets=["age"])
 
 
 def test_labels_of_mixed_types_are_no_target(read: Callable[..., Dataset]) -> None:
     rows = [row(mixed=1, nested=[1]), row(mixed="one", nested=[2])]
     assert read(*rows).targets == ()
-    with pytest.raises(DataError, match=r"got 'mixed' \(its values are missing, nested, or of mixed types\)"):
+    with pytest.raises(UserError, match=r"got 'mixed' \(its values are missing, nested, or of mixed types\)"):
         read(*rows, targets=["mixed"])
 
 
 def test_an_infinite_label_is_refused(read: Callable[..., Dataset]) -> None:
-    with pytest.raises(DataError, match="label must be finite, got age: inf in line 1"):
+    with pytest.raises(UserError, match="label must be finite, got age: inf in line 1"):
         read(row(age=float("inf")))
 
 
@@ -212,7 +213,7 @@ def test_a_path_out_of_the_folder_is_refused(name: str, read: Callable[..., Data
     Image.new("RGB", (4, 4)).save(outside)
     os.symlink(outside, photos / "link.png")
     os.symlink(photos.parent, photos / "linked")
-    with pytest.raises(DataError, match="image must stay inside the image folder, got .* in line 1"):
+    with pytest.raises(UserError, match="image must stay inside the image folder, got .* in line 1"):
         read(row(name))
 
 
@@ -225,12 +226,12 @@ def test_a_link_within_the_folder_is_followed(read: Callable[..., Dataset], phot
 
 @pytest.mark.parametrize("image", [3, "", "a\0b", ["a.png", 3]])
 def test_an_image_that_is_no_path_is_refused(image: Any, read: Callable[..., Dataset]) -> None:
-    with pytest.raises(DataError, match="image must be a path"):
+    with pytest.raises(UserError, match="image must be a path"):
         read(row(image))
 
 
 def test_image_and_images_together_are_refused(read: Callable[..., Dataset]) -> None:
-    with pytest.raises(DataError, match="row must have image or images, got both in line 1"):
+    with pytest.raises(UserError, match="row must have image or images, got both in line 1"):
         read(row(images=["b.png"]))
 
 
@@ -248,12 +249,12 @@ def test_image_and_images_together_are_refused(read: Callable[..., Dataset]) -> 
     ],
 )
 def test_a_box_that_is_none_is_refused(boxes: Any, message: str, read: Callable[..., Dataset]) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         read(row(boxes=boxes))
 
 
 def test_a_focus_without_its_box_is_refused(read: Callable[..., Dataset]) -> None:
-    with pytest.raises(DataError, match=r"focus must be one of the boxes \(cat\), got 'dog' in line 1"):
+    with pytest.raises(UserError, match=r"focus must be one of the boxes \(cat\), got 'dog' in line 1"):
         read(row(boxes={"cat": [0, 0, 5, 5]}, focus="dog"))
 
 
@@ -262,37 +263,37 @@ def test_boxes_are_measured_on_the_upright_picture(read: Callable[..., Dataset],
     exif[0x0112] = 6  # turned by 90 degrees: 30 x 20 on disk is 20 x 30 when shown
     Image.new("RGB", (30, 20)).save(photos / "turned.jpg", exif=exif)
     assert read(row("turned.jpg", boxes={"low": [0, 20, 20, 30]})).examples[0].pictures[0].open().size == (20, 30)
-    with pytest.raises(DataError, match=r"inside its picture \(20 x 30\)"):
+    with pytest.raises(UserError, match=r"inside its picture \(20 x 30\)"):
         read(row("turned.jpg", boxes={"wide": [0, 0, 30, 20]}))
 
 
 def test_bad_json_is_refused_with_its_line(tmp_path: Path, photos: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps(row()) + "\n\n{'image': 'a.png'}\n")
-    with pytest.raises(DataError, match="row must be JSON, got line 3 of data.jsonl"):
+    with pytest.raises(UserError, match="row must be JSON, got line 3 of data.jsonl"):
         read_table(path, photos)
     path.write_text("[1, 2]\n")
-    with pytest.raises(DataError, match="row must be a JSON object, got list in line 1"):
+    with pytest.raises(UserError, match="row must be a JSON object, got list in line 1"):
         read_table(path, photos)
     path.write_bytes(b"\xff\xfe\n")
-    with pytest.raises(DataError, match="row must be JSON, got line 1"):
+    with pytest.raises(UserError, match="row must be JSON, got line 1"):
         read_table(path, photos)
 
 
 def test_a_broken_parquet_file_is_refused(tmp_path: Path, photos: Path) -> None:
     path = tmp_path / "data.parquet"
     path.write_bytes(b"PAR1 and nothing else")
-    with pytest.raises(DataError, match="data must be a readable Parquet file"):
+    with pytest.raises(UserError, match="data must be a readable Parquet file"):
         read_table(path, photos)
 
 
 def test_files_and_folders_that_are_not_there_are_refused(tmp_path: Path, photos: Path) -> None:
-    with pytest.raises(DataError, match="data must be 'scenes' or an existing file, got"):
+    with pytest.raises(UserError, match="data must be 'scenes' or an existing file, got"):
         read_table(tmp_path / "none.jsonl", photos)
     (tmp_path / "data.csv").write_text("image\n")
-    with pytest.raises(DataError, match="data must end in .jsonl or .parquet"):
+    with pytest.raises(UserError, match="data must end in .jsonl or .parquet"):
         read_table(tmp_path / "data.csv", photos)
-    with pytest.raises(DataError, match="images must be a folder"):
+    with pytest.raises(UserError, match="images must be a folder"):
         read_table(write_jsonl(tmp_path / "data.jsonl", [row()]), tmp_path / "none")
 
 
@@ -303,12 +304,12 @@ def test_an_empty_file_is_refused(kind: str, tmp_path: Path, photos: Path) -> No
         path.write_text("\n")
     else:
         pd.DataFrame({"image": [], "question": [], "answer": []}).to_parquet(path)
-    with pytest.raises(DataError, match="data must have at least one row, got none"):
+    with pytest.raises(UserError, match="data must have at least one row, got none"):
         read_table(path, photos)
 
 
 def test_equal_ids_are_refused(read: Callable[..., Dataset]) -> None:
-    with pytest.raises(DataError, match="id must be unique, got 'x' again in line 2"):
+    with pytest.raises(UserError, match="id must be unique, got 'x' again in line 2"):
         read(row(id="x"), row(id="x"))
 
 

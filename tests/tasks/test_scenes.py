@@ -6,19 +6,8 @@ from inspect import unwrap
 import numpy as np
 import pytest
 
-from tasks.scenes.scene import (
-    CATEGORIES,
-    COLOURS,
-    DRAWINGS,
-    KINDS,
-    NOUNS,
-    PLACES,
-    Scene,
-    Split,
-    drawing_families,
-    make_scene,
-    render,
-)
+from tasks.scenes.drawings import CATEGORIES, DRAWINGS, KINDS, NOUNS
+from tasks.scenes.scene import COLOURS, PLACES, Scene, Split, drawing_families, make_scene, render
 
 SPLITS: tuple[Split, ...] = ("train", "test", "unseen")
 

@@ -137,7 +137,7 @@ def test_a_higher_level_gives_a_wider_interval() -> None:
 
 
 def test_scores_that_are_none_or_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="scores must be as many as families"):
+    with pytest.raises(ValueError, match="scores and families must have the same length"):
         accuracy_by_family([], [])
     with pytest.raises(ValueError, match=r"scores must lie in \[0, 1\]"):
         accuracy_by_family([1.5], ["what"])

@@ -10,7 +10,8 @@ from PIL import Image
 from models.llava import Llava
 from models.loading.load import load
 from tests.conftest import tiny_config
-from tuning.data.samples import Samples, Writing, survey
+from tuning.data.prompt_format import PromptFormat
+from tuning.data.samples import Samples, survey
 from tuning.data.scene_mix import SceneMix
 from tuning.data.sources import Source
 
@@ -37,9 +38,9 @@ def mix() -> SceneMix:
     return SceneMix(8, questions=2)
 
 
-def samples_of(llava: Llava, source: Source, writing: Writing | None = None) -> Samples:
+def samples_of(llava: Llava, source: Source, prompt_format: PromptFormat | None = None) -> Samples:
     """All samples of a source, surveyed."""
-    how = writing or Writing()
+    how = prompt_format or PromptFormat()
     return Samples(llava, source, survey(llava, source, how), how)
 
 

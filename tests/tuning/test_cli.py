@@ -10,15 +10,14 @@ import pandas as pd
 import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
-from typer.testing import CliRunner
 
 from models.llava import Llava
 from models.loading.load import load
 from tasks.scenes.questions import FAMILIES
 from tests.tuning.conftest import LlavaRows, turns
-from tuning.cli import app
+from tuning.cli import main
 from tuning.compare.config import CompareConfig
-from tuning.config import TuningConfig
+from tuning.config import TuningConfig, is_bf16
 from tuning.cost.estimate import FULL
 
 
@@ -32,7 +31,23 @@ Run = Callable[..., Done]
 
 
 @pytest.fixture
-def run(base: Path, tmp_path: Path) -> Run:
+def command(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command."""
+
+    def call(*arguments: str) -> Done:
+        code = 0
+        try:
+            main(list(arguments))
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def run(command: Run, base: Path, tmp_path: Path) -> Run:
     """Runs the command on the tiny checkpoint; options given win."""
 
     def call(*arguments: str, out: str | None = "run") -> Done:
@@ -43,35 +58,36 @@ def run(base: Path, tmp_path: Path) -> Run:
                 given += [name, value]
         if out is not None:
             given += ["--out", str(tmp_path / out)]
-        result = CliRunner().invoke(app, given)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return Done(result.exit_code, result.stdout, result.stderr)
+        return command(*given)
 
     return call
 
 
-def test_help_names_every_option_of_the_issue() -> None:
-    shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).stdout
+def test_help_names_every_option(command: Run) -> None:
+    shown = command("run", "--help").out
     for option in (
         "model", "data", "images", "layers", "train", "method", "epochs", "steps", "batch-size", "grad-accum", "lr",
-        "projector-lr", "bf16", "gradient-checkpointing", "seed", "eval-data", "out", "resume", "dry-run", "merge",
+        "projector-lr", "dtype", "gradient-checkpointing", "seed", "eval-data", "out", "resume", "dry-run", "merge",
         "keep-prefix", "max-length", "skip-bad", "connector", "format-prompts",
     ):  # fmt: skip
         assert f"--{option}" in shown
 
 
 EVERY: dict[str, tuple[str, Callable[[TuningConfig], object], object]] = {
-    "model": ("here", lambda c: c.model, "here"),
-    "layers": ("6-16", lambda c: c.plan.layers, "6-16"),
-    "train": ("projector,vision:2", lambda c: c.plan.train, ("projector", "vision:2")),
+    "model": ("here", lambda c: c.model.name, "here"),
+    "layers": ("6-16", lambda c: c.layer_plan.layers, "6-16"),
+    "train": ("projector,vision:2", lambda c: c.layer_plan.train, ("projector", "vision:2")),
     "method": ("lora", lambda c: c.plan.method, "lora"),
     "lora-rank": ("8", lambda c: c.plan.lora.rank, 8),
     "lora-alpha": ("9", lambda c: c.plan.lora.alpha, 9),
     "lora-dropout": ("0.2", lambda c: c.plan.lora.dropout, 0.2),
     "lisa-active": ("3", lambda c: c.plan.lisa.active, 3),
     "lisa-every": ("4", lambda c: c.plan.lisa.every, 4),
-    "stage": ("1", lambda c: (c.stage, c.optimisation.lr, c.plan.layers, c.writing.recipe), (1, 1e-3, "none", "plain")),
+    "stage": (
+        "1",
+        lambda c: (c.stage, c.training.lr, c.layer_plan.layers, c.prompt_format.recipe),
+        (1, 1e-3, "none", "plain"),
+    ),
     "connector": ("linear", lambda c: c.connector, "linear"),
     "data": ("x.json", lambda c: c.data.spec, "x.json"),
     "images": ("pictures", lambda c: str(c.data.images), "pictures"),
@@ -79,37 +95,44 @@ EVERY: dict[str, tuple[str, Callable[[TuningConfig], object], object]] = {
     "limit": ("3", lambda c: c.data.limit, 3),
     "eval-data": ("scenes", lambda c: c.data.eval_spec, "scenes"),
     "eval-limit": ("5", lambda c: c.data.eval_limit, 5),
-    "max-length": ("99", lambda c: c.writing.max_length, 99),
-    "on-long": ("refuse", lambda c: c.writing.on_long, "refuse"),
+    "max-length": ("99", lambda c: c.prompt_format.max_length, 99),
+    "on-long": ("refuse", lambda c: c.prompt_format.on_long, "refuse"),
     "epochs": ("2.5", lambda c: c.optimisation.epochs, 2.5),
     "steps": ("11", lambda c: c.optimisation.steps, 11),
     "batch-size": ("3", lambda c: c.optimisation.batch_size, 3),
     "grad-accum": ("2", lambda c: c.optimisation.grad_accum, 2),
-    "lr": ("0.5", lambda c: c.optimisation.lr, 0.5),
-    "projector-lr": ("0.25", lambda c: c.optimisation.projector_lr, 0.25),
+    "lr": ("0.5", lambda c: c.training.lr, 0.5),
+    "projector-lr": ("0.25", lambda c: c.training.projector_lr, 0.25),
     "warmup": ("0.1", lambda c: c.optimisation.warmup, 0.1),
     "seed": ("4", lambda c: c.optimisation.seed, 4),
-    "device": ("cuda:1", lambda c: c.running.device, "cuda:1"),
-    "save-every": ("9", lambda c: c.running.save_every, 9),
-    "keep": ("4", lambda c: c.running.keep, 4),
-    "log-every": ("3", lambda c: c.running.log_every, 3),
-    "eval-every": ("6", lambda c: c.running.eval_every, 6),
+    "dtype": ("bfloat16", lambda c: is_bf16(c.model), True),
+    "revision": ("abc", lambda c: c.model.revision, "abc"),
+    "attn": ("eager", lambda c: c.model.attn, "eager"),
+    "weight-decay": ("0.1", lambda c: c.optimisation.weight_decay, 0.1),
+    "clip": ("0", lambda c: c.optimisation.clip, 0),
+    "workers": ("2", lambda c: c.run.workers, 2),
+    "device": ("cuda:1", lambda c: c.model.device, "cuda:1"),
+    "save-every": ("9", lambda c: c.run.save_every, 9),
+    "keep": ("4", lambda c: c.run.keep, 4),
+    "log-every": ("3", lambda c: c.run.log_every, 3),
+    "eval-every": ("6", lambda c: c.eval_every, 6),
     "out": ("there", lambda c: str(c.out), "there"),
-    "resume": ("last", lambda c: str(c.resume), "last"),
+    "resume": ("there", lambda c: str(c.resume), "there"),
 }
 FLAGS: dict[str, Callable[[TuningConfig], bool]] = {
-    "--bf16": lambda c: c.running.bf16,
-    "--gradient-checkpointing": lambda c: c.running.gradient_checkpointing,
-    "--compile": lambda c: c.running.compile,
-    "--keep-prefix": lambda c: c.running.keep_prefix,
+    "--gradient-checkpointing": lambda c: c.run.gradient_checkpointing,
+    "--compile": lambda c: c.run.compile,
+    "--keep-prefix": lambda c: c.keep_prefix,
     "--skip-bad": lambda c: c.data.skip_bad,
     "--merge": lambda c: c.merge,
     "--no-format-prompts": lambda c: not c.data.format_prompts,
-    "--in-turn": lambda c: not c.data.apart,
+    "--in-turn": lambda c: c.data.in_turn,
+    "--overwrite": lambda c: c.overwrite,
+    "--dry-run": lambda c: c.dry_run,
 }
 
 
-def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_reaches_the_run(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from tasks.errors import UserError
 
     seen: list[TuningConfig] = []
@@ -120,27 +143,27 @@ def test_every_option_reaches_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("tuning.run.run_tuning", record)
     for name, (text, read, value) in EVERY.items():
-        CliRunner().invoke(app, [f"--{name}", text])
+        command(f"--{name}", text)
         assert read(seen[-1]) == value, name
-        CliRunner().invoke(app, [])
+        command()
         assert read(seen[-1]) != value, name
     for flag, check in FLAGS.items():
-        CliRunner().invoke(app, [flag])
+        command(flag)
         assert check(seen[-1]), flag
-        CliRunner().invoke(app, [])
+        command()
         assert not check(seen[-1]), flag
-    CliRunner().invoke(app, ["--method", "lora"])
-    assert seen[-1].optimisation.lr == 2e-4
-    assert (seen[-1].plan.layers, seen[-1].plan.train) == ("all", ("projector",))
-    CliRunner().invoke(app, ["--stage", "2"])
-    assert (seen[-1].plan.layers, seen[-1].plan.train) == (FULL.layers, FULL.train)
-    CliRunner().invoke(app, ["--stage", "1"])
-    assert (seen[-1].plan.layers, seen[-1].plan.train) == ("none", ("projector",))
-    CliRunner().invoke(app, ["--layers", "all"])
-    assert (seen[-1].plan.layers, seen[-1].plan.train) == ("all", ("projector",))
+    command("--method", "lora")
+    assert seen[-1].training.lr == 2e-4
+    assert (seen[-1].layer_plan.layers, seen[-1].layer_plan.train) == ("all", ("projector",))
+    command("--stage", "2")
+    assert (seen[-1].layer_plan.layers, seen[-1].layer_plan.train) == (FULL.layers, FULL.train)
+    command("--stage", "1")
+    assert (seen[-1].layer_plan.layers, seen[-1].layer_plan.train) == ("none", ("projector",))
+    command("--layers", "all")
+    assert (seen[-1].layer_plan.layers, seen[-1].layer_plan.train) == ("all", ("projector",))
 
 
-def test_every_option_reaches_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_reaches_the_comparison(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from tasks.errors import UserError
 
     seen: list[CompareConfig] = []
@@ -153,12 +176,13 @@ def test_every_option_reaches_the_comparison(monkeypatch: pytest.MonkeyPatch) ->
     line = (
         "compare --model m --reference smol --plans full,last --band 3-5 --train projector,final_norm --lora-rank 4 "
         "--seeds 0,2 --scenes 9 --score-scenes 8 --steps 7 --batch-size 6 --lr 0.5 --lora-lr 0.25 --projector-lr 0.125 "
-        "--bf16 --compile --timing-rounds 1 --device cuda --save-every 3 --out o --data d.json --images i --limit 5 "
-        "--eval-data scenes,e.jsonl --eval-limit 6 --skip-bad --grad-accum 2 --gradient-checkpointing --workers 1"
+        "--dtype bfloat16 --compile --timing-rounds 1 --device cuda --save-every 3 --out o --data d.json --images i "
+        "--limit 5 --eval-data scenes,e.jsonl --eval-limit 6 --skip-bad --grad-accum 2 "
+        "--gradient-checkpointing --workers 1"
     )
-    assert CliRunner().invoke(app, line.split()).exit_code == 2
+    assert command(*line.split()).code == 2
     c = seen[0]
-    assert (c.model, c.reference, c.plans, c.band) == ("m", "smol", ("full", "last"), "3-5")
+    assert (c.model.name, c.reference, c.plans, c.band) == ("m", "smol", ("full", "last"), "3-5")
     assert (c.train, c.lora_rank, c.seeds, c.data.scenes, c.data.score_scenes) == (
         ("projector", "final_norm"),
         4,
@@ -168,13 +192,13 @@ def test_every_option_reaches_the_comparison(monkeypatch: pytest.MonkeyPatch) ->
     )
     assert (c.optimisation.steps, c.optimisation.batch_size, c.optimisation.lr) == (7, 6, 0.5)
     assert (c.lora_lr, c.optimisation.projector_lr, c.timing_rounds, str(c.out)) == (0.25, 0.125, 1, "o")
-    assert (c.running.bf16, c.running.compile, c.running.device, c.running.save_every) == (True, True, "cuda", 3)
+    assert (is_bf16(c.model), c.run.compile, c.model.device, c.run.save_every) == (True, True, "cuda", 3)
     assert (c.data.spec, str(c.data.images), c.data.limit) == ("d.json", "i", 5)
     assert (c.data.eval_specs, c.data.eval_limit, c.data.skip_bad) == (("scenes", "e.jsonl"), 6, True)
-    assert (c.optimisation.grad_accum, c.running.workers) == (2, 1)
-    assert c.running.gradient_checkpointing
-    bad = CliRunner().invoke(app, ["compare", "--seeds", "x"])
-    assert (bad.exit_code, "seeds must be whole numbers" in bad.stderr) == (2, True)
+    assert (c.optimisation.grad_accum, c.run.workers) == (2, 1)
+    assert c.run.gradient_checkpointing
+    bad = command("compare", "--seeds", "x")
+    assert (bad.code, "--seeds" in bad.err) == (2, True)
 
 
 def test_a_dry_run_prints_the_plan_counts_memory_and_compute_and_writes_nothing(run: Run, tmp_path: Path) -> None:
@@ -242,7 +266,7 @@ def test_lora_is_written_for_peft_or_merged_and_both_agree(train: str, run: Run,
 
 
 def test_a_bf16_run_leaves_frozen_weights_bitwise(run: Run, base: Path, tmp_path: Path) -> None:
-    assert run("--layers", "1", "--train", "none", "--bf16", "--lr", "0.01").code == 0
+    assert run("--layers", "1", "--train", "none", "--dtype", "bfloat16", "--lr", "0.01").code == 0
     tuned, before = (
         LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
         for folder in (tmp_path / "run", base)
@@ -251,7 +275,7 @@ def test_a_bf16_run_leaves_frozen_weights_bitwise(run: Run, base: Path, tmp_path
     assert changed == set(json.loads((tmp_path / "run" / "plan.json").read_text())["parameters"])
 
 
-def test_a_run_goes_on_from_its_last_checkpoint(run: Run, tmp_path: Path) -> None:
+def test_a_run_goes_on_from_its_last_checkpoint(run: Run, command: Run, tmp_path: Path) -> None:
     options = ("--layers", "1", "--steps", "4", "--save-every", "2", "--lr", "0.01", "--keep", "5")
     assert run(*options, out="whole").code == 0
     assert run(*options).code == 0
@@ -259,15 +283,18 @@ def test_a_run_goes_on_from_its_last_checkpoint(run: Run, tmp_path: Path) -> Non
     shutil.rmtree(folder / "checkpoint-4")
     for leftover in ("model.safetensors", "cost.json"):
         (folder / leftover).unlink()
-    refused = run(*options)
-    assert (refused.code, "--resume last" in refused.err) == (2, True)
-    assert run(*options, "--resume", "last").code == 0
+    assert run(*options).code == 0
     one, other = (
         LlavaForConditionalGeneration.from_pretrained(tmp_path / name, dtype=torch.float32).state_dict()
         for name in ("run", "whole")
     )
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-    changed = run(*options, "--seed", "1", "--resume", "last")
+    stamp = (folder / "model.safetensors").stat().st_mtime_ns
+    again, shown = run(*options), command("show", str(folder))
+    assert (again.code, again.out) == (shown.code, shown.out) == (0, shown.out)
+    assert "steps:   4" in shown.out
+    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp  # a finished run is not run again
+    changed = run(*options, "--seed", "1")
     assert changed.code == 2
     assert "settings.seed was 0, is 1" in changed.err
 
@@ -276,18 +303,19 @@ def test_another_plan_or_data_cannot_resume_a_checkpoint(run: Run, tmp_path: Pat
     assert run("--layers", "1", "--save-every", "2").code == 0
     there = str(tmp_path / "run" / "checkpoint-2")
     other = run("--layers", "2", "--resume", there, out="other")
-    assert (other.code, "another settings.plan.layers: it was '1', is '2'" in other.err) == (2, True)
+    assert (other.code, "another settings.layers: it was '1', is '2'" in other.err) == (2, True)
     more = run("--layers", "1", "--scenes", "7", "--resume", there, out="more")
     assert (more.code, "another settings.scenes: it was 6, is 7" in more.err) == (2, True)
 
 
 def test_a_data_file_that_changed_cannot_resume_a_checkpoint(run: Run, llava_json: LlavaRows) -> None:
-    options = ["--layers", "1", "--train", "none", "--save-every", "2"]
+    options = ["--layers", "1", "--train", "none", "--save-every", "2", "--steps", "2"]
     data = str(llava_json([{"id": "a", "conversations": turns("Two?", "2")}]))
     assert run(*options, "--data", data).code == 0
     llava_json([{"id": "a", "conversations": turns("Two?", "two")}])
-    other = run(*options, "--data", data, "--resume", "last")
-    assert (other.code, "got another data: it was" in other.err) == (2, True)
+    other = run(*options, "--data", data)
+    assert (other.code, "differs: data was" in other.err) == (2, True)
+    assert run(*options, "--data", data, "--overwrite").code == 0
 
 
 @pytest.mark.parametrize(
@@ -300,11 +328,11 @@ def test_a_data_file_that_changed_cannot_resume_a_checkpoint(run: Run, llava_jso
         (["--steps", "0"], "steps must be >= 1, got 0"),
         (["--batch-size", "0"], "batch-size must be >= 1"),
         (["--lr", "-1"], "lr must be >= 0"),
-        (["--stage", "3"], "stage must be 1 or 2, got 3"),
+        (["--stage", "3"], "--stage"),
         (["--device", "cuda:99"], "device must be one that this machine has"),
         (["--device", "tpu"], "device must be cpu, cuda"),
         (["--model", "no/where/at/all"], "model must be one of smol"),
-        (["--resume", "last"], "resume must name an existing checkpoint"),
+        (["--resume", "nowhere"], "resume must name an existing checkpoint"),
         (["--keep-prefix", "--layers", "1"], "keep-prefix must have a frozen part to keep"),
         (["--layers", "auto:nowhere"], "auto must name a finished run"),
         (["--connector", "linear", "--method", "lora", "--layers", "1"], "connector must be kept where LoRA"),
@@ -314,8 +342,10 @@ def test_a_data_file_that_changed_cannot_resume_a_checkpoint(run: Run, llava_jso
         (["--seed", "-1"], "seed must be >= 0, got -1"),
         (["--seed", "4294967296"], "seed must be below 2^32"),
         (["--workers", "-1"], "workers must be >= 0"),
-        (["--layers", "1", "--merge"], "merge must have LoRA's factors to merge, got --method full"),
+        (["--layers", "1", "--merge"], "merge must have LoRA factors to merge, got --method full"),
         (["--layers", "1", "--data", "a.json", "--in-turn"], "--in-turn must have scenes to act on, got the file"),
+        (["--dtype", "float16"], "dtype must be float32 or bfloat16"),
+        (["--eval-every", "-1"], "eval-every must be >= 0"),
         (["--max-length", "20"], "data must have at least one sample that can be used"),
     ],
 )
@@ -452,7 +482,7 @@ def test_somebody_s_folder_is_left_alone(run: Run, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     done = run("--layers", "1")
-    assert (done.code, "out must be empty or a run" in done.err) == (2, True)
+    assert (done.code, "out must be empty or hold a run" in done.err) == (2, True)
     assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
 
 

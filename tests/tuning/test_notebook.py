@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from models.llava import Llava
+from records.run import FinishedRun
 from tests.figures.tables import compare_table
 from tests.tuning.conftest import samples_of
-from tuning.compare.compare import Compared
-from tuning.config import Optimisation, Running
+from tuning.compare.report_table import render_table
+from tuning.config import Optimisation, RunOptions
 from tuning.data.scene_mix import SceneMix
 from tuning.plan.apply import apply_plan
 from tuning.plan.plan import LayerPlan, Lisa, Lora
@@ -38,18 +39,19 @@ def test_a_plan_shows_every_number_of_its_summary_with_markup_as_text(name: str,
                 assert word.strip(",") in unescape(shown), line
 
 
-def test_a_comparison_shows_its_main_numbers_and_the_last_figure(tmp_path: Path) -> None:
+def test_a_comparison_shows_its_main_numbers_and_the_main_figure(tmp_path: Path) -> None:
     table = compare_table().replace({"plan": {"last": MARKUP}})
     for name in ("first", "second"):
         (tmp_path / f"{name}.png").write_bytes(name.encode())
-    shown = Compared(tmp_path, table, (tmp_path / "first.png", tmp_path / "second.png"))._repr_html_()
+    summary = render_table(table)
+    shown = FinishedRun(tmp_path, table, summary, (tmp_path / "second.png", tmp_path / "first.png"))._repr_html_()
     assert "<i>" not in shown
     assert MARKUP in unescape(shown)
     row = table.query("plan == 'middle band' and condition == 'seen' and family == 'all'").iloc[0]
     assert f"{row['retention']:.3f} [{row['lower']:.3f}, {row['upper']:.3f}]" in shown
     assert shown.count("<img") == 1
     assert "base64,c2Vjb25k" in shown  # second
-    assert "<code>" in Compared(tmp_path, table, ())._repr_html_()
+    assert "<code>" in FinishedRun(tmp_path, table, summary)._repr_html_()
 
 
 def test_training_tells_every_step(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
@@ -58,6 +60,6 @@ def test_training_tells_every_step(fresh: Llava, mix: SceneMix, tmp_path: Path) 
     apply_plan(fresh, resolved)
     train(
         fresh, resolved, samples_of(fresh, mix), optimisation=Optimisation(steps=3, batch_size=2),
-        running=Running(save_every=0), folder=tmp_path, on_progress=lambda *report: told.append(report),
+        options=RunOptions(save_every=0), folder=tmp_path, on_progress=lambda *report: told.append(report),
     )  # fmt: skip
     assert told == [("training", 0, 3), *[("training", 1, 3)] * 3]

@@ -1,33 +1,32 @@
 """Several plans from the same start, on the same data in the same order: ``run_compare`` writes ``compare.csv``.
 
-Each plan and seed is a run of its own in the comparison's folder, finished once its answers are written; a comparison
-that was killed goes on with the next, and several processes may share one. The table is that of the folder: it holds
-all that is finished there, whichever call asked for it.
+Each plan and seed is a run of its own in the comparison's folder, finished once its answers are written. A comparison
+that was killed resumes with the next one, and several processes may share one. The table holds all finished runs of the
+folder.
 """
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
 
+import figures
 from models.llava import Llava
-from models.loading.load import load
-from records.html import run_html
-from records.manifest import RunKind, difference, new_manifest, read_manifest, write_atomically, write_manifest
+from records.manifest import write_atomically
+from records.model import describe_model, open_model, other_model
 from records.processes import launched, own_device
-from records.progress import OnProgress, shown_progress
+from records.progress import OnProgress, ProgressBars
+from records.run import FinishedRun, Run, writing
 from records.sharing import one_at_a_time, share_jobs
 from tasks.errors import UserError, user_errors
-from tasks.pictures import PictureError
-from tasks.readers.tables import DataError
-from tuning.compare.config import CompareConfig
-from tuning.compare.data import Surveyed, open_data, survey_data
+from tuning.compare.config import RUN, TABLE, CompareConfig
+from tuning.compare.data import SurveyedData, open_data, survey_data
 from tuning.compare.report_table import render_table
 from tuning.compare.table import (
     ANSWERS,
@@ -39,106 +38,119 @@ from tuning.compare.table import (
     plain_layers,
     read_costs,
 )
-from tuning.config import check_numbers
+from tuning.config import RECIPES, Optimisation, check_numbers, is_bf16
 from tuning.cost.timing import measure_plans
-from tuning.data.conversation import UnusableSampleError
 from tuning.plan.apply import apply_plan
-from tuning.plan.default_plans import default_plans
-from tuning.plan.layers import parse_layers
+from tuning.plan.default_plans import EXTRA_PLANS, default_plans
+from tuning.plan.layers import select_layers
 from tuning.plan.plan import LayerPlan, Lora
-from tuning.plan.resolve import resolve
+from tuning.plan.resolve import Resolved, resolve
 from tuning.scoring.answers import collator, model_inputs, score_answers, text_log_likelihood
 from tuning.training.checkpoint import last_checkpoint
-from tuning.training.out_of_memory import enough_memory
+from tuning.training.out_of_memory import advise_when_out_of_memory
 from tuning.training.save import bytes_of_model, save_model, write_json
-from tuning.training.torch_compile import check_compiling, is_compiled
+from tuning.training.torch_compile import check_compiling
 from tuning.training.trainer import PlanTrainer, train
-
-KIND = RunKind("layerwise-finetune compare")
-_UNREADABLE = (
-    PictureError,
-    DataError,
-    UnusableSampleError,
-    OSError,
-)  # of samples that a survey found fit, pictures unopened
-
-
-class Compared(NamedTuple):
-    """A finished comparison."""
-
-    folder: Path
-    table: pd.DataFrame
-    figures: tuple[Path, ...]
-
-    def _repr_html_(self) -> str:
-        """For notebooks: the main numbers, cost against retention where it was drawn, and where the files are."""
-        figure = self.figures[-1] if self.figures else None
-        return run_html(render_table(self.table), figure=figure, folder=self.folder)
 
 
 def run_compare(
     config: CompareConfig,
     *,
+    command: Sequence[str] = (),
     on_note: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress | None = None,
-) -> Compared:
-    """Trains and scores every plan with every seed, and writes the table and the figures of all that is finished.
+) -> FinishedRun | str:
+    """Train and score every plan with every seed; write the table and the figures of all that is finished.
 
     Args:
-        config: The comparison.
-        on_note: Called with each line for the reader.
-        on_progress: Told how it goes, as (stage, newly done, total); None shows it where this is a notebook.
+        config: The options.
+        command: The command line, for the manifest.
+        on_note: Called with each line for the user.
+        on_progress: Called with (stage, newly done, total); None shows bars where somebody watches.
+
+    Returns:
+        The finished comparison; if ``config.dry_run`` is set, a text with the plans that would run.
 
     Raises:
         UserError: If a plan is unknown, ``full`` is missing, the folder holds another comparison, or a launcher started
-            several processes as one run.
+            several processes.
+
+    Example:
+        >>> from records.options import ModelOptions
+        >>> tiny = ModelOptions(name="random:tiny")
+        >>> text = run_compare(CompareConfig(tiny, plans=("start", "full"), dry_run=True))
+        >>> text.splitlines()[-1]
+        '2 of 2 runs remain'
     """
-    on_progress = on_progress or shown_progress()
-    _refuse_launcher()
-    with user_errors(ValueError):
-        device = own_device(config.running.device)
-    config = replace(config, running=replace(config.running, device=device))
-    _check(config)
-    opened = open_data(config.data)
-    manifest = new_manifest(KIND, config.settings) | ({"data": opened.digests} if opened.digests else {})
-    _check_folder(config.out, manifest)
-    with user_errors(ValueError, OSError):
-        llava = load(config.model, device=device, dtype=torch.float32)
+    on_progress = on_progress or ProgressBars()
+    _check_launcher()
+    device = own_device(config.model.device)
+    _check_options(config, device)
+    data = open_data(config.data)
+    run = Run(config.out, RUN, config.settings, command=command, overwrite=config.overwrite)
+    llava = open_model(replace(config.model, dtype="float32"), device=device, seed=0)
     plans, known, n_layers = chosen_plans(config, llava), known_plans(config, llava), llava.n_layers
-    trained = {plan.name: resolve(plan, llava).trained for plan in known if plan.name != START}
-    with user_errors(OSError):
+    resolved = {plan.name: resolve(plan, llava) for plan in known if plan.name != START}
+    jobs = _jobs(config, plans)
+    if config.dry_run:
+        return _describe(plans, resolved, jobs)
+    with writing(config.out):
         config.out.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(config.out, "another process is at the folder: waiting for it", on_note=on_note):
-        manifest["model"] = {"weight_hash": llava.weight_hash}
-        _check_folder(config.out, manifest)
-        with user_errors(OSError):
-            write_manifest(config.out, manifest)
-    jobs = _jobs(config, plans)
-    untimed = [plan for plan in plans if plan.name != START and plan.name not in read_costs(config.out)]
+        run.prepare(model=describe_model(llava), **({"data": data.digests} if data.digests else {}))
+    timed = read_costs(config.out)
+    untimed = [plan for plan in plans if plan.name not in (START, *timed)]
     on_note(f"{len(plans)} plans, {len(config.seeds)} seeds, in {config.out}")
     if (config.timing_rounds and untimed) or not all(map(_is_done, jobs)):
-        data = survey_data(opened, llava, skip_bad=config.data.skip_bad, on_progress=on_progress)
-        on_note(f"training on {data.found.describe()}")
+        surveyed = survey_data(data, llava, skip_bad=config.data.skip_bad, on_progress=on_progress)
+        on_note(f"training on {surveyed.train_survey.describe()}")
         with one_at_a_time(config.out, "another process is timing the plans: waiting for it", on_note=on_note):
-            for line in data.record(config.out):
+            for line in surveyed.record(config.out):
                 on_note(line)
-            _time(config, llava, plans, data, on_note)
-        del llava  # each run opens its own, and two may not fit on the device
+            _time(config, llava, plans, resolved, surveyed, on_note)
+        del llava  # each run loads its own, and two may not fit on the device
         share_jobs(
             {folder: f"{plan}, seed {seed}" for folder, (plan, seed) in jobs.items()},
             is_done=_is_done,
-            run=lambda folder: _run_one(config, plans, *jobs[folder], folder, data, on_note),
+            run=lambda folder: _run_one(config, resolved, *jobs[folder], folder, surveyed, device, on_note),
             on_done=lambda folder: on_progress("training and scoring plans", 1, len(jobs)),
             on_note=on_note,
         )
+    trained = {name: found.trained for name, found in resolved.items()}
     table = compare_table(config.out, known, n_layers=n_layers, trainable=lambda plan: trained[plan.name])
-    write_atomically(config.out / "compare.csv", table.to_csv(index=False).encode())
-    return Compared(config.out, table, _draw(config.out, table))
+    with writing(config.out):
+        write_atomically(config.out / TABLE, table.to_csv(index=False).encode())
+    drawn = tuple(paths.png for paths in figures.draw_run(config.out))
+    run.finish()
+    return _finished(config.out, table, drawn)
+
+
+def finished_compare(folder: Path) -> FinishedRun:
+    """Read a finished comparison."""
+    return _finished(folder, pd.read_csv(folder / TABLE), tuple(sorted((folder / "figures").glob("*.png"))))
+
+
+def _finished(folder: Path, table: pd.DataFrame, drawn: Sequence[Path]) -> FinishedRun:
+    """The main figure is cost against retention, if it is drawn."""
+    ordered = sorted(drawn, key=lambda path: path.stem != "cost_against_retention")
+    return FinishedRun(folder, table, render_table(table), tuple(ordered), table=TABLE)
+
+
+def _describe(
+    plans: Sequence[LayerPlan], resolved: Mapping[str, Resolved], jobs: Mapping[Path, tuple[str, int]]
+) -> str:
+    """The plans and the runs that remain, for a dry run."""
+    rows = [
+        f"{plan.name:<18}{resolved[plan.name].trained:>14,} of {resolved[plan.name].total:,} train"
+        for plan in plans
+        if plan.name in resolved
+    ]
+    return "\n".join([*rows, f"{sum(not _is_done(folder) for folder in jobs)} of {len(jobs)} runs remain"])
 
 
 def known_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
-    """All default plans with the band, parts and rank of a comparison, whichever of them it runs."""
-    band = None if config.band is None else parse_layers(config.band, llava.n_layers)
+    """All plans with the band, parts and rank of a comparison, whichever of them it runs."""
+    band = None if config.band is None else select_layers(config.band, llava.n_layers)
     lora = Lora(config.lora_rank, 2 * config.lora_rank)
     return [
         plan if plan.name in (START, FULL, "projector only") else replace(plan, train=config.train)
@@ -147,14 +159,14 @@ def known_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
 
 
 def chosen_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
-    """The plans that a comparison runs, in their order.
+    """The plans that a comparison runs, in order.
 
     Raises:
-        UserError: If a name is unknown, or ``full``, which everything is compared with, is left out.
+        UserError: If a name is unknown, or ``full``, with which the others are compared, is left out.
     """
     plans = known_plans(config, llava)
     if not config.plans:
-        return plans
+        return [plan for plan in plans if plan.name not in EXTRA_PLANS]
     known = {plan.name: plan for plan in plans}
     for name in config.plans:
         if name not in known:
@@ -164,8 +176,8 @@ def chosen_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
     return [plan for plan in plans if plan.name in config.plans]
 
 
-def _refuse_launcher() -> None:
-    """Each process takes runs of its own here; a launcher would join them and train one model over all of them."""
+def _check_launcher() -> None:
+    """Each process takes runs of its own; a launcher would join them to train one model."""
     world = launched()
     if world > 1:
         raise UserError(
@@ -175,42 +187,18 @@ def _refuse_launcher() -> None:
         )
 
 
-def _check(config: CompareConfig) -> None:
-    """Refuses what no comparison can have."""
+def _check_options(config: CompareConfig, device: str) -> None:
+    is_bf16(config.model)
     counts = {
         "scenes": config.data.scenes, "score-scenes": config.data.score_scenes, "lora-rank": config.lora_rank,
         "limit": config.data.limit, "eval-limit": config.data.eval_limit,
     }  # fmt: skip
     for seed in config.seeds:
-        check_numbers(replace(config.optimisation, seed=seed), config.running, counts=counts)
-    if config.running.compile:
-        check_compiling(config.running.device)
+        check_numbers(replace(config.optimisation, seed=seed), config.run, others=counts)
+    if config.run.compile:
+        check_compiling(device)
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"seeds must be different numbers, at least one, got {list(config.seeds)}.")
-
-
-def _check_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Passes if the folder is free, or holds the same comparison.
-
-    Raises:
-        UserError: If it holds anything else.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"out must be a folder, got the file {str(folder)!r}. Choose another name.")
-    # what starts with a dot may be a process that starts beside this one and writes the same manifest
-    if not folder.is_dir() or all(entry.name.startswith(".") for entry in folder.iterdir()):
-        return
-    with user_errors(ValueError):
-        old = read_manifest(folder, KIND)
-    if old is None:
-        raise UserError(f"out must be empty or a comparison, got {str(folder)!r}. Choose another folder.")
-    # comparisons of earlier versions do not say which weights they began with
-    differing = difference(old, {name: value for name, value in manifest.items() if name != "model" or name in old})
-    if differing is not None:
-        raise UserError(
-            f"out must hold the same comparison or none, got one in {str(folder)!r} that differs: {differing}. "
-            "Choose another folder with --out."
-        )
 
 
 def _is_done(folder: Path) -> bool:
@@ -218,7 +206,7 @@ def _is_done(folder: Path) -> bool:
 
 
 def _jobs(config: CompareConfig, plans: Sequence[LayerPlan]) -> dict[Path, tuple[str, int]]:
-    """The folder of every run of a comparison, with its plan and seed; what is not trained has one seed."""
+    """The folder of every run of a comparison, with its plan and seed; untrained plans have one seed."""
     named = [(plan.name, seed if plan.name != START else 0) for seed in config.seeds for plan in plans]
     if config.reference is not None:
         named.append((name_of_reference(config.reference), 0))
@@ -227,85 +215,90 @@ def _jobs(config: CompareConfig, plans: Sequence[LayerPlan]) -> dict[Path, tuple
 
 def _run_one(
     config: CompareConfig,
-    plans: Sequence[LayerPlan],
+    resolved: Mapping[str, Resolved],
     name: str,
     seed: int,
     folder: Path,
-    data: Surveyed,
+    data: SurveyedData,
+    device: str,
     on_note: Callable[[str], None],
 ) -> None:
-    """Trains one plan with one seed, where there is anything to train, and scores it."""
-    plan = next((plan for plan in plans if plan.name == name), None)
-    model = config.model if plan is not None else config.reference
-    assert model is not None
-    with user_errors(ValueError, OSError):
-        llava = load(model, device=config.running.device, dtype=torch.float32, validate=plan is None)
+    """Train one plan with one seed, unless it is untrained or the reference, and score it."""
+    wide = replace(config.model, dtype="float32")
+    if name == START or name in resolved:
+        llava = open_model(wide, device=device, seed=0)
+    else:
+        assert config.reference is not None
+        llava = other_model(wide, config.reference, device=device, seed=0)
     facts: dict[str, Any] = {"plan": name, "seed": seed, "steps": 0}
-    with user_errors(*_UNREADABLE), enough_memory(config.optimisation.batch_size):
-        if plan is not None and name != START:
-            facts |= _train_one(config, plan, seed, llava, data, folder, on_note)
+    with user_errors(OSError), advise_when_out_of_memory(config.optimisation.batch_size):
+        if name in resolved:
+            facts |= _train_one(config, resolved[name], seed, llava, data, folder, on_note)
         answers, words = _score(config, llava, data)
     write_json(folder / "run.json", {**facts, "text_log_likelihood": words})
     write_atomically(folder / ANSWERS, answers.to_parquet(index=False))
-    for leftover in folder.glob("checkpoint-*"):  # nothing is resumed from here any more
+    for leftover in folder.glob("checkpoint-*"):
         shutil.rmtree(leftover)
     on_note(f"{name}, seed {seed}: {_line(answers, words)}")
 
 
 def _train_one(
     config: CompareConfig,
-    plan: LayerPlan,
+    resolved: Resolved,
     seed: int,
     llava: Llava,
-    data: Surveyed,
+    data: SurveyedData,
     folder: Path,
     on_note: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Trains the model in place, from the last checkpoint where there is one."""
-    resolved = resolve(plan, llava)
-    apply_plan(llava, resolved, seed=seed, low_precision=config.running.bf16)
-    rate = config.lora_lr if plan.method == "lora" else config.optimisation.lr
+    """Train the model in place, from the last checkpoint if there is one."""
+    plan, bf16 = resolved.plan, is_bf16(config.model)
+    apply_plan(llava, resolved, seed=seed, low_precision=bf16)
     on_note(f"{plan.name}, seed {seed}: {resolved.trained:,} of {resolved.total:,} train")
     trained = train(
         llava,
         resolved,
         data.samples(llava),
-        optimisation=replace(config.optimisation, lr=rate, seed=seed),
-        running=config.running,
+        optimisation=_optimisation(config, plan, seed),
+        options=config.run,
         folder=folder,
+        bf16=bf16,
         facts={"settings": config.settings, "plan": plan.to_dict(), "seed": seed, "model": llava.weight_hash},
         resume=last_checkpoint(folder),
         model_bytes=bytes_of_model(resolved) if config.keep_weights else 0,
         on_note=lambda line: on_note(f"{plan.name}, seed {seed}: {line}"),
         on_trained=(lambda trainer: _keep(config, trainer, folder)) if config.keep_weights else None,
     )
-    layers = plain_layers(plan, llava.n_layers)
     return {
-        "layers": layers,
-        "compiled": is_compiled(plan, asked=config.running.compile),
+        "layers": plain_layers(plan, llava.n_layers),
+        "compiled": config.run.compile,
         "steps": trained.steps,
         "losses": {str(step): loss for step, loss in trained.losses.items()},
     }
 
 
+def _optimisation(config: CompareConfig, plan: LayerPlan, seed: int) -> Optimisation:
+    chosen = replace(config.optimisation, seed=seed).with_rates(RECIPES[2])
+    return replace(chosen, lr=config.lora_lr) if plan.method == "lora" else chosen
+
+
 def _keep(config: CompareConfig, trainer: PlanTrainer, folder: Path) -> None:
-    """The tuned model as a single run writes it, LoRA as an adapter; the model at hand stays as it is."""
+    """Write the tuned model as a single run does, LoRA as an adapter; the model in memory does not change."""
 
     def unrounded() -> Llava:
-        return load(config.model, device="cpu", dtype=torch.float32, validate=False)
+        return open_model(replace(config.model, dtype="float32"), device="cpu", seed=0)
 
     with user_errors(OSError, SafetensorError):
-        reload = unrounded if config.running.bf16 else None
+        reload = unrounded if is_bf16(config.model) else None
         save_model(trainer.llava, trainer.resolved, trainer.full_tensors(), folder, reload=reload)
         write_json(folder / "plan.json", trainer.resolved.to_dict())
 
 
-def _score(config: CompareConfig, llava: Llava, data: Surveyed) -> tuple[pd.DataFrame, float]:
+def _score(config: CompareConfig, llava: Llava, data: SurveyedData) -> tuple[pd.DataFrame, float]:
     """The answers under every condition, one row each, and the log-likelihood of ordinary text."""
-    low = torch.autocast(llava.device.type, dtype=torch.bfloat16, enabled=config.running.bf16)
     tables = []
-    with low:
-        for condition, samples in data.asked(llava).items():
+    with torch.autocast(llava.device.type, dtype=torch.bfloat16, enabled=is_bf16(config.model)):
+        for condition, samples in data.eval_samples(llava).items():
             answers = score_answers(llava, samples, batch_size=config.optimisation.batch_size)
             tables.append(answers.assign(condition=condition))
         words = text_log_likelihood(llava)
@@ -321,49 +314,26 @@ def _time(
     config: CompareConfig,
     llava: Llava,
     plans: Sequence[LayerPlan],
-    data: Surveyed,
+    resolved: Mapping[str, Resolved],
+    data: SurveyedData,
     on_note: Callable[[str], None],
 ) -> None:
-    """Times a step of each plan that was not timed before, in turn with ``full``, all in this process."""
+    """Time a step of each plan that was not timed before, alternating with ``full``, in this process."""
     known = read_costs(config.out)
-    missing = [plan for plan in plans if plan.name not in (START, *known)]
+    missing = [plan.name for plan in plans if plan.name not in (START, *known)]
     if config.timing_rounds < 1 or not missing:
         return
-    timed = {plan.name: resolve(plan, llava) for plan in plans if plan.name == FULL or plan in missing}
+    timed = {plan.name: resolved[plan.name] for plan in plans if plan.name in (FULL, *missing)}
     samples = data.samples(llava)
     pictured = samples.pictured.nonzero()[0]
     few = (pictured if len(pictured) else np.arange(len(samples)))[: config.optimisation.batch_size]
-    with user_errors(*_UNREADABLE):
+    with user_errors(OSError):
         batch = collator(llava)([samples[int(index)] for index in few])
     given = {name: value for name, value in batch.items() if name not in ("owner", "sample")}
     on_note(f"timing {len(timed)} plans, {config.timing_rounds} rounds")
-    with enough_memory(config.optimisation.batch_size):
+    with advise_when_out_of_memory(config.optimisation.batch_size):
         costs = measure_plans(
             llava, timed, model_inputs(given, llava), rounds=config.timing_rounds, repeats=3,
-            checkpointing=config.running.gradient_checkpointing, bf16=config.running.bf16,
+            checkpointing=config.run.gradient_checkpointing, bf16=is_bf16(config.model),
         )  # fmt: skip
     add_costs(config.out, costs)
-
-
-def _draw(folder: Path, table: pd.DataFrame) -> tuple[Path, ...]:
-    import matplotlib.pyplot as plt
-
-    from figures.plans.accuracy_by_family import draw_accuracy
-    from figures.plans.cost_retention import draw_cost_retention
-    from figures.plans.plan_diagram import draw_plan_diagram
-    from figures.plans.retention import draw_retention
-    from figures.style import Panels, figure_of, save_figure
-
-    drawn: dict[str, Panels] = {
-        "accuracy_by_family": draw_accuracy(table),
-        "retention": draw_retention(table),
-        "plans": draw_plan_diagram(table),
-    }
-    overall = table[(table["family"] == "all") & (table["condition"] == table["condition"].iloc[0])]
-    if (overall["flops_ratio"].notna() & overall["retention"].notna()).any():  # none if full tuning is never right
-        drawn["cost_against_retention"] = draw_cost_retention(table)
-    paths = []
-    for name, panels in drawn.items():
-        paths.append(save_figure(panels, folder / "figures" / name).png)
-        plt.close(figure_of(panels))
-    return tuple(paths)

@@ -1,96 +1,102 @@
-"""Settings of ``layerwise-finetune compare``."""
+"""The options of ``layerwise-finetune compare``. See ``records.options``."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from records.settings import plain
-from tuning.config import SCENES, Optimisation, Running
+from records.manifest import RunKind
+from records.options import (
+    ConfigFile,
+    DryRun,
+    Flag,
+    Images,
+    ModelOptions,
+    NameList,
+    NumberList,
+    OrDefault,
+    Overwrite,
+    SkipBad,
+    named,
+    settings_of,
+)
+from tuning.config import NOT_SETTINGS, SCENES, Optimisation, RunOptions
+
+TABLE = "compare.csv"
+RUN = RunKind(
+    "layerwise-finetune compare", writes=("runs", TABLE, "costs.json", "samples.json", "skipped-*.csv"), last=TABLE
+)
 
 
 @dataclass(frozen=True)
 class CompareData:
-    """What the plans of a comparison are trained and scored on.
+    """The data that all plans are trained and scored on.
 
-    Args:
-        spec: ``"scenes"``, or a file that every plan is trained on.
-        images: The folder that the files' picture paths start from.
-        scenes: Scenes trained on, where the data are scenes.
-        limit: The first so many samples trained on.
-        eval_specs: What is scored: ``"scenes"`` (three conditions: seen and unseen drawings, and a caption in words),
-            and files, each a condition that is called as the file is.
-        score_scenes: Scenes scored, for each of their conditions.
-        eval_limit: Samples scored of a file, at most; all where it is None.
-        skip_bad: Whether to go on without samples that cannot be used.
+    Example:
+        >>> CompareData("mix.json", eval_specs=("pope.jsonl",)).score_scenes
+        100
     """
 
-    spec: str = SCENES
-    images: Path | None = None
+    spec: Annotated[str, named("data")] = SCENES
+    """`scenes`, a JSON file in LLaVA's layout (any size), or a JSONL or Parquet file of questions."""
+    images: Images = None
     scenes: int = 4000
-    limit: int | None = None
-    eval_specs: tuple[str, ...] = (SCENES,)
+    """Scenes trained on, if the data are scenes."""
+    limit: OrDefault[int] = None
+    """Train on the first so many samples. [default: all]"""
+    eval_specs: Annotated[NameList, named("eval-data")] = (SCENES,)
+    """What is scored, comma-separated: `scenes` (seen and unseen drawings, and a caption in words), and files of
+    questions with short answers, each a condition with the file's name."""
     score_scenes: int = 100
-    eval_limit: int | None = None
-    skip_bad: bool = False
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What must agree. Files go by their names, for digests say what is in them; defaults of files are left out.
-
-        So is ``skip_bad``: which samples are used is recorded once they are known.
-        """
-        given: dict[str, Any] = {
-            "data": Path(self.spec).name,
-            "limit": self.limit,
-            "eval_data": sorted(Path(spec).name for spec in self.eval_specs),
-            "eval_limit": self.eval_limit,
-        }
-        plainest = {"data": SCENES, "limit": None, "eval_data": [SCENES], "eval_limit": None}
-        changed = {name: value for name, value in given.items() if value != plainest[name]}
-        return {"scenes": self.scenes, "score_scenes": self.score_scenes, **changed}
+    """Scenes scored, of each kind."""
+    eval_limit: OrDefault[int] = None
+    """At most so many samples of each file are scored. [default: all]"""
+    skip_bad: SkipBad = False
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """One comparison.
+    """Train and score several plans side by side.
 
-    Args:
-        model: Where every plan starts.
-        reference: A tuned model that is scored beside them, or None.
-        plans: Names of the default plans to run; all of them where it is empty.
-        band: The middle band as a layer spec; 6-16 of 32, scaled, where it is None.
-        train: Components that train beside the layers of every partial plan.
-        lora_rank: Of the LoRA plans; alpha is twice it.
-        seeds: Of the order of data; every plan is run with each.
-        data: What all plans are trained and scored on.
-        optimisation: Its seed is replaced by each of ``seeds``.
-        lora_lr: Peak learning rate of factors.
-        running: As for a single run.
-        timing_rounds: Rounds in which steps of plans that were not timed yet take turns with that of ``full`` in one
-            process; 0 for none.
-        keep_weights: Whether the tuned model of each run that this call finishes stays in the run's folder; it is
-            scored and forgotten otherwise.
-        out: The folder.
+    Example:
+        >>> CompareConfig(plans=("full", "middle band")).seeds
+        (0,)
     """
 
-    model: str = "smol-stage1"
-    reference: str | None = None
-    plans: tuple[str, ...] = ()
-    band: str | None = None
-    train: tuple[str, ...] = ("projector",)
+    model: ModelOptions = field(default_factory=lambda: ModelOptions(name="smol-stage1"))
+    reference: OrDefault[str] = None
+    """A tuned model to score beside the plans, for example `smol`. [default: none]"""
+    plans: NameList = ()
+    """Names of the plans to run, comma-separated: start, full, middle band, complement, first, last, evenly spread,
+    random layers, LoRA everywhere, LoRA on the band, LISA on the band, projector only. [default: all but LISA]"""
+    band: OrDefault[str] = None
+    """The middle band as a layer spec. [default: 6-16 of 32, scaled]"""
+    train: NameList = ("projector",)
+    """Other parts that train beside the layers of every partial plan, comma-separated."""
     lora_rank: int = 32
-    seeds: tuple[int, ...] = (0,)
+    """Rank of LoRA's factors; alpha is twice the rank."""
+    seeds: NumberList = (0,)
+    """Seeds of the order of the data, comma-separated; every plan runs with each."""
     data: CompareData = field(default_factory=CompareData)
     optimisation: Optimisation = field(default_factory=Optimisation)
     lora_lr: float = 2e-4
-    running: Running = field(default_factory=Running)
+    """Peak learning rate of LoRA's factors."""
+    run: RunOptions = field(default_factory=lambda: RunOptions(save_every=50))
     timing_rounds: int = 3
-    keep_weights: bool = False
+    """Rounds in which steps of plans that were not timed yet alternate with steps of full; 0 for none."""
+    keep_weights: Flag = False
+    """Keep each tuned model that this call finishes, as a single run writes it."""
     out: Path = Path("runs/compare")
+    """The folder of the comparison."""
+    overwrite: Overwrite = False
+    dry_run: DryRun = False
+    config: ConfigFile = None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What must agree for the comparison to be resumed; more plans and seeds may be added."""
-        named = ("model", "band", "train", "lora_rank", "lora_lr")
-        described = {name: plain(getattr(self, name)) for name in named} | self.data.settings
-        return {**described, **asdict(self.optimisation), "bf16": self.running.bf16}
+        """Every option that decides the results; plans and seeds may be added to a comparison.
+
+        Files are known by name: digests in the manifest cover their content, ``samples.json`` the samples used.
+        """
+        more = ("plans", "reference", "seeds", "seed", "images", "skip_bad", "timing_rounds", "keep_weights")
+        files = {"data": Path(self.data.spec).name, "eval_data": sorted(Path(s).name for s in self.data.eval_specs)}
+        return settings_of(self, without=(*NOT_SETTINGS, *more)) | files

@@ -14,7 +14,7 @@ import pandas as pd
 from tasks.errors import UserError
 from tuning.compare.data import SCENE_CONDITIONS, chance_of
 from tuning.cost.measure import Cost
-from tuning.plan.layers import format_layers, parse_layers
+from tuning.plan.layers import layer_spec, select_layers
 from tuning.plan.plan import LayerPlan
 from tuning.scoring.retention import summarise
 from tuning.training.save import write_json
@@ -152,8 +152,8 @@ def _stacked(runs: Sequence[tuple[dict[str, Any], pd.DataFrame]]) -> pd.DataFram
 
 def plain_layers(plan: LayerPlan, n_layers: int) -> str:
     """A plan's layers as numbers and ranges, the last block always named."""
-    layers = parse_layers(plan.layers, n_layers)
-    return f"0-{n_layers - 1}" if len(layers) == n_layers else format_layers(layers, n_layers)
+    layers = select_layers(plan.layers, n_layers)
+    return f"0-{n_layers - 1}" if len(layers) == n_layers else layer_spec(layers, n_layers)
 
 
 def _plan_columns(name: str, plan: LayerPlan | None, trainable: int, cost: dict[str, Any] | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from models.llava import Llava
-from tuning.config import TuningConfig
+from tuning.config import TuningConfig, is_bf16
 from tuning.cost.flops import Flops, Shape, closed_form
 from tuning.cost.measure import Cost, Memory, estimate_memory, measure_step
 from tuning.data.samples import Samples, Survey
@@ -17,7 +17,6 @@ from tuning.plan.plan import WHOLE, LayerPlan
 from tuning.plan.resolve import Resolved, resolve
 from tuning.scoring.answers import collator, model_inputs
 from tuning.training.sharding import will_shard
-from tuning.training.torch_compile import is_compiled
 from tuning.training.trainer import Trained
 
 FULL = LayerPlan("all", WHOLE, name="full")
@@ -84,11 +83,11 @@ def estimate_run(
     length = int(samples.lengths.mean())
     learned = round(o.batch_size * float(found.learned[found.kept].mean()))
     shape = Shape(o.batch_size, length, round(o.batch_size * float(samples.pictured.mean())), learned)
-    checkpointing = config.running.gradient_checkpointing
+    checkpointing = config.run.gradient_checkpointing
     one = closed_form(llava, resolved, shape, checkpointing=checkpointing)
     full = closed_form(llava, resolve(FULL, llava), shape, checkpointing=checkpointing)
     flops = one * float(o.grad_accum)
-    memory = estimate_memory(llava, resolved, shape, checkpointing=checkpointing, bf16=config.running.bf16)
+    memory = estimate_memory(llava, resolved, shape, checkpointing=checkpointing, bf16=is_bf16(config.model))
     if will_shard():
         weights, gradients, optimizer = (size // world for size in (memory.weights, memory.gradients, memory.optimizer))
         memory = Memory(weights, gradients, optimizer, memory.activations)
@@ -110,15 +109,15 @@ def measure_first(config: TuningConfig, llava: Llava, resolved: Resolved, sample
     items = [samples[index] for index in range(min(rows, len(samples)))]
     batch = collator(llava)(items)
     batch = {name: value for name, value in batch.items() if name not in ("owner", "sample")}
-    checkpointing = config.running.gradient_checkpointing
+    checkpointing = config.run.gradient_checkpointing
     first = resolved.first_block if checkpointing else None
     set_checkpointing(llava, first, resolved.first_vision)
-    low = torch.autocast(llava.device.type, dtype=torch.bfloat16) if config.running.bf16 else nullcontext()
+    low = torch.autocast(llava.device.type, dtype=torch.bfloat16) if is_bf16(config.model) else nullcontext()
     with torch.random.fork_rng(devices=[llava.device] if llava.device.type == "cuda" else []):
         with low:
             inputs = model_inputs(batch, llava)
         cost = measure_step(
-            llava, resolved, inputs, repeats=0, warmup=0, checkpointing=checkpointing, bf16=config.running.bf16
+            llava, resolved, inputs, repeats=0, warmup=0, checkpointing=checkpointing, bf16=is_bf16(config.model)
         )
     set_checkpointing(llava, None)
     if llava.device.type == "cuda":
@@ -144,7 +143,7 @@ def cost_of_run(
     seconds = sum(trained.step_seconds)
     described["data_seconds_median"] = median(trained.data_seconds) if trained.data_seconds else None
     described["processes"] = world
-    described["compiled"] = is_compiled(config.plan, asked=config.running.compile)
+    described["compiled"] = config.run.compile
     described["closed_form_ratio"] = estimate.ratio
     described["steps"] = trained.steps
     # The clock leaves out the first step of a process, the count of tokens does not.

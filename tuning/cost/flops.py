@@ -137,8 +137,7 @@ class _Count:
         inside = {id(m) for block in llava.vision_blocks for m in block.modules()}
         outside = [m for m in tower.modules() if id(m) not in inside and list(m.parameters(recurse=False))]
         grad = grad or any(self._trains(module) for module in outside)
-        index = int(llava.config.vision_feature_layer)
-        used = index if index >= 0 else llava.n_vision_layers + 1 + index
+        used = llava.vision_layer
         features = grad
         for layer, block in enumerate(llava.vision_blocks):
             # Past the layer that is read nothing flows back.

@@ -17,7 +17,7 @@ from tuning.cost.flops import Flops, Shape, closed_form, count_flops
 from tuning.data.labels import IGNORED
 from tuning.plan.apply import trained_parameters
 from tuning.plan.resolve import Resolved
-from tuning.training.loss import learned_positions, loss_of
+from tuning.training.loss import loss_of, loss_positions
 
 ClockName = Literal["wall", "cpu"]
 _WIDE = 4  # bytes of a float32
@@ -123,7 +123,7 @@ def batch_shape(llava: Llava, batch: dict[str, Any]) -> Shape:
     """The size of a batch of model arguments."""
     ids: Tensor = batch["input_ids"]
     pixels = batch.get("pixel_values")
-    learned = int(learned_positions(batch["labels"]).sum())
+    learned = int(loss_positions(batch["labels"]).sum())
     return Shape(ids.shape[0], ids.shape[1], 0 if pixels is None else int(pixels.shape[0]), learned)
 
 

@@ -34,7 +34,7 @@ def measure_plans(
         warmup: Steps before them. The second still takes memory that no step had before: on a CPU full tuning's took
             half as long again as its third.
         checkpointing: Whether blocks are recomputed.
-        bf16: Whether weights and products are as in a run with ``Running.bf16``.
+        bf16: Whether weights and products are as in a run with ``RunOptions.bf16``.
         clock: ``"wall"``, or ``"cpu"`` for this process's processor time, where others share the machine.
         on_turn: Called after each turn.
     """

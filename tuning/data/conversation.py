@@ -1,4 +1,4 @@
-"""A conversation: its turns and pictures, as every reader returns it."""
+"""A conversation: its pictures and turns, as every reader of training data returns it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,56 @@ from tasks.example import Example, Picture
 from tasks.prompts import LETTER, SHORT
 
 
-def from_examples(examples: Sequence[Example], *, apart: bool = False, format_prompts: bool = True) -> Conversation:
-    """Questions about the same pictures as one conversation.
+class UnusableSampleError(UserError):
+    """A sample that cannot be trained on.
 
-    Where turns follow each other a format prompt stands on the first question of its format alone, as in LLaVA-1.5's
-    data; where they stand apart each question has its own.
+    Args:
+        reason: Why.
+        sample: The sample's id, or None if it is unknown.
+    """
+
+    def __init__(self, reason: str, sample: str | None = None) -> None:
+        super().__init__(reason)
+        self.sample = sample
+
+
+class Turn(NamedTuple):
+    """A question of the user and the assistant's answer."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One training sample.
+
+    Args:
+        id: Identifies it in messages.
+        pictures: Shown before the first question; empty in text-only samples.
+        turns: At least one.
+        apart: Whether each turn sees the pictures and itself but no other turn. Several questions about one picture
+            then share one sequence without seeing each other's answers.
+        families: The family of each question, for scores; empty if unknown.
+        shared: Text before the first question of every turn, seen by all turns if they stand apart.
+    """
+
+    id: str
+    pictures: tuple[Picture, ...]
+    turns: tuple[Turn, ...]
+    apart: bool = False
+    families: tuple[str, ...] = ()
+    shared: str = ""
+
+
+def from_examples(examples: Sequence[Example], *, apart: bool = False, format_prompts: bool = True) -> Conversation:
+    """Several questions about the same pictures as one conversation.
+
+    Args:
+        examples: At least one.
+        apart: Whether turns are hidden from each other. Then each question has its own format prompt; otherwise only
+            the first question of each format, as in LLaVA-1.5's data.
+        format_prompts: Whether questions say how to answer.
     """
     seen: set[str] = set()
     turns = []
@@ -26,56 +71,9 @@ def from_examples(examples: Sequence[Example], *, apart: bool = False, format_pr
                 seen.add(prompt)
         turns.append(Turn(question, example.answer))
     first = examples[0]
-    if not first.pictures and not apart:  # the caption is said once, in the first turn
+    if not first.pictures and not apart:  # only the first turn has the caption
         caption = first.question.partition("\n")[0]
-        turns = [turns[0], *(replace_prefix(turn, f"{caption}\n") for turn in turns[1:])]
+        turns = [turns[0], *(turn._replace(question=turn.question.removeprefix(f"{caption}\n")) for turn in turns[1:])]
     families = tuple(example.family for example in examples)
-    return Conversation(first.id.rsplit("/", 1)[0] if len(examples) > 1 else first.id, first.pictures, tuple(turns),
-                        apart, families)  # fmt: skip
-
-
-def replace_prefix(turn: Turn, prefix: str) -> Turn:
-    """``turn`` without ``prefix`` before its question."""
-    return turn._replace(question=turn.question.removeprefix(prefix))
-
-
-class UnusableSampleError(UserError):
-    """A sample that cannot be trained on, and why.
-
-    Args:
-        reason: What is the matter.
-        sample: The sample's own id, where the raiser knows it.
-    """
-
-    def __init__(self, reason: str, sample: str | None = None) -> None:
-        super().__init__(reason)
-        self.sample = sample
-
-
-class Turn(NamedTuple):
-    """What the user says and what the assistant answers."""
-
-    question: str
-    answer: str
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """One training sample.
-
-    Args:
-        id: Names it in messages.
-        pictures: Shown before the first question; none in text-only samples.
-        turns: At least one.
-        apart: Whether each turn sees the pictures and itself but no other turn. Several questions about one picture
-            then fit in one sequence without telling each other the answers, at the cost of the picture once.
-        families: The kind of each question, for scores; empty if unknown.
-        shared: Text that starts the first question of every turn and is seen by all turns where they stand apart.
-    """
-
-    id: str
-    pictures: tuple[Picture, ...]
-    turns: tuple[Turn, ...]
-    apart: bool = False
-    families: tuple[str, ...] = ()
-    shared: str = ""
+    name = first.id.rsplit("/", 1)[0] if len(examples) > 1 else first.id
+    return Conversation(name, first.pictures, tuple(turns), apart, families)

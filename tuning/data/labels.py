@@ -7,7 +7,7 @@ answer with others is found out. What cannot be aligned raises ``UnusableSampleE
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -16,10 +16,9 @@ from torch import Tensor
 from models.llava import Llava
 from tasks.prompts import IMAGE, SYSTEM, plain
 from tuning.data.conversation import Conversation, UnusableSampleError
+from tuning.data.prompt_format import OnLong, Recipe
 
 IGNORED = -100  # the label of a position whose next token is not learned: torch's cross-entropy leaves it out
-Recipe = Literal["plain", "vicuna_v1"]
-OnLong = Literal["cut", "refuse"]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from tasks.errors import UserError
 from tasks.prompts import IMAGE
 from tasks.readers.picture_folder import PictureFolder
-from tasks.readers.tables import DataError
 from tuning.data.conversation import Conversation, Turn, UnusableSampleError
 
 _CHUNK = 1 << 20
@@ -32,13 +32,13 @@ class LlavaFile:
         """Reads the file once, for the places of its samples.
 
         Raises:
-            DataError: If the file is missing, is no JSON array of objects, or is empty.
+            UserError: If the file is missing, is no JSON array of objects, or is empty.
         """
         if not path.is_file():
-            raise DataError(f"data must be 'scenes' or an existing file, got {str(path)!r}. Check the path.")
+            raise UserError(f"data must be 'scenes' or an existing file, got {str(path)!r}. Check the path.")
         folder = images if images is not None else path.parent
         if not folder.is_dir():
-            raise DataError(f"images must be a folder, got {str(folder)!r}. Name the folder that paths start from.")
+            raise UserError(f"images must be a folder, got {str(folder)!r}. Name the folder that paths start from.")
         self.name = path.name
         self._path, self._folder = path, PictureFolder(folder)
         starts, lengths = array("q"), array("q")
@@ -47,7 +47,7 @@ class LlavaFile:
             lengths.append(length)
         self._starts, self._lengths = np.array(starts), np.array(lengths)
         if not len(self._starts):
-            raise DataError(f"data must have at least one sample, got none in {str(path)!r}. Add samples.")
+            raise UserError(f"data must have at least one sample, got none in {str(path)!r}. Add samples.")
         with path.open("rb") as file:
             self.digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -61,7 +61,7 @@ class LlavaFile:
         Raises:
             UnusableSampleError: If its turns do not alternate, it has no assistant's turn, or placeholders and
                 pictures differ.
-            DataError: If the file changed, or a picture's path leaves the folder.
+            UserError: If the file changed, or a picture's path leaves the folder.
         """
         with self._path.open("rb") as file:
             file.seek(int(self._starts[index]))
@@ -70,7 +70,7 @@ class LlavaFile:
         try:
             row = json.loads(data.decode("utf-8"))
         except ValueError as error:
-            raise DataError(
+            raise UserError(
                 f"sample must be JSON, got {where}: {error}. Do not change the file during a run."
             ) from error
         try:
@@ -157,14 +157,14 @@ def _places(path: Path) -> Iterator[tuple[int, int]]:
                 if not more and position >= len(text) and not opened:
                     return
                 if not more or len(text) - position > _LARGEST:
-                    raise DataError(
+                    raise UserError(
                         f"data must be a JSON array of samples, got something else at sample {number} of {path.name} "
                         f"({error.msg}). Write the file again."
                     ) from error
                 text, base, position = text[position:] + more, base + position, 0
                 continue
             if not isinstance(value, dict):
-                raise DataError(
+                raise UserError(
                     f"sample must be a JSON object, got {type(value).__name__} at sample {number} of {path.name}."
                 )
             yield base + position, end - position

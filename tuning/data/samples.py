@@ -15,16 +15,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
-from models.inputs import Preprocess, expand_to_square, image_processor
 from models.llava import Llava
+from models.pixels import read_pixels
 from records.manifest import write_atomically
 from records.progress import OnProgress, silent
 from tasks.errors import UserError
 from tasks.example import Picture
-from tasks.pictures import PictureError
-from tasks.readers.tables import DataError
 from tuning.data.conversation import Conversation, UnusableSampleError
-from tuning.data.labels import IGNORED, Encoded, OnLong, Recipe, encode
+from tuning.data.labels import IGNORED, Encoded, encode
+from tuning.data.prompt_format import PromptFormat
 from tuning.data.sources import Source
 
 FAILED = "failed"  # in place of a sample: why it could not be made
@@ -73,36 +72,19 @@ class Survey:
         )
 
 
-@dataclass(frozen=True)
-class Writing:
-    """How samples become tokens.
-
-    Args:
-        recipe: ``"plain"`` for stage 1, ``"vicuna_v1"`` for stage 2.
-        max_length: Tokens of the longest sample.
-        on_long: Whether longer ones are cut or left out.
-        preprocess: How pictures are made square.
-    """
-
-    recipe: Recipe = "vicuna_v1"
-    max_length: int = 2048
-    on_long: OnLong = "cut"
-    preprocess: Preprocess = "pad"
-
-
 def survey(
-    llava: Llava, source: Source, writing: Writing, *, on_progress: Callable[[int], None] | None = None
+    llava: Llava, source: Source, prompt_format: PromptFormat, *, on_progress: Callable[[int], None] | None = None
 ) -> Survey:
     """Every sample of ``source`` written once; pictures are looked for, not opened.
 
     Args:
         llava: Gives the tokenizer.
         source: The samples.
-        writing: How they become tokens.
+        prompt_format: How they become tokens.
         on_progress: Called after each sample with how many are done.
 
     Raises:
-        DataError: If a picture's path leaves its folder.
+        UserError: If a picture's path leaves its folder.
     """
     n = len(source)
     lengths, learned = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
@@ -114,7 +96,7 @@ def survey(
         try:
             conversation = source[index]
             name = conversation.id
-            encoded = _encode(llava, conversation, writing)
+            encoded = _encode(llava, conversation, prompt_format)
         except UnusableSampleError as error:
             skipped.append(Skipped(index, error.sample or name, str(error)))
         else:
@@ -129,7 +111,7 @@ def survey(
 def survey_usable(
     llava: Llava,
     source: Source,
-    writing: Writing,
+    prompt_format: PromptFormat,
     stage: str,
     on_progress: OnProgress = silent,
 ) -> Survey:
@@ -137,9 +119,9 @@ def survey_usable(
 
     Raises:
         UserError: If no sample can be used.
-        DataError: As of ``survey``.
+        UserError: As of ``survey``.
     """
-    found = survey(llava, source, writing, on_progress=lambda done: on_progress(stage, 1, len(source)))
+    found = survey(llava, source, prompt_format, on_progress=lambda done: on_progress(stage, 1, len(source)))
     if not len(found.kept):
         raise UserError(
             f"data must have at least one sample that can be used, got none of {len(source)} in {source.name!r} "
@@ -148,8 +130,8 @@ def survey_usable(
     return found
 
 
-def refusal_of(skipped: Sequence[Skipped], name: str | None = None) -> UserError:
-    """The sentence that refuses data, maybe called ``name``, with samples that cannot be used."""
+def skipped_error(skipped: Sequence[Skipped], name: str | None = None) -> UserError:
+    """The error for samples that cannot be used, in the data called ``name``."""
     shown = "; ".join(f"{bad.id!r}: {bad.reason}" for bad in skipped[:_SHOWN])
     more = f" and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
     where = "" if name is None else f" in {name!r}"
@@ -162,9 +144,9 @@ def refusal_of(skipped: Sequence[Skipped], name: str | None = None) -> UserError
 class Samples(Dataset[dict[str, Any]]):
     """The samples that a survey kept, each written and its pictures opened when it is asked for."""
 
-    def __init__(self, llava: Llava, source: Source, found: Survey, writing: Writing) -> None:
-        """``found`` must be the survey of ``source`` under ``writing``."""
-        self.source, self.writing = source, writing
+    def __init__(self, llava: Llava, source: Source, found: Survey, prompt_format: PromptFormat) -> None:
+        """``found`` must be the survey of ``source`` under ``prompt_format``."""
+        self.source, self.prompt_format = source, prompt_format
         self.indices = found.kept
         self.lengths, self.pictured = found.lengths[self.indices], found.pictured[self.indices]
         self._llava = llava
@@ -190,39 +172,25 @@ class Samples(Dataset[dict[str, Any]]):
         """
         try:
             return self._item(index)
-        except (PictureError, DataError, UnusableSampleError, OSError) as error:
+        except (UserError, OSError) as error:
             if get_worker_info() is None:
                 raise
             return {FAILED: error}
 
     def _item(self, index: int) -> dict[str, Any]:
         conversation = self.conversation(index)
-        encoded = _encode(self._llava, conversation, self.writing)
+        encoded = _encode(self._llava, conversation, self.prompt_format)
         prefix = self._prefix(index) if self._prefix is not None else None
         pixels = [] if prefix is not None else [self._open(picture) for picture in conversation.pictures]
         return {"encoded": encoded, "pixels": pixels, "sample": index, "prefix": prefix}
 
     def _open(self, picture: Picture) -> Float[Tensor, "3 H W"]:
-        return open_pixels(self._llava, picture, self.writing.preprocess)
+        return read_pixels(self._llava, picture, self.prompt_format.preprocess)
 
 
-def open_pixels(llava: Llava, picture: Picture, preprocess: Preprocess) -> Float[Tensor, "3 H W"]:
-    """A picture as the vision tower takes it.
-
-    Raises:
-        PictureError: If it cannot be read.
-    """
-    processor = image_processor(llava)
-    image = picture.open().convert("RGB")
-    if preprocess == "pad":
-        image = expand_to_square(image, tuple(int(channel * 255) for channel in processor.image_mean))
-    pixels: Tensor = processor(image, return_tensors="pt")["pixel_values"][0]
-    return pixels.to(torch.float32)
-
-
-def _encode(llava: Llava, conversation: Conversation, writing: Writing) -> Encoded:
-    limit = min(writing.max_length, int(llava.config.text_config.max_position_embeddings))
-    return encode(llava, conversation, recipe=writing.recipe, max_length=limit, on_long=writing.on_long)
+def _encode(llava: Llava, conversation: Conversation, prompt_format: PromptFormat) -> Encoded:
+    limit = min(prompt_format.max_length, int(llava.config.text_config.max_position_embeddings))
+    return encode(llava, conversation, recipe=prompt_format.recipe, max_length=limit, on_long=prompt_format.on_long)
 
 
 def collate(rows: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:

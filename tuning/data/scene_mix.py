@@ -5,9 +5,10 @@ import json
 
 import numpy as np
 
-from tasks.readers.tables import DataError
+from tasks.errors import UserError
+from tasks.scenes.drawings import NOUNS
 from tasks.scenes.questions import FAMILIES, Family, ask, ask_for_caption, with_caption
-from tasks.scenes.scene import COLOURS, NOUNS, Scene, Split, make_scene
+from tasks.scenes.scene import COLOURS, Scene, Split, make_scene
 from tuning.data.conversation import Conversation, from_examples
 
 # Scenes that neither the embedded tower nor the embedded checkpoints were trained on.
@@ -54,10 +55,10 @@ class SceneMix:
             first: The number of the first scene.
 
         Raises:
-            DataError: If a number is out of its range.
+            UserError: If a number is out of its range.
         """
         if n < 1 or not 1 <= questions <= len(FAMILIES) + 1 or not (0 <= text_share <= 1 and 0 <= caption_share <= 1):
-            raise DataError(
+            raise UserError(
                 f"scenes must have n >= 1, questions in [1, {len(FAMILIES) + 1}] and shares in [0, 1], got "
                 f"{n}, {questions}, {text_share}, {caption_share}. Correct them."
             )
@@ -112,7 +113,7 @@ class SceneQuestions:
             format_prompts: Whether questions say how to answer.
         """
         if n < 1:
-            raise DataError(f"n must be >= 1, got {n}. Ask about at least one scene.")
+            raise UserError(f"n must be >= 1, got {n}. Ask about at least one scene.")
         self.name = f"scenes-{'text' if text else split}"
         self._n, self._split, self._text, self._formats = n, split, text, format_prompts
         described = json.dumps([n, split, text, format_prompts, NOUNS, COLOURS, FIRST_EVALUATION_SCENE])

@@ -7,13 +7,12 @@ and reads one when it is asked for, so that ``llava_v1_5_mix665k.json`` needs no
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from tasks.datasets import Dataset
+from tasks.dataset import Dataset
+from tasks.errors import UserError
 from tasks.readers.examples import read_table
-from tasks.readers.tables import DataError
 from tuning.data.conversation import Conversation, from_examples
 from tuning.data.llava_json import LlavaFile, _is_llava
 from tuning.data.scene_mix import SceneMix
@@ -39,7 +38,7 @@ class TableFile:
         self.name, self.digest = dataset.name, dataset.digest
         self._examples = dataset.examples
         if any(example.family == "all" for example in dataset.examples):
-            raise DataError(f"family must not be 'all' in {dataset.name!r}: scores use it for all of them. Rename it.")
+            raise UserError(f"family must not be 'all' in {dataset.name!r}: scores use it for all of them. Rename it.")
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -84,7 +83,7 @@ def open_source(spec: str, images: Path | None = None, *, scenes: SceneMix | Non
         scenes: What ``"scenes"`` means; 4,000 scenes where it is None.
 
     Raises:
-        DataError: If the file cannot be read.
+        UserError: If the file cannot be read.
     """
     if spec == "scenes":
         return scenes or SceneMix(4000)
@@ -92,8 +91,3 @@ def open_source(spec: str, images: Path | None = None, *, scenes: SceneMix | Non
     if path.suffix.lower() == ".json" or (path.suffix.lower() in (".jsonl", ".ndjson") and _is_llava(path)):
         return LlavaFile(path, images)
     return TableFile(read_table(path, images))
-
-
-def without_pictures(conversation: Conversation) -> Conversation:
-    """The same words with nothing shown."""
-    return replace(conversation, pictures=())

@@ -26,8 +26,9 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from models.loading.smol import NAMES, PARTS, EmbeddedName, compose
 from tasks.example import Example
 from tasks.prompts import plain, vicuna_v1
-from tasks.scenes.questions import CHANCE, FAMILIES, ask_all, with_caption
-from tasks.scenes.scene import KINDS, Scene, Split, make_scene, render
+from tasks.scenes.drawings import KINDS
+from tasks.scenes.questions import CHANCE, FAMILIES, ask, with_caption
+from tasks.scenes.scene import Scene, Split, make_scene, render
 from tasks.scoring import accuracy_by_family, score_answer
 
 # Scenes that no development run has looked at: the scores printed during training use the first of the split.
@@ -92,7 +93,7 @@ def _asked(condition: Condition, n: int) -> Iterator[tuple[Example, Image.Image 
         shown = render(make_scene(FIRST_SCORED + index + n, split=split) if condition == "swapped" else scene)
         if condition == "blank":
             shown = Image.new("RGB", shown.size, (30, 30, 30))
-        for example in ask_all(scene):
+        for example in (ask(scene, family) for family in FAMILIES):
             yield (with_caption(example, scene.caption), None) if condition == "text" else (example, shown)
 
 

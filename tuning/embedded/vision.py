@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from tasks.scenes.scene import COLOURS, KINDS, Scene, make_scene, render
+from tasks.scenes.drawings import KINDS
+from tasks.scenes.scene import COLOURS, Scene, make_scene, render
 from tuning.embedded.snapshot import check_plan, load_snapshot, save_snapshot
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own, so that its image processor serves the tower

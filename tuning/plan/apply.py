@@ -1,7 +1,7 @@
-"""A resolved plan on a live model: what requires a gradient, and checkpointing above the frozen prefix.
+"""Apply a resolved plan to a model: which parameters require a gradient, and gradient checkpointing.
 
-``apply_plan`` changes the model in place; ``trained_parameters`` then is what the optimizer may hold, and nothing else
-requires a gradient, so nothing below the lowest trained parameter makes a graph or keeps an activation.
+After ``apply_plan`` exactly the planned parameters require a gradient, so no layer below the lowest one builds a graph
+or keeps an activation.
 """
 
 from collections.abc import Iterator
@@ -20,14 +20,22 @@ from tuning.plan.resolve import Resolved, block_parameters, lisa_layers
 
 
 def apply_plan(llava: Llava, resolved: Resolved, *, seed: int = 0, low_precision: bool = False) -> None:
-    """Makes exactly the planned parameters require gradients, with LoRA factors where the plan has them.
+    """Make exactly the planned parameters require gradients, and add LoRA factors if the plan has them.
 
     Args:
         llava: Changed in place.
         resolved: The plan, resolved on this model.
-        seed: Of the factors' first values; under ``lisa`` of the blocks drawn.
-        low_precision: Keep what is frozen in bfloat16, and what trains in float32: the weights that small updates are
-            added to need the digits, the others do not.
+        seed: Seed of the factors' initial values, and of the blocks drawn under ``lisa``.
+        low_precision: Keep frozen parameters in bfloat16 and trained ones in float32, which small updates need.
+
+    Example:
+        >>> from models.loading.load import load
+        >>> from tuning.plan.plan import LayerPlan
+        >>> from tuning.plan.resolve import resolve
+        >>> llava = load("random:tiny")
+        >>> apply_plan(llava, resolve(LayerPlan("1", ()), llava))
+        >>> all(".layers.1." in name for name in trained_parameters(llava))
+        True
     """
     llava.model.requires_grad_(False)
     if resolved.lora_modules:
@@ -49,18 +57,18 @@ def apply_plan(llava: Llava, resolved: Resolved, *, seed: int = 0, low_precision
 
 
 def trained_parameters(llava: Llava) -> dict[str, nn.Parameter]:
-    """What requires a gradient, by name."""
+    """The parameters that require a gradient, by name."""
     return {name: parameter for name, parameter in llava.model.named_parameters() if parameter.requires_grad}
 
 
 def planned_parameters(llava: Llava, resolved: Resolved) -> dict[str, nn.Parameter]:
-    """Everything the plan may ever change, by name: under ``lisa`` also the blocks that rest at the moment."""
+    """All parameters that the plan may change, by name; under ``lisa`` also those of blocks that are frozen now."""
     wanted = set(resolved.parameters)
     return {name: parameter for name, parameter in llava.model.named_parameters() if name in wanted or is_factor(name)}
 
 
 def draw_blocks(llava: Llava, resolved: Resolved, *, step: int, seed: int) -> tuple[int, ...]:
-    """Under ``lisa``, lets the blocks of optimizer step ``step`` train and the plan's other blocks rest."""
+    """Under ``lisa``, unfreeze the blocks of optimizer step ``step`` and freeze the plan's other blocks."""
     active = lisa_layers(resolved, step, seed)
     on = {name for layer in active for name in block_parameters(resolved, layer)}
     off = {name for layer in resolved.layers for name in block_parameters(resolved, layer)} - on
@@ -75,13 +83,13 @@ def draw_blocks(llava: Llava, resolved: Resolved, *, step: int, seed: int) -> tu
 def set_checkpointing(llava: Llava, first_block: int | None, first_vision: int | None = None) -> None:
     """Recompute blocks in the backward pass instead of keeping their activations, from the first that has a gradient.
 
-    Blocks below make no graph, so there is nothing to recompute. The reentrant kind of checkpoint, transformers'
-    default, loses the gradients of a block whose input requires none, which is where a frozen prefix ends.
+    Blocks below build no graph. Reentrant checkpointing, transformers' default, loses the gradients of a block whose
+    input requires none: the first block above a frozen prefix.
 
     Args:
         llava: Changed in place.
-        first_block: The lowest block of the language model to checkpoint; None for no checkpointing at all.
-        first_vision: The same for the vision tower; None for none of it.
+        first_block: The lowest block of the language model to checkpoint; None for no checkpointing.
+        first_vision: The same for the vision tower.
     """
     run = partial(checkpoint, use_reentrant=False)
     stacks = ((llava.blocks, first_block), (llava.vision_blocks, first_vision if first_block is not None else None))
@@ -96,14 +104,14 @@ def set_checkpointing(llava: Llava, first_block: int | None, first_vision: int |
 def applied(
     llava: Llava, resolved: Resolved, *, seed: int = 0, checkpointing: bool = False, low_precision: bool = False
 ) -> Iterator[None]:
-    """The plan on the model inside the block; outside, no factors, no gradients, nothing requires one, as loaded.
+    """Apply the plan within the block, and restore the loaded model afterwards.
 
     Args:
-        llava: In one type.
+        llava: A model with one type of weights.
         resolved: The plan.
-        seed: As of ``apply_plan``.
-        checkpointing: Whether blocks are recomputed.
-        low_precision: As of ``apply_plan``; what is frozen comes back in its type, but rounded to bfloat16.
+        seed: As in ``apply_plan``.
+        checkpointing: Use gradient checkpointing.
+        low_precision: As in ``apply_plan``; frozen parameters return to their type, rounded to bfloat16.
     """
     dtype = llava.dtype
     apply_plan(llava, resolved, seed=seed, low_precision=low_precision)

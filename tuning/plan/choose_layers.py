@@ -1,7 +1,6 @@
-"""A layer band from the table of a probe or patch run: ``choose_layers(run, n_layers)``, which is ``auto:RUN``.
+"""Choose a layer band from the table of a probe or patch run: ``choose_layers(run, n_layers)``, the spec ``auto:RUN``.
 
-The rule is the shortest band that holds most of the evidence. What a layer's evidence is follows from what the run did;
-rule and evidence come back with the band, so that the choice can be checked.
+The band is the shortest one that holds most of the evidence. Rule and evidence are returned with it.
 """
 
 from pathlib import Path
@@ -11,21 +10,22 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from figures.effects import fraction_name, with_effect
 from tasks.errors import UserError
 
-# The share of the evidence that a chosen band must hold. Much more and one noisy layer far away stretches the band.
+# The share of the evidence that a band must hold. With much more, one noisy layer far away stretches the band.
 _COVERED = 0.8
 _PROBE_COLUMNS = {"part", "name", "layer", "target", "split", "score", "chance"}
 _PATCH_COLUMNS = {"op", "site", "layer", "tokens", "recovered"}
-_METRICS = ("logit_difference", "log_prob", "probability", "accuracy")  # the finer one first; kl has no direction
+_METRICS = ("logit_difference", "log_prob", "probability", "accuracy")  # the most sensitive first; kl has no direction
 
 
 class Chosen(NamedTuple):
-    """A band chosen from a table.
+    """A chosen band.
 
     Args:
         layers: The band.
-        rule: How it was chosen, in one sentence.
+        rule: The rule, in one sentence.
         evidence: Columns ``layer, evidence, chosen``; the evidence sums to 1.
     """
 
@@ -40,27 +40,27 @@ class _Evidence(NamedTuple):
 
 
 def choose_layers(run: Path, n_layers: int) -> Chosen:
-    """The shortest band of layers that holds 80 % of a run's evidence; of equally short ones the one that holds most.
+    """The shortest band of layers that holds 80 % of a run's evidence; among equally short ones the one with most.
 
-    A probe run's evidence at a layer is how much the cross-validated score of ``resid_post`` gains there over the best
-    layer below (the first layer is compared with the model's input, where it was probed), averaged over targets.
+    In a probe run, the evidence of a layer is the gain in the cross-validated score of ``resid_post`` over the best
+    layer below (for the first layer: over the model's input, if it was probed), averaged over targets.
 
-    A patch run's evidence is, for each group of positions, and then averaged over these:
+    In a patch run, the evidence is, averaged over groups of positions:
 
-    - where the residual stream was patched, or layers were changed from one on or up to one, how much the effect
-      changes across the layer;
-    - where each cell changes a layer's own part (an attention pattern, an output) the size of the effect.
+    - the change of the effect across the layer, if the residual stream was patched, or all layers up to or from the
+      layer were changed;
+    - the size of the effect, if each cell changes a part of one layer (an attention pattern, an output).
 
-    The effect is the recovered fraction where the run starts from the corrupt one, and the lost fraction where it
-    starts from the clean one. It is read from the logit difference if the run has it, and from groups of image tokens
-    (``image``, ``image->last``) if there are any.
+    The effect is the recovered fraction if the patched run starts from the corrupt one, and the lost fraction if it
+    starts from the clean one. It is computed from the logit difference if the run has it, and from groups of image
+    tokens (``image``, ``image->last``) if there are any.
 
     Args:
         run: The run directory, or its ``results.csv``.
-        n_layers: How many layers the model has.
+        n_layers: Number of layers of the model.
 
     Raises:
-        UserError: If there is no such table, it belongs to another depth, or it shows no evidence anywhere.
+        UserError: If there is no such table, the model has another depth, or no layer has evidence.
     """
     path = run / "results.csv" if run.is_dir() else run
     try:
@@ -95,7 +95,7 @@ def choose_layers(run: Path, n_layers: int) -> Chosen:
 
 
 def describe_choice(run: Path, n_layers: int) -> str:
-    """The rule, what it chose, and the evidence layer by layer, for people."""
+    """The rule, the band and the evidence by layer, as lines of text."""
     chosen = choose_layers(run, n_layers)
     rows = [
         f"  layer {layer:>2} {share:6.1%} {'#' * round(60 * share)}{' <' if layer in chosen.layers else ''}"
@@ -135,16 +135,12 @@ def _patch_evidence(table: pd.DataFrame, n_layers: int, run: Path) -> _Evidence:
     found = []
     keys = [key for key in ("op", "tokens", "name", "head") if key in rows]
     for _, cells in rows.groupby(keys, dropna=False):
-        lost = "unchanged" in cells and (cells["unchanged"] == "clean").all()
-        effect = _by_layer(
-            cells.assign(effect=1 - cells["recovered"] if lost else cells["recovered"]), "effect", n_layers
-        )
+        effect = _by_layer(with_effect(cells), "effect", n_layers)
         found.append(np.abs(_across(cells, effect, n_layers)))
     changed = any(_is_cumulative(cells, n_layers) for _, cells in rows.groupby(keys, dropna=False))
     ops = ", ".join(map(str, rows["op"].unique()))
     tokens = ", ".join(str(group) for group in rows["tokens"].dropna().unique())
-    fraction = "lost" if "unchanged" in rows and (rows["unchanged"] == "clean").all() else "recovered"
-    what = f"{'change' if changed else 'size'} of the {fraction} fraction"
+    what = f"{'change' if changed else 'size'} of the {fraction_name(rows)}"
     return _Evidence(
         np.mean(found, axis=0),
         what + (f" of the {metric}" if metric else "") + f" under {ops}" + (f" of {tokens}" if tokens else ""),
@@ -152,15 +148,15 @@ def _patch_evidence(table: pd.DataFrame, n_layers: int, run: Path) -> _Evidence:
 
 
 def _across(cells: pd.DataFrame, effect: NDArray[np.float64], n_layers: int) -> NDArray[np.float64]:
-    """What the effect says of each layer: its change across the layer, or the effect itself."""
+    """The evidence of each layer: the change of the effect across it, or the effect itself."""
     if not _is_cumulative(cells, n_layers):
         return effect
     entering = _ends(cells, n_layers) == "onward" or cells["site"].astype(str).str.contains("resid_pre").all()
     if _ends(cells, n_layers) == "up-to":
-        return np.diff(np.concatenate([[0.0], effect]))  # with no layer changed there is no effect
+        return np.diff(np.concatenate([[0.0], effect]))  # with no layer changed the effect is 0
     if entering:
-        return np.diff(np.concatenate([effect, [0.0]]))  # past the last block nothing can be carried on
-    return np.diff(np.concatenate([effect[:1], effect]))  # behind a block: what it did to the effect before it
+        return np.diff(np.concatenate([effect, [0.0]]))  # past the last block the effect is 0
+    return np.diff(np.concatenate([effect[:1], effect]))  # after a block: its change of the effect before it
 
 
 def _is_cumulative(cells: pd.DataFrame, n_layers: int) -> bool:
@@ -169,7 +165,7 @@ def _is_cumulative(cells: pd.DataFrame, n_layers: int) -> bool:
 
 
 def _ends(cells: pd.DataFrame, n_layers: int) -> str | None:
-    """``up-to`` where windows run from the first layer to the cell's, ``onward`` where from the cell's to the last."""
+    """``up-to`` if windows run from the first layer to the cell's, ``onward`` if from there to the last, else None."""
     if "window" not in cells:
         return None
     parts = cells["window"].astype(str).str.extract(r"^(\d+)(?:-(\d+))?$")
@@ -183,7 +179,7 @@ def _ends(cells: pd.DataFrame, n_layers: int) -> str | None:
 
 
 def _by_layer(rows: pd.DataFrame, column: str, n_layers: int) -> NDArray[np.float64]:
-    """Means by layer; layers that were left out lie on the line between their neighbours."""
+    """Means by layer; missing layers are interpolated linearly."""
     means = rows.groupby("layer")[column].mean().reindex(range(n_layers)).interpolate(limit_direction="both")
     return np.asarray(means.to_numpy(dtype=float), dtype=float)
 

@@ -1,25 +1,25 @@
-"""LLaVA's and LLaVA-1.5's connectors, fresh: one linear map, or two with GELU between them.
+"""Newly initialised connectors: one linear map as in LLaVA, or two with GELU between them as in LLaVA-1.5.
 
-transformers' LLaVA always has ``linear_1``, an activation and ``linear_2``. One linear map is written as ``linear_1``
-with the activation "linear" (which does nothing) and the identity as ``linear_2``, which never trains. So the folder
-opens in plain transformers, and what is computed is exactly one linear map.
+transformers' LLaVA always has ``linear_1``, an activation and ``linear_2``. One linear map is stored as ``linear_1``,
+the activation "linear" (the identity) and an identity matrix as ``linear_2``, which never trains, so that the folder
+opens in plain transformers.
 """
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
 from models.llava import Llava
+from tuning.config import Connector
 
-Connector = Literal["keep", "linear", "mlp"]
 _ACTIVATION = {"linear": "linear", "mlp": "gelu"}
 
 
 def is_linear(llava: Llava) -> bool:
-    """Whether the connector is one linear map, its second the identity."""
+    """True if the connector is one linear map: its second map is the identity."""
     projector: Any = llava.projector
     second = projector.linear_2
     with torch.no_grad():
@@ -32,15 +32,15 @@ def is_linear(llava: Llava) -> bool:
 
 
 def with_connector(llava: Llava, connector: Connector, *, seed: int) -> Llava:
-    """``llava``, changed in place, with a fresh connector; as it is under ``"keep"``.
+    """``llava``, changed in place, with a new connector; unchanged for ``"keep"``.
 
     Args:
         llava: The model.
         connector: ``"linear"`` as in LLaVA, ``"mlp"`` as in LLaVA-1.5.
-        seed: Of the fresh weights: torch's default for linear maps, as in LLaVA.
+        seed: Seed of the new weights, which follow torch's default for linear maps, as in LLaVA.
 
     Returns:
-        The same model under a weight hash of its own.
+        The same model with a weight hash of its own.
 
     Source: Liu et al. 2023, "Visual Instruction Tuning", arXiv 2304.08485 (linear); Liu et al. 2024, "Improved
         Baselines with Visual Instruction Tuning", arXiv 2310.03744 (mlp).
@@ -51,8 +51,8 @@ def with_connector(llava: Llava, connector: Connector, *, seed: int) -> Llava:
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     for linear in (projector.linear_1, projector.linear_2):
-        fresh = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None)
-        linear.load_state_dict(fresh.state_dict())
+        new = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        linear.load_state_dict(new.state_dict())
     torch.random.set_rng_state(state)
     if connector == "linear":
         nn.init.eye_(projector.linear_2.weight)

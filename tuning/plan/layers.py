@@ -1,30 +1,34 @@
-"""Which blocks of the language model a layer spec means: ``parse_layers("6-16", n_layers)``.
+"""Layer specs of a plan: ``select_layers("first:8", n_layers)``. Layers count from 0."""
 
-Layers count from 0 and ranges are inclusive.
-"""
-
-import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from models.layer_ranges import format_layers, parse_layers
 from tasks.errors import UserError
 from tuning.plan.choose_layers import choose_layers
 
 SPECS = "all, none, 6-16, 3,5,9, every:4, first:8, last:8, middle:0.33, random:8@0, auto:RUN"
 
 
-def parse_layers(spec: str, n_layers: int) -> tuple[int, ...]:
+def select_layers(spec: str, n_layers: int) -> tuple[int, ...]:
     """The layers that ``spec`` names, in ascending order.
 
     Args:
         spec: ``all``; ``none``; layers and inclusive ranges (``3,5,9``, ``6-16``, ``0-3,28-31``); ``every:k`` (0, k,
             2k, ...); ``first:k``; ``last:k``; ``middle:f`` (the share f of all layers, centred); ``random:k@seed`` (k
-            different layers); ``auto:RUN`` (``choose_layers`` on a run directory of probe-sweep or patch-sweep).
-        n_layers: How many the model has.
+            random layers); ``auto:RUN`` (``choose_layers`` on a run directory of probe-sweep or patch-sweep).
+        n_layers: Number of layers.
 
     Raises:
         UserError: If the spec is none of these or names a layer that does not exist.
+
+    Example:
+        >>> select_layers("6-8,11", n_layers=12)
+        (6, 7, 8, 11)
+        >>> select_layers("middle:0.33", n_layers=12)
+        (4, 5, 6, 7)
     """
     text = spec.strip()
     if text == "all":
@@ -33,7 +37,7 @@ def parse_layers(spec: str, n_layers: int) -> tuple[int, ...]:
         return ()
     kind, colon, value = text.partition(":")
     if not colon:
-        return _listed(text, n_layers)
+        return parse_layers(text, n_layers, forms=f"one of {SPECS}")
     if kind == "auto":
         return choose_layers(Path(value), n_layers).layers
     if kind == "middle":
@@ -47,7 +51,7 @@ def parse_layers(spec: str, n_layers: int) -> tuple[int, ...]:
         count_text, at, seed = value.partition("@")
         count = _count(count_text, n_layers, spec)
         if not at or not seed.isdecimal():
-            raise UserError(f"random must say how many layers and a seed, got {spec!r}. Write random:8@0.")
+            raise UserError(f"random must have a number of layers and a seed, got {spec!r}. Write random:8@0.")
         drawn = np.random.default_rng(int(seed)).choice(n_layers, size=count, replace=False)
         return tuple(sorted(int(layer) for layer in drawn))
     if kind in ("every", "first", "last"):
@@ -70,39 +74,9 @@ def anchor_band(n_layers: int) -> tuple[int, ...]:
     return tuple(range(first, max(first + 1, round(17 * n_layers / 32))))
 
 
-def format_layers(layers: tuple[int, ...], n_layers: int) -> str:
-    """The shortest spec of plain numbers that means ``layers``: ``all``, ``none``, or ranges."""
-    if not layers:
-        return "none"
-    if len(layers) == n_layers:
-        return "all"
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-
-
-def _listed(text: str, n_layers: int) -> tuple[int, ...]:
-    layers: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if match is None:
-            raise UserError(
-                f"layers must be one of {SPECS}, got {text!r}. Layers count from 0 and ranges are inclusive."
-            )
-        start, stop = int(match[1]), int(match[2] or match[1])
-        if stop < start:
-            raise UserError(f"layers must ascend, got {part.strip()!r}. Write {stop}-{start}.")
-        for layer in (start, stop):
-            if layer >= n_layers:
-                raise UserError(f"layer must be in [0, {n_layers}), got {layer}. Layers count from 0.")
-        layers += range(start, stop + 1)
-    if len(set(layers)) < len(layers):
-        raise UserError(f"layers must be named once each, got {text!r}. Leave the repetition out.")
-    return tuple(sorted(layers))
+def layer_spec(layers: Sequence[int], n_layers: int) -> str:
+    """The shortest spec of ``layers``: ``all``, ``none``, or ranges such as ``0-3,7``."""
+    return "none" if not layers else "all" if len(layers) == n_layers else format_layers(layers)
 
 
 def _number(value: str, spec: str) -> float:

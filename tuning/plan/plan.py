@@ -1,41 +1,44 @@
-"""A layer plan: which parameters train, by name. ``resolve(plan, llava)`` turns the words of a plan into parameters.
+"""A layer plan: which parts of the model train. ``resolve(plan, llava)`` finds their parameters.
 
-Blocks of the language model are named by a layer spec (``tuning.plan.layers``), everything else by name:
-``projector``, ``vision`` (or ``vision:20``: the tower from block 20 on), ``embeddings``, ``final_norm``, ``lm_head``.
-What the model computes but never uses (the tower's last block, since LLaVA reads layer -2) is never claimed as trained.
+Blocks of the language model are named by a layer spec (``tuning.plan.layers``), other parts by name: ``projector``,
+``vision`` (or ``vision:20``: the tower from block 20 on), ``embeddings``, ``final_norm``, ``lm_head``. Parts that LLaVA
+computes but does not use (the tower's last block) never train.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+from records.options import named
 from tasks.errors import UserError
 
 Method = Literal["full", "lora", "lisa"]
 METHODS: tuple[Method, ...] = get_args(Method)
 COMPONENTS = ("projector", "vision", "embeddings", "final_norm", "lm_head")
-# What LLaVA-1.5 trains in stage 2 besides the blocks.
+# The parts that LLaVA-1.5 trains in stage 2 besides the blocks.
 WHOLE = ("projector", "embeddings", "final_norm", "lm_head")
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank factors on every linear map of the plan's blocks.
+    """LoRA factors on every linear map of the plan's blocks, with the defaults of LLaVA-1.5's LoRA recipe.
 
-    Args:
-        rank: Width between the two factors.
-        alpha: The update is scaled by alpha / rank.
-        dropout: On the factors' input, while training.
+    Source: Hu et al. 2021, "LoRA", arXiv 2106.09685.
 
-    Source: Hu et al. 2021, "LoRA", arXiv 2106.09685; rank, alpha and dropout as in LLaVA-1.5's LoRA recipe.
+    Example:
+        >>> Lora(rank=8, alpha=16)
+        Lora(rank=8, alpha=16, dropout=0.05)
     """
 
-    rank: int = 128
-    alpha: int = 256
-    dropout: float = 0.05
+    rank: Annotated[int, named("lora-rank")] = 128
+    """Rank of LoRA's factors."""
+    alpha: Annotated[int, named("lora-alpha")] = 256
+    """LoRA's update is scaled by alpha / rank."""
+    dropout: Annotated[float, named("lora-dropout")] = 0.05
+    """Dropout on the factors' input during training."""
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be."""
+        """Check the values."""
         if self.rank < 1 or self.alpha < 1 or not 0 <= self.dropout < 1:
             raise UserError(
                 "lora must have rank >= 1, alpha >= 1 and dropout in [0, 1), got "
@@ -45,33 +48,41 @@ class Lora:
 
 @dataclass(frozen=True)
 class Lisa:
-    """Full weights in a few blocks at a time, drawn anew from the plan's layers.
-
-    Args:
-        active: How many blocks train at once.
-        every: Optimizer steps until others are drawn.
+    """LISA: full weights in a few blocks at a time, drawn at random from the plan's layers.
 
     Source: Pan et al. 2024, "LISA: Layerwise Importance Sampling", arXiv 2403.17919.
+
+    Example:
+        >>> Lisa(active=1)
+        Lisa(active=1, every=20)
     """
 
-    active: int = 2
-    every: int = 20
+    active: Annotated[int, named("lisa-active")] = 2
+    """Blocks that train at the same time."""
+    every: Annotated[int, named("lisa-every")] = 20
+    """Optimizer steps between draws."""
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be."""
+        """Check the values."""
         if self.active < 1 or self.every < 1:
             raise UserError(f"lisa must have active >= 1 and every >= 1, got {self.active} and {self.every}.")
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What trains, in words.
+    """What trains.
 
     Args:
-        layers: A layer spec; blocks of the language model.
-        train: Component switches; ``vision:20`` for the tower from block 20 on.
-        method: ``"full"`` weights of the blocks, ``"lora"`` factors on them, or ``"lisa"``. Components train in full.
-        name: For tables; the plan in words where it is empty.
+        layers: Blocks of the language model, as a layer spec.
+        train: Other parts; ``vision:20`` for the tower from block 20 on.
+        method: ``"full"`` weights of the blocks, ``"lora"`` factors on them, or ``"lisa"``. Other parts train in full.
+        name: Name in tables; if empty, layers and parts.
+
+    Example:
+        >>> LayerPlan("6-16", ("projector",)).label
+        '6-16+projector'
+        >>> LayerPlan("all", method="lora", lora=Lora(rank=32, alpha=64)).label
+        'all+projector (lora)'
     """
 
     layers: str = "all"
@@ -83,19 +94,19 @@ class LayerPlan:
 
     @property
     def label(self) -> str:
-        """How tables call it."""
+        """The name in tables."""
         parts = [self.layers, *self.train] if self.layers != "none" else list(self.train)
         return self.name or "+".join(parts) + ("" if self.method == "full" else f" ({self.method})")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that JSON keeps."""
+        """As JSON data."""
         described = asdict(self)
         described["train"] = list(self.train)
         return described
 
     @staticmethod
     def from_dict(described: Mapping[str, Any]) -> "LayerPlan":
-        """The plan that ``to_dict`` described."""
+        """The plan that ``to_dict`` wrote."""
         own = dict(described)
         return LayerPlan(
             **{

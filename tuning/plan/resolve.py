@@ -12,13 +12,13 @@ from models.sites import Site
 from records.html import rows_html
 from tasks.errors import UserError
 from tuning.plan.connector import is_linear
-from tuning.plan.layers import format_layers, parse_layers
+from tuning.plan.layers import layer_spec, select_layers
 from tuning.plan.plan import COMPONENTS, METHODS, LayerPlan
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-_UNUSED = ("post_layernorm",)  # of the tower: stands behind the blocks, and LLaVA reads between them
+_UNUSED = ("post_layernorm",)  # of the tower: follows the blocks, and LLaVA reads before the last one
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Group:
 
     Args:
         name: ``block 6``, ``projector``, ``vision block 3``, ``vision embeddings``, ...
-        names: The parameters, as ``llava.model.named_parameters()`` calls them.
-        count: Numbers in them.
-        trained: How many of these train.
+        names: The parameters' names in ``llava.model.named_parameters()``.
+        count: Number of weights.
+        trained: Number of weights that train.
     """
 
     name: str
@@ -43,16 +43,16 @@ class Resolved:
     """A plan on a model: which parameters train, and how deep gradients must go.
 
     Args:
-        plan: The words.
+        plan: The plan.
         layers: Blocks of the language model that train.
-        parameters: Names of the parameters that train in full. Under ``lisa`` those that may.
-        lora_modules: Names of the linear maps that get factors.
-        groups: Every part of the model with what trains of it.
+        parameters: Names of the parameters that train in full; under ``lisa`` that may train.
+        lora_modules: Names of the linear maps with LoRA factors.
+        groups: All parts of the model.
         n_layers: Blocks of the language model.
-        lora_count: Numbers in all factors.
-        first_block: The lowest block that gradients enter; ``n_layers`` if they stop above the blocks.
-        first_vision: The lowest block of the tower that gradients enter; None if they stop above it.
-        notes: What the reader should know.
+        lora_count: Number of weights in all factors.
+        first_block: The lowest block with gradients; ``n_layers`` if there is none.
+        first_vision: The lowest block of the tower with gradients; None if there is none.
+        notes: Notes for the user.
     """
 
     plan: LayerPlan
@@ -68,21 +68,21 @@ class Resolved:
 
     @property
     def total(self) -> int:
-        """Numbers in the model's parameters, without factors."""
+        """Number of weights, without LoRA factors."""
         return sum(group.count for group in self.groups)
 
     @property
     def trained(self) -> int:
-        """Numbers that train; under ``lisa`` those that may."""
+        """Number of weights that train; under ``lisa`` that may train."""
         return sum(group.trained for group in self.groups) + self.lora_count
 
     @property
     def below_blocks(self) -> bool:
-        """Whether anything trains that feeds the first block."""
+        """True if a part below the first block trains."""
         return any(part.partition(":")[0] in ("projector", "vision", "embeddings") for part in self.plan.train)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``plan.json``."""
+        """As JSON data for ``plan.json``."""
         return {
             "plan": self.plan.to_dict(),
             "layers": list(self.layers),
@@ -100,20 +100,27 @@ class Resolved:
         return plan_text(self)
 
     def _repr_html_(self) -> str:
-        """For notebooks: what ``summary`` says."""
+        """``summary`` for notebooks."""
         return plan_html(self)
 
 
 def resolve(plan: LayerPlan, llava: Llava) -> Resolved:
-    """The parameters that ``plan`` means on ``llava``.
+    """The parameters of ``plan`` on ``llava``.
 
     Raises:
-        UserError: If a layer, component or method does not exist, a switch matches nothing, a switch repeats, LoRA is
-            asked for on no block or together with embeddings or head, or nothing at all would train.
+        UserError: If a layer, part or method does not exist, a part is repeated or not in the model, LoRA has no
+            block or is combined with embeddings or head, or nothing would train.
+
+    Example:
+        >>> from models.loading.load import load
+        >>> llava = load("random:tiny")
+        >>> resolved = resolve(LayerPlan("1", ()), llava)
+        >>> resolved.layers, resolved.first_block
+        ((1,), 1)
     """
     if plan.method not in METHODS:
         raise UserError(f"method must be one of {', '.join(METHODS)}, got {plan.method!r}. Pick one of them.")
-    layers = parse_layers(plan.layers, llava.n_layers)
+    layers = select_layers(plan.layers, llava.n_layers)
     parts = _parts(llava)
     wanted, notes = _components(plan.train, llava, parts)
     if plan.method != "full" and not layers:
@@ -150,7 +157,7 @@ def resolve(plan: LayerPlan, llava: Llava) -> Resolved:
 
 
 def lisa_layers(resolved: Resolved, step: int, seed: int) -> tuple[int, ...]:
-    """The blocks that train at optimizer step ``step`` (from 0): the same again after resuming."""
+    """The blocks that train at optimizer step ``step`` (from 0), a function of step and seed."""
     lisa = resolved.plan.lisa
     drawn = np.random.default_rng([seed, step // lisa.every]).choice(
         len(resolved.layers), size=lisa.active, replace=False
@@ -164,7 +171,7 @@ def block_parameters(resolved: Resolved, layer: int) -> tuple[str, ...]:
 
 
 def _parts(llava: Llava) -> dict[str, tuple[tuple[str, ...], int]]:
-    """Every parameter of the model under the part it belongs to, in the order of the forward pass."""
+    """All parameters of the model by part, in the order of the forward pass."""
     names = {id(parameter): name for name, parameter in llava.model.named_parameters()}
     counts = {name: parameter.numel() for name, parameter in llava.model.named_parameters()}
     left = dict.fromkeys(counts)
@@ -178,12 +185,12 @@ def _parts(llava: Llava) -> dict[str, tuple[tuple[str, ...], int]]:
         if own:
             parts[part] = tuple(own), sum(counts[name] for name in own)
 
-    used = _used_vision_layers(llava)
+    used = llava.vision_layer
     for index, block in enumerate(llava.vision_blocks):
         take(f"vision block {index}" if index < used else f"vision unused block {index}", [block])
     take("vision embeddings", [llava.vision_tower], unless=_UNUSED)
     take("vision unused norm", [llava.vision_tower])
-    if is_linear(llava):  # its second map is the identity, and stays so
+    if is_linear(llava):  # its second map stays the identity
         take("projector", [llava.projector], unless=("linear_2",))
         take("projector identity", [llava.projector])
     else:
@@ -198,16 +205,10 @@ def _parts(llava: Llava) -> dict[str, tuple[tuple[str, ...], int]]:
     return parts
 
 
-def _used_vision_layers(llava: Llava) -> int:
-    """How many of the tower's blocks the features come from: LLaVA reads hidden state -2, before the last block."""
-    index = int(llava.config.vision_feature_layer)
-    return index if index >= 0 else llava.n_vision_layers + 1 + index
-
-
 def _components(
     train: Sequence[str], llava: Llava, parts: Mapping[str, tuple[tuple[str, ...], int]]
 ) -> tuple[set[str], list[str]]:
-    """The parts that the switches name."""
+    """The parts that ``train`` names, and notes about them."""
     wanted: set[str] = set()
     notes: list[str] = []
     kinds = [text.partition(":")[0] for text in train]
@@ -223,7 +224,7 @@ def _components(
         if kind != "vision":
             wanted.add(kind)
             continue
-        used = _used_vision_layers(llava)
+        used = llava.vision_layer
         first = int(start or 0)
         if first >= used:
             raise UserError(
@@ -244,10 +245,9 @@ def _components(
 
 
 def _lora_modules(llava: Llava, layers: Sequence[int], rank: int) -> tuple[tuple[str, ...], int]:
-    """Full names of the linear maps of ``layers``, and how many numbers their factors have.
+    """Full names of the linear maps of ``layers``, and the number of weights in their factors.
 
-    PEFT's ``layers_to_transform`` counts layers of every tower alike and would put factors on the vision tower too;
-    full names cannot.
+    PEFT's ``layers_to_transform`` would also match layers of the vision tower.
     """
     names = {id(module): name for name, module in llava.model.named_modules()}
     found: list[str] = []
@@ -258,13 +258,13 @@ def _lora_modules(llava: Llava, layers: Sequence[int], rank: int) -> tuple[tuple
                 found.append(names[id(module)])
                 count += rank * (module.in_features + module.out_features)
     if not found:
-        raise UserError(f"lora must match linear maps, got none in layers {list(layers)}. The architecture is unknown.")
+        raise UserError(f"lora must match linear maps, got none in layers {list(layers)}. Use --method full.")
     return tuple(found), count
 
 
 def plan_text(resolved: Resolved) -> str:
-    """Some lines for the terminal."""
-    lines = [f"{word:<11}{said}" for word, said in _headings(resolved).items()]
+    """The plan as lines of text."""
+    lines = [f"{word:<11}{text}" for word, text in _headings(resolved).items()]
     for part, (count, trained) in _trained_by_part(resolved).items():
         lines.append(f"{part:<13}{trained:>14,} of {count:>14,} train ({trained / max(count, 1):.1%})")
     if resolved.lora_count:
@@ -275,7 +275,7 @@ def plan_text(resolved: Resolved) -> str:
 
 
 def plan_html(resolved: Resolved) -> str:
-    """The same as a table."""
+    """The plan as an HTML table."""
     rows = [
         (part, f"{trained:,}", f"{count:,}", f"{trained / max(count, 1):.1%}")
         for part, (count, trained) in _trained_by_part(resolved).items()
@@ -287,14 +287,14 @@ def plan_html(resolved: Resolved) -> str:
     return rows_html(
         ("part", "train", "of", "share"),
         rows,
-        title="; ".join(f"{word} {said}" for word, said in _headings(resolved).items()),
+        title="; ".join(f"{word} {text}" for word, text in _headings(resolved).items()),
         caption=". ".join((_depth(resolved), *resolved.notes)),
         right=(False, True, True, True),
     )
 
 
 def _headings(resolved: Resolved) -> dict[str, str]:
-    plan, layers = resolved.plan, format_layers(resolved.layers, resolved.n_layers)
+    plan, layers = resolved.plan, layer_spec(resolved.layers, resolved.n_layers)
     lora, lisa = plan.lora, plan.lisa
     n_maps = len(resolved.lora_modules)
     detail = {
@@ -310,7 +310,7 @@ def _headings(resolved: Resolved) -> dict[str, str]:
 
 
 def _trained_by_part(resolved: Resolved) -> dict[str, tuple[int, int]]:
-    """Of each part of the model how many numbers it has, and how many of them train."""
+    """Number of weights, and of those that train, by part of the model."""
     merged: dict[str, tuple[int, int]] = {}
     for group in resolved.groups:
         part = "blocks" if group.name.startswith("block ") else group.name

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from models.llava import Llava
 from tuning.data.labels import IGNORED
 from tuning.data.samples import Samples, collate
-from tuning.training.loss import head_at, learned_positions
+from tuning.training.loss import head_at, loss_positions
 
-PASSAGE = Path(__file__).parents[2] / "models" / "embedded" / "passage.txt"
+TEXT = Path(__file__).parents[2] / "models" / "embedded" / "passage.txt"
 
 
 @torch.inference_mode()
@@ -46,10 +46,10 @@ def score_answers(
     try:
         for start in range(0, len(samples), batch_size):
             items = [samples[index] for index in range(start, min(start + batch_size, len(samples)))]
-            batch = collate(items, pad_id=pad_id(llava))
+            batch = collate(items, pad_id=llava.pad_token_id)
             labels, owner = batch.pop("labels"), batch.pop("owner")
             asked = batch.pop("sample")
-            with head_at(llava, learned_positions(labels)):
+            with head_at(llava, loss_positions(labels)):
                 logits = runs(**model_inputs(batch, llava)).logits[0]
             right, log_prob = _token_scores(logits, labels[:, 1:])
             for row, sample in enumerate(asked.tolist()):
@@ -92,7 +92,7 @@ def text_log_likelihood(llava: Llava, text: str | None = None) -> float:
         llava: The model.
         text: Ordinary words; the passage that ships with the embedded checkpoints where it is None.
     """
-    words = PASSAGE.read_text(encoding="utf-8") if text is None else text
+    words = TEXT.read_text(encoding="utf-8") if text is None else text
     limit = int(llava.config.text_config.max_position_embeddings)
     ids = llava.tokenizer(words, return_tensors="pt").input_ids[:, :limit].to(llava.device)
     training = llava.model.training
@@ -118,14 +118,6 @@ def model_inputs(batch: dict[str, Tensor], llava: Llava) -> dict[str, Any]:
     return moved
 
 
-def pad_id(llava: Llava) -> int:
-    """An id for padded positions that is no image token."""
-    for token in (llava.tokenizer.pad_token_id, llava.tokenizer.eos_token_id, 0, 1):
-        if isinstance(token, int) and token != llava.image_token_id:
-            return token
-    raise AssertionError("two ids cannot both be the image token")
-
-
 def collator(llava: Llava) -> "partial[dict[str, Any]]":
     """``collate`` with this model's padding."""
-    return partial(collate, pad_id=pad_id(llava))
+    return partial(collate, pad_id=llava.pad_token_id)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from torch import nn
 
 from models.llava import Llava
 from records.manifest import write_atomically
+from records.resampling import bootstrap_ratios
 from tasks.errors import UserError
 from tasks.scenes.questions import CHANCE
 from tuning.data.samples import Samples
@@ -24,8 +24,6 @@ from tuning.scoring.answers import score_answers
 EVALUATIONS = "evaluations.csv"
 ALL = "all"
 INTERVAL = "95% percentile bootstrap over pictures"
-_DRAWS = 2000  # the ends of a 95 % interval then rest on 50 draws each
-_CHUNK = 2**22  # counts held at a time
 _METRICS = {"accuracy": ("right", "answers"), "log_prob_per_token": ("log_prob", "tokens")}
 _SUMS = ["right", "answers", "log_prob", "tokens"]
 _TYPES: Any = {"set": str, "data": str, "family": str, "metric": str, "interval": str}
@@ -82,7 +80,9 @@ def tabulate(
         sums = chosen.groupby("group", sort=False)[_SUMS].sum()
         guessed = float(chosen["chance"].mean(skipna=False))
         for metric, (above, below) in _METRICS.items():
-            lower, upper = _interval(sums[above].to_numpy(dtype=float), sums[below].to_numpy(dtype=float))
+            lower, upper = bootstrap_ratios(
+                sums[[above]].to_numpy(dtype=float).T, sums[[below]].to_numpy(dtype=float).T, seed=0, tail=0.025
+            )
             rows.append(
                 {
                     "step": step,
@@ -91,26 +91,14 @@ def tabulate(
                     "family": family,
                     "metric": metric,
                     "score": float(sums[above].sum() / sums[below].sum()),
-                    "lower": lower,
-                    "upper": upper,
+                    "lower": float(lower[0]),
+                    "upper": float(upper[0]),
                     "chance": guessed if metric == "accuracy" else np.nan,
                     "n": len(sums),
                     "interval": INTERVAL,
                 }
             )
     return pd.DataFrame(rows)
-
-
-def _interval(above: npt.NDArray[np.float64], below: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Of sum(above) / sum(below), drawn in pairs; the same draws for all of the same number."""
-    n, rng = len(above), np.random.default_rng(0)
-    ratios: list[npt.NDArray[np.float64]] = []
-    at_once = max(1, _CHUNK // n)
-    for start in range(0, _DRAWS, at_once):
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=min(at_once, _DRAWS - start)).astype(float)
-        ratios.append((counts @ above) / (counts @ below))
-    lower, upper = np.percentile(np.concatenate(ratios), [2.5, 97.5])
-    return float(lower), float(upper)
 
 
 def table_of(answers: Mapping[str, pd.DataFrame], sets: Mapping[str, Samples], *, step: int) -> pd.DataFrame:

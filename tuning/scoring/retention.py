@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from records.resampling import DRAWS, draw_indices, percentile_interval
 from tasks.errors import UserError
 
-DRAWS = 2000
-LEVEL = 0.95
 # What was resampled for the interval of retention
 INTERVAL = "percentile bootstrap over scenes and seeds, paired with full"
 ONE_SEED = "percentile bootstrap over scenes, paired with full"
@@ -53,8 +52,8 @@ class _Grid(NamedTuple):
 
     def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Seeds and ids of each draw."""
-        scenes = rng.integers(len(self.asked), size=(DRAWS, len(self.asked)))
-        return rng.integers(len(self.right), size=(DRAWS, len(self.right))), scenes
+        scenes = draw_indices(len(self.asked), draws=DRAWS, generator=rng)
+        return draw_indices(len(self.right), draws=DRAWS, generator=rng), scenes
 
     def scores(self, seeds: NDArray[np.int64], scenes: NDArray[np.int64]) -> NDArray[np.float64]:
         """The same of each draw of seeds and ids."""
@@ -242,8 +241,8 @@ def _compare(own: _Grid, full: _Grid, rng: np.random.Generator, *, trains: bool)
     mine, whole = (own.shared(full), full.shared(own)) if trains else (own, full)
     if mine.right.empty:
         return _Compared(_percentiles(scores), np.nan, _UNKNOWN, NO_PAIR)
-    drawn = seeds if len(mine.right) == len(own.right) else rng.integers(len(mine.right), size=(DRAWS, len(mine.right)))
-    others = drawn if trains else rng.integers(len(whole.right), size=(DRAWS, len(whole.right)))
+    drawn = seeds if len(mine.right) == len(own.right) else draw_indices(len(mine.right), draws=DRAWS, generator=rng)
+    others = drawn if trains else draw_indices(len(whole.right), draws=DRAWS, generator=rng)
     above = scores if mine is own else mine.scores(drawn, scenes)
     below = whole.scores(others, scenes)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -257,6 +256,4 @@ def _compare(own: _Grid, full: _Grid, rng: np.random.Generator, *, trains: bool)
 def _percentiles(values: NDArray[np.float64]) -> Interval:
     if not len(values):
         return _UNKNOWN
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(values, [tail, 100 - tail])
-    return Interval(float(low), float(high))
+    return Interval(*map(float, percentile_interval(values)))

@@ -1,7 +1,7 @@
-"""A training run's state on disk, whole or not there: what trains, the optimizer, the schedule and random states.
+"""Checkpoints of a training run: the trained parameters, the optimizer, the schedule and the random states.
 
-Only what the plan trains is written, in safetensors by parameter name, the rest in JSON; nothing is pickled. A
-checkpoint is written under a temporary name and renamed, so one that has its name is complete.
+Tensors are safetensors files by parameter name, the rest is JSON; nothing is pickled. A checkpoint is written under a
+temporary name and renamed, so a folder named ``checkpoint-N`` is complete.
 """
 
 import json
@@ -11,31 +11,38 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from records.run import check_space
 from tasks.errors import UserError
+from tuning.config import RunOptions
+from tuning.plan.resolve import Resolved
 from tuning.training.sharding import placed
 
+FACTS = "run.json"  # settings, model and data of the run
+STATE = "state.json"  # steps, losses, schedule
+# Bytes of a checkpoint for each trained number: the weight and AdamW's two moments in float32.
+_BYTES_PER_NUMBER = 12
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint of the latest step in ``folder``; None if there is none."""
+    """The checkpoint of the latest step in ``folder``; None if there is none."""
     found = [entry for entry in folder.iterdir() if _NAME.fullmatch(entry.name)] if folder.is_dir() else []
     return max(found, key=lambda entry: int(entry.name.removeprefix("checkpoint-")), default=None)
 
 
 def checkpoint_step(path: Path) -> int:
-    """The optimizer steps that a checkpoint has behind it.
+    """The optimizer step of a checkpoint.
 
     Raises:
-        UserError: If its name does not say.
+        UserError: If its name is not ``checkpoint-N``.
     """
     match = _NAME.fullmatch(path.name)
     if match is None:
@@ -44,15 +51,15 @@ def checkpoint_step(path: Path) -> int:
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Whole tensors by name, from ``tuning.training.sharding.gathered``."""
+    """Write whole tensors by name, from ``tuning.training.sharding.gathered``."""
     save_file(dict(tensors), path)
 
 
 def read_weights_into(path: Path, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Puts saved parameters back in place.
+    """Copy saved parameters into ``parameters``.
 
     Raises:
-        UserError: If the file holds other parameters: it belongs to another plan.
+        UserError: If the file holds other parameters, those of another plan.
     """
     saved = load_file(path)
     if saved.keys() != parameters.keys():
@@ -66,11 +73,11 @@ def read_weights_into(path: Path, parameters: Mapping[str, nn.Parameter]) -> Non
 
 
 def optimizer_tensors(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
-    """Optimizer state: tensors by ``parameter/key``, as they are, sharded or not.
+    """The optimizer's state as tensors by ``parameter/key``, sharded as it is.
 
     Args:
         optimizer: Any whose state is tensors and numbers.
-        names: ``id(parameter)`` -> name.
+        names: Parameter names by ``id(parameter)``.
     """
     return {
         f"{names[id(parameter)]}/{key}": torch.as_tensor(value)
@@ -80,14 +87,14 @@ def optimizer_tensors(optimizer: Optimizer, names: Mapping[int, str]) -> dict[st
 
 
 def write_optimizer(folder: Path, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Whole tensors of the state, from ``optimizer_tensors`` through ``gathered``; the groups' numbers beside them."""
+    """Write the whole state tensors (``optimizer_tensors`` through ``gathered``) and the groups' hyperparameters."""
     save_file(dict(tensors), folder / "optimizer.safetensors")
     groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     (folder / "optimizer.json").write_text(json.dumps(groups))
 
 
 def read_optimizer(folder: Path, optimizer: Optimizer, names: Mapping[int, str]) -> None:
-    """Puts optimizer state back in place, on the parameters' devices."""
+    """Restore the optimizer's state on the parameters' devices."""
     tensors = load_file(folder / "optimizer.safetensors")
     by_name: dict[str, dict[str, Tensor]] = {}
     for path, value in tensors.items():
@@ -105,8 +112,8 @@ def read_optimizer(folder: Path, optimizer: Optimizer, names: Mapping[int, str])
         group.update({key: tuple(value) if key == "betas" else value for key, value in saved.items()})
 
 
-def write_random(path: Path) -> None:
-    """The random states of Python, NumPy and torch in this process."""
+def write_random(folder: Path, rank: int) -> None:
+    """Write the random states of Python, NumPy and torch in this process."""
     version, inner, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     tensors = {"cpu": torch.random.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64))}
@@ -116,13 +123,12 @@ def write_random(path: Path) -> None:
         "python": json.dumps([version, list(inner), gauss]),
         "numpy": json.dumps([str(kind), int(position), int(has_gauss), float(cached)]),
     }
-    save_file(tensors, path, metadata=numbers)
+    save_file(tensors, _random_file(folder, rank), metadata=numbers)
 
 
-def read_random(path: Path) -> None:
-    """Puts them back."""
-    from safetensors import safe_open
-
+def read_random(folder: Path, rank: int) -> None:
+    """Restore the random states that ``write_random`` wrote."""
+    path = _random_file(folder, rank)
     with safe_open(path, framework="pt") as file:
         numbers = file.metadata()
     tensors = load_file(path)
@@ -138,13 +144,17 @@ def read_random(path: Path) -> None:
                 torch.cuda.set_rng_state(tensors[f"cuda{index}"], index)
 
 
+def _random_file(folder: Path, rank: int) -> Path:
+    return folder / f"random-{rank}.safetensors"
+
+
 def partial_of(folder: Path) -> Path:
-    """The name under which a checkpoint is written until it is whole."""
+    """The temporary name under which a checkpoint is written."""
     return folder.with_name(f".{folder.name}.partial")
 
 
 def finish(folder: Path, *, keep: int) -> None:
-    """Gives a checkpoint its name, and removes the oldest beyond ``keep``."""
+    """Rename a written checkpoint to ``folder``, and remove the oldest beyond ``keep``."""
     fresh = partial_of(folder)
     for file in fresh.iterdir():
         with file.open("rb") as handle:
@@ -159,7 +169,58 @@ def finish(folder: Path, *, keep: int) -> None:
         shutil.rmtree(old)
 
 
-def facts(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of its run."""
-    described: dict[str, Any] = json.loads((path / "run.json").read_text())
-    return described
+def check_resume(path: Path, facts: dict[str, object]) -> None:
+    """Check that a checkpoint belongs to a run with these facts.
+
+    Raises:
+        UserError: If it is no checkpoint or belongs to another run; the message names what differs.
+    """
+    if not (path / FACTS).is_file() or not (path / STATE).is_file():
+        raise UserError(
+            f"resume must name a checkpoint folder, got {str(path)!r}. See the run's folder for checkpoint-N."
+        )
+    saved = {"processes": 1, **json.loads((path / FACTS).read_text())}
+    for key, value in json.loads(json.dumps(facts)).items():
+        if saved.get(key) != value:
+            name, before, after = _first_difference(key, saved.get(key), value)
+            raise UserError(
+                f"resume must go on with the same run, got another {name}: it was {before!r}, is {after!r}. "
+                "Start anew in another folder, or give the run's own settings."
+            )
+
+
+def _first_difference(key: str, before: object, after: object) -> tuple[str, object, object]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in {**before, **after}:
+            if before.get(name) != after.get(name):
+                return _first_difference(f"{key}.{name}", before.get(name), after.get(name))
+    return key, before, after
+
+
+def check_disk(folder: Path, resolved: Resolved, options: RunOptions, *, model_bytes: int = 0) -> None:
+    """Check that the disk has room for the checkpoints of a run, less those that exist, and for its model.
+
+    Args:
+        folder: The run directory.
+        resolved: The plan.
+        options: How many checkpoints are kept.
+        model_bytes: Size of what is written after training.
+
+    Raises:
+        UserError: If it has not.
+    """
+    existing = sum(file.stat().st_size for file in folder.glob("checkpoint-*/*") if file.is_file())
+    one = resolved.trained * _BYTES_PER_NUMBER if options.save_every else 0
+    # The new one is written before the old one is removed.
+    needed = max(one, one * (options.keep + 1) - existing) + model_bytes
+    if not needed:
+        return
+    many = f"{options.keep + 1} checkpoints" if one else ""
+    what = " and ".join(part for part in (many, "the model" if model_bytes else "") if part)
+    check_space(needed, folder, what=what, advice=f"Make room{', or use --save-every 0' if one else ''}.")
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a checkpoint is that of a run's last step."""
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    return bool(state["step"] >= state["steps"] > 0)

@@ -1,8 +1,8 @@
-"""Over several epochs the frozen part below the lowest trained block gives the same output: keep it on disk.
+"""Store the output of the frozen layers below the lowest trained block, and read it in later epochs.
 
-In the first epoch the residual stream that enters the lowest trained block is written, one file a sample; later epochs
-read it, open no picture, and run the model from that block on. Exact, for a position depends only on itself, earlier
-ones, and the layers below.
+The first epoch writes the residual stream that enters the lowest trained block, one file per sample. Later epochs read
+it, open no picture, and run the model from that block on. This is exact: a position depends on itself, on earlier
+positions and on the layers below.
 """
 
 import json
@@ -20,28 +20,28 @@ from torch import Tensor, nn
 from models.llava import Llava
 from models.sites import Site
 from records.processes import join_processes, launched
+from records.run import check_space
 from tasks.errors import UserError
-from tuning.config import Optimisation, Running
+from tuning.config import Optimisation
 from tuning.data.samples import Samples
 from tuning.plan.resolve import Resolved
 from tuning.training.sharding import will_shard
 
 
 class KeptPrefix:
-    """The residual stream entering block ``first`` (the final norm if there is no such block), by sample."""
+    """The residual stream that enters block ``first`` (or the final norm, past the last block), by sample."""
 
-    def __init__(self, llava: Llava, resolved: Resolved, folder: Path, *, identity: str, device: str = "cpu") -> None:
-        """Makes the folder; what it holds of another model, data or plan is thrown away.
+    def __init__(self, llava: Llava, resolved: Resolved, folder: Path, *, identity: str) -> None:
+        """Create the folder; delete what it holds of another model, data set or plan.
 
         Args:
             llava: The model.
-            resolved: Its ``first_block`` is where the prefix ends.
-            folder: Where the files go.
-            identity: Names weights, data and the way samples are written.
-            device: Of this process; where several share the run, the first makes the folder.
+            resolved: The plan; the prefix ends at its ``first_block``.
+            folder: Folder of the files.
+            identity: Identifies weights, data and prompt format.
 
         Raises:
-            UserError: If the plan trains something that feeds the first block: then nothing is frozen below.
+            UserError: If the plan trains a part below the first block.
         """
         if resolved.below_blocks or resolved.plan.method == "lisa":
             raise UserError(
@@ -52,7 +52,7 @@ class KeptPrefix:
         self._llava, self._folder = llava, folder
         mark = folder / "identity.txt"
         wanted = f"{identity} block {self.first}"
-        processes = join_processes(device)
+        processes = join_processes(str(llava.device))
         if processes.is_main:
             if folder.exists() and (not mark.is_file() or mark.read_text() != wanted):
                 shutil.rmtree(folder)
@@ -61,36 +61,31 @@ class KeptPrefix:
         processes.wait()
 
     def check_disk(self, n_tokens: int, *, n_bytes: int = 4) -> None:
-        """Passes if the prefix of so many tokens fits on the disk, or is there already.
+        """Check that the disk has room for the prefix, less what is stored already.
 
         Args:
-            n_tokens: Of all samples.
-            n_bytes: Of one kept number.
+            n_tokens: Tokens of all samples.
+            n_bytes: Bytes per number.
 
         Raises:
-            UserError: If it does not.
+            UserError: If it has not.
         """
-        there = sum(file.stat().st_size for file in self._folder.glob("*/*.safetensors"))
-        needed = max(0, n_tokens * self._llava.d_model * n_bytes - there)
-        free = shutil.disk_usage(self._folder).free
-        if needed > free:
-            raise UserError(
-                f"keep-prefix must fit on the disk, got {needed / 1e9:.1f} GB to keep and {free / 1e9:.1f} GB free. "
-                "Leave it out, or choose another --out."
-            )
+        existing = sum(file.stat().st_size for file in self._folder.glob("*/*.safetensors"))
+        needed = max(0, n_tokens * self._llava.d_model * n_bytes - existing)
+        check_space(needed, self._folder, what="keep-prefix", advice="Leave it out, or choose another --out.")
 
     def read(self, sample: int) -> Float[Tensor, "pos d_model"] | None:
-        """What was kept of a sample; None if nothing was."""
+        """The stored prefix of a sample, or None."""
         path = self._path(sample)
         return load_file(path)["resid_pre"] if path.is_file() else None
 
     def has(self, sample: int) -> bool:
-        """Whether something was kept of a sample."""
+        """True if the prefix of a sample is stored."""
         return self._path(sample).is_file()
 
     @contextmanager
     def writing(self, samples: Int[Tensor, " batch"], lengths: Int[Tensor, " batch"]) -> Iterator[None]:
-        """Keeps the prefix of one batch while its forward runs inside the block."""
+        """Store the prefix of one batch during its forward pass within the block."""
         rows = [int(sample) for sample in samples]
 
         def keep(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
@@ -109,8 +104,8 @@ class KeptPrefix:
             handle.remove()
 
     @contextmanager
-    def from_here(self) -> Iterator[None]:
-        """Inside the block the language model consists of block ``first`` and those above."""
+    def blocks_above(self) -> Iterator[None]:
+        """Within the block, the language model consists of block ``first`` and those above."""
         language = self._llava.language_model
         whole = self._llava.blocks
         language.layers = nn.ModuleList(list(whole)[self.first :])
@@ -130,19 +125,19 @@ class KeptPrefix:
         return shelf / f"{sample:08d}.safetensors"
 
 
-def keep_prefix(
-    llava: Llava, resolved: Resolved, samples: Samples, folder: Path, *, optimisation: Optimisation, running: Running
+def make_keeper(
+    llava: Llava, resolved: Resolved, samples: Samples, folder: Path, *, optimisation: Optimisation, bf16: bool = False
 ) -> KeptPrefix:
-    """A place for the prefix of all samples, once the disk has room for it.
+    """A ``KeptPrefix`` for all samples.
 
     Raises:
-        UserError: If nothing is frozen below the plan, no second epoch would read what the first kept, no process has
-            the whole model, or the disk is too small.
+        UserError: If the plan has no frozen prefix, there is only one epoch, the model is sharded, or the disk is too
+            small.
     """
     if will_shard():
         raise UserError("keep-prefix must have the whole model in every process, got FSDP. Leave one of them out.")
-    identity = json.dumps([llava.weight_hash, samples.source.digest, asdict(samples.writing), running.bf16])
-    keeper = KeptPrefix(llava, resolved, folder, identity=identity, device=running.device)
+    identity = json.dumps([llava.weight_hash, samples.source.digest, asdict(samples.prompt_format), bf16])
+    keeper = KeptPrefix(llava, resolved, folder, identity=identity)
     per_step = optimisation.batch_size * optimisation.grad_accum * launched()
     epochs = optimisation.epochs if optimisation.steps is None else optimisation.steps * per_step / len(samples)
     if epochs <= 1:
@@ -150,5 +145,5 @@ def keep_prefix(
             f"keep-prefix must have a second epoch that reads what the first kept, got {epochs:.3g} epochs. "
             "Give --epochs 2 or more, or leave it out."
         )
-    keeper.check_disk(int(samples.lengths.sum()), n_bytes=2 if running.bf16 else 4)
+    keeper.check_disk(int(samples.lengths.sum()), n_bytes=2 if bf16 else 4)
     return keeper

@@ -1,7 +1,7 @@
-"""The head where something is learned: of a conversation a few positions in a hundred are answers, the rest no loss.
+"""The training loss, with the language-model head applied only where a token is labelled.
 
-The loss is the mean over learned tokens, so scores of all other positions are never used. With a vocabulary of 49,152
-and blocks of width 576 they would be a fifth of a forward pass, and hundreds of megabytes.
+The loss is the mean over labelled tokens, a few per cent of a conversation. With a vocabulary of 49,152 and width 576
+the head at all other positions would take a fifth of a forward pass and hundreds of megabytes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,14 +16,14 @@ from models.llava import Llava
 from tuning.data.labels import IGNORED
 
 
-def learned_positions(labels: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-    """Positions whose next token is learned."""
+def loss_positions(labels: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+    """Positions whose next token is labelled."""
     return F.pad(labels[:, 1:] != IGNORED, (0, 1), value=False)
 
 
 @contextmanager
 def head_at(llava: Llava, positions: Bool[Tensor, "batch pos"]) -> Iterator[None]:
-    """Inside the block the model's logits are ``1 position vocab``, those of ``positions`` alone, row by row."""
+    """Within the block, the model's logits are ``1 position vocab``: those at ``positions``, row by row."""
 
     def pick(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (args[0][positions.to(args[0].device)][None],)
@@ -36,21 +36,21 @@ def head_at(llava: Llava, positions: Bool[Tensor, "batch pos"]) -> Iterator[None
 
 
 @contextmanager
-def only_learned(llava: Llava, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The arguments to run the model with inside the block, for the loss alone: it is that of all positions.
+def head_at_labels(llava: Llava, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Within the block, the head runs at the labelled positions; yields the model arguments that give the full loss.
 
     Args:
         llava: The model.
         inputs: Its arguments, labels included.
     """
     labels: Tensor = inputs["labels"]
-    positions = learned_positions(labels)
+    positions = loss_positions(labels)
     with head_at(llava, positions):
         yield {**inputs, "shift_labels": F.pad(labels[:, 1:], (0, 1), value=IGNORED)[positions][None]}
 
 
 def loss_of(llava: Llava, inputs: Mapping[str, Any]) -> Tensor:
-    """The mean loss over learned tokens."""
-    with only_learned(llava, inputs) as given:
+    """The mean loss over labelled tokens."""
+    with head_at_labels(llava, inputs) as given:
         loss: Tensor = llava.model(**given).loss
     return loss

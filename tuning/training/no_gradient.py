@@ -1,7 +1,6 @@
-"""Batches that teach nothing that is planned: words alone, where only projector or tower train.
+"""Steps without a gradient: text-only batches when only the projector or the vision tower trains.
 
-They are a step without a gradient, not an error, and nothing may move in it. What they must still do is take part:
-several processes wait for each other's gradients.
+Such a step must change no weight. With several processes it must still take part in the gradient exchange.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from tuning.training.sharding import as_number
 
 
-def add_nothing(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-    """``loss`` with a graph that reaches every parameter that trains, and gives it a gradient of zero."""
+def with_zero_gradients(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """``loss`` plus zero times every trained parameter, so that each receives a gradient of zero."""
     for parameter in parameters:
         if parameter.requires_grad:
             total: Tensor = parameter.sum()
@@ -25,25 +24,25 @@ def add_nothing(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
 
 
 @contextmanager
-def taking_part(model: nn.Module, parameters: Callable[[], Iterable[Tensor]]) -> Iterator[None]:
-    """Inside the block a loss of ``model`` without a gradient gets one of zero, within the model's forward.
+def zero_gradients_in_forward(model: nn.Module, parameters: Callable[[], Iterable[Tensor]]) -> Iterator[None]:
+    """Within the block, a loss of ``model`` without a graph receives ``with_zero_gradients`` inside the forward pass.
 
-    That is where DDP looks for what takes part.
+    DDP looks there for the parameters that take part in a step.
     """
 
-    def reach(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def add_zero(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not output["loss"].requires_grad and torch.is_grad_enabled():
-            output["loss"] = add_nothing(output["loss"], parameters())
+            output["loss"] = with_zero_gradients(output["loss"], parameters())
 
-    handle = model.register_forward_hook(reach)
+    handle = model.register_forward_hook(add_zero)
     try:
         yield
     finally:
         handle.remove()
 
 
-def drop_zeros(parameters: Iterable[Tensor]) -> None:
-    """Takes the gradients away if all of them are zero: the optimizer's momentum would move the weights on."""
+def drop_zero_gradients(parameters: Iterable[Tensor]) -> None:
+    """Set all gradients to None if all of them are zero: the optimizer's momentum would still move the weights."""
     planned = list(parameters)
     if not any(as_number(p.grad.norm()) for p in planned if p.grad is not None):
         for parameter in planned:

@@ -1,23 +1,27 @@
-"""The optimizer and the schedule of a run: AdamW over the planned parameters at two rates, a cosine behind a rise."""
+"""The optimizer of a run: AdamW over the planned parameters, at two learning rates."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_cosine_schedule_with_warmup
 
-from tuning.config import Optimisation
+from tuning.config import RECIPES, Optimisation
 from tuning.plan.resolve import Resolved
 
 
-def adamw(named: Mapping[str, nn.Parameter], resolved: Resolved, optimisation: Optimisation, *, fused: bool) -> AdamW:
-    """AdamW over ``named`` alone: the projector and the tower at their rate, the rest at theirs.
+def make_adamw(
+    named: Mapping[str, nn.Parameter], resolved: Resolved, optimisation: Optimisation, *, fused: bool
+) -> AdamW:
+    """AdamW over the parameters ``named``: ``projector_lr`` for projector and vision tower, ``lr`` for the rest.
 
     Args:
         named: The planned parameters by name.
         resolved: The plan.
-        optimisation: Rates and weight decay.
-        fused: One pass over the weights instead of seven; not where they are sharded.
+        optimisation: Learning rates and weight decay.
+        fused: Use the fused kernel, which does not support sharded parameters.
     """
     near = {
         name
@@ -25,9 +29,10 @@ def adamw(named: Mapping[str, nn.Parameter], resolved: Resolved, optimisation: O
         if group.trained and (group.name == "projector" or group.name.startswith("vision"))
         for name in group.names
     }
+    rates = optimisation.with_rates(RECIPES[2])
     groups = [
-        {"params": [p for name, p in named.items() if name not in near], "lr": optimisation.lr},
-        {"params": [p for name, p in named.items() if name in near], "lr": optimisation.projector_lr},
+        {"params": [p for name, p in named.items() if name not in near], "lr": rates.lr},
+        {"params": [p for name, p in named.items() if name in near], "lr": rates.projector_lr},
     ]
     return AdamW(
         [group for group in groups if group["params"]],  # type: ignore[arg-type, unused-ignore]
@@ -36,14 +41,7 @@ def adamw(named: Mapping[str, nn.Parameter], resolved: Resolved, optimisation: O
     )
 
 
-def cosine_behind_rise(warmup: float, steps: int) -> Callable[[int], float]:
-    """The share of the peak rate by step: a linear rise over a share ``warmup`` of all steps, then a cosine to zero."""
-    warm = math.ceil(warmup * steps)
-
-    def rate(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        share = (step - warm) / max(1, steps - warm)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-
-    return rate
+def make_schedule(optimizer: Optimizer, optimisation: Optimisation, steps: int) -> LambdaLR:
+    """A linear warm-up from 0 over the share ``warmup`` of all steps, then a cosine to 0, as in LLaVA's recipe."""
+    schedule: LambdaLR = get_cosine_schedule_with_warmup(optimizer, math.ceil(optimisation.warmup * steps), steps)
+    return schedule

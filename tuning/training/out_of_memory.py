@@ -1,4 +1,4 @@
-"""A device that a step does not fit in: ``enough_memory`` says so in a sentence."""
+"""Re-raise CUDA out-of-memory errors as ``UserError`` with advice."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +9,8 @@ from tasks.errors import UserError
 
 
 @contextmanager
-def enough_memory(rows: int) -> Iterator[None]:
-    """A device whose memory a step of ``rows`` samples does not fit in becomes a sentence."""
+def advise_when_out_of_memory(rows: int) -> Iterator[None]:
+    """Re-raise an out-of-memory error of a step on ``rows`` samples as ``UserError``."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -1,7 +1,7 @@
-"""Under FSDP each process holds a shard of every parameter: how a whole tensor is gathered, and how it is spread again.
+"""Gather and shard tensors under FSDP, where each process holds a shard of every parameter.
 
-What is not sharded passes through unchanged, so callers need not ask. Gathering is done by all processes together:
-each must call it for the same tensors in the same order.
+Tensors that are not sharded pass through unchanged. Gathering is collective: every process must call it for the same
+tensors in the same order.
 """
 
 import os
@@ -19,17 +19,17 @@ from tasks.errors import UserError
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor with all its shards, detached."""
+    """The tensor gathered from all shards, detached."""
     plain = tensor.detach()
     return plain.full_tensor() if isinstance(plain, DTensor) else plain
 
 
 def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Whole tensors on the CPU, one after the other, so that no device ever holds all of them.
+    """Whole tensors on the CPU, gathered one after the other, so that no device holds all of them.
 
     Args:
         tensors: By name, in the same order in every process.
-        keep: Whether this process wants them; one that does not still takes part.
+        keep: Whether this process keeps them; all processes take part.
     """
     found = {}
     for name, tensor in tensors.items():
@@ -40,20 +40,20 @@ def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:
-    """``value`` where ``like`` is, and sharded as it is."""
+    """``value`` on the device of ``like``, sharded like it."""
     moved = value.to(like.device)
     return distribute_tensor(moved, like.device_mesh, like.placements) if isinstance(like, DTensor) else moved
 
 
 def reshard(model: nn.Module) -> None:
-    """Back to shards after a forward that no backward follows, which leaves the outermost unit whole."""
+    """Reshard a model after a forward pass without a backward pass, which leaves the outermost unit gathered."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def describe(model: nn.Module) -> str | None:
-    """How much of a sharded model this process holds; None if it is not sharded."""
+    """One line on how much of a sharded model this process holds; None if it is not sharded."""
     parameters = list(model.parameters())
     if not any(isinstance(parameter, DTensor) for parameter in parameters):
         return None
@@ -61,30 +61,30 @@ def describe(model: nn.Module) -> str | None:
     return f"sharded by FSDP: process 0 holds {own:,} of {sum(p.numel() for p in parameters):,} numbers"
 
 
-def asked_for() -> bool:
-    """Whether accelerate's config or launcher asks for FSDP."""
+def is_requested() -> bool:
+    """True if accelerate's config or launcher asks for FSDP."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def will_shard() -> bool:
-    """Whether this process will hold a shard of the model: FSDP was asked for, and there are several processes."""
-    return asked_for() and launched() > 1
+    """True if FSDP is requested and there are several processes."""
+    return is_requested() and launched() > 1
 
 
-def set_up(accelerator: Any, llava: Llava) -> bool:
-    """Makes accelerate shard the model where that was asked for, on CPUs too; whether it will.
+def prepare_fsdp(accelerator: Any, llava: Llava) -> bool:
+    """Configure accelerate for FSDP if it is requested, on CPUs too; True if the model will be sharded.
 
-    accelerate 1.15 looks at its FSDP settings on GPUs and their like alone; processes on CPUs would silently copy the
-    model instead. The units that are sharded are the language model's blocks; the vision tower stays in one unit with
-    the rest, for a process whose batch shows no picture does not run it, and the others would wait for its part.
+    accelerate 1.15 applies its FSDP settings on GPUs only; processes on CPUs would silently copy the model. Each block
+    of the language model is one unit. The vision tower stays in the root unit with the rest: a process whose
+    batch has no picture does not run it, and the others would wait for its part.
 
     Raises:
-        UserError: If FSDP's first version is asked for, which shards frozen and trained weights as one.
+        UserError: If version 1 of FSDP is requested, which shards frozen and trained weights together.
     """
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-    if not asked_for() or accelerator.num_processes < 2:
+    if not is_requested() or accelerator.num_processes < 2:
         return False
     state = accelerator.state
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
@@ -103,7 +103,7 @@ def set_up(accelerator: Any, llava: Llava) -> bool:
 
 
 def as_number(value: Any) -> float | None:
-    """A norm, sharded or not, as a number."""
+    """A norm as a float, gathered if it is sharded."""
     if value is None:
         return None
     return float(value.full_tensor() if isinstance(value, DTensor) else torch.as_tensor(value))

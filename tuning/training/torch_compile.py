@@ -1,4 +1,4 @@
-"""Blocks that are compiled while they train: what is no matrix product is fused into fewer passes over memory."""
+"""Compile the language model's blocks during training, which fuses everything between matrix products."""
 
 import os
 import shutil
@@ -14,36 +14,30 @@ import torch
 from models.llava import Llava
 from records.processes import launched
 from tasks.errors import UserError
-from tuning.plan.plan import LayerPlan
 
-_KINDS = 64  # of blocks; torch would go on without compiling, and all but silently, from the ninth on
-_LONG = 512  # positions: from here on the squares that plain attention keeps weigh more than the passes that it saves
-
-
-def is_compiled(plan: LayerPlan, *, asked: bool) -> bool:
-    """Whether a plan's blocks are compiled where that is asked for: LoRA's dropout is drawn outside of torch."""
-    return asked and plan.method != "lora"
+_KINDS = 64  # graphs per block; torch's default is 8, after which it silently runs without compiling
+_LONG = 512  # positions from which the score matrices of eager attention cost more than its fused passes save
 
 
 def check_compiling(device: str, *, keep_prefix: bool = False) -> None:
-    """Passes if blocks can be compiled here.
+    """Check that blocks can be compiled on this machine.
 
     Args:
-        device: The run's.
-        keep_prefix: Whether the run keeps the frozen prefix's output.
+        device: Device of the run.
+        keep_prefix: Whether the run stores the frozen prefix's output.
 
     Raises:
-        UserError: If the run keeps its prefix, several processes share it, or a CPU has no C++ compiler with Python's
-            headers.
+        UserError: If the run stores its prefix, has several processes, or is on a CPU without a C++ compiler or
+            Python's headers.
     """
     if keep_prefix:
         raise UserError(
-            "compile must not stand beside keep-prefix, which reads inside the blocks. Leave one of them out."
+            "compile must be given without keep-prefix, which reads inside the blocks. Leave one of them out."
         )
     if launched() > 1:
         raise UserError("compile must run in one process, got several. Leave --compile out.")
     if device != "cpu":
-        return  # Triton brings what it needs, or says what it misses
+        return  # Triton reports what is missing
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # where torch looks
     if shutil.which(compiler) is None:
         raise UserError(
@@ -60,21 +54,20 @@ def check_compiling(device: str, *, keep_prefix: bool = False) -> None:
 def compiled(
     llava: Llava, *, longest: int, backend: str = "inductor"
 ) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Inside, the language model's blocks are compiled, all lengths of a row by one graph; then they are as before.
+    """Within the block, the language model's blocks are compiled; one graph serves all sequence lengths.
 
-    All blocks of a kind share one graph: those that train, those that are frozen, those whose input has a gradient, and
-    each of them with one row or several, in one type of weights. Where no row is long, blocks on a CPU use plain
-    attention meanwhile: the compiler fuses its softmax and mask, where torch's fused kernel is slower in the backward
-    pass under a mask of its own. Names of parameters do not change, and values by rounding alone (and by the draws of
-    attention's dropout, which LLaMA has not).
+    All blocks of a kind share a graph: trained or frozen, with or without a gradient of the input, one row or several.
+    If no row is long, blocks on a CPU use eager attention meanwhile: the compiler fuses its softmax and mask, while
+    torch's fused kernel with a custom mask is slower in the backward pass. Parameter names do not change; values
+    change by rounding.
 
     Args:
-        llava: Without LoRA. Changed in place, and back.
+        llava: Changed in place, and restored.
         longest: Positions of the longest row.
-        backend: Of ``torch.compile``.
+        backend: Backend of ``torch.compile``.
 
     Yields:
-        A function that opens a context in which the blocks run as they were written.
+        A function that opens a context in which the blocks run uncompiled.
     """
     config: Any = llava.model.config.text_config
     written: str = config._attn_implementation

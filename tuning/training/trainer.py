@@ -1,47 +1,46 @@
-"""Training one plan: ``train(llava, resolved, samples, ...)`` on Hugging Face's Trainer and accelerate.
+"""Train one plan: ``train(llava, resolved, samples, ...)``, a loop on accelerate (one process, DDP or FSDP).
 
-The optimizer holds exactly the planned parameters. Checkpoints hold them, the optimizer's state, the schedule and the
-random states, so a killed run ends with the weights of an uninterrupted one. A loss that is no number stops the run
-before the weights are touched.
+The optimizer holds exactly the planned parameters. A run that is killed and resumed ends with the weights of an
+uninterrupted one. A loss or gradient that is NaN or infinite stops the run before a weight changes.
 """
 
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import skip_first_batches
+from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerState
+from torch.utils.data import DataLoader
 
 from models.llava import Llava
 from records.processes import launched
 from records.progress import OnProgress, silent
 from tasks.errors import UserError
-from tuning.config import Optimisation, Running
+from tuning.config import Optimisation, RunOptions
+from tuning.data.labels import IGNORED
 from tuning.data.samples import FAILED, GroupedSampler, Samples
-from tuning.plan.apply import planned_parameters, set_checkpointing
+from tuning.plan.apply import draw_blocks, planned_parameters, set_checkpointing
 from tuning.plan.resolve import Resolved
 from tuning.scoring.answers import collator, model_inputs
-from tuning.scoring.evaluations import add_rows, in_log, score_sets, table_of
+from tuning.scoring.evaluations import add_rows, in_log, score_sets, table_of, trim_rows
 from tuning.training import checkpoint, sharding
-from tuning.training.callbacks import Clock, Flow, Watch
-from tuning.training.frozen_prefix import KeptPrefix, keep_prefix
-from tuning.training.loss import only_learned
-from tuning.training.no_gradient import add_nothing, drop_zeros, taking_part
-from tuning.training.optimizer import adamw, cosine_behind_rise
-from tuning.training.resuming import check_disk, check_resume, forget_after, is_finished
-from tuning.training.torch_compile import check_compiling, compiled, is_compiled
-from tuning.training.trainer_arguments import training_arguments
-
-_WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "module.")
+from tuning.training.accelerator import make_accelerator
+from tuning.training.frozen_prefix import KeptPrefix, make_keeper
+from tuning.training.log import add_to_log, trim_log
+from tuning.training.loss import head_at_labels
+from tuning.training.no_gradient import drop_zero_gradients, with_zero_gradients, zero_gradients_in_forward
+from tuning.training.optimizer import make_adamw, make_schedule
+from tuning.training.torch_compile import check_compiling, compiled
 
 
 class LossNotFiniteError(UserError):
@@ -49,14 +48,14 @@ class LossNotFiniteError(UserError):
 
 
 class Trained(NamedTuple):
-    """What a run ended with.
+    """A finished training run.
 
     Args:
-        steps: Optimizer steps done in all.
+        steps: Optimizer steps in all.
         losses: Logged training losses by step.
-        step_seconds: Wall-clock of each optimizer step of this process's life, the first one left out.
-        data_seconds: What each of them waited for its samples before, which ``step_seconds`` leaves out.
-        tokens: Positions run through the language model in these steps by this process, padding included.
+        step_seconds: Wall-clock seconds of each optimizer step of this process, without the first.
+        data_seconds: Seconds that each of these steps waited for its samples; not part of ``step_seconds``.
+        tokens: Positions that this process ran through the language model in all its steps, padding included.
     """
 
     steps: int
@@ -72,8 +71,12 @@ def train(
     samples: Samples,
     *,
     optimisation: Optimisation,
-    running: Running,
+    options: RunOptions,
     folder: Path,
+    bf16: bool = False,
+    by_modality: bool = True,
+    keep_prefix: bool = False,
+    eval_every: int = 0,
     facts: Mapping[str, object] | None = None,
     eval_sets: Mapping[str, Samples] | None = None,
     resume: Path | None = None,
@@ -82,74 +85,97 @@ def train(
     on_progress: OnProgress = silent,
     on_trained: "Callable[[PlanTrainer], None] | None" = None,
 ) -> Trained:
-    """Trains the plan in place.
+    """Train the plan in place.
 
     Args:
-        llava: The plan must be applied (``apply_plan``).
+        llava: The model, with the plan applied (``apply_plan``).
         resolved: The plan.
-        samples: What is trained on.
-        optimisation: How weights move.
-        running: How the run goes about it.
-        folder: Checkpoints, the log and the table of evaluations go here; it must exist.
-        facts: What must agree for a checkpoint to be resumed (settings, model, data).
+        samples: The training samples.
+        optimisation: Learning rates, batch size, steps, seed.
+        options: Checkpoints, logging, gradient checkpointing, compilation.
+        folder: Existing folder for checkpoints, the log and the table of evaluations.
+        bf16: Run products in bfloat16.
+        by_modality: Batches with and without pictures apart.
+        keep_prefix: Store the frozen layers' output on disk.
+        eval_every: Steps between evaluations; 0 for one at the end.
+        facts: Must be equal for a checkpoint to be resumed (settings, model, data).
         eval_sets: Samples to score on the way, by name.
-        resume: A checkpoint to go on from; None to start.
-        model_bytes: Of what ``on_trained`` writes, for which the disk must have room.
-        on_note: Called with each line for the reader.
-        on_progress: Told the steps, as (stage, newly done, total).
-        on_trained: Called by every process once the last step is done, before anything is taken apart.
+        resume: A checkpoint to resume from, or None.
+        model_bytes: Size of what ``on_trained`` writes; the disk must have room for it.
+        on_note: Called with each line for the user.
+        on_progress: Called as (stage, newly done, total).
+        on_trained: Called in every process after the last step, while the model is still sharded.
 
     Raises:
         LossNotFiniteError: If the loss or a gradient is NaN or infinite; the message names the step.
-        UserError: If there are no samples, the checkpoint belongs to another run, the disk cannot hold a checkpoint, or
-            the plan has no frozen prefix to keep.
+        UserError: If there are no samples, the checkpoint belongs to another run, the disk is too small, or the plan
+            has no frozen prefix to keep.
     """
     if not len(samples):
         raise UserError("data must have at least one sample that can be trained on, got none. See skipped.csv.")
-    compiling = is_compiled(resolved.plan, asked=running.compile)
-    if compiling:
-        check_compiling(running.device, keep_prefix=running.keep_prefix)
+    if options.compile:
+        check_compiling(llava.device.type, keep_prefix=keep_prefix)
     if resume is not None:
-        check_resume(resume, dict(facts or {}))
-    finished = resume is not None and is_finished(resume)
-    check_disk(folder, resolved, replace(running, save_every=0) if finished else running, model_bytes=model_bytes)
+        checkpoint.check_resume(resume, dict(facts or {}))
+    finished = resume is not None and checkpoint.is_finished(resume)
+    checkpoint.check_disk(
+        folder, resolved, replace(options, save_every=0) if finished else options, model_bytes=model_bytes
+    )
     if resolved.plan.method == "lisa" and launched() > 1:
-        # What requires a gradient is fixed once processes share it: blocks drawn later would drift apart.
+        # DDP fixes the parameters that require a gradient when it wraps the model.
         raise UserError("lisa must run in one process, got several. Use --method full or lora to share the work.")
     keeper = None
-    if running.keep_prefix:
-        keeper = keep_prefix(llava, resolved, samples, folder / "prefix", optimisation=optimisation, running=running)
-    first = resolved.first_block if running.gradient_checkpointing else None
+    if keep_prefix:
+        keeper = make_keeper(llava, resolved, samples, folder / "prefix", optimisation=optimisation, bf16=bf16)
+    first = resolved.first_block if options.gradient_checkpointing else None
     if resolved.plan.method == "lisa" and first is not None:
         first = 0  # any of the plan's blocks may be drawn
     set_checkpointing(llava, first, resolved.first_vision)
-    trainer = PlanTrainer(llava, resolved, samples, optimisation, running, folder, facts or {}, keeper)
-    trainer.eval_sets, trainer.on_note, trainer.on_progress = dict(eval_sets or {}), on_note, on_progress
+    trainer = PlanTrainer(
+        llava,
+        resolved,
+        samples,
+        optimisation,
+        options,
+        folder,
+        facts,
+        keeper=keeper,
+        bf16=bf16,
+        by_modality=by_modality,
+    )
+    trainer.eval_every, trainer.eval_sets = eval_every, dict(eval_sets or {})
+    trainer.on_note, trainer.on_progress = on_note, on_progress
     try:
-        if resume is not None and finished:
-            trainer.take_up(resume)  # Trainer would go one step further
-        else:
-            if running.compile and not compiling:
-                on_note("LoRA is not compiled: its blocks run as written")
-            longest = int(samples.lengths.max())
-            with compiled(llava, longest=longest) if compiling else nullcontext(nullcontext) as trainer.as_written:
-                trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-        trainer.as_written = nullcontext
-        if trainer.eval_sets and not running.eval_every:
+        longest = int(samples.lengths.max())
+        with compiled(llava, longest=longest) if options.compile else nullcontext(nullcontext) as trainer.uncompiled:
+            trainer.train(resume)
+        trainer.uncompiled = nullcontext
+        if trainer.eval_sets and not eval_every:
             trainer.evaluate()
         if on_trained is not None:
             on_trained(trainer)
     finally:
         set_checkpointing(llava, None)
         llava.model.eval()
-    losses = {int(entry["step"]): float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry}
-    clock = trainer.clock
-    seconds, waited = tuple(clock.seconds[1:]), tuple(clock.waited[1:])
-    return Trained(int(trainer.state.global_step), losses, seconds, waited, clock.tokens)
+    seconds, waited = tuple(trainer.step_seconds[1:]), tuple(trainer.data_seconds[1:])
+    return Trained(trainer.step, trainer.losses, seconds, waited, trainer.tokens)
 
 
-class PlanTrainer(Trainer):
-    """Hugging Face's Trainer with this project's optimizer, order of data, checkpoints and log."""
+class PlanTrainer:
+    """The training loop of one plan and its state.
+
+    Args:
+        llava: The model, with the plan applied.
+        resolved: The plan.
+        samples: The training samples.
+        optimisation: Learning rates, batch size, steps, seed.
+        options: Checkpoints, logging, workers.
+        folder: For checkpoints, log and evaluations.
+        facts: Written into checkpoints, and compared on resuming.
+        keeper: Stores the frozen prefix's output, or None.
+        bf16: Run products in bfloat16.
+        by_modality: Batches with and without pictures apart.
+    """
 
     def __init__(
         self,
@@ -157,246 +183,268 @@ class PlanTrainer(Trainer):
         resolved: Resolved,
         samples: Samples,
         optimisation: Optimisation,
-        running: Running,
+        options: RunOptions,
         folder: Path,
-        facts: Mapping[str, object],
-        keeper: KeptPrefix | None,
+        facts: Mapping[str, object] | None = None,
+        *,
+        keeper: KeptPrefix | None = None,
+        bf16: bool = False,
+        by_modality: bool = True,
     ) -> None:
-        self.llava, self.resolved, self.keeper = llava, resolved, keeper
-        self.optimisation, self.running, self.facts = optimisation, running, dict(facts)
-        self.folder = folder
+        self.llava, self.resolved, self.samples, self.keeper = llava, resolved, samples, keeper
+        self.optimisation, self.options, self.folder, self.facts = optimisation, options, folder, dict(facts or {})
         self.eval_sets: dict[str, Samples] = {}
+        self.eval_every = 0
         self.on_note: Callable[[str], None] = lambda line: None
         self.on_progress: OnProgress = silent
-        self.as_written: Callable[[], AbstractContextManager[None]] = nullcontext  # blocks that may be compiled
-        self.clock = Clock()
-        self._frozen_names = set(planned_parameters(llava, resolved))
-        # A batch of text alone gives projector and tower no gradient.
-        self._texts_feed_nothing = resolved.below_blocks and not bool(samples.pictured.all())
-        arguments = training_arguments(optimisation, running, folder, find_unused=self._texts_feed_nothing)
-        super().__init__(
-            model=llava.model,
-            args=arguments,
-            train_dataset=samples,
-            data_collator=collator(llava),
-        )
-        self.callback_handler.callbacks = []  # Trainer's own print to stdout; what remains is ours
-        for callback in (Flow(), Watch(self), self.clock):
-            self.add_callback(callback)
+        self.uncompiled: Callable[[], AbstractContextManager[None]] = nullcontext  # blocks run without torch.compile
+        self.step, self.tokens = 0, 0
+        self.losses: dict[int, float] = {}
+        self.step_seconds: list[float] = []
+        self.data_seconds: list[float] = []
+        # A text-only batch gives projector and tower no gradient.
+        self._may_lack_gradient = resolved.below_blocks and not bool(samples.pictured.all())
+        self.accelerator = make_accelerator(str(llava.device), bf16=bf16, find_unused=self._may_lack_gradient)
+        self.is_sharded = sharding.prepare_fsdp(self.accelerator, llava)
+        set_seed(optimisation.seed)
+        self._loader = self.accelerator.prepare(self._make_loader(by_modality=by_modality))
+        self._steps_in_epoch = math.ceil(len(self._loader) / optimisation.grad_accum)
+        self.steps = optimisation.steps or math.ceil(optimisation.epochs * self._steps_in_epoch)
+        self.optimizer = make_adamw(self.planned(), resolved, optimisation, fused=not self.is_sharded)
+        self._model, self._prepared_optimizer = self.accelerator.prepare(llava.model, self.optimizer)
+        self.schedule = make_schedule(self.optimizer, optimisation, self.steps)
+        self._loss_sum, self._logged_step = torch.zeros((), device=self.accelerator.device), 0
 
-    def create_accelerator_and_postprocess(self) -> None:
-        """Trainer's accelerator, which shards on CPUs too where FSDP was asked for."""
-        super().create_accelerator_and_postprocess()  # type: ignore[no-untyped-call, unused-ignore]
-        self.is_fsdp_enabled = sharding.set_up(self.accelerator, self.llava)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> GroupedSampler:
-        group = self.optimisation.batch_size * self.optimisation.grad_accum * self.args.world_size
-        assert isinstance(self.train_dataset, Samples)
-        sampler = GroupedSampler(
-            self.train_dataset,
+    def _make_loader(self, *, by_modality: bool) -> "DataLoader[dict[str, Any]]":
+        batch_size = self.optimisation.batch_size
+        group = batch_size * self.optimisation.grad_accum * self.accelerator.num_processes
+        self._sampler = GroupedSampler(
+            self.samples,
             group=group,
             seed=self.optimisation.seed,
-            by_modality=self.running.by_modality,
-            even=self.is_fsdp_enabled,
+            by_modality=by_modality,
+            even=self.is_sharded,
         )
-        if not len(sampler):
+        if not len(self._sampler):
             raise UserError(f"data must fill a step of {group} samples under FSDP, got fewer of each kind. Add some.")
-        return sampler
+        return DataLoader(
+            self.samples,
+            batch_size=batch_size,
+            sampler=self._sampler,
+            collate_fn=collator(self.llava),
+            num_workers=self.options.workers,
+            pin_memory=self.accelerator.device.type != "cpu",
+        )
 
-    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """AdamW over the planned parameters alone: the projector and the tower at their rate, the rest at theirs."""
-        if self.optimizer is None:
-            named, fused = self._planned(model), not self.is_fsdp_enabled
-            self.optimizer = adamw(named, self.resolved, self.optimisation, fused=fused)
-        return self.optimizer
+    def train(self, resume: Path | None = None) -> None:
+        """Run all steps that remain, from the checkpoint ``resume`` if it is given."""
+        if resume is not None:
+            self._load(resume)
+        self._trim()
+        self._logged_step = self.step
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.accelerator.device)  # by now the model is sharded
+        self.on_progress("training", self.step, self.steps)
+        line = sharding.describe(self.llava.model)
+        if line is not None:
+            self.on_note(line)
+        while self.step < self.steps:
+            self._run_epoch(*divmod(self.step, self._steps_in_epoch), resume)
+            resume = None
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
-        """A cosine to zero behind a linear rise."""
-        if self.lr_scheduler is None:
-            chosen = optimizer or self.optimizer
-            assert chosen is not None
-            rate = cosine_behind_rise(self.optimisation.warmup, num_training_steps)
-            self.lr_scheduler = LambdaLR(getattr(chosen, "optimizer", chosen), rate)
-            self._created_lr_scheduler = True
-        assert isinstance(self.lr_scheduler, LambdaLR)
-        return self.lr_scheduler
+    def _run_epoch(self, epoch: int, done: int, resume: Path | None) -> None:
+        """Run the rest of an epoch, of which ``done`` steps are done; random states are read from ``resume``."""
+        if self.keeper is not None and all(self.keeper.has(index) for index in range(len(self.samples))):
+            self.samples.read_prefix(self.keeper.read)
+        accum = self.optimisation.grad_accum
+        loader: Any = skip_first_batches(self._loader, done * accum) if done else self._loader
+        loader.set_epoch(epoch)
+        self._sampler.set_epoch(epoch)
+        if resume is not None and not done:
+            checkpoint.read_random(resume, self.accelerator.process_index)
+        batches = iter(loader)
+        for index in range(done, self._steps_in_epoch):
+            asked = _now()
+            own = list(islice(batches, accum))
+            if resume is not None and done:
+                # Starting the loader draws a number, which the uninterrupted run had drawn before the checkpoint.
+                checkpoint.read_random(resume, self.accelerator.process_index)
+                resume = None
+            began = _now()
+            self.data_seconds.append(began - asked)
+            norm, rate = self._take_step(own)
+            self.step_seconds.append(_now() - began)
+            batches_seen = min((index + 1) * accum, len(self._loader))
+            self._after_step(epoch + batches_seen / len(self._loader), norm, rate)
+            if self.step >= self.steps:
+                return
 
-    def compute_loss(  # type: ignore[override, unused-ignore]  # outputs are never asked for
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Tensor:
-        """The mean loss over learned tokens; from the kept prefix on where there is one."""
-        batch = dict(inputs)
-        if FAILED in batch:
-            raise batch[FAILED]
-        batch.pop("owner")
-        samples, prefix = batch.pop("sample"), batch.pop("prefix", None)
-        self.clock.tokens += batch["input_ids"].numel()
-        lengths = (batch["input_ids"] != -1).sum(1)
-        assert isinstance(self.train_dataset, Samples)
-        own = torch.tensor([int(self.train_dataset.lengths[int(i)]) for i in samples])
-        lengths = torch.minimum(lengths.cpu(), own)
-        batch = model_inputs(batch, self.llava)
+    def _take_step(self, batches: Sequence[dict[str, Any]]) -> tuple[float, float]:
+        """One optimizer step on ``batches``; returns the norm of the gradient and the learning rate."""
+        for batch in batches:
+            if FAILED in batch:
+                raise batch[FAILED]
+        if self.resolved.plan.method == "lisa":
+            draw_blocks(self.llava, self.resolved, step=self.step, seed=self.optimisation.seed)
+            for parameter in [p for p in self.optimizer.state if not p.requires_grad]:
+                del self.optimizer.state[parameter]  # frozen blocks keep no moments: that is what LISA saves
+        counts = [(batch["labels"][:, 1:] != IGNORED).sum() for batch in batches]
+        n_labels: Any = self.accelerator.gather(torch.stack(counts).sum())
+        self._model.train()
+        for index, batch in enumerate(batches):
+            is_last = index == len(batches) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self._model):
+                loss = self.compute_loss(batch, n_labels.sum())
+                self._check_finite("loss", float(loss.detach()))
+                self.accelerator.backward(loss)
+            self._loss_sum += loss.detach()
+        largest = self.optimisation.clip or math.inf
+        norm = sharding.as_number(self.accelerator.clip_grad_norm_(self._model.parameters(), largest)) or 0.0
+        self._check_finite("norm of the gradient", norm)
+        if self._may_lack_gradient:
+            drop_zero_gradients(self.planned().values())
+        self._prepared_optimizer.step()
+        self._prepared_optimizer.zero_grad()
+        rate = float(self.schedule.get_last_lr()[0])
+        self.schedule.step()
+        self.step += 1
+        return norm, rate
 
-        def run(given: dict[str, Any]) -> Tensor:
-            inside = self._texts_feed_nothing and not self.is_fsdp_enabled  # FSDP: behind the forward, on the shards
-            part = taking_part(self.llava.model, lambda: self._planned().values()) if inside else nullcontext()
-            with only_learned(self.llava, given) as inputs, part:
-                loss: Any = super(PlanTrainer, self).compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-            if not loss.requires_grad and torch.is_grad_enabled():
-                sharding.reshard(self.llava.model)  # no backward will, and the optimizer knows the shards
-                loss = add_nothing(loss, self._planned().values())
-            assert isinstance(loss, Tensor)
-            return loss
+    def compute_loss(self, batch: Mapping[str, Any], n_labels: Tensor) -> Tensor:
+        """The loss of one batch: its sum over labelled tokens, divided by those of the whole step.
 
-        if self.keeper is None:
-            return run(batch)
-        if prefix is None:
-            with self.on_disk(), self.keeper.writing(samples, lengths):
-                return run(batch)
-        batch.pop("input_ids")
-        with self.keeper.from_here():
-            return run({**batch, "inputs_embeds": prefix.to(self.llava.device, self._residual_dtype())})
-
-    def rest_where_nothing_was_taught(self) -> None:
-        """Before the optimizer's step: where words alone taught the projector nothing, nothing moves."""
-        if self._texts_feed_nothing:
-            drop_zeros(self._planned().values())
-
-    def _residual_dtype(self) -> torch.dtype:
-        return next(iter(self.llava.model.get_input_embeddings().parameters())).dtype
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward; refuses to go on from a loss that is no number."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if not bool(torch.isfinite(loss)):
-            raise self._not_finite("loss", float(loss))
+        Args:
+            batch: From the loader.
+            n_labels: Labelled tokens of the step, over all its batches and processes.
+        """
+        self.tokens += batch["input_ids"].numel()
+        unused = ("owner", "sample", "prefix")
+        inputs = model_inputs({name: value for name, value in batch.items() if name not in unused}, self.llava)
+        with ExitStack() as stack:
+            if self.keeper is not None and "prefix" in batch:
+                stack.enter_context(self.keeper.blocks_above())
+                inputs.pop("input_ids")
+                dtype = next(iter(self.llava.model.get_input_embeddings().parameters())).dtype
+                inputs["inputs_embeds"] = batch["prefix"].to(self.llava.device, dtype)
+            elif self.keeper is not None:
+                lengths = torch.as_tensor(self.samples.lengths)[batch["sample"].cpu()]
+                stack.enter_context(self.on_disk())
+                stack.enter_context(self.keeper.writing(batch["sample"], lengths))
+            inputs = stack.enter_context(head_at_labels(self.llava, inputs))
+            if self._may_lack_gradient and not self.is_sharded:  # FSDP: after the forward pass, on the shards
+                stack.enter_context(zero_gradients_in_forward(self.llava.model, lambda: self.planned().values()))
+            loss: Tensor = self._model(**inputs, num_items_in_batch=n_labels).loss
+        loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
+        if not loss.requires_grad and torch.is_grad_enabled():
+            sharding.reshard(self.llava.model)  # no backward pass does so, and the optimizer holds the shards
+            loss = with_zero_gradients(loss, self.planned().values())
         return loss
 
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        norm = sharding.as_number(super()._clip_grad_norm(model))  # type: ignore[no-untyped-call, unused-ignore]
-        if norm is not None and not math.isfinite(norm):
-            raise self._not_finite("norm of the gradient", norm)
-        return norm
+    def _check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            last = checkpoint.last_checkpoint(self.folder)
+            kept = f"The last good checkpoint is {last.name}" if last else "No checkpoint had been written yet"
+            raise LossNotFiniteError(
+                f"{what} must be finite, got {value} at step {self.step + 1}. {kept}; lower --lr and start again."
+            )
 
-    def _not_finite(self, what: str, value: float) -> LossNotFiniteError:
-        last = checkpoint.last_checkpoint(self.folder)
-        kept = f"The last good checkpoint is {last.name}" if last else "No checkpoint had been written yet"
-        return LossNotFiniteError(
-            f"{what} must be finite, got {value} at step {self.state.global_step + 1}. {kept}; lower --lr and start "
-            "again."
-        )
+    def _after_step(self, epoch: float, norm: float, rate: float) -> None:
+        """Log, evaluate and save when it is time, and after the last step."""
+        options, step, is_last = self.options, self.step, self.step >= self.steps
+        self.on_progress("training", 1, self.steps)
+        if step == 1 or step % options.log_every == 0 or is_last:
+            mean = float(self.accelerator.gather(self._loss_sum[None]).mean()) / (step - self._logged_step)  # type: ignore[union-attr, unused-ignore]
+            self.losses[step] = mean
+            self._loss_sum.zero_()
+            self._logged_step = step
+            self._log({"epoch": round(epoch, 4), "loss": mean, "grad_norm": norm, "learning_rate": rate})
+        if self.eval_sets and self.eval_every and (step % self.eval_every == 0 or is_last):
+            self.evaluate()
+        if options.save_every and (step % options.save_every == 0 or is_last):
+            with self.on_disk():
+                self._save()
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """0: Trainer's own count ignores what is frozen and what the vision tower does; see ``tuning.cost.measure``."""
-        return 0
+    def _log(self, values: Mapping[str, int | float]) -> None:
+        if self.accelerator.is_main_process:
+            with self.on_disk():
+                add_to_log(self.folder, {"step": self.step, **values})
+            shown = " ".join(f"{key} {value:.4g}" for key, value in values.items())
+            self.on_note(f"step {self.step}/{self.steps} {shown}")
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Scores every evaluation set; the first process writes ``evaluations.csv`` and the log."""
-        step = self.state.global_step
-        with self.compute_loss_context_manager(), self.as_written():
-            answers = score_sets(self.llava, self.eval_sets, step=step, model=self.model)
+    def evaluate(self) -> None:
+        """Score every evaluation set; rank 0 writes ``evaluations.csv`` and the log."""
+        with self.uncompiled():
+            answers = score_sets(self.llava, self.eval_sets, step=self.step)
         sharding.reshard(self.llava.model)
-        if not answers or not self.args.should_save:
-            return {}
-        rows = table_of(answers, self.eval_sets, step=step)
-        with self.on_disk():
-            add_rows(self.folder, rows)
-        metrics = in_log(rows)
-        self.log({f"eval/{key}": value for key, value in metrics.items()})
-        return metrics
+        if answers and self.accelerator.is_main_process:
+            rows = table_of(answers, self.eval_sets, step=self.step)
+            with self.on_disk():
+                add_rows(self.folder, rows)
+            self._log({f"eval/{key}": value for key, value in in_log(rows).items()})
 
-    def _planned(self, model: nn.Module | None = None) -> dict[str, nn.Parameter]:
-        """The planned parameters by the names they have without wrappers."""
-        named: dict[str, nn.Parameter] = {}
-        assert self.model is not None
-        for name, parameter in (model or self.model).named_parameters():
-            bare = name
-            for wrapper in _WRAPPERS:
-                bare = bare.replace(wrapper, "")
-            if bare in self._frozen_names:
-                named[bare] = parameter
-        return named
+    def planned(self) -> dict[str, nn.Parameter]:
+        """The planned parameters by name."""
+        return planned_parameters(self.llava, self.resolved)
 
-    def take_up(self, resume: Path) -> None:
-        """The state of a run that has done its last step, without another one."""
-        self._load_from_checkpoint(str(resume))
-        self.state = TrainerState.load_from_json(str(resume / "trainer_state.json"))
-        self.forget()
-
-    def forget(self) -> None:
-        """Drops from log and table what lies behind the step that this run goes on from."""
-        if self.args.should_save:
-            forget_after(self.folder, self.state.global_step, evaluations=not self.running.eval_every)
+    def full_tensors(self) -> dict[str, Tensor]:
+        """The planned tensors on the CPU, gathered from all processes; every process must call this."""
+        return sharding.gathered(self.planned(), keep=self.accelerator.is_main_process)
 
     @contextmanager
     def on_disk(self) -> Iterator[None]:
-        """Around what writes into the run's folder: a disk that is full becomes a sentence."""
+        """Re-raise errors of writing into the run directory as ``UserError``."""
         try:
             yield
-        except (OSError, SafetensorError) as error:  # safetensors has a name of its own for a full disk
+        except (OSError, SafetensorError) as error:  # safetensors raises its own error when the disk is full
             last = checkpoint.last_checkpoint(self.folder)
             raise UserError(
-                f"checkpoint must fit on the disk, got {error} at step {self.state.global_step}. "
+                f"checkpoint must fit on the disk, got {error} at step {self.step}. "
                 f"Make room and resume from {last.name if last else 'the start'}."
             ) from error
 
-    def full_tensors(self) -> dict[str, Tensor]:
-        """The planned tensors, gathered from all processes where they are sharded; every process must call this."""
-        return sharding.gathered(self._planned(), keep=bool(self.args.should_save))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        with self.on_disk():
-            self._write_checkpoint()
-
-    def _write_checkpoint(self) -> None:
-        target = self.folder / f"checkpoint-{self.state.global_step}"
+    def _save(self) -> None:
+        """Write a checkpoint under a temporary name, then rename it."""
+        target, is_main = self.folder / f"checkpoint-{self.step}", self.accelerator.is_main_process
         fresh = checkpoint.partial_of(target)
-        if self.args.should_save:
+        if is_main:
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        checkpoint.write_random(fresh / f"random-{self.args.process_index}.safetensors")
-        weights, optimizer = self.full_tensors(), self.plain_optimizer()
-        state = checkpoint.optimizer_tensors(optimizer, {id(p): n for n, p in self._planned().items()})
-        state = sharding.gathered(state, keep=bool(self.args.should_save))
-        if self.args.should_save:
+        checkpoint.write_random(fresh, self.accelerator.process_index)
+        weights = self.full_tensors()
+        state = checkpoint.optimizer_tensors(self.optimizer, self._names())
+        state = sharding.gathered(state, keep=is_main)
+        if is_main:
             checkpoint.write_weights(fresh / "weights.safetensors", weights)
-            checkpoint.write_optimizer(fresh, optimizer, state)
-            assert self.lr_scheduler is not None
-            steps = {"last_epoch": self.lr_scheduler.last_epoch, "_step_count": self.lr_scheduler._step_count}
-            (fresh / "schedule.json").write_text(json.dumps({**steps, "lr": self.lr_scheduler.get_last_lr()}))
-            (fresh / "run.json").write_text(json.dumps(self.facts))
-            self.state.save_to_json(str(fresh / "trainer_state.json"))
+            checkpoint.write_optimizer(fresh, self.optimizer, state)
+            progress = {"step": self.step, "steps": self.steps, "losses": self.losses}
+            (fresh / checkpoint.STATE).write_text(json.dumps({**progress, "schedule": self.schedule.state_dict()}))
+            (fresh / checkpoint.FACTS).write_text(json.dumps(self.facts))
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            checkpoint.finish(target, keep=self.running.keep)
+        if is_main:
+            checkpoint.finish(target, keep=self.options.keep)
         self.accelerator.wait_for_everyone()
 
-    def plain_optimizer(self) -> Optimizer:
-        """The optimizer without what accelerate wraps around it."""
-        found: Any = getattr(self.optimizer, "optimizer", self.optimizer)
-        assert isinstance(found, Optimizer)
-        return found
+    def _load(self, resume: Path) -> None:
+        """Read everything but the random states."""
+        checkpoint.read_weights_into(resume / "weights.safetensors", self.planned())
+        checkpoint.read_optimizer(resume, self.optimizer, self._names())
+        state = json.loads((resume / checkpoint.STATE).read_text(encoding="utf-8"))
+        self.schedule.load_state_dict(state["schedule"])
+        self.step = int(state["step"])
+        self.losses = {int(step): float(loss) for step, loss in state["losses"].items()}
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        checkpoint.read_weights_into(Path(resume_from_checkpoint) / "weights.safetensors", self._planned())
+    def _names(self) -> dict[int, str]:
+        return {id(parameter): name for name, parameter in self.planned().items()}
 
-    def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
-        if checkpoint_folder is None:
-            super()._load_optimizer_and_scheduler(checkpoint_folder)
-            return
-        folder = Path(checkpoint_folder)
-        checkpoint.read_optimizer(folder, self.plain_optimizer(), {id(p): n for n, p in self._planned().items()})
-        saved = json.loads((folder / "schedule.json").read_text())
-        assert self.lr_scheduler is not None
-        self.lr_scheduler.last_epoch, self.lr_scheduler._step_count = saved["last_epoch"], saved["_step_count"]
-        self.lr_scheduler._last_lr = saved["lr"]
+    def _trim(self) -> None:
+        """Drop log lines and evaluations after the current step: they are written again."""
+        if self.accelerator.is_main_process:
+            trim_rows(self.folder, self.step)
+            trim_log(self.folder, self.step, evaluations=not self.eval_every)
 
-    def _load_rng_state(self, checkpoint_folder: str | None) -> None:
-        if checkpoint_folder is None:
-            return
-        path = Path(checkpoint_folder) / f"random-{self.args.process_index}.safetensors"
-        if path.is_file():
-            checkpoint.read_random(path)
-        else:
-            super()._load_rng_state(checkpoint_folder)
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

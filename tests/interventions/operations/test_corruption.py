@@ -26,8 +26,9 @@ from interventions.operations.runs import choose_runs, corrupt_cell
 from interventions.plan.options import Corruption, PatchOptions
 from interventions.plan.plan import InterventionPlan
 from models.capture import capture
-from models.inputs import Inputs, image_processor, prepare
+from models.inputs import Inputs, prepare
 from models.llava import Llava
+from models.pixels import image_processor
 from tasks.example import Picture
 from tests.conftest import make_examples
 

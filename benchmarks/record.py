@@ -1,0 +1,119 @@
+"""Shared parts of the benchmarks: options, timing in turn, facts about the machine, and the dated record.
+
+A record is a JSON file and a Markdown file in ``benchmarks/records``, named by date, benchmark, model and device.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from models.llava import Llava
+
+RECORDS = Path(__file__).parent / "records"
+DTYPES = ("float32", "bfloat16", "float16")
+Run = Callable[[], object]
+
+
+def options(description: str | None, *, repeats: int) -> argparse.ArgumentParser:
+    """A parser with the options of all benchmarks."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=repeats, help="timed repeats")
+    parser.add_argument("--out", type=Path, default=RECORDS, help="folder of the record")
+    return parser
+
+
+def command() -> str:
+    """The command line of this process."""
+    module = Path(sys.argv[0]).stem
+    return " ".join([f"python -m benchmarks.{module}", *sys.argv[1:]])
+
+
+def take_turns(sides: Mapping[str, Run], repeats: int, *, warm_up: int = 0) -> dict[str, list[float]]:
+    """Seconds of every side, run in turn ``repeats`` times after ``warm_up`` rounds that are not counted."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    device = torch.accelerator.is_available()
+    for turn in range(warm_up + repeats):
+        for name, run in sides.items():
+            if device:
+                torch.accelerator.synchronize()
+            start = time.perf_counter()
+            run()
+            if device:
+                torch.accelerator.synchronize()
+            if turn >= warm_up:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def machine(llava: Llava, *, batch: int) -> dict[str, object]:
+    """Model, hardware and versions."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if llava.device.type == "cuda" else llava.device.type,
+        "dtype": str(llava.dtype).removeprefix("torch."),
+        "model": llava.id,
+        "layers": llava.n_layers,
+        "d_model": llava.d_model,
+        "image_tokens": llava.n_image_tokens,
+        "batch": batch,
+        "commit": commit(),
+        "load_average": os.getloadavg()[0],
+        **{name: version(name) for name in ("torch", "transformers", "nnsight", "transformer-lens")},
+    }
+
+
+def processor() -> str:
+    """The name of the processor."""
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit of the code, or ``uncommitted`` outside a repository."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else "uncommitted"
+
+
+def peak_memory() -> float:
+    """The peak memory of this process in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # not getrusage, which includes the peak of the parent process
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+def heading(title: str, facts: Mapping[str, object]) -> list[str]:
+    """The first lines of a record in Markdown: title, date, command and facts."""
+    lines = [f"# {title}, {datetime.now(UTC):%Y-%m-%d}", "", f"`{command()}`", ""]
+    return lines + [f"- {key}: {value}" for key, value in facts.items()]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """A table in Markdown, after an empty line."""
+    cells = [header, ["---"] * len(header), *rows]
+    return ["", *("| " + " | ".join(map(str, row)) + " |" for row in cells)]
+
+
+def write_record(folder: Path, name: str, record: object, text: str) -> Path:
+    """Write the record as JSON and Markdown, print the Markdown, and return the path without a suffix."""
+    folder.mkdir(parents=True, exist_ok=True)
+    clean = name.translate(str.maketrans("/: ", "---"))
+    stem = folder / f"{datetime.now(UTC):%Y-%m-%d}-{clean}"
+    stem.with_name(stem.name + ".json").write_text(json.dumps(record, indent=1) + "\n")  # names may hold dots
+    stem.with_name(stem.name + ".md").write_text(text.rstrip() + "\n")
+    print(text)
+    return stem

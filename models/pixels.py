@@ -1,0 +1,135 @@
+"""From a picture to the pixels that the vision tower takes, and back.
+
+Sweeps, scoring and training all prepare pictures here. The size is checked before the picture is decoded.
+"""
+
+import io
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPImageProcessorPil
+
+from models.adapter import Adapter
+from tasks.errors import UserError
+from tasks.example import Box, Picture
+
+Preprocess = Literal["hf", "pad"]
+
+
+class Geometry(NamedTuple):
+    """How a picture's pixels map to the model's: ``model = scale * original + offset``, for x and for y."""
+
+    width: int
+    height: int
+    scale_x: float
+    scale_y: float
+    offset_x: float
+    offset_y: float
+
+    def to_original(self, x: float, y: float) -> tuple[float, float]:
+        """The point of the original picture at pixel (``x``, ``y``) of the model's input."""
+        return (x - self.offset_x) / self.scale_x, (y - self.offset_y) / self.scale_y
+
+    def to_model(self, box: Box) -> Box:
+        """``box``, in pixels of the original picture, in pixels of the model's input."""
+        return Box(
+            self.scale_x * box.left + self.offset_x,
+            self.scale_y * box.top + self.offset_y,
+            self.scale_x * box.right + self.offset_x,
+            self.scale_y * box.bottom + self.offset_y,
+        )
+
+
+def read_pixels(llava: Adapter, picture: Picture, preprocess: Preprocess = "pad") -> Float[Tensor, "3 H W"]:
+    """Open a picture and preprocess it for the vision tower.
+
+    Args:
+        llava: The model.
+        picture: The picture.
+        preprocess: ``"pad"`` pastes it on a square of CLIP's mean colour, as LLaVA-1.5 was trained; ``"hf"`` scales the
+            shortest edge and crops the centre, as Hugging Face's processor does by default.
+
+    Raises:
+        UserError: If the picture cannot be read, or is so elongated that preparing it would exhaust memory.
+    """
+    return to_pixels(llava, open_rgb(picture, llava.image_size, preprocess)[0], preprocess)
+
+
+def open_rgb(picture: Picture, size: int, preprocess: Preprocess) -> tuple[Image.Image, Geometry]:
+    """A picture in RGB, and how its pixels map to those of a model that takes pictures ``size`` pixels square.
+
+    Raises:
+        UserError: If the picture cannot be read, or is so elongated that preparing it would exhaust memory.
+    """
+    try:
+        with picture.open() as opened:
+            geometry = _geometry(opened, size, preprocess, picture.key)  # checks the size before decoding
+            return opened.convert("RGB"), geometry
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
+        raise UserError(f"picture must be readable, got {picture.key!r} ({error}). Replace or remove it.") from error
+
+
+def to_pixels(llava: Adapter, image: Image.Image, preprocess: Preprocess) -> Float[Tensor, "3 H W"]:
+    """An RGB picture as the vision tower takes it, in float32."""
+    processor = image_processor(llava)
+    if preprocess == "pad":
+        image = expand_to_square(image, tuple(int(channel * 255) for channel in processor.image_mean))
+    values: Tensor = processor(image, return_tensors="pt")["pixel_values"][0]
+    return values.to(torch.float32)
+
+
+def to_png(llava: Adapter, values: Float[Tensor, "3 H W"]) -> bytes:
+    """The picture that the vision tower receives, its colours restored, as a PNG file."""
+    processor = image_processor(llava)
+    mean, deviation = (torch.tensor(part)[:, None, None] for part in (processor.image_mean, processor.image_std))
+    shown = ((values.cpu().float() * deviation + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(shown.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def image_processor(llava: Adapter) -> CLIPImageProcessorPil:
+    """Hugging Face's CLIP preprocessing at the model's picture size, with the checkpoint's mean and deviation."""
+    size = llava.image_size
+    own = getattr(llava.processor, "image_processor", None)
+    given = {name: getattr(own, name) for name in ("image_mean", "image_std", "rescale_factor") if hasattr(own, name)}
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, do_convert_rgb=False, **given
+    )
+
+
+def expand_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """``image`` centred on a square of its longer side; the odd pixel goes to the right or the bottom.
+
+    Source: ``expand2square`` of Liu et al. 2024, arXiv 2310.03744.
+    """
+    if image.width == image.height:
+        return image
+    side = max(image.size)
+    canvas = Image.new("RGB", (side, side), colour)
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return canvas
+
+
+def _geometry(image: Image.Image, size: int, preprocess: Preprocess, key: str) -> Geometry:
+    """The map from the picture's pixels to the model's, by the integer arithmetic of the preprocessing."""
+    width, height = image.size
+    short, long = min(image.size), max(image.size)
+    # Preprocessing makes a square of the long side, or a strip of the model's height, as its intermediate picture.
+    between = long * long if preprocess == "pad" else size * int(size * long / short)
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and max(between, width * height) > limit:
+        raise UserError(
+            f"picture must take at most {limit} pixels to prepare, got {width} x {height} in {key!r}, which takes "
+            f"{max(between, width * height)}. Shrink it, or crop it if it is elongated."
+        )
+    if preprocess == "pad":
+        scale = size / long
+        return Geometry(width, height, scale, scale, scale * ((long - width) // 2), scale * ((long - height) // 2))
+    other = int(size * long / short)
+    new_width, new_height = (size, other) if width <= height else (other, size)
+    left, top = (new_width - size) // 2, (new_height - size) // 2
+    return Geometry(width, height, new_width / width, new_height / height, float(-left), float(-top))

@@ -1,0 +1,165 @@
+"""Cross-validation jobs turned into solver batches, and solutions turned back into predictions for every example."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import clone
+from torch import Tensor
+
+from probes.evaluation.folds import Mask, TargetPlan
+from probes.linear.estimators import LogisticProbe, MassMeanProbe, RidgeClassifierProbe, RidgeProbe
+from probes.linear.mlp import MLPProbe, MLPRegressorProbe
+from probes.linear.ridge import solve_ridge
+from probes.linear.solver import Basis, LogisticFit, solve_logistic
+from records.resampling import Codes
+from tasks.errors import UserError
+
+# Rows of coefficients times examples solved at once: some ten copies of this many floats are held (2.4 GB in float32).
+BATCH = 60_000_000
+Output = npt.NDArray[np.generic]
+# These take tensors and stay on their device.
+_OURS = (LogisticProbe, MassMeanProbe, MLPProbe, MLPRegressorProbe, RidgeClassifierProbe, RidgeProbe)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One probe to fit: these labels, on these examples.
+
+    Args:
+        target: The target it belongs to.
+        labels_of: ``"real"`` or the name of a control.
+        labels: Class codes or values, one per example.
+        train: Examples to fit on.
+        fold: The outer fold it predicts, or the number of its inner split.
+    """
+
+    target: TargetPlan
+    labels_of: str
+    labels: Output
+    train: Mask
+    fold: int
+
+
+def fit_logistic(
+    basis: Basis, jobs: Sequence[Job], strengths: Sequence[Sequence[float]], tol: float
+) -> list[list[Output]]:
+    """Predicted class codes for every example: a list per strength of a list per job.
+
+    Each job has as many strengths as the others, strong to weak; each starts from the solution before.
+    """
+    outputs: list[list[Output]] = [[] for _ in strengths[0]]
+    for part in _chunks(jobs, len(basis.rows)):
+        batch = [jobs[i] for i in part]
+        present = [np.unique(job.labels[job.train]) for job in batch]
+        # A class that a training set lacks cannot be fitted (its intercept falls without end); it is never predicted.
+        solvable = [i for i, classes in enumerate(present) if len(classes) > 1]
+        fit: LogisticFit | None = None
+        if solvable:
+            labels = torch.from_numpy(np.stack([_recode(batch[i].labels, present[i]) for i in solvable]))
+            weights = torch.from_numpy(np.stack([batch[i].train for i in solvable])).to(basis.rows.dtype)
+            labels, weights = labels.to(basis.rows.device), weights.to(basis.rows.device)
+            sizes = [len(present[i]) for i in solvable]
+        for s in range(len(outputs)):
+            predicted: list[Output] = [np.full(len(basis.rows), classes[0], dtype=np.int64) for classes in present]
+            if solvable:
+                level = torch.tensor([strengths[part[i]][s] for i in solvable], device=basis.rows.device)
+                fit = solve_logistic(basis, labels, weights, sizes, level, start=fit, tol=tol)
+                z = fit.weight @ basis.rows.T + fit.bias[:, None]
+                for place, i in enumerate(solvable):
+                    predicted[i] = present[i][_decide(z[fit.rows[place]])]
+            outputs[s].extend(predicted)
+    return outputs
+
+
+def _chunks(jobs: Sequence[Job], n: int) -> list[list[int]]:
+    parts: list[list[int]] = [[]]
+    room = BATCH
+    for i, job in enumerate(jobs):
+        cost = len(job.target.classes) * n
+        if parts[-1] and cost > room:
+            parts.append([])
+            room = BATCH
+        parts[-1].append(i)
+        room -= cost
+    return parts
+
+
+def _recode(labels: Output, classes: Output) -> Codes:
+    """Codes within ``classes``; labels outside them (none is fitted) get a valid code too."""
+    return np.minimum(np.searchsorted(classes, labels), len(classes) - 1).astype(np.int64)
+
+
+def _decide(z: Tensor) -> Codes:
+    code = (z[0] > 0).long() if len(z) == 1 else z.argmax(0)
+    decided: Codes = code.cpu().numpy()
+    return decided
+
+
+def fit_ridge(
+    basis: Basis, jobs: Sequence[Job], strengths: Sequence[Sequence[float]], tol: float
+) -> list[list[Output]]:
+    """As `fit_logistic`, for values or (by regression on indicators and the largest output) for classes; exact.
+
+    Jobs with the same training set share one Gram matrix, whatever their labels and strengths.
+    """
+    outputs: list[list[Output]] = [[np.empty(0)] * len(jobs) for _ in strengths[0]]
+    shared: dict[bytes, list[int]] = {}
+    for i, job in enumerate(jobs):
+        shared.setdefault(job.train.tobytes(), []).append(i)
+    rows = basis.rows.to(torch.float64)
+    for members in shared.values():
+        y = [_indicators(jobs[i]) for i in members]
+        ends = np.cumsum([len(block) for block in y])
+        levels = sorted({level for i in members for level in strengths[i]})
+        stacked = torch.from_numpy(np.concatenate(y)).to(rows.device)
+        weights = torch.from_numpy(jobs[members[0]].train).to(rows)
+        fit = solve_ridge(basis, stacked, weights, levels)
+        for level, weight, bias in zip(levels, fit.weight, fit.bias, strict=True):
+            z = weight @ rows.T + bias[:, None]
+            for i, end, block in zip(members, ends, y, strict=True):
+                for s, wanted in enumerate(strengths[i]):
+                    if wanted == level:
+                        mine = z[end - len(block) : end]
+                        classes = jobs[i].target.kind == "class"
+                        outputs[s][i] = mine.argmax(0).cpu().numpy() if classes else mine[0].cpu().numpy()
+    return outputs
+
+
+def _indicators(job: Job) -> npt.NDArray[np.float64]:
+    if job.target.kind == "continuous":
+        return job.labels[None].astype(np.float64)
+    indicators: npt.NDArray[np.float64] = (job.labels == np.arange(len(job.target.classes))[:, None]).astype(np.float64)
+    return indicators
+
+
+def fit_estimator(x: Tensor, jobs: Sequence[Job], probe: Any, groups: Codes, seed: int) -> list[Output]:
+    """Predictions for every example by an estimator fitted afresh for each job."""
+    outputs = []
+    for job in jobs:
+        estimator = _estimator(probe, job.target.kind, seed)
+        ours = isinstance(estimator, _OURS)
+        data = x if ours else x.cpu().numpy()
+        train, labels = torch.from_numpy(job.train).to(x.device) if ours else job.train, job.labels[job.train]
+        if job.target.kind == "class" and len(np.unique(labels)) == 1:
+            outputs.append(np.full(len(x), labels[0]))
+            continue
+        if isinstance(estimator, (MLPProbe, MLPRegressorProbe)):
+            estimator.fit(data[train], labels, groups=groups[job.train])
+        else:
+            estimator.fit(data[train], labels)
+        outputs.append(np.asarray(estimator.predict(data)))
+    return outputs
+
+
+def _estimator(probe: Any, kind: str, seed: int) -> Any:
+    if probe == "mlp":
+        return MLPProbe(seed=seed) if kind == "class" else MLPRegressorProbe(seed=seed)
+    if probe == "mass_mean":
+        if kind == "continuous":
+            raise UserError("probe 'mass_mean' must have a class target, got a continuous one. Use 'ridge'.")
+        return MassMeanProbe()
+    return clone(probe)

@@ -1,0 +1,133 @@
+"""Fitted linear probes of a run as safetensors files.
+
+``probes.safetensors`` holds coefficients and intercepts, read by ``load_probes``. ``directions.safetensors`` holds unit
+vectors named ``target=class@sites``, as ``colour=red@resid_post``; a direction in the blocks has one row per layer. It
+is the file that ``patch-sweep --steer-file`` takes.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from models.sites import Site
+from probes.linear.estimators import class_direction, unit
+from records.manifest import write_atomically
+from tasks.errors import UserError
+from tasks.example import Label
+
+PROBES, DIRECTIONS = "probes.safetensors", "directions.safetensors"
+_STACKS = {"vision_tower": "vision:", "projector": "projector:", "language_model": ""}
+_PER_HEAD = ("q", "k", "v", "z")  # their activations are heads side by side, so a direction has no d_model
+
+
+@dataclass(frozen=True)
+class FittedProbe:
+    """A linear probe fitted on all examples of a run."""
+
+    target: str
+    """The label that it reads."""
+    site: Site
+    """The activation that it reads from."""
+    tokens: str
+    """The token group whose pooled activation it was fitted on."""
+    probe: str
+    """``logistic``, ``ridge`` or ``mass-mean``."""
+    classes: tuple[Label, ...]
+    """The classes in the order of the rows of ``coef``; empty for a number."""
+    coef: npt.NDArray[np.float32]
+    """Coefficients, "row d_model"; one row for two classes, towards the second, and for a number."""
+    intercept: npt.NDArray[np.float32]
+    """One number for each row."""
+
+    def direction(self, class_: Label | None = None) -> Tensor:
+        """Unit vector in d_model towards ``class_``, or along which the number rises.
+
+        Raises:
+            UserError: If the class is unknown, or the probe's coefficients are all zero.
+        """
+        coef = self.coef.astype(np.float64)
+        if not self.classes:
+            return torch.from_numpy(unit(coef[0])).float()
+        return torch.from_numpy(class_direction(coef, np.array(self.classes, dtype=object), class_)).float()
+
+
+def save_probes(folder: Path, probes: Sequence[FittedProbe]) -> None:
+    """Write ``probes.safetensors`` and ``directions.safetensors``; no file if there is no linear probe."""
+    if not probes:
+        return
+    tensors, about = {}, []
+    for number, probe in enumerate(probes):
+        tensors[f"{number}.coef"] = torch.from_numpy(probe.coef)
+        tensors[f"{number}.intercept"] = torch.from_numpy(probe.intercept)
+        about.append(
+            {
+                "target": probe.target,
+                "site": str(probe.site),
+                "tokens": probe.tokens,
+                "probe": probe.probe,
+                "classes": probe.classes,
+            }
+        )
+    write_atomically(folder / PROBES, save(tensors, metadata={"probes": json.dumps(about)}))
+    directions = directions_of(probes)
+    if directions:
+        write_atomically(folder / DIRECTIONS, save(directions))
+
+
+def load_probes(folder: Path) -> tuple[FittedProbe, ...]:
+    """The probes that a probe sweep saved in its run directory.
+
+    Raises:
+        UserError: If the folder holds no readable ``probes.safetensors``.
+    """
+    try:
+        with safe_open(folder / PROBES, framework="np") as file:
+            about = json.loads(file.metadata()["probes"])
+            return tuple(
+                FittedProbe(
+                    entry["target"], Site.parse(entry["site"]), entry["tokens"], entry["probe"],
+                    tuple(entry["classes"]), file.get_tensor(f"{number}.coef"), file.get_tensor(f"{number}.intercept"),
+                )
+                for number, entry in enumerate(about)
+            )  # fmt: skip
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"folder must hold {PROBES}, got {str(folder)!r} ({error}). probe-sweep writes it for linear probes."
+        ) from error
+
+
+def directions_of(probes: Iterable[FittedProbe]) -> dict[str, Tensor]:
+    """Unit vectors by name; those of one activation in the blocks are stacked to "layer d_model".
+
+    Layers without a probe have zeros. Probes whose coefficients are all zero, and those of single heads, are left out.
+    """
+    rows: dict[str, dict[int | None, Tensor]] = {}
+    for probe in probes:
+        if probe.site.name in _PER_HEAD or not np.any(probe.coef):
+            continue
+        where = _STACKS[probe.site.part] + probe.site.name
+        for class_ in probe.classes or (None,):
+            label = probe.target if class_ is None else f"{probe.target}={class_}"
+            try:
+                row = probe.direction(class_)
+            except UserError:  # a class whose coefficients equal the mean of all classes
+                continue
+            rows.setdefault(f"{label}@{where}", {})[probe.site.layer] = row
+    found = {}
+    for name, by_layer in rows.items():
+        layers = [layer for layer in by_layer if layer is not None]
+        if not layers:
+            found[name] = by_layer[None]
+            continue
+        found[name] = torch.zeros(max(layers) + 1, len(by_layer[layers[0]]))
+        for layer in layers:
+            found[name][layer] = by_layer[layer]
+    return found

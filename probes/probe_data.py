@@ -1,0 +1,260 @@
+"""What a sweep looks at: the examples, the targets read from them, and the tokens on which each target is looked for.
+
+Everything that can be wrong with the user's data is found here, before a model is loaded.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from probes.config import DataOptions, Pool, SiteOptions, SweepConfig, Tokens
+from probes.evaluation.folds import FoldPlan, plan_folds
+from tasks.dataset import Dataset, join, pick
+from tasks.errors import UserError, user_errors
+from tasks.example import Example, Target
+from tasks.readers.examples import check_pictures, load_dataset
+from tasks.scenes.datasets import scenes_dataset
+from tasks.scenes.scene import SIZE
+
+SCENES = "scenes"
+SCENE_TARGETS = ("kind", "category", "colour", "place", "count")
+SCENE_LIMIT = 200  # for smol about four minutes of two free cores: 0.6 s a run of a scene, 2 s the fits of a site
+# The label that names what a control task gives one random label; scenes have it, data of the user's own may.
+TYPE = "control_type"
+
+
+@dataclass(frozen=True)
+class SkippedExample:
+    """An example that is left out, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ProbeData:
+    """The examples of a sweep: those that probes are fitted on come first, then those that are only scored.
+
+    Args:
+        name: Of the data, for people.
+        digest: Of the data.
+        examples: Fitted and transfer examples.
+        n_fitted: How many of them are fitted on.
+        transfer: Name of the split that the rest belongs to; None if there is no rest.
+        targets: What is read.
+        tokens: For each target the token group on which it is looked for.
+        skipped: Examples left out because a picture cannot be read.
+    """
+
+    name: str
+    digest: str
+    examples: Sequence[Example]
+    n_fitted: int
+    transfer: str | None
+    targets: tuple[Target, ...]
+    tokens: Mapping[str, str]
+    skipped: tuple[SkippedExample, ...] = ()
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The token groups that are needed."""
+        return tuple(dict.fromkeys(self.tokens[target.name] for target in self.targets))
+
+
+def select(config: SweepConfig) -> ProbeData:
+    """The examples, targets and token groups that the settings mean, all checked.
+
+    Raises:
+        UserError: If the data cannot be read, a picture is missing or broken, a target is unknown or not labelled
+            everywhere, or tokens are asked for that an example does not have.
+    """
+    fitted, transfer, name = _load(config, SIZE)
+    wanted = config.probing.targets or (SCENE_TARGETS if config.data.spec == SCENES else ())
+    if not wanted:
+        known = ", ".join(target.name for target in fitted.targets) or "no label column"
+        raise UserError(f"target must be given at least once for data of your own, got none. The file has: {known}.")
+    with user_errors(ValueError):  # a reader takes "age:continuous" for the target "age"
+        targets = tuple(fitted.target(_plain_name(target, fitted)) for target in dict.fromkeys(wanted))
+    examples, n_fitted, skipped = _readable(fitted, transfer, config.data)
+    _check_labels(examples, targets)
+    return ProbeData(
+        name=name,
+        digest=fitted.digest if transfer is None else f"{fitted.digest}+{transfer.digest}",
+        examples=examples,
+        n_fitted=n_fitted,
+        transfer=None if len(examples) == n_fitted else config.data.transfer or "unseen",
+        targets=targets,
+        tokens=_choose_tokens(config.sites, targets, examples),
+        skipped=skipped,
+    )
+
+
+def at_size(selection: ProbeData, config: SweepConfig, size: int) -> ProbeData:
+    """The same selection with scenes drawn ``size`` pixels wide, as the model takes them; pictures stay as they are."""
+    if config.data.spec != SCENES or size == SIZE:
+        return selection
+    fitted, transfer, _ = _load(config, size)
+    digest = fitted.digest if transfer is None else f"{fitted.digest}+{transfer.digest}"
+    both = join(fitted.examples, () if transfer is None else transfer.examples)
+    return replace(selection, digest=digest, examples=both)
+
+
+def fold_plans(data: ProbeData, config: SweepConfig) -> dict[str, FoldPlan]:
+    """Draw folds, control labels and resamples for the targets of each token group.
+
+    Args:
+        data: Examples and targets.
+        config: Gives folds, controls and seed.
+
+    Returns:
+        A plan by token group, in the order of ``data.groups``.
+
+    Raises:
+        UserError: If a target has one class, or there are fewer groups than folds.
+    """
+    n = len(data.examples)
+    examples = [data.examples[i] for i in range(n)]
+    typed = all(TYPE in example.labels for example in examples)
+    plans = {}
+    for group in data.groups:
+        targets = [target for target in data.targets if data.tokens[target.name] == group]
+        plans[group] = plan_folds(
+            {target.name: [example.labels[target.name] for example in examples] for target in targets},
+            [example.group for example in examples],
+            folds=config.probing.folds,
+            continuous=[target.name for target in targets if target.kind == "continuous"],
+            transfer={data.transfer: np.arange(n) >= data.n_fitted} if data.transfer else None,
+            types=[str(example.labels[TYPE]) for example in examples] if typed else None,
+            controls=("shuffled", "control_task") if config.probing.controls else (),
+            seed=config.seed,
+        )
+    return plans
+
+
+def data_of(examples: Sequence[Example] | Dataset, targets: Sequence[str], tokens: Tokens, pool: Pool) -> ProbeData:
+    """Examples in memory as the data of a sweep, checked.
+
+    Raises:
+        UserError: If a target is unknown or unlabelled somewhere, or an example lacks the tokens.
+    """
+    if isinstance(examples, Dataset):
+        data, listed = examples, examples.examples
+        wanted = tuple(data.target(name) for name in targets)
+        name, digest = data.name, data.digest
+    else:
+        listed, name, digest = examples, "examples", "in memory"
+        wanted = tuple(Target(target, kind=_kind(examples, target)) for target in targets)
+    if not len(listed):
+        raise UserError("examples must hold at least one example, got none.")
+    _check_labels(listed, wanted)
+    chosen = _choose_tokens(SiteOptions(tokens=tokens, pool=pool), wanted, listed)
+    return ProbeData(name, digest, listed, len(listed), None, wanted, chosen)
+
+
+def _kind(examples: Sequence[Example], target: str) -> Literal["class", "continuous"]:
+    numbers = all(isinstance(example.labels.get(target), float) for example in examples)
+    return "continuous" if numbers else "class"
+
+
+def _plain_name(target: str, data: Dataset) -> str:
+    """``target`` without the kind that a reader takes behind it, as in ``age:continuous``."""
+    if data.name.startswith(SCENES) or target in {known.name for known in data.targets}:
+        return target
+    return target.rpartition(":")[0] or target
+
+
+def _load(config: SweepConfig, size: int) -> tuple[Dataset, Dataset | None, str]:
+    """What is fitted on, what is only scored, and a name for both."""
+    data, seed = config.data, config.seed
+    for option, value in (("limit", data.limit), ("transfer-limit", data.transfer_limit)):
+        if value is not None and value < 1:
+            raise UserError(f"{option} must be >= 1, got {value}. Leave it out for the default.")
+    if data.spec == SCENES:
+        n = data.limit or SCENE_LIMIT
+        split, transfer = data.split or "test", data.transfer or "unseen"
+        n_transfer = data.transfer_limit or max(2, n // 3)
+        with user_errors(ValueError, ModuleNotFoundError):
+            fitted = scenes_dataset(split=split, n=n, seed=seed, size=size)
+            shared = set(split.split("+")) & set(transfer.split("+"))
+            if transfer == "none" or transfer == split or (shared and data.transfer is None):
+                return fitted, None, SCENES
+            if shared:
+                raise UserError(
+                    f"transfer must share no split with split {split!r}, got {transfer!r}. Name another one, or none."
+                )
+            return fitted, scenes_dataset(split=transfer, n=n_transfer, seed=seed, size=size), SCENES
+    targets = config.probing.targets or None
+    with user_errors(ValueError, OSError):
+        fitted = load_dataset(data.spec, data.images, split=data.split, limit=data.limit, targets=targets)
+        if data.transfer in (None, "none"):
+            return fitted, None, Path(data.spec).name
+        if data.split is None or data.split == data.transfer:
+            raise UserError(
+                f"split must be given, and another than transfer, got split {data.split!r} with transfer "
+                f"{data.transfer!r}. Name the split that probes are fitted on."
+            )
+        other = load_dataset(data.spec, data.images, split=data.transfer, limit=data.transfer_limit, targets=targets)
+        return fitted, other, Path(data.spec).name
+
+
+def _readable(
+    fitted: Dataset, transfer: Dataset | None, data: DataOptions
+) -> tuple[Sequence[Example], int, tuple[SkippedExample, ...]]:
+    """The examples whose pictures open, how many of them are fitted on, and the others where they may be skipped."""
+    both = join(fitted.examples, () if transfer is None else transfer.examples)
+    if data.spec == SCENES:  # drawn by us: they always open
+        return both, len(fitted.examples), ()
+    bad = [(0, item) for item in check_pictures(fitted)]
+    if transfer is not None:
+        bad += [(1, item) for item in check_pictures(transfer)]
+    skipped = tuple(SkippedExample(item.id, " ".join(item.reason.split())) for _, item in bad)
+    if skipped and not data.skip_bad:
+        more = f" {len(skipped) - 1} more examples have bad pictures." if len(skipped) > 1 else ""
+        raise UserError(
+            f"{skipped[0].reason} It belongs to example {skipped[0].id!r}.{more} "
+            "--skip-bad goes on without such examples."
+        )
+    refused = {(which, item.id) for which, item in bad}
+    first = len(fitted.examples)
+    kept = [i for i, example in enumerate(both) if (int(i >= first), example.id) not in refused]
+    n_fitted = sum(index < len(fitted.examples) for index in kept)
+    if n_fitted == 0:
+        raise UserError(f"pictures must be readable in some example, got none of {len(both)}. See the image folder.")
+    return pick(both, kept), n_fitted, skipped
+
+
+def _check_labels(examples: Sequence[Example], targets: Sequence[Target]) -> None:
+    for example in examples:
+        for target in targets:
+            if example.labels.get(target.name) is None:
+                raise UserError(
+                    f"target {target.name!r} must have a label in every example, got none in {example.id!r}. "
+                    "Drop the rows without one."
+                )
+
+
+def _choose_tokens(sites: SiteOptions, targets: Sequence[Target], examples: Sequence[Example]) -> dict[str, str]:
+    """``auto``: object-level targets on the patches of the focus box where all have one, others on all image tokens."""
+    asked = sites.tokens
+    focused = all(example.focus is not None and example.focus in example.boxes for example in examples)
+    if not focused and (asked == "object" or sites.pool == "box"):
+        example = next(e for e in examples if e.focus is None or e.focus not in e.boxes)
+        what, instead = ("tokens 'object'", "--tokens image") if asked == "object" else ("pool 'box'", "--pool mean")
+        raise UserError(f"{what} must have a focus box in every example, got none in {example.id!r}. Use {instead}.")
+    if sites.pool == "box" and asked in ("question", "last"):
+        raise UserError(
+            f"pool must be mean, max or none for tokens {asked!r}, got 'box'. A box holds patches, and those tokens "
+            "are words."
+        )
+    if asked in ("auto", "object", "image"):
+        blind = next((example for example in examples if not example.pictures), None)
+        if blind is not None:
+            raise UserError(
+                f"tokens {asked!r} must have a picture in every example, got none in {blind.id!r}. Use --tokens last."
+            )
+    if asked != "auto":
+        return {target.name: asked for target in targets}
+    return {target.name: "object" if target.scope == "object" and focused else "image" for target in targets}

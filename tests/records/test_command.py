@@ -1,0 +1,278 @@
+"""The command line that is made from dataclasses, on a command made for the purpose, and on the project's own."""
+
+import importlib
+import resource
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import pandas as pd
+import pytest
+from rich.table import Table
+
+from records.command import Show, Subcommand, Terminal, run_command
+from records.options import (
+    ConfigFile,
+    DryRun,
+    Images,
+    ModelOptions,
+    OrDefault,
+    Out,
+    Overwrite,
+    Preprocess,
+    Repeated,
+    Seed,
+    SkipBad,
+    named,
+    options_of,
+    settings_of,
+)
+from records.run import FinishedRun
+from tasks.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sheep:
+    """Count sheep."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    names: Annotated[Repeated[str], named("name")] = ()
+    """A sheep."""
+    source: Annotated[Repeated[str], named("from")] = ()
+    """A meadow."""
+    count: OrDefault[int] = None
+    """How many. [default: all]"""
+    rate: float = 1.0
+    """Sheep per second."""
+    awake: bool = True
+    """Stay awake."""
+    images: Images = None
+    skip_bad: SkipBad = False
+    preprocess: Preprocess = "pad"
+    seed: Seed = 0
+    out: Out = None
+    overwrite: Overwrite = False
+    dry_run: DryRun = False
+    config: ConfigFile = None
+
+
+class Call(NamedTuple):
+    code: int
+    out: str
+    err: str
+    options: object
+
+
+@pytest.fixture
+def count(capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """Runs ``count-sheep`` and returns what it printed and the options that it was given."""
+
+    def call(*arguments: object) -> Call:
+        seen: list[object] = []
+
+        def run(options: Sheep, terminal: Terminal) -> object:
+            seen.append(options)
+            if options.rate < 0:
+                raise UserError("rate must be\n>= 0, got less")
+            if options.rate == 0:
+                raise KeyboardInterrupt
+            if options.dry_run:
+                return "3 sheep"
+            results = pd.DataFrame({"a": [1]})
+            return FinishedRun(Path("runs/x"), results, Table("sheep"), (Path("a.png"),), ("one left out",))
+
+        def show(options: Show, terminal: Terminal) -> object:
+            seen.append(options)
+            return None
+
+        code = 0
+        try:
+            run_command(
+                "count-sheep",
+                (Subcommand("run", Sheep, run), Subcommand("show", Show, show)),
+                [str(argument) for argument in arguments],
+                about="Count sheep.\n\nExamples:\n  count-sheep --name Dolly",
+            )
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Call(code, *capsys.readouterr(), seen[-1] if seen else None)
+
+    return call
+
+
+OPTIONS: dict[str, object] = {
+    "model": "here",
+    "revision": "abc",
+    "device": "cuda:1",
+    "dtype": "bfloat16",
+    "attn": "eager",
+    "count": 3,
+    "rate": 2.5,
+    "images": "pictures",
+    "preprocess": "hf",
+    "seed": 9,
+    "out": "elsewhere",
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_shared_option_is_set_by_line_and_by_file(option: str, count, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.yaml").write_text(f"{option}: {OPTIONS[option]}\n")
+    for arguments in ([f"--{option}", OPTIONS[option]], ["run", f"--config={tmp_path / 'a.yaml'}"]):
+        called = count(*arguments)
+        values = {given.name: given.value for given in options_of(called.options)}
+        assert str(values[option]) == str(OPTIONS[option])
+        assert type(values[option]) is type(OPTIONS[option]) or isinstance(values[option], Path)
+        assert {given.name: given.value for given in options_of(Sheep())}[option] != values[option]
+
+
+def test_flags_and_repeated_options(count, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    called = count("--skip-bad", "--overwrite", "--dry-run", "--no-awake", "--name", "a", "--name=b", "--from", "c")
+    assert called.options == Sheep(
+        names=("a", "b"), source=("c",), awake=False, skip_bad=True, overwrite=True, dry_run=True
+    )
+    assert called.out == "3 sheep\n"
+    (tmp_path / "a.yaml").write_text(
+        "skip_bad: true\nawake: false\noverwrite: false\nname: [a, b]\nfrom: c\nrate: 1e-4\n"
+    )
+    expected = Sheep(names=("a", "b"), source=("c",), awake=False, skip_bad=True, rate=1e-4, config=tmp_path / "a.yaml")
+    assert count("--config", tmp_path / "a.yaml").options == expected
+
+
+def test_line_wins_over_file_and_file_over_default(count, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.yaml").write_text("seed: 5\nname: [a, b]\nawake: false\ncount: null\n")
+    config = ["--config", tmp_path / "a.yaml"]
+    called = count(*config, "--seed", 7, "--name", "seed", "--awake").options
+    assert (called.seed, called.names, called.awake) == (7, ("seed",), True)
+    called = count(*config, "--name", "seed").options
+    assert (called.seed, called.names, called.awake, called.count) == (5, ("seed",), False, None)
+
+
+def test_settings_are_the_options_that_decide_results() -> None:
+    settings = settings_of(Sheep(names=("a",), images=Path("x")))
+    assert settings["name"] == ["a"]
+    assert settings["images"] == "x"
+    assert set(settings) == {
+        *("model", "revision", "device", "dtype", "attn", "name", "from", "count", "rate", "awake"),
+        *("images", "skip_bad", "preprocess", "seed"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--rate", "-1"], "rate must be >= 0, got less"),
+        (["--seeed", "3"], "option must be one of count-sheep, got '--seeed'. Did you mean '--seed'?"),
+        (["--seed", "x"], "seed must be a whole number, got 'x'. See count-sheep --help."),
+        (["--count", "x"], "count must be a whole number, got 'x'. See count-sheep --help."),
+        (["--rate", "x"], "rate must be a number, got 'x'. See count-sheep --help."),
+        (["--dtype", "x"], "dtype must be one of bfloat16, float16, float32, got 'x'. See count-sheep --help."),
+        (["--name"], "Missing value for argument '--name'. Expected 1 values. See count-sheep --help."),
+        (["sheep"], "Unrecognized options: sheep. See count-sheep --help."),
+        (["show"], "Missing from count-sheep show: RUN A run directory of this command. (required)."),
+        (["--config", "gone.yaml"], "config must be a readable YAML file, got 'gone.yaml'"),
+    ],
+)
+def test_invalid_input_is_one_sentence_and_status_2(count, arguments: list[str], sentence: str) -> None:  # type: ignore[no-untyped-def]
+    called = count(*arguments)
+    assert (called.code, called.out, called.err.count("\n")) == (2, "", 1)
+    assert called.err.startswith(f"count-sheep: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [
+        ("sed: 3", "an option of count-sheep, got 'sed'. Did you mean 'seed'?"),
+        ("unlike: 3", "See --help"),
+        ("config: b.yaml", "an option of count-sheep, got 'config'"),
+        ("- seed", "mapping of options, got a list"),
+        ("seed: [", "readable YAML"),
+        ("skip-bad: true\nskip_bad: true", "given once"),
+        ("seed: [1, 2]", "seed must be one value, got [1, 2]"),
+        ("seed: true", "seed must not be true or false"),
+        ("awake: 3", "awake must be true or false, got 3"),
+        ("seed: x", "seed must be a whole number, got 'x'"),
+    ],
+)
+def test_invalid_file_is_one_sentence_and_status_2(count, tmp_path: Path, text: str, phrase: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.yaml").write_text(text)
+    called = count("--config", tmp_path / "a.yaml")
+    assert (called.code, called.out, called.err.count("\n")) == (2, "", 1)
+    assert phrase in called.err
+
+
+def test_ctrl_c_is_one_line_that_says_how_to_go_on_and_status_130(count) -> None:  # type: ignore[no-untyped-def]
+    called = count("--rate", "0")
+    assert (called.code, called.out) == (130, "")
+    assert called.err == "count-sheep: interrupted. Start the same command again to go on where it stopped.\n"
+
+
+def test_a_finished_run_is_printed_as_notes_table_and_files(count) -> None:  # type: ignore[no-untyped-def]
+    lines = count().out.splitlines()
+    assert lines[0] == "one left out"
+    assert "sheep" in "".join(lines[1:-2])
+    assert lines[-2:] == ["table:  runs/x/results.csv", "figure: a.png"]
+
+
+def test_other_ranks_print_nothing(count, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("RANK", "1")
+    assert count("--dry-run").out == ""
+
+
+def test_help_lists_subcommands_examples_and_defaults(count) -> None:  # type: ignore[no-untyped-def]
+    shown = count("--help")
+    assert shown.code == 0
+    for phrase in ("count-sheep --name Dolly", "show", "report", "--model", "--from", "--no-awake", "[default: all]"):
+        assert phrase in shown.out
+    assert "RUN" in count("show", "--help").out
+    assert count("show", "runs/x").options == Show(Path("runs/x"))
+    assert count("--version").out.startswith("count-sheep 0.")
+
+
+COMMANDS = ("probes.cli", "interventions.cli", "tuning.cli")
+SHARED = {"model", "device", "dtype", "attn", "revision", "seed", "out", "overwrite", "dry-run", "config"}
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_every_option_is_declared_once_and_every_command_has_the_shared_ones(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli = importlib.import_module(module)
+    if not hasattr(cli, "run_command"):
+        pytest.skip("the command is not on records.command yet")
+    made: list[Subcommand] = []
+    monkeypatch.setattr(cli, "run_command", lambda name, subcommands, *rest, **options: made.extend(subcommands))
+    cli.main([])
+    assert "show" in [subcommand.name for subcommand in made]
+    for subcommand in made:
+        if subcommand.options is not Show:
+            options = Counter(option.name for option in options_of(subcommand.options()))
+            assert [option for option, times in options.items() if times > 1] == []
+            assert {option if option in options else f"{option}s" for option in SHARED} <= set(
+                options
+            )  # compare: seeds
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_answers_without_torch_in_half_a_second_more_than_rich(module: str) -> None:
+    def seconds(*arguments: str) -> float:
+        """Processor time, which other programs on the machine do not change much."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    shown, rich = (min(seconds(*a) for _ in range(3)) for a in (("-m", module, "--help"), ("-c", "import rich")))
+    assert shown < 1.5 * rich + 0.5
+    code = f"import sys; import {module}; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_completion_is_written_for_a_shell(tmp_path: Path) -> None:
+    script = tmp_path / "completion.bash"
+    command = [sys.executable, "-m", "probes.cli", "--tyro-write-completion", "bash", str(script)]
+    subprocess.run(command, check=True)
+    assert "--transfer-limit" in script.read_text()
