@@ -3,18 +3,16 @@
 Knows the model and how examples become its inputs. Knows nothing of probes, interventions, training or run directories.
 """
 
-from models.activations import Activations, Captured
-from models.bridges import to_nnsight, to_transformer_lens
-from models.capture import capture, capture_examples, plan_batches
+from models.activations import Activations
+from models.capture import capture, capture_examples
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.loading.load import load, randomised
-from models.sites import Site, all_sites, depth, find_sites, parse_sites
+from models.sites import Site, all_sites, depth, find_sites
 from models.tokens import box, patch, token_mask
 
 __all__ = [
     "Activations",
-    "Captured",
     "Inputs",
     "Llava",
     "Site",
@@ -25,12 +23,8 @@ __all__ = [
     "depth",
     "find_sites",
     "load",
-    "parse_sites",
     "patch",
-    "plan_batches",
     "prepare",
     "randomised",
-    "to_nnsight",
-    "to_transformer_lens",
     "token_mask",
 ]

@@ -31,6 +31,14 @@ class Activations(Mapping[Site, Tensor]):
         mask: By site, if not pooled: ``example pos``, False at padding.
         positions: By site; ``example pos``: the column of the batch (language model) or the token of the picture's
             sequence (vision tower: 0 is the class token; projector: patches) that each value belongs to; -1 at padding.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> llava.capture(inputs, "resid_post", layers=3, tokens="last")["blocks.3.hook_resid_post"].shape
+        torch.Size([1, 1, 48])
     """
 
     by_site: Mapping[Site, Tensor]

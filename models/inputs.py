@@ -73,6 +73,14 @@ class Inputs:
         padding_side: Where short rows are padded.
         examples: What the batch was made of.
         preprocess: How pictures were prepared.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> len(inputs), inputs.layout[0].images[0].stop - inputs.layout[0].images[0].start
+        (1, 16)
     """
 
     input_ids: Int[Tensor, "batch pos"]
@@ -224,6 +232,14 @@ def prepare(
 
     Source: padding to a square from Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning",
         arXiv 2310.03744.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> from tasks.examples_from import examples_from
+        >>> examples = examples_from([np.zeros((8, 8, 3), np.uint8)] * 2, question=["What?", "Is it a cat?"])
+        >>> prepare(load("random:tiny"), examples).image_of
+        ((0,), (0,))
     """
     if not examples:
         raise UserError("examples must hold at least one example, got none. Check the limit and the split.")

@@ -95,6 +95,10 @@ class Site:
         name: ``resid_pre``, ``resid_mid``, ``resid_post``, ``attn_out``, ``mlp_out``, ``q``, ``k``, ``v``, ``z`` or
             ``pattern`` in a block; ``in``, ``linear_1``, ``act``, ``out`` in the projector; ``final_norm`` after the
             language model's last block.
+
+    Example:
+        >>> Site.parse("blocks.12.hook_resid_post")
+        Site(part='language_model', layer=12, name='resid_post')
     """
 
     part: Part
@@ -150,7 +154,13 @@ class Site:
 
 
 def all_sites(model: Stack) -> list[Site]:
-    """Every site of ``model``, in the order of the forward pass."""
+    """Every site of ``model``, in the order of the forward pass.
+
+    Example:
+        >>> from models import load
+        >>> [str(site) for site in all_sites(load("random:tiny"))][-2:]
+        ['blocks.3.hook_resid_post', 'ln_final.hook_out']
+    """
     sites: list[Site] = []
     for part in PARTS:
         if part in _STACK:
@@ -160,7 +170,13 @@ def all_sites(model: Stack) -> list[Site]:
 
 
 def depth(site: Site, model: Stack) -> float:
-    """Depth of the site in its part: 0 is the input of the part, 1 its output."""
+    """Depth of the site in its part: 0 is the input of the part, 1 its output.
+
+    Example:
+        >>> from models import load
+        >>> depth(Site("language_model", 0, "resid_post"), load("random:tiny"))
+        0.25
+    """
     if site.part == "projector":
         names = list(_SINGLE["projector"])
         return names.index(site.name) / (len(names) - 1)

@@ -52,12 +52,30 @@ Group = GroupName | BoxGroup | PatchGroup
 
 
 def box(bounds: Box, *, picture: int = 0) -> BoxGroup:
-    """The group of the patches whose centre lies in ``bounds``, given in pixels of the original picture."""
+    """The group of the patches whose centre lies in ``bounds``, given in pixels of the original picture.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> int(token_mask(inputs, box(Box(0, 0, 20, 15)), llava).sum())
+        4
+    """
     return BoxGroup(bounds, picture)
 
 
 def patch(row: int, column: int, *, picture: int = 0) -> PatchGroup:
-    """The group of a single patch."""
+    """The group of a single patch.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> int(token_mask(inputs, patch(0, 3), llava).sum())
+        1
+    """
     return PatchGroup(row, column, picture)
 
 
@@ -77,6 +95,14 @@ def token_mask(
     Raises:
         UserError: If the group is unknown or an example has no such positions: no picture, no focus box, a box that
             lies outside what the model sees, a patch outside the grid, a prompt that does not show the question.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> int(token_mask(inputs, "image", llava).sum())
+        16
     """
     if isinstance(group, str) and group not in GROUPS:
         raise UserError(f"group must be one of {', '.join(GROUPS)}, got {group!r}. box() and patch() make the others.")
