@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from models.activations import Activations, Captured
 from models.adapter import Adapter
 from models.capture_plan import _Plan, _plan, _wanted
+from models.hooks import Pool, Recorder
 from models.inputs import Inputs, PaddingSide, prepare
 from models.pixels import Preprocess
 from models.precision import fast_bfloat16

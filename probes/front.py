@@ -18,7 +18,7 @@ from probes.report_table import render_summary, summarise
 from records.html import table_html
 from records.options import ModelOptions
 from records.run import FinishedRun
-from tasks.datasets import Dataset
+from tasks.dataset import Dataset
 from tasks.errors import UserError
 from tasks.example import Example, Label
 
@@ -96,9 +96,9 @@ def probe(
     Example:
         >>> from models.loading.load import load
         >>> from records.run import FinishedRun
-    from tasks.datasets import scenes_probe_dataset
+    from tasks.scenes.datasets import scenes_dataset
         >>> llava = load("random:tiny")
-        >>> scenes = scenes_probe_dataset(n=24, size=llava.image_size)
+        >>> scenes = scenes_dataset(n=24, size=llava.image_size)
         >>> result = probe(llava, scenes, target="count", layers="0-1", folds=2, controls=False)
         >>> len(result.table)
         2

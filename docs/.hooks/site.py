@@ -1,4 +1,4 @@
-"""MkDocs hooks: pages may link to files of the repository, and reference pages list what a package's ``__all__`` names."""
+"""MkDocs hooks: pages link to files of the repository; reference pages list the names in a package's ``__all__``."""
 
 import importlib
 import inspect
@@ -10,7 +10,14 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
-LINKED = ("figures/gallery/*", "benchmarks/records/*", "benchmarks/records/*/*", "notebooks/*.md", "models/embedded/README.md", "interventions/engines/README.md")
+LINKED = (
+    "figures/gallery/*",
+    "benchmarks/records/*",
+    "benchmarks/records/*/*",
+    "notebooks/*.md",
+    "models/embedded/README.md",
+    "interventions/engines/README.md",
+)
 sys.path.insert(0, str(ROOT))
 
 

@@ -15,8 +15,8 @@ from probes.config import DataOptions, ModelOptions, ProbeOptions, SiteOptions, 
 from probes.front import ProbeResult
 from probes.sweep import run_sweep
 from records.run import FinishedRun
-from tasks.datasets import scenes_probe_dataset
 from tasks.errors import UserError
+from tasks.scenes.datasets import scenes_dataset
 
 SITES = ("projector:out", "resid_post")
 
@@ -28,7 +28,7 @@ def model(checkpoint: Path) -> Llava:
 
 @pytest.fixture(scope="module")
 def result(model: Llava) -> ProbeResult:
-    scenes = scenes_probe_dataset(split="test", n=40, size=model.image_size)
+    scenes = scenes_dataset(split="test", n=40, size=model.image_size)
     return probe(model, scenes, target=["colour", "count"], sites=SITES, folds=3)
 
 
@@ -90,4 +90,4 @@ def test_errors_name_what_there_is(result: ProbeResult, model: Llava) -> None:
     with pytest.raises(UserError, match="class_ must be one of"):
         direction(result, "plaid", target="colour", site="blocks.0.hook_resid_post")
     with pytest.raises(UserError, match="must have a label"):
-        probe(model, list(scenes_probe_dataset(n=4, size=28).examples), target="mood")
+        probe(model, list(scenes_dataset(n=4, size=28).examples), target="mood")

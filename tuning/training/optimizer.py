@@ -43,4 +43,5 @@ def make_adamw(
 
 def make_schedule(optimizer: Optimizer, optimisation: Optimisation, steps: int) -> LambdaLR:
     """A linear warm-up from 0 over the share ``warmup`` of all steps, then a cosine to 0, as in LLaVA's recipe."""
-    return get_cosine_schedule_with_warmup(optimizer, math.ceil(optimisation.warmup * steps), steps)
+    schedule: LambdaLR = get_cosine_schedule_with_warmup(optimizer, math.ceil(optimisation.warmup * steps), steps)
+    return schedule
