@@ -1,8 +1,8 @@
 """Metrics of a run's logits: preference for the answer over a foil, its probability, and greedy accuracy.
 
 ``readout = find_readout(llava, inputs, foils)`` returns the columns of a batch where logits are read, and the tokens
-that are expected there; ``measure(logits, readout, metrics)`` returns one value for each metric and example. The batch is
-prepared with answers, so that the answer is teacher-forced: each of its tokens is predicted from those before.
+that are expected there; ``measure(logits, readout, metrics)`` returns one value for each metric and example. The batch
+is prepared with answers, so that the answer is teacher-forced: each of its tokens is predicted from those before.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from tasks.errors import UserError
 from tasks.prompts import with_answer
 
 # If clean and corrupt run differ by less, in the metric's unit, the recovered fraction is undefined.
-# Logits of order 10 have an error of about 1e-5 in float32, 0.06 in bfloat16 and 0.01 in float16; the bound is above it.
+# Logits of order 10 have an error of about 1e-5 in float32, 0.06 in bfloat16 and 0.01 in float16.
 UNDEFINED_BELOW = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
