@@ -1,7 +1,7 @@
 """The pairs of a sweep: a clean and a corrupt example with the same question, an answer and a foil.
 
-``load_pairs(options, ...)`` draws scenes that differ in one attribute, or reads a JSONL or Parquet file with columns
-``clean`` and ``corrupt`` (pictures), ``question``, ``answer``, ``foil``, and optionally ``id``.
+``load_pairs(options, ...)`` draws scenes that differ in one attribute, or reads a JSONL or Parquet file with the
+columns ``clean`` and ``corrupt`` (pictures), ``question``, ``answer``, ``foil``, and optionally ``id``.
 """
 
 import hashlib

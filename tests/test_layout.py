@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "laccolith": {"models", "tasks", "records", "probes", "interventions", "tuning", "figures"},
 }
 # File -> a folder that it alone may import: every command has `report`, which draws a page.
-ALSO = {"records/command.py": {"figures"}, "records/cli_arguments.py": {"figures"}}
+ALSO = {"records/command.py": {"figures"}}
 LATE = {"transformer_lens", "nnsight", "beartype"}  # slow, or for development only: imported inside functions
 NOT_IN_ENGINES = {"pandas", "typer", "tyro", "PIL"}  # an engine computes on tensors
 MAX_FILES = 15  # Python files in one folder, besides __init__.py
@@ -29,7 +29,7 @@ LARGER_FOLDERS: dict[str, str] = {}  # folder -> why it may hold more
 OWNERS = {
     "records/resampling.py": "bootstrap",
     "models/layer_ranges.py": "layer range",
-    "figures/effects.py": "layer range",  # reads the column `window` of saved tables; figures/ imports nothing of ours
+    "figures/parts.py": "layer range",  # reads the column `window` of saved tables; figures/ imports nothing of ours
 }
 MODULES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py"))
 
