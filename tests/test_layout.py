@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "laccolith": {"models", "tasks", "records", "probes", "interventions", "tuning", "figures"},
 }
 # File -> a folder that it alone may import: every command has `report`, which draws a page.
-ALSO = {"records/command.py": {"figures"}, "records/cli_arguments.py": {"figures"}}
+ALSO = {"records/command.py": {"figures"}}
 LATE = {"transformer_lens", "nnsight", "beartype"}  # slow, or for development only: imported inside functions
 NOT_IN_ENGINES = {"pandas", "typer", "tyro", "PIL"}  # an engine computes on tensors
 MAX_FILES = 15  # Python files in one folder, besides __init__.py

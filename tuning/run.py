@@ -89,6 +89,14 @@ def run_tuning(
 
     Raises:
         UserError: If an option, the data or the model cannot be used.
+
+    Example:
+        >>> from records.options import ModelOptions
+        >>> from tuning.config import DataOptions, PlanOptions
+        >>> tiny = ModelOptions(name="random:tiny")
+        >>> config = TuningConfig(tiny, PlanOptions(layers="1"), DataOptions(scenes=2), dry_run=True)
+        >>> run_tuning(config).steps
+        1
     """
     on_progress = on_progress or ProgressBars()
     bf16, folder = is_bf16(config.model), config.folder
