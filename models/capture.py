@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.activations import Activations, Captured
 from models.adapter import Adapter
-from models.capture_plan import _Plan, _plan, _wanted
+from models.capture_plan import CapturePlan, plan_capture, wanted_positions
 from models.hooks import Pool, Recorder
 from models.inputs import Inputs, PaddingSide, prepare
 from models.pixels import Preprocess
@@ -74,9 +74,9 @@ def capture(
         if any(site.name == "pattern" for site in sites):
             raise UserError("sites must not be patterns while an intervention is active. Capture them without it.")
     examples = examples or inputs.examples or None
-    wanted = _wanted(llava, inputs, tokens, pool, examples)
+    wanted = wanted_positions(llava, inputs, tokens, pool, examples)
     whole_pictures = isinstance(tokens, str) and tokens == "all" and pool != "box"
-    plan = _plan(llava, inputs, sites, wanted, whole_pictures=whole_pictures, whole_rows=changed is not None)
+    plan = plan_capture(llava, inputs, sites, wanted, whole_pictures=whole_pictures, whole_rows=changed is not None)
     names = (
         [e.id for e in examples] if examples is not None else [f"row {row} of the batch" for row in range(len(inputs))]
     )
@@ -179,7 +179,9 @@ def plan_batches(examples: Sequence[Example], *, tokens: Group, batch_size: int)
     return [*batches, tuple(current)] if current else batches
 
 
-def _run_pictures(llava: Adapter, inputs: Inputs, plan: _Plan, recorders: Mapping[Part, "Recorder"]) -> Tensor | None:
+def _run_pictures(
+    llava: Adapter, inputs: Inputs, plan: CapturePlan, recorders: Mapping[Part, "Recorder"]
+) -> Tensor | None:
     """Every distinct picture through the vision tower and the projector; its features where the run got so far."""
     if not plan.needs_pictures or inputs.pixel_values is None:
         return None
@@ -212,7 +214,7 @@ def _run_whole(
         run()
 
 
-def _run_language_model(llava: Adapter, inputs: Inputs, plan: _Plan, features: Tensor | None) -> None:
+def _run_language_model(llava: Adapter, inputs: Inputs, plan: CapturePlan, features: Tensor | None) -> None:
     """The planned rows, starting at column 0, through the language model."""
     length = max(row.length for row in plan.rows)
     ids = torch.zeros(len(plan.rows), length, dtype=torch.int64, device=llava.device)

@@ -1,7 +1,6 @@
-"""Names of activations: a ``Site`` is a (part, layer, name), written exactly as TransformerLens 4 writes it.
+"""Names of activations: a ``Site`` is a (part, layer, name), written as in TransformerLens 4.
 
-``Site.parse("blocks.12.hook_resid_post")`` reads a full name, ``parse_sites(["resid_post"], "0-31", llava)`` the
-shorthand of the command line, ``all_sites(llava)`` lists what a model has. Layers count from 0.
+``Site.parse`` reads a full name, ``parse_sites`` the shorthand of the command line. Layers count from 0.
 """
 
 import re
@@ -17,8 +16,8 @@ from tasks.errors import UserError
 Part = Literal["vision_tower", "projector", "language_model"]
 PARTS: tuple[Part, ...] = get_args(Part)  # in the order of the forward pass
 
-# In the order in which a block computes them. TransformerLens has no hook point for the vision tower's resid_mid (it
-# caches the same value as ln2.hook_in) nor for the projector's linear_1 and act; those names follow its pattern.
+# In the order of the computation. TransformerLens has no hook point for the vision tower's resid_mid (its ln2.hook_in
+# has the same value) and the projector's linear_1 and act; these names follow its pattern.
 _BLOCK = {
     "resid_pre": "hook_resid_pre",
     "q": "attn.hook_q",
@@ -43,51 +42,45 @@ _SINGLE: dict[Part, dict[str, str]] = {
     "language_model": {"final_norm": "ln_final.hook_out"},
 }
 _MEANING = {
-    "resid_pre": "residual stream entering the block",
+    "resid_pre": "residual stream before the block",
     "resid_mid": "residual stream between attention and MLP",
-    "resid_post": "residual stream leaving the block",
-    "attn_out": "what attention writes",
-    "mlp_out": "what the MLP writes",
+    "resid_post": "residual stream after the block",
+    "attn_out": "output of the attention",
+    "mlp_out": "output of the MLP",
     "q": "queries of each head",
     "k": "keys of each head",
     "v": "values of each head",
     "pattern": "attention weights of each head",
-    "z": "values of each head, mixed by its attention weights",
-    "in": "what enters the projector",
-    "linear_1": "behind the first linear map",
-    "act": "behind the activation function",
-    "out": "image tokens as the language model gets them",
-    "final_norm": "residual stream behind the last block and the final norm",
+    "z": "values of each head, weighted by its attention",
+    "in": "input of the projector",
+    "linear_1": "output of the first linear map",
+    "act": "output of the activation function",
+    "out": "image tokens as input of the language model",
+    "final_norm": "residual stream after the last block and the final norm",
 }
-_ALIASES: dict[str, Part] = {
-    "vision": "vision_tower",
-    "vision_tower": "vision_tower",
-    "projector": "projector",
-    "language": "language_model",
-    "language_model": "language_model",
-}
+_ALIASES: dict[str, Part] = {"vision": "vision_tower", "language": "language_model", **{part: part for part in PARTS}}
 
 
 @runtime_checkable
 class Stack(Protocol):
-    """The facts about a model that naming its sites needs; ``Llava`` has them."""
+    """The name of a model and its numbers of blocks; ``Llava`` has them."""
 
     @property
     def id(self) -> str:
-        """The name it was loaded by."""
+        """The name of the model."""
 
     @property
     def n_layers(self) -> int:
-        """Blocks of the language model."""
+        """The number of blocks of the language model."""
 
     @property
     def n_vision_layers(self) -> int:
-        """Blocks of the vision tower."""
+        """The number of blocks of the vision tower."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where an activation stands.
+    """The place of an activation in a model.
 
     Args:
         part: ``"vision_tower"``, ``"projector"`` or ``"language_model"``.
@@ -95,6 +88,12 @@ class Site:
         name: ``resid_pre``, ``resid_mid``, ``resid_post``, ``attn_out``, ``mlp_out``, ``q``, ``k``, ``v``, ``z`` or
             ``pattern`` in a block; ``in``, ``linear_1``, ``act``, ``out`` in the projector; ``final_norm`` after the
             language model's last block.
+
+    Example:
+        >>> str(Site("language_model", 12, "z"))
+        'blocks.12.attn.hook_z'
+        >>> Site.parse("vision_projector.hook_out").part
+        'projector'
     """
 
     part: Part
@@ -102,7 +101,7 @@ class Site:
     name: str
 
     def __post_init__(self) -> None:
-        """Refuses a name that no model can have."""
+        """Check the values."""
         known = _SINGLE.get(self.part, {}) if self.layer is None else (_BLOCK if self.part in _STACK else {})
         if self.name not in known or (self.layer is not None and self.layer < 0):
             raise UserError(
@@ -117,12 +116,12 @@ class Site:
         return f"{_STACK[self.part]}.{self.layer}.{_BLOCK[self.name]}"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the name, where it is, and what its activation is."""
-        where = _spoken(self.part) + ("" if self.layer is None else f", block {self.layer}")
+        """For notebooks: the name, the place, and the meaning."""
+        where = _part_name(self.part) + ("" if self.layer is None else f", block {self.layer}")
         return f"<code>{escape(str(self))}</code> {escape(where)}: {escape(_MEANING[self.name])}"
 
     def __lt__(self, other: "Site") -> bool:
-        """Whether the forward pass comes to this site first."""
+        """Whether this site precedes the other in the forward pass."""
         return self._rank() < other._rank()
 
     def _rank(self) -> tuple[int, int, int]:
@@ -134,23 +133,25 @@ class Site:
         """The site with the TransformerLens name ``text``.
 
         Raises:
-            ValueError: If no site is written so.
+            UserError: If no site has this name.
         """
-        for part, names in _SINGLE.items():
-            for name, written in names.items():
-                if text == written:
-                    return Site(part, None, name)
-        for part, stack in _STACK.items():
-            match = re.fullmatch(rf"{re.escape(stack)}\.(\d+)\.(.+)", text)
-            if match:
-                for name, written in _BLOCK.items():
-                    if match[2] == written:
-                        return Site(part, int(match[1]), name)
+        match = re.fullmatch(r"(.+)\.(\d+)\.(.+)", text)
+        for part in PARTS:
+            inside = match if match and match[1] == _STACK.get(part) else None
+            for name, written in (_BLOCK if inside else _SINGLE[part]).items():
+                if written == (inside[3] if inside else text):
+                    return Site(part, int(inside[2]) if inside else None, name)
         raise UserError(f"site must be a TransformerLens name, got {text!r}. {_vocabulary()}")
 
 
 def all_sites(model: Stack) -> list[Site]:
-    """Every site of ``model``, in the order of the forward pass."""
+    """Every site of ``model``, in the order of the forward pass.
+
+    Example:
+        >>> from models import load
+        >>> str(all_sites(load("random:tiny"))[0])
+        'vision_encoder.encoder_layers.0.hook_resid_pre'
+    """
     sites: list[Site] = []
     for part in PARTS:
         if part in _STACK:
@@ -160,42 +161,52 @@ def all_sites(model: Stack) -> list[Site]:
 
 
 def depth(site: Site, model: Stack) -> float:
-    """How deep in its part the site stands: 0 is the part's input, 1 its output."""
+    """The depth of a site in its part: 0 is the part's input, 1 its output.
+
+    Example:
+        >>> from models import load
+        >>> depth(Site("language_model", 1, "resid_post"), load("random:tiny"))
+        0.5
+    """
     if site.part == "projector":
         names = list(_SINGLE["projector"])
         return names.index(site.name) / (len(names) - 1)
     if site.layer is None:
         return 1.0
-    within = {"resid_pre": 0.0, "resid_post": 1.0}.get(site.name, 0.5)  # the middle of its block for all others
+    within = {"resid_pre": 0.0, "resid_post": 1.0}.get(site.name, 0.5)
     return (site.layer + within) / _n_layers(site.part, model)
 
 
 def check_site(site: Site, model: Stack) -> None:
-    """Passes if ``model`` has the site.
+    """Check that ``model`` has the site.
 
     Raises:
-        ValueError: If its layer is not there.
+        UserError: If it has no such layer.
     """
     if site.layer is not None and site.layer >= (n := _n_layers(site.part, model)):
         raise UserError(
-            f"layer must be in [0, {n}) for the {_spoken(site.part)} of {model.id}, got {site.layer} in {str(site)!r}. "
-            f"Layers count from 0; resid_post of layer {n - 1} is the last block's output."
+            f"layer must be in [0, {n}) for the {_part_name(site.part)} of {model.id}, got {site.layer} in "
+            f"{str(site)!r}. Layers count from 0; resid_post of layer {n - 1} is the last block's output."
         )
 
 
 def parse_sites(specs: Sequence[str], layers: str | None, model: Stack) -> list[Site]:
-    """The sites that a command line asks for, without repetitions, in the order of the forward pass.
+    """The sites that texts name, without repetitions, in the order of the forward pass.
 
     Args:
-        specs: Each a full name (``blocks.3.attn.hook_z``) or shorthand: ``resid_post`` (language model), with a part
-            (``vision:resid_post``, ``projector:out``, ``vision:all``), with layers of its own
-            (``vision:resid_post@0-3``).
-        layers: Which blocks a shorthand without ``@`` means: ``"0-31"``, ``"3,5,9"``, or None for all. It speaks of the
-            language model, or of the vision tower where no other shorthand is given.
-        model: Must have the sites.
+        specs: Full names (``blocks.3.attn.hook_z``) or shorthand: ``resid_post`` (language model), also with a part
+            (``vision:resid_post``, ``projector:out``, ``vision:all``) and with layers (``vision:resid_post@0-3``).
+        layers: The blocks of shorthand without ``@``: ``"0-31"``, ``"3,5,9"``, or None for all. It applies to the
+            language model, or to the vision tower if every such shorthand is of the vision side.
+        model: The model.
 
     Raises:
-        ValueError: If a spec or a layer is not one that the model has, or ``layers`` speaks of no spec at all.
+        UserError: If a spec or layer does not exist, or ``layers`` applies to no spec.
+
+    Example:
+        >>> from models import load
+        >>> [str(site) for site in parse_sites(["projector:out", "z"], "2", load("random:tiny"))]
+        ['vision_projector.hook_out', 'blocks.2.attn.hook_z']
     """
     if not specs:
         raise UserError(f"site must be given at least once, got none. {_vocabulary()}")
@@ -226,12 +237,12 @@ def parse_sites(specs: Sequence[str], layers: str | None, model: Stack) -> list[
 def find_sites(
     sites: "str | Site | Sequence[str | Site]", model: Stack, layers: LayerRange | None = None
 ) -> list[Site]:
-    """The sites that a function was given, as ``Site`` or text, in the order given.
+    """The sites that a function was given, in the order given.
 
     Args:
         sites: One or several: a ``Site``, its full name, or shorthand such as ``"resid_post"`` or ``"vision:z@0-3"``.
-        model: Must have the sites.
-        layers: The blocks that a shorthand without ``@`` means, such as ``"10-20"`` or 12; None means all.
+        model: The model.
+        layers: The blocks of shorthand without ``@``, such as ``"10-20"`` or 12; None means all.
 
     Raises:
         UserError: If a site or layer does not exist, or ``layers`` is given and every site already names its layer.
@@ -244,7 +255,7 @@ def find_sites(
     given = [sites] if isinstance(sites, str | Site) else list(sites)
     text = layer_text(layers)
     if not given or not all(isinstance(site, Site) for site in given):
-        # checks that `layers` fits at least one of them
+        # checks that ``layers`` applies to at least one of them
         parse_sites([str(site) for site in given], text, model)
     found: dict[Site, None] = {}
     for site in given:
@@ -264,7 +275,7 @@ class _Shorthand(NamedTuple):
 
 
 def _shorthand(spec: str) -> Site | _Shorthand:
-    """A full name as its site; shorthand taken apart."""
+    """The site of a full name, or the parts of shorthand."""
     if "." in spec:
         return Site.parse(spec)
     head, colon, rest = spec.partition(":")
@@ -275,7 +286,7 @@ def _shorthand(spec: str) -> Site | _Shorthand:
     part = _ALIASES[part_name]
     known = (*(_BLOCK if part in _STACK else ()), *_SINGLE[part])
     if name != "all" and name not in known:
-        raise UserError(f"site must be one that the {_spoken(part)} has, got {spec!r}. It has: {', '.join(known)}.")
+        raise UserError(f"site must be one that the {_part_name(part)} has, got {spec!r}. It has: {', '.join(known)}.")
     names = known if name == "all" else (name,)
     if at and not any(n in _BLOCK for n in names):
         raise UserError(f"site must not name layers outside the blocks, got {spec!r}. Leave out what follows the @.")
@@ -285,14 +296,14 @@ def _shorthand(spec: str) -> Site | _Shorthand:
 def _layers(text: str | None, part: Part, model: Stack) -> Sequence[int]:
     """The layers that ``text`` names; None means all."""
     n = _n_layers(part, model)
-    return range(n) if text is None else parse_layers(text, n, where=f"the {_spoken(part)} of {model.id}")
+    return range(n) if text is None else parse_layers(text, n, where=f"the {_part_name(part)} of {model.id}")
 
 
 def _n_layers(part: Part, model: Stack) -> int:
     return model.n_vision_layers if part == "vision_tower" else model.n_layers
 
 
-def _spoken(part: Part) -> str:
+def _part_name(part: Part) -> str:
     return part.replace("_", " ")
 
 

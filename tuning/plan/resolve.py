@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from models.html import rows_html
 from models.llava import Llava
 from models.sites import Site
-from records.html import rows_html
 from tasks.errors import UserError
 from tuning.plan.connector import is_linear
 from tuning.plan.layers import layer_spec, select_layers
