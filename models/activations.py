@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from models.html import rows_html
 from models.sites import Site
 from tasks.errors import UserError
+from tasks.html import rows_html
 
 _PER_HEAD = ("q", "k", "v", "z")
 

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from models.html import rows_html
+from tasks.html import rows_html
 
 INLINE_BELOW = 150_000  # bytes of a picture: a notebook file keeps every picture that it shows
 _WIDEST = 1100  # pixels of a reduced picture: about the width of a notebook's cell

@@ -20,13 +20,12 @@ _OBJECT_TARGETS = tuple(Target(name, scope="object") for name in ("kind", "categ
 def scenes_dataset(*, split: str = "test", n: int, seed: int = 0, size: int = SIZE) -> Dataset:
     """One example for each scene; targets are kind, category, colour, place and drawing of one object, and the count.
 
-    The object in focus is drawn uniformly. The question is the same for every scene (the request for a caption), so its
-    words reveal nothing about the object.
+    The object in focus is random. Every question asks for a caption, so its words do not depend on the object.
 
     Args:
-        split: ``"train"``, ``"test"``, ``"unseen"``, or several joined by ``+`` (``"test+unseen"``), which share ``n``
-            equally; the first ones get the remainder.
-        n: The number of scenes in all.
+        split: ``"train"``, ``"test"``, ``"unseen"``, or several joined by ``+`` (``"test+unseen"``), each with an
+            equal share of ``n``; the first ones get the remainder.
+        n: The total number of scenes.
         seed: Another seed gives other scenes.
         size: Width and height of the pictures in pixels.
 
@@ -58,7 +57,7 @@ def scenes_dataset(*, split: str = "test", n: int, seed: int = 0, size: int = SI
     first = scene(0)  # raises for an invalid size
     described = ["probe", split, n, seed, size, NOUNS, COLOURS, first.digest]
     digest = hashlib.sha256(json.dumps(described).encode())
-    digest.update(first.picture.open().tobytes())  # fonts and versions of Pillow draw differently
+    digest.update(first.picture.open().tobytes())  # depends on fonts and the version of Pillow
     return Dataset(
         name=f"scenes-{split}",
         examples=LazyExamples(n, lambda i: _with_focus(scene(i), seed)),

@@ -1,7 +1,6 @@
 """Drawings of nouns: glyphs of four icon families, read from the font files of the package ``qtawesome``.
 
-``NOUNS`` lists categories, nouns and drawings. Scenes hold one drawing of each noun out of training, so that a probe
-that recognises it has learned the meaning and not the template.
+One drawing of each noun is held out of training: a probe that recognises it has learned more than a template.
 """
 
 import json
@@ -74,17 +73,12 @@ CATEGORIES = tuple(NOUNS)
 KINDS = tuple(kind for kinds in NOUNS.values() for kind in kinds)
 CATEGORY_OF = {kind: category for category, kinds in NOUNS.items() for kind in kinds}
 DRAWINGS = {kind: drawings for kinds in NOUNS.values() for kind, drawings in kinds.items()}
-_FONTS = {
-    "fa": "fontawesome6-solid-webfont",
-    "md": "materialdesignicons6-webfont",
-    "ph": "phosphor",
-    "ri": "remixicon",
-}
+_FONTS = {"fa": "fontawesome6-solid-webfont", "md": "materialdesignicons6-webfont", "ph": "phosphor", "ri": "remixicon"}
 
 
 @lru_cache(maxsize=8192)
 def icon(kind: str, family: str, extent: int) -> Image.Image:
-    """The drawing of ``kind`` in an icon family, as a mask of ``extent`` pixels square; its ink fills 90 %."""
+    """The drawing of ``kind`` in an icon family, as a mask of ``extent`` x ``extent`` pixels that it fills to 90 %."""
     glyph = _glyph(kind, family)
     scale = 0.9 * extent / max(glyph.size)
     inked = glyph.resize((max(1, round(glyph.width * scale)), max(1, round(glyph.height * scale))))
@@ -114,6 +108,5 @@ def _font(family: str) -> tuple[Path, dict[str, str]]:
         raise ModuleNotFoundError(
             "qtawesome must be installed to draw scenes. Run: pip install qtawesome==1.4.2"
         ) from error
-    prefix = _FONTS[family]
-    paths = {f.suffix: Path(str(f.locate())) for f in files if f.name.startswith(prefix)}
+    paths = {f.suffix: Path(str(f.locate())) for f in files if f.name.startswith(_FONTS[family])}
     return paths[".ttf"], json.loads(paths[".json"].read_text())

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from models.html import rows_html
 from models.llava import Llava
 from models.sites import Site
 from tasks.errors import UserError
+from tasks.html import rows_html
 from tuning.plan.connector import is_linear
 from tuning.plan.layers import layer_spec, select_layers
 from tuning.plan.plan import COMPONENTS, METHODS, LayerPlan
