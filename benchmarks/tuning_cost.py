@@ -182,7 +182,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         "positions": shape.positions,
         "image_tokens": llava.n_image_tokens,
         "text_tokens": given.text_tokens,
-        "learned_positions": shape.learned,
+        "learned_positions": shape.labelled,
         "clock": given.clock,
         "threads": torch.get_num_threads(),
         "rounds": given.rounds,

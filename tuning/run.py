@@ -112,7 +112,9 @@ def run_tuning(
             f"resume must name an existing checkpoint, got {str(config.resume)!r}. Leave it out to use the last one."
         )
     if run.is_finished and not (config.overwrite or config.dry_run or config.resume):
-        return finished_tuning(folder) if processes.is_main else None
+        before = read_manifest(folder, RUN) or {}
+        if before.get("data") == training_source(config).digest:
+            return finished_tuning(folder) if processes.is_main else None
     prepared = prepare_run(config, device, on_note=on_note, on_progress=on_progress)
     llava, resolved, samples, survey, eval_sets, eval_surveys = prepared
     skipped = {"skipped.csv": survey.skipped, **{f"skipped-{n}.csv": own.skipped for n, own in eval_surveys.items()}}

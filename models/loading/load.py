@@ -112,8 +112,8 @@ def _random(
     _check_architecture(config, name)
     if torch.device(device).type == "meta":  # sizes without values, for estimates
         with torch.device("meta"):
-            empty: Any = LlavaForConditionalGeneration(config).to(dtype).eval()
-        return Llava(empty, processor, name, None, hash_random(config, seed, dtype))
+            empty: Any = LlavaForConditionalGeneration(config)
+        return Llava(empty.to(dtype).eval(), processor, name, None, hash_random(config, seed, dtype))
     weights = dict(random_weights(_shapes(config), seed=seed, dtype=dtype))
     if config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)

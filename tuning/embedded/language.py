@@ -64,7 +64,7 @@ class Projector(nn.Module):
 
 @torch.no_grad()
 def tower_features(tower: CLIPVisionModel, scenes: Sequence[Scene]) -> Tensor:
-    """What LLaVA reads of the tower: hidden state -2 without the class token, ``batch patch d_vision``."""
+    """LLaVA's image features: hidden state -2 of the tower without the class token, ``batch patch d_vision``."""
     pixels = pixels_of(list(scenes)).to(next(tower.parameters()).device)
     out = tower(pixel_values=pixels, output_hidden_states=True)
     features: Tensor = out.hidden_states[-2][:, 1:]
@@ -174,7 +174,7 @@ def pack(rows: Sequence[tuple[list[int], list[tuple[list[int], list[int]]]]], pa
 
 
 def block_mask(segment: Tensor) -> Tensor:
-    """True where a query may look: earlier positions of the prefix and of its own branch; ``batch 1 pos pos``."""
+    """True where a query attends: earlier positions of the prefix and of its own branch; ``batch 1 pos pos``."""
     n = segment.shape[1]
     causal = torch.ones(n, n, dtype=torch.bool, device=segment.device).tril()
     key, query = segment[:, None, :], segment[:, :, None]
@@ -184,7 +184,7 @@ def block_mask(segment: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Trainee:
-    """What the language stages run: tower (frozen), projector, language model, tokenizer."""
+    """The models of the language stages: tower (frozen), projector, language model, tokenizer."""
 
     tower: CLIPVisionModel
     projector: Projector
@@ -253,7 +253,7 @@ def lora_factors(language: LlamaForCausalLM) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Mix:
-    """What a stage-2 step asks: rows with a picture, rows with a caption, questions per row, chance of a caption.
+    """Questions of a stage-2 step: rows with a picture, rows with a caption, questions per row, chance of a caption.
 
     From step ``drill_from`` on, each row asks for an option's letter twice: that family stays at chance long after the
     others are learned.
@@ -306,7 +306,7 @@ def _per_answer(losses: Tensor, owners: Tensor) -> Tensor:
 
 @torch.no_grad()
 def quick_scores(trainee: Trainee, split: str, *, n: int = 48, text: bool = False) -> dict[str, float]:
-    """Share of answers whose every token is the argmax given the ones before: what greedy decoding would say."""
+    """Share of answers whose every token is the argmax given the ones before, as in greedy decoding."""
     right: dict[str, list[bool]] = {}
     for start in range(0, n, 8):
         scenes = [make_scene(i, split=split) for i in range(start, min(start + 8, n))]  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""How good an embedded checkpoint is, measured with plain transformers: ``python -m tuning.embedded.score smol``.
+"""Score an embedded checkpoint with plain transformers: ``python -m tuning.embedded.score smol``.
 
 One question a prompt, greedy generation, scenes the model never saw. A blank picture and the picture of another scene
 show whether it looks; the caption as text shows what its language model can do without looking; perplexity on a passage
@@ -112,7 +112,7 @@ def score_condition(loaded: Loaded, condition: Condition, *, n: int) -> pd.DataF
 
 
 def score_captions(loaded: Loaded, *, n: int, stage: Literal[1, 2]) -> CaptionScores:
-    """Whether captions name what is there: ``plain`` prompts for stage 1, the caption request for stage 2."""
+    """How often captions name the objects of their scene, with the prompt of the stage."""
     scenes = [make_scene(FIRST_SCORED + i, split="test") for i in range(n)]
     prompt = plain("")[:-1] if stage == 1 else vicuna_v1("Provide a one-sentence caption for the provided image.")
     said = generate(loaded, [prompt] * n, [render(s) for s in scenes], max_new_tokens=60)

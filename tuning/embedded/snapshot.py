@@ -1,4 +1,4 @@
-"""Training state on disk, so that a killed run goes on from its last step: tensors in safetensors, numbers in JSON.
+"""Training state on disk, so that a killed run resumes from its last step: tensors in safetensors, numbers in JSON.
 
 A snapshot is one folder, written under a temporary name and renamed, so a reader never sees half of one.
 """
@@ -82,7 +82,7 @@ def read_facts(folder: Path) -> dict[str, object]:
 
 
 def check_plan(facts: Mapping[str, object], plan: Mapping[str, object], folder: Path) -> None:
-    """Passes if a snapshot comes from a run with this plan (seed, steps, rates, what it started from).
+    """Check that a snapshot comes from a run with this plan (seed, steps, rates, what it started from).
 
     Raises:
         ValueError: If it does not.
@@ -97,7 +97,7 @@ def check_plan(facts: Mapping[str, object], plan: Mapping[str, object], folder: 
 
 
 def digest(*modules: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers, to tell one start from another."""
+    """SHA-256 of all parameters and buffers."""
     found = hashlib.sha256()
     for module in modules:
         for key, value in module.state_dict().items():
@@ -107,7 +107,7 @@ def digest(*modules: nn.Module) -> str:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors under a temporary name and rename, so that a file which exists is whole."""
+    """Write tensors under a temporary name and rename, so that a file that exists is complete."""
     partial = path.with_name(path.name + ".partial")
     save_file(dict(tensors), partial)
     partial.replace(path)

@@ -1,4 +1,4 @@
-"""Vision pretraining of the embedded checkpoints: a CLIP-architecture tower in which each patch knows its object.
+"""Vision pretraining of the embedded checkpoints: a CLIP-architecture tower whose patches encode their object.
 
 The objective sits on the layer that LLaVA reads (hidden state -2): every patch names the kind and colour of the object
 whose box holds it, or says background; the mean over a box names it too (the same linear head, so both agree). Every
@@ -96,7 +96,7 @@ def scene_batch(scenes: list[Scene], *, grid: int = 8) -> SceneBatch:
 
 
 class VisionHeads(nn.Module):
-    """The linear heads of pretraining; thrown away afterwards."""
+    """The linear heads of pretraining, which are not kept."""
 
     def __init__(self, width: int, *, grid: int = 8) -> None:
         super().__init__()
