@@ -16,47 +16,30 @@ from tasks.errors import UserError
 Part = Literal["vision_tower", "projector", "language_model"]
 PARTS: tuple[Part, ...] = get_args(Part)  # in the order of the forward pass
 
-# In the order of the computation. TransformerLens has no hook point for the vision tower's resid_mid (its ln2.hook_in
-# has the same value) and the projector's linear_1 and act; these names follow its pattern.
+# Name -> (TransformerLens name, meaning), in the order of the computation. TransformerLens has no hook point for the
+# vision tower's resid_mid (its ln2.hook_in has the same value) and the projector's linear_1 and act.
 _BLOCK = {
-    "resid_pre": "hook_resid_pre",
-    "q": "attn.hook_q",
-    "k": "attn.hook_k",
-    "v": "attn.hook_v",
-    "pattern": "attn.hook_pattern",
-    "z": "attn.hook_z",
-    "attn_out": "hook_attn_out",
-    "resid_mid": "hook_resid_mid",
-    "mlp_out": "hook_mlp_out",
-    "resid_post": "hook_resid_post",
+    "resid_pre": ("hook_resid_pre", "residual stream before the block"),
+    "q": ("attn.hook_q", "queries of each head"),
+    "k": ("attn.hook_k", "keys of each head"),
+    "v": ("attn.hook_v", "values of each head"),
+    "pattern": ("attn.hook_pattern", "attention weights of each head"),
+    "z": ("attn.hook_z", "values of each head, weighted by its attention"),
+    "attn_out": ("hook_attn_out", "output of the attention"),
+    "resid_mid": ("hook_resid_mid", "residual stream between attention and MLP"),
+    "mlp_out": ("hook_mlp_out", "output of the MLP"),
+    "resid_post": ("hook_resid_post", "residual stream after the block"),
 }
 _STACK: dict[Part, str] = {"vision_tower": "vision_encoder.encoder_layers", "language_model": "blocks"}
-_SINGLE: dict[Part, dict[str, str]] = {
+_SINGLE: dict[Part, dict[str, tuple[str, str]]] = {
     "vision_tower": {},
     "projector": {
-        "in": "vision_projector.hook_in",
-        "linear_1": "vision_projector.linear_1",
-        "act": "vision_projector.act",
-        "out": "vision_projector.hook_out",
+        "in": ("vision_projector.hook_in", "input of the projector"),
+        "linear_1": ("vision_projector.linear_1", "output of the first linear map"),
+        "act": ("vision_projector.act", "output of the activation function"),
+        "out": ("vision_projector.hook_out", "image tokens as input of the language model"),
     },
-    "language_model": {"final_norm": "ln_final.hook_out"},
-}
-_MEANING = {
-    "resid_pre": "residual stream before the block",
-    "resid_mid": "residual stream between attention and MLP",
-    "resid_post": "residual stream after the block",
-    "attn_out": "output of the attention",
-    "mlp_out": "output of the MLP",
-    "q": "queries of each head",
-    "k": "keys of each head",
-    "v": "values of each head",
-    "pattern": "attention weights of each head",
-    "z": "values of each head, weighted by its attention",
-    "in": "input of the projector",
-    "linear_1": "output of the first linear map",
-    "act": "output of the activation function",
-    "out": "image tokens as input of the language model",
-    "final_norm": "residual stream after the last block and the final norm",
+    "language_model": {"final_norm": ("ln_final.hook_out", "residual stream after the last block and the final norm")},
 }
 _ALIASES: dict[str, Part] = {"vision": "vision_tower", "language": "language_model", **{part: part for part in PARTS}}
 
@@ -112,13 +95,14 @@ class Site:
     def __str__(self) -> str:
         """The TransformerLens name."""
         if self.layer is None:
-            return _SINGLE[self.part][self.name]
-        return f"{_STACK[self.part]}.{self.layer}.{_BLOCK[self.name]}"
+            return _SINGLE[self.part][self.name][0]
+        return f"{_STACK[self.part]}.{self.layer}.{_BLOCK[self.name][0]}"
 
     def _repr_html_(self) -> str:
         """For notebooks: the name, the place, and the meaning."""
         where = _part_name(self.part) + ("" if self.layer is None else f", block {self.layer}")
-        return f"<code>{escape(str(self))}</code> {escape(where)}: {escape(_MEANING[self.name])}"
+        _, meaning = (_SINGLE[self.part] if self.layer is None else _BLOCK)[self.name]
+        return f"<code>{escape(str(self))}</code> {escape(where)}: {escape(meaning)}"
 
     def __lt__(self, other: "Site") -> bool:
         """Whether this site precedes the other in the forward pass."""
@@ -138,7 +122,7 @@ class Site:
         match = re.fullmatch(r"(.+)\.(\d+)\.(.+)", text)
         for part in PARTS:
             inside = match if match and match[1] == _STACK.get(part) else None
-            for name, written in (_BLOCK if inside else _SINGLE[part]).items():
+            for name, (written, _) in (_BLOCK if inside else _SINGLE[part]).items():
                 if written == (inside[3] if inside else text):
                     return Site(part, int(inside[2]) if inside else None, name)
         raise UserError(f"site must be a TransformerLens name, got {text!r}. {_vocabulary()}")
