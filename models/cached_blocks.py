@@ -161,29 +161,28 @@ def run_projector(llava: Adapter, resid: Float[Tensor, "image token d_vision"]) 
     return features
 
 
+@dataclass(eq=False)
 class _Joined:
     """A cache that holds given keys and values and stores nothing."""
 
-    def __init__(self, earlier: Sequence[KeysValues]) -> None:
-        self._earlier = earlier
+    earlier: Sequence[KeysValues]
 
     def update(self, keys: Tensor, values: Tensor, *unused: object, **also_unused: object) -> tuple[Tensor, Tensor]:
         """All keys and values, those of the call last; attention calls this."""
-        return (
-            torch.cat([*(part.keys for part in self._earlier), keys], dim=2),
-            torch.cat([*(part.values for part in self._earlier), values], dim=2),
-        )
+        found = zip(*self.earlier, (keys, values), strict=True)
+        joined_keys, joined_values = (torch.cat(parts, dim=2) for parts in found)
+        return joined_keys, joined_values
 
 
 class _Stop(Exception):  # noqa: N818
     pass
 
 
+@dataclass(eq=False)
 class _Taker:
     """A cache that keeps the keys and values of one call and stops the block."""
 
-    def __init__(self) -> None:
-        self.found: KeysValues | None = None
+    found: KeysValues | None = None
 
     def update(self, keys: Tensor, values: Tensor, *unused: object, **also_unused: object) -> tuple[Tensor, Tensor]:
         """Keep the keys and values; attention calls this."""

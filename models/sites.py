@@ -195,7 +195,7 @@ def parse_sites(specs: Sequence[str], layers: str | None, model: Stack) -> list[
     if not specs:
         raise UserError(f"site must be given at least once, got none. {_vocabulary()}")
     shorthand = [_shorthand(spec) for spec in specs]
-    open_parts = {s.part for s in shorthand if not isinstance(s, Site) and s.layers is None and s.in_blocks}
+    open_parts = {s.part for s in shorthand if not isinstance(s, Site) and s.layers is None and _BLOCK.keys() & s.names}
     narrowed: Part = "language_model" if "language_model" in open_parts or not open_parts else "vision_tower"
     if layers is not None and narrowed not in open_parts:
         raise UserError(
@@ -207,12 +207,11 @@ def parse_sites(specs: Sequence[str], layers: str | None, model: Stack) -> list[
         if isinstance(item, Site):
             found.add(item)
             continue
+        n, where = _n_layers(item.part, model), f"the {_part_name(item.part)} of {model.id}"
         text = item.layers if item.layers is not None else (layers if item.part == narrowed else None)
+        numbers = range(n) if text is None else parse_layers(text, n, where=where)
         for name in item.names:
-            if name in _SINGLE[item.part]:
-                found.add(Site(item.part, None, name))
-            else:
-                found.update(Site(item.part, layer, name) for layer in _layers(text, item.part, model))
+            found.update(Site(item.part, i, name) for i in ([None] if name in _SINGLE[item.part] else numbers))
     for site in found:
         check_site(site, model)
     return sorted(found)
@@ -253,10 +252,6 @@ class _Shorthand(NamedTuple):
     names: tuple[str, ...]
     layers: str | None
 
-    @property
-    def in_blocks(self) -> bool:
-        return any(name in _BLOCK for name in self.names) and self.part in _STACK
-
 
 def _shorthand(spec: str) -> Site | _Shorthand:
     """The site of a full name, or the parts of shorthand."""
@@ -272,15 +267,9 @@ def _shorthand(spec: str) -> Site | _Shorthand:
     if name != "all" and name not in known:
         raise UserError(f"site must be one that the {_part_name(part)} has, got {spec!r}. It has: {', '.join(known)}.")
     names = known if name == "all" else (name,)
-    if at and not any(n in _BLOCK for n in names):
+    if at and not _BLOCK.keys() & names:
         raise UserError(f"site must not name layers outside the blocks, got {spec!r}. Leave out what follows the @.")
     return _Shorthand(part, names, layers if at else None)
-
-
-def _layers(text: str | None, part: Part, model: Stack) -> Sequence[int]:
-    """The layers that ``text`` names; None means all."""
-    n = _n_layers(part, model)
-    return range(n) if text is None else parse_layers(text, n, where=f"the {_part_name(part)} of {model.id}")
 
 
 def _n_layers(part: Part, model: Stack) -> int:

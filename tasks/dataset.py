@@ -1,6 +1,6 @@
 """Data sets: examples, the targets that probes may read, and a digest. Examples are made on demand and not stored."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
@@ -71,10 +71,6 @@ class LazyExamples(Sequence[Example]):
             part = self._indices[index]
             return LazyExamples(len(part), lambda i: self._make(part[i]))
         return self._make(self._indices[index])
-
-    def __iter__(self) -> Iterator[Example]:
-        """The examples in order."""
-        return (self._make(i) for i in self._indices)
 
 
 def pick(examples: Sequence[Example], indices: Sequence[int]) -> LazyExamples:

@@ -1,7 +1,7 @@
 """Examples from pictures in memory, paths, a DataFrame or a Hugging Face dataset."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,10 +114,11 @@ def _of_table(source: Any, image: str, n: int) -> list[Picture]:
     if not hasattr(source, "column_names"):
         return [picture_from(one) for one in source[image]]
 
-    def opener(row: int) -> Callable[[], Image.Image]:
-        return lambda: picture_from(source[row][image]).open()
+    def open_row(row: int) -> Image.Image:
+        return picture_from(source[row][image]).open()
 
-    return [Picture(f"row {row} of {getattr(source, '_fingerprint', 'the dataset')}", opener(row)) for row in range(n)]
+    name = getattr(source, "_fingerprint", "the dataset")
+    return [Picture(f"row {row} of {name}", partial(open_row, row)) for row in range(n)]
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:

@@ -18,7 +18,7 @@ from transformers import LlavaConfig
 from tasks.errors import UserError
 
 _RULE = "normal-fan-in-1"  # identifies how random weights are drawn; change it when they change
-_NORM_SPREAD = 0.1  # random norm gains differ from 1, so that tests can tell a norm's output from its input
+_NORM_SPREAD = 0.1  # random norm gains differ from 1, so that the output of a norm differs from its input
 _SHOWN = 3  # keys named in an error
 
 

@@ -1,4 +1,6 @@
-"""Configs of the models that need no download: LLaVA-1.5's two published sizes, and ``tiny`` for examples and tests."""
+"""Models that need no download: names of the embedded ones, and configs of LLaVA-1.5's sizes and of a tiny model."""
+
+from typing import Literal, get_args
 
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
@@ -7,6 +9,8 @@ from tasks.errors import UserError
 # d_model, width of the MLP, layers, heads. Source: Liu et al. 2024, arXiv 2310.03744 (Vicuna 1.5).
 _PUBLISHED = {"llava-1.5-7b": (4096, 11008, 32, 32), "llava-1.5-13b": (5120, 13824, 40, 40)}
 SIZES = (*_PUBLISHED, "tiny")
+EmbeddedName = Literal["smol", "smol-stage1"]
+EMBEDDED: tuple[EmbeddedName, ...] = get_args(EmbeddedName)
 
 
 def config_of(size: str) -> LlavaConfig:

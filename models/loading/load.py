@@ -154,7 +154,12 @@ def _from_folder(
     else:
         if base is not None:
             raise UserError(f"base is for original stage-1 folders, got {str(base)!r} with {name}. Leave it out.")
-        config = _read_config(folder)
+        try:
+            config = LlavaConfig.from_pretrained(folder)
+        except (OSError, ValueError, TypeError, LookupError, StrictDataclassError) as error:
+            raise UserError(
+                f"config.json must be readable, got {one_line(error)} in {folder.name}. Download it again."
+            ) from error
         _check_architecture(config, name)
         files, processor = tuple(weight_files(folder)), read_processor(folder, config)
         stored = stored_tensors(files)
@@ -162,16 +167,6 @@ def _from_folder(
     kept = next(iter(weights.values())).dtype
     chosen = dtype or (torch.float32 if device.type == "cpu" or kept not in DTYPES.values() else kept)
     return Llava(_build(config, weights, chosen, device, attn), processor, name, revision, hash_files(files))
-
-
-def _read_config(folder: Path) -> LlavaConfig:
-    try:
-        config: LlavaConfig = LlavaConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, LookupError, StrictDataclassError) as error:
-        raise UserError(
-            f"config.json must be readable, got {one_line(error)} in {folder.name}. Download it again."
-        ) from error
-    return config
 
 
 def _check_architecture(config: Any, name: str) -> None:

@@ -219,9 +219,13 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     The texts before and after a picture are tokenized separately, as in the original code: the text after ``<image>``
     begins with a space token.
     """
+    fast = folder / "tokenizer.json"
     try:
         if not (folder / "tokenizer.model").is_file():
-            _check_sentencepiece(folder / "tokenizer.json")
+            if not fast.is_file():
+                raise FileNotFoundError("none")
+            if not json.loads(fast.read_text())["model"].get("byte_fallback"):  # LLaMA's class would make wrong ids
+                raise UserError("a tokenizer.json of another kind")
         llama: Any = LlamaTokenizer.from_pretrained(folder, legacy=True)
     except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -237,14 +241,6 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         unk_token=llama.unk_token,
         pad_token=llama.pad_token or llama.unk_token,  # as the original code pads
     )
-
-
-def _check_sentencepiece(path: Path) -> None:
-    """Check that a fast tokenizer is LLaMA's; from others LLaMA's class makes wrong ids without an error."""
-    if not path.is_file():
-        raise FileNotFoundError("none")
-    if not json.loads(path.read_text())["model"].get("byte_fallback"):
-        raise UserError("a tokenizer.json of another kind")
 
 
 def _config(described: dict[str, Any], text: dict[str, Any], vision: Any, tokenizer: Any, rows: int) -> LlavaConfig:

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -27,12 +27,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from models.loading.configs import EMBEDDED, EmbeddedName
 from models.loading.processors import clip_pictures, llava_processor
 from tasks.errors import UserError
 from tasks.prompts import CHAT_TEMPLATE, IMAGE
 
-EmbeddedName = Literal["smol", "smol-stage1"]
-NAMES: tuple[EmbeddedName, ...] = get_args(EmbeddedName)
 PARTS = Path(__file__).parents[1] / "embedded"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _FORMAT = 1  # increase it when ``assemble`` changes what it writes, so that an old folder is not reused
@@ -157,8 +156,8 @@ def compose(name: EmbeddedName) -> Path:
         UserError: If the name is unknown or a part has changed.
         FileNotFoundError: If the language model or a part is missing.
     """
-    if name not in NAMES:
-        raise UserError(f"name must be one of {', '.join(NAMES)}, got {name!r}.")
+    if name not in EMBEDDED:
+        raise UserError(f"name must be one of {', '.join(EMBEDDED)}, got {name!r}.")
     metadata = json.loads((PARTS / "parts.json").read_text())
     files = metadata["checkpoints"][name]
     recipe = [_FORMAT, GGUF_SHA256, metadata["lora_scale"], metadata["vision_config"], CHAT_TEMPLATE]

@@ -131,11 +131,14 @@ def read_table(
         return reader.example(table[number], table.where(number), number, groups[number], floats)
 
     settings = [split, limit, image_column, question_column, answer_column, sorted(targets or [])]
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(json.dumps([settings, sorted(reader.folder.stats.items())]).encode())
     return Dataset(
         name=path.name,
         examples=LazyExamples(len(kept), make),
         targets=scan.targets(targets),
-        digest=_digest(path, reader.folder, settings),
+        digest=digest.hexdigest()[:16],
     )
 
 
@@ -160,10 +163,3 @@ def check_pictures(dataset: Dataset) -> list[BadPicture]:
         if found:
             bad.append(BadPicture(example.id, found[0]))
     return bad
-
-
-def _digest(path: Path, folder: PictureFolder, settings: Sequence[object]) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    digest.update(json.dumps([settings, sorted(folder.stats.items())]).encode())
-    return digest.hexdigest()[:16]

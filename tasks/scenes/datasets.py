@@ -45,14 +45,11 @@ def scenes_dataset(*, split: str = "test", n: int, seed: int = 0, size: int = SI
         raise UserError(f"split must name each split once, got {split!r}.")
     if n < 1:
         raise UserError(f"n must be >= 1, got {n}.")
-    counts = [n // len(parts) + (i < n % len(parts)) for i in range(len(parts))]
+    places = [(part, i) for k, part in enumerate(parts) for i in range(n // len(parts) + (k < n % len(parts)))]
 
     def scene(index: int) -> Scene:
-        for part, count in zip(parts, counts, strict=True):
-            if index < count:
-                return make_scene(index, split=part, seed=seed, size=size)
-            index -= count
-        raise IndexError(index)
+        part, number = places[index]
+        return make_scene(number, split=part, seed=seed, size=size)
 
     first = scene(0)  # raises for an invalid size
     described = ["probe", split, n, seed, size, NOUNS, COLOURS, first.digest]
