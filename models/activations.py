@@ -33,7 +33,7 @@ class Activations(Mapping[Site, Tensor]):
 
     Example:
         >>> values = Activations({Site("language_model", 1, "resid_post"): torch.ones(2, 48)}, {}, {})
-        >>> values["resid_post"].shape, values.numpy().sum()
+        >>> values["resid_post"].shape, float(values.numpy().sum())
         (torch.Size([2, 48]), 96.0)
     """
 
