@@ -125,8 +125,10 @@ def _parse(
     default = subcommands[0]
     chosen = next((sub for sub in subcommands if arguments[:1] == [sub.name]), default)
     given = list(arguments[1:] if arguments[:1] == [chosen.name] else arguments)
-    # tyro accepts no `--no-` flag as the first argument unless the sub-command is named; alone, --help names them all.
-    explicit = [] if arguments[:1] != [chosen.name] and {"-h", "--help"} & set(arguments) else [chosen.name]
+    # tyro accepts no `--no-` flag as the first argument unless the sub-command is named. Help and completion scripts
+    # cover all sub-commands if none is named.
+    general = any(argument in ("-h", "--help") or argument.startswith("--tyro-") for argument in arguments)
+    explicit = [] if general and arguments[:1] != [chosen.name] else [chosen.name]
     if chosen.options not in (Show, Report):
         options = {option.name: option for option in options_of(chosen.options())}
         known = [
@@ -211,6 +213,8 @@ def _tokens(arguments: Sequence[str], options: Mapping[str, Option], command: st
             raise UserError(f"{name} {must} true or false, got {value!r} in {str(path)!r}.")
         if isinstance(value, bool):
             tokens += [f"--{name}"] if value else [f"--no-{name}"] if option.paired else []
+        elif option.joined:
+            tokens.append(f"--{name}={','.join(map(str, values))}")
         elif len(values) != 1 and not isinstance(option.value, tuple):
             raise UserError(f"{name} must be one value, got {value!r} in {str(path)!r}.")
         else:

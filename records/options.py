@@ -98,6 +98,8 @@ class Option(NamedTuple):
     """The field's value, or its default where the dataclass is given as a type."""
     paired: bool
     """True for a flag that also has a form with `--no-`."""
+    joined: bool = False
+    """True for a list that is written as one comma-separated text."""
 
 
 def options_of(options: Any) -> Iterator[Option]:
@@ -111,7 +113,8 @@ def options_of(options: Any) -> Iterator[Option]:
         marks = getattr(hints[field.name], "__metadata__", ())
         names = [mark.name for mark in marks if getattr(mark, "name", None)]
         name = names[-1] if names else field.name.replace("_", "-")
-        yield Option(name, value, isinstance(value, bool) and conf.FlagCreatePairsOff not in marks)
+        joined = any(isinstance(mark, constructors.PrimitiveConstructorSpec) for mark in marks)
+        yield Option(name, value, isinstance(value, bool) and conf.FlagCreatePairsOff not in marks, joined)
 
 
 def settings_of(options: Any, *, without: tuple[str, ...] = NOT_SETTINGS) -> dict[str, Any]:

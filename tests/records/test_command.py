@@ -19,6 +19,7 @@ from records.options import (
     DryRun,
     Images,
     ModelOptions,
+    NumberList,
     OrDefault,
     Out,
     Overwrite,
@@ -49,6 +50,8 @@ class Sheep:
     """Sheep per second."""
     awake: bool = True
     """Stay awake."""
+    pens: NumberList = (0,)
+    """Numbers of pens."""
     images: Images = None
     skip_bad: SkipBad = False
     preprocess: Preprocess = "pad"
@@ -142,6 +145,13 @@ def test_flags_and_repeated_options(count, tmp_path: Path) -> None:  # type: ign
     assert count("--config", tmp_path / "a.yaml").options == expected
 
 
+@pytest.mark.parametrize("written", ["'1,2'", "[1, 2]"])
+def test_a_list_in_a_file_may_be_a_comma_text_or_a_yaml_list(count, tmp_path: Path, written: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.yaml").write_text(f"pens: {written}\n")
+    assert count("--config", tmp_path / "a.yaml").options.pens == (1, 2)
+    assert count("--pens", "1,2").options.pens == (1, 2)
+
+
 def test_line_wins_over_file_and_file_over_default(count, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a.yaml").write_text("seed: 5\nname: [a, b]\nawake: false\ncount: null\n")
     config = ["--config", tmp_path / "a.yaml"]
@@ -156,7 +166,7 @@ def test_settings_are_the_options_that_decide_results() -> None:
     assert settings["name"] == ["a"]
     assert settings["images"] == "x"
     assert set(settings) == {
-        *("model", "revision", "device", "dtype", "attn", "name", "from", "count", "rate", "awake"),
+        *("model", "revision", "device", "dtype", "attn", "name", "from", "count", "rate", "awake", "pens"),
         *("images", "skip_bad", "preprocess", "seed"),
     }
 
