@@ -126,7 +126,7 @@ def _read(path: Path, options: PairOptions) -> Pairs:
                 )
         for column in ("clean", "corrupt"):
             folder.add(row[column], where)
-    folder.unite()
+    folder.find_equal_files()
     pairs = [_pair(row, number, folder, where) for number, (row, where) in enumerate(rows)]
     names = [pair.clean.id for pair in pairs]
     twice = next((name for name in names if names.count(name) > 1), None)

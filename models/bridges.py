@@ -1,7 +1,7 @@
-"""The same weights in other libraries: ``to_transformer_lens(llava)`` and ``to_nnsight(llava)``, without a copy.
+"""The same weights in TransformerLens and nnsight, without a copy of them.
 
-Both libraries replace modules of a model. They get a twin with new modules around the same parameters and buffers, so a
-changed weight changes both, and ``llava`` itself is not modified.
+Both libraries replace modules of a model, so they get a twin: new modules around the parameters and buffers of
+``llava``. A change of a weight shows in both.
 """
 
 import copy
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def to_transformer_lens(llava: Adapter) -> "TransformerBridge":
-    """A TransformerLens bridge; its ``run_with_cache(input_ids, pixel_values=...)`` takes what ``prepare`` makes.
+    """A TransformerLens bridge; ``run_with_cache(input_ids, pixel_values=...)`` takes the tensors of ``Inputs``.
 
-    It always runs eager attention, which it needs to see patterns.
+    It runs eager attention, which gives it the patterns.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -37,10 +37,10 @@ def to_transformer_lens(llava: Adapter) -> "TransformerBridge":
 
 @contextmanager
 def without_looking_for_a_processor() -> Iterator[None]:
-    """Keeps TransformerLens from looking for a processor by the model's name while it boots.
+    """Keep TransformerLens from looking up a processor by the model's name.
 
-    It asks the hub for names such as ``smol``, and retries for half a minute without a network. If it finds none, it
-    installs torchvision with pip, which may not match the installed torch and then breaks transformers.
+    It would ask the hub for names such as ``smol``, for half a minute without a network, and would install torchvision
+    with pip, whose version may not fit torch and then breaks transformers.
     """
     from transformer_lens.model_bridge.sources.transformers import helpers
 
@@ -56,13 +56,13 @@ def to_nnsight(llava: Adapter) -> "NNsight":
 
 
 def twin(llava: Adapter) -> LlavaForConditionalGeneration:
-    """The model with modules of its own around the same tensors."""
+    """A copy of the model's modules around the same tensors."""
     shared: dict[int, Any] = {id(t): t for t in chain(llava.model.parameters(), llava.model.buffers())}
     return copy.deepcopy(llava.model, shared)
 
 
 def _tokenizer(llava: Adapter) -> PreTrainedTokenizerBase:
-    """A copy that TransformerLens takes as it is; otherwise it reloads the tokenizer by name, with a first token."""
+    """A copy with the settings that keep TransformerLens from loading the tokenizer again by name."""
     tokenizer = copy.deepcopy(llava.tokenizer)
     tokenizer.init_kwargs["add_bos_token"] = True
     tokenizer.init_kwargs.setdefault("name_or_path", llava.id)

@@ -1,8 +1,8 @@
-"""Run single blocks on some positions, with keys and values cached from earlier runs.
+"""Running single blocks, on some positions, with the keys and values of earlier runs.
 
-``run_cached`` stores a run at every layer; ``run_block`` then runs one decoder layer on any positions of any runs,
-packed into rows of queries, with chosen keys and values. Attention is causal, so values that a change cannot affect
-are taken from the unchanged run, exactly.
+``run_cached`` stores the residual stream, keys and values of every layer; ``run_block`` runs one decoder layer on any
+positions of any runs, with chosen keys and values. Attention is causal, so whatever a change cannot affect comes
+exactly from the run without it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,41 +12,36 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
 from models.adapter import Adapter
 from models.hooks import first_output, recorded
 from models.precision import fast_bfloat16
-from models.sites import Site
+from models.sites import Part, Site
 
 
 @contextmanager
 def running(llava: Adapter) -> Iterator[None]:
-    """Inference mode, with fast bfloat16 products on a CPU."""
+    """Inference mode, and fast bfloat16 on a CPU for a model in bfloat16."""
     with torch.inference_mode(), fast_bfloat16() if llava.dtype == torch.bfloat16 else nullcontext():
         yield
 
 
 class KeysValues(NamedTuple):
-    """Keys (after rotation) and values of one block."""
+    """Keys after rotation, and values, of one block."""
 
     keys: Float[Tensor, "example kv_head pos d_head"]
     values: Float[Tensor, "example kv_head pos d_head"]
 
     def at(self, columns: Int[Tensor, " column"]) -> "KeysValues":
-        """The keys and values of some columns."""
+        """The keys and values at ``columns``."""
         return KeysValues(self.keys.index_select(2, columns), self.values.index_select(2, columns))
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """The stored values of a run of the language model.
-
-    Args:
-        resid: ``example pos d_model``: the residual stream entering each block, and leaving the last.
-        cached: Keys and values of each block.
-    """
+    """A run of the language model: the residual stream before each block and after the last, keys and values."""
 
     resid: tuple[Float[Tensor, "example pos d_model"], ...]
     cached: tuple[KeysValues, ...]
@@ -54,12 +49,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class TowerRun:
-    """The stored values of a run of the vision tower and the projector.
-
-    Args:
-        resid: ``image token d_vision``: the residual stream entering each block, up to the one the projector reads.
-        features: ``image patch d_model``: the output of the projector.
-    """
+    """A run of the vision tower and the projector: the residual stream up to the projector's input, and its output."""
 
     resid: tuple[Float[Tensor, "image token d_vision"], ...]
     features: Float[Tensor, "image patch d_model"]
@@ -71,11 +61,10 @@ def run_cached(
     attention_mask: Int[Tensor, "example pos"],
     position_ids: Int[Tensor, "example pos"],
 ) -> Run:
-    """Run the language model and store residual stream, keys and values at every layer."""
-    blocks = [Site("language_model", layer, "resid_pre") for layer in range(llava.n_layers)]
-    last = Site("language_model", llava.n_layers - 1, "resid_post")
+    """Run the language model and store its residual stream, keys and values at every layer."""
+    sites = _resid_sites("language_model", llava.n_layers)
     cache = DynamicCache()
-    with recorded(llava, [*blocks, last]) as values:
+    with recorded(llava, sites) as values:
         llava.language_model(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
@@ -84,9 +73,12 @@ def run_cached(
             use_cache=True,
         )
     kept: list[Any] = list(cache.layers)
-    return Run(
-        tuple(values[site] for site in [*blocks, last]), tuple(KeysValues(layer.keys, layer.values) for layer in kept)
-    )
+    return Run(tuple(values[site] for site in sites), tuple(KeysValues(layer.keys, layer.values) for layer in kept))
+
+
+def _resid_sites(part: Part, n_layers: int) -> list[Site]:
+    """The residual stream before each block and after the last."""
+    return [*(Site(part, layer, "resid_pre") for layer in range(n_layers)), Site(part, n_layers - 1, "resid_post")]
 
 
 def run_block(
@@ -100,13 +92,13 @@ def run_block(
     """The output of one block of the language model for packed queries.
 
     Args:
-        llava: The model; its own attention runs.
+        llava: The model.
         layer: The block, counted from 0.
-        resid: The residual stream entering it; the queries of a row may belong to different runs.
-        position_ids: For the rotary embedding.
-        earlier: Keys and values that precede those of the queries.
-        allowed: Which query sees which key (those of ``earlier``, then the queries' own); every query at least one.
-            One head serves for all.
+        resid: The residual stream before the block; the queries of a row may belong to different runs.
+        position_ids: For the rotation.
+        earlier: Keys and values before those of the queries.
+        allowed: True where a query attends to a key (of ``earlier``, then of the queries), at least one for each query;
+            a head axis of size 1 holds for all heads.
     """
     output = llava.blocks[layer](
         resid,
@@ -127,7 +119,7 @@ def run_keys_values(
 ) -> KeysValues:
     """The keys and values of packed positions in one block; the rest of the block does not run."""
     taker = _Taker()
-    with suppress(_Taken):
+    with suppress(_Stop):
         llava.blocks[layer](
             resid,
             attention_mask=None,
@@ -141,20 +133,19 @@ def run_keys_values(
 
 
 def additive(allowed: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
-    """A mask to add to attention scores: 0 where allowed, else the least finite number.
+    """A mask to add to attention scores: 0 where allowed, else the lowest finite number.
 
-    Eager attention adds whatever mask it gets, so a boolean one would be a silent no-op there.
+    Eager attention adds its mask, so a boolean one would have no effect.
     """
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 def run_tower(llava: Adapter, pixel_values: Float[Tensor, "image 3 H W"]) -> TowerRun:
-    """Run vision tower and projector and store the residual stream before every block."""
-    before = [Site("vision_tower", layer, "resid_pre") for layer in range(llava.vision_layer)]
-    read = Site("vision_tower", llava.vision_layer - 1, "resid_post")
-    with recorded(llava, [*before, read]) as values:
+    """Run the vision tower and the projector, and store the residual stream at every layer that the projector needs."""
+    sites = _resid_sites("vision_tower", llava.vision_layer)
+    with recorded(llava, sites) as values:
         features = llava.image_features(pixel_values)
-    return TowerRun(tuple(values[site] for site in [*before, read]), features)
+    return TowerRun(tuple(values[site] for site in sites), features)
 
 
 def run_tower_block(
@@ -165,37 +156,35 @@ def run_tower_block(
 
 
 def run_projector(llava: Adapter, resid: Float[Tensor, "image token d_vision"]) -> Float[Tensor, "image patch d_model"]:
-    """Image features from the residual stream at the projector's input, without the class token."""
-    projector: nn.Module = llava.projector
-    features: Tensor = projector(resid[:, 1 - llava.n_class_tokens :])
+    """Image features from the residual stream that the projector reads, without the class token."""
+    features: Tensor = llava.projector(resid[:, 1 - llava.n_class_tokens :])
     return features
 
 
+@dataclass(eq=False)
 class _Joined:
-    """Used as a cache: returns earlier keys and values followed by the new ones."""
+    """A cache that holds given keys and values and stores nothing."""
 
-    def __init__(self, earlier: Sequence[KeysValues]) -> None:
-        self._earlier = earlier
+    earlier: Sequence[KeysValues]
 
     def update(self, keys: Tensor, values: Tensor, *unused: object, **also_unused: object) -> tuple[Tensor, Tensor]:
-        """Keys and values that the attention uses."""
-        return (
-            torch.cat([*(part.keys for part in self._earlier), keys], dim=2),
-            torch.cat([*(part.values for part in self._earlier), values], dim=2),
-        )
+        """All keys and values, those of the call last; attention calls this."""
+        found = zip(*self.earlier, (keys, values), strict=True)
+        joined_keys, joined_values = (torch.cat(parts, dim=2) for parts in found)
+        return joined_keys, joined_values
 
 
-class _Taken(Exception):  # noqa: N818
+class _Stop(Exception):  # noqa: N818
     pass
 
 
+@dataclass(eq=False)
 class _Taker:
-    """Used as a cache: stores the keys and values, and ends the block."""
+    """A cache that keeps the keys and values of one call and stops the block."""
 
-    def __init__(self) -> None:
-        self.found: KeysValues | None = None
+    found: KeysValues | None = None
 
     def update(self, keys: Tensor, values: Tensor, *unused: object, **also_unused: object) -> tuple[Tensor, Tensor]:
-        """Store the keys and values."""
+        """Keep the keys and values; attention calls this."""
         self.found = KeysValues(keys, values)
-        raise _Taken
+        raise _Stop

@@ -16,11 +16,11 @@ def convert(source: str | Path, out: Path, *, base: str | Path | None = None) ->
 
     Args:
         source: A folder or Hugging Face id.
-        out: The new folder; it appears once everything is written.
-        base: As for ``read_original``.
+        out: The new folder; it exists only after everything is written.
+        base: See ``read_original``.
 
     Raises:
-        UserError: If ``out`` exists, ``source`` is not an original checkpoint, or it does not load.
+        UserError: If ``out`` exists, or ``source`` is not an original checkpoint or invalid.
     """
     if out.exists():
         raise UserError(f"out must not exist, got {str(out)!r}. Choose another name.")
@@ -40,8 +40,8 @@ def convert(source: str | Path, out: Path, *, base: str | Path | None = None) ->
 def main() -> None:
     """Convert one checkpoint."""
     parser = argparse.ArgumentParser(
-        description="Write an original LLaVA checkpoint (liuhaotian/llava-v1.5-7b and the like) as a llava-hf folder, "
-        "which plain transformers, TransformerLens, nnsight and every command here opens.",
+        description="Write an original LLaVA checkpoint (such as liuhaotian/llava-v1.5-7b) as a llava-hf folder, which "
+        "transformers, TransformerLens, nnsight and all commands of laccolith open.",
     )
     parser.add_argument("source", help="a folder or Hugging Face id in the authors' layout")
     parser.add_argument("out", type=Path, help="the new folder")

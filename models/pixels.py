@@ -1,7 +1,4 @@
-"""From a picture to the pixels that the vision tower takes, and back.
-
-Sweeps, scoring and training all prepare pictures here. The size is checked before the picture is decoded.
-"""
+"""From a picture to the pixels of the vision tower's input, and back. Its size is checked before it is decoded."""
 
 import io
 from typing import Literal, NamedTuple
@@ -53,13 +50,13 @@ def read_pixels(llava: Adapter, picture: Picture, preprocess: Preprocess = "pad"
             shortest edge and crops the centre, as Hugging Face's processor does by default.
 
     Raises:
-        UserError: If the picture cannot be read, or is so elongated that preparing it would exhaust memory.
+        UserError: See ``open_rgb``.
     """
     return to_pixels(llava, open_rgb(picture, llava.image_size, preprocess)[0], preprocess)
 
 
 def open_rgb(picture: Picture, size: int, preprocess: Preprocess) -> tuple[Image.Image, Geometry]:
-    """A picture in RGB, and how its pixels map to those of a model that takes pictures ``size`` pixels square.
+    """A picture in RGB, and the map from its pixels to those of a model input of ``size`` x ``size`` pixels.
 
     Raises:
         UserError: If the picture cannot be read, or is so elongated that preparing it would exhaust memory.
@@ -73,7 +70,7 @@ def open_rgb(picture: Picture, size: int, preprocess: Preprocess) -> tuple[Image
 
 
 def to_pixels(llava: Adapter, image: Image.Image, preprocess: Preprocess) -> Float[Tensor, "3 H W"]:
-    """An RGB picture as the vision tower takes it, in float32."""
+    """An RGB picture as float32 input of the vision tower."""
     processor = image_processor(llava)
     if preprocess == "pad":
         image = expand_to_square(image, tuple(int(channel * 255) for channel in processor.image_mean))
@@ -82,7 +79,7 @@ def to_pixels(llava: Adapter, image: Image.Image, preprocess: Preprocess) -> Flo
 
 
 def to_png(llava: Adapter, values: Float[Tensor, "3 H W"]) -> bytes:
-    """The picture that the vision tower receives, its colours restored, as a PNG file."""
+    """The vision tower's input with its colours restored, as a PNG file."""
     processor = image_processor(llava)
     mean, deviation = (torch.tensor(part)[:, None, None] for part in (processor.image_mean, processor.image_std))
     shown = ((values.cpu().float() * deviation + mean).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -92,7 +89,7 @@ def to_png(llava: Adapter, values: Float[Tensor, "3 H W"]) -> bytes:
 
 
 def image_processor(llava: Adapter) -> CLIPImageProcessorPil:
-    """Hugging Face's CLIP preprocessing at the model's picture size, with the checkpoint's mean and deviation."""
+    """CLIP's preprocessing at the model's picture size, with the checkpoint's mean and standard deviation."""
     size = llava.image_size
     own = getattr(llava.processor, "image_processor", None)
     given = {name: getattr(own, name) for name in ("image_mean", "image_std", "rescale_factor") if hasattr(own, name)}
@@ -118,7 +115,7 @@ def _geometry(image: Image.Image, size: int, preprocess: Preprocess, key: str) -
     """The map from the picture's pixels to the model's, by the integer arithmetic of the preprocessing."""
     width, height = image.size
     short, long = min(image.size), max(image.size)
-    # Preprocessing makes a square of the long side, or a strip of the model's height, as its intermediate picture.
+    # The intermediate picture is a square of the long side, or a strip of the model's height.
     between = long * long if preprocess == "pad" else size * int(size * long / short)
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and max(between, width * height) > limit:

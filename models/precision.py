@@ -1,13 +1,12 @@
-"""bfloat16 on CPUs that cannot multiply it: the same products, several times faster, in float32.
+"""Precision of weights, and fast bfloat16 on CPUs without instructions for it.
 
-Without AMX or AVX-512 BF16 instructions a bfloat16 matrix product runs at a quarter of float32's speed or less. Within
-``fast_bfloat16()`` the operands of each linear map and of each attention are widened for that one product, and the
-result is rounded back: what the instructions would compute too, up to the order of summation. Weights stay in
-bfloat16, so memory grows by one layer's largest matrix at a time.
+Without AMX or AVX-512 BF16 a bfloat16 matrix product has at most a quarter of float32's speed. Within
+``fast_bfloat16()`` each linear map and each attention converts its operands to float32 and rounds the result, which
+equals native bfloat16 up to the order of summation. Weights stay in bfloat16.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,20 +23,20 @@ _INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")  # the last is Arm's
 
 
 def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """The floating-point type named ``"float32"``, ``"bfloat16"`` or ``"float16"``; a type and None stay as they are.
+    """The torch type for ``"float32"``, ``"bfloat16"`` or ``"float16"``; these types and None are returned unchanged.
 
     Raises:
-        UserError: If it is another one.
+        UserError: If ``dtype`` is another one.
     """
     found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if (found is None and dtype is not None) or (found is not None and found not in DTYPES.values()):
+    if dtype is not None and found not in DTYPES.values():
         raise UserError(f"dtype must be float32, bfloat16 or float16, got {dtype}. Weights are floating-point.")
     return found
 
 
 @cache
 def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself; True if the operating system does not report it."""
+    """Whether this CPU has bfloat16 instructions; True if the operating system does not list them."""
     listing = Path("/proc/cpuinfo")
     if not listing.is_file():
         return True
@@ -47,7 +46,7 @@ def has_fast_bfloat16() -> bool:
 
 
 class _Widened(TorchFunctionMode):
-    """Runs linear maps and attention of bfloat16 CPU tensors in float32."""
+    """Run linear maps and attention of bfloat16 CPU tensors in float32."""
 
     def __torch_function__(
         self,
@@ -56,11 +55,10 @@ class _Widened(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        given = dict(kwargs or {})
-        wide = func in (F.linear, F.scaled_dot_product_attention) and _is_narrow(args[0])
-        if not wide:
-            return func(*args, **given)
-        result: Tensor = func(*(_float(a) for a in args), **{k: _float(v) for k, v in given.items()})
+        named = dict(kwargs or {})
+        if func not in (F.linear, F.scaled_dot_product_attention) or not _is_narrow(args[0]):
+            return func(*args, **named)
+        result: Tensor = func(*(_float(a) for a in args), **{k: _float(v) for k, v in named.items()})
         return result.to(torch.bfloat16)
 
 
@@ -74,9 +72,6 @@ def _float(value: Any) -> Any:
 
 @contextmanager
 def fast_bfloat16() -> Iterator[None]:
-    """Widen bfloat16 products on the CPU while inside; does nothing on a CPU that multiplies bfloat16 itself."""
-    if has_fast_bfloat16():
-        yield
-        return
-    with _Widened():
+    """Compute bfloat16 products on the CPU in float32; does nothing on a CPU with bfloat16 instructions."""
+    with nullcontext() if has_fast_bfloat16() else _Widened():
         yield

@@ -1,7 +1,6 @@
-"""Names of activations: a ``Site`` is a (part, layer, name), written exactly as TransformerLens 4 writes it.
+"""Names of activations: a ``Site`` is a (part, layer, name), written as in TransformerLens 4.
 
-``Site.parse("blocks.12.hook_resid_post")`` reads a full name, ``parse_sites(["resid_post"], "0-31", llava)`` the
-shorthand of the command line, ``all_sites(llava)`` lists what a model has. Layers count from 0.
+``Site.parse`` reads a full name, ``parse_sites`` the shorthand of the command line. Layers count from 0.
 """
 
 import re
@@ -17,77 +16,54 @@ from tasks.errors import UserError
 Part = Literal["vision_tower", "projector", "language_model"]
 PARTS: tuple[Part, ...] = get_args(Part)  # in the order of the forward pass
 
-# In the order in which a block computes them. TransformerLens has no hook point for the vision tower's resid_mid (it
-# caches the same value as ln2.hook_in) nor for the projector's linear_1 and act; those names follow its pattern.
+# Name -> (TransformerLens name, meaning), in the order of the computation. TransformerLens has no hook point for the
+# vision tower's resid_mid (its ln2.hook_in has the same value) and the projector's linear_1 and act.
 _BLOCK = {
-    "resid_pre": "hook_resid_pre",
-    "q": "attn.hook_q",
-    "k": "attn.hook_k",
-    "v": "attn.hook_v",
-    "pattern": "attn.hook_pattern",
-    "z": "attn.hook_z",
-    "attn_out": "hook_attn_out",
-    "resid_mid": "hook_resid_mid",
-    "mlp_out": "hook_mlp_out",
-    "resid_post": "hook_resid_post",
+    "resid_pre": ("hook_resid_pre", "residual stream before the block"),
+    "q": ("attn.hook_q", "queries of each head"),
+    "k": ("attn.hook_k", "keys of each head"),
+    "v": ("attn.hook_v", "values of each head"),
+    "pattern": ("attn.hook_pattern", "attention weights of each head"),
+    "z": ("attn.hook_z", "values of each head, weighted by its attention"),
+    "attn_out": ("hook_attn_out", "output of the attention"),
+    "resid_mid": ("hook_resid_mid", "residual stream between attention and MLP"),
+    "mlp_out": ("hook_mlp_out", "output of the MLP"),
+    "resid_post": ("hook_resid_post", "residual stream after the block"),
 }
 _STACK: dict[Part, str] = {"vision_tower": "vision_encoder.encoder_layers", "language_model": "blocks"}
-_SINGLE: dict[Part, dict[str, str]] = {
+_SINGLE: dict[Part, dict[str, tuple[str, str]]] = {
     "vision_tower": {},
     "projector": {
-        "in": "vision_projector.hook_in",
-        "linear_1": "vision_projector.linear_1",
-        "act": "vision_projector.act",
-        "out": "vision_projector.hook_out",
+        "in": ("vision_projector.hook_in", "input of the projector"),
+        "linear_1": ("vision_projector.linear_1", "output of the first linear map"),
+        "act": ("vision_projector.act", "output of the activation function"),
+        "out": ("vision_projector.hook_out", "image tokens as input of the language model"),
     },
-    "language_model": {"final_norm": "ln_final.hook_out"},
+    "language_model": {"final_norm": ("ln_final.hook_out", "residual stream after the last block and the final norm")},
 }
-_MEANING = {
-    "resid_pre": "residual stream entering the block",
-    "resid_mid": "residual stream between attention and MLP",
-    "resid_post": "residual stream leaving the block",
-    "attn_out": "output of attention",
-    "mlp_out": "output of the MLP",
-    "q": "queries of each head",
-    "k": "keys of each head",
-    "v": "values of each head",
-    "pattern": "attention weights of each head",
-    "z": "values of each head, mixed by its attention weights",
-    "in": "input of the projector",
-    "linear_1": "after the first linear map",
-    "act": "after the activation function",
-    "out": "image tokens as the language model gets them",
-    "final_norm": "residual stream after the last block and the final norm",
-}
-_ALIASES: dict[str, Part] = {
-    "vision": "vision_tower",
-    "vision_tower": "vision_tower",
-    "projector": "projector",
-    "language": "language_model",
-    "language_model": "language_model",
-}
+_ALIASES: dict[str, Part] = {"vision": "vision_tower", "language": "language_model", **{part: part for part in PARTS}}
 
 
 @runtime_checkable
 class Stack(Protocol):
-    """The facts about a model that naming its sites needs; ``Llava`` has them."""
+    """The name of a model and its numbers of blocks; ``Llava`` has them."""
 
     @property
     def id(self) -> str:
-        """The name it was loaded by."""
+        """The name of the model."""
 
     @property
     def n_layers(self) -> int:
-        """Blocks of the language model."""
+        """The number of blocks of the language model."""
 
     @property
     def n_vision_layers(self) -> int:
-        """Blocks of the vision tower."""
+        """The number of blocks of the vision tower."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """The name of an activation.
+    """The place of an activation in a model.
 
     Args:
         part: ``"vision_tower"``, ``"projector"`` or ``"language_model"``.
@@ -97,8 +73,10 @@ class Site:
             language model's last block.
 
     Example:
-        >>> Site.parse("blocks.12.hook_resid_post")
-        Site(part='language_model', layer=12, name='resid_post')
+        >>> str(Site("language_model", 12, "z"))
+        'blocks.12.attn.hook_z'
+        >>> Site.parse("vision_projector.hook_out").part
+        'projector'
     """
 
     part: Part
@@ -106,7 +84,7 @@ class Site:
     name: str
 
     def __post_init__(self) -> None:
-        """Check the name."""
+        """Check the values."""
         known = _SINGLE.get(self.part, {}) if self.layer is None else (_BLOCK if self.part in _STACK else {})
         if self.name not in known or (self.layer is not None and self.layer < 0):
             raise UserError(
@@ -117,16 +95,17 @@ class Site:
     def __str__(self) -> str:
         """The TransformerLens name."""
         if self.layer is None:
-            return _SINGLE[self.part][self.name]
-        return f"{_STACK[self.part]}.{self.layer}.{_BLOCK[self.name]}"
+            return _SINGLE[self.part][self.name][0]
+        return f"{_STACK[self.part]}.{self.layer}.{_BLOCK[self.name][0]}"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the name, where it is, and what its activation is."""
-        where = _spoken(self.part) + ("" if self.layer is None else f", block {self.layer}")
-        return f"<code>{escape(str(self))}</code> {escape(where)}: {escape(_MEANING[self.name])}"
+        """For notebooks: the name, the place, and the meaning."""
+        where = _part_name(self.part) + ("" if self.layer is None else f", block {self.layer}")
+        _, meaning = (_SINGLE[self.part] if self.layer is None else _BLOCK)[self.name]
+        return f"<code>{escape(str(self))}</code> {escape(where)}: {escape(meaning)}"
 
     def __lt__(self, other: "Site") -> bool:
-        """Whether the forward pass comes to this site first."""
+        """Whether this site precedes the other in the forward pass."""
         return self._rank() < other._rank()
 
     def _rank(self) -> tuple[int, int, int]:
@@ -138,18 +117,14 @@ class Site:
         """The site with the TransformerLens name ``text``.
 
         Raises:
-            UserError: If no site is written so.
+            UserError: If no site has this name.
         """
-        for part, names in _SINGLE.items():
-            for name, written in names.items():
-                if text == written:
-                    return Site(part, None, name)
-        for part, stack in _STACK.items():
-            match = re.fullmatch(rf"{re.escape(stack)}\.(\d+)\.(.+)", text)
-            if match:
-                for name, written in _BLOCK.items():
-                    if match[2] == written:
-                        return Site(part, int(match[1]), name)
+        match = re.fullmatch(r"(.+)\.(\d+)\.(.+)", text)
+        for part in PARTS:
+            inside = match if match and match[1] == _STACK.get(part) else None
+            for name, (written, _) in (_BLOCK if inside else _SINGLE[part]).items():
+                if written == (inside[3] if inside else text):
+                    return Site(part, int(inside[2]) if inside else None, name)
         raise UserError(f"site must be a TransformerLens name, got {text!r}. {_vocabulary()}")
 
 
@@ -158,8 +133,8 @@ def all_sites(model: Stack) -> list[Site]:
 
     Example:
         >>> from models import load
-        >>> [str(site) for site in all_sites(load("random:tiny"))][-2:]
-        ['blocks.3.hook_resid_post', 'ln_final.hook_out']
+        >>> str(all_sites(load("random:tiny"))[0])
+        'vision_encoder.encoder_layers.0.hook_resid_pre'
     """
     sites: list[Site] = []
     for part in PARTS:
@@ -170,19 +145,19 @@ def all_sites(model: Stack) -> list[Site]:
 
 
 def depth(site: Site, model: Stack) -> float:
-    """Depth of the site in its part: 0 is the input of the part, 1 its output.
+    """The depth of a site in its part: 0 is the part's input, 1 its output.
 
     Example:
         >>> from models import load
-        >>> depth(Site("language_model", 0, "resid_post"), load("random:tiny"))
-        0.25
+        >>> depth(Site("language_model", 1, "resid_post"), load("random:tiny"))
+        0.5
     """
     if site.part == "projector":
         names = list(_SINGLE["projector"])
         return names.index(site.name) / (len(names) - 1)
     if site.layer is None:
         return 1.0
-    within = {"resid_pre": 0.0, "resid_post": 1.0}.get(site.name, 0.5)  # the middle of its block for all others
+    within = {"resid_pre": 0.0, "resid_post": 1.0}.get(site.name, 0.5)
     return (site.layer + within) / _n_layers(site.part, model)
 
 
@@ -190,33 +165,37 @@ def check_site(site: Site, model: Stack) -> None:
     """Check that ``model`` has the site.
 
     Raises:
-        UserError: If its layer is not there.
+        UserError: If it has no such layer.
     """
     if site.layer is not None and site.layer >= (n := _n_layers(site.part, model)):
         raise UserError(
-            f"layer must be in [0, {n}) for the {_spoken(site.part)} of {model.id}, got {site.layer} in {str(site)!r}. "
-            f"Layers count from 0; resid_post of layer {n - 1} is the last block's output."
+            f"layer must be in [0, {n}) for the {_part_name(site.part)} of {model.id}, got {site.layer} in "
+            f"{str(site)!r}. Layers count from 0; resid_post of layer {n - 1} is the last block's output."
         )
 
 
 def parse_sites(specs: Sequence[str], layers: str | None, model: Stack) -> list[Site]:
-    """The sites that a command line asks for, without repetitions, in the order of the forward pass.
+    """The sites that texts name, without repetitions, in the order of the forward pass.
 
     Args:
-        specs: Each a full name (``blocks.3.attn.hook_z``) or shorthand: ``resid_post`` (language model), with a part
-            (``vision:resid_post``, ``projector:out``, ``vision:all``), with layers of its own
-            (``vision:resid_post@0-3``).
-        layers: Blocks that a shorthand without ``@`` means: ``"0-31"``, ``"3,5,9"``, or None for all. It applies to the
-            language model, or to the vision tower if no other shorthand is given.
-        model: Must have the sites.
+        specs: Full names (``blocks.3.attn.hook_z``) or shorthand: ``resid_post`` (language model), also with a part
+            (``vision:resid_post``, ``projector:out``, ``vision:all``) and with layers (``vision:resid_post@0-3``).
+        layers: The blocks of shorthand without ``@``: ``"0-31"``, ``"3,5,9"``, or None for all. It applies to the
+            language model, or to the vision tower if every such shorthand is of the vision side.
+        model: The model.
 
     Raises:
-        UserError: If a spec or a layer is not one that the model has, or ``layers`` applies to no spec.
+        UserError: If a spec or layer does not exist, or ``layers`` applies to no spec.
+
+    Example:
+        >>> from models import load
+        >>> [str(site) for site in parse_sites(["projector:out", "z"], "2", load("random:tiny"))]
+        ['vision_projector.hook_out', 'blocks.2.attn.hook_z']
     """
     if not specs:
         raise UserError(f"site must be given at least once, got none. {_vocabulary()}")
     shorthand = [_shorthand(spec) for spec in specs]
-    open_parts = {s.part for s in shorthand if not isinstance(s, Site) and s.layers is None and s.in_blocks}
+    open_parts = {s.part for s in shorthand if not isinstance(s, Site) and s.layers is None and _BLOCK.keys() & s.names}
     narrowed: Part = "language_model" if "language_model" in open_parts or not open_parts else "vision_tower"
     if layers is not None and narrowed not in open_parts:
         raise UserError(
@@ -228,12 +207,11 @@ def parse_sites(specs: Sequence[str], layers: str | None, model: Stack) -> list[
         if isinstance(item, Site):
             found.add(item)
             continue
+        n, where = _n_layers(item.part, model), f"the {_part_name(item.part)} of {model.id}"
         text = item.layers if item.layers is not None else (layers if item.part == narrowed else None)
+        numbers = range(n) if text is None else parse_layers(text, n, where=where)
         for name in item.names:
-            if name in _SINGLE[item.part]:
-                found.add(Site(item.part, None, name))
-            else:
-                found.update(Site(item.part, layer, name) for layer in _layers(text, item.part, model))
+            found.update(Site(item.part, i, name) for i in ([None] if name in _SINGLE[item.part] else numbers))
     for site in found:
         check_site(site, model)
     return sorted(found)
@@ -242,12 +220,12 @@ def parse_sites(specs: Sequence[str], layers: str | None, model: Stack) -> list[
 def find_sites(
     sites: "str | Site | Sequence[str | Site]", model: Stack, layers: LayerRange | None = None
 ) -> list[Site]:
-    """The sites that a function was given, as ``Site`` or text, in the order given.
+    """The sites that a function was given, in the order given.
 
     Args:
         sites: One or several: a ``Site``, its full name, or shorthand such as ``"resid_post"`` or ``"vision:z@0-3"``.
-        model: Must have the sites.
-        layers: The blocks that a shorthand without ``@`` means, such as ``"10-20"`` or 12; None means all.
+        model: The model.
+        layers: The blocks of shorthand without ``@``, such as ``"10-20"`` or 12; None means all.
 
     Raises:
         UserError: If a site or layer does not exist, or ``layers`` is given and every site already names its layer.
@@ -260,7 +238,7 @@ def find_sites(
     given = [sites] if isinstance(sites, str | Site) else list(sites)
     text = layer_text(layers)
     if not given or not all(isinstance(site, Site) for site in given):
-        # checks that `layers` fits at least one of them
+        # checks that ``layers`` applies to at least one of them
         parse_sites([str(site) for site in given], text, model)
     found: dict[Site, None] = {}
     for site in given:
@@ -274,13 +252,9 @@ class _Shorthand(NamedTuple):
     names: tuple[str, ...]
     layers: str | None
 
-    @property
-    def in_blocks(self) -> bool:
-        return any(name in _BLOCK for name in self.names) and self.part in _STACK
-
 
 def _shorthand(spec: str) -> Site | _Shorthand:
-    """A full name as its site; shorthand taken apart."""
+    """The site of a full name, or the parts of shorthand."""
     if "." in spec:
         return Site.parse(spec)
     head, colon, rest = spec.partition(":")
@@ -291,24 +265,18 @@ def _shorthand(spec: str) -> Site | _Shorthand:
     part = _ALIASES[part_name]
     known = (*(_BLOCK if part in _STACK else ()), *_SINGLE[part])
     if name != "all" and name not in known:
-        raise UserError(f"site must be one that the {_spoken(part)} has, got {spec!r}. It has: {', '.join(known)}.")
+        raise UserError(f"site must be one that the {_part_name(part)} has, got {spec!r}. It has: {', '.join(known)}.")
     names = known if name == "all" else (name,)
-    if at and not any(n in _BLOCK for n in names):
+    if at and not _BLOCK.keys() & names:
         raise UserError(f"site must not name layers outside the blocks, got {spec!r}. Leave out what follows the @.")
     return _Shorthand(part, names, layers if at else None)
-
-
-def _layers(text: str | None, part: Part, model: Stack) -> Sequence[int]:
-    """The layers that ``text`` names; None means all."""
-    n = _n_layers(part, model)
-    return range(n) if text is None else parse_layers(text, n, where=f"the {_spoken(part)} of {model.id}")
 
 
 def _n_layers(part: Part, model: Stack) -> int:
     return model.n_vision_layers if part == "vision_tower" else model.n_layers
 
 
-def _spoken(part: Part) -> str:
+def _part_name(part: Part) -> str:
     return part.replace("_", " ")
 
 

@@ -11,6 +11,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tasks.html import rows_html
+
 INLINE_BELOW = 150_000  # bytes of a picture: a notebook file keeps every picture that it shows
 _WIDEST = 1100  # pixels of a reduced picture: about the width of a notebook's cell
 _COLOURS = 64  # of a reduced picture: a diagram has a dozen, and blends at edges
@@ -24,37 +26,6 @@ def table_html(table: Table) -> str:
         title=_plain(table.title or ""),
         caption=_plain(table.caption or ""),
         right=[column.justify == "right" for column in table.columns],
-    )
-
-
-def rows_html(
-    headers: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    title: str = "",
-    caption: str = "",
-    right: Sequence[bool] | None = None,
-) -> str:
-    """A table of strings as HTML.
-
-    Args:
-        headers: Column headers.
-        rows: Each as long as ``headers``.
-        title: Text above the table.
-        caption: Text below it.
-        right: True for each right-aligned column; None aligns all to the left.
-    """
-    styles = [f' style="text-align:{"right" if is_right else "left"}"' for is_right in right or [False] * len(headers)]
-
-    def line(tag: str, cells: Sequence[str]) -> str:
-        found = zip(styles, cells, strict=True)
-        return "<tr>" + "".join(f"<{tag}{style}>{escape(cell)}</{tag}>" for style, cell in found) + "</tr>"
-
-    head, body = line("th", headers), "".join(line("td", row) for row in rows)
-    return (
-        (f"<p><b>{escape(title)}</b></p>" if title else "")
-        + f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
-        + (f"<p><small>{escape(caption)}</small></p>" if caption else "")
     )
 
 

@@ -1,9 +1,6 @@
-"""Data sets: a sequence of examples, the targets that probes may read from them, and a digest.
+"""Data sets: examples, the targets that probes may read, and a digest. Examples are made on demand and not stored."""
 
-An example is made when it is indexed and not kept, so memory stays flat however many there are.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
@@ -16,10 +13,10 @@ class Dataset:
     """Examples and the targets that probes may read from their activations.
 
     Args:
-        name: Shown in messages.
+        name: For messages.
         examples: A list or a lazy sequence.
         targets: The labels that probes may read.
-        digest: Changes whenever something changes that could change a result.
+        digest: A hash of all that can change a result.
 
     Example:
         >>> one = Example(id="0", pictures=(), question="1 + 1?", answer="2", group="0", labels={"kind": "sum"})
@@ -51,7 +48,7 @@ class Dataset:
 
 
 class LazyExamples(Sequence[Example]):
-    """A sequence of ``n`` examples, each made by ``make`` whenever it is indexed."""
+    """A sequence of ``n`` examples; indexing calls ``make``."""
 
     def __init__(self, n: int, make: Callable[[int], Example]) -> None:
         """``make`` must return the same example for the same index."""
@@ -74,10 +71,6 @@ class LazyExamples(Sequence[Example]):
             part = self._indices[index]
             return LazyExamples(len(part), lambda i: self._make(part[i]))
         return self._make(self._indices[index])
-
-    def __iter__(self) -> Iterator[Example]:
-        """The examples one after the other."""
-        return (self._make(i) for i in self._indices)
 
 
 def pick(examples: Sequence[Example], indices: Sequence[int]) -> LazyExamples:

@@ -29,4 +29,9 @@ def user_errors(*errors: type[Exception]) -> Iterator[None]:
     except UserError:
         raise
     except errors as error:
-        raise UserError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise UserError(one_line(error)) from error
+
+
+def one_line(error: Exception) -> str:
+    """The message of ``error`` on one line; the name of its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,8 +1,4 @@
-"""Examples: one picture (or several, or none), a question, the answer, and labels.
-
-Inputs, capture, probes, interventions and tuning all take these frozen records. Pictures are opened when they are
-needed, so a data set of any size takes little memory.
-"""
+"""Examples: pictures, which are opened on demand, a question, the answer, and labels."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +28,7 @@ class Picture:
     """A picture that is opened on demand.
 
     Args:
-        key: Names the picture in messages and tables. Pictures with equal pixels run through the model once.
+        key: The name of the picture in messages and tables.
         open: Returns the picture in RGB.
 
     Example:
@@ -55,8 +51,8 @@ class Example:
         pictures: In the order of their placeholders in the prompt; empty for text-only examples.
         question: The user's words with the response-format prompt, without picture placeholders.
         answer: The expected answer.
-        group: Examples that share a group (the same picture, for instance) are always on the same side of a split.
-        split: ``"train"``, ``"test"``, or any name that a data set uses.
+        group: Splits never separate examples of one group, such as those of one picture.
+        split: ``"train"``, ``"test"``, or another name.
         labels: Probe targets by name.
         boxes: Named rectangles in the first picture.
         focus: The name of the box that object-level labels describe, or None.

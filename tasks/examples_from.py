@@ -1,7 +1,7 @@
-"""Examples from pictures in memory, paths, a DataFrame or a Hugging Face dataset: ``examples_from(source, ...)``."""
+"""Examples from pictures in memory, paths, a DataFrame or a Hugging Face dataset."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,17 @@ ImageLike = Image.Image | np.ndarray | str | Path | Picture
 
 
 def picture_from(image: ImageLike) -> Picture:
-    """A picture from a PIL image, an array, a path or a ``Picture``; the key of pixels in memory is their hash.
+    """A picture from a PIL image, an array, a path or a ``Picture``.
 
     Args:
-        image: An array is ``H W 3`` or ``H W``, uint8 in 0..255 or float in 0..1. A file is opened when it is needed.
+        image: An array is ``H W 3`` or ``H W``, uint8 in 0..255 or float in 0..1. A file is opened on demand.
 
     Raises:
         UserError: If an array has another shape, type or range, or ``image`` is none of these types.
+
+    Example:
+        >>> picture_from(np.zeros((30, 40), np.uint8)).open().size
+        (40, 30)
     """
     if isinstance(image, Picture):
         return image
@@ -50,17 +54,17 @@ def examples_from(
     answer: str | Sequence[str] = "",
     image: str = "image",
 ) -> list[Example]:
-    """The examples of your own pictures; files and rows of a dataset are opened when they are needed.
+    """Examples of your own pictures; files and rows of a dataset are opened on demand.
 
-    Examples that show the same file share a group, so no split separates them.
+    Examples with the same file or pixels share a group, so no split separates them.
 
     Args:
-        source: Paths, PIL images or arrays; a folder, whose files are taken in order of their names; a DataFrame; or a
-            Hugging Face dataset.
+        source: Paths, PIL images or arrays; a folder, read in order of file names; a DataFrame; or a Hugging Face
+            dataset.
         question: One text for all examples, one for each, or the name of a column.
         labels: For pictures: values by label name, one value for each example. For a table: the names of columns.
-        answer: As for ``question``; needed only where an answer is scored.
-        image: The column of a table that holds pictures or paths.
+        answer: Like ``question``; needed only to score answers.
+        image: The column of pictures or paths of a table.
 
     Raises:
         UserError: If there are no examples, a column is missing, or the lengths differ.
@@ -110,10 +114,11 @@ def _of_table(source: Any, image: str, n: int) -> list[Picture]:
     if not hasattr(source, "column_names"):
         return [picture_from(one) for one in source[image]]
 
-    def opener(row: int) -> Callable[[], Image.Image]:
-        return lambda: picture_from(source[row][image]).open()
+    def open_row(row: int) -> Image.Image:
+        return picture_from(source[row][image]).open()
 
-    return [Picture(f"row {row} of {getattr(source, '_fingerprint', 'the dataset')}", opener(row)) for row in range(n)]
+    name = getattr(source, "_fingerprint", "the dataset")
+    return [Picture(f"row {row} of {name}", partial(open_row, row)) for row in range(n)]
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:

@@ -10,13 +10,13 @@ from tasks.errors import UserError
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """Read a picture completely, in RGB, upright (its EXIF orientation applied).
+    """Read a picture in RGB, with its EXIF orientation applied.
 
-    Transparency is dropped, as in LLaVA; of an animation only the first frame is read.
+    Transparency is dropped, as in LLaVA; only the first frame of an animation is read.
 
     Raises:
-        UserError: If the file is missing, truncated, not a picture, of a pixel type other than 8 or 16 bits, or larger
-            than Pillow's limit against decompression bombs.
+        UserError: If the file is missing, truncated or not a picture, its pixels have neither 8 nor 16 bits, or it is
+            larger than Pillow's limit against decompression bombs.
 
     Example:
         >>> import tempfile

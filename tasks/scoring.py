@@ -1,7 +1,4 @@
-"""Scores of answers: VQA accuracy, option letters, yes or no, and a table of accuracies with intervals.
-
-``score_answer`` picks the rule by question family; ``accuracy_by_family`` averages. Scores lie in [0, 1]; 1 is right.
-"""
+"""Scores of answers, from 0 to 1 (right), and a table of accuracies by question family with intervals."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +12,7 @@ from tasks.errors import UserError
 
 _ARTICLES = {"a", "an", "the"}
 _NUMBERS = ("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_DIGITS = {word: str(max(value - 1, 0)) for value, word in enumerate(_NUMBERS)}  # "none" counts as zero, officially
+_DIGITS = {word: str(max(value - 1, 0)) for value, word in enumerate(_NUMBERS)}  # "none" is 0 in the public script
 _CONTRACTIONS = {
     **{f"{stem}nt": f"{stem}n't" for stem in (
         "ai", "are", "ca", "could", "did", "does", "do", "had", "has", "have", "is", "might", "must", "need", "should",
@@ -27,12 +24,10 @@ _CONTRACTIONS = {
     "youre": "you're", "youve": "you've",
 }  # fmt: skip
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-_NO = {"no", "not"}
-_WILSON = "wilson"
 
 
 def normalise(answer: str) -> str:
-    """The answer as VQAv2's evaluation compares it: lower case, no articles, digits for number words, no punctuation.
+    """The answer in VQAv2's normal form: lower case, digits for number words, no articles, no punctuation.
 
     Source: Antol et al. 2015, "VQA: Visual Question Answering", arXiv 1505.00468, and the punctuation rules of its
         public evaluation script.
@@ -52,18 +47,17 @@ def normalise(answer: str) -> str:
 
 
 def exact_match(prediction: str, answer: str) -> float:
-    """1.0 if both are equal after ``normalise``, else 0.0; an empty prediction matches nothing.
+    """1.0 if both are equal after ``normalise`` and not empty, else 0.0.
 
     Example:
         >>> exact_match("A cat.", "cat")
         1.0
     """
-    given = normalise(prediction)
-    return float(bool(given) and given == normalise(answer))
+    return float(normalise(prediction) == normalise(answer) != "")
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Agreement with people: min(matches / 3, 1), averaged over every way to leave one of the answers out.
+    """Agreement with people: min(matches / 3, 1), averaged over leaving out each answer.
 
     Args:
         prediction: The model's answer.
@@ -80,10 +74,9 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """
     if not answers:
         raise UserError("answers must have at least one entry, got none.")
-    given = normalise(prediction)
     if len(answers) == 1:
         return exact_match(prediction, answers[0])
-    matches = np.array([normalise(answer) == given for answer in answers])
+    matches = np.array([normalise(answer) == normalise(prediction) for answer in answers])
     return float(np.minimum((matches.sum() - matches) / 3, 1).mean())
 
 
@@ -98,19 +91,15 @@ def option_letter(prediction: str, letters: str = "ABCDE") -> str | None:
         >>> option_letter("The answer is (B)."), option_letter("A cat")
         ('B', None)
     """
-    text = prediction.strip()
-    options = f"[{re.escape(letters)}]"
+    option = f"([{re.escape(letters)}])"
     patterns = (
-        rf"({options})[.):]?",
-        rf"\(({options})\)(?:\W.*)?",
-        rf"({options})[.):]\s.*",
-        rf"(?:.*\b)?[Aa]nswer(?: is|:)\s*\(?({options})\)?(?:[.,:;)\s].*)?",
+        rf"{option}[.):]?",
+        rf"\({option}\)(?:\W.*)?",
+        rf"{option}[.):]\s.*",
+        rf"(?:.*\b)?[Aa]nswer(?: is|:)\s*\(?{option}\)?(?:[.,:;)\s].*)?",
     )
-    for pattern in patterns:
-        found = re.fullmatch(pattern, text, flags=re.DOTALL)
-        if found:
-            return found.group(1)
-    return None
+    found = (re.fullmatch(pattern, prediction.strip(), flags=re.DOTALL) for pattern in patterns)
+    return next((match[1] for match in found if match), None)
 
 
 def yes_or_no(prediction: str) -> Literal["yes", "no"]:
@@ -122,8 +111,8 @@ def yes_or_no(prediction: str) -> Literal["yes", "no"]:
         >>> yes_or_no("No, there is a dog.")
         'no'
     """
-    words = prediction.split(".")[0].replace(",", "").split()
-    return "no" if any(word.lower() in _NO for word in words) else "yes"
+    words = prediction.split(".")[0].replace(",", "").lower().split()
+    return "no" if {"no", "not"} & set(words) else "yes"
 
 
 def score_answer(prediction: str, answer: str | Sequence[str], family: str = "") -> float:
@@ -132,10 +121,10 @@ def score_answer(prediction: str, answer: str | Sequence[str], family: str = "")
     Args:
         prediction: The model's answer.
         answer: The expected answer, or several people's answers (then VQA accuracy).
-        family: ``"choice"`` compares option letters, ``"exists"`` yes and no, any other text (``exact_match``).
+        family: ``"choice"`` compares option letters, ``"exists"`` yes and no, any other the text (``exact_match``).
 
     Returns:
-        0 to 1; 1 is right. An empty prediction scores 0.
+        0 to 1; 0 for an empty prediction.
 
     Raises:
         UserError: If the expected answer does not fit the family.
@@ -149,10 +138,10 @@ def score_answer(prediction: str, answer: str | Sequence[str], family: str = "")
     if not isinstance(answer, str):
         return vqa_accuracy(prediction, answer)
     if family == "choice":
-        expected = option_letter(answer, "ABCDEFGHIJ")
+        expected, given = (option_letter(text, "ABCDEFGHIJ") for text in (answer, prediction))
         if expected is None:
             raise UserError(f"answer must be an option letter for family 'choice', got {answer!r}.")
-        return float(option_letter(prediction, "ABCDEFGHIJ") == expected)
+        return float(given == expected)
     if family == "exists":
         if normalise(answer) not in ("yes", "no"):
             raise UserError(f"answer must be yes or no for family 'exists', got {answer!r}.")
@@ -161,10 +150,9 @@ def score_answer(prediction: str, answer: str | Sequence[str], family: str = "")
 
 
 def accuracy_by_family(scores: Sequence[float], families: Sequence[str], *, level: float = 0.95) -> pd.DataFrame:
-    """Mean score of each question family and of all together, with Wilson's interval.
+    """Mean score of each question family and of all answers, with Wilson's interval.
 
-    The interval stays within [0, 1] and has a width even if every answer is right. It assumes independent answers; for
-    fractional scores (VQA accuracy) it is conservative.
+    The interval assumes independent answers; for fractional scores (VQA accuracy) it is conservative.
 
     Args:
         scores: One score for each answer, 0 to 1.
@@ -195,7 +183,7 @@ def accuracy_by_family(scores: Sequence[float], families: Sequence[str], *, leve
     z = float(norm.ppf((1 + level) / 2))
     return pd.DataFrame(
         [
-            (family, part.mean(), *_wilson(float(part.mean()), len(part), z), len(part), _WILSON)
+            (family, part.mean(), *_wilson(float(part.mean()), len(part), z), len(part), "wilson")
             for family, part in rows
         ],
         columns=["family", "score", "lower", "upper", "n", "interval"],

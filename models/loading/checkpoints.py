@@ -1,8 +1,4 @@
-"""Weights: reading checkpoint folders in either llava-hf key layout, and seeded random weights.
-
-``read_weights(stored_tensors(files), shapes)`` raises an error that names the key if a checkpoint does not fit;
-``random_weights`` draws each tensor from its own seed.
-"""
+"""Weights: reading checkpoint folders in either llava-hf key layout, and seeded random weights."""
 
 import hashlib
 import json
@@ -22,20 +18,18 @@ from transformers import LlavaConfig
 from tasks.errors import UserError
 
 _RULE = "normal-fan-in-1"  # identifies how random weights are drawn; change it when they change
-_NORM_SPREAD = 0.1  # random norm gains differ from 1, so that tests can tell a norm's output from its input
+_NORM_SPREAD = 0.1  # random norm gains differ from 1, so that the output of a norm differs from its input
 _SHOWN = 3  # keys named in an error
 
 
 def canonical(key: str) -> str:
-    """A weight's name, equal in every layout: ``language_model.layers.0...``, ``vision_tower.encoder...``, ``lm_head``.
+    """The name of a weight in both llava-hf layouts: ``language_model.layers.0...``, ``vision_tower.encoder...``.
 
-    llava-hf checkpoints from before transformers 4.52 write ``language_model.model.*``, ``language_model.lm_head.*``,
+    Checkpoints from before transformers 4.52 write ``language_model.model.*``, ``language_model.lm_head.*`` and
     ``vision_tower.vision_model.*``; later ones write ``model.`` before each part instead.
     """
-    key = key.removeprefix("model.")
-    key = re.sub(r"^language_model\.lm_head\.", "lm_head.", key)
-    key = re.sub(r"^language_model\.model\.", "language_model.", key)
-    return re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", key)
+    key = re.sub(r"^language_model\.(?=lm_head\.)", "", key.removeprefix("model."))
+    return re.sub(r"^(language_model|vision_tower)\.(model|vision_model)\.", r"\1.", key)
 
 
 def read_weights(
@@ -46,11 +40,11 @@ def read_weights(
     Args:
         stored: Keys in either llava-hf layout, and tensors.
         shapes: The model's keys and shapes.
-        where: The name of the checkpoint in errors.
-        tied: Whether the head shares the token embedding and may be missing in the checkpoint.
+        where: The name of the checkpoint, for errors.
+        tied: Whether the head shares the token embedding and may be missing.
 
     Raises:
-        UserError: If a key is missing, unexpected or of the wrong shape.
+        UserError: If a key is missing or unexpected, or a shape is wrong.
     """
     own = {canonical(key): key for key in shapes}
     found: dict[str, Tensor] = {}
@@ -77,13 +71,13 @@ def read_weights(
         parts = [f"{kind} {_some(keys)}" for kind, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
         raise UserError(
             f"checkpoint must have exactly the keys of LlavaForConditionalGeneration, got {' and '.join(parts)} in "
-            f"{where}. Both llava-hf layouts and original LLaVA folders are read; convert others first."
+            f"{where}. Both llava-hf layouts and original LLaVA folders are supported; convert others first."
         )
     return found
 
 
 def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Every key and tensor of the given weight files.
+    """Every key and tensor of weight files.
 
     Raises:
         UserError: If a file is broken or contains anything but tensors.
@@ -103,26 +97,25 @@ def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _read_bin(path: Path) -> dict[str, Tensor]:
-    refusal = (
-        f"checkpoint file must be whole and hold plain tensors only, got something else in {path.name}. "
-        "Download it again, or convert it to safetensors."
-    )
     try:
-        mapped = zipfile.is_zipfile(path)  # files of torch < 1.6 are not zip files and are read at once
-        state: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        mapped = zipfile.is_zipfile(path)  # files of torch < 1.6 are not zip files and cannot be memory-mapped
+        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        if not all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in state.items()):
+            raise TypeError("not a mapping from names to tensors")
     # The exception of the restricted unpickler depends on the bytes.
     except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(refusal) from error
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise UserError(refusal)
-    return state
+        raise UserError(
+            f"checkpoint file must be whole and hold plain tensors only, got something else in {path.name}. "
+            "Download it again, or convert it to safetensors."
+        ) from error
+    return dict(state)
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The weight files of a checkpoint folder: safetensors if there are any, else ``.bin``.
 
     Raises:
-        UserError: If there are none, or one that the folder's index names is missing.
+        UserError: If there are none, or a file of the index is missing.
     """
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
@@ -130,24 +123,25 @@ def weight_files(folder: Path) -> list[Path]:
             f"checkpoint folder must hold *.safetensors (or pytorch_model*.bin), got none in {folder.name}. "
             "Download the weights."
         )
-    for index in (folder / "model.safetensors.index.json", folder / "pytorch_model.bin.index.json"):
-        if index.is_file() and index.name.removesuffix(".index.json").rsplit(".", 1)[1] in files[0].suffix:
-            try:
-                named = set(json.loads(index.read_text())["weight_map"].values())
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
-                raise UserError(f"{index.name} must hold a weight_map, got {error!r}. Download it again.") from error
-            absent = sorted(named - {file.name for file in files})
-            if absent:
-                raise UserError(
-                    f"checkpoint folder must hold every file of its index, got no {_some(absent)} in {folder.name}. "
-                    "Download the weights again."
-                )
-            return [file for file in files if file.name in named]
-    return files
+    stem = "model" if files[0].suffix == ".safetensors" else "pytorch_model"
+    index = folder / f"{stem}{files[0].suffix}.index.json"
+    if not index.is_file():
+        return files
+    try:
+        named = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{index.name} must hold a weight_map, got {error!r}. Download it again.") from error
+    absent = sorted(named - {file.name for file in files})
+    if absent:
+        raise UserError(
+            f"checkpoint folder must hold every file of its index, got no {_some(absent)} in {folder.name}. "
+            "Download the weights again."
+        )
+    return [file for file in files if file.name in named]
 
 
 def hash_files(files: Sequence[Path]) -> str:
-    """SHA-256 over the files' contents, 16 hexadecimal digits; independent of their folder."""
+    """SHA-256 of the files' contents, 16 hexadecimal digits."""
 
     def digest(path: Path) -> bytes:
         with path.open("rb") as file:
@@ -158,8 +152,12 @@ def hash_files(files: Sequence[Path]) -> str:
 
 
 def hash_random(config: LlavaConfig, seed: int, dtype: torch.dtype) -> str:
-    """A hash of the config and the seed that determine random weights."""
-    described = json.dumps([_RULE, seed, str(dtype), _sizes(config)], sort_keys=True)
+    """A hash of all that determines random weights: the config without names and versions, seed and dtype."""
+    sizes: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    for part in (sizes, sizes["text_config"], sizes["vision_config"]):
+        for key in ("transformers_version", "dtype", "_name_or_path", "architectures", "name_or_path"):
+            part.pop(key, None)
+    described = json.dumps([_RULE, seed, str(dtype), sizes], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
@@ -167,10 +165,11 @@ def random_weights(shapes: Mapping[str, torch.Size], *, seed: int, dtype: torch.
     """Seeded random tensors, one after the other.
 
     Matrices are normal with variance 1 / fan-in, so that activations keep their size at any width; norm gains are
-    close to 1, biases 0. Each tensor has its own generator, so its values do not depend on the other tensors.
+    close to 1, biases 0. Each tensor has its own generator.
     """
     for key, shape in shapes.items():
-        generator = torch.Generator().manual_seed(int.from_bytes(_key_digest(seed, canonical(key))[:7], "big"))
+        digest = hashlib.sha256(f"{_RULE}/{seed}/{canonical(key)}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         if key.endswith(".bias"):
             yield key, torch.zeros(shape, dtype=dtype)
         elif len(shape) == 1 and key.endswith(".weight"):
@@ -178,20 +177,6 @@ def random_weights(shapes: Mapping[str, torch.Size], *, seed: int, dtype: torch.
         else:
             fan_in = shape[1:].numel() if len(shape) > 1 else shape[0]
             yield key, torch.empty(shape, dtype=dtype).normal_(0, fan_in**-0.5, generator=generator)
-
-
-def _key_digest(seed: int, key: str) -> bytes:
-    return hashlib.sha256(f"{_RULE}/{seed}/{key}".encode()).digest()
-
-
-def _sizes(config: LlavaConfig) -> dict[str, Any]:
-    """The entries of a config that determine shapes and computation, without names and versions."""
-    described: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    ignored = ("transformers_version", "dtype", "_name_or_path", "architectures", "name_or_path")
-    for part in (described, described["text_config"], described["vision_config"]):
-        for key in ignored:
-            part.pop(key, None)
-    return described
 
 
 def _some(keys: list[str]) -> str:

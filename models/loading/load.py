@@ -1,6 +1,7 @@
 """Load a LLaVA-1.5 model by name, folder or config, and validate it: ``load(name_or_path)`` returns a ``Llava``."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ from models.loading.locate import Located, locate, unknown_model
 from models.loading.original import is_original, read_original
 from models.loading.processors import offline_processor, read_processor
 from models.precision import DTYPES, parse_dtype
-from models.sites import Site, all_sites
-from tasks.errors import UserError
+from models.sites import PARTS, Site, all_sites
+from tasks.errors import UserError, one_line
 
-# Random weights with more parameters skip the check on a forward: it would take minutes on a CPU, and the same code is
-# tested on small models.
+# Random weights with more parameters are not checked on a forward pass: it would take minutes on a CPU, and the same
+# code is tested on small models.
 _CHECK_RANDOM_BELOW = 10**9
 
 
@@ -48,22 +49,22 @@ def load(
     """Load a LLaVA-1.5 model and check it on a forward pass.
 
     Args:
-        name_or_path: ``"smol"`` or ``"smol-stage1"`` (embedded); a checkpoint folder or Hugging Face id,
-            in either llava-hf key layout or the original one (``liuhaotian/llava-v1.5-7b``); ``"random:llava-1.5-7b"``
-            or ``"random:llava-1.5-13b"`` (published size, random weights and a byte-level tokenizer); ``"random:tiny"``
-            (the same with 4 layers, for examples and tests); or a config, which also gets random weights.
+        name_or_path: ``"smol"`` or ``"smol-stage1"`` (embedded); a checkpoint folder or Hugging Face id in either
+            llava-hf layout or the original one (``liuhaotian/llava-v1.5-7b``); ``"random:llava-1.5-7b"``,
+            ``"random:llava-1.5-13b"`` or ``"random:tiny"`` (random weights and a byte-level tokenizer); or a config,
+            which also gets random weights.
         device: The device of the weights.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or a torch dtype; None is float32 on a CPU and the
             checkpoint's dtype elsewhere.
-        revision: A branch, tag or commit, for a Hugging Face id.
+        revision: A branch, tag or commit of a Hugging Face id.
         attn: The attention implementation; every site can be captured with both.
         seed: Seed of random weights.
-        base: The language model (folder or Hugging Face id) of an original stage-1 folder, which is only a projector.
+        base: The language model (folder or Hugging Face id) of an original stage-1 folder.
         validate: Whether to check that image tokens match the patch grid, that the captured last ``resid_post`` gives
-            the model's logits, and that every site fires. Random weights of a billion and more skip the last two.
+            the model's logits, and that every site fires. Random models above 1e9 parameters skip the last two.
 
     Raises:
-        UserError: If the name is unknown, or the checkpoint is not LLaVA-1.5 or incomplete.
+        UserError: If the name is unknown, or the checkpoint is incomplete or not LLaVA-1.5.
         FileNotFoundError: If the package with the language model of ``smol`` is missing.
 
     Example:
@@ -89,7 +90,7 @@ def load(
 
 
 def randomised(llava: Llava, seed: int) -> Llava:
-    """The same architecture and tokenizer with random weights: the control for what the model learned in training.
+    """The same architecture and tokenizer with random weights, as a control for what training contributes.
 
     Example:
         >>> randomised(load("random:tiny"), seed=1).id
@@ -109,19 +110,18 @@ def _random(
     attn: str,
 ) -> Llava:
     _check_architecture(config, name)
-    if torch.device(device).type == "meta":  # sizes alone, for estimates
+    if torch.device(device).type == "meta":  # sizes without values, for estimates
         with torch.device("meta"):
             empty: Any = LlavaForConditionalGeneration(config)
         return Llava(empty.to(dtype).eval(), processor, name, None, hash_random(config, seed, dtype))
-    shapes = _shapes(config)
-    weights = dict(random_weights(shapes, seed=seed, dtype=dtype))
+    weights = dict(random_weights(_shapes(config), seed=seed, dtype=dtype))
     if config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
     return Llava(_build(config, weights, dtype, device, attn), processor, name, None, hash_random(config, seed, dtype))
 
 
 def _shapes(config: LlavaConfig) -> dict[str, torch.Size]:
-    """The model's keys and shapes; no memory is allocated for weights."""
+    """The model's keys and shapes; the meta device needs no memory for weights."""
     with torch.device("meta"):
         return {key: tensor.shape for key, tensor in LlavaForConditionalGeneration(config).state_dict().items()}
 
@@ -145,22 +145,21 @@ def _build(
 
 
 def _from_folder(
-    located: Located,
-    *,
-    base: str | Path | None,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    attn: Attention,
+    located: Located, *, base: str | Path | None, device: torch.device, dtype: torch.dtype | None, attn: Attention
 ) -> Llava:
     folder, name, revision = located
     if is_original(folder):
-        original = read_original(folder, base=base)
-        config, processor, files = original.config, original.processor, original.files
-        stored: Iterable[tuple[str, Tensor]] = original.tensors
+        config, processor, files, tensors = read_original(folder, base=base)
+        stored: Iterable[tuple[str, Tensor]] = tensors.items()
     else:
         if base is not None:
             raise UserError(f"base is for original stage-1 folders, got {str(base)!r} with {name}. Leave it out.")
-        config = _read_config(folder)
+        try:
+            config = LlavaConfig.from_pretrained(folder)
+        except (OSError, ValueError, TypeError, LookupError, StrictDataclassError) as error:
+            raise UserError(
+                f"config.json must be readable, got {one_line(error)} in {folder.name}. Download it again."
+            ) from error
         _check_architecture(config, name)
         files, processor = tuple(weight_files(folder)), read_processor(folder, config)
         stored = stored_tensors(files)
@@ -168,15 +167,6 @@ def _from_folder(
     kept = next(iter(weights.values())).dtype
     chosen = dtype or (torch.float32 if device.type == "cpu" or kept not in DTYPES.values() else kept)
     return Llava(_build(config, weights, chosen, device, attn), processor, name, revision, hash_files(files))
-
-
-def _read_config(folder: Path) -> LlavaConfig:
-    try:
-        config: LlavaConfig = LlavaConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, LookupError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"config.json must be readable, got {reason} in {folder.name}. Download it again.") from error
-    return config
 
 
 def _check_architecture(config: Any, name: str) -> None:
@@ -195,10 +185,11 @@ def _check_architecture(config: Any, name: str) -> None:
 
 def _validate(llava: Llava, *, forward: bool) -> None:
     """Check the image token, the image-token count and, with ``forward``, every site and the logits."""
-    if llava.tokenizer.convert_tokens_to_ids("<image>") != llava.image_token_id:
+    image_id = llava.tokenizer.convert_tokens_to_ids("<image>")
+    if image_id != llava.image_token_id:
         raise UserError(
-            f"tokenizer must give <image> the id {llava.image_token_id}, got "
-            f"{llava.tokenizer.convert_tokens_to_ids('<image>')} in {llava.id}. Config and tokenizer do not match."
+            f"tokenizer must give <image> the id {llava.image_token_id}, got {image_id} in {llava.id}. "
+            "Config and tokenizer do not match."
         )
     declared = llava.config.image_seq_length
     if declared != llava.n_image_tokens:
@@ -211,49 +202,36 @@ def _validate(llava: Llava, *, forward: bool) -> None:
 
 
 def probe_forward(llava: Llava, sites: Sequence[Site]) -> None:
-    """Check on a short forward that every site fires and that the last ``resid_post`` gives the model's logits.
+    """Check on a short forward pass that every site fires and that the last ``resid_post`` gives the model's logits.
 
     Raises:
-        CaptureError: If one does not; the message names the site.
+        CaptureError: If a check fails; the message names the site.
     """
     ids = torch.full((1, llava.n_image_tokens + 2), llava.image_token_id, device=llava.device)
     ids[0, [0, -1]] = next(token for token in range(2) if token != llava.image_token_id)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(1, 3, llava.image_size, llava.image_size, generator=generator).to(llava.device, llava.dtype)
     last = Site("language_model", llava.n_layers - 1, "resid_post")
-    row, token = torch.tensor([[0]], device=llava.device), torch.tensor([[ids.shape[1] - 1]], device=llava.device)
-    selections = {
-        part: Selection(
-            row, token if part == "language_model" else torch.zeros_like(token), torch.ones_like(row).bool(), (0,)
-        )
-        for part in ("vision_tower", "projector", "language_model")
-    }
+    zero, final = (torch.tensor([[column]], device=llava.device) for column in (0, ids.shape[1] - 1))
+    logits: list[Tensor] = []
+
+    def forward() -> None:
+        logits.append(llava.model(input_ids=ids, pixel_values=pixels, logits_to_keep=1, use_cache=False).logits[0, -1])
+
+    run: Callable[[], None] = forward
+    recorders = []
     with torch.inference_mode():
-        recorders = {
-            part: Recorder(llava, [s for s in sites if s.part == part], selection, "none")
-            for part, selection in selections.items()
-        }
-        logits: list[Tensor] = []
-
-        def forward() -> None:
-            logits.append(
-                llava.model(input_ids=ids, pixel_values=pixels, logits_to_keep=1, use_cache=False).logits[0, -1]
-            )
-
-        recorders["vision_tower"].run(
-            lambda: recorders["projector"].run(
-                lambda: recorders["language_model"].run(forward, stop=False), stop=False
-            ),
-            stop=False,
-        )
-        resid = [recorder.finished([f"the check of {llava.id}"]) for recorder in recorders.values()][-1][last][0, 0]
-        ours = llava.unembed(resid[None, None])[0, 0]
+        for part in PARTS:
+            chosen = Selection(zero, final if part == "language_model" else zero, zero == 0, (0,))
+            recorders.append(Recorder(llava, [site for site in sites if site.part == part], chosen, "none"))
+            run = partial(recorders[-1].run, run, stop=False)
+        run()
+        resid = [recorder.finished([f"the check of {llava.id}"]) for recorder in recorders][-1][last][0, 0]
+        ours, theirs = llava.unembed(resid[None, None])[0, 0].float(), logits[0].float()
     # The same numbers through the same modules in another batch shape: only the order of summation differs.
     tolerance = 1e-3 if llava.dtype == torch.float32 else 5e-2
-    if not torch.allclose(
-        ours.float(), logits[0].float(), rtol=tolerance, atol=tolerance * float(logits[0].abs().max())
-    ):
+    if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max())):
         raise CaptureError(
             f"site {str(last)!r} must give the logits of {llava.id} through norm and head, got a difference of "
-            f"{float((ours - logits[0]).abs().max()):.2g}. This version of transformers computes something else."
+            f"{float((ours - theirs).abs().max()):.2g}. This version of transformers computes something else."
         )

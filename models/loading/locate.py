@@ -7,10 +7,9 @@ from typing import NamedTuple
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from models.loading.configs import SIZES
+from models.loading.configs import EMBEDDED, SIZES
 from tasks.errors import UserError
 
-EMBEDDED = ("smol", "smol-stage1")
 _PICKLED = ("pytorch_model*.bin", "mm_projector.bin")  # read as plain tensors only
 
 
@@ -40,7 +39,7 @@ def locate(name: str, revision: str | None = None) -> Located:
     if name in EMBEDDED:
         from models.loading.smol import compose
 
-        return Located(compose(name), name, None)  # type: ignore[arg-type]
+        return Located(compose(name), name, None)
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

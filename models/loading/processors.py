@@ -19,7 +19,7 @@ from tasks.prompts import CAPTION, CHAT_TEMPLATE, IMAGE, LETTER, SHORT, SYSTEM, 
 
 
 def read_processor(folder: Path, config: Any) -> LlavaProcessor:
-    """Tokenizer and picture processor of a folder.
+    """The tokenizer and picture processor of a folder.
 
     Raises:
         UserError: If one of them is missing or broken.
@@ -46,15 +46,13 @@ def offline_processor(config: LlavaConfig) -> LlavaProcessor:
     Raises:
         UserError: If the vocabulary cannot hold 256 bytes and four special tokens.
     """
-    text: Any = config.text_config
-    vision: Any = config.vision_config
-    size, image_id = int(text.vocab_size), int(config.image_token_id)
-    smallest = 256 + 4
-    if size < smallest or not 0 <= image_id < size:
+    size, image_id = int(config.text_config.vocab_size), int(config.image_token_id)  # type: ignore[union-attr]
+    if size < 256 + 4 or not 0 <= image_id < size:
         raise UserError(
-            f"vocab_size must be at least {smallest} and hold image_token_index, got {size} and {image_id}. "
+            f"vocab_size must be at least 260 and hold image_token_index, got {size} and {image_id}. "
             "A model without a tokenizer gets a byte-level one."
         )
+    corpus = [SYSTEM, SHORT, LETTER, CAPTION, vicuna_v1("What is in the picture? Is there a red cat at the top left?")]
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(  # type: ignore[call-arg, unused-ignore]
@@ -63,35 +61,36 @@ def offline_processor(config: LlavaConfig) -> LlavaProcessor:
         show_progress=False,
         min_frequency=1,
     )
-    corpus = [SYSTEM, SHORT, LETTER, CAPTION, vicuna_v1("What is in the picture? Is there a red cat at the top left?")]
     learner.train_from_iterator([text.replace(IMAGE, " ") for text in corpus], trainer)
     learned: dict[str, Any] = json.loads(learner.to_str())["model"]
     free = iter(i for i in range(size) if i != image_id)
-    vocabulary = {token: next(free) for token in ("<s>", "</s>", "<pad>")}
-    vocabulary[IMAGE] = image_id
-    vocabulary |= {token: next(free) for token in sorted(learned["vocab"], key=learned["vocab"].__getitem__)}
-    merges = [tuple(pair) for pair in learned["merges"]]
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    names = ["<s>", "</s>", "<pad>", *sorted(learned["vocab"], key=learned["vocab"].__getitem__)]
+    vocabulary = {IMAGE: image_id} | {token: next(free) for token in names}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(pair) for pair in learned["merges"]]))
+    tokenizer.pre_tokenizer = learner.pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<s>", "</s>", "<pad>", IMAGE])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocabulary["<s>"])]
     )
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call, unused-ignore]
+    fast = fast_tokenizer(tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    pictures = clip_pictures(int(config.vision_config.image_size))  # type: ignore[union-attr]
+    return llava_processor(fast, pictures, config, chat_template=CHAT_TEMPLATE)
+
+
+def fast_tokenizer(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerBase:
+    """A tokenizer for transformers, with ``<image>`` and the tokens named in ``special``."""
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call, unused-ignore]
         tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
         additional_special_tokens=[IMAGE],
         add_bos_token=True,
         clean_up_tokenization_spaces=False,
+        **special,
     )
-    return llava_processor(fast, clip_pictures(int(vision.image_size)), config, chat_template=CHAT_TEMPLATE)
 
 
 def clip_pictures(side: int) -> CLIPImageProcessorPil:
-    """CLIP's picture processor at ``side`` pixels, on Pillow; torchvision is not needed."""
+    """CLIP's picture processor at ``side`` pixels; it uses Pillow, not torchvision."""
     return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 

@@ -3,7 +3,7 @@
 One row is one example. Columns: ``image`` (a path relative to the folder) or ``images`` (a list of them),
 ``question``, ``answer``, and optionally ``id``, ``group``, ``split``, ``family``, ``boxes`` (name -> [left, top, right,
 bottom] in pixels) and ``focus`` (the name of one box). Every other column is a label that probes may read. The file is
-checked once, row by row, and rows are read again when they are asked for: no row and no picture is held in memory.
+checked once; rows and pictures are read again on demand, so memory stays flat.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from tasks.errors import UserError
 from tasks.example import Example
 from tasks.readers.picture_folder import PictureFolder
 from tasks.readers.rows import RowReader
-from tasks.readers.scan import scan_table
+from tasks.readers.scan import Scan
 from tasks.readers.tables import open_table
 from tasks.scenes.datasets import scenes_dataset
 from tasks.scenes.scene import SIZE
@@ -26,7 +26,7 @@ _DEFAULT_SCENES = 400
 
 
 class BadPicture(NamedTuple):
-    """An example whose picture cannot be read, and why.
+    """The id of an example whose picture cannot be read, and the reason.
 
     Example:
         >>> BadPicture("7", "picture must exist").id
@@ -51,15 +51,15 @@ def load_dataset(
 
     Args:
         spec: ``"scenes"`` or a path.
-        images: The folder of the pictures; None for the folder that the file lies in.
-        split: Keep one split; None for all rows (of scenes: ``"test"``).
-        limit: Keep the first so many examples.
-        seed: Of the scenes.
+        images: The folder of the pictures; None for the file's own folder.
+        split: Keep one split; None for all rows (for scenes: ``"test"``).
+        limit: The largest number of examples.
+        seed: Seed of the scenes.
         size: Width and height of the scenes in pixels.
-        targets: As for ``read_table``.
+        targets: See ``read_table``.
 
     Raises:
-        UserError: If the data cannot be used.
+        UserError: If the data are invalid.
 
     Example:
         >>> len(load_dataset("scenes", limit=3))
@@ -84,26 +84,25 @@ def read_table(
 ) -> Dataset:
     """The examples of a JSONL (``.jsonl``) or Parquet (``.parquet``) file, each made when it is indexed.
 
-    Rows that share a picture, a ``group``, or two files with equal bytes are one group: otherwise a probe could be
-    scored on a picture it was fitted on. A label of floats with more than 20 distinct values is continuous, any other
-    is a class; it belongs to the focused box if every row has a ``focus``, else to the picture. A missing label (null
-    or NaN) is left out of ``Example.labels``. The digest covers the bytes of the file, and of each picture its path,
-    size and time of change.
+    Rows that share a ``group``, a picture, or pictures with equal bytes form one group, so that no probe is scored on
+    a picture it was fitted on. A label of floats with more than 20 distinct values is continuous, any other is a class;
+    its scope is ``"object"`` if every row has a ``focus``, else ``"image"``. Missing labels (null or NaN) are left out
+    of ``Example.labels``. The digest covers the bytes of the file, and path, size and time of change of each picture.
 
     Args:
         path: The file.
-        images: The folder that picture paths are relative to and may not leave; None for the file's own folder.
-        targets: The labels to offer, each required in every row; ``"age:continuous"``, ``"age:class"``,
-            ``"colour:object"`` and ``"colour:image"`` override what is inferred. None for every label column.
-        split: Keep the rows whose ``split`` is this one.
-        limit: Keep the first so many of them.
+        images: The folder that holds all pictures and that paths are relative to; None for the file's own folder.
+        targets: Labels that every row must have; ``"age:continuous"``, ``"age:class"``, ``"colour:object"`` and
+            ``"colour:image"`` override the inferred kind or scope. None for every label column.
+        split: Keep the rows of this ``split``.
+        limit: The largest number of rows to keep.
         image_column: The column of picture paths; None for ``image`` or ``images``, whichever a row has.
         question_column: The column of questions.
         answer_column: The column of answers.
 
     Raises:
-        UserError: If the file, a row, a path, a box, a label, a target or a split cannot be used; messages about rows
-            count lines (JSONL) or rows (Parquet) from 1.
+        UserError: If the file, a row, a target or a split is invalid; the message names the line (JSONL) or row
+            (Parquet), counted from 1.
 
     Example:
         >>> import json, tempfile
@@ -121,7 +120,7 @@ def read_table(
         raise UserError(f"limit must be >= 1, got {limit}. Leave it out for all rows.")
     table = open_table(path)
     reader = RowReader(image_column, question_column, answer_column, PictureFolder(folder))
-    scan = scan_table(table, reader, split, targets)
+    scan = Scan(table, reader, split)
     kept = scan.kept[:limit]
     if not kept:
         raise UserError(f"data must have at least one row, got none in {str(path)!r}. Add examples.")
@@ -132,39 +131,35 @@ def read_table(
         return reader.example(table[number], table.where(number), number, groups[number], floats)
 
     settings = [split, limit, image_column, question_column, answer_column, sorted(targets or [])]
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(json.dumps([settings, sorted(reader.folder.stats.items())]).encode())
     return Dataset(
         name=path.name,
         examples=LazyExamples(len(kept), make),
         targets=scan.targets(targets),
-        digest=_digest(path, reader.folder, settings),
+        digest=digest.hexdigest()[:16],
     )
 
 
 def check_pictures(dataset: Dataset) -> list[BadPicture]:
-    """The examples whose pictures cannot be read, with the reason; each distinct picture is decoded once.
+    """The examples whose pictures cannot be read, with the reason; each picture is decoded once.
 
     Example:
         >>> check_pictures(load_dataset("scenes", limit=2))
         []
     """
-    reasons: dict[str, str | None] = {}
+    reasons: dict[str, str] = {}
     bad = []
     for example in dataset.examples:
         for picture in example.pictures:
             if picture.key not in reasons:
+                reasons[picture.key] = ""
                 try:
                     picture.open()
-                    reasons[picture.key] = None
                 except UserError as error:
                     reasons[picture.key] = str(error)
-        reason = next((reason for p in example.pictures if (reason := reasons[p.key]) is not None), None)
-        if reason is not None:
-            bad.append(BadPicture(example.id, reason))
+        found = [reasons[picture.key] for picture in example.pictures if reasons[picture.key]]
+        if found:
+            bad.append(BadPicture(example.id, found[0]))
     return bad
-
-
-def _digest(path: Path, folder: PictureFolder, settings: Sequence[object]) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    digest.update(json.dumps([settings, sorted(folder.stats.items())]).encode())
-    return digest.hexdigest()[:16]

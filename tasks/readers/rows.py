@@ -1,4 +1,4 @@
-"""One row of a table as an ``Example``: which column means what, and the checks of its values."""
+"""One row of a table as an ``Example``: the meaning of the columns and the checks of their values."""
 
 import math
 from collections.abc import Sequence
@@ -15,26 +15,25 @@ _RESERVED = ("id", "image", "images", "question", "answer", "group", "split", "f
 
 @dataclass(frozen=True)
 class RowReader:
-    """Reads examples from rows, given which columns hold pictures, questions and answers."""
+    """Reads examples from rows, given the columns of pictures, questions and answers."""
 
     image_column: str | None
     question_column: str
     answer_column: str
     folder: PictureFolder
 
-    def pictures(self, row: Row, where: str) -> list[str]:
-        """The checked names of the row's pictures."""
+    def _pictures(self, row: Row, where: str) -> list[str]:
+        """The relative paths of the row's pictures."""
         columns = (self.image_column,) if self.image_column else ("image", "images")
         given = [row[column] for column in columns if row.get(column) is not None]
         if self.image_column and self.image_column not in row:
             raise _unknown_column("image_column", self.image_column, row, where)
         if len(given) > 1:
             raise UserError(f"row must have image or images, got both in {where}. Keep one of the two columns.")
-        names = [] if not given else given[0] if isinstance(given[0], list) else [given[0]]
+        names = given[0] if given and isinstance(given[0], list) else given
         return [self.folder.add(name, where) for name in names]
 
-    def text(self, row: Row, role: str, column: str, where: str) -> str:
-        """A question or an answer."""
+    def _text(self, row: Row, role: str, column: str, where: str) -> str:
         if column not in row:
             raise _unknown_column(f"{role}_column", column, row, where)
         value = row[column]
@@ -42,36 +41,30 @@ class RowReader:
             raise UserError(f"{role} must be text, got {value!r} in {where}. Write it as a string.")
         return str(value)
 
-    def boxes(self, row: Row, names: Sequence[str], where: str) -> dict[str, Box]:
-        """The boxes of a row, inside its first picture."""
+    def _boxes(self, row: Row, names: Sequence[str], where: str) -> dict[str, Box]:
+        """The boxes of a row, in its first picture."""
         given = row.get("boxes")
-        entries = given
         if isinstance(given, list) and all(isinstance(pair, tuple) for pair in given):
-            entries = dict(given)  # Parquet's maps arrive as pairs
-        if entries is not None and not isinstance(entries, dict):
+            given = dict(given)  # pyarrow returns a map as pairs
+        if given is not None and not isinstance(given, dict):
             raise UserError(
                 f"boxes must map names to [left, top, right, bottom], got {given!r} in {where}. Use a mapping."
             )
         boxes = {}
-        for name, corners in (entries or {}).items():
+        size = self.folder.size(names[0]) if given and names else None
+        for name, corners in (given or {}).items():
             if corners is None:  # a Parquet struct has every name in every row
                 continue
+            found = f"got {name}: {corners!r} in {where}."
             numbers = isinstance(corners, list) and all(isinstance(c, int | float) for c in corners)
             if not numbers or len(corners) != 4 or not all(math.isfinite(c) for c in corners):
-                raise UserError(
-                    f"box must be [left, top, right, bottom], got {name}: {corners!r} in {where}. Give four numbers."
-                )
+                raise UserError(f"box must be [left, top, right, bottom], {found} Give four numbers.")
             box = Box(*map(float, corners))
             if not (box.left < box.right and box.top < box.bottom):
-                raise UserError(
-                    f"box must have left < right and top < bottom, got {name}: {corners!r} in {where}. Swap corners."
-                )
-            size = self.folder.size(names[0]) if names else None
+                raise UserError(f"box must have left < right and top < bottom, {found} Swap corners.")
             if box.left < 0 or box.top < 0 or (size and (box.right > size[0] or box.bottom > size[1])):
                 extent = f"{size[0]} x {size[1]}" if size else "picture"
-                raise UserError(
-                    f"box must lie inside its picture ({extent}), got {name}: {corners!r} in {where}. Clip it."
-                )
+                raise UserError(f"box must lie inside its picture ({extent}), {found} Clip it.")
             boxes[str(name)] = box
         focus = row.get("focus")
         if focus is not None and focus not in boxes:
@@ -81,13 +74,17 @@ class RowReader:
         return boxes
 
     def labels(self, row: Row) -> dict[str, Any]:
-        """Every column that has no other role."""
+        """The columns without another role."""
         roles = {*_RESERVED, self.image_column, self.question_column, self.answer_column}
         return {key: value for key, value in row.items() if key not in roles and not key.startswith("__index_level_")}
 
     def example(self, row: Row, where: str, number: int, group: str, floats: frozenset[str]) -> Example:
-        """The example that a row describes."""
-        names = self.pictures(row, where)
+        """The example of a row; ``floats`` are the labels to convert to floats.
+
+        Raises:
+            UserError: If a value is missing or invalid.
+        """
+        names = self._pictures(row, where)
         labels: dict[str, Label] = {
             key: float(value) if key in floats else value
             for key, value in {**self.labels(row), "answer": row.get(self.answer_column)}.items()
@@ -96,19 +93,19 @@ class RowReader:
         return Example(
             id=row_id(row, number),
             pictures=tuple(self.folder.picture(name) for name in names),
-            question=self.text(row, "question", self.question_column, where),
-            answer=self.text(row, "answer", self.answer_column, where),
+            question=self._text(row, "question", self.question_column, where),
+            answer=self._text(row, "answer", self.answer_column, where),
             group=group,
             split=str(row["split"]) if row.get("split") is not None else "all",
             labels=labels,
-            boxes=self.boxes(row, names, where),
+            boxes=self._boxes(row, names, where),
             focus=row.get("focus"),
             family=str(row.get("family") or ""),
         )
 
 
 def row_id(row: Row, number: int) -> str:
-    """The id of a row; its number if it has none."""
+    """The id of a row; by default its number."""
     return str(row["id"]) if row.get("id") is not None else str(number)
 
 

@@ -1,4 +1,4 @@
-"""Tables on disk, JSONL or Parquet, by row: read once from end to end or one row at a time, never held as a whole."""
+"""JSONL and Parquet files by row: from end to end, or one row at a time; a table is never held in memory."""
 
 import bisect
 import json
@@ -17,7 +17,7 @@ def open_table(path: Path) -> "Table":
     """The table in a file, by the ending of its name.
 
     Raises:
-        UserError: If there is no such file, or it is neither JSONL nor Parquet.
+        UserError: If the file does not exist, or is neither JSONL nor Parquet.
     """
     if not path.is_file():
         raise UserError(f"data must be 'scenes' or an existing file, got {str(path)!r}. Check the path.")
@@ -30,41 +30,36 @@ def open_table(path: Path) -> "Table":
 
 
 class JsonLines:
-    """A JSONL file by the byte offsets of its lines; blank lines are no rows."""
+    """A JSONL file, read by the byte offsets of its lines; blank lines are skipped."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        offsets, lines, offset = [], [], 0
+        starts, offset = [], 0
         with path.open("rb") as file:
             for line_number, line in enumerate(file, 1):
                 if line.strip():
-                    offsets.append(offset)
-                    lines.append(line_number)
+                    starts.append((offset, line_number))
                 offset += len(line)
-        self._offsets = np.array(offsets, dtype=np.int64)
-        self._lines = np.array(lines, dtype=np.int64)
+        self._starts = np.array(starts, dtype=np.int64).reshape(-1, 2)
 
     def __iter__(self) -> Iterator[Row]:
         with self._path.open("rb") as file:
-            number = 0
-            for line in file:
-                if line.strip():
-                    yield self._parse(line, number)
-                    number += 1
+            for number, line in enumerate(line for line in file if line.strip()):
+                yield self._parse(line, number)
 
     def __getitem__(self, number: int) -> Row:
         with self._path.open("rb") as file:
-            file.seek(int(self._offsets[number]))
+            file.seek(int(self._starts[number, 0]))
             return self._parse(file.readline(), number)
 
     def where(self, number: int) -> str:
         """The line of row ``number``, counted from 1."""
-        return f"line {self._lines[number]} of {self._path.name}"
+        return f"line {self._starts[number, 1]} of {self._path.name}"
 
     def _parse(self, line: bytes, number: int) -> Row:
         try:
             row = json.loads(line.decode("utf-8-sig"))
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+        except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
             raise UserError(f"row must be JSON, got {self.where(number)}: {error}. Write one object a line.") from error
         if not isinstance(row, dict):
             raise UserError(
@@ -74,7 +69,7 @@ class JsonLines:
 
 
 class Parquet:
-    """A Parquet file by row groups, of which the last one used is kept."""
+    """A Parquet file, read by row groups; the last one is kept."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -96,7 +91,7 @@ class Parquet:
 
     def __iter__(self) -> Iterator[Row]:
         with self._file() as file:
-            for batch in file.iter_batches(batch_size=4096):  # enough to amortise a call, little to hold
+            for batch in file.iter_batches(batch_size=4096):  # large enough for speed, small enough for memory
                 yield from batch.to_pylist()
 
     def __getitem__(self, number: int) -> Row:
@@ -108,7 +103,7 @@ class Parquet:
         return rows[0]
 
     def where(self, number: int) -> str:
-        """Row ``number``, counted from 1."""
+        """The row ``number``, counted from 1."""
         return f"row {number + 1} of {self._path.name}"
 
 

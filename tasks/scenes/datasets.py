@@ -20,13 +20,12 @@ _OBJECT_TARGETS = tuple(Target(name, scope="object") for name in ("kind", "categ
 def scenes_dataset(*, split: str = "test", n: int, seed: int = 0, size: int = SIZE) -> Dataset:
     """One example for each scene; targets are kind, category, colour, place and drawing of one object, and the count.
 
-    The object in focus is drawn uniformly. The question is the same for every scene (the request for a caption), so its
-    words reveal nothing about the object.
+    The object in focus is random. Every question asks for a caption, so its words do not depend on the object.
 
     Args:
-        split: ``"train"``, ``"test"``, ``"unseen"``, or several joined by ``+`` (``"test+unseen"``), which share ``n``
-            equally; the first ones get the remainder.
-        n: The number of scenes in all.
+        split: ``"train"``, ``"test"``, ``"unseen"``, or several joined by ``+`` (``"test+unseen"``), each with an
+            equal share of ``n``; the first ones get the remainder.
+        n: The total number of scenes.
         seed: Another seed gives other scenes.
         size: Width and height of the pictures in pixels.
 
@@ -46,19 +45,16 @@ def scenes_dataset(*, split: str = "test", n: int, seed: int = 0, size: int = SI
         raise UserError(f"split must name each split once, got {split!r}.")
     if n < 1:
         raise UserError(f"n must be >= 1, got {n}.")
-    counts = [n // len(parts) + (i < n % len(parts)) for i in range(len(parts))]
+    places = [(part, i) for k, part in enumerate(parts) for i in range(n // len(parts) + (k < n % len(parts)))]
 
     def scene(index: int) -> Scene:
-        for part, count in zip(parts, counts, strict=True):
-            if index < count:
-                return make_scene(index, split=part, seed=seed, size=size)
-            index -= count
-        raise IndexError(index)
+        part, number = places[index]
+        return make_scene(number, split=part, seed=seed, size=size)
 
     first = scene(0)  # raises for an invalid size
     described = ["probe", split, n, seed, size, NOUNS, COLOURS, first.digest]
     digest = hashlib.sha256(json.dumps(described).encode())
-    digest.update(first.picture.open().tobytes())  # fonts and versions of Pillow draw differently
+    digest.update(first.picture.open().tobytes())  # depends on fonts and the version of Pillow
     return Dataset(
         name=f"scenes-{split}",
         examples=LazyExamples(n, lambda i: _with_focus(scene(i), seed)),

@@ -1,7 +1,7 @@
 """Questions about a scene in LLaVA-1.5's response formats: a word or phrase, an option letter, yes or no, a caption.
 
-``ask`` makes one question of a family; ``with_caption`` asks the same question of the caption without a picture, which
-separates what the language model can do with words from what it can do with the image.
+``ask`` makes one question of a family; ``with_caption`` replaces the picture by its caption, as a control for what the
+language model answers from words.
 """
 
 from dataclasses import replace
@@ -31,7 +31,7 @@ CHANCE: dict[Family, float] = {
 
 
 def ask(scene: Scene, family: Family, *, seed: int = 0) -> Example:
-    """One question of ``family`` about ``scene``; the seed determines object, distractors and option order.
+    """A question of ``family`` about ``scene``; the seed determines the object, distractors and order of options.
 
     Raises:
         UserError: If the family is unknown.
@@ -82,7 +82,7 @@ def _question(scene: Scene, thing: SceneObject, family: Family, rng: np.random.G
             kind = thing.kind if there else others[int(rng.integers(len(others)))]
             return f"Is there {article(kind)} {kind}?\n{SHORT}", "yes" if there else "no"
         case "category":
-            options = ", ".join(CATEGORIES[:-1]) + " or " + CATEGORIES[-1]
+            options = f"{', '.join(CATEGORIES[:-1])} or {CATEGORIES[-1]}"
             return f"What is the object at the {thing.place}: {options}?\n{SHORT}", thing.category
         case "choice":
             others = [k for k in KINDS if k != thing.kind]
@@ -101,13 +101,12 @@ def ask_for_caption(scene: Scene) -> Example:
         >>> ask_for_caption(make_scene(0)).question
         'Provide a one-sentence caption for the provided image.'
     """
-    return replace(
-        ask(scene, "what"), id=f"{scene.id}/caption", question=CAPTION, answer=scene.caption, family="caption"
-    )
+    example = ask(scene, "what")
+    return replace(example, id=f"{scene.id}/caption", question=CAPTION, answer=scene.caption, family="caption")
 
 
 def with_caption(example: Example, caption: str) -> Example:
-    """The same question about a caption instead of a picture (a text-only example).
+    """The same question about a caption instead of a picture.
 
     Example:
         >>> from tasks.scenes.scene import make_scene
@@ -115,6 +114,5 @@ def with_caption(example: Example, caption: str) -> Example:
         >>> with_caption(ask(scene, "what"), scene.caption).pictures
         ()
     """
-    return replace(
-        example, id=f"{example.id}/text", pictures=(), question=f"{caption}\n{example.question}", boxes={}, focus=None
-    )
+    question = f"{caption}\n{example.question}"
+    return replace(example, id=f"{example.id}/text", pictures=(), question=question, boxes={}, focus=None)

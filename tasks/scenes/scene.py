@@ -1,7 +1,4 @@
-"""Scenes: one to four coloured drawings on a 2 x 2 grid, with every fact about them known.
-
-A scene follows from (split, seed, index): nothing is stored, and no two splits share one.
-"""
+"""Scenes: one to four coloured drawings on a 2 x 2 grid, made from (split, seed, index)."""
 
 import hashlib
 from dataclasses import dataclass
@@ -27,7 +24,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (240, 240, 240),
 }
 SIZE = 112
-_NOISE = 6.0  # standard deviation of the pixel noise, of 255: visible, but too weak to be mistaken for a drawing
+_NOISE = 6.0  # standard deviation of the pixel noise, of 255: visible, but much weaker than a drawing
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A description that determines every pixel of its picture.
-
-    ``size`` is the width and height in pixels; boxes are in these pixels.
+    """All that determines the pixels of a picture; ``size`` is its width and height in pixels.
 
     Example:
         >>> scene = make_scene(0, split="test")
@@ -76,7 +71,7 @@ class Scene:
 
     @property
     def digest(self) -> str:
-        """Identifies the pixels: scenes that differ in anything visible have different digests."""
+        """A hash of all that determines the pixels."""
         parts = (self.size, self.objects, self.angles, self.tints, self.background, self.noise_seed)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -93,9 +88,7 @@ class Scene:
         return {f"object{i}": thing.box for i, thing in enumerate(self.objects)}
 
     def labels(self, index: int) -> dict[str, Label]:
-        """The labels of object ``index``, and the number of objects.
-
-        A control task gives each ``control_type`` (noun and icon family, so one drawing) one random label.
+        """The labels of object ``index``; control tasks give each ``control_type`` one random label.
 
         Source: Hewitt & Liang 2019, "Designing and Interpreting Probes with Control Tasks", arXiv 1909.03368.
         """
@@ -117,7 +110,7 @@ def article(noun: str) -> str:
 
 
 def drawing_families(kind: str, split: Split) -> tuple[str, ...]:
-    """The icon families that may draw ``kind`` in ``split``: all but the last, or only the last for ``"unseen"``."""
+    """The icon families of ``kind`` in ``split``: the last one for ``"unseen"``, else all others."""
     families = tuple(DRAWINGS[kind])
     return families[-1:] if split == "unseen" else families[:-1]
 
@@ -128,10 +121,10 @@ def make_scene(
     """Scene number ``index`` of a split: one to four objects of different kinds in the cells of a 2 x 2 grid.
 
     Args:
-        index: Any integer from 0; there is no last scene.
+        index: From 0, without an upper limit.
         split: ``"train"`` and ``"test"`` use the same drawings, ``"unseen"`` the held-out ones.
         seed: Another seed gives another data set.
-        size: Width and height in pixels; everything scales with it.
+        size: Width and height in pixels.
         n_objects: The number of objects; None draws one to four.
 
     Raises:

@@ -23,7 +23,7 @@ def test_every_site_of_a_model_shows_its_name_and_a_meaning_of_its_own(llava: Ll
     assert len(set(shown)) == len(shown)
     assert not any(html.endswith(f": {site.name}") for site, html in zip(all_sites(llava), shown, strict=True))
     assert Site("language_model", 2, "resid_post")._repr_html_() == (
-        "<code>blocks.2.hook_resid_post</code> language model, block 2: residual stream leaving the block"
+        "<code>blocks.2.hook_resid_post</code> language model, block 2: residual stream after the block"
     )
 
 

@@ -340,7 +340,7 @@ def test_cropped_pictures_are_pointed_out(write: Write, ratio: object) -> None:
     ("changes", "message"),
     [
         ({"architectures": ["LlavaMptForCausalLM"]}, "architectures must be LlavaLlamaForCausalLM"),
-        ({"mm_projector_type": "mlp3x_gelu"}, "mm_projector_type must be mlp2x_gelu or linear, got mlp3x_gelu"),
+        ({"mm_projector_type": "mlp3x_gelu"}, "mm_projector_type must be linear or mlp2x_gelu, got mlp3x_gelu"),
         ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio must be square or pad, got anyres"),
         ({"mm_use_im_start_end": True}, "mm_use_im_start_end must be False, got True"),
         ({"mm_vision_select_feature": "both"}, "mm_vision_select_feature must be patch or cls_patch"),

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from models.loading.smol import NAMES, PARTS, EmbeddedName, compose
+from models.loading.configs import EMBEDDED, EmbeddedName
+from models.loading.smol import PARTS, compose
 from tasks.example import Example
 from tasks.prompts import plain, vicuna_v1
 from tasks.scenes.drawings import KINDS
@@ -178,9 +179,9 @@ def main(
 ) -> None:
     """Score an embedded checkpoint and print accuracy by question family."""
     unknown = set(conditions.split(",")) - set(CONDITIONS)
-    if name not in NAMES or unknown:
+    if name not in EMBEDDED or unknown:
         print(
-            f"name must be one of {', '.join(NAMES)} and conditions of {', '.join(CONDITIONS)}, "
+            f"name must be one of {', '.join(EMBEDDED)} and conditions of {', '.join(CONDITIONS)}, "
             f"got {name!r} and {conditions!r}.",
             file=sys.stderr,
         )

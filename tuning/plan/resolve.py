@@ -9,8 +9,8 @@ from torch import nn
 
 from models.llava import Llava
 from models.sites import Site
-from records.html import rows_html
 from tasks.errors import UserError
+from tasks.html import rows_html
 from tuning.plan.connector import is_linear
 from tuning.plan.layers import layer_spec, select_layers
 from tuning.plan.plan import COMPONENTS, METHODS, LayerPlan
