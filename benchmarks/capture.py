@@ -6,11 +6,9 @@ process (memory: one process each). Ratios are of medians. The record is written
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,18 +16,7 @@ from torch import Tensor
 from transformers import LlavaConfig
 
 from benchmarks.random_inputs import NoiseExamples, Size, llava_config
-from benchmarks.record import (
-    DTYPES,
-    Run,
-    command,
-    heading,
-    machine,
-    options,
-    peak_memory,
-    table,
-    take_turns,
-    write_record,
-)
+from benchmarks.record import DTYPES, Row, Run, compare, machine, options, peak_memory, write_rows
 from models.bridges import to_nnsight, to_transformer_lens
 from models.capture import capture, capture_examples
 from models.inputs import Inputs, prepare
@@ -40,20 +27,6 @@ from models.sites import Site
 QUESTIONS = 8
 BATCH = 8
 METHODS = ("capture", "transformers", "nnsight", "transformer_lens")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement; times in seconds, memory in MiB."""
-
-    question: str
-    side: str
-    median: float
-    low: float
-    high: float
-    repeats: int
-    ratio: float
-    against: str
 
 
 def small_config(*, tiny: bool = False) -> LlavaConfig:
@@ -94,16 +67,6 @@ def peers(llava: Llava) -> dict[str, Callable[[Inputs], list[Tensor]]]:
 def last_sites(llava: Llava) -> list[Site]:
     """``resid_post`` of every layer of the language model."""
     return [Site("language_model", layer, "resid_post") for layer in range(llava.n_layers)]
-
-
-def compare(question: str, sides: dict[str, Run], against: str, repeats: int) -> list[Row]:
-    """Time all sides in turn, after one round of warming up."""
-    times = take_turns(sides, repeats, warm_up=1)
-    base = statistics.median(times[against])
-    return [
-        Row(question, name, statistics.median(ts), min(ts), max(ts), repeats, statistics.median(ts) / base, against)
-        for name, ts in times.items()
-    ]
 
 
 def measure_time(llava: Llava, repeats: int) -> Iterator[Row]:
@@ -161,17 +124,6 @@ def measure_memory(sizes: tuple[int, int], methods: Sequence[str]) -> Iterator[R
             yield Row(question, method, peaks[n], peaks[n], peaks[n], 1, peaks[n] / peaks[sizes[0]], against)
 
 
-def describe(rows: Sequence[Row], facts: dict[str, object]) -> str:
-    """The record as Markdown."""
-    cells = (
-        (r.question, r.side, f"{r.median:.4g}", f"{r.low:.4g}", f"{r.high:.4g}", r.repeats, f"{r.ratio:.3f}", r.against)
-        for r in rows
-    )
-    header = ("question", "side", "median", "lowest", "highest", "n", "ratio", "to")
-    note = "Times in seconds, memory in MiB. Ratios are of medians; sides took turns in one process."
-    return "\n".join([*heading("Capture", facts), *table(header, cells), "", note])
-
-
 def main() -> None:
     """Run the benchmark, write and print the record."""
     parser = options("The cost of capture.", repeats=7)
@@ -190,9 +142,8 @@ def main() -> None:
     if not given.no_memory:
         rows += measure_memory((given.sizes[0], given.sizes[1]), METHODS)
     facts = machine(llava, batch=BATCH)
-    record = {"command": command(), "machine": facts, "rows": [vars(row) for row in rows]}
     name = f"capture-{str(facts['model']).split('@')[0]}-{facts['device']}"
-    write_record(given.out, name, record, describe(rows, facts))
+    write_rows(given.out, name, "Capture", rows, facts)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +27,25 @@ DTYPES = ("float32", "bfloat16", "float16")
 Run = Callable[[], object]
 
 
+@dataclass(frozen=True)
+class Row:
+    """One side of a comparison."""
+
+    question: str
+    side: str
+    median: float
+    """Seconds, or MiB of memory, over the repeats."""
+    low: float
+    high: float
+    repeats: int
+    ratio: float
+    """``median`` over that of the side ``against``."""
+    against: str
+    model: str = ""
+    difference: float | None = None
+    """Largest absolute difference of logits from the reference; None if not compared."""
+
+
 def options(description: str | None, *, repeats: int) -> argparse.ArgumentParser:
     """A parser with the options of all benchmarks."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,12 +57,11 @@ def options(description: str | None, *, repeats: int) -> argparse.ArgumentParser
 
 def command() -> str:
     """The command line of this process."""
-    module = Path(sys.argv[0]).stem
-    return " ".join([f"python -m benchmarks.{module}", *sys.argv[1:]])
+    return " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
 
 
-def take_turns(sides: Mapping[str, Run], repeats: int, *, warm_up: int = 0) -> dict[str, list[float]]:
-    """Seconds of every side, run in turn ``repeats`` times after ``warm_up`` rounds that are not counted."""
+def compare(question: str, sides: Mapping[str, Run], against: str, repeats: int, *, warm_up: int = 1) -> list[Row]:
+    """Time all sides in turn ``repeats`` times, after ``warm_up`` rounds that are not counted."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     device = torch.accelerator.is_available()
     for turn in range(warm_up + repeats):
@@ -54,7 +74,11 @@ def take_turns(sides: Mapping[str, Run], repeats: int, *, warm_up: int = 0) -> d
                 torch.accelerator.synchronize()
             if turn >= warm_up:
                 times[name].append(time.perf_counter() - start)
-    return times
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    return [
+        Row(question, name, medians[name], min(ts), max(ts), repeats, medians[name] / medians[against], against)
+        for name, ts in times.items()
+    ]
 
 
 def machine(llava: Llava, *, batch: int) -> dict[str, object]:
@@ -99,13 +123,29 @@ def peak_memory() -> float:
 def heading(title: str, facts: Mapping[str, object]) -> list[str]:
     """The first lines of a record in Markdown: title, date, command and facts."""
     lines = [f"# {title}, {datetime.now(UTC):%Y-%m-%d}", "", f"`{command()}`", ""]
-    return lines + [f"- {key}: {value}" for key, value in facts.items()]
+    return lines + [f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items()]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     """A table in Markdown, after an empty line."""
     cells = [header, ["---"] * len(header), *rows]
     return ["", *("| " + " | ".join(map(str, row)) + " |" for row in cells)]
+
+
+def write_rows(folder: Path, name: str, title: str, rows: Sequence[Row], facts: Mapping[str, object]) -> Path:
+    """Write and print the record of a comparison, as ``write_record`` does."""
+    cells = (
+        (r.model, r.question, r.side, f"{r.median:.4g}", f"{r.low:.4g}", f"{r.high:.4g}", r.repeats, f"{r.ratio:.3f}",
+         r.against, "" if r.difference is None else f"{r.difference:.1e}")
+        for r in rows
+    )  # fmt: skip
+    header = ("model", "question", "side", "median", "lowest", "highest", "n", "ratio", "to", "max. difference")
+    note = (
+        "Times in seconds, memory in MiB. Ratios are of medians; sides took turns in one process. Differences are the "
+        "largest absolute ones of logits from those of engine full, over the first cells."
+    )
+    record = {"command": command(), "machine": facts, "rows": [asdict(row) for row in rows]}
+    return write_record(folder, name, record, "\n".join([*heading(title, facts), *table(header, cells), "", note]))
 
 
 def write_record(folder: Path, name: str, record: object, text: str) -> Path:
