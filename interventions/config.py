@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from interventions.engines.names import EngineName
-from interventions.plan.options import FLOW, METRICS, OPERATIONS, WINDOW_KINDS, Corruption, Metric, Op, WindowKind
+from interventions.plan.options import FLOW, OPERATIONS, Corruption, Metric, Op, check_window
 from records.manifest import RunKind
 from records.options import (
     ConfigFile,
@@ -91,7 +91,7 @@ class InterventionOptions:
     """transplant: exchange the final norm and the head too."""
     with_projector: Flag = False
     """transplant: exchange the projector too."""
-    metrics: Annotated[Repeated[str], named("metric")] = ()
+    metrics: Annotated[Repeated[Metric], named("metric")] = ()
     """`logit_difference`, `log_prob`, `probability`, `kl` or `accuracy`. [default: logit_difference, accuracy]"""
     engine: EngineName = "incremental"
     """`incremental` computes only what can change; `full` runs whole forwards. Both give the same numbers."""
@@ -119,16 +119,20 @@ class InterventionOptions:
             pictured = any(site.startswith(("vision", "projector")) for site in sites)
             tokens = tuple(group for group in default.tokens if not pictured or is_pictured(group))
         fallback: tuple[Metric, ...] = ("logit_difference", *(("accuracy",) if self.op != "attribute" else ()))
+        window: Any = default.window if self.window is None else self.window
+        if isinstance(window, str) and window.lstrip("-").isdigit():
+            window = int(window)
+        check_window(window)
         return InterventionPlan(
             self.op,
             sites=sites,
             layers=self.layers,
-            window=default.window if self.window is None else _window(self.window),
+            window=window,
             tokens=tokens,
             heads=self.heads,
             options=default.options(**self._own(seed)),
             corruption=corruption,
-            metrics=tuple(dict.fromkeys(_metric(name) for name in self.metrics)) or fallback,
+            metrics=tuple(dict.fromkeys(self.metrics)) or fallback,
             engine=self.engine,
         )
 
@@ -227,22 +231,3 @@ class PatchConfig:
     def folder(self) -> Path:
         """The run directory: ``out``, or a folder in ``runs/`` named after operation, model and data."""
         return self.out or Path("runs") / f"{self.intervention.op}-{slug(self.model.name)}-{slug(self.pairs.spec)}"
-
-
-def _metric(name: str) -> Metric:
-    for metric in METRICS:
-        if name == metric:
-            return metric
-    raise UserError(f"metric must be one of {', '.join(METRICS)}, got {name!r}.")
-
-
-def _window(text: str) -> int | WindowKind:
-    for kind in WINDOW_KINDS:
-        if text == kind:
-            return kind
-    if not text.lstrip("-").isdigit():
-        raise UserError(
-            f"window must be an odd number of layers or one of {', '.join(WINDOW_KINDS)}, got {text!r}. "
-            "It is centred on each layer."
-        )
-    return int(text)

@@ -1,9 +1,8 @@
-"""What is read from the logits of a run: how much the answer is preferred, how likely it is, and whether it is given.
+"""Metrics of a run's logits: preference for the answer over a foil, its probability, and greedy accuracy.
 
-``readout = find_readout(llava, inputs, foils)`` says at which columns of a batch logits are wanted and which tokens
-should come there; ``measure(logits, readout, metrics)`` turns logits at those columns into one value for each metric
-and example. The batch is prepared with answers, so that the answer is teacher-forced: each of its tokens is predicted
-from those before.
+``readout = find_readout(llava, inputs, foils)`` returns the columns of a batch where logits are read, and the tokens
+that are expected there; ``measure(logits, readout, metrics)`` returns one value for each metric and example. The batch
+is prepared with answers, so that the answer is teacher-forced: each of its tokens is predicted from those before.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,21 +19,21 @@ from models.llava import Llava
 from tasks.errors import UserError
 from tasks.prompts import with_answer
 
-# Below it, in the metric's own unit, clean and corrupt run count as equal and the recovered fraction is undefined.
-# Logits of order 10 are good to about 1e-5 in float32, 0.06 in bfloat16 and 0.01 in float16; the bound is above that.
+# If clean and corrupt run differ by less, in the metric's unit, the recovered fraction is undefined.
+# Logits of order 10 have an error of about 1e-5 in float32, 0.06 in bfloat16, 0.01 in float16; bounds are higher.
 UNDEFINED_BELOW = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """Where the logits of a batch are read, and what should come there.
+    """Where the logits of a batch are read, and the expected tokens.
 
     Args:
-        columns: The prompt's last position and those of the teacher-forced answer but its last; -1 at unused slots.
-        expected: The token that should come next there: the answer's, then the end-of-text mark; -1 at unused slots.
-        n_words: How many slots of each example belong to the answer itself, without the end-of-text mark.
-        fork: The slot of the first token in which answer and foil differ; 0 where there is no foil.
-        foil: The foil's token there; -1 where there is no foil.
+        columns: The prompt's last position, and those of the teacher-forced answer but the last; -1 at unused slots.
+        expected: The next token: that of the answer, then the end-of-text token; -1 at unused slots.
+        n_words: Number of slots of the answer itself, without the end-of-text token.
+        fork: Slot of the first token in which answer and foil differ; 0 without a foil.
+        foil: Token of the foil there; -1 without a foil.
     """
 
     columns: Int[Tensor, "example slot"]
@@ -45,7 +44,7 @@ class Readout:
 
     @property
     def used(self) -> Bool[Tensor, "example slot"]:
-        """Where there is something to read."""
+        """True at used slots."""
         return self.expected >= 0
 
     def to(self, device: torch.device | str) -> "Readout":
@@ -54,15 +53,15 @@ class Readout:
 
 
 def find_readout(llava: Llava, inputs: Inputs, foils: Sequence[str] | None = None) -> Readout:
-    """Where a batch is read.
+    """Where to read the logits of a batch.
 
     Args:
-        llava: Gives the tokenizer.
-        inputs: Prepared with ``answers=True``.
-        foils: For each example the answer it is compared with; None if no logit difference is wanted.
+        llava: The model, for its tokenizer.
+        inputs: A batch prepared with ``answers=True``.
+        foils: The answer that each example's answer is compared with; None without logit differences.
 
     Raises:
-        ValueError: If there are no answers behind the prompts, or a foil is its example's answer.
+        UserError: If the batch has no answers, or a foil equals its example's answer.
     """
     if foils is not None and len(foils) != len(inputs):
         raise UserError(f"foils must be one for each of {len(inputs)} examples, got {len(foils)}. Or leave them out.")
@@ -90,10 +89,10 @@ def find_readout(llava: Llava, inputs: Inputs, foils: Sequence[str] | None = Non
 
 
 def answer_tokens(llava: Llava, prompt: str, answer: str) -> list[int]:
-    """The tokens of an answer behind a prompt, and the end-of-text mark, as ``prepare`` writes them.
+    """The tokens of an answer after a prompt, and the end-of-text token, as ``prepare`` writes them.
 
     Raises:
-        ValueError: If the tokenizer does not cut between the two.
+        UserError: If a token spans prompt and answer.
     """
     tokenizer: Any = llava.tokenizer
     eos = tokenizer.eos_token
@@ -101,27 +100,27 @@ def answer_tokens(llava: Llava, prompt: str, answer: str) -> list[int]:
     whole = list(tokenizer(with_answer(prompt, answer, eos if isinstance(eos, str) else ""))["input_ids"])
     if whole[: len(before)] != before:
         raise UserError(
-            f"tokenizer must cut between prompt and answer, got tokens across the two for {answer!r}. "
+            f"tokenizer must start a new token at the answer, got one across prompt and answer for {answer!r}. "
             "Use a tokenizer that starts a new token at a space."
         )
     return whole[len(before) :]
 
 
 def _fork(answer: Sequence[int], foil: Sequence[int], text: str) -> tuple[int, int]:
-    """The first slot in which the two differ, and the foil's token there."""
+    """The first slot in which answer and foil differ, and the foil's token there."""
     for slot, (ours, theirs) in enumerate(zip(answer, foil, strict=False)):
         if ours != theirs:
             return slot, theirs
-    raise UserError(f"foil must differ from the answer in a token, got {text!r} for both. Choose another foil.")
+    raise UserError(f"foil must differ from the answer in a token, got {text!r} for both.")
 
 
 def logit_difference(
     logits: Float[Tensor, "example slot vocab"], readout: Readout, clean: Tensor | None = None
 ) -> Float[Tensor, "example"]:
-    """Logit of the answer minus that of the foil, at their first differing token; above 0 the answer is preferred.
+    """Logit of the answer minus logit of the foil, at the first token in which they differ.
 
     Raises:
-        ValueError: If the readout was made without foils.
+        UserError: If the readout was made without foils.
 
     Source: Wang et al. 2022, "Interpretability in the Wild", arXiv 2211.00593.
     """
@@ -135,7 +134,7 @@ def logit_difference(
 def answer_log_prob(
     logits: Float[Tensor, "example slot vocab"], readout: Readout, clean: Tensor | None = None
 ) -> Float[Tensor, "example"]:
-    """Log-probability in nats that the model's words begin with the answer: the sum over its tokens without the end."""
+    """Log-probability in nats that the output begins with the answer: the sum over its tokens without end-of-text."""
     words = torch.arange(logits.shape[1], device=logits.device) < readout.n_words[:, None]
     chosen = logits.gather(2, readout.expected.clamp(min=0)[..., None])[..., 0] - logits.logsumexp(-1)
     return torch.where(words, chosen, 0.0).sum(1)
@@ -144,7 +143,7 @@ def answer_log_prob(
 def answer_probability(
     logits: Float[Tensor, "example slot vocab"], readout: Readout, clean: Tensor | None = None
 ) -> Float[Tensor, "example"]:
-    """Probability, 0 to 1, that the model's words begin with the answer."""
+    """Probability, 0 to 1, that the output begins with the answer."""
     return answer_log_prob(logits, readout).exp()
 
 
@@ -153,10 +152,10 @@ def kl_to_clean(
     readout: Readout,
     clean: Float[Tensor, "example slot vocab"] | None = None,
 ) -> Float[Tensor, "example"]:
-    """Kullback-Leibler divergence in nats from the clean run at the first answer token; 0 where both are equal.
+    """Kullback-Leibler divergence in nats from the clean run at the first answer token.
 
     Raises:
-        ValueError: If the clean run's logits are not given.
+        UserError: If the clean run's logits are not given.
     """
     if clean is None:
         raise UserError("clean must be the clean run's logits for kl, got None. Pass them to measure.")
@@ -167,10 +166,9 @@ def kl_to_clean(
 def greedy_accuracy(
     logits: Float[Tensor, "example slot vocab"], readout: Readout, clean: Tensor | None = None
 ) -> Float[Tensor, "example"]:
-    """1 where greedy generation would write the answer and end there, else 0.
+    """1 if greedy generation writes the answer and ends there, else 0.
 
-    As long as every token before was the expected one, the teacher-forced run is the generating run: the first wrong
-    token shows in both, and without one both write the same.
+    Up to the first token that is not expected, the teacher-forced run equals the generating run.
     """
     return ((logits.argmax(-1) == readout.expected) | ~readout.used).all(1).float()
 
@@ -195,13 +193,13 @@ def measure(
     """Every metric of every example.
 
     Args:
-        logits: At the readout's columns, float32.
-        readout: What should come there.
-        metrics: Which.
-        clean: The clean run's logits at the same slots; needed for ``kl`` alone.
+        logits: Logits at the readout's columns, float32.
+        readout: See ``find_readout``.
+        metrics: The metrics.
+        clean: The clean run's logits at the same slots; only needed for ``kl``.
 
     Raises:
-        ValueError: If a metric lacks what it needs, see there.
+        UserError: If foils or the clean run's logits are missing.
     """
     return torch.stack([_RULES[metric](logits, readout, clean) for metric in metrics])
 
@@ -213,13 +211,13 @@ def recovered_fraction(
     *,
     undefined_below: float,
 ) -> Float[Tensor, "*axes"]:
-    """(value - corrupt) / (clean - corrupt): 0 as corrupt, 1 as clean, outside 0..1 beyond them; NaN where undefined.
+    """(value - corrupt) / (clean - corrupt): 0 equals the corrupt run, 1 the clean run; NaN where undefined.
 
     Args:
-        value: A metric in the patched run.
-        clean: In the clean run; broadcasts.
-        corrupt: In the corrupt run; broadcasts.
-        undefined_below: The fraction is undefined where clean and corrupt differ by less, in the metric's unit.
+        value: A metric of the patched run.
+        clean: The metric of the clean run; broadcasts.
+        corrupt: The metric of the corrupt run; broadcasts.
+        undefined_below: The fraction is undefined if clean and corrupt differ by less, in the metric's unit.
     """
     between = clean - corrupt
     fraction = (value - corrupt) / torch.where(between == 0, 1.0, between)

@@ -1,7 +1,7 @@
 """The pairs of a sweep: a clean and a corrupt example with the same question, an answer and a foil.
 
-``load_pairs(options, ...)`` makes them of scenes that differ in one attribute, or reads them from a JSONL or Parquet
-file with the columns ``clean`` and ``corrupt`` (pictures), ``question``, ``answer``, ``foil``, and, if wanted, ``id``.
+``load_pairs(options, ...)`` draws scenes that differ in one attribute, or reads a JSONL or Parquet file with the
+columns ``clean`` and ``corrupt`` (pictures), ``question``, ``answer``, ``foil``, and optionally ``id``.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ class Pair:
     """Two examples with the same prompt.
 
     Args:
-        clean: Its answer is the answer.
-        corrupt: With the clean one's answer behind its prompt, so that the two runs have the same positions.
-        foil: What the answer is compared with, as a rule the right answer to the corrupt example.
+        clean: The clean example; its answer is the answer.
+        corrupt: The corrupt example, with the clean answer, so that the two runs have the same positions.
+        foil: What the answer is compared with, usually the right answer to the corrupt example.
     """
 
     clean: Example
@@ -38,7 +38,7 @@ class Pair:
 
     @property
     def id(self) -> str:
-        """Unique in the data."""
+        """Id of the pair, unique in the data."""
         return self.clean.id.removesuffix("/clean")
 
 
@@ -47,9 +47,9 @@ class Pairs:
     """All pairs of a sweep.
 
     Args:
-        name: Of the data, for people.
-        pairs: In the order in which they are run.
-        digest: Changes with anything that could change a result.
+        name: Name of the data, for people.
+        pairs: The pairs, in the order in which they run.
+        digest: Hash of everything that could change a result.
     """
 
     name: str
@@ -60,19 +60,19 @@ class Pairs:
 def load_pairs(
     options: PairOptions, *, seed: int, size: int = SIZE, length: Callable[[str], int] | None = None
 ) -> Pairs:
-    """The pairs that the settings mean; pictures of a file are opened once to see that they can be.
+    """The pairs of the settings. Pictures of a file are opened once to check them.
 
     Args:
-        options: Where from.
-        seed: Of the scenes.
+        options: The settings.
+        seed: Seed of the scenes.
         size: Width and height of scenes in pixels.
-        length: Counts the tokens of an answer, so that a scene's foil gets as many.
+        length: Counts the tokens of an answer; the foil of a scene gets as many as the answer.
 
     Raises:
         UserError: If the data cannot be used.
     """
     if options.limit is not None and options.limit < 1:
-        raise UserError(f"limit must be >= 1, got {options.limit}. One pair is the least.")
+        raise UserError(f"limit must be >= 1, got {options.limit}.")
     if options.spec != SCENES:
         with user_errors(OSError):
             return _read(Path(options.spec), options)

@@ -27,7 +27,7 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     found = []
     for _, group in rows.groupby(list(_GROUPED), sort=False):
         size = group["effect"].abs()
-        # Without a fraction the metric itself says which cell moved it most.
+        # Without a fraction, the cell with the largest change of the metric.
         best = group.iloc[
             int((size if size.notna().any() else group["change"]).to_numpy(dtype=float, na_value=-1).argmax())
         ]

@@ -35,19 +35,19 @@ def summarise_cells(
 ) -> pd.DataFrame:
     """One row for each cell and metric, as ``docs/results.md`` describes it.
 
-    The recovered fraction of a cell is that of the sums over its examples, sum(value - corrupt) / sum(clean - corrupt):
-    a mean of fractions would belong to the few examples whose clean and corrupt run hardly differ.
+    The recovered fraction of a cell is the ratio of sums over examples, sum(value - corrupt) / sum(clean - corrupt). A
+    mean of fractions would be dominated by the few examples whose clean and corrupt run hardly differ.
 
     Args:
         specs: The cells.
-        metrics: What was read.
-        values: In each cell.
-        clean: In the clean run.
-        corrupt: In the corrupt run.
-        model: As the table names it.
-        unchanged: ``"clean"`` or ``"corrupt"``: the run that was changed, which p compares with.
+        metrics: The metrics.
+        values: Metrics of each cell.
+        clean: Metrics of the clean run.
+        corrupt: Metrics of the corrupt run.
+        model: Name of the model in the table.
+        unchanged: ``"clean"`` or ``"corrupt"``: the run that cells change, with which p compares.
         undefined_below: See ``recovered_fraction``.
-        seed: Of resampling and permutation.
+        seed: Seed of resampling and permutation.
     """
     parts = []
     keys = pd.DataFrame([{**spec.row(), "part": spec.part, "name": spec.name} for spec in specs])
@@ -58,13 +58,13 @@ def summarise_cells(
         defined = np.abs(between) >= undefined_below
         above = np.where(defined, value - of_corrupt, 0.0)
         below = np.broadcast_to(np.where(defined, between, 0.0), value.shape)
-        # The sums may cancel where some examples have clean above corrupt and others below.
+        # The sums can cancel if some examples have clean above corrupt and others below.
         whole = abs(below[0].sum()) >= undefined_below * max(1, int(defined.sum()))
         recovered = above.sum(1) / below[0].sum() if whole else np.full(len(specs), np.nan)
         interval = bootstrap_means(value, seed=seed)
         fraction = bootstrap_ratios(above, below if whole else np.zeros_like(above), seed=seed)
         moved = value - (of_clean if unchanged == "clean" else of_corrupt)
-        # What rounding can make is no effect: its sign may well be the same in every example.
+        # Rounding errors count as no effect, since their sign can be the same in every example.
         p = sign_flip_p(np.where(np.abs(moved) < undefined_below, 0.0, moved), seed=seed)
         parts.append(
             keys.assign(
@@ -79,7 +79,7 @@ def summarise_cells(
 
 
 def _without_heads(table: pd.DataFrame) -> pd.DataFrame:
-    """No head is an empty field, in a column that is text in any case."""
+    """The table with an empty ``head`` if there is none; the column stays text."""
     return table.assign(head=table["head"].where(table["head"].notna() & (table["head"] != "None")))
 
 
@@ -101,7 +101,7 @@ def list_values(
     recovered = recovered_fraction(values, clean, corrupt, undefined_below=undefined_below)
     cell = np.arange(n_cells).repeat(n_metrics * n)
     columns: dict[str, object] = {
-        # as categories: millions of rows would otherwise hold millions of strings
+        # categories, because there can be millions of rows
         key: _category([spec.row()[key] for spec in specs], cell)
         for key in KEYS
         if key != "layer"
@@ -134,11 +134,11 @@ def _spread(level: Tensor, like: Tensor) -> np.ndarray:
 
 
 def list_errors(metrics: Sequence[Metric], batch: BatchValues, unchanged: str) -> pd.DataFrame:
-    """How far attribution is from exact patching: one row for each metric, over the cells and examples of a batch.
+    """Compare attribution with exact patching: one row for each metric, over the cells and examples of a batch.
 
     Args:
-        metrics: What was read.
-        batch: With ``exact``.
+        metrics: The metrics.
+        batch: A batch with ``exact``.
         unchanged: As for ``summarise_cells``.
     """
     assert batch.exact is not None
@@ -151,7 +151,7 @@ def list_errors(metrics: Sequence[Metric], batch: BatchValues, unchanged: str) -
 
 
 def first_bad(values: Tensor, metrics: Sequence[Metric], ids: Sequence[str]) -> str | None:
-    """The metric and example of the first value that is not finite, for a message; None if all are."""
+    """Metric and example of the first value that is not finite, for a message; None if all are finite."""
     bad = (~torch.isfinite(values)).nonzero()
     if not len(bad):
         return None

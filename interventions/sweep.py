@@ -93,6 +93,14 @@ def run_patch_sweep(
 
     Raises:
         UserError: If the settings, the data or the model cannot be used.
+
+    Example:
+        >>> from interventions.config import InterventionOptions, PairOptions
+        >>> from records.options import ModelOptions
+        >>> knockout = InterventionOptions("knockout", tokens=("image->last",))
+        >>> config = PatchConfig(knockout, ModelOptions("random:tiny"), PairOptions(limit=2), dry_run=True)
+        >>> run_patch_sweep(config).n_pairs
+        2
     """
     on_progress = on_progress or ProgressBars()
     _check_settings(config)
@@ -252,9 +260,9 @@ def _batch_runner(config: PatchConfig, sweep: _Sweep) -> Callable[[int], BatchVa
 
 def _check_settings(config: PatchConfig) -> None:
     if config.batch_size < 1:
-        raise UserError(f"batch-size must be >= 1, got {config.batch_size}. One pair at a time is the least.")
+        raise UserError(f"batch-size must be >= 1, got {config.batch_size}.")
     if config.seed < 0:
-        raise UserError(f"seed must be >= 0, got {config.seed}. Any other integer will do.")
+        raise UserError(f"seed must be >= 0, got {config.seed}.")
     if config.plan.op == "steer" and config.intervention.steer_file is None:
         raise UserError("steer-file must be given for op 'steer', got none. Save a direction as safetensors first.")
 

@@ -49,8 +49,8 @@ def _check_hidden() -> None:
         if [Path(str(place)).resolve() for place in places] != [root / name]:
             found = ", ".join(map(str, places)) or "nothing"
             raise ImportError(
-                f"package {name!r} must be laccolith's own, got {found}, which hides it. Rename it, or "
-                "start Python in another folder."
+                f"package {name!r} must be laccolith's own, got {found}, which hides it. Rename that folder or file, "
+                "or start Python in another folder."
             )
 
 

@@ -1,21 +1,30 @@
-"""Loading LLaVA-1.5, naming sites, locating tokens, running with capture."""
+"""LLaVA-1.5: loading it, naming its activations, locating tokens, capturing, generating.
+
+Knows the model and how examples become its inputs. Knows nothing of probes, interventions, training or run directories.
+"""
 
 from models.activations import Activations
-from models.capture import capture, capture_examples, plan_batches
+from models.capture import capture, capture_examples
+from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.loading.load import load, randomised
-from models.sites import Site, all_sites, depth, parse_sites
+from models.sites import Site, all_sites, depth, find_sites
+from models.tokens import box, patch, token_mask
 
 __all__ = [
     "Activations",
+    "Inputs",
     "Llava",
     "Site",
     "all_sites",
+    "box",
     "capture",
     "capture_examples",
     "depth",
+    "find_sites",
     "load",
-    "parse_sites",
-    "plan_batches",
+    "patch",
+    "prepare",
     "randomised",
+    "token_mask",
 ]

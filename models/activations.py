@@ -1,4 +1,4 @@
-"""What a run leaves behind: ``Activations``, its values by site, as ``models.capture`` returns them."""
+"""``Activations``: captured values by site, as ``models.capture`` returns them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,18 +19,26 @@ _PER_HEAD = ("q", "k", "v", "z")
 
 @dataclass(frozen=True, repr=False)
 class Activations(Mapping[Site, Tensor]):
-    """The values of a run by site.
+    """The captured values of a run by site.
 
-    Pooled: ``example ...``. Not pooled: ``example pos ...``, the wanted positions first to last, then zeros as padding.
+    Pooled: ``example ...``. Not pooled: ``example pos ...``, the wanted positions in order, then zeros as padding.
     The last axes are ``d_model`` for residual stream and sublayer outputs, ``head d_head`` for q, k, v, z (keys and
     values have their own, fewer heads under grouped queries; q and k are before rotation), ``head key`` for the pattern
     (one row for each wanted query; keys count from the row's first real token).
 
     Args:
         by_site: The values, detached from the run.
-        mask: By site; where not pooled, ``example pos``: True where there is a value and no padding.
+        mask: By site, if not pooled: ``example pos``, False at padding.
         positions: By site; ``example pos``: the column of the batch (language model) or the token of the picture's
             sequence (vision tower: 0 is the class token; projector: patches) that each value belongs to; -1 at padding.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> llava.capture(inputs, "resid_post", layers=3, tokens="last")["blocks.3.hook_resid_post"].shape
+        torch.Size([1, 1, 48])
     """
 
     by_site: Mapping[Site, Tensor]
@@ -104,7 +112,7 @@ class Activations(Mapping[Site, Tensor]):
 
 
 class Captured(NamedTuple):
-    """What ``capture_examples`` yields: which examples, and their activations in the same order."""
+    """One batch of ``capture_examples``: the indices of its examples, and their activations in this order."""
 
     indices: tuple[int, ...]
     activations: Activations

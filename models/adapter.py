@@ -18,12 +18,12 @@ Attention = Literal["sdpa", "eager"]
 
 
 class Tap(NamedTuple):
-    """Where an activation is read.
+    """The place at which an activation is hooked.
 
     Args:
         module: The module to hook.
         side: ``"in"`` for its first argument, ``"out"`` for its output (the first, if there are several); ``"pattern"``
-            for the attention weights, which no module hands out.
+            for attention weights, which no module returns.
         d_head: The width of a head where the last axis is heads x d_head, else None.
     """
 
@@ -34,14 +34,14 @@ class Tap(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A LLaVA-1.5 stack: the Hugging Face model in ``eval()``, its processor, and what is known about both.
+    """A LLaVA-1.5 stack: the Hugging Face model in ``eval()`` mode, its processor, and the sizes of both.
 
     Args:
-        model: The model itself; plain transformers code runs on it.
+        model: The Hugging Face model.
         processor: Tokenizer and picture processor.
         id: The name it was loaded by.
         revision: The commit on the hub, if it came from there.
-        weight_hash: Tells one set of weights from another.
+        weight_hash: Hash of the weights.
     """
 
     model: LlavaForConditionalGeneration
@@ -52,11 +52,11 @@ class Adapter:
     config: Any = field(init=False)  # a LlavaConfig, whose parts transformers types as dict | config | None
 
     def __post_init__(self) -> None:
-        """Takes the config from the model."""
+        """Store the config of the model."""
         object.__setattr__(self, "config", self.model.config)
 
     def __repr__(self) -> str:
-        """One line: a printed model would fill pages."""
+        """Name and size, in one line."""
         size = f"n_layers={self.n_layers}, d_model={self.d_model}"
         return f"{type(self).__name__}({self.id!r}, {size}, {self.dtype}, {self.device})"
 
@@ -116,12 +116,12 @@ class Adapter:
 
     @property
     def n_class_tokens(self) -> int:
-        """How many of them stand before the patches: 0, or 1 if the class token is passed on."""
+        """Positions of a picture before its patches: 1 if the class token is passed on, else 0."""
         return 0 if self.config.vision_feature_select_strategy == "default" else 1
 
     @property
     def image_token_id(self) -> int:
-        """The id that stands at image tokens."""
+        """The token id of image tokens."""
         return int(self.config.image_token_id)
 
     @property
@@ -137,12 +137,12 @@ class Adapter:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are stored in."""
+        """The type of the weights."""
         return self.model.dtype
 
     @property
@@ -178,10 +178,10 @@ class Adapter:
         return layer if layer >= 0 else self.n_vision_layers + 1 + layer
 
     def tap(self, site: Site) -> Tap:
-        """Where ``site`` is read.
+        """The module and side at which ``site`` is hooked.
 
         Raises:
-            ValueError: If the model has no such layer.
+            UserError: If the model has no such layer.
         """
         check_site(site, self)
         if site.part == "projector":
@@ -213,24 +213,24 @@ class Adapter:
         return taps[site.name]
 
     def module_at(self, site: Site) -> nn.Module:
-        """The module at whose input or output ``site`` stands."""
+        """The module that is hooked for ``site``."""
         return self.tap(site).module
 
     def image_features(self, pixel_values: Float[Tensor, "image 3 H W"]) -> Float[Tensor, "image patch d_model"]:
-        """Pictures through the vision tower and the projector."""
+        """The output of vision tower and projector for some pictures."""
         found: Any = self.model.get_image_features(pixel_values=pixel_values.to(self.device, self.dtype))
         features = getattr(found, "pooler_output", found)  # a list of pictures since transformers 5
         return features if isinstance(features, Tensor) else torch.stack(list(features))
 
     def embed(self, input_ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """Token embeddings; image tokens, which a picture replaces, get the embedding of token 0."""
+        """Token embeddings; image tokens, which are replaced later, get the embedding of token 0."""
         embedded: Tensor = self.model.get_input_embeddings()(input_ids.masked_fill(input_ids == self.image_token_id, 0))
         return embedded
 
     def run_language_model(self, embeddings: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """The final norm's output, for rows that start at column 0 and whose padding, if any, follows them.
 
-        Attention is causal, so real positions cannot see what follows them and no mask is needed.
+        Attention is causal, so padding after a row changes nothing and no mask is needed.
         """
         position_ids = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
         output: Any = self.language_model(inputs_embeds=embeddings, position_ids=position_ids, use_cache=False)
@@ -238,7 +238,7 @@ class Adapter:
         return final
 
     def unembed(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
-        """The last block's ``resid_post`` through the final norm and the head."""
+        """Logits: the final norm and the head applied to ``resid_post`` of the last block."""
         scores: Tensor = self.model.lm_head(_module(self.language_model.norm)(resid))
         return scores
 

@@ -1,7 +1,7 @@
 """The same weights in other libraries: ``to_transformer_lens(llava)`` and ``to_nnsight(llava)``, without a copy.
 
-Both libraries put modules of their own into a model. They are given a twin: its modules are new, its parameters and
-buffers are those of ``llava``, so a change of a weight shows in both, and ``llava`` itself stays as it was.
+Both libraries replace modules of a model. They get a twin with new modules around the same parameters and buffers, so a
+changed weight changes both, and ``llava`` itself is not modified.
 """
 
 import copy
@@ -39,9 +39,8 @@ def to_transformer_lens(llava: Adapter) -> "TransformerBridge":
 def without_looking_for_a_processor() -> Iterator[None]:
     """Keeps TransformerLens from looking for a processor by the model's name while it boots.
 
-    It asks the hub for names such as ``smol``, and tries again for half a minute where there is no network. Where it
-    finds none, it installs torchvision with pip; that one need not fit the torch that is there, and then transformers
-    cannot be imported any more.
+    It asks the hub for names such as ``smol``, and retries for half a minute without a network. If it finds none, it
+    installs torchvision with pip, which may not match the installed torch and then breaks transformers.
     """
     from transformer_lens.model_bridge.sources.transformers import helpers
 

@@ -1,8 +1,8 @@
-"""Running single blocks, on some positions, over keys and values that earlier runs left behind.
+"""Run single blocks on some positions, with keys and values cached from earlier runs.
 
-``run_cached`` keeps what a run computes at every layer; ``run_block`` then runs one native decoder layer on any
-positions of any runs, packed into rows of queries, against chosen keys and values. Everything is causal, so what does
-not depend on a change can be taken from the run without it, exactly.
+``run_cached`` stores a run at every layer; ``run_block`` then runs one decoder layer on any positions of any runs,
+packed into rows of queries, with chosen keys and values. Attention is causal, so values that a change cannot affect
+are taken from the unchanged run, exactly.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,29 +23,29 @@ from models.sites import Site
 
 @contextmanager
 def running(llava: Adapter) -> Iterator[None]:
-    """No graph inside, and fast products of bfloat16 on a CPU; in other precisions torch is left alone."""
+    """Inference mode, with fast bfloat16 products on a CPU."""
     with torch.inference_mode(), fast_bfloat16() if llava.dtype == torch.bfloat16 else nullcontext():
         yield
 
 
 class KeysValues(NamedTuple):
-    """What later positions see of earlier ones in one block: keys after rotation, and values."""
+    """Keys (after rotation) and values of one block."""
 
     keys: Float[Tensor, "example kv_head pos d_head"]
     values: Float[Tensor, "example kv_head pos d_head"]
 
     def at(self, columns: Int[Tensor, " column"]) -> "KeysValues":
-        """Those of some columns."""
+        """The keys and values of some columns."""
         return KeysValues(self.keys.index_select(2, columns), self.values.index_select(2, columns))
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a run of the language model leaves behind.
+    """The stored values of a run of the language model.
 
     Args:
         resid: ``example pos d_model``: the residual stream entering each block, and leaving the last.
-        cached: By block.
+        cached: Keys and values of each block.
     """
 
     resid: tuple[Float[Tensor, "example pos d_model"], ...]
@@ -54,11 +54,11 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class TowerRun:
-    """What a run of the vision tower and the projector leaves behind.
+    """The stored values of a run of the vision tower and the projector.
 
     Args:
         resid: ``image token d_vision``: the residual stream entering each block, up to the one the projector reads.
-        features: ``image patch d_model``: what the projector wrote.
+        features: ``image patch d_model``: the output of the projector.
     """
 
     resid: tuple[Float[Tensor, "image token d_vision"], ...]
@@ -71,7 +71,7 @@ def run_cached(
     attention_mask: Int[Tensor, "example pos"],
     position_ids: Int[Tensor, "example pos"],
 ) -> Run:
-    """A plain run of the language model that keeps its residual stream, keys and values at every layer."""
+    """Run the language model and store residual stream, keys and values at every layer."""
     blocks = [Site("language_model", layer, "resid_pre") for layer in range(llava.n_layers)]
     last = Site("language_model", llava.n_layers - 1, "resid_post")
     cache = DynamicCache()
@@ -103,10 +103,10 @@ def run_block(
         llava: The model; its own attention runs.
         layer: The block, counted from 0.
         resid: The residual stream entering it; the queries of a row may belong to different runs.
-        position_ids: For the rotation.
-        earlier: Keys and values that stand before the queries' own, side by side.
+        position_ids: For the rotary embedding.
+        earlier: Keys and values that precede those of the queries.
         allowed: Which query sees which key (those of ``earlier``, then the queries' own); every query at least one.
-            One head stands for all.
+            One head serves for all.
     """
     output = llava.blocks[layer](
         resid,
@@ -125,7 +125,7 @@ def run_keys_values(
     resid: Float[Tensor, "example query d_model"],
     position_ids: Int[Tensor, "example query"],
 ) -> KeysValues:
-    """The keys and values of packed positions in one block; nothing behind them is computed."""
+    """The keys and values of packed positions in one block; the rest of the block does not run."""
     taker = _Taker()
     with suppress(_Taken):
         llava.blocks[layer](
@@ -149,7 +149,7 @@ def additive(allowed: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tenso
 
 
 def run_tower(llava: Adapter, pixel_values: Float[Tensor, "image 3 H W"]) -> TowerRun:
-    """A plain run of the vision tower and the projector that keeps the residual stream before every block."""
+    """Run vision tower and projector and store the residual stream before every block."""
     before = [Site("vision_tower", layer, "resid_pre") for layer in range(llava.vision_layer)]
     read = Site("vision_tower", llava.vision_layer - 1, "resid_post")
     with recorded(llava, [*before, read]) as values:
@@ -165,20 +165,20 @@ def run_tower_block(
 
 
 def run_projector(llava: Adapter, resid: Float[Tensor, "image token d_vision"]) -> Float[Tensor, "image patch d_model"]:
-    """Image features from the residual stream that the projector reads; the class token stays behind."""
+    """Image features from the residual stream at the projector's input, without the class token."""
     projector: nn.Module = llava.projector
     features: Tensor = projector(resid[:, 1 - llava.n_class_tokens :])
     return features
 
 
 class _Joined:
-    """Stands for a cache: earlier keys and values, then the call's own."""
+    """Used as a cache: returns earlier keys and values followed by the new ones."""
 
     def __init__(self, earlier: Sequence[KeysValues]) -> None:
         self._earlier = earlier
 
     def update(self, keys: Tensor, values: Tensor, *unused: object, **also_unused: object) -> tuple[Tensor, Tensor]:
-        """Called by the attention with what it computed; it goes on with what this returns."""
+        """Keys and values that the attention uses."""
         return (
             torch.cat([*(part.keys for part in self._earlier), keys], dim=2),
             torch.cat([*(part.values for part in self._earlier), values], dim=2),
@@ -190,12 +190,12 @@ class _Taken(Exception):  # noqa: N818
 
 
 class _Taker:
-    """Stands for a cache: takes the keys and values, and ends the block."""
+    """Used as a cache: stores the keys and values, and ends the block."""
 
     def __init__(self) -> None:
         self.found: KeysValues | None = None
 
     def update(self, keys: Tensor, values: Tensor, *unused: object, **also_unused: object) -> tuple[Tensor, Tensor]:
-        """Called by the attention with what it computed."""
+        """Store the keys and values."""
         self.found = KeysValues(keys, values)
         raise _Taken

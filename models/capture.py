@@ -1,34 +1,49 @@
-"""One run -> ``Activations``: the values at the sites and tokens asked for, and no more work than they need.
+"""Capture activations at some sites and tokens, without computing anything else.
 
 ``capture(llava, inputs, sites, tokens="image", pool="mean")`` handles one batch, ``capture_examples`` a data set of any
-size in constant memory. Attention is causal, so a row is cut behind its last wanted position, rows that agree up to
-there are run once, each distinct picture passes the vision tower once, the run stops behind the last wanted layer, and
+size in constant memory. Attention is causal, so a row is cut after its last wanted position, rows that agree up to
+there are run once, each distinct picture passes the vision tower once, the run stops after the last wanted layer, and
 no logits are computed. All of this is exact.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from models.activations import Activations, Captured
 from models.adapter import Adapter
-from models.capture_plan import _Plan, _plan, _wanted
-from models.hooks import Pool, Recorder
+from models.hooks import Pool, Recorder, Selection
 from models.inputs import Inputs, PaddingSide, prepare
 from models.pixels import Preprocess
 from models.precision import fast_bfloat16
 from models.sites import PARTS, Part, Site, check_site
-from models.tokens import BoxGroup, Group, PatchGroup
+from models.tokens import BoxGroup, Group, PatchGroup, token_mask
 from tasks.errors import UserError
 from tasks.example import Example
 
 _POOLS = ("none", "mean", "max", "box")
 # Examples in one batch per row that is run: bounds memory when thousands of questions share a picture.
 _SHARERS = 16
+
+
+class _Row(NamedTuple):
+    """A row that the language model runs: the example it is taken from, its first column, and how much of it."""
+
+    example: int
+    start: int
+    length: int
+
+
+class _Plan(NamedTuple):
+    rows: list[_Row]
+    selections: dict[Part, Selection]
+    positions: dict[Part, Int[Tensor, "example pos"]]
+    needs_pictures: bool
 
 
 def capture(
@@ -49,7 +64,7 @@ def capture(
         inputs: The batch.
         sites: At least one. In the vision tower and the projector, tokens are the patches of the wanted image tokens;
             for ``"all"`` every token of every picture of the example, the class token included.
-        tokens: A token group, or a mask of your own.
+        tokens: A token group, or a boolean mask.
         pool: Over the wanted positions: the mean (summed in float32), the maximum, or ``"box"``, the mean over those
             that are patches in the focus box; ``"none"`` keeps each.
         dtype: Of the values; None keeps the run's.
@@ -58,8 +73,17 @@ def capture(
         changed: Interventions on the run, as a context manager for the whole forward of a batch; see ``Llava.capture``.
 
     Raises:
-        ValueError: If there is no site or one that the model lacks, or an example has no wanted position for a site.
+        UserError: If there is no site or one that the model lacks, or an example has no wanted position for a site.
         CaptureError: If a site did not fire, or a value is NaN or infinite.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> site = Site("language_model", 2, "resid_post")
+        >>> capture(llava, inputs, [site], tokens="image", pool="mean")[site].shape
+        torch.Size([1, 48])
     """
     if not sites:
         raise UserError("sites must hold at least one site, got none. all_sites(llava) lists what there is.")
@@ -118,7 +142,7 @@ def capture_examples(
     batches: Sequence[Sequence[int]] | None = None,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Iterator[Captured]:
-    """The activations of a data set, batch after batch; only one batch is in memory at a time.
+    """The activations of a data set, batch by batch; only one batch is in memory at a time.
 
     Where the wanted tokens precede the question (image tokens, a box, a patch), each distinct sequence of pictures is
     run once, however many questions it has.
@@ -134,10 +158,20 @@ def capture_examples(
         padding_side: See ``prepare``.
         preprocess: See ``prepare``.
         batches: What ``plan_batches`` returned, or a part of it, to resume; None plans here.
-        on_progress: Told how it goes, as (stage, examples newly done, all examples).
+        on_progress: Called with (stage, examples newly done, all examples).
 
     Raises:
-        ValueError: As ``capture`` and ``prepare`` do.
+        UserError: As ``capture`` and ``prepare`` do.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> from tasks.examples_from import examples_from
+        >>> examples = examples_from([np.zeros((8, 8, 3), np.uint8)] * 3, question="What is it?")
+        >>> site = Site("language_model", 2, "resid_post")
+        >>> batches = capture_examples(load("random:tiny"), examples, [site], tokens="last", batch_size=2)
+        >>> [found.indices for found in batches]
+        [(0, 1), (2,)]
     """
     if batches is None:
         batches = plan_batches(examples, tokens=tokens, batch_size=batch_size)
@@ -154,7 +188,7 @@ def plan_batches(examples: Sequence[Example], *, tokens: Group, batch_size: int)
     """The indices of each batch: ``batch_size`` rows to run, with all the examples that share them.
 
     Raises:
-        ValueError: If there are no examples or ``batch_size`` is not positive.
+        UserError: If there are no examples or ``batch_size`` is not positive.
     """
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}. It counts rows that are run together.")
@@ -180,7 +214,7 @@ def plan_batches(examples: Sequence[Example], *, tokens: Group, batch_size: int)
 
 
 def _run_pictures(llava: Adapter, inputs: Inputs, plan: _Plan, recorders: Mapping[Part, "Recorder"]) -> Tensor | None:
-    """Every distinct picture through the vision tower and the projector; its features where the run got so far."""
+    """Run every distinct picture through vision tower and projector; returns features if the run gets that far."""
     if not plan.needs_pictures or inputs.pixel_values is None:
         return None
     pixels, features = inputs.pixel_values, list[Tensor]()
@@ -213,7 +247,7 @@ def _run_whole(
 
 
 def _run_language_model(llava: Adapter, inputs: Inputs, plan: _Plan, features: Tensor | None) -> None:
-    """The planned rows, starting at column 0, through the language model."""
+    """Run the planned rows, starting at column 0, through the language model."""
     length = max(row.length for row in plan.rows)
     ids = torch.zeros(len(plan.rows), length, dtype=torch.int64, device=llava.device)
     for i, row in enumerate(plan.rows):
@@ -225,3 +259,115 @@ def _run_language_model(llava: Adapter, inputs: Inputs, plan: _Plan, features: T
                 assert features is not None  # the plan asked for pictures because of this span
                 embeddings[i, span.start - row.start : span.stop - row.start] = features[picture].to(embeddings.dtype)
     llava.run_language_model(embeddings)
+
+
+def _wanted(
+    llava: Adapter, inputs: Inputs, tokens: Group | Tensor, pool: Pool, examples: Sequence[Example] | None
+) -> Bool[Tensor, "batch pos"]:
+    """The wanted positions, checked."""
+    if isinstance(tokens, Tensor):
+        if tokens.dtype != torch.bool or tokens.shape != inputs.input_ids.shape:
+            raise UserError(
+                f"tokens must be a boolean mask of shape {tuple(inputs.input_ids.shape)}, got {tokens.dtype} of "
+                f"{tuple(tokens.shape)}. token_mask makes one."
+            )
+        wanted = tokens.to(inputs.input_ids.device)
+        if bool((wanted & (inputs.attention_mask == 0)).any()):
+            raise UserError("tokens must not hold padding, got some. Combine the mask with attention_mask.")
+    else:
+        wanted = token_mask(inputs, tokens, llava, examples)
+    if pool == "box":
+        wanted = wanted & token_mask(inputs, "object", llava, examples)
+    empty = (~wanted.any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise UserError(
+            f"tokens must hold at least one position of every example, got none in row {empty[0]} of the batch. "
+            "Choose another group, or leave the example out."
+        )
+    return wanted
+
+
+def _plan(
+    llava: Adapter,
+    inputs: Inputs,
+    sites: Sequence[Site],
+    wanted: Tensor,
+    *,
+    whole_pictures: bool,
+    whole_rows: bool = False,
+) -> _Plan:
+    """Which rows run, and what is taken from which; ``whole_rows`` runs the batch as it is padded."""
+    ids, chosen = inputs.input_ids.tolist(), [row.nonzero().flatten().tolist() for row in wanted.cpu()]
+    parts = {site.part for site in sites}
+    selections: dict[Part, Selection] = {}
+    positions: dict[Part, Tensor] = {}
+    rows: list[_Row] = []
+    needs_pictures = bool(parts - {"language_model"})
+    if "language_model" in parts:
+        seen: dict[tuple[object, ...], int] = {}
+        taken: list[list[tuple[int, int]]] = []
+        if whole_rows:
+            taken = [[(example, column) for column in columns] for example, columns in enumerate(chosen)]
+        for example, columns in enumerate(chosen) if not whole_rows else ():
+            layout, pictures = inputs.layout[example], inputs.image_of[example]
+            start, stop = layout.real.start, columns[-1] + 1
+            # A row reaches to the end of a picture that it enters, so that boxes in one picture share its run.
+            stop = max([stop, *(span.stop for span in layout.images if span.start < stop)])
+            shown = tuple(p for p, span in zip(pictures, layout.images, strict=True) if span.start < stop)
+            key = (tuple(ids[example][start:stop]), shown)
+            if key not in seen:
+                seen[key] = len(rows)
+                rows.append(_Row(example, start, stop - start))
+            taken.append([(seen[key], column - start) for column in columns])
+            needs_pictures |= bool(shown)
+        selections["language_model"] = _selection(taken, llava.device)
+        positions["language_model"] = _padded(chosen, -1, inputs.input_ids.device)
+    for part in ("vision_tower", "projector"):
+        if part in parts:
+            taken = [
+                _picture_tokens(llava, inputs, example, columns, part, whole_pictures)
+                for example, columns in enumerate(chosen)
+            ]
+            selections[part] = _selection(taken, llava.device)
+            positions[part] = _padded([[token for _, token in row] for row in taken], -1, inputs.input_ids.device)
+    return _Plan(rows, selections, positions, needs_pictures)
+
+
+def _picture_tokens(
+    llava: Adapter, inputs: Inputs, example: int, columns: list[int], part: Part, whole_pictures: bool
+) -> list[tuple[int, int]]:
+    """The (picture, token) pairs of the vision side that belong to the wanted columns of one example."""
+    class_token = 1 if part == "vision_tower" else 0
+    if whole_pictures:
+        length = llava.grid[0] * llava.grid[1] + max(class_token, llava.n_class_tokens)
+        found = [(picture, token) for picture in inputs.image_of[example] for token in range(length)]
+    else:
+        offset = class_token - llava.n_class_tokens if part == "vision_tower" else 0
+        wanted = set(columns)
+        found = [
+            (picture, column - span.start + offset)
+            for picture, span in zip(inputs.image_of[example], inputs.layout[example].images, strict=True)
+            for column in range(*span)
+            if column in wanted
+        ]
+    if not found:
+        raise UserError(
+            f"tokens must hold image tokens for the sites of the {part.replace('_', ' ')}, got none in row {example} "
+            "of the batch. Use the group 'image' or 'object', or sites of the language model."
+        )
+    return found
+
+
+def _selection(taken: list[list[tuple[int, int]]], device: torch.device) -> Selection:
+    """The distinct selections, padded; a padded slot repeats the first, so that nothing unwanted is looked at."""
+    distinct: dict[tuple[tuple[int, int], ...], int] = {}
+    of_example = tuple(distinct.setdefault(tuple(row), len(distinct)) for row in taken)
+    length = max(len(row) for row in distinct)
+    filled = torch.tensor([[*row, *[row[0]] * (length - len(row))] for row in distinct], device=device)
+    mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in distinct], device=device)
+    return Selection(filled[..., 0], filled[..., 1], mask, of_example)
+
+
+def _padded(rows: list[list[int]], filler: int, device: torch.device) -> Tensor:
+    length = max(len(row) for row in rows)
+    return torch.tensor([row + [filler] * (length - len(row)) for row in rows], device=device)

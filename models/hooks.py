@@ -36,7 +36,7 @@ def recorded(llava: Adapter, sites: Iterable[Site]) -> Iterator[dict[Site, Tenso
         sites: Any but patterns.
 
     Raises:
-        ValueError: If the model lacks a site or it is a pattern.
+        UserError: If the model lacks a site or it is a pattern.
         CaptureError: If a site did not fire.
     """
     values: dict[Site, Tensor] = {}
@@ -54,9 +54,9 @@ def recorded(llava: Adapter, sites: Iterable[Site]) -> Iterator[dict[Site, Tenso
 
 @contextmanager
 def edited(llava: Adapter, changes: Mapping[Site, Change]) -> Iterator[None]:
-    """Changes what stands at the sites in every forward that runs inside.
+    """Change the values at sites in every forward that runs inside.
 
-    A change at ``resid_mid`` reaches both readers of the stream there, the MLP and the sum behind it. Hooks that are
+    A change at ``resid_mid`` reaches both the MLP and the sum after it. Hooks that are
     already on the modules, those by which transformers collects hidden states among them, see the changed values.
 
     Args:
@@ -64,7 +64,7 @@ def edited(llava: Adapter, changes: Mapping[Site, Change]) -> Iterator[None]:
         changes: By site, any but patterns; a change returns a new tensor and leaves the one it gets alone.
 
     Raises:
-        ValueError: If the model lacks a site or it is a pattern.
+        UserError: If the model lacks a site or it is a pattern.
         CaptureError: If a site did not fire.
     """
     fired: set[Site] = set()
@@ -153,7 +153,7 @@ def _hook(llava: Adapter, site: Site, change: Change, *, prepend: bool) -> Remov
 
 
 class _Middle:
-    """The MLP's norm reads the changed stream, and the block's output is the changed stream plus what the MLP wrote."""
+    """Changes ``resid_mid``: the input of the MLP's norm, and the stream that the MLP's output is added to."""
 
     def __init__(self, change: Change) -> None:
         self._change = change
@@ -164,7 +164,7 @@ class _Middle:
         mlp, block = (llava.module_at(Site(site.part, site.layer, name)) for name in ("mlp_out", "resid_post"))
         return [
             llava.module_at(site).register_forward_pre_hook(self._before_norm, with_kwargs=True, prepend=True),
-            mlp.register_forward_hook(self._after_mlp),  # behind a change of mlp_out
+            mlp.register_forward_hook(self._after_mlp),  # after a change of mlp_out
             block.register_forward_hook(self._after_block, prepend=True),
         ]
 

@@ -1,4 +1,4 @@
-"""Examples -> one padded batch that the model can run: ids, masks, pixels, and where everything stands.
+"""Prepare examples as one padded batch: ids, masks, pixels, and the positions of every part.
 
 ``prepare(llava, examples)`` is the whole interface; ``llava.model(**inputs.model_kwargs())`` is then the plain forward.
 Every position is computed from the ids, so any tokenizer, image size and padding side gives the right answer.
@@ -32,12 +32,12 @@ class Span(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where the parts of one example stand in its row.
+    """The positions of the parts of one example in its row.
 
     Args:
         real: All real tokens (everything that is not padding).
         images: The image tokens of each placeholder, in order.
-        question: The user's words; None where a prompt of the caller's own does not show them.
+        question: The question; None if the caller's own prompt does not contain it.
         prompt_stop: The position after the prompt's last token, where the answer begins.
     """
 
@@ -67,12 +67,20 @@ class Inputs:
         pixel_values: Each distinct picture once; None for a batch without pictures.
         image_of: For each example the rows of ``pixel_values`` that its placeholders show, in order.
         geometry: For each row of ``pixel_values`` how it was made from the original picture.
-        layout: For each example where its parts stand.
+        layout: For each example the positions of its parts.
         prompts: The text of each row, placeholders unexpanded.
         picture_keys: For each row of ``pixel_values`` the picture's key; unique.
         padding_side: Where short rows are padded.
         examples: What the batch was made of.
         preprocess: How pictures were prepared.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> len(inputs), inputs.layout[0].images[0].stop - inputs.layout[0].images[0].start
+        (1, 16)
     """
 
     input_ids: Int[Tensor, "batch pos"]
@@ -113,7 +121,7 @@ class Inputs:
         Padding keeps its length, so that positions mean the same before and after.
 
         Raises:
-            ValueError: If ``rows`` is empty or names an example that is not there.
+            UserError: If ``rows`` is empty or names an example that is not there.
         """
         if not rows or not all(0 <= row < len(self) for row in rows):
             raise UserError(f"rows must be in [0, {len(self)}) and not empty, got {list(rows)}. Rows count from 0.")
@@ -211,7 +219,7 @@ def prepare(
         llava: Gives the tokenizer, the image-token count, the picture size and the longest prompt.
         examples: At least one; with no, one or several pictures each.
         prompts: One text for each example, with one ``<image>`` for each of its pictures; vicuna_v1 around the
-            question where it is None.
+            question if None.
         padding_side: Where short rows are filled up.
         preprocess: ``"pad"`` pastes the picture on a square of CLIP's mean colour first, as LLaVA-1.5 was trained;
             ``"hf"`` scales the shortest edge and crops the centre, as Hugging Face's processor does by default.
@@ -224,6 +232,14 @@ def prepare(
 
     Source: padding to a square from Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning",
         arXiv 2310.03744.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> from tasks.examples_from import examples_from
+        >>> examples = examples_from([np.zeros((8, 8, 3), np.uint8)] * 2, question=["What?", "Is it a cat?"])
+        >>> prepare(load("random:tiny"), examples).image_of
+        ((0,), (0,))
     """
     if not examples:
         raise UserError("examples must hold at least one example, got none. Check the limit and the split.")
@@ -265,7 +281,7 @@ def prepare(
 
 
 def _tokenise(llava: Adapter, example: Example, prompt: str, answers: bool) -> tuple[list[int], Layout]:
-    """The ids of one row with placeholders expanded, and where its parts stand before padding."""
+    """The ids of one row with placeholders expanded, and its layout before padding."""
     n_placeholders = prompt.count(IMAGE)
     if n_placeholders != len(example.pictures):
         raise UserError(
@@ -323,7 +339,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], l
 
 
 def _question_characters(prompt: str, question: str) -> Span | None:
-    """Where the user's words stand in ``prompt``: before the assistant's turn, or wherever they stand just once."""
+    """The characters of the question: before the assistant's turn, or where it occurs exactly once."""
     turn = prompt.rfind(_TURN_END)
     if question and turn >= 0 and prompt[:turn].endswith(question):
         return Span(turn - len(question), turn)

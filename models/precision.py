@@ -37,7 +37,7 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 @cache
 def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself; True where the operating system does not say."""
+    """Whether this CPU multiplies bfloat16 itself; True if the operating system does not report it."""
     listing = Path("/proc/cpuinfo")
     if not listing.is_file():
         return True

@@ -46,18 +46,18 @@ _MEANING = {
     "resid_pre": "residual stream entering the block",
     "resid_mid": "residual stream between attention and MLP",
     "resid_post": "residual stream leaving the block",
-    "attn_out": "what attention writes",
-    "mlp_out": "what the MLP writes",
+    "attn_out": "output of attention",
+    "mlp_out": "output of the MLP",
     "q": "queries of each head",
     "k": "keys of each head",
     "v": "values of each head",
     "pattern": "attention weights of each head",
     "z": "values of each head, mixed by its attention weights",
-    "in": "what enters the projector",
-    "linear_1": "behind the first linear map",
-    "act": "behind the activation function",
+    "in": "input of the projector",
+    "linear_1": "after the first linear map",
+    "act": "after the activation function",
     "out": "image tokens as the language model gets them",
-    "final_norm": "residual stream behind the last block and the final norm",
+    "final_norm": "residual stream after the last block and the final norm",
 }
 _ALIASES: dict[str, Part] = {
     "vision": "vision_tower",
@@ -87,7 +87,7 @@ class Stack(Protocol):
 
 @dataclass(frozen=True)
 class Site:
-    """Where an activation stands.
+    """The name of an activation.
 
     Args:
         part: ``"vision_tower"``, ``"projector"`` or ``"language_model"``.
@@ -95,6 +95,10 @@ class Site:
         name: ``resid_pre``, ``resid_mid``, ``resid_post``, ``attn_out``, ``mlp_out``, ``q``, ``k``, ``v``, ``z`` or
             ``pattern`` in a block; ``in``, ``linear_1``, ``act``, ``out`` in the projector; ``final_norm`` after the
             language model's last block.
+
+    Example:
+        >>> Site.parse("blocks.12.hook_resid_post")
+        Site(part='language_model', layer=12, name='resid_post')
     """
 
     part: Part
@@ -102,7 +106,7 @@ class Site:
     name: str
 
     def __post_init__(self) -> None:
-        """Refuses a name that no model can have."""
+        """Check the name."""
         known = _SINGLE.get(self.part, {}) if self.layer is None else (_BLOCK if self.part in _STACK else {})
         if self.name not in known or (self.layer is not None and self.layer < 0):
             raise UserError(
@@ -134,7 +138,7 @@ class Site:
         """The site with the TransformerLens name ``text``.
 
         Raises:
-            ValueError: If no site is written so.
+            UserError: If no site is written so.
         """
         for part, names in _SINGLE.items():
             for name, written in names.items():
@@ -150,7 +154,13 @@ class Site:
 
 
 def all_sites(model: Stack) -> list[Site]:
-    """Every site of ``model``, in the order of the forward pass."""
+    """Every site of ``model``, in the order of the forward pass.
+
+    Example:
+        >>> from models import load
+        >>> [str(site) for site in all_sites(load("random:tiny"))][-2:]
+        ['blocks.3.hook_resid_post', 'ln_final.hook_out']
+    """
     sites: list[Site] = []
     for part in PARTS:
         if part in _STACK:
@@ -160,7 +170,13 @@ def all_sites(model: Stack) -> list[Site]:
 
 
 def depth(site: Site, model: Stack) -> float:
-    """How deep in its part the site stands: 0 is the part's input, 1 its output."""
+    """Depth of the site in its part: 0 is the input of the part, 1 its output.
+
+    Example:
+        >>> from models import load
+        >>> depth(Site("language_model", 0, "resid_post"), load("random:tiny"))
+        0.25
+    """
     if site.part == "projector":
         names = list(_SINGLE["projector"])
         return names.index(site.name) / (len(names) - 1)
@@ -171,10 +187,10 @@ def depth(site: Site, model: Stack) -> float:
 
 
 def check_site(site: Site, model: Stack) -> None:
-    """Passes if ``model`` has the site.
+    """Check that ``model`` has the site.
 
     Raises:
-        ValueError: If its layer is not there.
+        UserError: If its layer is not there.
     """
     if site.layer is not None and site.layer >= (n := _n_layers(site.part, model)):
         raise UserError(
@@ -190,12 +206,12 @@ def parse_sites(specs: Sequence[str], layers: str | None, model: Stack) -> list[
         specs: Each a full name (``blocks.3.attn.hook_z``) or shorthand: ``resid_post`` (language model), with a part
             (``vision:resid_post``, ``projector:out``, ``vision:all``), with layers of its own
             (``vision:resid_post@0-3``).
-        layers: Which blocks a shorthand without ``@`` means: ``"0-31"``, ``"3,5,9"``, or None for all. It speaks of the
-            language model, or of the vision tower where no other shorthand is given.
+        layers: Blocks that a shorthand without ``@`` means: ``"0-31"``, ``"3,5,9"``, or None for all. It applies to the
+            language model, or to the vision tower if no other shorthand is given.
         model: Must have the sites.
 
     Raises:
-        ValueError: If a spec or a layer is not one that the model has, or ``layers`` speaks of no spec at all.
+        UserError: If a spec or a layer is not one that the model has, or ``layers`` applies to no spec.
     """
     if not specs:
         raise UserError(f"site must be given at least once, got none. {_vocabulary()}")

@@ -1,7 +1,7 @@
-"""Which positions of a batch a question is about: image tokens, one patch, a box, the user's words, the last position.
+"""Token groups: the positions of image tokens, one patch, a box, the question, or the last position.
 
 ``token_mask(inputs, "image", llava)`` gives a boolean ``batch pos`` mask; ``box(...)`` and ``patch(r, c)`` make the
-groups that need an argument. Everything follows from the layout that ``prepare`` found; no position is assumed.
+groups that need an argument. Positions come from the layout that ``prepare`` found.
 """
 
 from collections.abc import Sequence
@@ -52,12 +52,30 @@ Group = GroupName | BoxGroup | PatchGroup
 
 
 def box(bounds: Box, *, picture: int = 0) -> BoxGroup:
-    """The group of the patches whose centre lies in ``bounds``, given in pixels of the original picture."""
+    """The group of the patches whose centre lies in ``bounds``, given in pixels of the original picture.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> int(token_mask(inputs, box(Box(0, 0, 20, 15)), llava).sum())
+        4
+    """
     return BoxGroup(bounds, picture)
 
 
 def patch(row: int, column: int, *, picture: int = 0) -> PatchGroup:
-    """The group of a single patch."""
+    """The group of a single patch.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> int(token_mask(inputs, patch(0, 3), llava).sum())
+        1
+    """
     return PatchGroup(row, column, picture)
 
 
@@ -75,8 +93,16 @@ def token_mask(
         examples: The examples that the batch was made of; None takes those in ``inputs``.
 
     Raises:
-        ValueError: If the group is unknown or an example has no such positions: no picture, no focus box, a box that
+        UserError: If the group is unknown or an example has no such positions: no picture, no focus box, a box that
             lies outside what the model sees, a patch outside the grid, a prompt that does not show the question.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> int(token_mask(inputs, "image", llava).sum())
+        16
     """
     if isinstance(group, str) and group not in GROUPS:
         raise UserError(f"group must be one of {', '.join(GROUPS)}, got {group!r}. box() and patch() make the others.")
@@ -102,7 +128,7 @@ def position_of(inputs: Inputs, example: int, place: PatchAt, llava: Adapter) ->
     """The position in row ``example`` of the image token of a patch.
 
     Raises:
-        ValueError: If the example has no such picture or the grid no such patch.
+        UserError: If the example has no such picture or the grid no such patch.
     """
     spans = inputs.layout[example].images
     if not 0 <= place.picture < len(spans):
@@ -120,10 +146,10 @@ def position_of(inputs: Inputs, example: int, place: PatchAt, llava: Adapter) ->
 
 
 def patch_at(inputs: Inputs, example: int, position: int, llava: Adapter) -> PatchAt:
-    """The patch whose image token stands at ``position`` of row ``example``.
+    """The patch whose image token is at ``position`` of row ``example``.
 
     Raises:
-        ValueError: If no patch stands there.
+        UserError: If there is no patch.
     """
     for picture, span in enumerate(inputs.layout[example].images):
         first = span.start + llava.n_class_tokens
@@ -137,7 +163,7 @@ def patch_at(inputs: Inputs, example: int, position: int, llava: Adapter) -> Pat
 def patches_in_box(geometry: Geometry, bounds: Box, llava: Adapter) -> list[tuple[int, int]]:
     """The (row, column) of every patch whose centre lies in ``bounds``, in reading order.
 
-    A box too small to hold any centre stands for the one patch that its own centre lies in.
+    A box without any patch centre means the one patch that contains the centre of the box.
 
     Args:
         geometry: How the picture was prepared.
@@ -145,7 +171,7 @@ def patches_in_box(geometry: Geometry, bounds: Box, llava: Adapter) -> list[tupl
         llava: Gives the patch grid.
 
     Raises:
-        ValueError: If the box is empty, sticks out of the picture, or lies in the part that was cropped away.
+        UserError: If the box is empty, sticks out of the picture, or lies in the part that was cropped away.
     """
     if not (bounds.left < bounds.right and bounds.top < bounds.bottom):
         raise UserError(f"box must have left < right and top < bottom, got {tuple(bounds)}. Boxes are in pixels.")

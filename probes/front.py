@@ -95,8 +95,7 @@ def probe(
 
     Example:
         >>> from models.loading.load import load
-        >>> from records.run import FinishedRun
-    from tasks.scenes.datasets import scenes_dataset
+        >>> from tasks.scenes.datasets import scenes_dataset
         >>> llava = load("random:tiny")
         >>> scenes = scenes_dataset(n=24, size=llava.image_size)
         >>> result = probe(llava, scenes, target="count", layers="0-1", folds=2, controls=False)

@@ -124,8 +124,9 @@ def _parse(
     """The chosen sub-command and its options."""
     default = subcommands[0]
     chosen = next((sub for sub in subcommands if arguments[:1] == [sub.name]), default)
-    explicit = list(arguments[:1]) if arguments[:1] == [chosen.name] else []
-    given = list(arguments[len(explicit) :])
+    given = list(arguments[1:] if arguments[:1] == [chosen.name] else arguments)
+    # tyro accepts no `--no-` flag as the first argument unless the sub-command is named; alone, --help names them all.
+    explicit = [] if arguments[:1] != [chosen.name] and {"-h", "--help"} & set(arguments) else [chosen.name]
     if chosen.options not in (Show, Report):
         options = {option.name: option for option in options_of(chosen.options())}
         known = [

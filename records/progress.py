@@ -49,8 +49,3 @@ class ProgressBars:
         """Close the bars of stages that are not done."""
         for bar in self._bars.values():
             bar.close()
-
-
-def shown_progress() -> OnProgress:
-    """``ProgressBars()``, for callers that are not converted yet."""
-    return ProgressBars()

@@ -48,7 +48,8 @@ def test_the_code_of_a_page_prints_what_it_shows(page: str, tmp_path: Path, monk
     blocks = run_page(text)
     assert blocks
     for block, printed in blocks:
-        assert printed == (block["output"] or "")
+        if block["output"] is not None:
+            assert printed == block["output"]
 
 
 def test_tasks_of_the_tour_take_at_most_eight_lines() -> None:

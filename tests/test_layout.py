@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -20,16 +22,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "laccolith": {"models", "tasks", "records", "probes", "interventions", "tuning", "figures"},
 }
 # File -> a folder that it alone may import: every command has `report`, which draws a page.
-ALSO = {"records/command.py": {"figures"}, "records/cli_arguments.py": {"figures"}}
+ALSO = {"records/command.py": {"figures"}}
 LATE = {"transformer_lens", "nnsight", "beartype"}  # slow, or for development only: imported inside functions
 NOT_IN_ENGINES = {"pandas", "typer", "tyro", "PIL"}  # an engine computes on tensors
 MAX_FILES = 15  # Python files in one folder, besides __init__.py
-LARGER_FOLDERS: dict[str, str] = {}  # folder -> why it may hold more
+LARGER_FOLDERS = {"models": "one file for each step from a checkpoint to its activations"}  # with the reason
 # File -> what it may do that every other file has to import.
 OWNERS = {
     "records/resampling.py": "bootstrap",
     "models/layer_ranges.py": "layer range",
-    "figures/effects.py": "layer range",  # reads the column `window` of saved tables; figures/ imports nothing of ours
+    "figures/parts.py": "layer range",  # reads the column `window` of saved tables; figures/ imports nothing of ours
 }
 MODULES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py"))
 
@@ -291,3 +293,12 @@ def test_the_other_checks_find_what_they_look_for() -> None:
         "pickle",
         "torch.load without weights_only=True",
     ]
+
+
+def test_import_laccolith_loads_no_heavy_package() -> None:
+    """Torch alone takes longer than the two seconds that the import may take, so its absence is what is tested."""
+    code = "import sys, time; t = time.time(); import laccolith; print(time.time() - t, *sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds, *loaded = done.stdout.split()
+    assert not {"torch", "transformers", "pandas", "sklearn", "matplotlib"} & set(loaded)
+    assert float(seconds) < 2

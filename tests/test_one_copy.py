@@ -10,7 +10,7 @@ from tests.test_layout import MODULES, ROOT
 RESAMPLING = "records/resampling.py"
 # Files that draw many numbers at once for something else than an interval or a p-value.
 OTHER_DRAWS = {
-    "benchmarks/capture.py": "pixels of noise",
+    "benchmarks/random_inputs.py": "pixels of noise",
     "probes/evaluation/controls.py": "labels of a control task",
     "tasks/scenes/scene.py": "colours and noise of a scene",
     "tuning/cost/measure.py": "token ids of a synthetic batch",

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_command(
         "layerwise-finetune",
         (
-            Subcommand("run", TuningConfig, _run),
+            Subcommand("run", TuningConfig, _run, "Train the layers that a plan names."),
             Subcommand("compare", CompareConfig, _compare, ABOUT_COMPARE),
             Subcommand("show", Show, _show),
         ),

@@ -65,7 +65,12 @@ LORA_LR = 2e-4  # learning rate of the factors in LLaVA-1.5's LoRA recipe
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """The layer plan: which parameters train."""
+    """The layer plan: which parameters train.
+
+    Example:
+        >>> PlanOptions(layers="6-16").resolved(stage=2).label
+        '6-16+projector'
+    """
 
     layers: OrDefault[str] = None
     """Blocks of the language model: `all`, `none`, `6-16`, `3,5,9`, `every:4`, `first:8`, `last:8`, `middle:0.33`,
@@ -90,7 +95,12 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The data that is trained on and scored."""
+    """The data that is trained on and scored.
+
+    Example:
+        >>> DataOptions("mix.json", limit=100).limit
+        100
+    """
 
     spec: Annotated[str, named("data")] = SCENES
     """`scenes`, a JSON file in LLaVA's layout (any size), or a JSONL or Parquet file of questions."""
@@ -116,7 +126,12 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """The optimizer. Equal options, data and seed give equal weights."""
+    """The optimizer. Equal options, data and seed give equal weights.
+
+    Example:
+        >>> Optimisation(steps=300).with_rates(RECIPES[2]).lr
+        2e-05
+    """
 
     epochs: float = 1.0
     """Passes over the data."""
@@ -151,7 +166,12 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How training runs. These options change the weights by rounding alone."""
+    """How training runs. These options change the weights by rounding alone.
+
+    Example:
+        >>> RunOptions(gradient_checkpointing=True).save_every
+        100
+    """
 
     gradient_checkpointing: Flag = False
     """Recompute blocks in the backward pass to save memory."""
@@ -169,7 +189,12 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class TuningConfig:
-    """Train the layers of LLaVA-1.5 that a plan names. Equal settings give equal weights."""
+    """Train the layers of LLaVA-1.5 that a plan names. Equal settings give equal weights.
+
+    Example:
+        >>> TuningConfig(plan=PlanOptions(layers="6-16")).folder.name
+        'smol-stage1-6-16-projector'
+    """
 
     model: ModelOptions = field(default_factory=lambda: ModelOptions(name="smol-stage1"))
     plan: PlanOptions = field(default_factory=PlanOptions)

@@ -89,6 +89,14 @@ def run_tuning(
 
     Raises:
         UserError: If an option, the data or the model cannot be used.
+
+    Example:
+        >>> from records.options import ModelOptions
+        >>> from tuning.config import DataOptions, PlanOptions
+        >>> tiny = ModelOptions(name="random:tiny")
+        >>> config = TuningConfig(tiny, PlanOptions(layers="1"), DataOptions(scenes=2), dry_run=True)
+        >>> run_tuning(config).steps
+        1
     """
     on_progress = on_progress or ProgressBars()
     bf16, folder = is_bf16(config.model), config.folder
@@ -104,7 +112,9 @@ def run_tuning(
             f"resume must name an existing checkpoint, got {str(config.resume)!r}. Leave it out to use the last one."
         )
     if run.is_finished and not (config.overwrite or config.dry_run or config.resume):
-        return finished_tuning(folder) if processes.is_main else None
+        before = read_manifest(folder, RUN) or {}
+        if before.get("data") == training_source(config).digest:
+            return finished_tuning(folder) if processes.is_main else None
     prepared = prepare_run(config, device, on_note=on_note, on_progress=on_progress)
     llava, resolved, samples, survey, eval_sets, eval_surveys = prepared
     skipped = {"skipped.csv": survey.skipped, **{f"skipped-{n}.csv": own.skipped for n, own in eval_surveys.items()}}

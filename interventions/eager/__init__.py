@@ -6,11 +6,8 @@ sets or run directories. The numbers are those of ``patch-sweep``.
 
 from interventions.eager.context_managers import ablated, knocked_out, patched, skipped, steered
 from interventions.eager.measure import attribution, direct_attribution, patch, path_patch
-from interventions.eager.results import DirectEffects, Effects
 
 __all__ = [
-    "DirectEffects",
-    "Effects",
     "ablated",
     "attribution",
     "direct_attribution",

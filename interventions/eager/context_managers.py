@@ -186,7 +186,7 @@ def steered(
         >>> with steered(llava, "resid_post", layers=2, direction=np.ones(llava.d_model), alpha=2, tokens="all"):
         ...     text = llava.generate(np.zeros((30, 40, 3), np.uint8), "What is it?", max_new_tokens=3)
     """
-    options = SteerOptions("direction", alpha, unit)
+    options = SteerOptions("direction", float(alpha), unit)
     plan, spec = _one_cell(llava, "steer", (str(site),), layers, tokens, None, options)
     directions = {"direction": torch.as_tensor(direction)}
     given = None if reference is None else _statistics(plan, llava, reference, directions)

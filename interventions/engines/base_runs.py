@@ -116,6 +116,15 @@ def prepare_base(
 
     Raises:
         UserError: If ``readout`` is empty or at padding, the batches differ in length, or the engine is unknown.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> base = prepare_base(llava, inputs, readout=torch.tensor([[inputs.n_positions - 1]]))
+        >>> base.logits.shape[:2]
+        torch.Size([1, 1])
     """
     check_engine(engine)
     readout = readout.to(inputs.input_ids.device)

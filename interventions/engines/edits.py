@@ -30,6 +30,11 @@ class Write:
             ``example pos d_model`` (q, k, v, z: ``example pos head d_head``).
         heads: Which heads, for q, k, v and z (key and value heads for k and v); None for all.
         add: Add the value instead of replacing what is there.
+
+    Example:
+        >>> import torch
+        >>> Write(Site.parse("blocks.1.hook_resid_pre"), torch.tensor([[False, True, True]]), OTHER).site.layer
+        1
     """
 
     site: Site
@@ -48,6 +53,11 @@ class Cut:
         queries: Positions that no longer attend, ``example pos``.
         keys: Positions that they no longer attend to, ``example pos``.
         heads: In which query heads; None for all.
+
+    Example:
+        >>> import torch
+        >>> Cut(1, queries=torch.tensor([[False, False, True]]), keys=torch.tensor([[True, False, False]])).layer
+        1
     """
 
     layer: int
@@ -65,6 +75,11 @@ class Hold:
     Args:
         layer: The block, counted from 0.
         mask: Which positions, ``example pos``.
+
+    Example:
+        >>> import torch
+        >>> Hold(1, torch.tensor([[False, True, True]])).layer
+        1
     """
 
     layer: int
@@ -76,6 +91,14 @@ Edit = Write | Cut | Hold
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """The edits of one intervention on one batch; without edits it is the unchanged run."""
+    """The edits of one intervention on one batch; without edits it is the unchanged run.
+
+    Example:
+        >>> import torch
+        >>> image = torch.tensor([[False, True, True]])
+        >>> skip = Cell(tuple(Hold(layer, image) for layer in (1, 2)))  # image tokens skip two layers
+        >>> len(skip.edits)
+        2
+    """
 
     edits: tuple[Edit, ...]

@@ -54,6 +54,19 @@ def run_cells(
     Source: activation patching after Meng et al. 2022, "Locating and Editing Factual Associations in GPT",
         arXiv 2202.05262; attention knockout after Geva et al. 2023, "Dissecting Recall of Factual Associations in
         Auto-Regressive Language Models", arXiv 2304.14767.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from interventions.engines import Write
+        >>> from models import Site, load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> base = prepare_base(llava, inputs, readout=torch.tensor([[inputs.n_positions - 1]]))
+        >>> image = inputs.input_ids == llava.image_token_id
+        >>> zeros = Cell((Write(Site.parse("blocks.1.hook_resid_post"), image, torch.zeros(1)),))
+        >>> [logits] = run_cells(llava, base, [zeros], lambda logits: logits)
+        >>> bool((logits != base.logits).any())
+        True
     """
     check_engine(engine)
     if cells_at_once is not None and cells_at_once < 1:

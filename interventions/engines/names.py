@@ -9,10 +9,6 @@ ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 
 def check_engine(name: str) -> None:
-    """Check that an engine has this name.
-
-    Raises:
-        UserError: If none has.
-    """
+    """Check that an engine has this name; raise ``UserError`` if not."""
     if name not in ENGINES:
         raise UserError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}. Both give the same numbers.")

@@ -52,6 +52,17 @@ def build_edits(
 
     Raises:
         UserError: If an example has no position of a group, a statistic is missing, or the operation is transplant.
+
+    Example:
+        >>> from interventions.plan import InterventionPlan
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> plan = InterventionPlan("knockout", tokens=("image->last",), layers="1")
+        >>> [cell] = build_edits(plan.cells(llava), llava, inputs, inputs.examples, DatasetStatistics(plan))
+        >>> [edit.layer for edit in cell.edits]
+        [1]
     """
     op = statistics.plan.op
     if op not in EDITS:

@@ -78,6 +78,16 @@ def collect_statistics(
 
     Raises:
         UserError: If the plan does not fit the model, an example has no position of a group, or a direction is missing.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> plan = InterventionPlan("ablate", sites=("resid_post",), layers="1", tokens=("image",))
+        >>> [mean] = collect_statistics(plan, llava, inputs.examples).means.values()
+        >>> mean.shape == (llava.d_model,)
+        True
     """
     options = plan.options
     given = dict(directions or {})

@@ -62,6 +62,17 @@ def direct_logit_attribution(
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; frozen norm as in Wang et al. 2022,
         "Interpretability in the Wild", arXiv 2211.00593.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
+        >>> last = torch.tensor([inputs.n_positions - 1])
+        >>> found = direct_logit_attribution(llava, inputs, last, torch.tensor([5]), torch.tensor([6]))
+        >>> total = found.embedding + found.attn_out.sum(0) + found.mlp_out.sum(0)
+        >>> bool(torch.allclose(total, found.logit_difference, atol=1e-4))
+        True
     """
     _check(inputs, columns, answers, foils)
     layers = range(llava.n_layers)

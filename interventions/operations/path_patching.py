@@ -26,7 +26,12 @@ ReceiverInput = Literal["q", "k", "v"]
 
 
 class Head(NamedTuple):
-    """A head of the language model; with grouped queries, for ``k`` and ``v`` a key and value head."""
+    """A head of the language model; with grouped queries, for ``k`` and ``v`` a key and value head.
+
+    Example:
+        >>> Head(layer=3, head=1)
+        Head(layer=3, head=1)
+    """
 
     layer: int
     head: int
@@ -65,6 +70,15 @@ def path_cells(
 
     Source: Wang et al. 2022, "Interpretability in the Wild", arXiv 2211.00593; Goldowsky-Dill et al. 2023, "Localizing
         Model Behavior with Path Patching", arXiv 2304.05969.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> a, b = (llava.inputs(np.full((30, 40, 3), level, np.uint8), "What is it?") for level in (0, 255))
+        >>> [cell] = path_cells(llava, a, b, [Head(0, 1)], [Head(1, 0)], "v", tokens="image", sender_tokens="image")
+        >>> str(cell.edits[0].site)
+        'blocks.1.attn.hook_v'
     """
     _check(llava, inputs, other, senders, receivers, receiver_input)
     masks = Masks(llava, inputs, examples)

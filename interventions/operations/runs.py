@@ -46,6 +46,15 @@ def choose_runs(
 
     Raises:
         UserError: If a batch that the plan needs is missing.
+
+    Example:
+        >>> import numpy as np
+        >>> from models import load
+        >>> llava = load("random:tiny")
+        >>> clean, pair = (llava.inputs(np.full((30, 40, 3), level, np.uint8), "What is it?") for level in (0, 255))
+        >>> runs = choose_runs(InterventionPlan("patch", sites=("z",), tokens=("last",)), clean, pair=pair)
+        >>> runs.inputs is pair, runs.other is clean  # clean activations go into the corrupt run
+        (True, True)
     """
     kind = plan.corruption.kind
     corrupt = pair if kind == "pair" else (blank_pictures(clean) if kind == "blank" else clean)

@@ -55,6 +55,16 @@ def transplanted(
 
     Source: Palacios 2025, "How LLaVA Learns to See: Localizing Representation Changes in Visual Instruction Tuning",
         thesis, University of Trieste.
+
+    Example:
+        >>> from models import load
+        >>> before, after = load("random:tiny", seed=0), load("random:tiny", seed=1)
+        >>> own = before.blocks[0].mlp.up_proj.weight
+        >>> with transplanted(before, after, layers=[0]) as mixed:
+        ...     bool((mixed.blocks[0].mlp.up_proj.weight == after.blocks[0].mlp.up_proj.weight).all())
+        True
+        >>> before.blocks[0].mlp.up_proj.weight is own
+        True
     """
     wanted = sorted(set(layers))
     _check(llava, donor, wanted)

@@ -187,43 +187,36 @@ def is_whole(value: object) -> bool:
 
 
 def check_number(name: str, value: object, *, positive: bool) -> None:
-    """Check that ``value`` is a finite number.
-
-    Raises:
-        UserError: If it is not.
-    """
+    """Check that ``value`` is a finite number; raise ``UserError`` if not."""
     good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
     if not good or (positive and value <= 0):  # type: ignore[operator]
         raise UserError(f"{name} must be a{' positive' if positive else ''} finite number, got {value!r}.")
 
 
 def check_bools(options: Any, *names: str) -> None:
-    """Check that some attributes are bools.
-
-    Raises:
-        UserError: If one is not.
-    """
+    """Check that some attributes are bools; raise ``UserError`` if not."""
     for name in names:
         if not isinstance(getattr(options, name), bool):
             raise UserError(f"{name} must be true or false, got {getattr(options, name)!r}.")
 
 
 def check_among(name: str, value: object, known: tuple[str, ...]) -> None:
-    """Check that ``value`` is one of ``known``.
-
-    Raises:
-        UserError: If it is not.
-    """
+    """Check that ``value`` is one of ``known``; raise ``UserError`` if not."""
     if value not in known:
         raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
 
 
-def check_keys(name: str, data: Mapping[str, Any], kind: Any) -> None:
-    """Check that every key is a field of the dataclass ``kind``.
+def check_window(window: object) -> None:
+    """Check that ``window`` is one that a plan can have; raise ``UserError`` if not."""
+    if window not in WINDOW_KINDS and not (isinstance(window, int) and is_whole(window) and window > 0 and window % 2):
+        raise UserError(
+            f"window must be an odd number of layers or one of {', '.join(WINDOW_KINDS)}, got {window!r}. "
+            "It is centred on each layer."
+        )
 
-    Raises:
-        UserError: If one is not.
-    """
+
+def check_keys(name: str, data: Mapping[str, Any], kind: Any) -> None:
+    """Check that every key is a field of the dataclass ``kind``; raise ``UserError`` if not."""
     known = [f.name for f in fields(kind)]
     unknown = sorted(set(data) - set(known))
     if unknown:

@@ -18,7 +18,6 @@ from interventions.plan.options import (
     METRICS,
     OPERATIONS,
     OPS,
-    WINDOW_KINDS,
     Corruption,
     Metric,
     Op,
@@ -27,7 +26,7 @@ from interventions.plan.options import (
     WindowKind,
     check_among,
     check_keys,
-    is_whole,
+    check_window,
 )
 from models.layer_ranges import format_layers, parse_layers
 from models.llava import Llava
@@ -158,13 +157,7 @@ class InterventionPlan:
             raise UserError("metric must not be kl for op 'attribute' with direction 'noise'. Its gradient is 0 there.")
 
     def _check_window(self) -> None:
-        if self.window not in WINDOW_KINDS and not (
-            is_whole(self.window) and int(self.window) > 0 and int(self.window) % 2
-        ):
-            raise UserError(
-                f"window must be an odd number of layers or one of {', '.join(WINDOW_KINDS)}, got {self.window!r}. "
-                "It is centred on each layer."
-            )
+        check_window(self.window)
         if self.op == "attribute" and self.window != 1:
             raise UserError(
                 f"window must be 1 for op 'attribute', got {self.window!r}. With several layers, a change that flows "

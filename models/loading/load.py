@@ -109,6 +109,10 @@ def _random(
     attn: str,
 ) -> Llava:
     _check_architecture(config, name)
+    if torch.device(device).type == "meta":  # sizes alone, for estimates
+        with torch.device("meta"):
+            empty: Any = LlavaForConditionalGeneration(config)
+        return Llava(empty.to(dtype).eval(), processor, name, None, hash_random(config, seed, dtype))
     shapes = _shapes(config)
     weights = dict(random_weights(shapes, seed=seed, dtype=dtype))
     if config.tie_word_embeddings:

@@ -121,3 +121,10 @@ def test_the_tiny_random_model_loads_by_name_in_under_a_second_and_follows_the_s
     text = tiny.config.text_config
     marks = tiny.tokenizer.convert_ids_to_tokens([text.bos_token_id, text.eos_token_id, text.pad_token_id])
     assert marks == ["<s>", "</s>", "<pad>"]
+
+
+def test_on_the_device_meta_a_published_size_has_shapes_and_no_values() -> None:
+    big = load("random:llava-1.5-7b", device="meta", dtype=torch.bfloat16)
+    assert {p.device.type for p in big.model.parameters()} == {"meta"}
+    assert (big.n_layers, big.d_model, big.dtype) == (32, 4096, torch.bfloat16)
+    assert big.model.num_parameters() == 7_063_427_072

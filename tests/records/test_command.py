@@ -232,17 +232,28 @@ def test_help_lists_subcommands_examples_and_defaults(count) -> None:  # type: i
     assert count("--version").out.startswith("count-sheep 0.")
 
 
-COMMANDS = {"probes.cli": ("probes.config:SweepConfig",)}
+COMMANDS = ("probes.cli", "interventions.cli", "tuning.cli")
+SHARED = {"model", "device", "dtype", "attn", "revision", "seed", "out", "overwrite", "dry-run", "config"}
 
 
-@pytest.mark.parametrize("config", [config for configs in COMMANDS.values() for config in configs])
-def test_every_option_of_a_command_is_declared_once(config: str) -> None:
-    module, _, name = config.partition(":")
-    options = Counter(option.name for option in options_of(getattr(importlib.import_module(module), name)()))
-    assert [option for option, times in options.items() if times > 1] == []
-    assert {"model", "device", "dtype", "attn", "revision", "seed", "out", "overwrite", "dry-run", "config"} <= set(
-        options
-    )
+@pytest.mark.parametrize("module", COMMANDS)
+def test_every_option_is_declared_once_and_every_command_has_the_shared_ones(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli = importlib.import_module(module)
+    if not hasattr(cli, "run_command"):
+        pytest.skip("the command is not on records.command yet")
+    made: list[Subcommand] = []
+    monkeypatch.setattr(cli, "run_command", lambda name, subcommands, *rest, **options: made.extend(subcommands))
+    cli.main([])
+    assert "show" in [subcommand.name for subcommand in made]
+    for subcommand in made:
+        if subcommand.options is not Show:
+            options = Counter(option.name for option in options_of(subcommand.options()))
+            assert [option for option, times in options.items() if times > 1] == []
+            assert {option if option in options else f"{option}s" for option in SHARED} <= set(
+                options
+            )  # compare: seeds
 
 
 @pytest.mark.parametrize("module", COMMANDS)

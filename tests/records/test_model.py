@@ -8,7 +8,7 @@ import torch
 from models.llava import Llava
 from models.loading.load import load
 from records.model import open_model, other_model
-from records.settings import ModelOptions
+from records.options import ModelOptions
 from tasks.errors import UserError
 from tests.conftest import tiny_config
 

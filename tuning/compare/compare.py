@@ -74,6 +74,13 @@ def run_compare(
     Raises:
         UserError: If a plan is unknown, ``full`` is missing, the folder holds another comparison, or a launcher started
             several processes.
+
+    Example:
+        >>> from records.options import ModelOptions
+        >>> tiny = ModelOptions(name="random:tiny")
+        >>> text = run_compare(CompareConfig(tiny, plans=("start", "full"), dry_run=True))
+        >>> text.splitlines()[-1]
+        '2 of 2 runs remain'
     """
     on_progress = on_progress or ProgressBars()
     _check_launcher()

@@ -29,7 +29,12 @@ RUN = RunKind(
 
 @dataclass(frozen=True)
 class CompareData:
-    """The data that all plans are trained and scored on."""
+    """The data that all plans are trained and scored on.
+
+    Example:
+        >>> CompareData("mix.json", eval_specs=("pope.jsonl",)).score_scenes
+        100
+    """
 
     spec: Annotated[str, named("data")] = SCENES
     """`scenes`, a JSON file in LLaVA's layout (any size), or a JSONL or Parquet file of questions."""
@@ -50,7 +55,12 @@ class CompareData:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Train and score several plans side by side."""
+    """Train and score several plans side by side.
+
+    Example:
+        >>> CompareConfig(plans=("full", "middle band")).seeds
+        (0,)
+    """
 
     model: ModelOptions = field(default_factory=lambda: ModelOptions(name="smol-stage1"))
     reference: OrDefault[str] = None

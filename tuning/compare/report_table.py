@@ -1,4 +1,4 @@
-"""The tables at the end of a comparison and of planning, for the terminal and for notebooks."""
+"""The table of a finished comparison, for the terminal and notebooks."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from rich.text import Text
 
 
 def render_table(table: pd.DataFrame) -> Table:
-    """The comparison's main numbers, one row a plan."""
+    """The comparison's main numbers, one row per plan."""
     conditions = list(dict.fromkeys(table.loc[table["family"] == "all", "condition"]))
     shown = conditions[0]  # ``seen`` where scenes are scored
     grid = Table("plan", "layers", "trains", "FLOPs", "time", *conditions, f"retention ({shown})", "passage", "seeds")
@@ -32,5 +32,5 @@ def render_table(table: pd.DataFrame) -> Table:
 
 
 def _interval(value: float, lower: float, upper: float) -> str:
-    """Nothing where there is no value: full tuning is never right, or has none of the plan's seeds."""
+    """Empty if retention is undefined: full tuning scores 0, or shares no seed with the plan."""
     return "" if pd.isna(value) else f"{value:.3f} [{lower:.3f}, {upper:.3f}]"

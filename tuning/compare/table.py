@@ -1,6 +1,6 @@
-"""The table of a comparison, from what its runs have written: ``compare_table(folder, plans, ...)``.
+"""The table of a comparison, made from the files of its runs: ``compare_table(folder, plans, ...)``.
 
-Retention is a plan's score over full tuning's, resampled together (``tuning.scoring.retention``).
+Retention is a plan's score over full tuning's score, with a paired interval (``tuning.scoring.retention``).
 """
 
 import json
@@ -19,11 +19,11 @@ from tuning.plan.plan import LayerPlan
 from tuning.scoring.retention import summarise
 from tuning.training.save import write_json
 
-ANSWERS = "answers.parquet"  # of a run; what has it is finished
+ANSWERS = "answers.parquet"  # a run that has it is finished
 START, FULL = "start", "full"
 _REFERENCE = "reference "
 _COSTS = "costs.json"
-# Of an entry of costs.json: the step of ``full`` that took turns with it. Steps of two sessions make no ratio.
+# Key in costs.json: seconds of the step of ``full`` that was timed in the same session.
 BESIDE = "full_step_seconds_median"
 _TOTALS = {
     "full_flops": ("flops_forward", "flops_backward"),
@@ -32,27 +32,27 @@ _TOTALS = {
 
 
 def name_of_reference(model: str) -> str:
-    """What the table calls a tuned model that is scored beside the plans."""
+    """The name in the table of a tuned model that is scored beside the plans."""
     return _REFERENCE + model.rsplit("/", 1)[-1]
 
 
 def read_costs(folder: Path) -> dict[str, dict[str, Any]]:
-    """What a step of each plan costs, by name, where it was timed; each with the step of ``full`` timed beside it."""
+    """The cost of a step of each timed plan by name, with the step of ``full`` timed in the same session."""
     path = folder / _COSTS
     costs: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
     once = _beside(costs[FULL]) if FULL in costs else {}
-    return {name: {**once, **cost} for name, cost in costs.items()}  # files of one session do not say it
+    return {name: {**once, **cost} for name, cost in costs.items()}  # older files have one session and lack these keys
 
 
 def add_costs(folder: Path, measured: Mapping[str, Cost]) -> None:
-    """Adds plans that were timed in one session with ``full``; what was known before stays."""
+    """Add plans that were timed in one session with ``full``; existing entries stay."""
     beside = _beside(measured[FULL].to_dict())
     described = {name: {**cost.to_dict(), **beside} for name, cost in measured.items()}
     write_json(folder / _COSTS, {**described, **read_costs(folder)})
 
 
 def _beside(full: Mapping[str, Any]) -> dict[str, Any]:
-    """What the entries of other plans keep of a step of ``full``."""
+    """The numbers of ``full``'s step that are stored with every plan."""
     return {BESIDE: full.get("step_seconds_median"), **{name: _sum(full, parts) for name, parts in _TOTALS.items()}}
 
 
@@ -70,22 +70,22 @@ def compare_table(
 ) -> pd.DataFrame:
     """The table of all finished runs in ``folder``, one row for each plan, condition and question family.
 
-    ``plan, layers, train, method, trainable`` (numbers that train; 0 for what is only scored); ``flops_ratio``
-    (counted), ``closed_form_ratio``, ``step_time_ratio`` (to the ``full`` that took turns with the plan), all to full
-    tuning and NaN where nothing was timed; ``peak_memory`` and ``optimizer_bytes`` of a step; then the columns of
+    ``plan, layers, train, method, trainable`` (number of weights that train; 0 for untrained models); ``flops_ratio``
+    (counted), ``closed_form_ratio``, ``step_time_ratio`` (to ``full`` in the same session), all relative to full tuning
+    and NaN if not timed; ``peak_memory`` and ``optimizer_bytes`` of a step; then the columns of
     ``tuning.scoring.retention.summarise``: ``lower`` and ``upper`` are the interval of ``retention``.
 
-    ``layers`` holds plain numbers and ranges, whatever the plan's spec was; the last block is always named so that the
-    model's depth can be read off ``full``.
+    ``layers`` holds numbers and ranges, whatever the plan's spec is; the last block is always named, so that ``full``
+    shows the model's depth.
 
     Args:
         folder: The comparison.
-        plans: All that the table may hold, in its order; tuned models that were scored beside them come last.
+        plans: All plans that the table may hold, in order; reference models come last.
         n_layers: Blocks of the language model.
-        trainable: Numbers that train in a plan; asked for finished plans alone.
+        trainable: The number of weights that a plan trains; called for finished plans.
 
     Raises:
-        UserError: If full tuning has not finished with any seed, or a run was of another plan of that name.
+        UserError: If no run of full tuning is finished, or a run had another plan of that name.
     """
     described = {plan.name: plan for plan in plans}
     runs = _read_runs(folder)
@@ -118,10 +118,10 @@ def compare_table(
 
 
 def read_answers(folder: Path) -> pd.DataFrame:
-    """All answers of the finished runs in ``folder``, one row an answer.
+    """All answers of the finished runs in ``folder``, one row per answer.
 
-    Columns: ``plan, seed, condition, id, group, family, right, log_prob, tokens``. ``id`` names what is resampled as
-    one: a scene, and in a file a picture, for several samples may show one.
+    Columns: ``plan, seed, condition, id, group, family, right, log_prob, tokens``. ``id`` is the unit
+    of resampling: the scene, or for files the picture, since several samples may show one.
 
     Raises:
         UserError: If no run has finished.
@@ -133,7 +133,7 @@ def read_answers(folder: Path) -> pd.DataFrame:
 
 
 def _read_runs(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """What run.json and the answers of each finished run say, ``value`` being the log-likelihood of ordinary text."""
+    """run.json and the answers of each finished run; ``value`` is the log-likelihood of ordinary text."""
     runs = []
     for path in sorted((folder / "runs").glob(f"*/{ANSWERS}")):
         facts = json.loads((path.parent / "run.json").read_text())
@@ -151,13 +151,13 @@ def _stacked(runs: Sequence[tuple[dict[str, Any], pd.DataFrame]]) -> pd.DataFram
 
 
 def plain_layers(plan: LayerPlan, n_layers: int) -> str:
-    """A plan's layers as numbers and ranges, the last block always named."""
+    """A plan's layers as numbers and ranges, with the last block named."""
     layers = select_layers(plan.layers, n_layers)
     return f"0-{n_layers - 1}" if len(layers) == n_layers else layer_spec(layers, n_layers)
 
 
 def _plan_columns(name: str, plan: LayerPlan | None, trainable: int, cost: dict[str, Any] | None) -> dict[str, Any]:
-    """What is the same in all rows of a plan."""
+    """The columns that are equal in all rows of a plan."""
 
     def ratio(whole: str) -> float | None:
         own = None if cost is None else _sum(cost, _TOTALS[whole])

@@ -1,4 +1,4 @@
-"""What a run will take, told before it starts, and what it took: ``estimate_run`` and ``cost_of_run``."""
+"""The cost of a run: estimated before it starts (``estimate_run``) and measured (``cost_of_run``)."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -24,26 +24,26 @@ FULL = LayerPlan("all", WHOLE, name="full")
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would do, before it is done.
+    """The cost of a run before it starts.
 
     Args:
         resolved: The plan.
-        found: The survey of the data.
+        survey: The survey of the data.
         steps: Optimizer steps.
-        flops: Of one optimizer step.
-        ratio: To full tuning with the projector.
-        memory: Of one process.
+        flops: Operations of one optimizer step.
+        ratio: Operations relative to full tuning with the projector.
+        memory: Memory of one process.
     """
 
     resolved: Resolved
-    found: Survey
+    survey: Survey
     steps: int
     flops: Flops
     ratio: float
     memory: Memory
 
     def __str__(self) -> str:
-        """Lines for people."""
+        """The estimate as lines of text."""
         gigabytes = {
             "weights": self.memory.weights,
             "gradients": self.memory.gradients,
@@ -55,7 +55,7 @@ class Estimate:
         return "\n".join(
             [
                 self.resolved.summary(),
-                f"data       {self.found.describe()}",
+                f"data       {self.survey.describe()}",
                 f"steps      {self.steps:,}",
                 f"compute    {self.flops.total / 1e12:.3g} TFLOP a step ({self.flops.forward / 1e12:.3g} forward), "
                 f"{self.ratio:.2f} of full tuning{as_if}",
@@ -65,23 +65,23 @@ class Estimate:
 
 
 def estimate_run(
-    config: TuningConfig, llava: Llava, resolved: Resolved, samples: Samples, found: Survey, world: int
+    config: TuningConfig, llava: Llava, resolved: Resolved, samples: Samples, survey: Survey, world: int
 ) -> Estimate:
-    """Steps, operations and memory of a run, from the plan and the survey alone.
+    """Steps, operations and memory of a run, computed from plan and survey.
 
     Args:
         config: The run.
         llava: The model.
-        resolved: The plan on it.
-        samples: What is trained on.
-        found: Their survey.
-        world: Processes that share a step.
+        resolved: The plan.
+        samples: The training samples.
+        survey: Their survey.
+        world: Number of processes.
     """
     o = config.optimisation
     per_step = o.batch_size * o.grad_accum * world
     steps = o.steps or max(1, round(o.epochs * -(-len(samples) // per_step)))
     length = int(samples.lengths.mean())
-    learned = round(o.batch_size * float(found.learned[found.kept].mean()))
+    learned = round(o.batch_size * float(survey.labelled[survey.kept].mean()))
     shape = Shape(o.batch_size, length, round(o.batch_size * float(samples.pictured.mean())), learned)
     checkpointing = config.run.gradient_checkpointing
     one = closed_form(llava, resolved, shape, checkpointing=checkpointing)
@@ -91,14 +91,14 @@ def estimate_run(
     if will_shard():
         weights, gradients, optimizer = (size // world for size in (memory.weights, memory.gradients, memory.optimizer))
         memory = Memory(weights, gradients, optimizer, memory.activations)
-    return Estimate(resolved, found, steps, flops, one.total / full.total, memory)
+    return Estimate(resolved, survey, steps, flops, one.total / full.total, memory)
 
 
 def measure_first(config: TuningConfig, llava: Llava, resolved: Resolved, samples: Samples, estimate: Estimate) -> Cost:
-    """Operations and bytes of the first batch; no weight and no random state changes.
+    """Operations and bytes of the first batch; weights and random states do not change.
 
-    Where FSDP will share the model out, a device that holds it may not hold its gradients, too, so nothing is run: the
-    closed form and the estimate of memory stand in, and what was counted is None.
+    With FSDP one device may not hold the whole model and its gradients, so nothing is run: the closed form and the
+    estimated memory are returned, and ``flops`` is None.
     """
     rows = config.optimisation.batch_size
     if will_shard():
@@ -128,7 +128,7 @@ def measure_first(config: TuningConfig, llava: Llava, resolved: Resolved, sample
 def cost_of_run(
     config: TuningConfig, measured: Cost, trained: Trained, estimate: Estimate, device: torch.device, world: int
 ) -> dict[str, Any]:
-    """``cost.json``: operations and time of one optimizer step of one process, bytes of one of its batches."""
+    """The content of ``cost.json``: operations and time of an optimizer step of one process, bytes of one batch."""
     on_gpu = device.type == "cuda"
     peak = int(torch.cuda.max_memory_allocated(device)) if on_gpu else measured.peak_memory
     accum = float(config.optimisation.grad_accum)
@@ -146,7 +146,7 @@ def cost_of_run(
     described["compiled"] = config.run.compile
     described["closed_form_ratio"] = estimate.ratio
     described["steps"] = trained.steps
-    # The clock leaves out the first step of a process, the count of tokens does not.
+    # step_seconds leaves out the first step of a process, tokens does not.
     share = len(trained.step_seconds) / max(1, len(trained.step_seconds) + 1)
     described["tokens_per_second"] = trained.tokens * share / seconds if seconds else None
     described["plan"] = estimate.resolved.plan.to_dict()

@@ -1,8 +1,8 @@
 """Floating-point operations of a training step: in closed form from the model's sizes, and counted as they run.
 
 Each part of the model costs one unit forward, one for the gradient of its input if anything below it trains, and one
-for the gradient of its weights if they train. ``closed_form`` adds that up exactly; ``band_ratio`` is the same for
-blocks alone, on paper. Trainer's ``total_flos`` knows neither and is not used.
+for the gradient of its weights if they train. ``closed_form`` is the exact sum; ``band_ratio`` is the sum over blocks
+alone. transformers' ``total_flos`` ignores both gradients.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from models.sites import Site
 from tuning.plan.resolve import LINEARS, Resolved
 from tuning.training.loss import loss_of
 
-# A fused attention's backward pass computes the scores again: five products for the forward pass's two.
+# The backward pass of fused attention recomputes the scores: five products for two in the forward pass.
 _BACKWARD_OF_ATTENTION = {"eager": 2.0, "sdpa": 2.5}
 
 
@@ -27,24 +27,24 @@ class Shape(NamedTuple):
 
     Args:
         batch: Rows.
-        positions: Of each row in the language model, padding and image tokens included.
+        positions: Positions per row in the language model, padding and image tokens included.
         images: Pictures in the batch.
-        learned: Positions whose next token is learned, in all rows together: the head runs nowhere else.
+        labelled: Positions of all rows whose next token is labelled; the head runs only there.
     """
 
     batch: int
     positions: int
     images: int
-    learned: int
+    labelled: int
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of one forward and backward; a multiplication with its addition counts two.
+    """Floating-point operations of one forward and backward; a multiply-add counts as two.
 
     Args:
-        forward: Of the forward pass.
-        backward: Of the backward pass, recomputation included.
+        forward: Operations of the forward pass.
+        backward: Operations of the backward pass, recomputation included.
     """
 
     forward: float
@@ -52,24 +52,24 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """Both passes."""
+        """Operations of both passes."""
         return self.forward + self.backward
 
     def __mul__(self, times: float) -> "Flops":
-        """So many of them."""
+        """The operations of ``times`` such passes."""
         return Flops(self.forward * times, self.backward * times)
 
 
 def band_ratio(n_layers: int, layers: Sequence[int], *, below: bool = False, checkpointing: bool = False) -> float:
-    """Time of training ``layers`` relative to all of them, counting blocks alone.
+    """Training time of ``layers`` relative to all layers, counting blocks alone.
 
-    (n + (n - a) + m) / 3n for m layers of which a is the lowest; the middle term is n where something below trains, as
-    the projector does. With checkpointing the blocks that have a gradient run forward once more, of 4n in all.
+    (n + (n - a) + m) / 3n for m layers of which a is the lowest; the middle term is n if a part below the blocks
+    trains, such as the projector. With checkpointing the blocks with a gradient run forward once more, of 4n in all.
 
     Args:
-        n_layers: Blocks in all.
-        layers: Those that train.
-        below: Whether something that feeds the first block trains.
+        n_layers: Number of blocks.
+        layers: Blocks that train.
+        below: Whether a part below the first block trains.
         checkpointing: Whether blocks are recomputed.
     """
     reached = n_layers if below else n_layers - min(layers, default=n_layers)
@@ -78,23 +78,22 @@ def band_ratio(n_layers: int, layers: Sequence[int], *, below: bool = False, che
 
 
 def closed_form(llava: Llava, resolved: Resolved, shape: Shape, *, checkpointing: bool = False) -> Flops:
-    """The operations of one forward and backward of the plan, from the model's sizes alone.
+    """The operations of one forward and backward pass of the plan, computed from the model's sizes.
 
-    Every matrix product of the vision tower (its unused last block runs, too), the projector, the blocks with their
-    attention, and the head where tokens are learned. Under ``lisa`` the plan's blocks are taken as if all
-    of them trained.
+    Counted are the matrix products of the vision tower (its unused last block included), the projector, the blocks with
+    their attention, and the head at labelled tokens. Under ``lisa`` all of the plan's blocks count as trained.
 
     Args:
-        llava: Gives sizes; LoRA factors need not be in it.
+        llava: Its sizes are used; it need not have LoRA factors.
         resolved: The plan.
-        shape: Of the batch.
-        checkpointing: Whether blocks that have a gradient are run again in the backward pass.
+        shape: Size of the batch.
+        checkpointing: Whether blocks with a gradient are recomputed in the backward pass.
     """
     return _Count(llava, resolved, shape, checkpointing).run()
 
 
 class _Count:
-    """Walks the forward pass, carrying whether what flows requires a gradient."""
+    """A walk along the forward pass that tracks whether the activations require a gradient."""
 
     def __init__(self, llava: Llava, resolved: Resolved, shape: Shape, checkpointing: bool) -> None:
         self.forward = self.backward = 0.0
@@ -104,7 +103,7 @@ class _Count:
         self._names = {id(module): name for name, module in llava.model.named_modules()}
         attention = str(llava.model.config._attn_implementation)
         self._attention_backward = _BACKWARD_OF_ATTENTION.get(attention, 2.5)
-        self._last = 0.0  # operations of the last product, which a recomputation leaves out
+        self._last = 0.0  # operations of the last product, which recomputation leaves out
 
     def run(self) -> Flops:
         llava, shape = self._llava, self._shape
@@ -120,13 +119,13 @@ class _Count:
         final = llava.module_at(Site("language_model", None, "final_norm"))
         grad = grad or self._trains(final)
         head: Any = llava.model.get_output_embeddings()
-        # A head tied to the embeddings has their name.
+        # A head that is tied to the embeddings has their name.
         trains = self._trains(head) or (head.weight is embeddings.weight and self._trains(embeddings))
-        self._product(2.0 * shape.learned * head.weight.numel(), grad, trains)
+        self._product(2.0 * shape.labelled * head.weight.numel(), grad, trains)
         return Flops(self.forward, self.backward)
 
     def _tower(self) -> bool:
-        """The vision tower; whether its features require a gradient."""
+        """Count the vision tower; True if its features require a gradient."""
         llava, images = self._llava, self._shape.images
         tower = llava.vision_tower
         tokens = int(llava.grid[0] * llava.grid[1]) + 1
@@ -140,7 +139,7 @@ class _Count:
         used = llava.vision_layer
         features = grad
         for layer, block in enumerate(llava.vision_blocks):
-            # Past the layer that is read nothing flows back.
+            # No gradient enters blocks above the layer that is read.
             grad = self._block(block, images * tokens, images, tokens, grad and layer < used)
             if layer + 1 == used:
                 features = grad
@@ -167,7 +166,7 @@ class _Count:
         opened = [self._linear(module, rows, inner) for module in first]
         leaving = self._linear(last, rows, any(opened)) or middle
         if self._again and leaving:
-            # The recomputation stops once the last saved tensor is back, which is before the last product.
+            # Recomputation stops at the last saved tensor, before the last product.
             self.backward += self.forward - before - self._last
         return leaving
 
@@ -177,8 +176,8 @@ class _Count:
         return grad
 
     def _linear(self, module: nn.Linear, rows: int, grad: bool) -> bool:
-        """One linear map, with its LoRA factors; whether its output requires a gradient."""
-        name = self._names[id(module)].removesuffix(".base_layer")  # as it is called while it has factors
+        """Count one linear map with its LoRA factors; True if its output requires a gradient."""
+        name = self._names[id(module)].removesuffix(".base_layer")  # its name with LoRA factors
         weight, bias = f"{name}.weight" in self._trained, f"{name}.bias" in self._trained
         leaving = self._product(2.0 * rows * module.in_features * module.out_features, grad, weight) or bias
         if name in self._lora:
@@ -198,7 +197,7 @@ class _Count:
 
 
 def _linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
-    """The linear maps of a module by name, in the order in which they run; a map with LoRA factors by its base."""
+    """The linear maps of a module by name, in the order in which they run; maps with LoRA by their base's name."""
     found = []
     for name, child in module.named_modules():
         base = name.removesuffix(".base_layer")
@@ -209,7 +208,7 @@ def _linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
 
 
 def count_flops(llava: Llava, batch: dict[str, Any]) -> Flops:
-    """The operations of one forward and backward on ``batch``, counted as they run; gradients are dropped again."""
+    """Run one forward and backward pass on ``batch`` and count its operations; gradients are discarded."""
 
     def fused(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
         return int(sdpa_flop_count(query, key, value))
@@ -217,7 +216,7 @@ def count_flops(llava: Llava, batch: dict[str, Any]) -> Flops:
     def fused_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
         return int(sdpa_backward_flop_count(grad, query, key, value))
 
-    # The counter knows the fused attention of GPUs but not the CPU's, which it would count as nothing.
+    # The counter supports fused attention on GPUs only, and counts that of CPUs as 0.
     aten = torch.ops.aten
     on_cpu = {
         aten._scaled_dot_product_flash_attention_for_cpu: fused,

@@ -25,13 +25,13 @@ _WIDE = 4  # bytes of a float32
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a step holds.
+    """Memory of a step in bytes.
 
     Args:
         weights: All parameters.
-        gradients: Of what trains.
-        optimizer: AdamW's two moments of what trains.
-        activations: Kept for the backward pass; an estimate where nothing was run.
+        gradients: Gradients of the trained parameters.
+        optimizer: AdamW's two moments of the trained parameters.
+        activations: Activations kept for the backward pass; an estimate if nothing was run.
     """
 
     weights: int
@@ -41,23 +41,23 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All together."""
+        """The sum in bytes."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One plan's measured step.
+    """The measured cost of a step.
 
     Args:
-        trainable: Numbers that train.
-        flops: Counted; None where nothing was run.
-        closed_form: From the sizes.
-        seconds: Of each timed step, optimizer included.
+        trainable: Number of weights that train.
+        flops: Counted operations; None if nothing was run.
+        closed_form: Operations computed from the sizes.
+        seconds: Seconds of each timed step, optimizer included.
         tokens: Positions in a step.
-        memory: Bytes by kind; activations as counted.
-        peak_memory: The most that was allocated on the device, in bytes; the sum of the kinds on a CPU.
-        peak_is_measured: Whether the device's allocator said so.
+        memory: Bytes by kind, with counted activations.
+        peak_memory: Peak memory of the device in bytes; on a CPU the sum of the kinds.
+        peak_is_measured: Whether ``peak_memory`` was measured.
     """
 
     trainable: int
@@ -71,11 +71,11 @@ class Cost:
 
     @property
     def step_seconds(self) -> float:
-        """The median step."""
+        """Seconds of the median step."""
         return statistics.median(self.seconds)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``cost.json``."""
+        """As JSON data for ``cost.json``."""
         return {
             "trainable": self.trainable,
             "flops_forward": None if self.flops is None else self.flops.forward,
@@ -95,7 +95,7 @@ class Cost:
 
 
 def synthetic_batch(llava: Llava, *, rows: int, text_tokens: int, seed: int = 0) -> dict[str, Any]:
-    """A batch of noise, as dear as real data: a picture and ``text_tokens`` words a row, half of them learned."""
+    """A random batch that costs as much as real data: a picture and ``text_tokens`` words per row, half labelled."""
     generator = torch.Generator().manual_seed(seed)
     image = llava.image_token_id
     vocabulary = int(llava.config.text_config.vocab_size)
@@ -120,24 +120,24 @@ def synthetic_batch(llava: Llava, *, rows: int, text_tokens: int, seed: int = 0)
 
 
 def batch_shape(llava: Llava, batch: dict[str, Any]) -> Shape:
-    """The size of a batch of model arguments."""
+    """The size of a batch."""
     ids: Tensor = batch["input_ids"]
     pixels = batch.get("pixel_values")
-    learned = int(loss_positions(batch["labels"]).sum())
-    return Shape(ids.shape[0], ids.shape[1], 0 if pixels is None else int(pixels.shape[0]), learned)
+    labelled = int(loss_positions(batch["labels"]).sum())
+    return Shape(ids.shape[0], ids.shape[1], 0 if pixels is None else int(pixels.shape[0]), labelled)
 
 
 def estimate_memory(
     llava: Llava, resolved: Resolved, shape: Shape, *, checkpointing: bool = False, bf16: bool = False
 ) -> Memory:
-    """What a step will hold, before anything is run; activations to within a third.
+    """The estimated memory of a step; activations are within a third of the truth.
 
     Args:
         llava: The model.
         resolved: The plan.
-        shape: Of the batch.
+        shape: Size of the batch.
         checkpointing: Whether blocks are recomputed.
-        bf16: Whether what is frozen, and activations, are in bfloat16 (what trains is in float32).
+        bf16: Whether frozen weights and activations are bfloat16 (trained weights are float32).
     """
     wide = _WIDE if not bf16 else 2
     own = llava.model.get_parameter(next(iter(dict(llava.model.named_parameters())))).element_size()
@@ -152,18 +152,18 @@ def estimate_memory(
     text: Any = llava.config.text_config
     rows = shape.batch * shape.positions
     d, inner = llava.d_model, int(text.intermediate_size)
-    # Kept for one block: both norms in float32 and their outputs, q, k, v, the heads' output, four in the feed-forward
+    # Kept per block: both norms in float32 and their outputs, q, k, v, the heads' output, four in the feed-forward
     block = rows * (4 * d * _WIDE + 6 * d * wide + 4 * inner * wide)
     reached = llava.n_layers - resolved.first_block
     kept = reached * rows * d * wide + block * bool(reached) if checkpointing else reached * block
-    head = shape.learned * int(text.vocab_size) * _WIDE  # the loss keeps its log-probabilities
+    head = shape.labelled * int(text.vocab_size) * _WIDE  # the loss keeps its log-probabilities
     return Memory(weights, trained * _WIDE, 2 * trained * _WIDE, int(kept + head))
 
 
 def count_activations(run: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """What ``run`` returns, and the bytes that autograd kept for the backward pass: each storage once, no weights.
+    """The result of ``run``, and the bytes that autograd keeps for its backward pass, without weights.
 
-    With checkpointing, what a block keeps is its input alone, which this does not see: see ``Cost.peak_memory``.
+    With checkpointing a block keeps only its input, which is not counted: see ``Cost.peak_memory``.
     """
     storages: dict[int, int] = {}
 
@@ -171,7 +171,7 @@ def count_activations(run: Callable[[], Tensor]) -> tuple[Tensor, int]:
         if not isinstance(tensor, nn.Parameter) and not (tensor._is_view() and isinstance(tensor._base, nn.Parameter)):
             storage = tensor.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # a node that keeps its own output would keep itself alive
+        return tensor.detach()  # a node that keeps its own output would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = run()
@@ -190,18 +190,18 @@ def measure_step(
     count: bool = True,
     clock: ClockName = "wall",
 ) -> Cost:
-    """The cost of training steps on one batch; the plan must be applied, and the weights stay as they are.
+    """The cost of training steps on one batch. The weights do not change.
 
     Args:
-        llava: With the plan applied and checkpointing set as it is to be measured.
+        llava: The model with the plan and gradient checkpointing applied.
         resolved: The plan.
         batch: Arguments of the model, labels included.
         repeats: Timed steps: forward, backward, AdamW.
-        warmup: Steps before them.
-        checkpointing: Whether checkpointing is set.
-        bf16: Whether products run in bfloat16 (over wider weights, where the plan was applied so).
-        count: Whether operations and kept activations are counted, which takes two more passes.
-        clock: ``"wall"``, or ``"cpu"`` for this process's processor time, where others share the machine.
+        warmup: Steps before the timed ones.
+        checkpointing: Whether gradient checkpointing is applied.
+        bf16: Whether products run in bfloat16.
+        count: Whether to count operations and kept activations, which takes two more passes.
+        clock: ``"wall"``, or ``"cpu"`` for the processor time of this process, on a shared machine.
 
     Raises:
         UserError: If nothing in the model trains.
@@ -213,7 +213,7 @@ def measure_step(
     model = llava.model
     shape = batch_shape(llava, batch)
     form = closed_form(llava, resolved, shape, checkpointing=checkpointing)
-    # A step of nothing costs what any costs.
+    # A step with learning rate 0 costs the same.
     optimizer: Optimizer = AdamW(trained.values(), lr=0.0, weight_decay=0.0, fused=True)
     autocast = torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
     kept = 0
@@ -226,7 +226,7 @@ def measure_step(
             flops = count_flops(llava, batch) if count else form
             model.train()
             if count:
-                # A name for the loss would keep all activations beside those of the steps below.
+                # Keeping the loss would keep its activations during the steps below.
                 kept = count_activations(lambda: loss_of(llava, batch))[1]
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)

@@ -1,4 +1,4 @@
-"""The steps of several plans timed in turn, in one process, on one batch, from one set of weights."""
+"""Time steps of several plans in turn, in one process, on one batch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,19 +23,19 @@ def measure_plans(
     clock: ClockName = "wall",
     on_turn: Callable[[int, str, Cost], None] = lambda turn, name, cost: None,
 ) -> dict[str, Cost]:
-    """The cost of a step of each plan; the plans take turns, so that a slow minute slows all of them.
+    """The cost of a step of each plan. The plans take turns, so that a slow minute slows all of them.
 
     Args:
-        llava: As loaded; it is left so, but rounded by ``bf16``.
-        plans: By name.
+        llava: The loaded model; it is restored, but rounded by ``bf16``.
+        plans: Resolved plans by name.
         inputs: The model's arguments, on its device.
-        rounds: How often every plan has its turn.
-        repeats: Timed steps a turn.
-        warmup: Steps before them. The second still takes memory that no step had before: on a CPU full tuning's took
-            half as long again as its third.
+        rounds: Turns of every plan.
+        repeats: Timed steps per turn.
+        warmup: Steps before the timed ones. The second step still allocates memory: on a CPU full tuning's second step
+            took half as long again as its third.
         checkpointing: Whether blocks are recomputed.
-        bf16: Whether weights and products are as in a run with ``RunOptions.bf16``.
-        clock: ``"wall"``, or ``"cpu"`` for this process's processor time, where others share the machine.
+        bf16: Whether frozen weights and products are bfloat16.
+        clock: ``"wall"``, or ``"cpu"`` for the processor time of this process, on a shared machine.
         on_turn: Called after each turn.
     """
     costs: dict[str, Cost] = {}

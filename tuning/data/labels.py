@@ -1,8 +1,7 @@
-"""A conversation as token ids and labels: exactly the assistant's words and their end-of-text marks are learned.
+"""A conversation as token ids and labels: exactly the answers and their end-of-text tokens are labelled.
 
-The text is written once, with the characters of every answer noted, and tokenised once; a token is labelled if all its
-characters belong to an answer. So nothing is counted in tokens beforehand, and a tokenizer that joins characters of an
-answer with others is found out. What cannot be aligned raises ``UnusableSampleError``; callers count and list it.
+The whole text is tokenised once; a token is labelled if all its characters belong to an answer. A token that joins
+characters of an answer with others raises ``UnusableSampleError``, which callers count and list.
 """
 
 from collections.abc import Sequence
@@ -18,21 +17,21 @@ from tasks.prompts import IMAGE, SYSTEM, plain
 from tuning.data.conversation import Conversation, UnusableSampleError
 from tuning.data.prompt_format import OnLong, Recipe
 
-IGNORED = -100  # the label of a position whose next token is not learned: torch's cross-entropy leaves it out
+IGNORED = -100  # the label of tokens without a loss, which torch's cross-entropy ignores
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A sample ready to be padded.
+    """A tokenised sample, before padding.
 
     Args:
         ids: Token ids, placeholders expanded to image tokens.
-        labels: The id where it is learned, else -100. Position i is predicted from position i - 1, as in
-            transformers, or from the end of the shared part for a turn's first token where turns stand apart.
-        segments: 0 for what every turn sees, else the number of the turn; all 0 where turns follow each other.
-        position_ids: Counted from 0; turns that stand apart all start behind the shared part.
-        owner: The turn whose answer a label belongs to, counted from 0; -1 elsewhere.
-        cut: How many tokens were cut off the end.
+        labels: The id of labelled tokens, else -100. Position i is predicted from position i - 1, as in transformers;
+            if turns stand apart, a turn's first token is predicted from the end of the shared part.
+        segments: 0 for the part that every turn sees, else the number of the turn; all 0 if turns follow each other.
+        position_ids: Positions from 0; turns that stand apart all start after the shared part.
+        owner: The turn, from 0, whose answer the token belongs to; -1 elsewhere.
+        cut: Number of tokens cut off the end.
     """
 
     ids: Int[Tensor, " pos"]
@@ -43,13 +42,13 @@ class Encoded:
     cut: int = 0
 
     def __len__(self) -> int:
-        """Its length in tokens."""
+        """The number of tokens."""
         return int(self.ids.numel())
 
 
 class _Part(NamedTuple):
     text: str
-    owner: int  # the turn whose answer it is, or -1
+    owner: int  # the turn whose answer this is, or -1
 
 
 def encode(
@@ -62,21 +61,21 @@ def encode(
 ) -> Encoded:
     """Ids and labels of a sample.
 
-    Under ``vicuna_v1`` an answer is learned from the space after ``ASSISTANT:`` to its end-of-text mark; an empty
-    answer teaches nothing. Under ``plain`` (stage 1) the sample is the picture and its first answer with a newline,
-    and the question is dropped.
+    Under ``vicuna_v1`` an answer is labelled from the space after ``ASSISTANT:`` to its end-of-text token; an empty
+    answer has no labels. Under ``plain`` (stage 1) the sample is the picture and its first answer with a newline,
+    without the question.
 
     Args:
-        llava: Gives the tokenizer and the number of image tokens.
+        llava: Its tokenizer and number of image tokens are used.
         conversation: The sample.
-        recipe: How it is written.
-        max_length: In tokens, image tokens included; longer samples are cut at the end, as LLaVA does.
-        on_long: Whether to cut or to refuse them.
+        recipe: The template.
+        max_length: Longest sample in tokens, image tokens included.
+        on_long: ``"cut"`` longer samples at the end, as LLaVA does, or raise (``"refuse"``).
 
     Raises:
-        UnusableSampleError: If the sample has no assistant's turn, no picture under ``plain``, a placeholder or an
-            end-of-text mark in its words, a token that is partly answer, no label left (all answers empty or
-            cut off), or an image that would be cut.
+        UnusableSampleError: If the sample has no assistant turn, no picture under ``plain``, a placeholder or an
+            end-of-text token in its text, a token that is partly answer, no label (all answers empty or cut off), or
+            an image that would be cut.
 
     Source: Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning", arXiv 2310.03744; stage 1 from Liu et
         al. 2023, "Visual Instruction Tuning", arXiv 2304.08485.
@@ -107,7 +106,7 @@ def _check_words(llava: Llava, conversation: Conversation) -> None:
         for role, words in (("question", turn.question), ("answer", turn.answer)):
             if IMAGE in words:
                 raise UnusableSampleError(f"a placeholder {IMAGE} in the words of a {role}")
-            if eos and eos in words:  # would be read as the end of an answer
+            if eos and eos in words:  # would end the answer
                 raise UnusableSampleError(f"the end-of-text mark {eos} in the words of a {role}")
 
 
@@ -120,7 +119,7 @@ def _plain_parts(conversation: Conversation) -> list[_Part]:
 
 
 def _vicuna_parts(llava: Llava, conversation: Conversation, turns: Sequence[int]) -> list[_Part]:
-    """The conversation's text with the given turns, cut where answers begin and end."""
+    """The text of the given turns, split where answers begin and end."""
     eos = _eos(llava)
     parts = [_Part(f"{SYSTEM} ", -1)]
     for index, number in enumerate(turns):
@@ -134,7 +133,7 @@ def _vicuna_parts(llava: Llava, conversation: Conversation, turns: Sequence[int]
 
 
 def _tokens(llava: Llava, parts: Sequence[_Part], *, bos: bool) -> Encoded:
-    """The parts as one text through the tokenizer, once."""
+    """Tokenise the parts as one text."""
     text = "".join(part.text for part in parts)
     tokenizer = llava.tokenizer
     encoding: Any = tokenizer(
@@ -149,7 +148,7 @@ def _tokens(llava: Llava, parts: Sequence[_Part], *, bos: bool) -> Encoded:
     owners: list[int] = []
     part_index = 0
     for token, (first, last) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
-        if first == last:  # stands for no characters: the mark that some tokenizers put at the beginning
+        if first == last:  # the beginning-of-text token has no characters
             ids.append(token)
             owners.append(-1)
             continue
@@ -168,13 +167,13 @@ def _tokens(llava: Llava, parts: Sequence[_Part], *, bos: bool) -> Encoded:
     owner_row = torch.tensor(owners)
     row = torch.tensor(ids)
     labels = torch.where(owner_row >= 0, row, torch.full_like(row, IGNORED))
-    if len(row):  # nothing predicts the first token
+    if len(row):  # no position predicts the first token
         labels[0] = IGNORED
     return Encoded(row, labels, torch.zeros_like(row), torch.arange(len(row)), owner_row)
 
 
 def _encode_apart(llava: Llava, conversation: Conversation) -> Encoded:
-    """One shared part, then each turn's own tokens, which start behind it and see it and themselves."""
+    """The shared part, then the tokens of each turn, which see the shared part and their own turn."""
     rows = [
         _tokens(llava, _vicuna_parts(llava, conversation, [number]), bos=True)
         for number in range(len(conversation.turns))
@@ -183,7 +182,7 @@ def _encode_apart(llava: Llava, conversation: Conversation) -> Encoded:
     stacked = torch.stack([row.ids[:shortest] for row in rows])
     differs = (stacked != stacked[0]).any(0).nonzero()
     common = int(differs[0]) if len(differs) else shortest
-    # The shared part may hold no label, and every turn keeps a token of its own that predicts its first label.
+    # The shared part has no label, and every turn has a token of its own that predicts its first label.
     firsts = [int((row.labels != IGNORED).nonzero()[0]) for row in rows if bool((row.labels != IGNORED).any())]
     common = max(0, min([common, *(first - 1 for first in firsts), shortest - 1]))
     head = rows[0]

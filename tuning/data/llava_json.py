@@ -15,24 +15,22 @@ from tasks.readers.picture_folder import PictureFolder
 from tuning.data.conversation import Conversation, Turn, UnusableSampleError
 
 _CHUNK = 1 << 20
-
-
-_LARGEST = 1 << 26  # bytes of one sample; a broken file would otherwise be read to its end
+_LARGEST = 1 << 26  # bytes of one sample; otherwise a broken file would be read to its end
 
 
 class LlavaFile:
     """A file in LLaVA's layout: a JSON array (or JSONL) of ``id``, ``image``, ``conversations``.
 
     ``conversations`` alternates ``{"from": "human", "value": ...}`` and ``{"from": "gpt", "value": ...}``; ``image`` is
-    a path in the picture folder, a list of them, or missing for text-only samples. The placeholder ``<image>`` moves
-    to the beginning of its turn, as in LLaVA.
+    a path in the picture folder, a list of them, or missing for text-only samples. The placeholder ``<image>`` moves to
+    the beginning of its turn, as in LLaVA.
     """
 
     def __init__(self, path: Path, images: Path | None = None) -> None:
-        """Reads the file once, for the places of its samples.
+        """Read the file once to index its samples.
 
         Raises:
-            UserError: If the file is missing, is no JSON array of objects, or is empty.
+            UserError: If the file is missing, is not a JSON array of objects, or is empty.
         """
         if not path.is_file():
             raise UserError(f"data must be 'scenes' or an existing file, got {str(path)!r}. Check the path.")
@@ -56,11 +54,11 @@ class LlavaFile:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> Conversation:
-        """The sample, read from the file.
+        """Read one sample from the file.
 
         Raises:
-            UnusableSampleError: If its turns do not alternate, it has no assistant's turn, or placeholders and
-                pictures differ.
+            UnusableSampleError: If its turns do not alternate, it has no assistant turn, or the numbers of placeholders
+                and pictures differ.
             UserError: If the file changed, or a picture's path leaves the folder.
         """
         with self._path.open("rb") as file:
@@ -91,13 +89,13 @@ class LlavaFile:
 
 
 def _turns(given: object, n_pictures: int) -> tuple[Turn, ...]:
-    """Questions and answers of LLaVA's list; placeholders are counted and taken out."""
+    """Questions and answers of LLaVA's list; placeholders are counted and removed."""
     if not isinstance(given, list) or not all(
         isinstance(entry, dict) and isinstance(entry.get("value"), str) for entry in given
     ):
-        raise UnusableSampleError("conversations is no list of from and value")
+        raise UnusableSampleError("conversations is not a list of from and value")
     entries = [(str(entry.get("from")), str(entry["value"])) for entry in given]
-    if entries and entries[0][0] == "gpt":  # LLaVA drops an answer that nobody asked for
+    if entries and entries[0][0] == "gpt":  # as LLaVA does for an answer without a question
         entries = entries[1:]
     expected = ["human", "gpt"] * (len(entries) // 2 + 1)
     if [role for role, _ in entries] != expected[: len(entries)]:
@@ -118,8 +116,8 @@ def _turns(given: object, n_pictures: int) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _is_llava(path: Path) -> bool:
-    """Whether the first row of a JSONL file has LLaVA's list of turns."""
+def is_llava_jsonl(path: Path) -> bool:
+    """True if the first row of a JSONL file has LLaVA's list of turns."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -134,9 +132,9 @@ def _is_llava(path: Path) -> bool:
 
 
 def _places(path: Path) -> Iterator[tuple[int, int]]:
-    """Where each sample starts in the file and how many bytes it has, for an array or for one object a line.
+    """Start and length in bytes of each sample, in an array or with one object per line.
 
-    The bytes are read as Latin-1, in which each is one character, so that places in the text are places in the file.
+    The bytes are decoded as Latin-1, in which each byte is one character, so that text positions are file positions.
     """
     decoder = json.JSONDecoder()
     with path.open("rb") as file:

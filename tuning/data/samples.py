@@ -1,7 +1,7 @@
-"""Samples ready to train on: surveyed once, grouped by modality, padded into batches.
+"""Training samples: surveyed once, ordered by modality, padded into batches.
 
-``survey`` writes every sample as tokens once and keeps its length, so that what cannot be trained on is counted and
-listed before a step is taken. ``Samples`` gives them one by one, ``collate`` pads, ``GroupedSampler`` orders.
+``survey`` tokenises every sample once and keeps its length, so that samples that cannot be used are counted and listed
+before the first step. ``Samples`` returns them by index, ``GroupedSampler`` orders them, ``collate`` pads them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,13 +26,13 @@ from tuning.data.labels import IGNORED, Encoded, encode
 from tuning.data.prompt_format import PromptFormat
 from tuning.data.sources import Source
 
-FAILED = "failed"  # in place of a sample: why it could not be made
-_SHOWN = 3  # samples named in a refusal
-_MEGABATCHES = 50  # batches that are sorted by length together: enough to pad little, few enough to stay random
+FAILED = "failed"  # key of the error in place of a sample
+_SHOWN = 3  # samples named in an error message
+_MEGABATCHES = 50  # batches sorted by length together: enough to reduce padding, few enough to stay random
 
 
 class Skipped(NamedTuple):
-    """A sample that cannot be trained on, and why."""
+    """A sample that cannot be used."""
 
     sample: int
     id: str
@@ -41,53 +41,53 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over a source found.
+    """Lengths of all samples of a source, and the samples that cannot be used.
 
     Args:
         lengths: Tokens of each sample, image tokens included, after cutting; 0 for samples left out.
-        pictured: Whether a sample shows a picture.
-        learned: How many of its tokens are learned.
-        cut: How many samples were cut to the longest length.
+        pictured: Whether each sample has a picture.
+        labelled: Labelled tokens of each sample.
+        cut: Number of samples cut to the longest length.
         skipped: Samples left out.
     """
 
     lengths: Int[np.ndarray, " sample"]
     pictured: Bool[np.ndarray, " sample"]
-    learned: Int[np.ndarray, " sample"]
+    labelled: Int[np.ndarray, " sample"]
     cut: int
     skipped: tuple[Skipped, ...]
 
     @property
     def kept(self) -> Int[np.ndarray, " kept"]:
-        """The samples that can be trained on."""
+        """Indices of the samples that can be used."""
         return np.flatnonzero(self.lengths)
 
     def describe(self) -> str:
-        """One line of counts."""
+        """Counts in one line."""
         kept = self.kept
         text = int((~self.pictured[kept]).sum())
         return (
             f"{len(kept):,} samples ({text:,} without a picture), {int(self.lengths[kept].sum()):,} tokens, "
-            f"{int(self.learned.sum()):,} learned; {self.cut:,} cut, {len(self.skipped):,} left out"
+            f"{int(self.labelled.sum()):,} labelled; {self.cut:,} cut, {len(self.skipped):,} left out"
         )
 
 
 def survey(
     llava: Llava, source: Source, prompt_format: PromptFormat, *, on_progress: Callable[[int], None] | None = None
 ) -> Survey:
-    """Every sample of ``source`` written once; pictures are looked for, not opened.
+    """Tokenise every sample of ``source`` once. Pictures must exist; they are not opened.
 
     Args:
-        llava: Gives the tokenizer.
+        llava: Its tokenizer is used.
         source: The samples.
-        prompt_format: How they become tokens.
-        on_progress: Called after each sample with how many are done.
+        prompt_format: How samples become tokens.
+        on_progress: Called after each sample with the number done.
 
     Raises:
         UserError: If a picture's path leaves its folder.
     """
     n = len(source)
-    lengths, learned = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    lengths, labelled = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
     pictured = np.zeros(n, dtype=bool)
     skipped: list[Skipped] = []
     cut = 0
@@ -101,11 +101,11 @@ def survey(
             skipped.append(Skipped(index, error.sample or name, str(error)))
         else:
             lengths[index], pictured[index] = len(encoded), bool(conversation.pictures)
-            learned[index] = int((encoded.labels != IGNORED).sum())
+            labelled[index] = int((encoded.labels != IGNORED).sum())
             cut += encoded.cut > 0
         if on_progress is not None:
             on_progress(index + 1)
-    return Survey(lengths, pictured, learned, cut, tuple(skipped))
+    return Survey(lengths, pictured, labelled, cut, tuple(skipped))
 
 
 def survey_usable(
@@ -115,11 +115,10 @@ def survey_usable(
     stage: str,
     on_progress: OnProgress = silent,
 ) -> Survey:
-    """``survey``, which must find something; ``on_progress`` is told of ``stage``.
+    """``survey`` with at least one usable sample; ``on_progress`` is called with ``stage``.
 
     Raises:
-        UserError: If no sample can be used.
-        UserError: As of ``survey``.
+        UserError: If no sample can be used, or as in ``survey``.
     """
     found = survey(llava, source, prompt_format, on_progress=lambda done: on_progress(stage, 1, len(source)))
     if not len(found.kept):
@@ -142,13 +141,13 @@ def skipped_error(skipped: Sequence[Skipped], name: str | None = None) -> UserEr
 
 
 class Samples(Dataset[dict[str, Any]]):
-    """The samples that a survey kept, each written and its pictures opened when it is asked for."""
+    """The usable samples of a survey; each is tokenised and its pictures are opened on access."""
 
-    def __init__(self, llava: Llava, source: Source, found: Survey, prompt_format: PromptFormat) -> None:
-        """``found`` must be the survey of ``source`` under ``prompt_format``."""
+    def __init__(self, llava: Llava, source: Source, survey: Survey, prompt_format: PromptFormat) -> None:
+        """Use the usable samples of ``survey``, the survey of ``source`` under ``prompt_format``."""
         self.source, self.prompt_format = source, prompt_format
-        self.indices = found.kept
-        self.lengths, self.pictured = found.lengths[self.indices], found.pictured[self.indices]
+        self.indices = survey.kept
+        self.lengths, self.pictured = survey.lengths[self.indices], survey.pictured[self.indices]
         self._llava = llava
         self._prefix: Callable[[int], Float[Tensor, "pos d_model"] | None] | None = None
 
@@ -157,18 +156,18 @@ class Samples(Dataset[dict[str, Any]]):
         return len(self.indices)
 
     def conversation(self, index: int) -> Conversation:
-        """The words and pictures of a sample."""
+        """The conversation of a sample."""
         return self.source[int(self.indices[index])]
 
     def read_prefix(self, read: Callable[[int], Float[Tensor, "pos d_model"] | None]) -> None:
-        """From now on ask ``read`` for a kept prefix first; where it has one, pictures are not opened."""
+        """Use the stored prefixes that ``read`` returns from now on; samples that have one do not open pictures."""
         self._prefix = read
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample as ``encoded``, ``pixels`` (one tensor a picture), ``sample`` (its index), maybe ``prefix``.
 
-        In a worker of torch's loader an error of the data comes back as ``FAILED``: raised there, it would reach the
-        reader inside a trace.
+        In a worker process of the loader an error is returned under ``FAILED``: raised there, its message would be
+        wrapped in a traceback.
         """
         try:
             return self._item(index)
@@ -194,17 +193,17 @@ def _encode(llava: Llava, conversation: Conversation, prompt_format: PromptForma
 
 
 def collate(rows: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:
-    """Samples padded on the right into one batch of the Hugging Face model's arguments, and ``sample``, ``owner``.
+    """One batch of model arguments, padded on the right, with ``sample`` and ``owner``.
 
-    The mask has one row for each query where a sample's turns stand apart, else one value for each position.
+    The mask has one row per query if a sample's turns stand apart, else one value per position.
 
     Args:
-        rows: From ``Samples``.
-        pad_id: The id at padded positions.
+        rows: Items of ``Samples``.
+        pad_id: Token id of the padding.
     """
     failed = next((row[FAILED] for row in rows if FAILED in row), None)
     if failed is not None:
-        return {FAILED: failed, "labels": torch.empty(1, 0, dtype=torch.int64)}  # Trainer counts what is learned
+        return {FAILED: failed}
     encoded: list[Encoded] = [row["encoded"] for row in rows]
     length = max(len(row) for row in encoded)
 
@@ -219,7 +218,7 @@ def collate(rows: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:
         "input_ids": padded("ids", pad_id),
         "labels": padded("labels", IGNORED),
         "position_ids": padded("position_ids", 0),
-        "attention_mask": _block_mask(segments) if (segments > 0).any() else (segments >= 0).to(torch.int64),
+        "attention_mask": block_mask(segments) if (segments > 0).any() else (segments >= 0).to(torch.int64),
         "owner": padded("owner", -1),
         "sample": torch.tensor([row["sample"] for row in rows]),
     }
@@ -233,24 +232,24 @@ def collate(rows: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:
             kept[index, : len(prefix)] = prefix
         batch["prefix"] = kept
     elif any(prefix is not None for prefix in prefixes):
-        raise RuntimeError("a batch must have all prefixes or none: read_prefix must answer for whole epochs")
+        raise RuntimeError("a batch must have all prefixes or none: read_prefix must return them for whole epochs")
     return batch
 
 
-def _block_mask(segments: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch 1 query key"]:
-    """0 where a query may look (earlier positions of the shared part and of its own turn, itself), else very low."""
+def block_mask(segments: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch 1 query key"]:
+    """0 where a query attends (earlier positions of the shared part and of its own turn, itself), else very low."""
     n = segments.shape[1]
-    earlier = torch.ones(n, n, dtype=torch.bool).tril()
+    earlier = torch.ones(n, n, dtype=torch.bool, device=segments.device).tril()
     key, query = segments[:, None, :], segments[:, :, None]
-    seen = (earlier & ((key == 0) | (key == query))) | torch.eye(n, dtype=torch.bool)
-    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+    seen = (earlier & ((key == 0) | (key == query))) | torch.eye(n, dtype=torch.bool, device=segments.device)
+    return torch.zeros(seen.shape, device=segments.device).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
 
 
 class GroupedSampler(Sampler[int]):
-    """A fresh order each epoch, a function of seed and epoch alone, so that plans and resumed runs see the same data.
+    """A new order in each epoch, a function of seed and epoch alone, so that plans and resumed runs see the same data.
 
-    Grouped by modality: no group of ``group`` samples in a row mixes samples with and without a picture (but for the
-    last), and samples of like length stand together, which saves LLaVA about a quarter of its time.
+    With ``by_modality``, no ``group`` consecutive samples mix samples with and without a picture (except the last), and
+    samples of similar length are together, which saves LLaVA about a quarter of its training time.
 
     Source: ``group_by_modality_length`` of Liu et al. 2024, arXiv 2310.03744.
     """
@@ -258,22 +257,22 @@ class GroupedSampler(Sampler[int]):
     def __init__(
         self, samples: Samples, *, group: int, seed: int, by_modality: bool = True, even: bool = False
     ) -> None:
-        """Describes the order.
+        """Describe the order.
 
         Args:
-            samples: What is ordered.
+            samples: The samples.
             group: Samples of one optimizer step, over all processes.
-            seed: Of the order.
-            by_modality: Whether groups are of one modality.
-            even: Leave out the last samples of an epoch that fill no group of one modality. Processes that share the
-                weights (FSDP) must all see pictures or none, or they wait for each other forever.
+            seed: Seed of the order.
+            by_modality: Whether groups have one modality.
+            even: Leave out samples of an epoch that do not fill a group of one modality. With FSDP all processes must
+                see pictures or none; otherwise they wait for each other forever.
         """
         self._lengths, self._pictured = samples.lengths, samples.pictured
         self._group, self._seed, self._by_modality, self._even = group, seed, by_modality, even
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch's order comes next."""
+        """Choose the epoch of the next order."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -298,7 +297,7 @@ class GroupedSampler(Sampler[int]):
                 mega = own[start : start + self._group * _MEGABATCHES]
                 by_length = mega[np.argsort(-self._lengths[mega], kind="stable")]
                 full = len(by_length) // self._group * self._group
-                # What fills no group, the shortest of them, comes last
+                # The shortest samples, which fill no group, come last
                 groups += [by_length[i : i + self._group] for i in range(0, full, self._group)]
                 rest.append(by_length[full:])
         for index in rng.permutation(len(groups)):
@@ -308,7 +307,7 @@ class GroupedSampler(Sampler[int]):
 
 
 def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
-    """The samples left out, as a table of sample (its place, from 0), id and reason."""
+    """Write the samples left out as a table with columns sample (index from 0), id and reason."""
     import pandas as pd
 
     table = pd.DataFrame(list(skipped), columns=list(Skipped._fields))

@@ -11,21 +11,17 @@ from tasks.scenes.questions import FAMILIES, Family, ask, ask_for_caption, with_
 from tasks.scenes.scene import COLOURS, Scene, Split, make_scene
 from tuning.data.conversation import Conversation, from_examples
 
-# Scenes that neither the embedded tower nor the embedded checkpoints were trained on.
+# Scenes on which neither the embedded tower nor the embedded checkpoints were trained
 FIRST_TRAINING_SCENE = 4_000_000
-
-
 FIRST_EVALUATION_SCENE = 200_000
-
-
-FIRST_CAPTION_SCENE = 6_000_000  # of captions that stage 1 is scored on
+FIRST_CAPTION_SCENE = 6_000_000  # captions on which stage 1 is scored
 
 
 class SceneMix:
     """The embedded instruction mix: questions about scenes in LLaVA-1.5's response formats.
 
     Each sample is one scene with several questions that do not see each other (``apart``), or that follow each other
-    as in LLaVA's data. Some samples are about a caption in words instead of a picture.
+    as in LLaVA's data. Some samples have a caption in words instead of a picture.
     """
 
     def __init__(
@@ -41,18 +37,18 @@ class SceneMix:
         stage: int = 2,
         first: int = FIRST_TRAINING_SCENE,
     ) -> None:
-        """Describes the mix; nothing is drawn before it is asked for.
+        """Describe the mix; scenes are drawn on access.
 
         Args:
-            n: How many scenes.
-            seed: Another seed asks other questions about other scenes.
-            questions: How many about each; the option-letter family is asked twice, for it is learned last.
-            text_share: Of samples about a caption in words.
-            caption_share: Of picture samples that also ask for a caption.
+            n: Number of scenes.
+            seed: Seed of scenes and questions.
+            questions: Questions per scene; the option-letter family, the hardest to learn, is asked twice.
+            text_share: Share of samples with a caption instead of a picture.
+            caption_share: Share of picture samples that also ask for a caption.
             format_prompts: Whether questions say how to answer ("... a single word or phrase.").
             apart: Whether questions about one scene are hidden from each other.
-            stage: 1 for captions alone, as LLaVA's first stage has them; 2 for the mix.
-            first: The number of the first scene.
+            stage: 1 for captions alone, as in LLaVA's first stage; 2 for the mix.
+            first: Number of the first scene.
 
         Raises:
             UserError: If a number is out of its range.
@@ -92,7 +88,7 @@ class SceneMix:
         return from_examples(asked, apart=self._apart, format_prompts=self._formats)
 
     def _draw(self, rng: np.random.Generator) -> list[Family]:
-        """Which families are asked: all different but for one more option letter."""
+        """The families of the questions: all different, and one more option-letter question."""
         twice = ["choice", "choice"] if self._questions > 1 else []
         others = [family for family in FAMILIES if not twice or family != "choice"]
         picked = [others[int(i)] for i in rng.permutation(len(others))[: self._questions - len(twice)]]
@@ -101,15 +97,15 @@ class SceneMix:
 
 
 class SceneQuestions:
-    """One question of every family about each of ``n`` scenes that no training run has seen, for scoring."""
+    """For scoring: one question of every family about each of ``n`` scenes outside the training data."""
 
     def __init__(self, n: int, *, split: Split = "test", text: bool = False, format_prompts: bool = True) -> None:
-        """Describes the questions.
+        """Describe the questions; scenes are drawn on access.
 
         Args:
-            n: How many scenes.
-            split: ``"test"`` draws with the drawings of training, ``"unseen"`` with the held-out ones.
-            text: Whether a caption in words stands in for the picture.
+            n: Number of scenes.
+            split: ``"test"`` uses the drawings of training, ``"unseen"`` the held-out ones.
+            text: Whether a caption in words replaces the picture.
             format_prompts: Whether questions say how to answer.
         """
         if n < 1:

@@ -1,7 +1,7 @@
-"""Where training conversations come from: LLaVA's own JSON, a table of questions, or the embedded scenes.
+"""Sources of training conversations: LLaVA's own JSON, a table of questions, or the embedded scenes.
 
-A source is indexed and counted, never held: ``LlavaFile`` keeps the place of each sample in the file (16 bytes)
-and reads one when it is asked for, so that ``llava_v1_5_mix665k.json`` needs no more memory than any other file.
+A source is read by index: ``LlavaFile`` keeps 16 bytes per sample and reads a sample on access, so the memory does not
+grow with the size of ``llava_v1_5_mix665k.json``.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ from tasks.dataset import Dataset
 from tasks.errors import UserError
 from tasks.readers.examples import read_table
 from tuning.data.conversation import Conversation, from_examples
-from tuning.data.llava_json import LlavaFile, _is_llava
+from tuning.data.llava_json import LlavaFile, is_llava_jsonl
 from tuning.data.scene_mix import SceneMix
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Conversations by index, and a digest that changes whenever they do."""
+    """Conversations by index, and a digest of them."""
 
     name: str
     digest: str
@@ -34,7 +34,7 @@ class TableFile:
     """A JSONL or Parquet file with one question and answer a row (``tasks.readers.examples.read_table``)."""
 
     def __init__(self, dataset: Dataset) -> None:
-        """Takes the examples of ``dataset``, each as a conversation of one turn."""
+        """Use the examples of ``dataset``, each as a conversation of one turn."""
         self.name, self.digest = dataset.name, dataset.digest
         self._examples = dataset.examples
         if any(example.family == "all" for example in dataset.examples):
@@ -50,10 +50,10 @@ class TableFile:
 
 
 class Subset:
-    """Some samples of a source, by their place."""
+    """Some samples of a source."""
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
-        """``indices`` count from 0."""
+        """Use the samples at ``indices``, counted from 0."""
         self.name = source.name
         self._source, self._indices = source, indices
         chosen = hashlib.sha256(json.dumps([int(i) for i in indices]).encode()).hexdigest()[:8]
@@ -69,18 +69,18 @@ class Subset:
 
 
 def first_of(source: Source, n: int | None) -> Source:
-    """The first ``n`` samples; the source itself where it has no more, or where ``n`` is None."""
+    """The first ``n`` samples; the source itself if it has no more or ``n`` is None."""
     return source if n is None or n >= len(source) else Subset(source, range(n))
 
 
 def open_source(spec: str, images: Path | None = None, *, scenes: SceneMix | None = None) -> Source:
-    """The source that ``spec`` names.
+    """Open the source that ``spec`` names.
 
     Args:
         spec: ``"scenes"``, a ``.json`` or ``.jsonl`` file in LLaVA's layout, or a JSONL or Parquet file with columns
             ``question`` and ``answer``.
-        images: The folder that picture paths start from; the file's own where it is None.
-        scenes: What ``"scenes"`` means; 4,000 scenes where it is None.
+        images: Folder of the picture paths; the file's own folder if None.
+        scenes: The source for ``"scenes"``; 4,000 scenes if None.
 
     Raises:
         UserError: If the file cannot be read.
@@ -88,6 +88,6 @@ def open_source(spec: str, images: Path | None = None, *, scenes: SceneMix | Non
     if spec == "scenes":
         return scenes or SceneMix(4000)
     path = Path(spec)
-    if path.suffix.lower() == ".json" or (path.suffix.lower() in (".jsonl", ".ndjson") and _is_llava(path)):
+    if path.suffix.lower() == ".json" or (path.suffix.lower() in (".jsonl", ".ndjson") and is_llava_jsonl(path)):
         return LlavaFile(path, images)
     return TableFile(read_table(path, images))

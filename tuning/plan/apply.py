@@ -27,6 +27,15 @@ def apply_plan(llava: Llava, resolved: Resolved, *, seed: int = 0, low_precision
         resolved: The plan, resolved on this model.
         seed: Seed of the factors' initial values, and of the blocks drawn under ``lisa``.
         low_precision: Keep frozen parameters in bfloat16 and trained ones in float32, which small updates need.
+
+    Example:
+        >>> from models.loading.load import load
+        >>> from tuning.plan.plan import LayerPlan
+        >>> from tuning.plan.resolve import resolve
+        >>> llava = load("random:tiny")
+        >>> apply_plan(llava, resolve(LayerPlan("1", ()), llava))
+        >>> all(".layers.1." in name for name in trained_parameters(llava))
+        True
     """
     llava.model.requires_grad_(False)
     if resolved.lora_modules:

@@ -18,6 +18,10 @@ def default_plans(
         band: The middle band; if None, layers 6-16 of 32 at the same relative depth.
         seed: Seed of the random layers.
         lora: Rank, alpha and dropout of the LoRA plans.
+
+    Example:
+        >>> [plan.name for plan in default_plans(32)][:4]
+        ['start', 'full', 'middle band', 'complement']
     """
     middle = tuple(band) if band is not None else anchor_band(n_layers)
     size = len(middle)

@@ -23,6 +23,12 @@ def select_layers(spec: str, n_layers: int) -> tuple[int, ...]:
 
     Raises:
         UserError: If the spec is none of these or names a layer that does not exist.
+
+    Example:
+        >>> select_layers("6-8,11", n_layers=12)
+        (6, 7, 8, 11)
+        >>> select_layers("middle:0.33", n_layers=12)
+        (4, 5, 6, 7)
     """
     text = spec.strip()
     if text == "all":

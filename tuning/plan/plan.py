@@ -24,6 +24,10 @@ class Lora:
     """LoRA factors on every linear map of the plan's blocks, with the defaults of LLaVA-1.5's LoRA recipe.
 
     Source: Hu et al. 2021, "LoRA", arXiv 2106.09685.
+
+    Example:
+        >>> Lora(rank=8, alpha=16)
+        Lora(rank=8, alpha=16, dropout=0.05)
     """
 
     rank: Annotated[int, named("lora-rank")] = 128
@@ -47,6 +51,10 @@ class Lisa:
     """LISA: full weights in a few blocks at a time, drawn at random from the plan's layers.
 
     Source: Pan et al. 2024, "LISA: Layerwise Importance Sampling", arXiv 2403.17919.
+
+    Example:
+        >>> Lisa(active=1)
+        Lisa(active=1, every=20)
     """
 
     active: Annotated[int, named("lisa-active")] = 2
@@ -69,6 +77,12 @@ class LayerPlan:
         train: Other parts; ``vision:20`` for the tower from block 20 on.
         method: ``"full"`` weights of the blocks, ``"lora"`` factors on them, or ``"lisa"``. Other parts train in full.
         name: Name in tables; if empty, layers and parts.
+
+    Example:
+        >>> LayerPlan("6-16", ("projector",)).label
+        '6-16+projector'
+        >>> LayerPlan("all", method="lora", lora=Lora(rank=32, alpha=64)).label
+        'all+projector (lora)'
     """
 
     layers: str = "all"

@@ -110,6 +110,13 @@ def resolve(plan: LayerPlan, llava: Llava) -> Resolved:
     Raises:
         UserError: If a layer, part or method does not exist, a part is repeated or not in the model, LoRA has no
             block or is combined with embeddings or head, or nothing would train.
+
+    Example:
+        >>> from models.loading.load import load
+        >>> llava = load("random:tiny")
+        >>> resolved = resolve(LayerPlan("1", ()), llava)
+        >>> resolved.layers, resolved.first_block
+        ((1,), 1)
     """
     if plan.method not in METHODS:
         raise UserError(f"method must be one of {', '.join(METHODS)}, got {plan.method!r}. Pick one of them.")

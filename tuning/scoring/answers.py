@@ -1,7 +1,7 @@
-"""How good a model is at answering, teacher-forced: an answer is right if greedy decoding would write exactly it.
+"""Score a model's answers with teacher forcing: an answer is right if greedy decoding would generate exactly it.
 
-Every token of the answer and its end-of-text mark must be the most likely one after the tokens before it. That is what
-generating and comparing word for word finds, in one forward pass, and several questions about a picture share it.
+Every token of the answer and its end-of-text token must be the most likely one after the tokens before it. One forward
+pass finds this, and several questions about a picture share it.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from models.llava import Llava
@@ -24,35 +24,31 @@ TEXT = Path(__file__).parents[2] / "models" / "embedded" / "passage.txt"
 
 
 @torch.inference_mode()
-def score_answers(
-    llava: Llava, samples: Samples, *, batch_size: int = 8, model: nn.Module | None = None
-) -> pd.DataFrame:
+def score_answers(llava: Llava, samples: Samples, *, batch_size: int = 8) -> pd.DataFrame:
     """One row for each answer: ``id, group, family, right, log_prob, tokens``.
 
     Args:
-        llava: In ``eval()`` while this runs.
-        samples: What is asked.
-        batch_size: Samples that run together.
-        model: What runs in its place: the same model, spread over processes.
+        llava: The model.
+        samples: The questions and answers.
+        batch_size: Samples per forward pass.
 
     Returns:
-        ``group`` is the first picture, or the sample where none is shown; ``right`` is 1 or 0; ``log_prob`` is the
-        answer's total log-probability in nats, its end-of-text mark included.
+        ``group`` is the first picture, or the sample if it has none; ``right`` is 1 or 0; ``log_prob`` is the
+        answer's total log-probability in nats, its end-of-text token included.
     """
-    runs: nn.Module = llava.model if model is None else model
-    training = runs.training
-    runs.eval()
+    training = llava.model.training
+    llava.model.eval()
     rows: list[dict[str, Any]] = []
     try:
         for start in range(0, len(samples), batch_size):
             items = [samples[index] for index in range(start, min(start + batch_size, len(samples)))]
             batch = collate(items, pad_id=llava.pad_token_id)
             labels, owner = batch.pop("labels"), batch.pop("owner")
-            asked = batch.pop("sample")
+            indices = batch.pop("sample")
             with head_at(llava, loss_positions(labels)):
-                logits = runs(**model_inputs(batch, llava)).logits[0]
+                logits = llava.model(**model_inputs(batch, llava)).logits[0]
             right, log_prob = _token_scores(logits, labels[:, 1:])
-            for row, sample in enumerate(asked.tolist()):
+            for row, sample in enumerate(indices.tolist()):
                 conversation = samples.conversation(sample)
                 pictures = conversation.pictures
                 for turn in range(len(conversation.turns)):
@@ -69,7 +65,7 @@ def score_answers(
                             }
                         )
     finally:
-        runs.train(training)
+        llava.model.train(training)
     return pd.DataFrame(rows, columns=["id", "group", "family", "right", "log_prob", "tokens"])
 
 
@@ -86,11 +82,11 @@ def _token_scores(logits: Float[Tensor, "learned vocab"], labels: Int[Tensor, "b
 
 @torch.inference_mode()
 def text_log_likelihood(llava: Llava, text: str | None = None) -> float:
-    """Mean log-likelihood of each token of ``text`` in nats, no picture shown; higher is better.
+    """Mean log-likelihood of a token of ``text`` in nats, without a picture; higher is better.
 
     Args:
         llava: The model.
-        text: Ordinary words; the passage that ships with the embedded checkpoints where it is None.
+        text: Ordinary text; if None, the passage that ships with the embedded checkpoints.
     """
     words = TEXT.read_text(encoding="utf-8") if text is None else text
     limit = int(llava.config.text_config.max_position_embeddings)
@@ -106,7 +102,7 @@ def text_log_likelihood(llava: Llava, text: str | None = None) -> float:
 
 
 def model_inputs(batch: dict[str, Tensor], llava: Llava) -> dict[str, Any]:
-    """A collated batch on the model's device, its mask in a type that attention takes; keys and values are not kept."""
+    """A collated batch as model arguments on the model's device, with the mask in the type of attention."""
     moved: dict[str, Any] = {name: value.to(llava.device) for name, value in batch.items()}
     moved["use_cache"] = False
     mask = moved["attention_mask"]

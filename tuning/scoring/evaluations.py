@@ -1,7 +1,7 @@
-"""What the evaluations of a run found, as a table that grows while it trains: ``evaluations.csv``.
+"""The evaluations of a run as a table that grows during training: ``evaluations.csv``.
 
-``score_sets`` asks, ``tabulate`` makes the rows of an evaluation, ``add_rows`` writes them, ``trim_rows`` forgets what
-an interrupted run found after its checkpoint.
+``score_sets`` scores, ``tabulate`` makes the rows of an evaluation, ``add_rows`` writes them, ``trim_rows`` drops those
+after the checkpoint of an interrupted run.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import nn
 
 from models.llava import Llava
 from records.manifest import write_atomically
@@ -29,23 +28,20 @@ _SUMS = ["right", "answers", "log_prob", "tokens"]
 _TYPES: Any = {"set": str, "data": str, "family": str, "metric": str, "interval": str}
 
 
-def score_sets(
-    llava: Llava, sets: Mapping[str, Samples], *, step: int, model: nn.Module | None = None
-) -> dict[str, pd.DataFrame]:
+def score_sets(llava: Llava, sets: Mapping[str, Samples], *, step: int) -> dict[str, pd.DataFrame]:
     """The answers to every evaluation set by its name, from ``tuning.scoring.answers.score_answers``.
 
     Args:
-        llava: As of now.
+        llava: The model.
         sets: Samples by name.
         step: Optimizer steps done, for the message.
-        model: What runs in its place: the same model, spread over processes.
 
     Raises:
-        UserError: If an answer has no probability: the weights or the data are broken.
+        UserError: If a log-probability is not finite.
     """
     answers = {}
     for name, samples in sets.items():
-        answers[name] = score_answers(llava, samples, model=model)
+        answers[name] = score_answers(llava, samples)
         broken = answers[name][~np.isfinite(answers[name]["log_prob"])]
         if len(broken):
             raise UserError(

@@ -1,4 +1,4 @@
-"""What a tuning run leaves: a folder that opens in plain transformers, with plan and cost beside the weights."""
+"""Save a tuned model so that it opens in plain transformers."""
 
 import json
 import shutil
@@ -25,19 +25,18 @@ def save_model(
     merge: bool = False,
     reload: Callable[[], Llava] | None = None,
 ) -> None:
-    """Writes weights, config and processor; what the plan did not train is bitwise what was loaded.
+    """Write weights, config and processor; untrained weights are bitwise those that were loaded.
 
-    LoRA without ``merge`` becomes an adapter in PEFT's format; everything else a whole checkpoint in float32, which
-    holds 16-bit weights exactly. Files appear in ``folder`` under their own names once all are written.
+    LoRA without ``merge`` is saved as an adapter in PEFT's format, everything else as a whole float32 checkpoint, which
+    holds 16-bit weights exactly. Files are renamed to their final names once all are written.
 
     Args:
-        llava: After training; with ``merge`` its factors are added to the weights and taken out.
+        llava: The trained model; with ``merge`` its factors are merged and removed.
         resolved: The plan.
         tensors: The trained tensors by name, as ``PlanTrainer.full_tensors`` gathers them.
         folder: The run directory.
-        merge: Whether LoRA factors are merged.
-        reload: Gives the model as it was before training, if its frozen weights were rounded (bf16) or are spread over
-            processes, so that they are read again.
+        merge: Merge LoRA factors into the weights.
+        reload: Loads the model as before training; given if frozen weights are rounded (bfloat16) or sharded.
     """
     fresh = folder / ".model.partial"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -58,7 +57,7 @@ def save_model(
 
 
 def bytes_of_model(resolved: Resolved, *, merge: bool = False) -> int:
-    """What ``save_model`` writes: factors and the parts trained beside them, or the whole model in float32."""
+    """Bytes that ``save_model`` writes: factors and the parts trained beside them, or the whole float32 model."""
     adapter = resolved.plan.method == "lora" and not merge
     return (resolved.trained if adapter else resolved.total) * 4
 
@@ -66,7 +65,7 @@ def bytes_of_model(resolved: Resolved, *, merge: bool = False) -> int:
 def _whole(
     llava: Llava, resolved: Resolved, tensors: Mapping[str, Tensor], *, reload: Callable[[], Llava] | None
 ) -> Llava:
-    """The model with its trained tensors and without factors."""
+    """The model with its trained tensors, factors merged."""
     whole = llava
     if reload is not None:
         whole = reload()
@@ -80,5 +79,5 @@ def _whole(
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Plain data, whole or not there."""
+    """Write JSON data atomically."""
     write_atomically(path, (json.dumps(dict(data), indent=1) + "\n").encode())

@@ -70,14 +70,14 @@ def compiled(
         A function that opens a context in which the blocks run uncompiled.
     """
     config: Any = llava.model.config.text_config
-    written: str = config._attn_implementation
-    meanwhile = "eager" if llava.device.type == "cpu" and longest <= _LONG else written
+    original: str = config._attn_implementation
+    meanwhile = "eager" if llava.device.type == "cpu" and longest <= _LONG else original
     blocks: list[Any] = list(llava.blocks)
     before = [block._compiled_call_impl for block in blocks]
 
     @contextmanager
-    def as_written() -> Iterator[None]:
-        config._attn_implementation = written
+    def uncompiled() -> Iterator[None]:
+        config._attn_implementation = original
         try:
             with torch.compiler.set_stance("force_eager"):
                 yield
@@ -89,8 +89,8 @@ def compiled(
         for block in blocks:
             block.compile(dynamic=True, backend=backend)
         with torch._dynamo.config.patch(recompile_limit=_KINDS):
-            yield as_written
+            yield uncompiled
     finally:
-        config._attn_implementation = written
+        config._attn_implementation = original
         for block, call in zip(blocks, before, strict=True):
             block._compiled_call_impl = call

@@ -387,7 +387,7 @@ def test_missing_statistics_are_named(llava: Llava, clean: Inputs, examples: lis
         (ablate, "means must hold 'blocks.1.hook_mlp_out' for the group 'last', got none"),
         (steer, "norms must hold 'blocks.1.hook_mlp_out' for the group 'last', got none"),
         (transplant, "op must be one of patch, .*got 'transplant'"),
-        (noisy, "context must hold the embeddings' deviation for noise, got None"),
+        (noisy, "deviation must be given for noise, got None"),
     ):
         with pytest.raises(ValueError, match=message):
             build_edits(plan.cells(llava), llava, clean, examples, DatasetStatistics(plan))

@@ -116,6 +116,16 @@ def test_the_table_has_every_plan_condition_and_family_with_its_columns(
     assert render_table(finished).row_count == 4
 
 
+def test_show_prints_a_finished_comparison_and_a_dry_run_what_remains(
+    finished: pd.DataFrame, settings: CompareConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["show", str(settings.out)])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in settings.plans) and str(settings.out / "compare.csv") in shown
+    text = run_compare(replace(settings, seeds=(0, 1), dry_run=True))
+    assert isinstance(text, str) and text.splitlines()[-1] == "3 of 7 runs remain"  # start has one seed
+
+
 def test_a_finished_plan_is_not_run_again_and_a_new_seed_is_added(
     finished: pd.DataFrame, settings: CompareConfig
 ) -> None:

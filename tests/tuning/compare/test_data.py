@@ -105,11 +105,11 @@ def test_a_file_is_trained_on_and_another_is_a_condition(
 def test_what_changed_is_another_comparison(config: CompareConfig, base: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(base, model)
-    config = replace(config, model=str(model), plans=("full",))
+    config = replace(config, model=ModelOptions(name=str(model)), plans=("full",))
     run_compare(config)
     path = Path(config.data.eval_specs[0])
     asked(path, QUESTIONS[:2])
-    with pytest.raises(UserError, match=r"out must hold the same comparison .* differs: data.pope was"):
+    with pytest.raises(UserError, match=r"out must hold the same run .* differs: data.pope was"):
         run_compare(config)
     asked(path, QUESTIONS)
     changes: dict[str, dict[str, Any]] = {
@@ -150,16 +150,15 @@ def test_plans_are_never_scored_on_other_samples(config: CompareConfig) -> None:
 def test_limits_are_of_files_and_scenes_stay_what_they_were(config: CompareConfig) -> None:
     specs = (*config.data.eval_specs, "scenes")
     opened = open_data(replace(config.data, limit=2, eval_specs=specs, eval_limit=3, score_scenes=5))
-    assert len(opened.mix) == 2
-    lengths = [(name, len(source)) for name, source in opened.questions.items()]
+    assert len(opened.train) == 2
+    lengths = [(name, len(source)) for name, source in opened.eval.items()]
     assert lengths == [("seen", 5), ("unseen", 5), ("text", 5), ("pope", 3)]
     assert opened.digests.keys() == {"train", "pope"}
     scenes = CompareData(scenes=7)
     assert open_data(scenes).digests == {}
-    assert isinstance(open_data(scenes).mix, SceneMix)
-    assert scenes.settings == {"scenes": 7, "score_scenes": 100}
+    assert isinstance(open_data(scenes).train, SceneMix)
     elsewhere = replace(config.data, spec=f"/elsewhere/{Path(config.data.spec).name}")
-    assert elsewhere.settings == config.data.settings
+    assert replace(config, data=elsewhere).settings == config.settings
 
 
 @pytest.mark.parametrize("names", [(), ("seen",), ("passage",), ("train",), ("a", "a"), ("scenes", "text")])
@@ -196,11 +195,12 @@ def test_nothing_that_can_be_scored_is_refused_whatever_may_be_skipped(config: C
 
 
 def test_a_context_that_scenes_do_not_fit_in_is_one_sentence(config: CompareConfig, tmp_path: Path) -> None:
-    llava = load(config.model, validate=False)
+    llava = load(config.model.name, validate=False)
     llava.config.text_config.max_position_embeddings = 64
     llava.model.save_pretrained(tmp_path / "short")
     llava.processor.save_pretrained(tmp_path / "short")
-    short = replace(config, model=str(tmp_path / "short"), data=replace(config.data, eval_specs=("scenes",)))
+    model, data = ModelOptions(name=str(tmp_path / "short")), replace(config.data, eval_specs=("scenes",))
+    short = replace(config, model=model, data=data)
     with pytest.raises(UserError, match=r"scenes-"):
         run_compare(short)
 

@@ -110,7 +110,7 @@ def test_what_cannot_be_trained_on_is_counted_and_listed_with_its_reason(llava: 
         assert BAD[bad.id][2] in bad.reason
     assert found.kept.tolist() == [0, 1, 2]
     assert "11 left out" in found.describe()
-    assert (found.learned[found.kept] > 0).all()
+    assert (found.labelled[found.kept] > 0).all()
 
 
 def test_a_leading_answer_is_dropped_as_llava_does(llava_json: LlavaRows) -> None:

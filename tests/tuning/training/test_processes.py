@@ -47,13 +47,6 @@ def losses_of(folder: Path) -> list[float]:
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
-def run_here(arguments: list[str]) -> None:
-    """The command in this process; what it started with is given back."""
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 0
-
-
 @pytest.mark.parametrize("layers", ["1-2", "none"])
 def test_two_processes_give_the_losses_of_one(layers: str, base: Path, tmp_path: Path) -> None:
     """With the projector alone, words teach nothing: no process waits for a gradient, and none moves by momentum."""
@@ -67,7 +60,7 @@ def test_two_processes_give_the_losses_of_one(layers: str, base: Path, tmp_path:
             "--eval-data", "scenes", "--eval-limit", "2",
         ]  # fmt: skip
         if processes == 1:
-            run_here(arguments)
+            main(arguments)
         else:
             done = launch([*TORCHRUN, "-m", "tuning.cli"], arguments)
             assert done.returncode == 0, done.stderr
@@ -82,7 +75,7 @@ def test_two_processes_give_the_losses_of_one(layers: str, base: Path, tmp_path:
 
 def twice(arguments: list[str], folder: Path) -> None:
     """A run, and the same again from its second step on; where two processes are started in."""
-    run_here([*arguments, "--out", str(folder)])
+    main([*arguments, "--out", str(folder)])
     if os.environ["RANK"] == "0":
         whole = folder.with_name("whole")
         folder.rename(whole)
@@ -90,7 +83,7 @@ def twice(arguments: list[str], folder: Path) -> None:
         shutil.copytree(whole / "checkpoint-2", folder / "checkpoint-2")
         shutil.copy(whole / "manifest.json", folder)
     torch.distributed.barrier()
-    run_here([*arguments, "--out", str(folder)])
+    main([*arguments, "--out", str(folder)])
 
 
 def test_shards_train_resume_and_open_as_one_process_does(base: Path, llava_json: LlavaRows, tmp_path: Path) -> None:
@@ -110,7 +103,7 @@ def test_shards_train_resume_and_open_as_one_process_does(base: Path, llava_json
         "--out", str(tmp_path / "words"),
     ]  # fmt: skip
     code = f"import pathlib, tests.tuning.training.test_processes as t; t.twice({[*shared, '--batch-size', '2']!r}, "
-    code += f"pathlib.Path({str(tmp_path / 'resumed')!r})); t.run_here({words!r})"  # one start, which takes longest
+    code += f"pathlib.Path({str(tmp_path / 'resumed')!r})); t.main({words!r})"  # one start, which takes longest
     done = launch([*ACCELERATE, "--no_python"], [sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
     note = next(line for line in done.stdout.splitlines() if line.startswith("sharded by FSDP"))
@@ -132,7 +125,7 @@ def test_shards_train_resume_and_open_as_one_process_does(base: Path, llava_json
     cost = json.loads((tmp_path / "whole" / "cost.json").read_text())
     assert (cost["flops_forward"], cost["processes"]) == (None, 2)  # no process could run the whole model first
     assert cost["closed_form_forward"] > 0
-    run_here([*shared, "--batch-size", "4", "--out", str(tmp_path / "one")])
+    main([*shared, "--batch-size", "4", "--out", str(tmp_path / "one")])
     assert losses_of(tmp_path / "one") == pytest.approx(losses_of(tmp_path / "whole"), abs=2e-4)
     # The projector alone: words need no backward pass, after which FSDP would go back to shards before it is saved.
     log = [json.loads(line) for line in (tmp_path / "words" / "log.jsonl").read_text().splitlines()]
