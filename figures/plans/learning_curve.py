@@ -37,13 +37,10 @@ def draw_learning_curve(
     Bands are 95 % bootstrap intervals over pictures; titles give n. The dashed line is the score of a guess, if the
     table has it. Answers without a family have the panel ``all`` alone.
 
-    Args:
-        table: Evaluations of one run, or of several with a column ``run``.
-        metrics: The metrics to draw.
-        title: See ``figures.panels``, also for the arguments below.
-        axes: One for each panel: by set, then metric, then family, ``all`` first.
-        width: Of a new figure.
-        legend: Whether to draw one.
+    - ``table``: Evaluations of one run, or of several with a column ``run``.
+    - ``metrics``: The metrics to draw.
+
+    The other arguments are described in ``figures.panels``.
 
     Raises:
         ValueError: If the table holds none of the metrics, or more runs than there are colours, or ``axes`` are not
