@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import LlavaConfig
 
-from benchmarks.random_inputs import NoiseExamples, Size, llava_config
-from benchmarks.record import DTYPES, Row, Run, compare, machine, options, peak_memory, write_rows
+from benchmarks.random_inputs import Size, llava_config, noise_examples
+from benchmarks.record import DTYPES, Row, Run, compare, machine, model_facts, options, peak_memory, write_rows
 from models.bridges import to_nnsight, to_transformer_lens
 from models.capture import capture, capture_examples
 from models.inputs import Inputs, prepare
@@ -72,8 +72,8 @@ def last_sites(llava: Llava) -> list[Site]:
 def measure_time(llava: Llava, repeats: int) -> Iterator[Row]:
     """Questions (a) and (b)."""
     sites, libraries = last_sites(llava), peers(llava)
-    alone = prepare(llava, NoiseExamples(BATCH, llava.image_size)[:])
-    asked = prepare(llava, NoiseExamples(QUESTIONS, llava.image_size, QUESTIONS)[:])
+    alone = prepare(llava, noise_examples(BATCH, llava.image_size)[:])
+    asked = prepare(llava, noise_examples(QUESTIONS, llava.image_size, QUESTIONS)[:])
     stop = max(span.stop for layout in alone.layout for span in layout.images)
     positions = {name: alone.model_kwargs()[name][:, :stop] for name in ("input_ids", "attention_mask", "position_ids")}
     same = {**positions, "pixel_values": alone.pixel_values}
@@ -85,7 +85,7 @@ def measure_time(llava: Llava, repeats: int) -> Iterator[Row]:
             **{name: lambda run=run: run(alone) for name, run in libraries.items()},  # type: ignore[misc]
         }
         yield from compare("a: image tokens, all layers", sides, "plain forward of the same positions", repeats)
-        each = [prepare(llava, [example]) for example in NoiseExamples(QUESTIONS, llava.image_size, QUESTIONS)]
+        each = [prepare(llava, [example]) for example in noise_examples(QUESTIONS, llava.image_size, QUESTIONS)]
         sides = {
             "eight forwards": lambda: [llava.model(**one.model_kwargs(), use_cache=False) for one in each],
             "eight forwards in one batch": lambda: llava.model(**asked.model_kwargs(), use_cache=False),
@@ -98,7 +98,7 @@ def measure_time(llava: Llava, repeats: int) -> Iterator[Row]:
 def run_many(method: str, n: int) -> float:
     """The peak memory of this process, in MiB, after ``n`` examples."""
     llava = load(small_config(tiny=True))
-    examples = NoiseExamples(n, llava.image_size)
+    examples = noise_examples(n, llava.image_size)
     if method == "capture":
         for _ in capture_examples(llava, examples, last_sites(llava), tokens="image", batch_size=BATCH):
             pass
@@ -141,7 +141,7 @@ def main() -> None:
     rows = list(measure_time(llava, given.repeats))
     if not given.no_memory:
         rows += measure_memory((given.sizes[0], given.sizes[1]), METHODS)
-    facts = machine(llava, batch=BATCH)
+    facts = machine(given.device) | model_facts(llava, batch=BATCH)
     name = f"capture-{str(facts['model']).split('@')[0]}-{facts['device']}"
     write_rows(given.out, name, "Capture", rows, facts)
 

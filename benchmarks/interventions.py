@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from transformers import LlavaConfig
 
-from benchmarks.random_inputs import NoiseExamples, Size, llava_config
-from benchmarks.record import DTYPES, Row, Run, compare, machine, options, peak_memory, write_rows
+from benchmarks.random_inputs import Size, llava_config, noise_examples
+from benchmarks.record import DTYPES, Row, Run, compare, machine, model_facts, options, peak_memory, write_rows
 from interventions.engines.base_runs import Base, plain_logits
 from interventions.engines.edits import Cell, Cut, Write
 from interventions.engines.engine import prepare_base, run_cells
@@ -63,7 +63,7 @@ def small_config(*, tiny: bool = False) -> LlavaConfig:
 def pair_of(llava: Llava) -> tuple[Example, Example]:
     """A clean and a corrupt example with one question: a scene for trained models, noise for random ones."""
     if llava.id.startswith("random"):
-        clean, other = NoiseExamples(2, llava.image_size)[:]
+        clean, other = noise_examples(2, llava.image_size)[:]
         return clean, Example(other.id, other.pictures, clean.question, clean.answer, other.group)
     pair = make_pair(0, "colour", size=llava.image_size)
     return pair.clean, pair.corrupt
@@ -271,7 +271,7 @@ def main() -> None:
     given = parser.parse_args()
     dtype = None if given.dtype is None else getattr(torch, given.dtype)
     rows: list[Row] = []
-    facts: dict[str, object] = {}
+    facts = machine(given.device)
     for name in ["random"] if given.small else given.models:
         source = small_config(tiny=given.small) if name == "random" else name
         llava = load(source, device=given.device, dtype=dtype)
@@ -282,9 +282,7 @@ def main() -> None:
         }
         with torch.inference_mode():
             rows += [replace(row, model=llava.id) for question in given.questions for row in measures[question]()]
-        for key, value in machine(llava, batch=1).items():
-            if key != "model":
-                facts[f"{name}: {key}" if key in ("layers", "d_model", "image_tokens") else key] = value
+        facts |= {f"{name}: {key}": value for key, value in model_facts(llava, batch=1).items() if key != "model"}
     write_rows(given.out, f"interventions-{facts['device']}", "Interventions", rows, facts)
 
 

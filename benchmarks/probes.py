@@ -8,11 +8,9 @@ strength, and extrapolated by the mean; ``--full`` times all. Both sides run in 
 of threads. Every problem of the loop starts cold, as by hand.
 """
 
-import os
 import statistics
 import sys
 import time
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
-from benchmarks.record import commit, heading, options, processor, table, write_record
+from benchmarks.record import heading, machine, options, table, write_record
 from probes.linear.solver import LogisticFit, rotate, solve_logistic
 
 SIZES = {"cpu": (12, 4000, 1024), "llava-7b": (33, 10_000, 4096), "small": (12, 1000, 256), "tiny": (2, 400, 64)}
@@ -163,18 +161,9 @@ def main() -> None:
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu only with --threads 1")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    record: dict[str, Any] = {
-        "size": given.size,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() and given.device == "cuda" else processor(),
-        "threads": given.threads,
-        "clock": given.clock,
-        **{name: version(name) for name in ("torch", "scikit-learn")},
-        "commit": commit(),
-        "load_average_before": os.getloadavg()[0],
-    }
+    record: dict[str, Any] = {"size": given.size, "clock": given.clock, **machine(given.device)}
     lines = heading("Batched logistic probes against a scikit-learn loop", record)
-    if given.device == "cuda" and not torch.cuda.is_available():
-        record["not_run"] = "no CUDA device at hand."
+    if "not_run" in record:
         lines += ["", f"Not yet run: {record['not_run']}"]
     else:
         with threadpool_limits(given.threads):

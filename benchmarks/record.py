@@ -81,34 +81,32 @@ def compare(question: str, sides: Mapping[str, Run], against: str, repeats: int,
     ]
 
 
-def machine(llava: Llava, *, batch: int) -> dict[str, object]:
-    """Model, hardware and versions."""
-    return {
-        "processor": processor(),
+def machine(device: str) -> dict[str, object]:
+    """Hardware, versions and commit; ``device`` is ``cpu`` or ``cuda``, and ``not_run`` says if it is missing."""
+    on_gpu = device.startswith("cuda")
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    facts: dict[str, object] = {
+        "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if llava.device.type == "cuda" else llava.device.type,
+        "device": torch.cuda.get_device_name() if on_gpu and torch.cuda.is_available() else device,
+        "commit": done.stdout.strip() if done.returncode == 0 else "uncommitted",
+        "load_average": os.getloadavg()[0],
+        **{name: version(name) for name in ("torch", "transformers", "scikit-learn", "nnsight", "transformer-lens")},
+    }
+    return facts if torch.cuda.is_available() or not on_gpu else {**facts, "not_run": "no CUDA device at hand."}
+
+
+def model_facts(llava: Llava, *, batch: int) -> dict[str, object]:
+    """The size of the model."""
+    return {
         "dtype": str(llava.dtype).removeprefix("torch."),
         "model": llava.id,
         "layers": llava.n_layers,
         "d_model": llava.d_model,
         "image_tokens": llava.n_image_tokens,
         "batch": batch,
-        "commit": commit(),
-        "load_average": os.getloadavg()[0],
-        **{name: version(name) for name in ("torch", "transformers", "nnsight", "transformer-lens")},
     }
-
-
-def processor() -> str:
-    """The name of the processor."""
-    return platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    """The commit of the code, or ``uncommitted`` outside a repository."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else "uncommitted"
 
 
 def peak_memory() -> float:

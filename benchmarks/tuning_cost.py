@@ -13,19 +13,17 @@ measures the latter. Step time includes the optimizer, the closed form does not.
 
 import argparse
 import gc
-import importlib.util
-import json
 import statistics
 import sys
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from benchmarks.random_inputs import Size, llava_config
-from benchmarks.record import command, commit, heading, options, processor, table, write_record
+from benchmarks.record import command, heading, machine, options, table, write_record
+from figures import draw_cost_ratios, save_figure
 from models.llava import Llava
 from models.loading.load import load
 from tuning.cost.flops import closed_form
@@ -160,7 +158,6 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         "image_tokens": llava.n_image_tokens,
         "text_tokens": given.text_tokens,
         "clock": given.clock,
-        "threads": torch.get_num_threads(),
         "rounds": given.rounds,
         "repeats": given.repeats,
         "tflops_full": closed_form(llava, plans["full"], shape).total / fastest["step_seconds_median"] / 1e12,
@@ -191,18 +188,6 @@ def describe(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def draw(record: dict[str, Any], stem: Path) -> None:
-    """Draw the figure of the record; without the drawing libraries, use ``--redraw`` on another machine."""
-    if any(importlib.util.find_spec(name) is None for name in ("pandas", "matplotlib", "seaborn")):
-        print("pandas, matplotlib or seaborn is missing here: draw with --redraw RECORD.json", file=sys.stderr)
-        return
-    import pandas as pd
-
-    from figures import draw_cost_ratios, save_figure
-
-    save_figure(draw_cost_ratios(pd.DataFrame(record["plans"])), stem)
-
-
 def main() -> None:
     """Run the benchmark, write and print the record and its figure."""
     parser = options(__doc__, repeats=3)
@@ -218,23 +203,12 @@ def main() -> None:
     parser.add_argument("--checkpointing", choices=["both", "on", "off"], default="both")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu only with one thread")
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--redraw", type=Path, default=None, help="only draw the figure of this record")
     given = parser.parse_args()
-    if given.redraw is not None:
-        draw(json.loads(given.redraw.read_text()), given.redraw.with_suffix(""))
-        return
     if given.threads or given.clock == "cpu":
         torch.set_num_threads(given.threads or 1)
-    on_gpu = given.device.startswith("cuda")
-    record: dict[str, Any] = {
-        "model": given.model,
-        "device": torch.cuda.get_device_name() if on_gpu and torch.cuda.is_available() else processor(),
-        **{name: version(name) for name in ("torch", "transformers")},
-        "commit": commit(),
-        "command": command(),
-    }
-    if on_gpu and not torch.cuda.is_available():
-        lines = ["", "Not yet run: no CUDA device at hand."]
+    record: dict[str, Any] = {"model": given.model, "command": command(), **machine(given.device)}
+    if "not_run" in record:
+        lines = ["", f"Not yet run: {record['not_run']}"]
     else:
         record |= run(given)
         lines = describe(record)
@@ -244,7 +218,7 @@ def main() -> None:
     text = "\n".join([*heading("Cost of tuning plans", facts), *lines])
     stem = write_record(given.out, name, record, text)
     if "plans" in record:
-        draw(record, stem)
+        save_figure(draw_cost_ratios(pd.DataFrame(record["plans"])), stem)
 
 
 if __name__ == "__main__":

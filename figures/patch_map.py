@@ -14,12 +14,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
-from figures.effect_colours import add_bar, effect_colours, mark_significant, symmetric_range
+from figures.effect_colours import add_bar, colour_bar, effect_colours, mark_significant, symmetric_range
 from figures.effects import default_title, of_metric, site_title
 from figures.panels import open_panels
 from figures.parts import main_name
 from figures.saved import Picture
-from figures.style import SEQUENTIAL, Panels, Width, figure_of
+from figures.style import SEQUENTIAL, Panels, Width
 
 PATCH = re.compile(r"patch\((\d+),(\d+)(?:,0)?\)")
 _COLUMNS = {"two": 6, "one": 3}
@@ -156,12 +156,9 @@ def draw_probe_map(
                 _frame(panel, shape, box)
             panel.set_title(text, fontsize=7.5)
         if legend:
-            bar = figure_of(opened.axes).colorbar(
-                ScalarMappable(norm, SEQUENTIAL), ax=opened.axes, alpha=1.0 if picture is None else _COVER,
-                shrink=0.95, pad=0.02, aspect=16,
-            )  # fmt: skip
-            bar.set_label(f"probability of the\nexample's own {chosen['target']}", fontsize=7)
-            bar.ax.tick_params(labelsize=6.5, length=2)
+            alpha = 1.0 if picture is None else _COVER
+            label = f"probability of the\nexample's own {chosen['target']}"
+            bar = colour_bar(opened.axes, ScalarMappable(norm, SEQUENTIAL), label, alpha=alpha)
             if chance is not None:
                 bar.ax.axhline(chance, color="#FFFFFF", linewidth=1.6)
                 bar.ax.axhline(chance, color="#000000", linewidth=0.8, linestyle=(0, (2, 1)), label="chance")

@@ -36,7 +36,7 @@ def curve_panel(
     return {"title": title, "subtitle": subtitle, "x": x, "y": y, "series": series, "levels": levels}
 
 
-def drawn_values(series: Mapping[str, Sequence[Any]], levels: Mapping[str, Any]) -> list[float]:
+def drawn_values(series: Mapping[str, Sequence[Any]], levels: Mapping[str, Any]) -> list[Any]:
     """All values of a panel: points, ends of intervals, levels."""
     values = [value for points in series.values() for point in points for value in point[1:4]]
     return [value for value in (*values, *levels.values()) if value is not None]

@@ -30,7 +30,7 @@ from tuning.embedded.language import (
     train_language,
     warm_start,
 )
-from tuning.embedded.training import read_facts, write_tensors
+from tuning.embedded.training import read_facts, snapshot_path, write_tensors
 from tuning.embedded.vision import VISION_CONFIG, pretrain_vision
 
 STAGES = ("vision", "stage1", "stage2", "export")
@@ -119,7 +119,7 @@ def export(work: Path) -> None:
         "vision_config": VISION_CONFIG,
         "sha256": hashes,
         "language_model_sha256": GGUF_SHA256,
-        "training": {stage: read_facts(work / stage) for stage in ("vision", "stage1", "stage2")},
+        "training": {stage: read_facts(snapshot_path(work, stage)) for stage in STAGES[:3]},
         "warm_start": json.loads((work / "warm.json").read_text()),
     }
     (PARTS / "parts.json").write_text(json.dumps(facts, indent=1) + "\n")

@@ -283,23 +283,6 @@ def stage2_step(trainee: Trainee, step: int, mix: Mix, seed: int) -> Tensor:
     return (losses * weights).sum() / weights.sum()
 
 
-@torch.no_grad()
-def quick_scores(trainee: Trainee, split: str, *, n: int = 48, text: bool = False) -> dict[str, float]:
-    """Share of answers whose every token is the most likely one after those before, by question family."""
-    right: dict[str, list[bool]] = {}
-    for start in range(0, n, 8):
-        scenes = [make_scene(i, split=split) for i in range(start, min(start + 8, n))]  # type: ignore[arg-type]
-        asked = [[ask(s, f) for f in FAMILIES] + [ask_for_caption(s)] for s in scenes]
-        if text:
-            asked = [[with_caption(e, s.caption) for e in row[:-1]] for s, row in zip(scenes, asked, strict=True)]
-        packed = pack([trainee.question_row(row) for row in asked], trainee.tokenizer.eos_token_id)
-        logits, labels, owners = trainee.run(packed, [] if text else scenes)
-        hits = logits.argmax(-1).cpu() == labels.cpu()
-        for index, example in enumerate(e for row in asked for e in row):
-            right.setdefault(example.family, []).append(bool(hits[owners == index].all()))
-    return {family: float(np.mean(found)) for family, found in right.items()}
-
-
 def train_language(
     work: Path,
     trainee: Trainee,
@@ -313,7 +296,6 @@ def train_language(
     projector_lr: float = 1e-3,
     log_every: int = 10,
     save_every: int = 50,
-    score_every: int = 100,
 ) -> None:
     """Train stage 1 or 2 in place, from the snapshot in ``work`` if there is one."""
     mix = mix or Mix()
@@ -327,10 +309,6 @@ def train_language(
     def losses(start: int) -> Iterator[tuple[Tensor, str]]:
         for step in range(start, steps):
             yield stage1_step(trainee, step, batch_size) if stage == 1 else stage2_step(trainee, step, mix, seed), ""
-            if stage == 2 and ((step + 1) % score_every == 0 or step == steps - 1):
-                for text in (False, True):
-                    scores = quick_scores(trainee, "test", n=16 if text else 40, text=text)
-                    print(f"  text {text}: " + " ".join(f"{k} {v:.2f}" for k, v in scores.items()), flush=True)
 
     plan: dict[str, object] = {
         "seed": seed,
@@ -340,4 +318,4 @@ def train_language(
         "start": digest(trainee.tower, trainee.projector),
         **({"batch_size": batch_size} if stage == 1 else asdict(mix)),
     }
-    train(work / f"stage{stage}", modules, optimizer, losses, plan, log_every=log_every, save_every=save_every)
+    train(work, f"stage{stage}", modules, optimizer, losses, plan, log_every=log_every, save_every=save_every)

@@ -23,11 +23,9 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from models.loading.smol import NAMES, PARTS, EmbeddedName, compose
 from tasks.example import Example
 from tasks.prompts import plain, vicuna_v1
-from tasks.scenes.drawings import KINDS
 from tasks.scenes.questions import CHANCE, FAMILIES, ask, with_caption
 from tasks.scenes.scene import Scene, Split, make_scene, render
 from tasks.scoring import accuracy_by_family, score_answer
-from tuning.embedded.vision import scene_batch
 
 FIRST_SCORED = 100_000  # scores printed during training use the first scenes of the split
 Condition = Literal["seen", "unseen", "blank", "swapped", "text"]
@@ -125,33 +123,6 @@ def perplexity(loaded: Loaded) -> float:
     return math.exp(F.cross_entropy(logits[0, :-1].float(), ids[0, 1:]).item())
 
 
-@torch.inference_mode()
-def word_alignment(loaded: Loaded, *, n: int = 32) -> dict[str, float]:
-    """Mean cosine of object patches to the word embedding of their kind, by depth of the language model.
-
-    ``layer 0`` is the projector's output. Only the difference to the cosine with a random other kind means
-    alignment, since residual streams share a direction.
-    """
-    scenes = [make_scene(FIRST_SCORED + i, split="test") for i in range(n)]
-    labels = scene_batch(scenes).kind.flatten()
-    tokenizer = loaded.processor.tokenizer
-    words = loaded.model.get_input_embeddings().get_parameter("weight")
-    kinds = torch.stack([words[tokenizer(f" {kind}").input_ids[0]] for kind in KINDS])
-    inputs = loaded.processor(text=[vicuna_v1("?")] * n, images=[render(s) for s in scenes], return_tensors="pt")
-    out = loaded.model(**inputs.to(loaded.model.device), output_hidden_states=True)
-    at = inputs["input_ids"] == loaded.model.config.image_token_index
-    inked = labels < len(KINDS)
-    result = {}
-    for layer in range(0, len(out.hidden_states) - 1, 5):  # the last entry is already normed
-        tokens = out.hidden_states[layer][at][inked]
-        right, other = kinds[labels[inked]], kinds[(labels[inked] + 7) % len(KINDS)]
-        own = F.cosine_similarity(tokens, right, dim=-1).mean()
-        foil = F.cosine_similarity(tokens, other, dim=-1).mean()
-        result[f"layer {layer}"] = round(float(own), 4)
-        result[f"layer {layer}, other kind"] = round(float(foil), 4)
-    return result
-
-
 @app.command()
 def main(
     name: Annotated[str, typer.Argument(help="smol or smol-stage1.")] = "smol",
@@ -182,7 +153,6 @@ def main(
         "accuracy": pd.concat(tables).to_dict("records") if tables else [],
         "caption_kinds": score_captions(loaded, n=n, stage=2 if embedded == "smol" else 1),
         "perplexity": perplexity(loaded),
-        "word_alignment": word_alignment(loaded),
     }
     if tables:
         table = pd.concat(tables).pivot_table(index="family", columns="condition", values="score")[wanted]

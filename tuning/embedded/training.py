@@ -1,19 +1,19 @@
 """The training loop of the embedded checkpoints, with snapshots from which a killed run continues.
 
-A snapshot is one folder, tensors in safetensors and numbers in JSON. It is written under a temporary name and renamed,
-so a folder that exists is complete.
+A snapshot is one safetensors file: trained parameters, optimizer state, and facts as JSON in its metadata. It is
+written under a temporary name and renamed, so a file that exists is complete.
 """
 
 import hashlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -27,7 +27,8 @@ def schedule(step: int, steps: int) -> float:
 
 
 def train(
-    folder: Path,
+    work: Path,
+    stage: str,
     modules: Mapping[str, nn.Module],
     optimizer: Optimizer,
     losses: Callable[[int], Iterator[tuple[Tensor, str]]],
@@ -36,10 +37,11 @@ def train(
     log_every: int,
     save_every: int,
 ) -> None:
-    """Train in place for ``plan["steps"]`` steps, from the snapshot in ``folder`` if there is one.
+    """Train in place for ``plan["steps"]`` steps, from the snapshot of the stage if there is one.
 
     Args:
-        folder: The folder of the snapshot; its name is the name of the stage in the log.
+        work: The folder of the snapshot.
+        stage: Its name.
         modules: What is saved: their parameters that require a gradient.
         optimizer: Of these parameters, at the peak learning rates.
         losses: From the first step to run, yields the loss of each step and a text for the log. Code after a ``yield``
@@ -52,12 +54,13 @@ def train(
         UserError: If the snapshot has another plan.
         FloatingPointError: If a loss is not finite.
     """
-    facts = load_snapshot(folder, modules, optimizer) or {"step": 0, "seconds": 0.0}
+    path = snapshot_path(work, stage)
+    facts = load_snapshot(path, modules, optimizer) or {"step": 0, "seconds": 0.0}
     saved = facts.get("plan", {})
     for name, value in plan.items():
         if name in saved and saved[name] != json.loads(json.dumps(value)):
             raise UserError(
-                f"{name} must be {saved[name]}, as in the snapshot in {folder}, got {value}. Use another --work."
+                f"{name} must be {saved[name]}, as in the snapshot {path}, got {value}. Use another --work."
             )
     began, steps = time.time() - facts["seconds"], plan["steps"]
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -77,52 +80,42 @@ def train(
         last, now = step == steps - 1, time.time() - began
         if (step + 1) % log_every == 0 or last:
             mean = sum(recent) / len(recent)
-            print(f"{folder.name} {step + 1}/{steps} loss {mean:.3f} {text + ' ' * bool(text)}{now:.0f} s", flush=True)
+            print(f"{stage} {step + 1}/{steps} loss {mean:.3f} {text + ' ' * bool(text)}{now:.0f} s", flush=True)
             recent.clear()
         if (step + 1) % save_every == 0 or last:
-            save_snapshot(folder, modules, optimizer, {"step": step + 1, "seconds": now, "plan": dict(plan)})
+            save_snapshot(path, modules, optimizer, {"step": step + 1, "seconds": now, "plan": dict(plan)})
+
+
+def snapshot_path(work: Path, stage: str) -> Path:
+    """The file of a stage's snapshot."""
+    return work / f"{stage}.snapshot.safetensors"
 
 
 def save_snapshot(
-    folder: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, facts: Mapping[str, object]
+    path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, facts: Mapping[str, object]
 ) -> None:
-    """Write trainable parameters, optimizer state and ``facts`` to ``folder``, replacing what it held."""
-    fresh, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    weights = {name: parameter.detach().contiguous().clone() for name, parameter in _trained(modules)}
-    save_file(weights, fresh / "weights.safetensors")
-    state = {
-        f"{index}/{key}": value.contiguous().clone()
-        for index, entries in optimizer.state_dict()["state"].items()
-        for key, value in entries.items()
-    }
-    save_file(state, fresh / "optimizer.safetensors")
-    (fresh / "facts.json").write_text(json.dumps(dict(facts), indent=1))
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    """Write trained parameters, optimizer state and ``facts``, replacing the file."""
+    tensors = {f"weights/{name}": parameter.detach().contiguous().clone() for name, parameter in _trained(modules)}
+    for index, entries in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{key}": value.contiguous().clone() for key, value in entries.items()}
+    write_tensors(tensors, path, {"facts": json.dumps(dict(facts))})
 
 
-def load_snapshot(folder: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer) -> dict[str, Any] | None:
+def load_snapshot(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer) -> dict[str, Any] | None:
     """Restore a snapshot and return its facts; None if there is none."""
-    old = folder.with_name(folder.name + ".old")
-    if not folder.exists():  # after a kill between the two renames, the previous snapshot has its other name
-        if not old.exists():
-            return None
-        old.rename(folder)
-    weights = load_file(folder / "weights.safetensors")
+    if not path.exists():
+        return None
+    tensors = load_file(path)
     with torch.no_grad():
         for name, parameter in _trained(modules):
-            parameter.copy_(weights[name])
+            parameter.copy_(tensors[f"weights/{name}"])
     state: dict[int, dict[str, Tensor]] = {}
-    for path, value in load_file(folder / "optimizer.safetensors").items():
-        index, key = path.split("/")
-        state.setdefault(int(index), {})[key] = value
+    for name, value in tensors.items():
+        if name.startswith("optimizer/"):
+            _, index, key = name.split("/")
+            state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return read_facts(folder)
+    return read_facts(path)
 
 
 def _trained(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
@@ -132,9 +125,10 @@ def _trained(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Paramet
                 yield f"{name}.{key}", parameter
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
+def read_facts(path: Path) -> dict[str, Any]:
     """The facts of a snapshot, without its tensors."""
-    facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
+    with safe_open(path, framework="pt") as file:
+        facts: dict[str, Any] = json.loads(file.metadata()["facts"])
     return facts
 
 
@@ -148,8 +142,9 @@ def digest(*modules: nn.Module) -> str:
     return found.hexdigest()
 
 
-def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write tensors under a temporary name and rename, so a file that exists is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(dict(tensors), partial)
+    save_file(dict(tensors), partial, metadata=metadata)
     partial.replace(path)

@@ -8,7 +8,7 @@ does not read, predict which kinds the scene holds. The projector maps single pa
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ BACKGROUND = len(KINDS)
 GRID = 8  # patches a side
 WIDTH = 192
 # 112 px: 64 patches of 14 px, six layers
-VISION_CONFIG = {
+VISION_CONFIG: dict[str, Any] = {
     "image_size": 112,
     "patch_size": 14,
     "hidden_size": WIDTH,
@@ -192,8 +192,9 @@ def pretrain_vision(
 
     plan = {"seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr}
     modules = {"tower": tower, "heads": heads}
-    train(work / "vision", modules, optimizer, losses, plan, log_every=log_every, save_every=save_every)
+    train(work, "vision", modules, optimizer, losses, plan, log_every=log_every, save_every=save_every)
     splits: tuple[Split, ...] = ("test", "unseen")
     for split in splits:
         print(f"vision {split}: {evaluate_vision(tower, heads, split, n=n_scored)}", flush=True)
-    return tower.eval()
+    tower.eval()
+    return tower

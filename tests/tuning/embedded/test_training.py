@@ -129,8 +129,8 @@ def test_the_schedule_warms_up_stays_and_falls_to_zero() -> None:
 
 
 def test_a_resumed_vision_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def save_and_stop(folder: Path, modules: Any, optimizer: Any, facts: dict[str, Any]) -> None:
-        save_snapshot(folder, modules, optimizer, facts)
+    def save_and_stop(path: Path, modules: Any, optimizer: Any, facts: dict[str, Any]) -> None:
+        save_snapshot(path, modules, optimizer, facts)
         if facts["step"] == 2:
             raise KeyboardInterrupt
 
@@ -148,16 +148,18 @@ def test_a_resumed_vision_run_equals_an_uninterrupted_one(tmp_path: Path, monkey
         assert torch.equal(a, b), name
 
 
-def test_a_snapshot_survives_a_kill_between_its_two_renames(tmp_path: Path) -> None:
-    module = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.AdamW(module.parameters())
+def test_a_snapshot_restores_weights_and_the_optimizer(tmp_path: Path) -> None:
+    module, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    optimizer, restored = torch.optim.AdamW(module.parameters()), torch.optim.AdamW(other.parameters())
+    module(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
     save_snapshot(tmp_path / "s", {"m": module}, optimizer, {"step": 3})
-    (tmp_path / "s").rename(tmp_path / "s.old")
-    other = torch.nn.Linear(2, 2)
-    facts = load_snapshot(tmp_path / "s", {"m": other}, torch.optim.AdamW(other.parameters()))
-    assert facts == {"step": 3}
+    assert load_snapshot(tmp_path / "none", {"m": other}, restored) is None
+    assert load_snapshot(tmp_path / "s", {"m": other}, restored) == {"step": 3}
     assert torch.equal(other.weight, module.weight)
-    assert load_snapshot(tmp_path / "none", {"m": other}, optimizer) is None
+    moments = optimizer.state[module.weight], restored.state[other.weight]
+    assert all(torch.equal(moments[0][key], moments[1][key]) for key in ("step", "exp_avg", "exp_avg_sq"))
+    assert not (tmp_path / "s.partial").exists()
 
 
 def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
