@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probes.evaluation.evaluate import Result
+from probes.evaluation.cross_validation import Result
 from probes.evaluation.folds import FoldPlan, Mask, TargetPlan
 from probes.linear.estimators import LogisticProbe, MassMeanProbe, RidgeClassifierProbe, RidgeProbe
 from probes.linear.solver import Basis, rotate, solve_logistic, to_original
@@ -28,7 +28,7 @@ def refit(x: Float[Tensor, "example d"], plan: FoldPlan, results: Mapping[str, R
     Args:
         x: Activations of the fitted examples.
         plan: Their folds, from `FoldPlan.fitted_only`.
-        results: From `probes.evaluation.evaluate.evaluate`.
+        results: From `probes.evaluation.evaluate`.
     """
     strengths = {name: sorted(r.strengths)[len(r.strengths) // 2] for name, r in results.items() if r.strengths}
     logistic = [target for name, target in plan.targets.items() if results[name].probe == "logistic"]

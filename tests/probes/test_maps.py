@@ -23,7 +23,9 @@ from probes.cli import app
 from probes.config import RUN, DataOptions, ModelOptions, Probe, ProbeOptions, SiteOptions, SweepConfig, Tokens
 from probes.linear.estimators import LogisticProbe
 from probes.maps.map_plan import MapPlan, plan_maps
-from probes.maps.maps import COLUMNS, fit_probes, read_maps, write_maps
+from probes.maps.files import COLUMNS, read_maps
+from probes.maps.patch_probes import fit_patch_probes
+from probes.maps.write import write_maps
 from probes.probe_data import ProbeData, fold_plans
 from probes.sweep import run_sweep
 from records.manifest import new_manifest, write_manifest
@@ -84,7 +86,7 @@ def test_probability_at_a_patch_is_what_the_public_probe_gives_for_its_token(
     spread = 0.0
     for site in SITES:
         x = store.read(site, tokens)
-        fitted = fit_probes(x, list(plan.targets.values()), maps.training, plan, "logistic")["kind"]
+        fitted = fit_patch_probes(x, list(plan.targets.values()), maps.training, plan, "logistic")["kind"]
         assert isinstance(fitted, LogisticProbe)
         public = LogisticProbe(fitted.strength).fit(x[torch.from_numpy(maps.training)], labels[maps.training])
         for index in maps.examples:
@@ -126,7 +128,7 @@ def planted(
         values[0, :, 5] += torch.where(torch.eye(4).flatten() == 1, size * own, -size * own)
         return {SITES[0]: values}
 
-    monkeypatch.setattr("probes.maps.maps.capture", fake)
+    monkeypatch.setattr("probes.maps.write.capture", fake)
     maps = plan_maps(selection, config)
     folds = fold_plans(selection, config)
     write_maps(llava, store, SITES[:1], [0.5], selection, folds, maps, config, lambda n: None)
