@@ -23,8 +23,8 @@ from probes.config import RUN, TEXT_TOKENS, SweepConfig
 from probes.evaluation.folds import FoldPlan
 from probes.fit_sites import fit_sites
 from probes.linear.saving import save_probes
-from probes.maps.map_plan import plan_maps
 from probes.maps.files import TABLE
+from probes.maps.map_plan import plan_maps
 from probes.maps.write import map_steps, write_maps
 from probes.probe_data import ProbeData, at_size, fold_plans, select
 from probes.report_table import render_summary
@@ -124,7 +124,7 @@ def run_sweep(
     if config.dry_run:
         return estimate
     check_space(
-        estimate.size.activations - estimate.size.present, config.folder, what="activations",
+        estimate.size.missing, config.folder, what="activations",
         advice="Use fewer sites or examples, or --store-dtype float16.",
     )  # fmt: skip
     for note in (str(estimate), *maps.notes):

@@ -74,8 +74,10 @@ def save_probes(folder: Path, probes: Sequence[FittedProbe]) -> None:
     for number, probe in enumerate(probes):
         tensors[f"{number}.coef"] = torch.from_numpy(probe.coef)
         tensors[f"{number}.intercept"] = torch.from_numpy(probe.intercept)
-        entry = {name: getattr(probe, name) for name in ("target", "tokens", "probe", "classes")}
-        about.append({**entry, "site": str(probe.site)})
+        about.append(
+            {"target": probe.target, "site": str(probe.site), "tokens": probe.tokens, "probe": probe.probe,
+             "classes": probe.classes}
+        )  # fmt: skip
     write_atomically(folder / PROBES, save(tensors, metadata={"probes": json.dumps(about)}))
     directions = directions_of(probes)
     if directions:

@@ -22,8 +22,8 @@ from probes.activations.store import ActivationStore
 from probes.cli import app
 from probes.config import RUN, DataOptions, ModelOptions, Probe, ProbeOptions, SiteOptions, SweepConfig, Tokens
 from probes.linear.estimators import LogisticProbe
-from probes.maps.map_plan import MapPlan, plan_maps
 from probes.maps.files import COLUMNS, read_maps
+from probes.maps.map_plan import MapPlan, plan_maps
 from probes.maps.patch_probes import fit_patch_probes
 from probes.maps.write import write_maps
 from probes.probe_data import ProbeData, fold_plans
