@@ -30,7 +30,7 @@ from probes.probe_data import ProbeData, at_size, fold_plans, select
 from probes.report_table import render_summary
 from records.manifest import write_atomically
 from records.model import describe_model, open_model
-from records.processes import Processes, join_processes, matmul_speed, own_device
+from records.processes import join_processes, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, check_space, writing
 from records.tables import read_results
@@ -134,7 +134,18 @@ def run_sweep(
     with run.open(processes, model=describe_model(llava), data=about_data):
         if processes.is_main:
             _write_examples(config, llava, selection)
-        store = _capture(STORES[0], lambda: llava, selection.examples, selection, sites, config, processes, on_progress)
+
+        def captured(name: str, model: Callable[[], Llava], examples: Sequence[Example]) -> ActivationStore:
+            store = ActivationStore(config.folder.absolute() / name, len(examples), shard_size(config.batch_size))
+            stage = "capturing" if name == STORES[0] else "capturing the random model"
+            own = -(-len(examples) // processes.world)
+            fill_store(
+                store, model, examples, sites, selection.groups, config, processes,
+                lambda n: on_progress(stage, n, own),
+            )  # fmt: skip
+            return store
+
+        store = captured(STORES[0], lambda: llava, selection.examples)
         processes.wait()
         if processes.is_main and maps.examples and not run.is_finished and not (config.folder / TABLE).is_file():
             steps = map_steps(sites, selection, maps)
@@ -145,8 +156,7 @@ def run_sweep(
         control_store = None
         if _has_control_model(config):
             control = partial(_control_model, llava, config, keep=given is not None)
-            first = selection.examples[: selection.n_fitted]
-            control_store = _capture(STORES[1], control, first, selection, sites, config, processes, on_progress)
+            control_store = captured(STORES[1], control, selection.examples[: selection.n_fitted])
         processes.wait()
         if not processes.is_main:
             return None
@@ -158,11 +168,9 @@ def run_sweep(
             )  # fmt: skip
             save_probes(config.folder, fitted.probes)
             run.finish(fitted.table)
-        if not figures:
-            results = read_results(config.folder, RUN)
-            return FinishedRun(config.folder, results, render_summary(results), (), ())
-        draw_run(config.folder)
-    return finished_sweep(config.folder)
+        if figures:
+            draw_run(config.folder)
+    return finished_sweep(config.folder, figures=figures)
 
 
 def _check_probe(plan: FoldPlan, config: SweepConfig) -> None:
@@ -175,19 +183,19 @@ def _check_probe(plan: FoldPlan, config: SweepConfig) -> None:
             raise UserError("probe mlp must have two groups in every training set, got one. Use more groups or folds.")
 
 
-def finished_sweep(folder: Path) -> FinishedRun:
-    """The finished run in ``folder``; its figure is drawn if it is missing.
+def finished_sweep(folder: Path, *, figures: bool = True) -> FinishedRun:
+    """The finished run in ``folder``. Its figure is drawn if it is missing, unless ``figures`` is False.
 
     Raises:
         UserError: If the folder holds no finished run of ``probe-sweep``.
     """
     results = read_results(folder, RUN)
     figure = folder / "figures" / f"{FIGURE}.png"
-    if not figure.is_file():
+    if figures and not figure.is_file():
         draw_run(folder)
     skipped = folder / "skipped.csv"
-    notes = [f"{len(pd.read_csv(skipped))} examples left out, see {skipped}"] if skipped.is_file() else []
-    return FinishedRun(folder, results, render_summary(results), (figure,), tuple(notes))
+    notes = (f"{len(pd.read_csv(skipped))} examples left out, see {skipped}",) if skipped.is_file() else ()
+    return FinishedRun(folder, results, render_summary(results), (figure,) if figures else (), notes)
 
 
 def _check_settings(config: SweepConfig) -> None:
@@ -251,28 +259,6 @@ def _estimate(config: SweepConfig, llava: Llava, selection: ProbeData, sites: Se
     patches = llava.grid[0] * llava.grid[1]
     flops = 2 * n_rows * (positions * in_blocks + patches * in_tower * len(layout.images))
     return Estimate(size, flops / matmul_speed(llava.device, llava.dtype), n, len(sites))
-
-
-def _capture(
-    name: str,
-    llava: Callable[[], Llava],
-    examples: Sequence[Example],
-    selection: ProbeData,
-    sites: Sequence[Site],
-    config: SweepConfig,
-    processes: Processes,
-    on_progress: OnProgress,
-) -> ActivationStore:
-    """Fill the store ``name`` with this process's share of the examples; ``llava`` is called if any are missing."""
-    store = ActivationStore(config.folder.absolute() / name, len(examples), shard_size(config.batch_size))
-    stage = "capturing" if name == STORES[0] else "capturing the random model"
-    own = -(-len(examples) // processes.world)
-    if store.missing(sites, selection.groups, rank=processes.rank, world=processes.world):
-        fill_store(
-            store, llava(), examples, sites, selection.groups, config, processes,
-            lambda done: on_progress(stage, done, own),
-        )  # fmt: skip
-    return store
 
 
 def _control_model(llava: Llava, config: SweepConfig, *, keep: bool) -> Llava:

@@ -35,7 +35,7 @@ def shard_size(batch_size: int) -> int:
 
 def fill_store(
     store: ActivationStore,
-    llava: Llava,
+    llava: Callable[[], Llava],
     examples: Sequence[Example],
     sites: Sequence[Site],
     groups: Sequence[str],
@@ -47,7 +47,7 @@ def fill_store(
 
     Args:
         store: The store.
-        llava: The model.
+        llava: Returns the model; called if a shard is missing.
         examples: As many as the store holds.
         sites: The sites to capture.
         groups: Token groups; each is pooled separately.
@@ -59,12 +59,15 @@ def fill_store(
         UserError: If an activation is not finite, or the disk is full.
     """
     missing = store.missing(sites, groups, rank=processes.rank, world=processes.world)
+    if not missing:
+        return
     owned = sum(len(shard) for shard in store.shards if shard.index % processes.world == processes.rank)
     on_progress(owned - sum(len(shard) for shard in missing))
-    dtype = stored_dtype(config, llava)
+    model = llava()
+    dtype = stored_dtype(config, model)
     for shard in missing:
         part = [examples[i] for i in range(shard.start, shard.stop)]
-        values = capture_pooled(llava, part, sites, groups, config)
+        values = capture_pooled(model, part, sites, groups, config)
         stored = {site: {g: rows.to(dtype) for g, rows in by_group.items()} for site, by_group in values.items()}
         check_finite(stored, part)
         store.write(shard, stored)

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 from models.capture import capture
 from models.inputs import prepare
@@ -19,7 +18,7 @@ from models.llava import Llava
 from models.sites import Site
 from probes.activations.fill import capture_pooled
 from probes.activations.store import ActivationStore
-from probes.cli import app
+from probes.cli import main
 from probes.config import RUN, DataOptions, ModelOptions, Probe, ProbeOptions, SiteOptions, SweepConfig, Tokens
 from probes.linear.estimators import LogisticProbe
 from probes.maps.files import COLUMNS, read_maps
@@ -331,7 +330,7 @@ def test_option_reaches_the_sweep_from_line_and_file(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("probes.sweep.run_sweep", lambda config, **options: seen.append(config))
     (tmp_path / "sweep.yaml").write_text("maps: 7\n")
     for arguments in (["--maps", "7"], ["--config", str(tmp_path / "sweep.yaml")]):
-        assert CliRunner().invoke(app, arguments).exit_code == 0
+        main(arguments)
         assert seen[-1].probing.maps == 7
     assert SweepConfig().settings["maps"] is None
 
