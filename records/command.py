@@ -163,7 +163,8 @@ def _member(sub: Subcommand) -> Any:
     """A sub-command as a member of the union."""
     default = {} if sub.options in (Show, Report) else {"default": sub.options()}
     return Annotated[
-        sub.options, conf.subcommand(sub.name, description=sub.about or str(sub.options.__doc__), **default)
+        sub.options,
+        conf.subcommand(sub.name, description=sub.about or str(sub.options.__doc__).partition("\n")[0], **default),
     ]
 
 
