@@ -28,11 +28,7 @@ from tasks.example import Example
 
 
 def resampled_pairs(plan: InterventionPlan, pairs: Sequence[Pair]) -> list[Pair] | None:
-    """The pairs with another pair's clean picture, for resample ablation; None for other plans.
-
-    Raises:
-        UserError: See ``resampled_examples``.
-    """
+    """The pairs with another pair's clean picture, for resample ablation; None for other plans."""
     if not isinstance(plan.options, AblateOptions) or plan.options.kind != "resample":
         return None
     others = resampled_examples([pair.clean for pair in pairs], seed=plan.options.seed)
@@ -49,21 +45,10 @@ def run_batch(
     preprocess: Preprocess = "pad",
     exact: bool = False,
 ) -> BatchValues:
-    """Run every cell on a batch of pairs.
+    """Run every cell on a batch of pairs; ``exact`` patches exactly too when the plan estimates by attribution.
 
-    If noise corrupts, values of patched cells and of the corrupt run are means over its seeds.
-
-    Args:
-        llava: The model.
-        statistics: Of ``collect_statistics``.
-        specs: Cells of the plan.
-        pairs: The batch.
-        resampled: The same pairs from ``resampled_pairs``.
-        preprocess: See ``prepare``.
-        exact: For op ``"attribute"``: whether to patch exactly too, for comparison.
-
-    Raises:
-        UserError: If a cell cannot be run on the batch.
+    ``resampled`` is that of ``resampled_pairs``. If noise corrupts, values of patched cells and of the corrupt run are
+    means over its seeds.
     """
     plan = statistics.plan
     examples = [pair.clean for pair in pairs]
@@ -118,18 +103,7 @@ def run_transplants(
 ) -> BatchValues:
     """Run every mixture of two checkpoints on the clean examples of a batch.
 
-    The donor's run serves as the clean run, the recipient's as the corrupt run.
-
-    Args:
-        llava: The recipient.
-        donor: See ``transplanted``.
-        plan: A plan of op ``"transplant"``.
-        specs: Cells of the plan.
-        pairs: The batch; only clean examples are run.
-        preprocess: See ``prepare``.
-
-    Raises:
-        UserError: If the architectures differ.
+    The donor's run serves as the clean run, that of ``llava``, the recipient, as the corrupt run.
     """
     inputs = _batch(llava, [pair.clean for pair in pairs], preprocess)
     readout = find_readout(llava, inputs, [pair.foil for pair in pairs])

@@ -53,12 +53,9 @@ class Readout:
 
 
 def find_readout(llava: Llava, inputs: Inputs, foils: Sequence[str] | None = None) -> Readout:
-    """Where to read the logits of a batch.
+    """Where to read the logits of a batch that is prepared with ``answers=True``.
 
-    Args:
-        llava: The model, for its tokenizer.
-        inputs: A batch prepared with ``answers=True``.
-        foils: The answer that each example's answer is compared with; None without logit differences.
+    ``foils`` are what the answers are compared with; None without logit differences.
 
     Raises:
         UserError: If the batch has no answers, or a foil equals its example's answer.
@@ -89,11 +86,7 @@ def find_readout(llava: Llava, inputs: Inputs, foils: Sequence[str] | None = Non
 
 
 def answer_tokens(llava: Llava, prompt: str, answer: str) -> list[int]:
-    """The tokens of an answer after a prompt, and the end-of-text token, as ``prepare`` writes them.
-
-    Raises:
-        UserError: If a token spans prompt and answer.
-    """
+    """The tokens of an answer after a prompt, and the end-of-text token, as ``prepare`` writes them."""
     tokenizer: Any = llava.tokenizer
     eos = tokenizer.eos_token
     before = list(tokenizer(prompt)["input_ids"])
@@ -118,9 +111,6 @@ def logit_difference(
     logits: Float[Tensor, "example slot vocab"], readout: Readout, clean: Tensor | None = None
 ) -> Float[Tensor, "example"]:
     """Logit of the answer minus logit of the foil, at the first token in which they differ.
-
-    Raises:
-        UserError: If the readout was made without foils.
 
     Source: Wang et al. 2022, "Interpretability in the Wild", arXiv 2211.00593.
     """
@@ -152,11 +142,7 @@ def kl_to_clean(
     readout: Readout,
     clean: Float[Tensor, "example slot vocab"] | None = None,
 ) -> Float[Tensor, "example"]:
-    """Kullback-Leibler divergence in nats from the clean run at the first answer token.
-
-    Raises:
-        UserError: If the clean run's logits are not given.
-    """
+    """Kullback-Leibler divergence in nats from the clean run at the first answer token."""
     if clean is None:
         raise UserError("clean must be the clean run's logits for kl, got None. Pass them to measure.")
     ours, theirs = logits[:, 0].log_softmax(-1), clean[:, 0].log_softmax(-1)
@@ -190,34 +176,16 @@ def measure(
     *,
     clean: Float[Tensor, "example slot vocab"] | None = None,
 ) -> Float[Tensor, "metric example"]:
-    """Every metric of every example.
-
-    Args:
-        logits: Logits at the readout's columns, float32.
-        readout: See ``find_readout``.
-        metrics: The metrics.
-        clean: The clean run's logits at the same slots; only needed for ``kl``.
-
-    Raises:
-        UserError: If foils or the clean run's logits are missing.
-    """
+    """Every metric of every example; ``clean``, the clean run's logits at the same slots, is only needed for ``kl``."""
     return torch.stack([_RULES[metric](logits, readout, clean) for metric in metrics])
 
 
 def recovered_fraction(
-    value: Float[Tensor, "*axes"],
-    clean: Float[Tensor, "..."],
-    corrupt: Float[Tensor, "..."],
-    *,
-    undefined_below: float,
+    value: Float[Tensor, "*axes"], clean: Float[Tensor, "..."], corrupt: Float[Tensor, "..."], *, undefined_below: float
 ) -> Float[Tensor, "*axes"]:
-    """(value - corrupt) / (clean - corrupt): 0 equals the corrupt run, 1 the clean run; NaN where undefined.
+    """(value - corrupt) / (clean - corrupt): 0 equals the corrupt run, 1 the clean run.
 
-    Args:
-        value: A metric of the patched run.
-        clean: The metric of the clean run; broadcasts.
-        corrupt: The metric of the corrupt run; broadcasts.
-        undefined_below: The fraction is undefined if clean and corrupt differ by less, in the metric's unit.
+    NaN if clean and corrupt differ by less than ``undefined_below``, in the metric's unit.
     """
     between = clean - corrupt
     fraction = (value - corrupt) / torch.where(between == 0, 1.0, between)

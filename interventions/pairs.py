@@ -62,11 +62,8 @@ def load_pairs(
 ) -> Pairs:
     """The pairs of the settings. Pictures of a file are opened once to check them.
 
-    Args:
-        options: The settings.
-        seed: Seed of the scenes.
-        size: Width and height of scenes in pixels.
-        length: Counts the tokens of an answer; the foil of a scene gets as many as the answer.
+    Scenes are ``size`` pixels wide and high; ``length`` counts the tokens of an answer, of which the foil of a scene
+    gets as many.
 
     Raises:
         UserError: If the data cannot be used.
@@ -86,11 +83,7 @@ def load_pairs(
 
 
 def check_scenes(options: PairOptions, *, seed: int) -> None:
-    """Check the options of scenes by drawing one pair.
-
-    Raises:
-        UserError: If a value is invalid.
-    """
+    """Check the options of scenes by drawing one pair."""
     load_pairs(replace(options, limit=1 if options.limit is None else min(1, options.limit)), seed=seed)
 
 

@@ -36,18 +36,8 @@ def summarise_cells(
     """One row for each cell and metric, as ``docs/results.md`` describes it.
 
     The recovered fraction of a cell is the ratio of sums over examples, sum(value - corrupt) / sum(clean - corrupt). A
-    mean of fractions would be dominated by the few examples whose clean and corrupt run hardly differ.
-
-    Args:
-        specs: The cells.
-        metrics: The metrics.
-        values: Metrics of each cell.
-        clean: Metrics of the clean run.
-        corrupt: Metrics of the corrupt run.
-        model: Name of the model in the table.
-        unchanged: ``"clean"`` or ``"corrupt"``: the run that cells change, with which p compares.
-        undefined_below: See ``recovered_fraction``.
-        seed: Seed of resampling and permutation.
+    mean of fractions would be dominated by the few examples whose clean and corrupt run hardly differ. ``unchanged``
+    names the run that cells change, with which p compares; ``seed`` is that of resampling and permutation.
     """
     parts = []
     keys = pd.DataFrame([{**spec.row(), "part": spec.part, "name": spec.name} for spec in specs])
@@ -134,13 +124,7 @@ def _spread(level: Tensor, like: Tensor) -> np.ndarray:
 
 
 def list_errors(metrics: Sequence[Metric], batch: BatchValues, unchanged: str) -> pd.DataFrame:
-    """Compare attribution with exact patching: one row for each metric, over the cells and examples of a batch.
-
-    Args:
-        metrics: The metrics.
-        batch: A batch with ``exact``.
-        unchanged: As for ``summarise_cells``.
-    """
+    """One row for each metric: the error of attribution over the cells and examples of a batch with ``exact``."""
     assert batch.exact is not None
     base = batch.clean if unchanged == "clean" else batch.corrupt
     rows = []

@@ -201,12 +201,7 @@ def _is_compared(config: PatchConfig, batch: int) -> bool:
 def _prepare(
     config: PatchConfig, llava: Llava, device: str, pairs: Pairs | None, directions: Mapping[str, Tensor]
 ) -> _Sweep:
-    """The cells and pairs of the sweep; ``pairs`` None draws scenes at the model's size.
-
-    Raises:
-        UserError: If the model lacks a site, a layer or a head, a direction does not fit a site, a pair of the first
-            batch has no position of a group, or resampling finds no other picture.
-    """
+    """The cells and pairs of the sweep; ``pairs`` None draws scenes at the model's size."""
     options = config.plan.options
     donor = None
     if isinstance(options, TransplantOptions):
@@ -233,11 +228,7 @@ def _prepare(
 
 
 def _batch_runner(config: PatchConfig, sweep: _Sweep) -> Callable[[int], BatchValues]:
-    """A function that runs a batch; statistics of the whole data set are computed here.
-
-    Raises:
-        UserError: If the data lacks something that the plan needs.
-    """
+    """A function that runs a batch; statistics of the whole data set are computed here."""
     llava, donor, plan, preprocess = sweep.llava, sweep.donor, config.plan, config.pairs.preprocess
 
     def of(batch: int, pairs: Sequence[Pair]) -> list[Pair]:

@@ -149,7 +149,7 @@ def skipped(llava: Llava, *, layers: LayerRange, tokens: str = "image", visible:
         >>> bool((stream["resid_pre"] == stream["resid_post"]).all())
         True
     """
-    options = SkipOptions(visible)
+    options = SkipOptions(hidden=not visible)
     plan, spec = _one_cell(llava, "skip", (), layers, tokens, None, options)
     with _intervening(llava, lambda masks: skipping.edits(spec, PreparedBatch(masks, DatasetStatistics(plan)))):
         yield

@@ -39,14 +39,7 @@ class Chunk:
 
 
 def plan_chunks(llava: Llava, prefix: Prefix, cells: Sequence[Cell], cells_at_once: int | None) -> Iterator[Chunk]:
-    """The chunks, one by one.
-
-    Args:
-        llava: The model.
-        prefix: The runs that the cells start from.
-        cells: All cells.
-        cells_at_once: Number of cells in a chunk; None chooses by memory.
-    """
+    """The chunks, one by one, each of ``cells_at_once`` cells; None chooses the number by memory."""
     first_layers = [first_layer(cell, llava) for cell in cells]
     order = sorted(range(len(cells)), key=lambda number: first_layers[number])
     n_statuses = prefix.facts.relevant.numel()

@@ -110,14 +110,10 @@ def mark(status: EqualTo, edit: Between, facts: PositionFacts) -> None:
 
 
 def step(status: EqualTo, edits: LayerEdits, next_edits: LayerEdits, facts: PositionFacts, *, last: bool) -> Step:
-    """What one block has to do.
+    """What one block has to do for the cells that have started; ``status`` is equality at its input.
 
-    Args:
-        status: Equality at the input of the block, for the cells that have started.
-        edits: Edits of this block.
-        next_edits: Edits of the next block; what they overwrite at its input need not be computed.
-        facts: See ``PositionFacts``.
-        last: Whether this is the last block, whose output is needed only at readouts.
+    What ``next_edits``, those of the next block, overwrite at its input need not be computed. The output of the last
+    block is needed only at readouts.
     """
     base, other = status
     n_cells = base.shape[1]

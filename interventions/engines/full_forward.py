@@ -46,13 +46,8 @@ def applied(
 ) -> Iterator[None]:
     """Apply the edits of a cell in forwards on ``inputs`` within a ``with`` block.
 
-    Args:
-        llava: The model.
-        inputs: The batch that the masks of the edits refer to.
-        cell: The edits.
-        others: Activations of the other run, for edits that write them.
-        other: The batch of the other run.
-        columns: Columns that the current forward computes; None for all. See ``tracked_columns``.
+    ``others`` holds activations of the run on ``other``, for edits that write them; ``columns`` are those that the
+    current forward computes, None for all (``tracked_columns``).
     """
     writes = [e for e in cell.edits if isinstance(e, Write)]
     changes = _changes(_Batch(inputs, other, others or {}, columns), writes)

@@ -171,13 +171,7 @@ class _ChunkRun:
         return resid, packed.spread(self._prefix.position_ids[packed.example, packed.pos], 0)
 
     def _attention(
-        self,
-        layer: int,
-        edits: LayerEdits,
-        asked: Step,
-        queries: Pack,
-        servers: Pack | None,
-        served: KeysValues | None,
+        self, layer: int, edits: LayerEdits, asked: Step, queries: Pack, servers: Pack | None, served: KeysValues | None
     ) -> tuple[list[KeysValues], Bool[Tensor, "example head query key"]]:
         """Keys and values besides the queries' own, and which query attends to which key."""
         prefix, n = self._prefix, asked.own.shape[1]

@@ -81,9 +81,6 @@ def attribute(
         readout: Columns of ``inputs`` where logits are read; -1 at unused slots.
         seed: Seed of the noise, if noise corrupts.
 
-    Raises:
-        UserError: If the plan does not patch, a cell has several layers, or positions of the two runs differ.
-
     Source: Nanda 2023, "Attribution Patching: Activation Patching At Industrial Scale"; Syed et al. 2023, "Attribution
         Patching Outperforms Automated Circuit Discovery", arXiv 2310.10348.
     """
@@ -136,16 +133,7 @@ def attribute(
 def attribution_gap(
     estimated: Float[Tensor, "*axes"], exact: Float[Tensor, "*axes"], base: Float[Tensor, "..."]
 ) -> AttributionGap:
-    """Compare estimated metrics with those of exact patching.
-
-    Args:
-        estimated: Metrics of ``attribute``.
-        exact: Metrics of the patched runs, of the same shape.
-        base: Metrics of the unchanged run; broadcasts.
-
-    Raises:
-        UserError: If the shapes differ, or are empty.
-    """
+    """Compare estimated metrics with those of exact patching; ``base``, of the unchanged run, broadcasts."""
     if estimated.shape != exact.shape or estimated.numel() == 0:
         raise UserError(
             f"estimated and exact must have the same shape and not be empty, got {tuple(estimated.shape)} and "

@@ -41,11 +41,7 @@ class DatasetStatistics:
     deviation: float | None = None
 
     def draw_noise(self, llava: Llava, inputs: Inputs, seed: int | None = None) -> Float[Tensor, "image token d_model"]:
-        """The noise of the plan on a batch; ``seed`` None is the first seed of the plan.
-
-        Raises:
-            UserError: If the deviation of the embeddings is missing.
-        """
+        """The noise of the plan on a batch; ``seed`` None is the first seed of the plan."""
         if self.deviation is None:
             raise UserError("deviation must be given for noise, got None. Call collect_statistics.")
         corruption = self.plan.corruption

@@ -72,14 +72,7 @@ def choose_runs(
 
 
 def corrupt_cell(llava: Llava, inputs: Inputs, statistics: DatasetStatistics, *, seed: int | None = None) -> Cell:
-    """The edits that make ``Runs.corrupt`` corrupt: noise on its image embeddings, or none.
-
-    Args:
-        llava: The model.
-        inputs: ``Runs.corrupt``.
-        statistics: The plan, and the deviation of the embeddings.
-        seed: Seed of the noise; None for the first seed of the plan.
-    """
+    """The edits that make ``Runs.corrupt`` corrupt: noise on its image embeddings, or none."""
     if statistics.plan.corruption.kind != "noise":
         return Cell(())
     return Cell((noise_edit(statistics.draw_noise(llava, inputs, seed)),))

@@ -131,11 +131,7 @@ class InterventionPlan:
         return InterventionPlan(**values)
 
     def cells(self, llava: Llava) -> list[CellSpec]:
-        """Every intervention of the plan on ``llava``, in the order site, tokens, head, layer.
-
-        Raises:
-            UserError: If the model lacks a site, a layer or a head, or a group is not defined at a site.
-        """
+        """Every intervention of the plan on ``llava``, in the order site, tokens, head, layer."""
         specs: dict[CellSpec, None] = {}
         for name in self._names(llava):
             centres = [site.layer for site in name.sites]

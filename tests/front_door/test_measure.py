@@ -80,7 +80,7 @@ CELLS = {
         lambda llava, clean: knocked_out(llava, layers="0-1"),
     ),
     "skip": (
-        InterventionPlan("skip", tokens=("image",), layers="1-2", window="together", options=SkipOptions(False)),
+        InterventionPlan("skip", tokens=("image",), layers="1-2", window="together", options=SkipOptions(hidden=True)),
         lambda llava, clean: skipped(llava, layers="1-2", visible=False),
     ),
     "ablate": (
