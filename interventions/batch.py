@@ -1,6 +1,6 @@
 """Run every cell of a plan on one batch of pairs: ``run_batch``, or ``run_transplants`` for transplants."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,7 @@ from interventions.operations.ablation import resampled_examples
 from interventions.operations.attribution import attribute
 from interventions.operations.build_edits import build_edits
 from interventions.operations.dataset_statistics import DatasetStatistics
-from interventions.operations.runs import Runs, choose_runs, corrupt_cell
+from interventions.operations.runs import choose_runs, corrupt_cell
 from interventions.operations.transplant import transplanted
 from interventions.pairs import Pair
 from interventions.plan.cells import CellSpec
@@ -52,7 +52,7 @@ def run_batch(
     """
     plan = statistics.plan
     examples = [pair.clean for pair in pairs]
-    clean = prepare(llava, examples, preprocess=preprocess, answers=True)
+    clean = _batch(llava, examples, preprocess)
     runs = choose_runs(
         plan,
         clean,
@@ -75,7 +75,12 @@ def run_batch(
     values: list[Tensor] = []
     patched: list[Tensor] = []
     for number, seed in enumerate(plan.corruption.seeds if noisy else (0,)):
-        corrupts.append(_read_corrupt(llava, base, runs, statistics, seed, readout, read))
+        assert runs.corrupt is not None  # there is always a pair
+        if noisy:
+            noise = corrupt_cell(llava, runs.corrupt, statistics, seed=seed)
+            corrupts += run_cells(llava, base, [noise], read, engine=plan.engine)
+        else:
+            corrupts.append(read(_logits_of(llava, base, runs.corrupt, readout)))
         if number and not (noisy and isinstance(plan.options, PatchOptions)):
             continue  # another draw of noise only changes the corrupt run
         if estimates:
@@ -134,20 +139,3 @@ def _logits_of(llava: Llava, base: Base, inputs: Inputs, readout: Readout) -> Te
     with torch.inference_mode(), fast_bfloat16():
         found = llava.unembed(base.prefix.other.resid[-1][rows, readout.columns[rows, slots]]).float()
     return at_slots(readout.columns, found)
-
-
-def _read_corrupt(
-    llava: Llava,
-    base: Base,
-    runs: Runs,
-    statistics: DatasetStatistics,
-    seed: int,
-    readout: Readout,
-    read: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """The metrics of the corrupt run."""
-    assert runs.corrupt is not None  # there is always a pair
-    if statistics.plan.corruption.kind != "noise":
-        return read(_logits_of(llava, base, runs.corrupt, readout))
-    cell = corrupt_cell(llava, runs.corrupt, statistics, seed=seed)
-    return run_cells(llava, base, [cell], read, engine=statistics.plan.engine)[0]

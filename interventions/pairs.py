@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from interventions.config import DEFAULT_LIMIT, PairOptions
+from interventions.plan.options import check_among
 from tasks.errors import UserError, user_errors
 from tasks.example import Example
 from tasks.readers.picture_folder import PictureFolder
@@ -73,10 +74,12 @@ def load_pairs(
     if options.spec != SCENES:
         with user_errors(OSError):
             return _read(Path(options.spec), options)
-    attribute = _among("pair", options.attribute, ATTRIBUTES)
-    split = _among("split", options.split or "test", get_args(Split))
+    attribute, split = options.attribute, options.split or "test"
+    check_among("pair", attribute, ATTRIBUTES)
+    check_among("split", split, get_args(Split))
     made = make_pairs(attribute, n=options.limit or DEFAULT_LIMIT, split=split, seed=seed, size=size, length=length)
-    pairs = tuple(_same_answer(pair.clean, pair.corrupt, pair.foil) for pair in made)
+    # The corrupt example gets the clean question and answer.
+    pairs = [Pair(p.clean, replace(p.corrupt, question=p.clean.question, answer=p.clean.answer), p.foil) for p in made]
     digest = hashlib.sha256(repr([(pair.clean_scene, pair.corrupt_scene) for pair in made]).encode())
     digest.update(made[0].clean.pictures[0].open().tobytes())  # the drawing itself: fonts and Pillow differ
     return _finished(f"scenes-{split}-{attribute}", pairs, digest)
@@ -85,10 +88,6 @@ def load_pairs(
 def check_scenes(options: PairOptions, *, seed: int) -> None:
     """Check the options of scenes by drawing one pair."""
     load_pairs(replace(options, limit=1 if options.limit is None else min(1, options.limit)), seed=seed)
-
-
-def _same_answer(clean: Example, corrupt: Example, foil: str) -> Pair:
-    return Pair(clean, replace(corrupt, question=clean.question, answer=clean.answer), foil)
 
 
 def _finished(name: str, pairs: Sequence[Pair], digest: Any) -> Pairs:
@@ -141,9 +140,3 @@ def _pair(row: Row, number: int, folder: PictureFolder, where: str) -> Pair:
         for which in ("clean", "corrupt")
     )
     return Pair(replace(clean, id=name), corrupt, row["foil"])
-
-
-def _among(name: str, value: str, known: Sequence[Any]) -> Any:
-    if value not in known:
-        raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}. Pick one of them.")
-    return value

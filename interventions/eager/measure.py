@@ -25,7 +25,7 @@ from interventions.operations.dataset_statistics import DatasetStatistics
 from interventions.operations.direct_attribution import direct_logit_attribution
 from interventions.operations.path_patching import Head, ReceiverInput, path_cells
 from interventions.plan.cells import CellSpec
-from interventions.plan.options import Metric, PatchOptions
+from interventions.plan.options import Metric, PatchOptions, check_among
 from interventions.plan.plan import InterventionPlan
 from interventions.results import summarise_cells
 from models.inputs import Inputs
@@ -83,8 +83,12 @@ def patch(
         >>> patch(llava, black, white, site="resid_pre", layers=0, tokens="image").recovered.round(3).tolist()
         [1.0]
     """
-    options = PatchOptions("noise" if direction == "noise" else "denoise")
-    plan, specs = _cells(llava, "patch", site, layers, tokens, heads, options, metric, engine)
+    groups = (tokens,) if isinstance(tokens, str) else tuple(tokens)
+    plan = InterventionPlan(
+        "patch", sites=(str(site),), layers=layer_text(layers), tokens=groups, heads=heads_text(heads),
+        options=PatchOptions("noise" if direction == "noise" else "denoise"), metrics=(metric,),
+    )  # fmt: skip
+    specs = plan.cells(llava)
     run = _Runs(llava, clean, corrupt, answers, foils, metric, direction)
     cells = build_edits(specs, llava, run.inputs, run.inputs.examples, DatasetStatistics(plan))
     return run.effects(specs, cells, engine, seed)
@@ -119,8 +123,12 @@ def attribution(
         >>> attribution(llava, black, white, site="resid_post", tokens="image").values.shape
         torch.Size([4, 1])
     """
-    options = PatchOptions("noise" if direction == "noise" else "denoise")
-    plan, specs = _cells(llava, "attribute", site, layers, tokens, heads, options, metric, "incremental")
+    groups = (tokens,) if isinstance(tokens, str) else tuple(tokens)
+    plan = InterventionPlan(
+        "attribute", sites=(str(site),), layers=layer_text(layers), tokens=groups, heads=heads_text(heads),
+        options=PatchOptions("noise" if direction == "noise" else "denoise"), metrics=(metric,),
+    )  # fmt: skip
+    specs = plan.cells(llava)
     run = _Runs(llava, clean, corrupt, answers, foils, metric, direction)
     found = attribute(
         llava, run.inputs, run.other, specs, run.inputs.examples, DatasetStatistics(plan), run.score,
@@ -212,23 +220,15 @@ def direct_attribution(
     inputs = inputs.laid_out("right", answers=False)
     readout = _next_token_readout(llava, inputs, inputs, answers, foils)
     shares = direct_logit_attribution(llava, inputs, readout.columns[:, 0], readout.expected[:, 0], readout.foil)
-    rows: list[dict[str, object]] = []
-    values: list[Tensor] = []
-    for name, found in (
-        ("embedding", shares.embedding[None]),
-        ("attn_out", shares.attn_out),
-        ("mlp_out", shares.mlp_out),
-    ):
-        for layer, value in enumerate(found):
-            rows.append({"component": name, "layer": None if name == "embedding" else layer, "head": None})
-            values.append(value)
+    parts: list[tuple[str, int | None, int | None, Tensor]] = [("embedding", None, None, shares.embedding)]
+    for name in ("attn_out", "mlp_out"):
+        parts += [(name, layer, None, value) for layer, value in enumerate(getattr(shares, name))]
     for layer, by_head in enumerate(shares.heads):
-        for head, value in enumerate(by_head):
-            rows.append({"component": "head", "layer": layer, "head": head})
-            values.append(value)
-    array = torch.stack(values).double().cpu().numpy()
+        parts += [("head", layer, head, value) for head, value in enumerate(by_head)]
+    array = torch.stack([value for *_, value in parts]).double().cpu().numpy()
     interval = bootstrap_means(array, seed=seed)
-    table = pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
+    table = pd.DataFrame([part[:3] for part in parts], columns=["component", "layer", "head"])
+    table = table.astype({"layer": "Int64", "head": "Int64"})
     table = table.assign(value=array.mean(1), lower=interval.lower, upper=interval.upper, n=len(inputs))
     return DirectEffects(table, shares)
 
@@ -246,8 +246,7 @@ class _Runs:
         metric: Metric,
         direction: str,
     ) -> None:
-        if direction not in ("denoise", "noise"):
-            raise UserError(f"direction must be denoise or noise, got {direction!r}.")
+        check_among("direction", direction, ("denoise", "noise"))
         if len(clean) != len(corrupt):
             raise UserError(f"corrupt must have {len(clean)} examples, as clean, got {len(corrupt)}.")
         clean, corrupt = (batch.laid_out("right", answers=answers is None) for batch in (clean, corrupt))
@@ -291,25 +290,6 @@ class _Runs:
             undefined_below=UNDEFINED_BELOW[self.llava.dtype], seed=seed,
         )  # fmt: skip
         return Effects(table, values, clean[0], corrupt[0], logits)
-
-
-def _cells(
-    llava: Llava,
-    op: str,
-    site: str | Site,
-    layers: LayerRange | None,
-    tokens: str | Sequence[str],
-    heads: Heads | None,
-    options: PatchOptions,
-    metric: Metric,
-    engine: EngineName,
-) -> tuple[InterventionPlan, list[CellSpec]]:
-    groups = (tokens,) if isinstance(tokens, str) else tuple(tokens)
-    plan = InterventionPlan(
-        "attribute" if op == "attribute" else "patch", sites=(str(site),), layers=layer_text(layers), tokens=groups,
-        heads=heads_text(heads), options=options, metrics=(metric,), engine=engine,
-    )  # fmt: skip
-    return plan, plan.cells(llava)
 
 
 def _next_token_readout(llava: Llava, clean: Inputs, corrupt: Inputs, answers: Answers, foils: Answers) -> Readout:

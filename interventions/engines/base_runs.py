@@ -1,5 +1,6 @@
 """The unchanged runs that a batch of cells starts from, computed once: ``prepare_base(llava, inputs, other, ...)``."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ from models.cached_blocks import Run, TowerRun, run_cached, run_tower, running
 from models.inputs import Inputs
 from models.llava import Llava
 from tasks.errors import UserError
+
+# Takes the logits of a cell at the readout.
+Read = Callable[[Float[Tensor, "example slot vocab"]], Tensor]
 
 
 class PositionFacts(NamedTuple):

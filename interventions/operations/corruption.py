@@ -6,7 +6,7 @@ does not depend on batches or their order.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -80,8 +80,7 @@ def noised(llava: Llava, inputs: Inputs, noise: Float[Tensor, "image token d_mod
         rows = noise if value.shape[0] == noise.shape[0] else noise[of_placeholder]
         return value + rows.to(value.dtype)
 
-    change: Callable[[Tensor], Tensor] = add
-    with edited(llava, {EMBEDDINGS: change}):
+    with edited(llava, {EMBEDDINGS: add}):
         yield
 
 

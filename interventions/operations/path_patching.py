@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interventions.engines.edits import Cell, Write
+from interventions.operations.runs import check_positions
 from interventions.plan.groups import Masks
 from models.hooks import recorded
 from models.inputs import Inputs
@@ -159,8 +160,4 @@ def _check(
             f"receivers must be in later layers than senders, got a receiver in layer {earliest} and a sender in "
             f"layer {latest}. A head reads the layers below it."
         )
-    if inputs.input_ids.shape != other.input_ids.shape or not torch.equal(inputs.position_ids, other.position_ids):
-        raise UserError(
-            f"other must have the positions of inputs, got batches of {tuple(inputs.input_ids.shape)} and "
-            f"{tuple(other.input_ids.shape)}. Pairs need prompts of equal length."
-        )
+    check_positions(inputs, other)

@@ -21,14 +21,9 @@ from tasks.errors import UserError
 
 # Equal shapes do not imply equal computations: these must agree too.
 _SAME = (
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "rms_norm_eps",
-    "rope_parameters",
-    "rope_theta",
+    "num_attention_heads", "num_key_value_heads", "hidden_act", "rms_norm_eps", "rope_parameters", "rope_theta",
     "rope_scaling",
-)
+)  # fmt: skip
 
 
 @contextmanager
