@@ -46,15 +46,10 @@ _ROW = 40  # bytes of a row of values.parquet at most, and of its copy in the ba
 
 @dataclass(frozen=True)
 class PatchEstimate:
-    """What a sweep takes.
+    """What a sweep takes: numbers of pairs and of cells, time, bytes that it writes, and free bytes on the disk.
 
-    Args:
-        n_pairs: Number of pairs.
-        n_cells: Number of interventions on each pair.
-        seconds: Time of the base runs of every pair, from their products and the measured speed of one product. With
-            engine ``incremental`` a cell takes a fraction of a run, with ``full`` a whole run, which is counted.
-        size: Bytes that the run writes.
-        free: Free bytes on the disk.
+    ``seconds`` is the time of the base runs of every pair, from their products and the measured speed of one product.
+    With engine ``incremental`` a cell takes a fraction of a run; with ``full`` a whole run, which is counted.
     """
 
     n_pairs: int
@@ -163,16 +158,9 @@ def finished_patch_sweep(folder: Path) -> FinishedRun:
 class _Sweep:
     """The cells, pairs and batches of a sweep.
 
-    Args:
-        config: The settings.
-        llava: The model; the recipient of transplants.
-        donor: The donor of transplants.
-        specs: All cells.
-        pairs: All pairs.
-        resampled: The pairs with other clean pictures, for resample ablation.
-        directions: For steering, by name.
-        batches: Numbers of the pairs of each batch.
-        first: The clean inputs of the first batch.
+    ``llava`` is the recipient of transplants, ``donor`` their donor; ``resampled`` holds the pairs with other clean
+    pictures, for resample ablation; ``batches`` the numbers of the pairs of each batch; ``first`` the clean inputs of
+    the first batch.
     """
 
     config: PatchConfig

@@ -155,20 +155,9 @@ def path_patch(
 ) -> Effects:
     """Path patching: what each sending head writes directly into the queries, keys or values of later heads.
 
-    Args:
-        llava: The model.
-        clean: As for ``patch``.
-        corrupt: As for ``patch``.
-        senders: Heads as (layer, head), each on its own.
-        receivers: Heads as (layer, head), all together, in later layers.
-        entrance: ``"q"``, ``"k"`` or ``"v"`` of the receivers.
-        tokens: Positions of the receivers.
-        sender_tokens: Positions of the senders.
-        direction: As for ``patch``.
-        answers: As for ``patch``.
-        foils: As for ``patch``.
-        metric: What is read.
-        seed: Of the intervals.
+    ``senders`` are heads as (layer, head), each on its own; ``receivers`` act together and are in later layers;
+    ``entrance`` is the input of the receivers that changes. ``tokens`` are positions of the receivers,
+    ``sender_tokens`` of the senders. Other arguments are those of ``patch``.
 
     Source: Wang et al. 2022, arXiv 2211.00593; Goldowsky-Dill et al. 2023, arXiv 2304.05969.
 

@@ -1,6 +1,6 @@
 """What the eager functions return: ``Effects`` of patching, ``DirectEffects`` of direct logit attribution."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ class Effects(_Table):
     values: Float[Tensor, "cell example"]
     clean: Float[Tensor, "example"]
     corrupt: Float[Tensor, "example"]
-    logits: Float[Tensor, "cell example vocab"] | None = field(default=None)
+    logits: Float[Tensor, "cell example vocab"] | None = None
 
     @property
     def recovered(self) -> np.ndarray:

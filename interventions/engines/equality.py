@@ -34,12 +34,8 @@ class EqualTo(NamedTuple):
 class Between:
     """A write to the residual stream at the input of a block.
 
-    Args:
-        cell: Index of the cell in the chunk.
-        mask: Where.
-        rows: Returns the values at flat (example, pos) indices, which are those of the mask in order; None writes the
-            other run's residual stream.
-        add: Whether the values are added.
+    ``rows`` returns the values at flat (example, pos) indices, which are those of ``mask`` in order; None writes the
+    other run's residual stream.
     """
 
     cell: int

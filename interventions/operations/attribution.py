@@ -30,12 +30,7 @@ from tasks.example import Example
 
 
 class Attribution(NamedTuple):
-    """Estimated metrics of patched runs.
-
-    Args:
-        base: Metrics of the unchanged run.
-        estimated: Metrics of each patched run: ``base`` plus the first-order change.
-    """
+    """Estimated metrics of patched runs: those of the unchanged run, and these plus the first-order change."""
 
     base: Float[Tensor, "metric example"]
     estimated: Float[Tensor, "metric cell example"]
