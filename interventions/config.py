@@ -103,17 +103,10 @@ class InterventionOptions:
             window = int(window)
         check_window(window)
         return InterventionPlan(
-            self.op,
-            sites=sites,
-            layers=self.layers,
-            window=window,
-            tokens=tokens,
-            heads=self.heads,
-            options=self._options(seed),
-            corruption=corruption,
-            metrics=tuple(dict.fromkeys(self.metrics)) or fallback,
+            self.op, sites=sites, layers=self.layers, window=window, tokens=tokens, heads=self.heads,
+            options=self._options(seed), corruption=corruption, metrics=tuple(dict.fromkeys(self.metrics)) or fallback,
             engine=self.engine,
-        )
+        )  # fmt: skip
 
     @property
     def by_operation(self) -> tuple[Options, ...]:

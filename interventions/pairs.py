@@ -45,13 +45,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """All pairs of a sweep.
-
-    Args:
-        name: Name of the data, for people.
-        pairs: The pairs, in the order in which they run.
-        digest: Hash of everything that could change a result.
-    """
+    """All pairs of a sweep in the order in which they run, with a hash of everything that could change a result."""
 
     name: str
     pairs: tuple[Pair, ...]

@@ -31,7 +31,7 @@ from interventions.operations.dataset_statistics import DatasetStatistics, colle
 from interventions.operations.prepared_batch import PreparedBatch
 from interventions.plan.cells import CellSpec
 from interventions.plan.groups import Masks
-from interventions.plan.options import FLOW, AblateOptions, Op, Options, SkipOptions, SteerOptions
+from interventions.plan.options import FLOW, AblateOptions, Op, SkipOptions, SteerOptions
 from interventions.plan.plan import InterventionPlan
 from models.capture import capture
 from models.hooks import tracked_columns
@@ -45,6 +45,7 @@ from tasks.example import Example
 BuildEdits = Callable[[Masks], Sequence[Edit]]
 Reference = Inputs | Sequence[Example]
 Heads = str | int | Sequence[int]
+Layers = LayerRange | None
 
 
 @contextmanager
@@ -59,7 +60,7 @@ def ablated(
     reference: Reference | None = None,
     seed: int = 0,
 ) -> Iterator[None]:
-    """Replaces an activation by zero, its mean, or its value with another example's picture.
+    """Replace an activation by zero, its mean, or its value with another example's picture.
 
     Args:
         llava: The model.
@@ -132,7 +133,7 @@ def knocked_out(
 
 @contextmanager
 def skipped(llava: Llava, *, layers: LayerRange, tokens: str = "image", visible: bool = True) -> Iterator[None]:
-    """Positions pass blocks of the language model unchanged.
+    """Let positions pass blocks of the language model unchanged.
 
     Args:
         llava: The model.
@@ -167,7 +168,7 @@ def steered(
     tokens: str = "all",
     reference: Reference | None = None,
 ) -> Iterator[None]:
-    """Adds ``alpha`` times a direction.
+    """Add ``alpha`` times a direction.
 
     Args:
         llava: The model.
@@ -271,13 +272,7 @@ def heads_text(heads: Heads | None) -> str | None:
 
 
 def _one_cell(
-    llava: Llava,
-    op: Op,
-    sites: tuple[str, ...],
-    layers: LayerRange | None,
-    tokens: str,
-    heads: Heads | None,
-    options: Options | None,
+    llava: Llava, op: Op, sites: tuple[str, ...], layers: Layers, tokens: str, heads: Heads | None, options: Any
 ) -> tuple[InterventionPlan, CellSpec]:
     """The plan and its single cell, with all layers in one window."""
     plan = InterventionPlan(

@@ -187,12 +187,8 @@ def direct_attribution(
 ) -> DirectEffects:
     """Direct logit attribution: what each layer and head writes into the logit difference.
 
-    Args:
-        llava: The model.
-        inputs: A batch of prompts.
-        answers: As for ``patch``; by default the most likely token.
-        foils: As for ``patch``; by default the second most likely token.
-        seed: Of the intervals.
+    ``answers`` and ``foils`` are as for ``patch``, by default the most and the second most likely token; ``seed`` is
+    that of the intervals.
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 
@@ -259,7 +255,7 @@ class _Runs:
         return measure(logits, self.readout, (self.metric,), clean=self.clean_logits)
 
     def effects(self, specs: Sequence[CellSpec], cells: Sequence[Cell], engine: EngineName, seed: int) -> Effects:
-        """Runs the cells and summarises them."""
+        """Run the cells and summarise them."""
         base = prepare_base(self.llava, self.inputs, self.other, readout=self.readout.columns, engine=engine)
         kept = len(cells) * len(self.inputs) * self.clean_logits.shape[-1] <= _LOGITS
 

@@ -87,13 +87,8 @@ class _ChunkRun:
             if layer == llava.n_layers:
                 break
             n = bisect_right(chunk.first_layers, layer)
-            asked = step(
-                self._status.first(n),
-                edits,
-                chunk.layers[layer + 1],
-                self._prefix.facts,
-                last=layer == llava.n_layers - 1,
-            )
+            following, last = chunk.layers[layer + 1], layer == llava.n_layers - 1
+            asked = step(self._status.first(n), edits, following, self._prefix.facts, last=last)
             computed = self._block(layer, edits, asked)
             self._status.base[:, :n] = asked.after.base
             self._status.other[:, :n] = asked.after.other

@@ -81,7 +81,8 @@ def path_cells(
         >>> str(cell.edits[0].site)
         'blocks.1.attn.hook_v'
     """
-    _check(llava, inputs, other, senders, receivers, receiver_input)
+    _check(llava, senders, receivers, receiver_input)
+    check_positions(inputs, other)
     masks = Masks(llava, inputs, examples)
     sender_mask, receiver_mask = masks.at("language_model", sender_tokens), masks.at("language_model", tokens)
     sent = {Site("language_model", sender.layer, "z") for sender in senders}
@@ -133,14 +134,7 @@ def _receive(
     return values[site].clone()
 
 
-def _check(
-    llava: Llava,
-    inputs: Inputs,
-    other: Inputs,
-    senders: Sequence[Head],
-    receivers: Sequence[Head],
-    receiver_input: ReceiverInput,
-) -> None:
+def _check(llava: Llava, senders: Sequence[Head], receivers: Sequence[Head], receiver_input: ReceiverInput) -> None:
     if receiver_input not in ("q", "k", "v"):
         raise UserError(f"receiver_input must be q, k or v, got {receiver_input!r}.")
     if not senders or not receivers:
@@ -160,4 +154,3 @@ def _check(
             f"receivers must be in later layers than senders, got a receiver in layer {earliest} and a sender in "
             f"layer {latest}. A head reads the layers below it."
         )
-    check_positions(inputs, other)

@@ -2,8 +2,6 @@
 
 from typing import Literal, NamedTuple
 
-import torch
-
 from interventions.engines.edits import Cell
 from interventions.operations.corruption import blank_pictures, noise_edit
 from interventions.operations.dataset_statistics import DatasetStatistics
@@ -83,12 +81,8 @@ def corrupt_cell(llava: Llava, inputs: Inputs, statistics: DatasetStatistics, *,
 def check_positions(inputs: Inputs, other: Inputs) -> None:
     """Check that two batches have the same positions and as many pictures; raise ``UserError`` if not."""
     counts = [[len(pictures) for pictures in batch.image_of] for batch in (inputs, other)]
-    same = counts[0] == counts[1] and inputs.position_ids.shape == other.position_ids.shape
-    if not (
-        same
-        and torch.equal(inputs.position_ids, other.position_ids)
-        and torch.equal(inputs.attention_mask, other.attention_mask)
-    ):
+    positions = [(batch.position_ids.tolist(), batch.attention_mask.tolist()) for batch in (inputs, other)]
+    if counts[0] != counts[1] or positions[0] != positions[1]:
         raise UserError(
             f"other must have the positions of inputs, got batches of {tuple(inputs.input_ids.shape)} and "
             f"{tuple(other.input_ids.shape)} with {sum(counts[0])} and {sum(counts[1])} pictures. "

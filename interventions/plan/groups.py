@@ -33,10 +33,7 @@ _COUNTS = {"patch": (2, 3), "box": (4, 5), "pos": (1, 1)}
 class Masks:
     """The masks of one batch, each computed once and shared by its cells.
 
-    Args:
-        llava: The model, for its patch grid.
-        inputs: The batch that is changed.
-        examples: The examples of the batch, or None if no group is ``object``. Their boxes locate the object.
+    ``examples`` are those of the batch, whose boxes locate ``object``; None if no group needs them.
     """
 
     def __init__(self, llava: Llava, inputs: Inputs, examples: Sequence[Example] | None) -> None:
