@@ -116,7 +116,7 @@ class InterventionOptions:
     def _options(self, seed: int) -> Options:
         """The options of the operation; raise ``UserError`` if one of another operation is given."""
         kind = OPERATIONS[self.op].options
-        given = [("steer-file", SteerOptions)] if self.steer_file is not None else []
+        given: list[tuple[str, type]] = [("steer-file", SteerOptions)] if self.steer_file is not None else []
         for options in self.by_operation:
             pairs = zip(options_of(options), options_of(type(options)()), strict=True)
             given += [(ours.name, type(options)) for ours, default in pairs if ours.value != default.value]

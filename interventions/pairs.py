@@ -68,7 +68,8 @@ def load_pairs(
     if options.spec != SCENES:
         with user_errors(OSError):
             return _read(Path(options.spec), options)
-    attribute, split = options.attribute, options.split or "test"
+    attribute: Any = options.attribute
+    split: Any = options.split or "test"
     check_among("pair", attribute, ATTRIBUTES)
     check_among("split", split, get_args(Split))
     made = make_pairs(attribute, n=options.limit or DEFAULT_LIMIT, split=split, seed=seed, size=size, length=length)

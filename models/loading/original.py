@@ -178,7 +178,7 @@ def language_files(folder: Path, base: str | Path | None) -> tuple[Path, list[Pa
     if base is None:
         raise UserError(
             f"checkpoint must have its language model, got only {_PROJECTOR} in {folder.name}. Name it: "
-            "load(..., base='lmsys/vicuna-7b-v1.5'), or python -m models.convert FOLDER OUT --base ..."
+            "load(..., base='lmsys/vicuna-7b-v1.5'), or python -m models.loading.convert FOLDER OUT --base ..."
         )
     language = locate(str(base)).folder
     return language, [*weight_files(language), folder / _PROJECTOR]

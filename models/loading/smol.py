@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -87,7 +87,7 @@ def _check_sha256(path: Path, expected: str, advice: str) -> None:
 def load_language_model() -> LanguageModel:
     """SmolLM2-135M-Instruct, dequantised to float32 (15 s)."""
     path = language_model_file()
-    quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    quantised: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     del quantised.config.quantization_config  # the weights are float32, and save_pretrained rejects a quantised config
     plain = LlamaForCausalLM(quantised.config)

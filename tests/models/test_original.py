@@ -26,9 +26,9 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from models.convert import main
 from models.inputs import prepare
 from models.llava import Llava
+from models.loading.convert import main
 from models.loading.load import load
 from models.loading.original import is_original, read_original
 from tasks.errors import UserError
@@ -283,7 +283,7 @@ def test_the_converted_folder_opens_in_plain_transformers(
     for path in folder.glob("*.bin"):  # as published: in half precision
         torch.save({k: v.half() for k, v in torch.load(path, weights_only=True).items()}, path)
     out = tmp_path / "made" / "llava-hf"
-    monkeypatch.setattr("sys.argv", ["models.convert", str(folder), str(out)])
+    monkeypatch.setattr("sys.argv", ["models.loading.convert", str(folder), str(out)])
     main()
     assert capsys.readouterr().out.strip() == str(out)
     plain = LlavaForConditionalGeneration.from_pretrained(out)

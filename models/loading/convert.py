@@ -1,4 +1,4 @@
-"""``python -m models.convert FOLDER OUT``: write an original LLaVA checkpoint as a Hugging Face folder."""
+"""``python -m models.loading.convert FOLDER OUT``: write an original LLaVA checkpoint as a Hugging Face folder."""
 
 import argparse
 import shutil
