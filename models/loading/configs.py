@@ -1,6 +1,6 @@
 """Models that need no download: names of the embedded ones, and configs of LLaVA-1.5's sizes and of a tiny model."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
@@ -52,7 +52,7 @@ def config_of(size: str) -> LlavaConfig:
     )
 
 
-def _widths(hidden: int, intermediate: int, layers: int, heads: int) -> dict[str, int]:
+def _widths(hidden: int, intermediate: int, layers: int, heads: int) -> dict[str, Any]:
     return {
         "hidden_size": hidden,
         "intermediate_size": intermediate,
