@@ -6,30 +6,17 @@ process (memory: one process each). Ratios are of medians. The record is written
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlavaConfig
 
-from benchmarks.random_inputs import NoiseExamples, Size, llava_config
-from benchmarks.record import (
-    DTYPES,
-    Run,
-    command,
-    heading,
-    machine,
-    options,
-    peak_memory,
-    table,
-    take_turns,
-    write_record,
-)
+from benchmarks.random_inputs import Size, llava_config, noise_examples
+from benchmarks.record import DTYPES, Row, Run, compare, machine, model_facts, options, peak_memory, write_rows
 from models.bridges import to_nnsight, to_transformer_lens
 from models.capture import capture, capture_examples
 from models.inputs import Inputs, prepare
@@ -40,20 +27,6 @@ from models.sites import Site
 QUESTIONS = 8
 BATCH = 8
 METHODS = ("capture", "transformers", "nnsight", "transformer_lens")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement; times in seconds, memory in MiB."""
-
-    question: str
-    side: str
-    median: float
-    low: float
-    high: float
-    repeats: int
-    ratio: float
-    against: str
 
 
 def small_config(*, tiny: bool = False) -> LlavaConfig:
@@ -96,21 +69,11 @@ def last_sites(llava: Llava) -> list[Site]:
     return [Site("language_model", layer, "resid_post") for layer in range(llava.n_layers)]
 
 
-def compare(question: str, sides: dict[str, Run], against: str, repeats: int) -> list[Row]:
-    """Time all sides in turn, after one round of warming up."""
-    times = take_turns(sides, repeats, warm_up=1)
-    base = statistics.median(times[against])
-    return [
-        Row(question, name, statistics.median(ts), min(ts), max(ts), repeats, statistics.median(ts) / base, against)
-        for name, ts in times.items()
-    ]
-
-
 def measure_time(llava: Llava, repeats: int) -> Iterator[Row]:
     """Questions (a) and (b)."""
     sites, libraries = last_sites(llava), peers(llava)
-    alone = prepare(llava, NoiseExamples(BATCH, llava.image_size)[:])
-    asked = prepare(llava, NoiseExamples(QUESTIONS, llava.image_size, QUESTIONS)[:])
+    alone = prepare(llava, noise_examples(BATCH, llava.image_size)[:])
+    asked = prepare(llava, noise_examples(QUESTIONS, llava.image_size, QUESTIONS)[:])
     stop = max(span.stop for layout in alone.layout for span in layout.images)
     positions = {name: alone.model_kwargs()[name][:, :stop] for name in ("input_ids", "attention_mask", "position_ids")}
     same = {**positions, "pixel_values": alone.pixel_values}
@@ -122,7 +85,7 @@ def measure_time(llava: Llava, repeats: int) -> Iterator[Row]:
             **{name: lambda run=run: run(alone) for name, run in libraries.items()},  # type: ignore[misc]
         }
         yield from compare("a: image tokens, all layers", sides, "plain forward of the same positions", repeats)
-        each = [prepare(llava, [example]) for example in NoiseExamples(QUESTIONS, llava.image_size, QUESTIONS)]
+        each = [prepare(llava, [example]) for example in noise_examples(QUESTIONS, llava.image_size, QUESTIONS)]
         sides = {
             "eight forwards": lambda: [llava.model(**one.model_kwargs(), use_cache=False) for one in each],
             "eight forwards in one batch": lambda: llava.model(**asked.model_kwargs(), use_cache=False),
@@ -135,7 +98,7 @@ def measure_time(llava: Llava, repeats: int) -> Iterator[Row]:
 def run_many(method: str, n: int) -> float:
     """The peak memory of this process, in MiB, after ``n`` examples."""
     llava = load(small_config(tiny=True))
-    examples = NoiseExamples(n, llava.image_size)
+    examples = noise_examples(n, llava.image_size)
     if method == "capture":
         for _ in capture_examples(llava, examples, last_sites(llava), tokens="image", batch_size=BATCH):
             pass
@@ -161,17 +124,6 @@ def measure_memory(sizes: tuple[int, int], methods: Sequence[str]) -> Iterator[R
             yield Row(question, method, peaks[n], peaks[n], peaks[n], 1, peaks[n] / peaks[sizes[0]], against)
 
 
-def describe(rows: Sequence[Row], facts: dict[str, object]) -> str:
-    """The record as Markdown."""
-    cells = (
-        (r.question, r.side, f"{r.median:.4g}", f"{r.low:.4g}", f"{r.high:.4g}", r.repeats, f"{r.ratio:.3f}", r.against)
-        for r in rows
-    )
-    header = ("question", "side", "median", "lowest", "highest", "n", "ratio", "to")
-    note = "Times in seconds, memory in MiB. Ratios are of medians; sides took turns in one process."
-    return "\n".join([*heading("Capture", facts), *table(header, cells), "", note])
-
-
 def main() -> None:
     """Run the benchmark, write and print the record."""
     parser = options("The cost of capture.", repeats=7)
@@ -189,10 +141,9 @@ def main() -> None:
     rows = list(measure_time(llava, given.repeats))
     if not given.no_memory:
         rows += measure_memory((given.sizes[0], given.sizes[1]), METHODS)
-    facts = machine(llava, batch=BATCH)
-    record = {"command": command(), "machine": facts, "rows": [vars(row) for row in rows]}
+    facts = machine(given.device) | model_facts(llava, batch=BATCH)
     name = f"capture-{str(facts['model']).split('@')[0]}-{facts['device']}"
-    write_record(given.out, name, record, describe(rows, facts))
+    write_rows(given.out, name, "Capture", rows, facts)
 
 
 if __name__ == "__main__":

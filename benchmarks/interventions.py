@@ -1,16 +1,18 @@
 """Cost of interventions against whole forwards, TransformerLens and nnsight: ``python -m benchmarks.interventions``.
 
-Two questions: (a) one cell of each kind of sweep with engine ``incremental``, against one plain forward of the same
+Three questions: (a) one cell of each kind of sweep with engine ``incremental``, against one plain forward of the same
 pair, without base runs; (b) a whole map (image, question and last position patched at every layer, and three knockouts
-at every layer) with base runs, against the same loop with engine ``full``, TransformerLens and nnsight. The sides take
-turns in one process; ratios are of medians. All sides give the same logits; the record holds the largest difference.
-The loops of other libraries follow their usual use: the clean run is cached once at the needed sites, then each cell is
-one forward with hooks (TransformerLens) or in a trace (nnsight).
+at every layer) with base runs, against the same loop with engine ``full``, TransformerLens and nnsight; (c) the whole
+image patched at every layer, base runs included, against one plain forward, which suits a full-size model:
+``python -m benchmarks.interventions --questions c --models random:llava-1.5-7b --dtype bfloat16``.
+
+All sides of (b) give the same logits; the record holds the largest difference. The loops of other libraries follow
+their usual use: the clean run is cached once at the needed sites, then each cell is one forward with hooks
+(TransformerLens) or in a trace (nnsight).
 """
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,8 +20,8 @@ import torch
 from torch import Tensor
 from transformers import LlavaConfig
 
-from benchmarks.random_inputs import NoiseExamples, Size, llava_config
-from benchmarks.record import DTYPES, Run, command, heading, machine, options, table, take_turns, write_record
+from benchmarks.random_inputs import Size, llava_config, noise_examples
+from benchmarks.record import DTYPES, Row, Run, compare, machine, model_facts, options, peak_memory, write_rows
 from interventions.engines.base_runs import Base, plain_logits
 from interventions.engines.edits import Cell, Cut, Write
 from interventions.engines.engine import prepare_base, run_cells
@@ -36,59 +38,19 @@ from tasks.scenes.pairs import make_pair
 
 WINDOW = 5  # layers of a knockout in the map
 WINDOWS = (1, 5, 9)
-PEERS = ("transformer_lens", "nnsight")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement, in seconds.
-
-    Args:
-        model: The model.
-        question: The kind of sweep.
-        side: The engine or library.
-        cells: Number of interventions.
-        seconds: Median over the rounds.
-        low: Minimum over the rounds.
-        high: Maximum over the rounds.
-        repeats: Number of rounds.
-        times_cheaper: Seconds of ``against`` for as many cells, over ``seconds``.
-        against: The side that it is compared with.
-        difference: Largest absolute difference of logits from engine ``full``; None if not compared.
-    """
-
-    model: str
-    question: str
-    side: str
-    cells: int
-    seconds: float
-    low: float
-    high: float
-    repeats: int
-    times_cheaper: float
-    against: str
-    difference: float | None = None
+FLOWS = ("image->last", "image->question", "question->last")
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """Cells that change the same run.
-
-    Args:
-        name: The kind of sweep.
-        inputs: The run that is changed.
-        other: The run that values are taken from.
-        cells: The interventions.
-    """
+    """Cells that change the same run."""
 
     name: str
     inputs: Inputs
+    """The run that is changed."""
     other: Inputs | None
+    """The run that values are taken from."""
     cells: tuple[Cell, ...]
-
-    def first(self, n: int) -> "Job":
-        """The first ``n`` cells."""
-        return Job(self.name, self.inputs, self.other, self.cells[:n])
 
 
 def small_config(*, tiny: bool = False) -> LlavaConfig:
@@ -101,7 +63,7 @@ def small_config(*, tiny: bool = False) -> LlavaConfig:
 def pair_of(llava: Llava) -> tuple[Example, Example]:
     """A clean and a corrupt example with one question: a scene for trained models, noise for random ones."""
     if llava.id.startswith("random"):
-        clean, other = NoiseExamples(2, llava.image_size)[:]
+        clean, other = noise_examples(2, llava.image_size)[:]
         return clean, Example(other.id, other.pictures, clean.question, clean.answer, other.group)
     pair = make_pair(0, "colour", size=llava.image_size)
     return pair.clean, pair.corrupt
@@ -124,27 +86,21 @@ def job(llava: Llava, name: str, plan: InterventionPlan) -> Job:
 def single_sweeps(llava: Llava) -> Iterator[Job]:
     """The sweeps of question (a)."""
     height, width = llava.grid
-    middle = f"patch({height // 2},{width // 2})"
-    for tokens in ("image", "question", "last", middle):
-        yield job(
-            llava, f"patch {tokens}, resid_pre", InterventionPlan("patch", sites=("resid_pre",), tokens=(tokens,))
-        )
+    for tokens in ("image", "question", "last", f"patch({height // 2},{width // 2})"):
+        plan = InterventionPlan("patch", sites=("resid_pre",), tokens=(tokens,))
+        yield job(llava, f"patch {tokens}, resid_pre", plan)
     yield job(llava, "patch last, z, each head", InterventionPlan("patch", sites=("z",), tokens=("last",), heads="all"))
     for window in WINDOWS:
-        for flow in ("image->last", "image->question", "question->last"):
-            yield job(
-                llava, f"knockout {flow}, window {window}", InterventionPlan("knockout", tokens=(flow,), window=window)
-            )
+        for flow in FLOWS:
+            plan = InterventionPlan("knockout", tokens=(flow,), window=window)
+            yield job(llava, f"knockout {flow}, window {window}", plan)
 
 
 def whole_map(llava: Llava) -> tuple[Job, Job]:
     """The map: patches, which start from the corrupt run, and knockouts, which start from the clean one."""
-    flows = ("image->last", "image->question", "question->last")
     patches = InterventionPlan("patch", sites=("resid_pre",), tokens=("image", "question", "last"))
-    return (
-        job(llava, "patches", patches),
-        job(llava, "knockouts", InterventionPlan("knockout", tokens=flows, window=WINDOW)),
-    )
+    knockouts = InterventionPlan("knockout", tokens=FLOWS, window=WINDOW)
+    return job(llava, "patches", patches), job(llava, "knockouts", knockouts)
 
 
 def run_ours(llava: Llava, work: Job, engine: str, base: Base | None = None) -> list[Tensor]:
@@ -251,95 +207,57 @@ def _additive(inputs: Inputs, cut: Cut, dtype: torch.dtype) -> Tensor:
 
 
 def measure_cells(llava: Llava, repeats: int) -> Iterator[Row]:
-    """Question (a)."""
+    """Question (a); the time of engine ``incremental`` is that of one cell."""
     for work in single_sweeps(llava):
-        at = readout(work.inputs)
+        at, n = readout(work.inputs), len(work.cells)
         base = prepare_base(llava, work.inputs, work.other, readout=at)
         sides: dict[str, Run] = {
             "one plain forward": partial(plain_logits, llava, work.inputs, at),
             "base runs": partial(prepare_base, llava, work.inputs, work.other, readout=at),
             "incremental": partial(run_ours, llava, work, "incremental", base),
         }
-        checked = work.first(2)
-        difference = _difference(run_ours(llava, checked, "incremental"), run_ours(llava, checked, "full"))
-        times = take_turns(sides, repeats, warm_up=1)
-        forward = statistics.median(times["one plain forward"])
-        for side, seconds in times.items():
-            n = len(work.cells) if side == "incremental" else 1
-            row = _row(llava, f"a: {work.name}", side, n, seconds, forward * n, "one plain forward")
-            yield Row(**{**asdict(row), "difference": difference if side == "incremental" else None})
+        few = replace(work, cells=work.cells[:2])
+        difference = _difference(run_ours(llava, few, "incremental"), run_ours(llava, few, "full"))
+        *others, row = compare(f"a: {work.name}", sides, "one plain forward", repeats)
+        yield from others
+        seconds = {name: getattr(row, name) / n for name in ("median", "low", "high", "ratio")}
+        yield replace(row, **seconds, side=f"incremental, one of {n} cells", difference=difference)
 
 
 def measure_map(llava: Llava, repeats: int, peers: Sequence[str]) -> Iterator[Row]:
     """Question (b)."""
     jobs = whole_map(llava)
-    libraries = {"transformer_lens": transformer_lens_loop, "nnsight": nnsight_loop}
     loops: dict[str, Callable[[Job], list[Tensor]]] = {
         "incremental": lambda work: run_ours(llava, work, "incremental"),
         "full": lambda work: run_ours(llava, work, "full"),
-        **{name: libraries[name](llava) for name in peers},
+        **{name: PEERS[name](llava) for name in peers},
     }
-    few = [work.first(3) for work in jobs]  # warm-up and comparison of logits
+    few = [replace(work, cells=work.cells[:3]) for work in jobs]  # warm-up and comparison of logits
     logits = {name: [found for work in few for found in loop(work)] for name, loop in loops.items()}
-    sides: dict[str, Run] = {name: partial(_both, loop, jobs) for name, loop in loops.items()}
-    times = take_turns(sides, repeats)
-    ours = statistics.median(times["incremental"])
-    n = sum(len(work.cells) for work in jobs)
-    for name, seconds in times.items():
-        row = _row(llava, "b: whole map, base runs included", name, n, seconds, ours, "incremental")
-        # against incremental: how many times cheaper it is than this side
-        ratio = statistics.median(seconds) / ours
-        yield Row(**{**asdict(row), "times_cheaper": ratio, "difference": _difference(logits[name], logits["full"])})
+    sides: dict[str, Run] = {name: lambda loop=loop: [loop(work) for work in jobs] for name, loop in loops.items()}  # type: ignore[misc]
+    question = f"b: whole map of {sum(len(work.cells) for work in jobs)} cells, base runs included"
+    for row in compare(question, sides, "incremental", repeats, warm_up=0):
+        yield replace(row, difference=_difference(logits[row.side], logits["full"]))
 
 
-def _both(loop: Callable[[Job], list[Tensor]], jobs: Sequence[Job]) -> None:
-    for work in jobs:
-        loop(work)
+def measure_image(llava: Llava, repeats: int) -> Iterator[Row]:
+    """Question (c), and the peak memory of the process."""
+    work = job(llava, "whole image", InterventionPlan("patch", sites=("resid_pre",), tokens=("image",)))
+    sides: dict[str, Run] = {
+        "one plain forward": partial(plain_logits, llava, work.inputs, readout(work.inputs)),
+        "incremental": partial(run_ours, llava, work, "incremental"),
+    }
+    question = f"c: whole image, {len(work.cells)} cells, {work.inputs.n_positions} positions, base runs included"
+    yield from compare(question, sides, "one plain forward", repeats)
+    peak = torch.cuda.max_memory_allocated() / 2**20 if llava.device.type == "cuda" else peak_memory()
+    yield Row(question, "peak memory (MiB)", peak, peak, peak, 1, 1.0, "peak memory (MiB)")
 
 
 def _difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
 
 
-def _row(
-    llava: Llava, question: str, side: str, n: int, seconds: Sequence[float], compared: float, against: str
-) -> Row:
-    median = statistics.median(seconds)
-    return Row(
-        llava.id, question, side, n, median, min(seconds), max(seconds), len(seconds), compared / median, against
-    )
-
-
-def describe(rows: Sequence[Row], facts: dict[str, object]) -> str:
-    """The record as Markdown."""
-    lines = heading("Interventions", facts)
-    for model in dict.fromkeys(row.model for row in rows):
-        of_model = [row for row in rows if row.model == model]
-        lines += ["", f"## {model}: one cell with engine incremental, against one plain forward"]
-        cells = []
-        for question in dict.fromkeys(row.question for row in of_model if row.question.startswith("a:")):
-            side = {row.side: row for row in of_model if row.question == question}
-            cell, forward, base = side["incremental"], side["one plain forward"], side["base runs"]
-            seconds = (f"{forward.seconds:.4g}", f"{base.seconds:.4g}", f"{cell.seconds / cell.cells:.3g}")
-            cells.append((question[3:], cell.cells, *seconds, f"{cell.times_cheaper:.1f}", f"{cell.difference:.1e}"))
-        header = ("plain forward (s)", "base runs (s)", "a cell (s)", "times cheaper", "max. difference")
-        lines += table(("sweep", "cells", *header), cells)
-        lines += ["", f"## {model}: the whole map, base runs included"]
-        header = ("median (s)", "lowest", "highest", "n", "times the seconds of incremental")
-        lines += table(
-            ("side", "cells", *header, "max. difference"),
-            (
-                (r.side, r.cells, f"{r.seconds:.4g}", f"{r.low:.4g}", f"{r.high:.4g}", r.repeats,
-                 f"{r.times_cheaper:.2f}", f"{r.difference:.1e}")
-                for r in of_model
-                if r.question.startswith("b:")
-            ),
-        )  # fmt: skip
-    note = (
-        "One pair, no padding; logits at the prompt's last position. Ratios are of medians; sides took turns in one "
-        "process. Differences are the largest absolute ones of logits from those of engine full, over the first cells."
-    )
-    return "\n".join([*lines, "", note])
+PEERS = {"transformer_lens": transformer_lens_loop, "nnsight": nnsight_loop}
 
 
 def main() -> None:
@@ -347,23 +265,25 @@ def main() -> None:
     parser = options("The cost of interventions.", repeats=5)
     parser.add_argument("--models", nargs="+", default=["random", "smol"], help="random: 16 layers, 576 image tokens")
     parser.add_argument("--small", action="store_true", help="only a tiny random model, to check the benchmark")
+    parser.add_argument("--questions", nargs="+", default=["a", "b"], choices=["a", "b", "c"])
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
     parser.add_argument("--dtype", default=None, choices=DTYPES)
     given = parser.parse_args()
     dtype = None if given.dtype is None else getattr(torch, given.dtype)
     rows: list[Row] = []
-    facts: dict[str, object] = {}
+    facts = machine(given.device)
     for name in ["random"] if given.small else given.models:
         source = small_config(tiny=given.small) if name == "random" else name
         llava = load(source, device=given.device, dtype=dtype)
+        measures: dict[str, Callable[[], Iterator[Row]]] = {
+            "a": partial(measure_cells, llava, given.repeats),
+            "b": partial(measure_map, llava, given.repeats, given.peers),
+            "c": partial(measure_image, llava, given.repeats),
+        }
         with torch.inference_mode():
-            rows += measure_cells(llava, given.repeats)
-            rows += measure_map(llava, given.repeats, given.peers)
-        for key, value in machine(llava, batch=1).items():
-            if key != "model":
-                facts[f"{name}: {key}" if key in ("layers", "d_model", "image_tokens") else key] = value
-    record = {"command": command(), "machine": facts, "rows": [asdict(row) for row in rows]}
-    write_record(given.out, f"interventions-{facts['device']}", record, describe(rows, facts))
+            rows += [replace(row, model=llava.id) for question in given.questions for row in measures[question]()]
+        facts |= {f"{name}: {key}": value for key, value in model_facts(llava, batch=1).items() if key != "model"}
+    write_rows(given.out, f"interventions-{facts['device']}", "Interventions", rows, facts)
 
 
 if __name__ == "__main__":

@@ -8,21 +8,18 @@ strength, and extrapolated by the mean; ``--full`` times all. Both sides run in 
 of threads. Every problem of the loop starts cold, as by hand.
 """
 
-import os
-import platform
 import statistics
 import sys
 import time
 from typing import Any
 
 import numpy as np
-import sklearn
 import torch
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
-from benchmarks.record import commit, options, processor, write_record
+from benchmarks.record import heading, machine, options, table, write_record
 from probes.linear.solver import LogisticFit, rotate, solve_logistic
 
 SIZES = {"cpu": (12, 4000, 1024), "llava-7b": (33, 10_000, 4096), "small": (12, 1000, 256), "tiny": (2, 400, 64)}
@@ -70,13 +67,6 @@ def solve_site(x: Tensor, targets: list[Tensor], tol: float) -> tuple[Any, list[
     return basis, fits
 
 
-def solve_one(x: np.ndarray, y: np.ndarray, strength: float, clock: str) -> tuple[float, LogisticRegression]:
-    """Seconds and model of one problem in scikit-learn."""
-    start = CLOCKS[clock]()
-    model = LogisticRegression(C=1 / strength, tol=SKLEARN_TOL, max_iter=5000).fit(x, y)
-    return CLOCKS[clock]() - start, model
-
-
 def tighten(model: LogisticRegression, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Coefficients of the same problem in float64, continued from ``model`` to a gradient of 1e-10."""
     further = LogisticRegression(C=model.C, tol=1e-10, max_iter=20_000, warm_start=True)
@@ -85,17 +75,16 @@ def tighten(model: LogisticRegression, x: np.ndarray, y: np.ndarray) -> np.ndarr
     return np.asarray(further.fit(x.astype(np.float64), y).coef_)
 
 
-def run(size: str, device: str, *, full: bool, repeats: int, budget: float, threads: int, clock: str) -> dict[str, Any]:
-    """The record: seconds of both sides, their ratio, and the largest difference between coefficients."""
+def run(size: str, device: str, *, full: bool, repeats: int, budget: float, clock: str) -> dict[str, Any]:
+    """Seconds of both sides, their ratio, and the largest differences between coefficients."""
     sites, n, d = SIZES[size]
     rng = np.random.default_rng(0)
+    now = CLOCKS[clock]
     ours: list[float] = []
-    theirs: dict[tuple[int, int], list[float]] = {
-        (t, s): [] for t in range(len(CLASSES)) for s in range(len(STRENGTHS))
-    }
-    differences: list[float] = []
-    from_optimum: dict[str, list[float]] = {"ours": [], "sklearn": []}
-    norms: list[float] = []
+    cells = [(target, level) for target in range(len(CLASSES)) for level in range(len(STRENGTHS))]
+    theirs: dict[tuple[int, int], list[float]] = {cell: [] for cell in cells}
+    differences: dict[str, list[float]] = {"between_sides": [], "ours_from_optimum": [], "sklearn_from_optimum": []}
+    largest = 0.0
     converged = True
     begin = time.perf_counter()
     for repeat in range(sites if full else repeats):
@@ -104,48 +93,44 @@ def run(size: str, device: str, *, full: bool, repeats: int, budget: float, thre
             solve_site(x[:200], [t[:200] for t in targets], OUR_TOL)  # warm-up
         if device == "cuda":
             torch.cuda.synchronize()
-        start = CLOCKS[clock]()
+        start = now()
         basis, fits = solve_site(x, targets, OUR_TOL)
         if device == "cuda":
             torch.cuda.synchronize()
-        ours.append(CLOCKS[clock]() - start)
+        ours.append(now() - start)
         print(f"site {repeat}, batched, {ours[-1]:.1f} s", file=sys.stderr)
         converged &= all(bool(fit.converged.all()) for fit in fits)
         scaled = ((x - basis.centre) / basis.scale).cpu().numpy()
-        cells = list(theirs)
         rng.shuffle(cells)
         cells.sort(key=lambda cell: len(theirs[cell]))  # least sampled first
-        for target, s in cells:
-            late = time.perf_counter() - begin > budget
-            if late and not full and theirs[target, s]:
+        for target, level in cells:
+            if time.perf_counter() - begin > budget and not full and theirs[target, level]:
                 continue
             print(f"site {repeat}, {CLASSES[target]} classes, {time.perf_counter() - begin:.0f} s", file=sys.stderr)
             for k in range(FOLDS) if full else [int(rng.integers(FOLDS))]:
                 train = np.arange(n) % FOLDS != k
-                seconds, model = solve_one(scaled[train], targets[target].cpu().numpy()[train], STRENGTHS[s], clock)
-                theirs[target, s].append(seconds)
-                weight, _ = fits[s].linear(target * FOLDS + k)
+                inputs, labels = scaled[train], targets[target].cpu().numpy()[train]
+                start = now()
+                model = LogisticRegression(C=1 / STRENGTHS[level], tol=SKLEARN_TOL, max_iter=5000).fit(inputs, labels)
+                theirs[target, level].append(now() - start)
+                weight, _ = fits[level].linear(target * FOLDS + k)
                 coef = (weight @ basis.rotation.T).double().cpu().numpy()
-                differences.append(float(np.abs(coef - model.coef_).max()))
-                optimum = tighten(model, scaled[train], targets[target].cpu().numpy()[train])
-                from_optimum["ours"].append(float(np.abs(coef - optimum).max()))
-                from_optimum["sklearn"].append(float(np.abs(model.coef_ - optimum).max()))
-                norms.append(float(np.abs(model.coef_).max()))
+                optimum = tighten(model, inputs, labels)
+                pairs = ((coef, model.coef_), (coef, optimum), (model.coef_, optimum))
+                for found, (one, other) in zip(differences.values(), pairs, strict=True):
+                    found.append(float(np.abs(one - other).max()))
+                largest = max(largest, float(np.abs(model.coef_).max()))
         if not full and time.perf_counter() - begin > budget:
             break
     per_site = sum(FOLDS * statistics.mean(times) for times in theirs.values())
     ratios = [per_site / seconds for seconds in ours]
     return {
-        "size": size,
         "sites": sites,
-        "n": n,
-        "d": d,
+        "examples_per_site": n,
+        "d_model": d,
         "classes": CLASSES,
         "folds": FOLDS,
         "strengths": STRENGTHS,
-        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
-        "threads": threads,
-        "clock": clock,
         "dtype": "float32 on both sides",
         "ours_seconds_per_site": ours,
         "ours_seconds_all_sites": statistics.median(ours) * sites,
@@ -160,42 +145,10 @@ def run(size: str, device: str, *, full: bool, repeats: int, budget: float, thre
         "ratio_median": statistics.median(ratios),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
-        "largest_coefficient_difference": max(differences),
-        "largest_difference_from_optimum": {side: max(found) for side, found in from_optimum.items()},
-        "largest_coefficient": max(norms),
+        "largest_difference_of_coefficients": {side: max(found) for side, found in differences.items()},
+        "largest_coefficient": largest,
         "tolerances": {"ours": OUR_TOL, "sklearn": SKLEARN_TOL},
-        "versions": {"torch": torch.__version__, "sklearn": sklearn.__version__, "python": platform.python_version()},
-        "commit": commit(),
-        "load_average_before": os.getloadavg()[0],
     }
-
-
-def describe(record: dict[str, Any]) -> str:
-    """The record as Markdown."""
-    if "not_run" in record:
-        return f"# Batched probes, {record['size']} on {record['device']}\n\nNot yet run: {record['not_run']}\n"
-    complete = record["sklearn_problems_timed"] == record["sklearn_problems_in_all"]
-    extent = "all" if complete else "a sample, extrapolated"
-    return f"""# Batched logistic probes against a scikit-learn loop
-
-{record["sites"]} sites x {len(record["classes"])} targets (classes {record["classes"]}) x {record["folds"]} folds x \
-{len(record["strengths"])} strengths, {record["n"]} x {record["d"]} each; {record["threads"]} threads, \
-{record["clock"]} time, {record["dtype"]}.
-
-| | batched | scikit-learn loop |
-|---|---|---|
-| measured | {len(record["ours_seconds_per_site"])} sites, every problem | {record["sklearn_problems_timed"]} of \
-{record["sklearn_problems_in_all"]} problems ({extent}), {record["sklearn_seconds_timed"]:.0f} s |
-| all sites | {record["ours_seconds_all_sites"]:.0f} s | {record["sklearn_seconds_all_sites_extrapolated"]:.0f} s |
-
-Ratio: median {record["ratio_median"]:.1f} (from {record["ratio_min"]:.1f} to {record["ratio_max"]:.1f}). All of ours \
-converged: {record["ours_all_converged"]}. Largest difference between coefficients: \
-{record["largest_coefficient_difference"]:.1e} (largest coefficient {record["largest_coefficient"]:.2g}); from the \
-optimum (scikit-learn in float64, to a gradient of 1e-10, not timed): ours \
-{record["largest_difference_from_optimum"]["ours"]:.1e}, scikit-learn's \
-{record["largest_difference_from_optimum"]["sklearn"]:.1e}. Load average before: \
-{record["load_average_before"]:.1f}; both sides ran in turn in one process.
-"""
 
 
 def main() -> None:
@@ -208,15 +161,20 @@ def main() -> None:
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu only with --threads 1")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    if given.device == "cuda" and not torch.cuda.is_available():
-        record: dict[str, Any] = {"size": given.size, "device": "cuda", "not_run": "no CUDA device at hand."}
+    record: dict[str, Any] = {"size": given.size, "clock": given.clock, **machine(given.device)}
+    lines = heading("Batched logistic probes against a scikit-learn loop", record)
+    if "not_run" in record:
+        lines += ["", f"Not yet run: {record['not_run']}"]
     else:
         with threadpool_limits(given.threads):
-            record = run(
+            found = run(
                 given.size, given.device, full=given.full, repeats=given.repeats, budget=given.budget,
-                threads=given.threads, clock=given.clock,
+                clock=given.clock,
             )  # fmt: skip
-    write_record(given.out, f"probes-{given.size}-{given.device}", record, describe(record))
+        record |= found
+        lines += table(("", ""), ((key.replace("_", " "), value) for key, value in found.items()))
+        lines += ["", "Both sides ran in turn in one process. The optimum is scikit-learn's in float64, not timed."]
+    write_record(given.out, f"probes-{given.size}-{given.device}", record, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Random models of a given size and pictures of noise, for timing without checkpoints or data."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
+from tasks.dataset import LazyExamples
 from tasks.example import Example, Picture
 
 
@@ -37,31 +37,16 @@ def llava_config(text: Size, vision: Size, *, side: int, patch: int = 14, **text
     )  # fmt: skip
 
 
-class NoiseExamples(Sequence[Example]):
+def noise_examples(n: int, size: int, questions: int = 1) -> LazyExamples:
     """``n`` examples with pictures of seeded noise, made when opened; ``questions`` examples share a picture."""
 
-    def __init__(self, n: int, size: int, questions: int = 1) -> None:
-        self._n, self._size, self._questions = n, size, questions
-
-    def __len__(self) -> int:
-        """The number of examples."""
-        return self._n
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        """One example, or several."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._n))]
-        if not 0 <= index < self._n:
-            raise IndexError(index)
-        seed = index // self._questions
+    def make(index: int) -> Example:
+        seed = index // questions
 
         def paint() -> Image.Image:
-            shape = (self._size, self._size, 3)
-            return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+            return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
 
-        question = f"Is there anything red in part {index % self._questions} of the picture?"
+        question = f"Is there anything red in part {index % questions} of the picture?"
         return Example(str(index), (Picture(f"noise-{seed}", paint),), question, "no", f"g{seed}")
+
+    return LazyExamples(n, make)

@@ -8,10 +8,12 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +27,25 @@ DTYPES = ("float32", "bfloat16", "float16")
 Run = Callable[[], object]
 
 
+@dataclass(frozen=True)
+class Row:
+    """One side of a comparison."""
+
+    question: str
+    side: str
+    median: float
+    """Seconds, or MiB of memory, over the repeats."""
+    low: float
+    high: float
+    repeats: int
+    ratio: float
+    """``median`` over that of the side ``against``."""
+    against: str
+    model: str = ""
+    difference: float | None = None
+    """Largest absolute difference of logits from the reference; None if not compared."""
+
+
 def options(description: str | None, *, repeats: int) -> argparse.ArgumentParser:
     """A parser with the options of all benchmarks."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,12 +57,11 @@ def options(description: str | None, *, repeats: int) -> argparse.ArgumentParser
 
 def command() -> str:
     """The command line of this process."""
-    module = Path(sys.argv[0]).stem
-    return " ".join([f"python -m benchmarks.{module}", *sys.argv[1:]])
+    return " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
 
 
-def take_turns(sides: Mapping[str, Run], repeats: int, *, warm_up: int = 0) -> dict[str, list[float]]:
-    """Seconds of every side, run in turn ``repeats`` times after ``warm_up`` rounds that are not counted."""
+def compare(question: str, sides: Mapping[str, Run], against: str, repeats: int, *, warm_up: int = 1) -> list[Row]:
+    """Time all sides in turn ``repeats`` times, after ``warm_up`` rounds that are not counted."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     device = torch.accelerator.is_available()
     for turn in range(warm_up + repeats):
@@ -54,37 +74,39 @@ def take_turns(sides: Mapping[str, Run], repeats: int, *, warm_up: int = 0) -> d
                 torch.accelerator.synchronize()
             if turn >= warm_up:
                 times[name].append(time.perf_counter() - start)
-    return times
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    return [
+        Row(question, name, medians[name], min(ts), max(ts), repeats, medians[name] / medians[against], against)
+        for name, ts in times.items()
+    ]
 
 
-def machine(llava: Llava, *, batch: int) -> dict[str, object]:
-    """Model, hardware and versions."""
-    return {
-        "processor": processor(),
+def machine(device: str) -> dict[str, object]:
+    """Hardware, versions and commit; ``device`` is ``cpu`` or ``cuda``, and ``not_run`` says if it is missing."""
+    on_gpu = device.startswith("cuda")
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    facts: dict[str, object] = {
+        "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if llava.device.type == "cuda" else llava.device.type,
+        "device": torch.cuda.get_device_name() if on_gpu and torch.cuda.is_available() else device,
+        "commit": done.stdout.strip() if done.returncode == 0 else "uncommitted",
+        "load_average": os.getloadavg()[0],
+        **{name: version(name) for name in ("torch", "transformers", "scikit-learn", "nnsight", "transformer-lens")},
+    }
+    return facts if torch.cuda.is_available() or not on_gpu else {**facts, "not_run": "no CUDA device at hand."}
+
+
+def model_facts(llava: Llava, *, batch: int) -> dict[str, object]:
+    """The size of the model."""
+    return {
         "dtype": str(llava.dtype).removeprefix("torch."),
         "model": llava.id,
         "layers": llava.n_layers,
         "d_model": llava.d_model,
         "image_tokens": llava.n_image_tokens,
         "batch": batch,
-        "commit": commit(),
-        "load_average": os.getloadavg()[0],
-        **{name: version(name) for name in ("torch", "transformers", "nnsight", "transformer-lens")},
     }
-
-
-def processor() -> str:
-    """The name of the processor."""
-    return platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    """The commit of the code, or ``uncommitted`` outside a repository."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else "uncommitted"
 
 
 def peak_memory() -> float:
@@ -99,13 +121,29 @@ def peak_memory() -> float:
 def heading(title: str, facts: Mapping[str, object]) -> list[str]:
     """The first lines of a record in Markdown: title, date, command and facts."""
     lines = [f"# {title}, {datetime.now(UTC):%Y-%m-%d}", "", f"`{command()}`", ""]
-    return lines + [f"- {key}: {value}" for key, value in facts.items()]
+    return lines + [f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items()]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     """A table in Markdown, after an empty line."""
     cells = [header, ["---"] * len(header), *rows]
     return ["", *("| " + " | ".join(map(str, row)) + " |" for row in cells)]
+
+
+def write_rows(folder: Path, name: str, title: str, rows: Sequence[Row], facts: Mapping[str, object]) -> Path:
+    """Write and print the record of a comparison, as ``write_record`` does."""
+    cells = (
+        (r.model, r.question, r.side, f"{r.median:.4g}", f"{r.low:.4g}", f"{r.high:.4g}", r.repeats, f"{r.ratio:.3f}",
+         r.against, "" if r.difference is None else f"{r.difference:.1e}")
+        for r in rows
+    )  # fmt: skip
+    header = ("model", "question", "side", "median", "lowest", "highest", "n", "ratio", "to", "max. difference")
+    note = (
+        "Times in seconds, memory in MiB. Ratios are of medians; sides took turns in one process. Differences are the "
+        "largest absolute ones of logits from those of engine full, over the first cells."
+    )
+    record = {"command": command(), "machine": facts, "rows": [asdict(row) for row in rows]}
+    return write_record(folder, name, record, "\n".join([*heading(title, facts), *table(header, cells), "", note]))
 
 
 def write_record(folder: Path, name: str, record: object, text: str) -> Path:

@@ -7,29 +7,26 @@
 
 All plans run in turn in one process on one batch of noise (a picture and ``--text-tokens`` words a row): forward,
 backward, AdamW. On a GPU the batch is the largest that full tuning fits without checkpointing, and weights, gradients
-and moments are in bfloat16, which takes half the memory of ``layerwise-finetune --dtype bfloat16``;
-``--precision mixed`` measures the latter. Step time includes the optimizer, the closed form does not.
+and moments are in bfloat16, which takes half the memory of ``layerwise-finetune --bf16``; ``--precision mixed``
+measures the latter. Step time includes the optimizer, the closed form does not.
 """
 
 import argparse
 import gc
-import importlib.metadata
-import importlib.util
-import json
-import platform
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from benchmarks.random_inputs import Size, llava_config
-from benchmarks.record import command, commit, options, processor, write_record
+from benchmarks.record import command, heading, machine, options, table, write_record
+from figures import draw_cost_ratios, save_figure
 from models.llava import Llava
 from models.loading.load import load
-from tuning.cost.flops import band_ratio, closed_form
+from tuning.cost.flops import closed_form
 from tuning.cost.measure import Cost, batch_shape, measure_step, synthetic_batch
 from tuning.cost.timing import measure_plans
 from tuning.plan.apply import applied
@@ -70,9 +67,6 @@ def build_plans(llava: Llava) -> dict[str, Resolved]:
         "LoRA + projector": LayerPlan("all", ("projector",), "lora", Lora(128 if llava.d_model > 512 else 4, 256)),
         "projector only": LayerPlan("none", ("projector",)),
     }
-    if importlib.util.find_spec("peft") is None:
-        print("peft is not installed: no LoRA", file=sys.stderr)
-        del plans["LoRA + projector"]
     return {name: resolve(plan, llava) for name, plan in plans.items()}
 
 
@@ -108,30 +102,22 @@ def describe_costs(
     full = costs["full"]
     rows = []
     for name, cost in costs.items():
-        resolved = plans[name]
         assert cost.flops is not None
         assert full.flops is not None
         quartiles = statistics.quantiles(cost.seconds, n=4) if len(cost.seconds) > 1 else [cost.seconds[0]] * 3
-        rows.append(
-            {
-                "plan": name,
-                "layers": layer_spec(resolved.layers, llava.n_layers),
-                "checkpointing": checkpointing,
-                "flops_ratio": cost.flops.total / full.flops.total,
-                "closed_form_ratio": cost.closed_form.total / full.closed_form.total,
-                "closed_form_over_counted": cost.closed_form.total / cost.flops.total,
-                "blocks_alone_ratio": None
-                if resolved.plan.method == "lora"
-                else band_ratio(
-                    llava.n_layers, resolved.layers, below=resolved.below_blocks, checkpointing=checkpointing
-                ),
-                "step_time_ratio": cost.step_seconds / full.step_seconds,
-                "time_low": quartiles[0] / full.step_seconds,
-                "time_high": quartiles[2] / full.step_seconds,
-                "peak_memory_ratio": cost.peak_memory / full.peak_memory,
-                **cost.to_dict(),
-            }
-        )
+        row = {
+            "plan": name,
+            "layers": layer_spec(plans[name].layers, llava.n_layers),
+            "checkpointing": checkpointing,
+            "flops_ratio": cost.flops.total / full.flops.total,
+            "closed_form_ratio": cost.closed_form.total / full.closed_form.total,
+            "closed_form_over_counted": cost.closed_form.total / cost.flops.total,
+            "step_time_ratio": cost.step_seconds / full.step_seconds,
+            "time_low": quartiles[0] / full.step_seconds,
+            "time_high": quartiles[2] / full.step_seconds,
+            "peak_memory_ratio": cost.peak_memory / full.peak_memory,
+        }
+        rows.append(row | cost.to_dict())
     return rows
 
 
@@ -155,91 +141,51 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
 
     for checkpointing in (False, True) if given.checkpointing == "both" else (given.checkpointing == "on",):
         costs = measure_plans(
-            llava,
-            plans,
-            batch,
-            rounds=given.rounds,
-            repeats=given.repeats,
-            checkpointing=checkpointing,
-            bf16=mixed,
-            clock=given.clock,
-            on_turn=report,
-        )
+            llava, plans, batch, rounds=given.rounds, repeats=given.repeats, checkpointing=checkpointing, bf16=mixed,
+            clock=given.clock, on_turn=report,
+        )  # fmt: skip
         measured += describe_costs(llava, plans, costs, checkpointing=checkpointing)
     shape = batch_shape(llava, batch)
-    form = closed_form(llava, plans["full"], shape)
     fastest = next(row for row in measured if row["plan"] == "full")
     return {
-        "model": given.model,
         "n_layers": llava.n_layers,
         "d_model": llava.d_model,
         "parameters": sum(p.numel() for p in llava.model.parameters()),
-        "device": torch.cuda.get_device_name() if on_gpu else processor(),
         "dtype": "mixed" if mixed else str(dtype).removeprefix("torch."),
         "attention": given.attn,
         "optimizer": "AdamW (torch, fused), moments in the trained weights' type, lr 0",
-        "batch": rows,
-        "positions": shape.positions,
+        **shape._asdict(),
         "image_tokens": llava.n_image_tokens,
         "text_tokens": given.text_tokens,
-        "learned_positions": shape.labelled,
         "clock": given.clock,
-        "threads": torch.get_num_threads(),
         "rounds": given.rounds,
         "repeats": given.repeats,
-        "tflops_full": form.total / fastest["step_seconds_median"] / 1e12,
-        "plans": measured,
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
-        | {"python": platform.python_version()},
-        "commit": commit(),
-        "command": command(),
+        "tflops_full": closed_form(llava, plans["full"], shape).total / fastest["step_seconds_median"] / 1e12,
         "seconds_in_all": time.perf_counter() - began,
+        "plans": measured,
     }
 
 
-def describe(record: dict[str, Any]) -> str:
-    """The record as Markdown."""
-    head = f"# Cost of tuning plans, {record['model']} on {record['device']}\n\n"
-    if "not_run" in record:
-        return f"{head}Not yet run: {record['not_run']}\n"
-    lines = [
-        f"{head}{record['n_layers']} blocks of width {record['d_model']}, {record['parameters'] / 1e9:.2f} billion "
-        f"parameters, {record['dtype']}, {record['attention']} attention; batch {record['batch']} x "
-        f"{record['positions']} positions ({record['image_tokens']} image tokens); {record['clock']} time, median of "
-        f"{record['rounds'] * record['repeats']} steps; full tuning runs at {record['tflops_full']:.3g} TFLOP/s.\n",
-        "| plan | checkpointing | trainable | step (s) | step / full | FLOPs / full | closed form | closed / counted | "
-        "peak memory (GB) |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in record["plans"]:
-        lines.append(
-            f"| {row['plan']} | {'on' if row['checkpointing'] else 'off'} | {row['trainable'] / 1e6:,.1f} M | "
-            f"{row['step_seconds_median']:.3f} | {row['step_time_ratio']:.3f} | {row['flops_ratio']:.3f} | "
-            f"{row['closed_form_ratio']:.3f} | {row['closed_form_over_counted']:.4f} | {row['peak_memory'] / 1e9:.2f} |"
-        )
+def describe(record: dict[str, Any]) -> list[str]:
+    """The table of plans in Markdown, and how it compares with the targets."""
+    header = ("plan", "checkpointing", "trainable (M)", "step (s)", "step / full", "FLOPs / full", "closed form",
+              "closed / counted", "peak memory (GB)")  # fmt: skip
+    cells = (
+        (row["plan"], "on" if row["checkpointing"] else "off", f"{row['trainable'] / 1e6:,.1f}",
+         *(f"{row[key]:.3f}" for key in ("step_seconds_median", "step_time_ratio", "flops_ratio", "closed_form_ratio")),
+         f"{row['closed_form_over_counted']:.4f}", f"{row['peak_memory'] / 1e9:.2f}")
+        for row in record["plans"]
+    )  # fmt: skip
     kind = "the allocator's peak" if record["plans"][0]["peak_memory_is_measured"] else "the sum of what is held"
-    lines.append(f"\nPeak memory is {kind}. Step time includes the optimizer, operations do not.")
-    for name, target in TARGETS.items():
-        found = [row for row in record["plans"] if row["plan"] == name and not row["checkpointing"]]
-        if found and record["model"].startswith("random:"):
-            ratio = found[0]["step_time_ratio"]
-            met = "met" if ratio <= target else "missed"
+    lines = [*table(header, cells), "", f"Peak memory is {kind}. Step time includes the optimizer, operations do not."]
+    for row in record["plans"]:
+        target = TARGETS.get(row["plan"])
+        if target and not row["checkpointing"] and record["model"].startswith("random:"):
+            ratio, met = row["step_time_ratio"], "met" if row["step_time_ratio"] <= target else "missed"
             lines.append(
-                f"Target for {name}: at most {target} of full tuning's step time; measured {ratio:.3f}, {met}."
+                f"Target for {row['plan']}: at most {target} of full tuning's time; measured {ratio:.3f}, {met}."
             )
-    return "\n".join(lines) + "\n"
-
-
-def draw(record: dict[str, Any], stem: Path) -> None:
-    """Draw the figure of the record; without the drawing libraries, use ``--redraw`` on another machine."""
-    if any(importlib.util.find_spec(name) is None for name in ("pandas", "matplotlib", "seaborn")):
-        print("pandas, matplotlib or seaborn is missing here: draw with --redraw RECORD.json", file=sys.stderr)
-        return
-    import pandas as pd
-
-    from figures import draw_cost_ratios, save_figure
-
-    save_figure(draw_cost_ratios(pd.DataFrame(record["plans"])), stem)
+    return lines
 
 
 def main() -> None:
@@ -249,7 +195,7 @@ def main() -> None:
     parser.add_argument("--attn", choices=["sdpa", "eager"], default="sdpa")
     parser.add_argument(
         "--precision", choices=["plain", "mixed"], default="plain",
-        help="mixed: as layerwise-finetune --dtype bfloat16; plain: one type, bfloat16 on a GPU, float32 elsewhere",
+        help="mixed: as layerwise-finetune --bf16 trains; plain: one type, bfloat16 on a GPU, float32 elsewhere",
     )  # fmt: skip
     parser.add_argument("--batch", type=int, default=None, help="rows; on a GPU the largest number that is tried")
     parser.add_argument("--text-tokens", type=int, default=128)
@@ -257,22 +203,22 @@ def main() -> None:
     parser.add_argument("--checkpointing", choices=["both", "on", "off"], default="both")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu only with one thread")
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--redraw", type=Path, default=None, help="only draw the figure of this record")
     given = parser.parse_args()
-    if given.redraw is not None:
-        draw(json.loads(given.redraw.read_text()), given.redraw.with_suffix(""))
-        return
     if given.threads or given.clock == "cpu":
         torch.set_num_threads(given.threads or 1)
-    if given.device.startswith("cuda") and not torch.cuda.is_available():
-        record: dict[str, Any] = {"model": given.model, "device": "cuda", "not_run": "no CUDA device at hand."}
+    record: dict[str, Any] = {"model": given.model, "command": command(), **machine(given.device)}
+    if "not_run" in record:
+        lines = ["", f"Not yet run: {record['not_run']}"]
     else:
-        record = run(given)
+        record |= run(given)
+        lines = describe(record)
+    facts = {key: value for key, value in record.items() if key not in ("plans", "command")}
     size = given.model.rstrip("/").rsplit("/", 1)[-1]
     name = f"tuning-cost-{size}-{given.device.partition(':')[0]}"
-    stem = write_record(given.out, name, record, describe(record))
+    text = "\n".join([*heading("Cost of tuning plans", facts), *lines])
+    stem = write_record(given.out, name, record, text)
     if "plans" in record:
-        draw(record, stem)
+        save_figure(draw_cost_ratios(pd.DataFrame(record["plans"])), stem)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,4 @@
-"""``python -m figures RUN [RUN...]``: draw all figures of run directories."""
-
-import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-_ABOUT = """\
-Draw all figures of run directories from their saved tables. No model is loaded.
+"""Draw all figures of run directories from their saved tables: ``python -m figures RUN [RUN...]``. No model is loaded.
 
 A run directory is what a command wrote with --out:
   probe-sweep                 score_by_layer; probe_map_TARGET if the run mapped examples
@@ -16,6 +8,12 @@ A run directory is what a command wrote with --out:
 
 Each figure is written as .svg and .png, and the paths are printed.
 """
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
 _EXAMPLES = """\
 examples:
   python -m figures runs/smol                            into runs/smol/figures
@@ -32,7 +30,7 @@ See docs/figures.md.
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exit with status 2 and a message on invalid input."""
     parser = argparse.ArgumentParser(
-        prog="python -m figures", description=_ABOUT, epilog=_EXAMPLES,
+        prog="python -m figures", description=__doc__, epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run directory")

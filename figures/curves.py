@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from figures.effects import METRICS, as_text, default_title, layer_label, token_title
-from figures.panels import add_legend, open_panels
-from figures.style import COLOURS, LINES, SERIES, SERIES_MARKERS, Panels, Width
+from figures.panels import add_legend, draw_band, draw_level, open_panels
+from figures.style import SERIES, SERIES_MARKERS, Panels, Width
 
 
 def draw_curves(
@@ -47,10 +47,7 @@ def draw_curves(
         for panel, metric in zip(opened.axes, metrics, strict=True):
             of_metric = rows[rows["metric"] == metric]
             for concept, label in zip(("clean", "corrupt"), levels, strict=True):
-                value = float(of_metric[concept].iloc[0])
-                panel.axhline(
-                    value, color=COLOURS[concept], linestyle=LINES[concept][0], linewidth=1.0, label=label, zorder=1
-                )
+                draw_level(panel, float(of_metric[concept].iloc[0]), concept, label, zorder=1)
             keys = list(dict.fromkeys(zip(of_metric["name"], of_metric["tokens"], strict=True)))
             for number, (name, tokens) in enumerate(keys):
                 own = of_metric[(of_metric["name"] == name) & (of_metric["tokens"] == tokens)].sort_values("layer")
@@ -58,10 +55,7 @@ def draw_curves(
                 layers = own["layer"].astype(int)
                 label = token_title(tokens) or ("recipient with donor's layers" if transplant else name)
                 panel.plot(layers, own["value"], color=colour, marker=marker, label=label, zorder=3)
-                panel.fill_between(
-                    layers, own["lower"].astype(float), own["upper"].astype(float), color=colour, alpha=0.22,
-                    linewidth=0, zorder=2,
-                )  # fmt: skip
+                draw_band(panel, layers, own, colour)
             panel.fill_between([], [], [], color="#777777", alpha=0.3, linewidth=0, label="95 % interval")
             panel.set_xlabel(layer_label(of_metric))
             panel.set_ylabel(METRICS.get(metric, metric))

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize
 
 from figures.effects import METRICS, SIGNIFICANT, fraction_name
@@ -55,10 +56,16 @@ def mark_significant(
 def add_bar(axes: list[Axes], rows: pd.DataFrame, norm: Normalize) -> None:
     """Draw the colour bar of effects beside the panels."""
     beyond = rows["effect"].abs().max() > float(norm.vmax or 1.0)
-    bar = figure_of(axes).colorbar(
-        ScalarMappable(norm, effect_colours()), ax=axes, extend="both" if beyond else "neither", shrink=0.95, pad=0.02,
-        aspect=16,
-    )  # fmt: skip
     metric = str(rows["metric"].iloc[0])
-    bar.set_label(f"{fraction_name(rows)} of\n{METRICS.get(metric, metric).split(' (')[0]}", fontsize=7)
+    label = f"{fraction_name(rows)} of\n{METRICS.get(metric, metric).split(' (')[0]}"
+    colour_bar(axes, ScalarMappable(norm, effect_colours()), label, extend="both" if beyond else "neither")
+
+
+def colour_bar(
+    axes: list[Axes], colours: ScalarMappable, label: str, *, extend: str = "neither", alpha: float | None = None
+) -> Colorbar:
+    """Draw a colour bar beside the panels."""
+    bar = figure_of(axes).colorbar(colours, ax=axes, extend=extend, alpha=alpha, shrink=0.95, pad=0.02, aspect=16)
+    bar.set_label(label, fontsize=7)
     bar.ax.tick_params(labelsize=6.5, length=2)
+    return bar

@@ -18,10 +18,12 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
-from figures.style import WIDTHS, Panels, Width, figure_of, style
+from figures.style import COLOURS, LINES, WIDTHS, Panels, Width, figure_of, style
 
 _PER_LABEL = 4.0  # points between two tick labels
 _TITLE_LETTERS = 12.5  # letters of a title in an inch
@@ -71,7 +73,25 @@ def open_panels(
         ValueError: If there are more or fewer Axes than panels.
     """
     with style():
-        opened = _open(axes, wanted, width, columns, heights, extra, sharey)
+        if axes is None:
+            columns = min(columns, len(wanted))
+            rows = [heights] * -(-len(wanted) // columns) if isinstance(heights, int | float) else list(heights)
+            _figure, grid = plt.subplots(
+                len(rows), columns, figsize=(WIDTHS[width], sum(rows) + extra), squeeze=False, sharey=sharey,
+                layout="constrained", height_ratios=rows,
+            )  # fmt: skip
+            made = list(grid.flat)
+            for panel in made[len(wanted) :]:
+                panel.set_axis_off()
+            opened = Opened(made[: len(wanted)], own=True, columns=columns)
+        else:
+            given = [axes] if isinstance(axes, Axes) else list(np.asarray(axes, dtype=object).flat)
+            if len(given) != len(wanted):
+                raise ValueError(
+                    f"axes must hold {len(wanted)} Axes, one for each of {', '.join(wanted)}, got {len(given)}. "
+                    "Select rows of the table, or make more panels."
+                )
+            opened = Opened(given, own=False, columns=len(given))
         yield opened
         if legend:
             add_legend(opened, width=width, columns=legend_columns)
@@ -82,28 +102,16 @@ def open_panels(
             opened.axes[0].set_title(title)
 
 
-def _open(
-    axes: Panels | None, wanted: Sequence[str], width: Width, columns: int, heights: float | Sequence[float],
-    extra: float, sharey: bool,
-) -> Opened:  # fmt: skip
-    if axes is not None:
-        given = [axes] if isinstance(axes, Axes) else list(np.asarray(axes, dtype=object).flat)
-        if len(given) != len(wanted):
-            raise ValueError(
-                f"axes must hold {len(wanted)} Axes, one for each of {', '.join(wanted)}, got {len(given)}. "
-                "Select rows of the table, or make more panels."
-            )
-        return Opened(given, own=False, columns=len(given))
-    columns = min(columns, len(wanted))
-    rows = [heights] * -(-len(wanted) // columns) if isinstance(heights, int | float) else list(heights)
-    _figure, grid = plt.subplots(
-        len(rows), columns, figsize=(WIDTHS[width], sum(rows) + extra), squeeze=False, sharey=sharey,
-        layout="constrained", height_ratios=rows,
-    )  # fmt: skip
-    made = list(grid.flat)
-    for panel in made[len(wanted) :]:
-        panel.set_axis_off()
-    return Opened(made[: len(wanted)], own=True, columns=columns)
+def draw_level(panel: Axes, value: float, concept: str, label: str | None = None, *, zorder: float = 2.0) -> None:
+    """Draw a horizontal line in the colour and dashes of a concept."""
+    colour, dashes = COLOURS[concept], LINES[concept][0]
+    panel.axhline(value, color=colour, linestyle=dashes, linewidth=1.0, label=label, zorder=zorder)
+
+
+def draw_band(panel: Axes, x: npt.ArrayLike, rows: pd.DataFrame, colour: str, *, zorder: float = 2.0) -> None:
+    """Fill the interval from ``lower`` to ``upper``."""
+    low, high = rows["lower"].astype(float), rows["upper"].astype(float)
+    panel.fill_between(x, low, high, color=colour, alpha=0.22, linewidth=0, zorder=zorder)
 
 
 def add_legend(opened: Opened, *, width: Width, columns: int | None = None) -> None:

@@ -14,12 +14,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
-from figures.effect_colours import add_bar, effect_colours, mark_significant, symmetric_range
+from figures.effect_colours import add_bar, colour_bar, effect_colours, mark_significant, symmetric_range
 from figures.effects import default_title, of_metric, site_title
 from figures.panels import open_panels
 from figures.parts import main_name
 from figures.saved import Picture
-from figures.style import SEQUENTIAL, Panels, Width, figure_of
+from figures.style import SEQUENTIAL, Panels, Width
 
 PATCH = re.compile(r"patch\((\d+),(\d+)(?:,0)?\)")
 _COLUMNS = {"two": 6, "one": 3}
@@ -55,14 +55,11 @@ def draw_patch_map(
     Colours and marks as in ``draw_token_map``; the larger the effect, the more they cover the picture. The picture is
     that of the first pair; effects are those of all n pairs.
 
-    Args:
-        results: The table of a patch sweep; rows of other token groups are left out.
-        picture: ``H W 3``; None for a blank one.
-        metric: The metric; by default the table's first.
-        title: See ``figures.panels``, also for the arguments below.
-        axes: One for each layer and activation.
-        width: Of a new figure.
-        legend: Whether to draw a colour bar.
+    - ``results``: The table of a patch sweep; rows of other token groups are left out.
+    - ``picture``: ``H W 3``; None for a blank one.
+    - ``metric``: The metric; by default the table's first.
+
+    The other arguments are described in ``figures.panels``.
 
     Example:
         >>> from figures import draw_patch_map, example_table
@@ -115,18 +112,15 @@ def draw_probe_map(
     One panel for each layer. The probe was fitted on pooled tokens of other examples. Colours go from 0 to 1 in every
     such figure; the line across the bar is chance. The white frame is the object that the label belongs to.
 
-    Args:
-        maps: ``maps.parquet`` of a probe sweep.
-        picture: ``H W 3``, square, as the model sees it; None for a blank one.
-        target: The label; by default the table's first.
-        example: The id of the example; by default the table's first.
-        layers: Of the language model, from 0; by default up to six sites from vision tower to last block.
-        box: Of the object: left, top, right, bottom as fractions of the picture.
-        chance: Probability of a constant answer, 1 / classes.
-        title: See ``figures.panels``, also for the arguments below.
-        axes: One for each site.
-        width: Of a new figure.
-        legend: Whether to draw a colour bar.
+    - ``maps``: ``maps.parquet`` of a probe sweep.
+    - ``picture``: ``H W 3``, square, as the model sees it; None for a blank one.
+    - ``target``: The label; by default the table's first.
+    - ``example``: The id of the example; by default the table's first.
+    - ``layers``: Of the language model, from 0; by default up to six sites from vision tower to last block.
+    - ``box``: Of the object: left, top, right, bottom as fractions of the picture.
+    - ``chance``: Probability of a constant answer, 1 / classes.
+
+    The other arguments are described in ``figures.panels``.
 
     Raises:
         ValueError: If the table lacks the target, example or layer, or ``axes`` are not one for each panel.
@@ -162,12 +156,9 @@ def draw_probe_map(
                 _frame(panel, shape, box)
             panel.set_title(text, fontsize=7.5)
         if legend:
-            bar = figure_of(opened.axes).colorbar(
-                ScalarMappable(norm, SEQUENTIAL), ax=opened.axes, alpha=1.0 if picture is None else _COVER,
-                shrink=0.95, pad=0.02, aspect=16,
-            )  # fmt: skip
-            bar.set_label(f"probability of the\nexample's own {chosen['target']}", fontsize=7)
-            bar.ax.tick_params(labelsize=6.5, length=2)
+            alpha = 1.0 if picture is None else _COVER
+            label = f"probability of the\nexample's own {chosen['target']}"
+            bar = colour_bar(opened.axes, ScalarMappable(norm, SEQUENTIAL), label, alpha=alpha)
             if chance is not None:
                 bar.ax.axhline(chance, color="#FFFFFF", linewidth=1.6)
                 bar.ax.axhline(chance, color="#000000", linewidth=0.8, linestyle=(0, (2, 1)), label="chance")

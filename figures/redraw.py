@@ -7,39 +7,30 @@ comparison) into the folder under such a name.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from figures.curves import draw_curves
-from figures.effect_grid import draw_head_map, draw_token_map
-from figures.patch_map import draw_patch_map, draw_probe_map
-from figures.plans.accuracy_by_family import draw_accuracy
-from figures.plans.cost_ratios import draw_cost_ratios
-from figures.plans.cost_retention import draw_cost_retention
-from figures.plans.learning_curve import draw_learning_curve
-from figures.plans.plan_diagram import draw_plan_diagram
-from figures.plans.retention import draw_retention
+import figures
 from figures.saved import GALLERY, read_picture, read_saved
-from figures.score_by_layer import draw_score_by_layer
 from figures.style import Panels, Width, figure_of, save_figure
 
-# start of a table's name -> the function that draws it
-KINDS: dict[str, Callable[..., Panels]] = {
-    "score_by_layer": draw_score_by_layer,
-    "token_map": draw_token_map,
-    "head_map": draw_head_map,
-    "patch_grid": draw_patch_map,
-    "probe_map": draw_probe_map,
-    "knockout": draw_curves,
-    "skip": draw_curves,
-    "transplant": draw_curves,
-    "cost_retention": draw_cost_retention,
-    "plan_diagram": draw_plan_diagram,
-    "retention": draw_retention,
-    "accuracy_by_family": draw_accuracy,
-    "cost_ratios": draw_cost_ratios,
-    "learning_curve": draw_learning_curve,
+# start of a table's name -> the function of this package that draws it
+KINDS = {
+    "score_by_layer": "draw_score_by_layer",
+    "token_map": "draw_token_map",
+    "head_map": "draw_head_map",
+    "patch_grid": "draw_patch_map",
+    "probe_map": "draw_probe_map",
+    "knockout": "draw_curves",
+    "skip": "draw_curves",
+    "transplant": "draw_curves",
+    "cost_retention": "draw_cost_retention",
+    "plan_diagram": "draw_plan_diagram",
+    "retention": "draw_retention",
+    "accuracy_by_family": "draw_accuracy",
+    "cost_ratios": "draw_cost_ratios",
+    "learning_curve": "draw_learning_curve",
 }
 _ON_PICTURE = ("patch_grid", "probe_map")
 
@@ -57,7 +48,8 @@ def draw_table(path: Path, *, width: Width = "two") -> Panels:
     options: dict[str, Any] = {"width": width}
     if kind in _ON_PICTURE:
         options["picture"] = read_picture(path.with_name(f"{path.stem}_picture.png"))
-    return KINDS[kind](table, **options)
+    drawn: Panels = getattr(figures, KINDS[kind])(table, **options)
+    return drawn
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,11 +15,10 @@ from figures.curves import draw_curves
 from figures.effect_grid import draw_head_map, draw_token_map
 from figures.parts import names_in_blocks
 from figures.patch_map import draw_patch_map, draw_probe_map, of_patches
-from figures.plans.accuracy_by_family import draw_accuracy
-from figures.plans.cost_retention import draw_cost_retention, has_costs
+from figures.plans.cost import draw_cost_retention, has_costs
 from figures.plans.learning_curve import draw_learning_curve
 from figures.plans.plan_diagram import draw_plan_diagram
-from figures.plans.retention import draw_retention
+from figures.plans.scores import draw_accuracy, draw_retention
 from figures.saved import (
     PATCH,
     PROBE,

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator
 
-from figures.panels import open_panels, stride
+from figures.panels import draw_band, draw_level, open_panels, stride
 from figures.parts import ENTRY, PARTS, Span, belongs, main_name, place_parts, stage_ticks, steps_of
 from figures.style import COLOURS, LINES, OPEN, Panels, Width
 
@@ -77,9 +77,7 @@ def _draw_panel(panel: Axes, sites: pd.DataFrame, all_rows: pd.DataFrame, spans:
         _curve(panel, validated, span, "random_init", "random_init", "randomly initialised model")
         panel.axvspan(span.left - 0.5, span.right + 0.5, color="#000000", alpha=0.035, linewidth=0)
     level = float(validated["chance"].iloc[0])
-    panel.axhline(
-        level, color=COLOURS["chance"], linestyle=LINES["chance"][0], linewidth=1.0, label="chance (constant answer)"
-    )
+    draw_level(panel, level, "chance", "chance (constant answer)")
     pixels = all_rows[(all_rows["part"] == "pixels") & (all_rows["split"] == "cv")]
     if not pixels.empty:
         panel.axhline(
@@ -115,37 +113,31 @@ def _curve(
         zorder=3 if band else 2,
     )  # fmt: skip
     if band:
-        panel.fill_between(places, rows["lower"], rows["upper"], color=colour, alpha=0.22, linewidth=0, zorder=1)
+        draw_band(panel, places, rows, colour, zorder=1)
 
 
 def _draw_axis(panel: Axes, sites: pd.DataFrame, spans: Sequence[Span]) -> None:
     left, right = spans[0].left - 0.9, spans[-1].right + 0.9
     panel.set_xlim(left, right)
-    places: list[float] = []
-    labels: list[str] = []
-    upper: list[float] = []
-    depths: list[str] = []
+    lower: list[tuple[float, str]] = []
+    upper: list[tuple[float, str]] = []
     for span in spans:
         rows = sites[sites["part"] == span.part]
-        for step, label in _ticks(panel, rows, span, right - left):
-            places.append(step * span.scale + span.offset)
-            labels.append(label)
-        for place, depth in _depth_ticks(rows, span):
-            upper.append(place)
-            depths.append(depth)
+        lower += [(step * span.scale + span.offset, text) for step, text in _ticks(panel, rows, span, right - left)]
+        upper += _depth_ticks(rows, span)
         panel.annotate(
             _TITLES[span.part], ((span.left + span.right) / 2, 1.0), xytext=(0, 14), textcoords="offset points",
             xycoords=panel.get_xaxis_transform(), ha="center", va="bottom", fontsize=7, color="#444444",
             linespacing=0.95,
         )  # fmt: skip
-    panel.xaxis.set_major_locator(FixedLocator(places))
-    panel.set_xticklabels(labels)
+    panel.xaxis.set_major_locator(FixedLocator([place for place, _ in lower]))
+    panel.set_xticklabels([text for _, text in lower])
     for text in panel.get_xticklabels():
         if not text.get_text().lstrip("-").isdigit():
             text.set(rotation=60, horizontalalignment="right", rotation_mode="anchor")
     top = panel.secondary_xaxis("top")
-    top.xaxis.set_major_locator(FixedLocator(upper))
-    top.set_xticklabels(depths, fontsize=6.5, color="#666666")
+    top.xaxis.set_major_locator(FixedLocator([place for place, _ in upper]))
+    top.set_xticklabels([text for _, text in upper], fontsize=6.5, color="#666666")
     top.tick_params(length=2, pad=1, color="#999999")
     top.spines["top"].set_visible(False)
 

@@ -1,6 +1,6 @@
 """Run every cell of a plan on one batch of pairs: ``run_batch``, or ``run_transplants`` for transplants."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,7 @@ from interventions.operations.ablation import resampled_examples
 from interventions.operations.attribution import attribute
 from interventions.operations.build_edits import build_edits
 from interventions.operations.dataset_statistics import DatasetStatistics
-from interventions.operations.runs import Runs, choose_runs, corrupt_cell
+from interventions.operations.runs import choose_runs, corrupt_cell
 from interventions.operations.transplant import transplanted
 from interventions.pairs import Pair
 from interventions.plan.cells import CellSpec
@@ -28,11 +28,7 @@ from tasks.example import Example
 
 
 def resampled_pairs(plan: InterventionPlan, pairs: Sequence[Pair]) -> list[Pair] | None:
-    """The pairs with another pair's clean picture, for resample ablation; None for other plans.
-
-    Raises:
-        UserError: See ``resampled_examples``.
-    """
+    """The pairs with another pair's clean picture, for resample ablation; None for other plans."""
     if not isinstance(plan.options, AblateOptions) or plan.options.kind != "resample":
         return None
     others = resampled_examples([pair.clean for pair in pairs], seed=plan.options.seed)
@@ -49,25 +45,14 @@ def run_batch(
     preprocess: Preprocess = "pad",
     exact: bool = False,
 ) -> BatchValues:
-    """Run every cell on a batch of pairs.
+    """Run every cell on a batch of pairs; ``exact`` patches exactly too when the plan estimates by attribution.
 
-    If noise corrupts, values of patched cells and of the corrupt run are means over its seeds.
-
-    Args:
-        llava: The model.
-        statistics: Of ``collect_statistics``.
-        specs: Cells of the plan.
-        pairs: The batch.
-        resampled: The same pairs from ``resampled_pairs``.
-        preprocess: See ``prepare``.
-        exact: For op ``"attribute"``: whether to patch exactly too, for comparison.
-
-    Raises:
-        UserError: If a cell cannot be run on the batch.
+    ``resampled`` is that of ``resampled_pairs``. If noise corrupts, values of patched cells and of the corrupt run are
+    means over its seeds.
     """
     plan = statistics.plan
     examples = [pair.clean for pair in pairs]
-    clean = prepare(llava, examples, preprocess=preprocess, answers=True)
+    clean = _batch(llava, examples, preprocess)
     runs = choose_runs(
         plan,
         clean,
@@ -90,7 +75,12 @@ def run_batch(
     values: list[Tensor] = []
     patched: list[Tensor] = []
     for number, seed in enumerate(plan.corruption.seeds if noisy else (0,)):
-        corrupts.append(_read_corrupt(llava, base, runs, statistics, seed, readout, read))
+        assert runs.corrupt is not None  # there is always a pair
+        if noisy:
+            noise = corrupt_cell(llava, runs.corrupt, statistics, seed=seed)
+            corrupts += run_cells(llava, base, [noise], read, engine=plan.engine)
+        else:
+            corrupts.append(read(_logits_of(llava, base, runs.corrupt, readout)))
         if number and not (noisy and isinstance(plan.options, PatchOptions)):
             continue  # another draw of noise only changes the corrupt run
         if estimates:
@@ -118,18 +108,7 @@ def run_transplants(
 ) -> BatchValues:
     """Run every mixture of two checkpoints on the clean examples of a batch.
 
-    The donor's run serves as the clean run, the recipient's as the corrupt run.
-
-    Args:
-        llava: The recipient.
-        donor: See ``transplanted``.
-        plan: A plan of op ``"transplant"``.
-        specs: Cells of the plan.
-        pairs: The batch; only clean examples are run.
-        preprocess: See ``prepare``.
-
-    Raises:
-        UserError: If the architectures differ.
+    The donor's run serves as the clean run, that of ``llava``, the recipient, as the corrupt run.
     """
     inputs = _batch(llava, [pair.clean for pair in pairs], preprocess)
     readout = find_readout(llava, inputs, [pair.foil for pair in pairs])
@@ -160,20 +139,3 @@ def _logits_of(llava: Llava, base: Base, inputs: Inputs, readout: Readout) -> Te
     with torch.inference_mode(), fast_bfloat16():
         found = llava.unembed(base.prefix.other.resid[-1][rows, readout.columns[rows, slots]]).float()
     return at_slots(readout.columns, found)
-
-
-def _read_corrupt(
-    llava: Llava,
-    base: Base,
-    runs: Runs,
-    statistics: DatasetStatistics,
-    seed: int,
-    readout: Readout,
-    read: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """The metrics of the corrupt run."""
-    assert runs.corrupt is not None  # there is always a pair
-    if statistics.plan.corruption.kind != "noise":
-        return read(_logits_of(llava, base, runs.corrupt, readout))
-    cell = corrupt_cell(llava, runs.corrupt, statistics, seed=seed)
-    return run_cells(llava, base, [cell], read, engine=statistics.plan.engine)[0]

@@ -13,13 +13,9 @@ from records.manifest import write_atomically
 
 @dataclass(frozen=True, eq=False)
 class BatchValues:
-    """Every metric of every pair of a batch.
+    """Every metric of every pair of a batch, in each cell, in the clean run and in the corrupt run.
 
-    Args:
-        values: Metrics of each cell.
-        clean: Metrics of the clean run.
-        corrupt: Metrics of the corrupt run.
-        exact: If ``values`` are estimates of attribution patching, those of exact patching; None if not computed.
+    If ``values`` are estimates of attribution patching, ``exact`` holds those of exact patching, or None.
     """
 
     values: Float[Tensor, "cell metric example"]

@@ -1,17 +1,29 @@
 """The settings of a patch sweep. Their fields are the options of ``patch-sweep``; see ``records.options``."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from interventions.engines.names import EngineName
-from interventions.plan.options import FLOW, OPERATIONS, Corruption, Metric, Op, check_window
+from interventions.plan.options import (
+    FLOW,
+    OPERATIONS,
+    AblateOptions,
+    Corruption,
+    Metric,
+    Op,
+    Options,
+    PatchOptions,
+    SkipOptions,
+    SteerOptions,
+    TransplantOptions,
+    check_window,
+)
 from records.manifest import RunKind
 from records.options import (
     ConfigFile,
     DryRun,
-    Flag,
     Images,
     ModelOptions,
     OrDefault,
@@ -21,6 +33,7 @@ from records.options import (
     Repeated,
     Seed,
     named,
+    options_of,
     plain,
     settings_of,
     slug,
@@ -33,19 +46,6 @@ if TYPE_CHECKING:
 ERROR_TABLE = "attribution_error.csv"
 RUN = RunKind("patch-sweep", writes=("cells", "pairs.parquet", "values.parquet", ERROR_TABLE, "picture.png"))
 DEFAULT_LIMIT = 100  # pairs of scenes: for smol a map of all layers takes minutes of two cores
-# Options of single operations: field -> (field of the operation's own options, the operations).
-_OWN: dict[str, tuple[str, tuple[Op, ...]]] = {
-    "direction": ("direction", ("patch", "attribute")),
-    "ablation": ("kind", ("ablate",)),
-    "hidden": ("visible", ("skip",)),
-    "steer_file": ("", ("steer",)),
-    "steer_name": ("direction", ("steer",)),
-    "alpha": ("alpha", ("steer",)),
-    "unit": ("unit", ("steer",)),
-    "donor": ("donor", ("transplant",)),
-    "with_head": ("head", ("transplant",)),
-    "with_projector": ("projector", ("transplant",)),
-}
 
 
 @dataclass(frozen=True)
@@ -71,41 +71,20 @@ class InterventionOptions:
     """knockout: the group that no longer attends to it."""
     heads: OrDefault[str] = None
     """For q, k, v, z and knockouts: `all` for each on its own, `0,3-5`, or `0+3` together. [default: all together]"""
-    direction: OrDefault[Literal["denoise", "noise"]] = None
-    """patch, attribute: clean into the corrupt run, or corrupt into the clean run. [default: denoise]"""
-    ablation: OrDefault[Literal["zero", "mean", "resample"]] = None
-    """ablate: what replaces the activation. [default: mean]"""
-    hidden: Flag = False
-    """skip: no other position attends to the skipped positions there."""
+    patch: PatchOptions = field(default_factory=PatchOptions)
+    ablate: AblateOptions = field(default_factory=AblateOptions)
+    skip: SkipOptions = field(default_factory=SkipOptions)
+    steer: SteerOptions = field(default_factory=SteerOptions)
     steer_file: OrDefault[Path] = None
     """steer: safetensors file of directions."""
-    steer_name: OrDefault[str] = None
-    """steer: name of the direction in the file. [default: direction]"""
-    alpha: OrDefault[float] = None
-    """steer: length of the added vector, below 0 to steer away. [default: 1]"""
-    unit: OrDefault[Literal["norm", "absolute"]] = None
-    """steer: unit of alpha, the activation's mean norm or that of the activation. [default: norm]"""
-    donor: OrDefault[str] = None
-    """transplant: checkpoint that the layers come from. [default: smol]"""
-    with_head: Flag = False
-    """transplant: exchange the final norm and the head too."""
-    with_projector: Flag = False
-    """transplant: exchange the projector too."""
+    transplant: TransplantOptions = field(default_factory=TransplantOptions)
     metrics: Annotated[Repeated[Metric], named("metric")] = ()
     """`logit_difference`, `log_prob`, `probability`, `kl` or `accuracy`. [default: logit_difference, accuracy]"""
     engine: EngineName = "incremental"
     """`incremental` computes only what can change; `full` runs whole forwards. Both give the same numbers."""
 
     def plan(self, corruption: Corruption, *, seed: int = 0) -> "InterventionPlan":
-        """The plan that the options mean, with the defaults of the operation.
-
-        Args:
-            corruption: How the corrupt run is made.
-            seed: Seed of resample ablation.
-
-        Raises:
-            UserError: If the options are invalid.
-        """
+        """The plan that the options mean, with the defaults of the operation; ``seed`` is that of resample ablation."""
         from interventions.plan.groups import is_pictured  # imports torch, which --help does not need
         from interventions.plan.plan import InterventionPlan
 
@@ -124,30 +103,29 @@ class InterventionOptions:
             window = int(window)
         check_window(window)
         return InterventionPlan(
-            self.op,
-            sites=sites,
-            layers=self.layers,
-            window=window,
-            tokens=tokens,
-            heads=self.heads,
-            options=default.options(**self._own(seed)),
-            corruption=corruption,
-            metrics=tuple(dict.fromkeys(self.metrics)) or fallback,
+            self.op, sites=sites, layers=self.layers, window=window, tokens=tokens, heads=self.heads,
+            options=self._options(seed), corruption=corruption, metrics=tuple(dict.fromkeys(self.metrics)) or fallback,
             engine=self.engine,
-        )
+        )  # fmt: skip
 
-    def _own(self, seed: int) -> dict[str, Any]:
-        """The given options of the operation, by field of its options class."""
-        found: dict[str, Any] = {"seed": seed} if self.op == "ablate" else {}
-        for name, (own, ops) in _OWN.items():
-            value = getattr(self, name)
-            if value is None or value is False:
-                continue
-            if self.op not in ops:
-                raise UserError(f"{name.replace('_', '-')} must go with op {' or '.join(ops)}, got op {self.op!r}.")
-            if own:
-                found[own] = not value if own == "visible" else value
-        return found
+    @property
+    def by_operation(self) -> tuple[Options, ...]:
+        """The options of all operations that have any."""
+        return self.patch, self.ablate, self.skip, self.steer, self.transplant
+
+    def _options(self, seed: int) -> Options:
+        """The options of the operation; raise ``UserError`` if one of another operation is given."""
+        kind = OPERATIONS[self.op].options
+        given = [("steer-file", SteerOptions)] if self.steer_file is not None else []
+        for options in self.by_operation:
+            pairs = zip(options_of(options), options_of(type(options)()), strict=True)
+            given += [(ours.name, type(options)) for ours, default in pairs if ours.value != default.value]
+        for name, owner in given:
+            if owner is not kind:
+                ops = " or ".join(op for op, operation in OPERATIONS.items() if operation.options is owner)
+                raise UserError(f"{name} must go with op {ops}, got op {self.op!r}.")
+        found = next((options for options in self.by_operation if type(options) is kind), kind())
+        return replace(found, seed=seed) if isinstance(found, AblateOptions) else found
 
 
 @dataclass(frozen=True)
@@ -167,35 +145,15 @@ class PairOptions:
 
 
 @dataclass(frozen=True)
-class CorruptionOptions:
-    """How the corrupt run is made."""
-
-    kind: Annotated[Literal["pair", "blank", "noise"], named("corruption")] = "pair"
-    """The corrupt run: the pair's other picture, a blank picture, or noise on the image embeddings."""
-    scale: Annotated[OrDefault[float], named("noise-scale")] = None
-    """Standard deviation of the noise, in standard deviations of the embeddings. [default: 3]"""
-    seeds: Annotated[Repeated[int], named("noise-seed")] = ()
-    """Seed of the noise; results are means over seeds. [default: 0]"""
-
-    def corruption(self) -> Corruption:
-        """The corruption of a plan.
-
-        Raises:
-            UserError: If the options are invalid.
-        """
-        if self.kind != "noise" and (self.scale is not None or self.seeds):
-            raise UserError(f"noise-scale and noise-seed must go with corruption noise, got {self.kind!r}.")
-        return Corruption(self.kind, 3.0 if self.scale is None else self.scale, tuple(self.seeds) or (0,))
-
-
-@dataclass(frozen=True)
 class PatchConfig:
     """Run every intervention on every pair. Equal settings but for the run directory's give equal results."""
 
     intervention: InterventionOptions = field(default_factory=InterventionOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     pairs: PairOptions = field(default_factory=PairOptions)
-    corruption: CorruptionOptions = field(default_factory=CorruptionOptions)
+    corruption: Corruption = field(default_factory=Corruption)
+    noise_seeds: Annotated[Repeated[int], named("noise-seed")] = ()
+    """Seed of the noise; results are means over seeds. [default: 0]"""
     seed: Seed = 0
     batch_size: int = 8
     """Pairs that run together."""
@@ -206,26 +164,25 @@ class PatchConfig:
 
     @cached_property
     def plan(self) -> "InterventionPlan":
-        """The plan of the settings.
-
-        Raises:
-            UserError: If the settings are invalid.
-        """
-        return self.intervention.plan(self.corruption.corruption(), seed=self.seed)
+        """The plan of the settings."""
+        corruption = replace(self.corruption, seeds=tuple(self.noise_seeds) or self.corruption.seeds)
+        if corruption.kind != "noise" and corruption != Corruption(corruption.kind):
+            raise UserError(f"noise-scale and noise-seed must go with corruption noise, got {corruption.kind!r}.")
+        return self.intervention.plan(corruption, seed=self.seed)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Every option that decides the results, as the manifest stores it, with the defaults of the operation."""
         plan = self.plan
+        found = settings_of(self)
+        for options in self.intervention.by_operation:
+            if type(options) is not type(plan.options):  # these have no effect
+                found |= {name: False if value is False else None for name, value in settings_of(options).items()}
         chosen: dict[str, Any] = {
             "site": plan.sites, "tokens": plan.tokens, "from": (), "to": (), "window": str(plan.window),
-            "metric": plan.metrics, "noise_scale": plan.corruption.scale, "noise_seed": plan.corruption.seeds,
+            "metric": plan.metrics, "noise_seed": plan.corruption.seeds,
         }  # fmt: skip
-        for name, (own, ops) in _OWN.items():
-            if own and self.intervention.op in ops:
-                value = getattr(plan.options, own)
-                chosen[name] = not value if own == "visible" else value
-        return settings_of(self) | {name: plain(value) for name, value in chosen.items()}
+        return found | {name: plain(value) for name, value in chosen.items()}
 
     @property
     def folder(self) -> Path:

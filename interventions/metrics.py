@@ -22,6 +22,8 @@ from tasks.prompts import with_answer
 # If clean and corrupt run differ by less, in the metric's unit, the recovered fraction is undefined.
 # Logits of order 10 have an error of about 1e-5 in float32, 0.06 in bfloat16, 0.01 in float16; bounds are higher.
 UNDEFINED_BELOW = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+Logits = Float[Tensor, "example slot vocab"]
+Scores = Float[Tensor, "example"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +55,9 @@ class Readout:
 
 
 def find_readout(llava: Llava, inputs: Inputs, foils: Sequence[str] | None = None) -> Readout:
-    """Where to read the logits of a batch.
+    """Where to read the logits of a batch that is prepared with ``answers=True``.
 
-    Args:
-        llava: The model, for its tokenizer.
-        inputs: A batch prepared with ``answers=True``.
-        foils: The answer that each example's answer is compared with; None without logit differences.
+    ``foils`` are what the answers are compared with; None without logit differences.
 
     Raises:
         UserError: If the batch has no answers, or a foil equals its example's answer.
@@ -89,11 +88,7 @@ def find_readout(llava: Llava, inputs: Inputs, foils: Sequence[str] | None = Non
 
 
 def answer_tokens(llava: Llava, prompt: str, answer: str) -> list[int]:
-    """The tokens of an answer after a prompt, and the end-of-text token, as ``prepare`` writes them.
-
-    Raises:
-        UserError: If a token spans prompt and answer.
-    """
+    """The tokens of an answer after a prompt, and the end-of-text token, as ``prepare`` writes them."""
     tokenizer: Any = llava.tokenizer
     eos = tokenizer.eos_token
     before = list(tokenizer(prompt)["input_ids"])
@@ -114,13 +109,8 @@ def _fork(answer: Sequence[int], foil: Sequence[int], text: str) -> tuple[int, i
     raise UserError(f"foil must differ from the answer in a token, got {text!r} for both.")
 
 
-def logit_difference(
-    logits: Float[Tensor, "example slot vocab"], readout: Readout, clean: Tensor | None = None
-) -> Float[Tensor, "example"]:
+def logit_difference(logits: Logits, readout: Readout, clean: Logits | None = None) -> Scores:
     """Logit of the answer minus logit of the foil, at the first token in which they differ.
-
-    Raises:
-        UserError: If the readout was made without foils.
 
     Source: Wang et al. 2022, "Interpretability in the Wild", arXiv 2211.00593.
     """
@@ -131,41 +121,27 @@ def logit_difference(
     return at_fork[rows, readout.expected[rows, readout.fork]] - at_fork[rows, readout.foil]
 
 
-def answer_log_prob(
-    logits: Float[Tensor, "example slot vocab"], readout: Readout, clean: Tensor | None = None
-) -> Float[Tensor, "example"]:
+def answer_log_prob(logits: Logits, readout: Readout, clean: Logits | None = None) -> Scores:
     """Log-probability in nats that the output begins with the answer: the sum over its tokens without end-of-text."""
     words = torch.arange(logits.shape[1], device=logits.device) < readout.n_words[:, None]
     chosen = logits.gather(2, readout.expected.clamp(min=0)[..., None])[..., 0] - logits.logsumexp(-1)
     return torch.where(words, chosen, 0.0).sum(1)
 
 
-def answer_probability(
-    logits: Float[Tensor, "example slot vocab"], readout: Readout, clean: Tensor | None = None
-) -> Float[Tensor, "example"]:
+def answer_probability(logits: Logits, readout: Readout, clean: Logits | None = None) -> Scores:
     """Probability, 0 to 1, that the output begins with the answer."""
     return answer_log_prob(logits, readout).exp()
 
 
-def kl_to_clean(
-    logits: Float[Tensor, "example slot vocab"],
-    readout: Readout,
-    clean: Float[Tensor, "example slot vocab"] | None = None,
-) -> Float[Tensor, "example"]:
-    """Kullback-Leibler divergence in nats from the clean run at the first answer token.
-
-    Raises:
-        UserError: If the clean run's logits are not given.
-    """
+def kl_to_clean(logits: Logits, readout: Readout, clean: Logits | None = None) -> Scores:
+    """Kullback-Leibler divergence in nats from the clean run at the first answer token."""
     if clean is None:
         raise UserError("clean must be the clean run's logits for kl, got None. Pass them to measure.")
     ours, theirs = logits[:, 0].log_softmax(-1), clean[:, 0].log_softmax(-1)
     return (theirs.exp() * (theirs - ours)).sum(-1).clamp(min=0)  # below 0 only by rounding
 
 
-def greedy_accuracy(
-    logits: Float[Tensor, "example slot vocab"], readout: Readout, clean: Tensor | None = None
-) -> Float[Tensor, "example"]:
+def greedy_accuracy(logits: Logits, readout: Readout, clean: Logits | None = None) -> Scores:
     """1 if greedy generation writes the answer and ends there, else 0.
 
     Up to the first token that is not expected, the teacher-forced run equals the generating run.
@@ -173,8 +149,7 @@ def greedy_accuracy(
     return ((logits.argmax(-1) == readout.expected) | ~readout.used).all(1).float()
 
 
-_Rule = Callable[[Tensor, Readout, Tensor | None], Tensor]
-_RULES: dict[Metric, _Rule] = {
+_RULES: dict[Metric, Callable[[Tensor, Readout, Tensor | None], Tensor]] = {
     "logit_difference": logit_difference,
     "log_prob": answer_log_prob,
     "probability": answer_probability,
@@ -184,40 +159,18 @@ _RULES: dict[Metric, _Rule] = {
 
 
 def measure(
-    logits: Float[Tensor, "example slot vocab"],
-    readout: Readout,
-    metrics: Sequence[Metric],
-    *,
-    clean: Float[Tensor, "example slot vocab"] | None = None,
+    logits: Logits, readout: Readout, metrics: Sequence[Metric], *, clean: Logits | None = None
 ) -> Float[Tensor, "metric example"]:
-    """Every metric of every example.
-
-    Args:
-        logits: Logits at the readout's columns, float32.
-        readout: See ``find_readout``.
-        metrics: The metrics.
-        clean: The clean run's logits at the same slots; only needed for ``kl``.
-
-    Raises:
-        UserError: If foils or the clean run's logits are missing.
-    """
+    """Every metric of every example; ``clean``, the clean run's logits at the same slots, is only needed for ``kl``."""
     return torch.stack([_RULES[metric](logits, readout, clean) for metric in metrics])
 
 
 def recovered_fraction(
-    value: Float[Tensor, "*axes"],
-    clean: Float[Tensor, "..."],
-    corrupt: Float[Tensor, "..."],
-    *,
-    undefined_below: float,
+    value: Float[Tensor, "*axes"], clean: Float[Tensor, "..."], corrupt: Float[Tensor, "..."], *, undefined_below: float
 ) -> Float[Tensor, "*axes"]:
-    """(value - corrupt) / (clean - corrupt): 0 equals the corrupt run, 1 the clean run; NaN where undefined.
+    """(value - corrupt) / (clean - corrupt): 0 equals the corrupt run, 1 the clean run.
 
-    Args:
-        value: A metric of the patched run.
-        clean: The metric of the clean run; broadcasts.
-        corrupt: The metric of the corrupt run; broadcasts.
-        undefined_below: The fraction is undefined if clean and corrupt differ by less, in the metric's unit.
+    NaN if clean and corrupt differ by less than ``undefined_below``, in the metric's unit.
     """
     between = clean - corrupt
     fraction = (value - corrupt) / torch.where(between == 0, 1.0, between)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from interventions.config import DEFAULT_LIMIT, PairOptions
+from interventions.plan.options import check_among
 from tasks.errors import UserError, user_errors
 from tasks.example import Example
 from tasks.readers.picture_folder import PictureFolder
@@ -44,13 +45,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """All pairs of a sweep.
-
-    Args:
-        name: Name of the data, for people.
-        pairs: The pairs, in the order in which they run.
-        digest: Hash of everything that could change a result.
-    """
+    """All pairs of a sweep in the order in which they run, with a hash of everything that could change a result."""
 
     name: str
     pairs: tuple[Pair, ...]
@@ -62,11 +57,8 @@ def load_pairs(
 ) -> Pairs:
     """The pairs of the settings. Pictures of a file are opened once to check them.
 
-    Args:
-        options: The settings.
-        seed: Seed of the scenes.
-        size: Width and height of scenes in pixels.
-        length: Counts the tokens of an answer; the foil of a scene gets as many as the answer.
+    Scenes are ``size`` pixels wide and high; ``length`` counts the tokens of an answer, of which the foil of a scene
+    gets as many.
 
     Raises:
         UserError: If the data cannot be used.
@@ -76,26 +68,20 @@ def load_pairs(
     if options.spec != SCENES:
         with user_errors(OSError):
             return _read(Path(options.spec), options)
-    attribute = _among("pair", options.attribute, ATTRIBUTES)
-    split = _among("split", options.split or "test", get_args(Split))
+    attribute, split = options.attribute, options.split or "test"
+    check_among("pair", attribute, ATTRIBUTES)
+    check_among("split", split, get_args(Split))
     made = make_pairs(attribute, n=options.limit or DEFAULT_LIMIT, split=split, seed=seed, size=size, length=length)
-    pairs = tuple(_same_answer(pair.clean, pair.corrupt, pair.foil) for pair in made)
+    # The corrupt example gets the clean question and answer.
+    pairs = [Pair(p.clean, replace(p.corrupt, question=p.clean.question, answer=p.clean.answer), p.foil) for p in made]
     digest = hashlib.sha256(repr([(pair.clean_scene, pair.corrupt_scene) for pair in made]).encode())
     digest.update(made[0].clean.pictures[0].open().tobytes())  # the drawing itself: fonts and Pillow differ
     return _finished(f"scenes-{split}-{attribute}", pairs, digest)
 
 
 def check_scenes(options: PairOptions, *, seed: int) -> None:
-    """Check the options of scenes by drawing one pair.
-
-    Raises:
-        UserError: If a value is invalid.
-    """
+    """Check the options of scenes by drawing one pair."""
     load_pairs(replace(options, limit=1 if options.limit is None else min(1, options.limit)), seed=seed)
-
-
-def _same_answer(clean: Example, corrupt: Example, foil: str) -> Pair:
-    return Pair(clean, replace(corrupt, question=clean.question, answer=clean.answer), foil)
 
 
 def _finished(name: str, pairs: Sequence[Pair], digest: Any) -> Pairs:
@@ -148,9 +134,3 @@ def _pair(row: Row, number: int, folder: PictureFolder, where: str) -> Pair:
         for which in ("clean", "corrupt")
     )
     return Pair(replace(clean, id=name), corrupt, row["foil"])
-
-
-def _among(name: str, value: str, known: Sequence[Any]) -> Any:
-    if value not in known:
-        raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}. Pick one of them.")
-    return value

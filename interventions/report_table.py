@@ -11,6 +11,10 @@ from rich.table import Table
 from figures.effects import SIGNIFICANT, fraction_name, with_effect
 
 _GROUPED = ("part", "name", "tokens", "metric")
+_KEPT = (
+    *_GROUPED, "layer", "window", "head", "value", "lower", "upper", "clean", "corrupt", "effect", "effect_lower",
+    "effect_upper", "p_adjusted", "n", "n_undefined",
+)  # fmt: skip
 _SHORT = {"logit_difference": "logit diff.", "log_prob": "log prob."}
 
 
@@ -33,11 +37,8 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
         ]
         found.append(
             {
-                **{name: best[name] for name in _GROUPED},
+                **{name: best[name] for name in _KEPT},
                 "place": best["place"] if best["place"] != best["tokens"] else "",
-                **{name: best[name] for name in ("layer", "window", "head", "value", "lower", "upper")},
-                **{name: best[name] for name in ("clean", "corrupt", "effect", "effect_lower", "effect_upper")},
-                **{name: best[name] for name in ("p_adjusted", "n", "n_undefined")},
                 "n_cells": len(group),
                 "n_significant": int((group["p_adjusted"] < SIGNIFICANT).sum()),
             }

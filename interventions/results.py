@@ -19,14 +19,16 @@ COLUMNS = (
     "model", *KEYS, "part", "name", "metric", "value", "lower", "upper", "clean", "corrupt", "unchanged", "recovered",
     "recovered_lower", "recovered_upper", "n", "n_undefined", "p", "p_adjusted",
 )  # fmt: skip
+Values = Float[Tensor, "cell metric example"]
+Levels = Float[Tensor, "metric example"]
 
 
 def summarise_cells(
     specs: Sequence[CellSpec],
     metrics: Sequence[Metric],
-    values: Float[Tensor, "cell metric example"],
-    clean: Float[Tensor, "metric example"],
-    corrupt: Float[Tensor, "metric example"],
+    values: Values,
+    clean: Levels,
+    corrupt: Levels,
     *,
     model: str,
     unchanged: str,
@@ -36,18 +38,8 @@ def summarise_cells(
     """One row for each cell and metric, as ``docs/results.md`` describes it.
 
     The recovered fraction of a cell is the ratio of sums over examples, sum(value - corrupt) / sum(clean - corrupt). A
-    mean of fractions would be dominated by the few examples whose clean and corrupt run hardly differ.
-
-    Args:
-        specs: The cells.
-        metrics: The metrics.
-        values: Metrics of each cell.
-        clean: Metrics of the clean run.
-        corrupt: Metrics of the corrupt run.
-        model: Name of the model in the table.
-        unchanged: ``"clean"`` or ``"corrupt"``: the run that cells change, with which p compares.
-        undefined_below: See ``recovered_fraction``.
-        seed: Seed of resampling and permutation.
+    mean of fractions would be dominated by the few examples whose clean and corrupt run hardly differ. ``unchanged``
+    names the run that cells change, with which p compares; ``seed`` is that of resampling and permutation.
     """
     parts = []
     keys = pd.DataFrame([{**spec.row(), "part": spec.part, "name": spec.name} for spec in specs])
@@ -75,20 +67,17 @@ def summarise_cells(
             )
         )  # fmt: skip
     table = pd.concat(parts).sort_values("cell", kind="stable")
-    return table[list(COLUMNS)].astype({"layer": "Int64", "head": "str"}).reset_index(drop=True).pipe(_without_heads)
-
-
-def _without_heads(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with an empty ``head`` if there is none; the column stays text."""
+    table = table[list(COLUMNS)].astype({"layer": "Int64", "head": "str"}).reset_index(drop=True)
+    # The column of heads stays text if there are none.
     return table.assign(head=table["head"].where(table["head"].notna() & (table["head"] != "None")))
 
 
 def list_values(
     specs: Sequence[CellSpec],
     metrics: Sequence[Metric],
-    values: Float[Tensor, "cell metric example"],
-    clean: Float[Tensor, "metric example"],
-    corrupt: Float[Tensor, "metric example"],
+    values: Values,
+    clean: Levels,
+    corrupt: Levels,
     *,
     ids: Sequence[str],
     undefined_below: float,
@@ -99,48 +88,32 @@ def list_values(
     """
     n_cells, n_metrics, n = values.shape
     recovered = recovered_fraction(values, clean, corrupt, undefined_below=undefined_below)
-    cell = np.arange(n_cells).repeat(n_metrics * n)
-    columns: dict[str, object] = {
-        # categories, because there can be millions of rows
-        key: _category([spec.row()[key] for spec in specs], cell)
-        for key in KEYS
-        if key != "layer"
-    }
-    layers = pd.array([spec.layer for spec in specs], dtype="Int64")
-    return pd.DataFrame(
-        {
-            **{key: columns[key] for key in ("op", "site")},
-            "layer": layers[cell],
-            **{key: columns[key] for key in ("window", "tokens", "head")},
-            "metric": _category(list(metrics), np.tile(np.arange(n_metrics).repeat(n), n_cells)),
-            "id": _category(list(ids), np.tile(np.arange(n), n_cells * n_metrics)),
-            "value": values.flatten().numpy(),
-            "clean": _spread(clean, values),
-            "corrupt": _spread(corrupt, values),
-            "recovered": recovered.flatten().numpy(),
-        }
+    # Categories, because there can be millions of rows.
+    cells = pd.DataFrame({key: _category([spec.row()[key] for spec in specs]) for key in KEYS})
+    cells["layer"] = pd.array([spec.layer for spec in specs], dtype="Int64")
+    return (
+        cells.iloc[np.arange(n_cells).repeat(n_metrics * n)]
+        .reset_index(drop=True)
+        .assign(
+            metric=_category(metrics)[np.tile(np.arange(n_metrics).repeat(n), n_cells)],
+            id=_category(ids)[np.tile(np.arange(n), n_cells * n_metrics)],
+            value=values.flatten().numpy(),
+            clean=clean.expand_as(values).flatten().numpy(),
+            corrupt=corrupt.expand_as(values).flatten().numpy(),
+            recovered=recovered.flatten().numpy(),
+        )
     )
 
 
-def _category(names: Sequence[object], codes: np.ndarray) -> pd.Categorical:
+def _category(names: Sequence[object]) -> pd.Categorical:
+    """The names as categories in the order of their first occurrence."""
     known = list(dict.fromkeys(name for name in names if name is not None))
-    index = np.array([-1 if name is None else known.index(name) for name in names])
-    return pd.Categorical.from_codes(index[codes], categories=pd.Index(known, dtype="str"))
-
-
-def _spread(level: Tensor, like: Tensor) -> np.ndarray:
-    found: np.ndarray = level.expand_as(like).flatten().numpy()
-    return found
+    codes = [-1 if name is None else known.index(name) for name in names]
+    return pd.Categorical.from_codes(codes, categories=pd.Index(known, dtype="str"))
 
 
 def list_errors(metrics: Sequence[Metric], batch: BatchValues, unchanged: str) -> pd.DataFrame:
-    """Compare attribution with exact patching: one row for each metric, over the cells and examples of a batch.
-
-    Args:
-        metrics: The metrics.
-        batch: A batch with ``exact``.
-        unchanged: As for ``summarise_cells``.
-    """
+    """One row for each metric: the error of attribution over the cells and examples of a batch with ``exact``."""
     assert batch.exact is not None
     base = batch.clean if unchanged == "clean" else batch.corrupt
     rows = []

@@ -46,15 +46,10 @@ _ROW = 40  # bytes of a row of values.parquet at most, and of its copy in the ba
 
 @dataclass(frozen=True)
 class PatchEstimate:
-    """What a sweep takes.
+    """What a sweep takes: numbers of pairs and of cells, time, bytes that it writes, and free bytes on the disk.
 
-    Args:
-        n_pairs: Number of pairs.
-        n_cells: Number of interventions on each pair.
-        seconds: Time of the base runs of every pair, from their products and the measured speed of one product. With
-            engine ``incremental`` a cell takes a fraction of a run, with ``full`` a whole run, which is counted.
-        size: Bytes that the run writes.
-        free: Free bytes on the disk.
+    ``seconds`` is the time of the base runs of every pair, from their products and the measured speed of one product.
+    With engine ``incremental`` a cell takes a fraction of a run; with ``full`` a whole run, which is counted.
     """
 
     n_pairs: int
@@ -115,7 +110,7 @@ def run_patch_sweep(
     processes = join_processes(device)
     llava = open_model(config.model, device=device, seed=config.seed, given=llava)
     sweep = _prepare(config, llava, device, pairs, directions)
-    estimate = _estimate(config, sweep)
+    estimate = _estimate(sweep)
     if config.dry_run:
         return estimate
     check_space(estimate.size, config.folder, what="values", advice="Use fewer pairs, layers or tokens.")
@@ -129,14 +124,14 @@ def run_patch_sweep(
     with run.open(processes, model=model, data=data):
         if processes.is_main:
             with writing(config.folder):
-                _write_pairs(config, sweep)
-        _run_batches(config, sweep, processes, on_progress)
+                _write_pairs(sweep)
+        _run_batches(sweep, processes, on_progress)
         processes.wait()
         if not processes.is_main:
             return None
         if not run.is_finished:
             with writing(config.folder):
-                run.finish(_write_tables(config, sweep))
+                run.finish(_write_tables(sweep))
         return finished_patch_sweep(config.folder)
 
 
@@ -163,17 +158,12 @@ def finished_patch_sweep(folder: Path) -> FinishedRun:
 class _Sweep:
     """The cells, pairs and batches of a sweep.
 
-    Args:
-        llava: The model; the recipient of transplants.
-        donor: The donor of transplants.
-        specs: All cells.
-        pairs: All pairs.
-        resampled: The pairs with other clean pictures, for resample ablation.
-        directions: For steering, by name.
-        batches: Numbers of the pairs of each batch.
-        first: The clean inputs of the first batch.
+    ``llava`` is the recipient of transplants, ``donor`` their donor; ``resampled`` holds the pairs with other clean
+    pictures, for resample ablation; ``batches`` the numbers of the pairs of each batch; ``first`` the clean inputs of
+    the first batch.
     """
 
+    config: PatchConfig
     llava: Llava
     donor: Llava | None
     specs: tuple[CellSpec, ...]
@@ -183,30 +173,28 @@ class _Sweep:
     batches: tuple[range, ...]
     first: Inputs
 
-    def path(self, folder: Path, batch: int) -> Path:
+    def pairs_of(self, batch: int) -> list[Pair]:
+        """The pairs of a batch."""
+        return [self.pairs.pairs[number] for number in self.batches[batch]]
+
+    def path(self, batch: int) -> Path:
         """The file of a batch."""
-        return folder / "cells" / f"{batch:05d}.safetensors"
+        return self.config.folder / "cells" / f"{batch:05d}.safetensors"
 
-    def read(self, config: PatchConfig, batch: int) -> BatchValues | None:
+    def read(self, batch: int) -> BatchValues | None:
         """The values of a batch; None if it has not been run."""
-        shape = len(self.specs), len(config.plan.metrics), len(self.batches[batch])
-        return BatchValues.read(self.path(config.folder, batch), shape, exact=_is_compared(config, batch))
+        shape = len(self.specs), len(self.config.plan.metrics), len(self.batches[batch])
+        return BatchValues.read(self.path(batch), shape, exact=self.is_compared(batch))
 
-
-def _is_compared(config: PatchConfig, batch: int) -> bool:
-    """True if a batch is patched exactly as well as by attribution: the first one, to measure the estimate's error."""
-    return config.plan.op == "attribute" and batch == 0
+    def is_compared(self, batch: int) -> bool:
+        """True for the first batch of attribution, which is patched exactly too, to measure the estimate's error."""
+        return self.config.plan.op == "attribute" and batch == 0
 
 
 def _prepare(
     config: PatchConfig, llava: Llava, device: str, pairs: Pairs | None, directions: Mapping[str, Tensor]
 ) -> _Sweep:
-    """The cells and pairs of the sweep; ``pairs`` None draws scenes at the model's size.
-
-    Raises:
-        UserError: If the model lacks a site, a layer or a head, a direction does not fit a site, a pair of the first
-            batch has no position of a group, or resampling finds no other picture.
-    """
+    """The cells and pairs of the sweep; ``pairs`` None draws scenes at the model's size."""
     options = config.plan.options
     donor = None
     if isinstance(options, TransplantOptions):
@@ -229,32 +217,25 @@ def _prepare(
         for site in sorted({site for spec in specs for site in spec.sites}):
             fitting_direction(directions, options.direction, site, llava, first)
     resampled = resampled_pairs(config.plan, pairs.pairs)
-    return _Sweep(llava, donor, specs, pairs, resampled, directions, batches, first)
+    return _Sweep(config, llava, donor, specs, pairs, resampled, directions, batches, first)
 
 
-def _batch_runner(config: PatchConfig, sweep: _Sweep) -> Callable[[int], BatchValues]:
-    """A function that runs a batch; statistics of the whole data set are computed here.
-
-    Raises:
-        UserError: If the data lacks something that the plan needs.
-    """
-    llava, donor, plan, preprocess = sweep.llava, sweep.donor, config.plan, config.pairs.preprocess
-
-    def of(batch: int, pairs: Sequence[Pair]) -> list[Pair]:
-        return [pairs[number] for number in sweep.batches[batch]]
-
+def _batch_runner(sweep: _Sweep) -> Callable[[int], BatchValues]:
+    """A function that runs a batch; statistics of the whole data set are computed here."""
+    llava, donor, plan, preprocess = sweep.llava, sweep.donor, sweep.config.plan, sweep.config.pairs.preprocess
     if donor is not None:
         return lambda batch: run_transplants(
-            llava, donor, plan, sweep.specs, of(batch, sweep.pairs.pairs), preprocess=preprocess
+            llava, donor, plan, sweep.specs, sweep.pairs_of(batch), preprocess=preprocess
         )
     statistics = collect_statistics(
         plan, llava, [pair.clean for pair in sweep.pairs.pairs], specs=sweep.specs, directions=sweep.directions,
-        batch_size=config.batch_size, preprocess=preprocess,
+        batch_size=sweep.config.batch_size, preprocess=preprocess,
     )  # fmt: skip
+    others = sweep.resampled
     return lambda batch: run_batch(
-        llava, statistics, sweep.specs, of(batch, sweep.pairs.pairs),
-        resampled=None if sweep.resampled is None else of(batch, sweep.resampled),
-        preprocess=preprocess, exact=_is_compared(config, batch),
+        llava, statistics, sweep.specs, sweep.pairs_of(batch),
+        resampled=None if others is None else [others[number] for number in sweep.batches[batch]],
+        preprocess=preprocess, exact=sweep.is_compared(batch),
     )  # fmt: skip
 
 
@@ -267,8 +248,8 @@ def _check_settings(config: PatchConfig) -> None:
         raise UserError("steer-file must be given for op 'steer', got none. Save a direction as safetensors first.")
 
 
-def _estimate(config: PatchConfig, sweep: _Sweep) -> PatchEstimate:
-    llava, real = sweep.llava, sweep.first.layout[0].real
+def _estimate(sweep: _Sweep) -> PatchEstimate:
+    config, llava, real = sweep.config, sweep.llava, sweep.first.layout[0].real
     n, n_cells = len(sweep.pairs.pairs), len(sweep.specs)
     in_blocks = sum(p.numel() for p in llava.blocks.parameters())
     in_tower = sum(p.numel() for p in llava.vision_blocks.parameters())
@@ -284,70 +265,65 @@ def _estimate(config: PatchConfig, sweep: _Sweep) -> PatchEstimate:
     )
 
 
-def _write_pairs(config: PatchConfig, sweep: _Sweep) -> None:
+def _write_pairs(sweep: _Sweep) -> None:
     """Write ``pairs.parquet``, one row for each pair, and ``picture.png``, the first picture as the model gets it."""
     rows = [
         {"id": p.id, "question": p.clean.question, "answer": p.clean.answer, "foil": p.foil, "batch": batch}
-        for batch, numbers in enumerate(sweep.batches)
-        for p in (sweep.pairs.pairs[number] for number in numbers)
+        for batch in range(len(sweep.batches))
+        for p in sweep.pairs_of(batch)
     ]
-    write_atomically(config.folder / "pairs.parquet", pd.DataFrame(rows).to_parquet(index=False))
-    pixels = sweep.first.pixel_values
-    if pixels is None or not sweep.first.image_of[0]:
-        return
-    write_atomically(config.folder / "picture.png", to_png(sweep.llava, pixels[sweep.first.image_of[0][0]]))
+    folder, pixels = sweep.config.folder, sweep.first.pixel_values
+    write_atomically(folder / "pairs.parquet", pd.DataFrame(rows).to_parquet(index=False))
+    if pixels is not None and sweep.first.image_of[0]:
+        write_atomically(folder / "picture.png", to_png(sweep.llava, pixels[sweep.first.image_of[0][0]]))
 
 
-def _run_batches(config: PatchConfig, sweep: _Sweep, processes: Processes, on_progress: OnProgress) -> None:
+def _run_batches(sweep: _Sweep, processes: Processes, on_progress: OnProgress) -> None:
     """Run and write every batch of this rank (rank, rank + world, ...) that is not there yet."""
-    owned = [batch for batch in range(len(sweep.batches)) if batch % processes.world == processes.rank]
+    plan = sweep.config.plan
+    owned = range(processes.rank, len(sweep.batches), processes.world)
     total = sum(len(sweep.batches[batch]) for batch in owned)
-    missing = []
-    for batch in owned:
-        if sweep.read(config, batch) is None:
-            missing.append(batch)
-        else:
-            on_progress(config.plan.op, len(sweep.batches[batch]), total)
-    if not missing:
-        return
-    run = _batch_runner(config, sweep)
+    missing = [batch for batch in owned if sweep.read(batch) is None]
+    if len(missing) < len(owned):
+        on_progress(plan.op, total - sum(len(sweep.batches[batch]) for batch in missing), total)
+    run = _batch_runner(sweep) if missing else None
     for batch in missing:
+        assert run is not None
         found = run(batch)
-        ids = [sweep.pairs.pairs[number].id for number in sweep.batches[batch]]
+        ids = [pair.id for pair in sweep.pairs_of(batch)]
         for values in (found.clean, found.corrupt, found.values):
-            bad = first_bad(values, config.plan.metrics, ids)
+            bad = first_bad(values, plan.metrics, ids)
             if bad is not None:
                 raise UserError(
                     f"metric must be finite, got another value for {bad}. Check the weights, or use float32."
                 )
-        with writing(config.folder):
-            found.write(sweep.path(config.folder, batch))
-        on_progress(config.plan.op, len(ids), total)
+        with writing(sweep.config.folder):
+            found.write(sweep.path(batch))
+        on_progress(plan.op, len(ids), total)
 
 
-def _write_tables(config: PatchConfig, sweep: _Sweep) -> pd.DataFrame:
+def _write_tables(sweep: _Sweep) -> pd.DataFrame:
     """Write ``values.parquet`` and the comparison of attribution; return the results."""
+    config, plan = sweep.config, sweep.config.plan
     found = []
     for batch in range(len(sweep.batches)):
-        saved = sweep.read(config, batch)
+        saved = sweep.read(batch)
         if saved is None:
             raise UserError(
-                f"batch must be whole, got none in {str(sweep.path(config.folder, batch))!r}. Start again: the others "
-                "are kept."
+                f"batch must be whole, got none in {str(sweep.path(batch))!r}. Start again: the others are kept."
             )
         found.append(saved)
     values, clean, corrupt = (
         torch.cat([getattr(part, name) for part in found], -1) for name in ("values", "clean", "corrupt")
     )
-    bound = UNDEFINED_BELOW[sweep.llava.dtype]
+    bound, unchanged = UNDEFINED_BELOW[sweep.llava.dtype], unchanged_run(plan)
     ids = [pair.id for pair in sweep.pairs.pairs]
-    metrics, unchanged = config.plan.metrics, unchanged_run(config.plan)
-    listed = list_values(sweep.specs, metrics, values, clean, corrupt, ids=ids, undefined_below=bound)
+    listed = list_values(sweep.specs, plan.metrics, values, clean, corrupt, ids=ids, undefined_below=bound)
     write_atomically(config.folder / "values.parquet", listed.to_parquet(index=False))
     if found[0].exact is not None:
-        errors = list_errors(metrics, found[0], unchanged)
+        errors = list_errors(plan.metrics, found[0], unchanged)
         write_atomically(config.folder / ERROR_TABLE, errors.to_csv(index=False).encode())
     return summarise_cells(
-        sweep.specs, metrics, values, clean, corrupt, model=config.model.name, unchanged=unchanged,
+        sweep.specs, plan.metrics, values, clean, corrupt, model=config.model.name, unchanged=unchanged,
         undefined_below=bound, seed=config.seed,
     )  # fmt: skip

@@ -1,36 +1,51 @@
-"""What can be read from activations, and where: probes, their scores and controls, maps over the picture.
+"""Reading activations: probes with scores and controls, their directions, and maps over the picture.
 
-The folder knows activations and labels. It knows nothing of changing a forward pass or of training the model.
-
-    result = probe(llava, examples, target="colour")
-    result.plot()
-    direction(result, "red", site="blocks.12.hook_resid_post")
+Knows activations and labels; knows nothing of changing a forward pass or of training the model. ``probe`` runs on a
+model in memory, ``run_sweep`` is the command ``probe-sweep``.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_HOMES = {
-    "probe": "probes.front",
-    "direction": "probes.front",
-    "ProbeResult": "probes.front",
-    "FittedProbe": "probes.linear.saving",
-    "load_probes": "probes.linear.saving",
-    "LogisticProbe": "probes.linear.estimators",
-    "RidgeProbe": "probes.linear.estimators",
-    "RidgeClassifierProbe": "probes.linear.estimators",
-    "MassMeanProbe": "probes.linear.estimators",
-    "MLPProbe": "probes.linear.mlp",
-    "MLPRegressorProbe": "probes.linear.mlp",
-    "run_sweep": "probes.sweep",
-    "SweepConfig": "probes.config",
-    "read_maps": "probes.maps.files",
+if TYPE_CHECKING:
+    from probes.config import SweepConfig
+    from probes.front import ProbeResult, direction, probe
+    from probes.linear.estimators import LogisticProbe, MassMeanProbe, RidgeClassifierProbe, RidgeProbe
+    from probes.linear.mlp import MLPProbe, MLPRegressorProbe
+    from probes.linear.saving import FittedProbe, load_probes
+    from probes.maps.files import read_maps
+    from probes.sweep import run_sweep
+
+__all__ = [
+    "FittedProbe",
+    "LogisticProbe",
+    "MLPProbe",
+    "MLPRegressorProbe",
+    "MassMeanProbe",
+    "ProbeResult",
+    "RidgeClassifierProbe",
+    "RidgeProbe",
+    "SweepConfig",
+    "direction",
+    "load_probes",
+    "probe",
+    "read_maps",
+    "run_sweep",
+]
+_MODULES = {
+    "config": "SweepConfig",
+    "front": "ProbeResult direction probe",
+    "linear.estimators": "LogisticProbe MassMeanProbe RidgeClassifierProbe RidgeProbe",
+    "linear.mlp": "MLPProbe MLPRegressorProbe",
+    "linear.saving": "FittedProbe load_probes",
+    "maps.files": "read_maps",
+    "sweep": "run_sweep",
 }
-__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use; importing torch and scikit-learn takes seconds."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'probes' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    """Import a public name when it is first used, since torch takes seconds."""
+    module = next((module for module, names in _MODULES.items() if name in names.split()), None)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{module}"), name)

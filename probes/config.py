@@ -1,4 +1,4 @@
-"""The settings of a probe sweep. Their fields are the options of ``probe-sweep``; see ``records.options``."""
+"""Settings of a probe sweep. The fields are the options of ``probe-sweep``; see ``records.options``."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,7 @@ RUN = RunKind(
     ),
 )
 Tokens = Literal["auto", "image", "object", "question", "last", "all"]
-TEXT_TOKENS: tuple[Tokens, ...] = ("question", "last", "all")  # those that are not image tokens alone
+TEXT_TOKENS: tuple[Tokens, ...] = ("question", "last", "all")  # choices that include text tokens
 Pool = Literal["mean", "max", "box", "none"]
 Probe = Literal["logistic", "ridge", "mass-mean", "mlp"]
 
@@ -51,20 +51,20 @@ class DataOptions:
     """`scenes`, or a JSONL or Parquet file of your own."""
     images: Images = None
     split: OrDefault[str] = None
-    """Examples that probes are fitted and cross-validated on. [default: test for scenes, else all]"""
+    """Examples to fit and cross-validate probes on. [default: test for scenes, else all]"""
     transfer: OrDefault[str] = None
-    """Examples that are only scored, never fitted on; `none` for none. [default: unseen for scenes, else none]"""
+    """Examples to score only; `none` for none. [default: unseen for scenes, else none]"""
     limit: OrDefault[int] = None
-    """At most so many examples to fit on. [default: 200 for scenes, else all]"""
+    """Largest number of examples to fit on. [default: 200 for scenes, else all]"""
     transfer_limit: OrDefault[int] = None
-    """At most so many examples to score only. [default: a third of limit for scenes, else all]"""
+    """Largest number of examples to score only. [default: a third of limit for scenes, else all]"""
     skip_bad: SkipBad = False
     preprocess: Preprocess = "pad"
 
 
 @dataclass(frozen=True)
 class SiteOptions:
-    """The activations that are read."""
+    """The activations to probe."""
 
     specs: Annotated[Repeated[str], named("site")] = ()
     """Activation: `resid_post`, `vision:resid_post`, `projector:out`, `blocks.12.hook_mlp_out`. [default: resid_post of
@@ -72,12 +72,12 @@ class SiteOptions:
     layers: OrDefault[str] = None
     """Layers for sites without one, as `0-31` or `3,5,9`. [default: all]"""
     tokens: Tokens = "auto"
-    """Token positions. `auto` reads labels of one object on the patches of its box, where there are boxes, and other
-    labels on all image tokens."""
+    """Token positions. `auto` takes the patches of the focus box for labels of one object, if there are boxes, and all
+    image tokens for other labels."""
     pool: Pool = "mean"
     """How the tokens become one activation; `none` only with `--tokens last`."""
     stored_as: Annotated[OrDefault[DtypeName], named("store-dtype")] = None
-    """Floating-point type of the activations on disk. [default: the model's]"""
+    """Floating-point type of stored activations. [default: the model's]"""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class ProbeOptions:
     """The labels and the probes."""
 
     targets: Annotated[Repeated[str], named("target")] = ()
-    """Label to read. [default for scenes: kind, category, colour, place, count]"""
+    """Label to predict. [default for scenes: kind, category, colour, place, count]"""
     probe: Probe = "logistic"
     """Kind of probe; `logistic` becomes ridge regression for continuous labels."""
     folds: int = 5
@@ -93,13 +93,19 @@ class ProbeOptions:
     controls: bool = True
     """Run the controls: shuffled labels, a control task, raw pixels, and a randomly initialised model."""
     maps: OrDefault[int] = None
-    """Examples on which every patch is read by itself, for maps over the picture; 0 for none. [default: 12, or fewer
-    if there are few examples]"""
+    """Examples for maps, on which probes read every patch; 0 for none. [default: 12, or fewer if there are few
+    examples]"""
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Fit linear probes layer by layer. Equal settings but for the run directory's give equal results."""
+    """Fit linear probes layer by layer. Equal settings give equal results.
+
+    Example:
+        >>> config = SweepConfig(data=DataOptions(limit=50), probing=ProbeOptions(targets=("colour",)))
+        >>> str(config.folder), config.settings["limit"]
+        ('runs/smol-scenes', 50)
+    """
 
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
@@ -107,7 +113,7 @@ class SweepConfig:
     probing: ProbeOptions = field(default_factory=ProbeOptions)
     seed: Seed = 0
     batch_size: int = 16
-    """Rows that run together."""
+    """Examples in a batch."""
     out: Out = None
     overwrite: Overwrite = False
     dry_run: DryRun = False
@@ -115,8 +121,13 @@ class SweepConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every option that decides the results, as the manifest stores it."""
+        """The options that affect the results, as the manifest stores them."""
         return settings_of(self)
+
+    @property
+    def fit_device(self) -> str:
+        """The device on which probes are fitted: the model's if it is a GPU of CUDA, else the CPU."""
+        return self.model.device if self.model.device.startswith("cuda") else "cpu"
 
     @property
     def folder(self) -> Path:

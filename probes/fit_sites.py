@@ -1,7 +1,4 @@
-"""From stored activations to the table of results: every target at every site, with its controls.
-
-The columns are described in ``docs/results.md``.
-"""
+"""Fit and score the probes of every target at every site, and write the scores as the table of results."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -18,10 +15,11 @@ from models.sites import Site
 from probes.activations.store import ActivationStore
 from probes.config import SweepConfig
 from probes.evaluation.controls import pixel_features
-from probes.evaluation.evaluate import Kind, Result, evaluate
-from probes.evaluation.folds import FoldPlan
+from probes.evaluation.cross_validation import Kind, Result, evaluate
+from probes.evaluation.folds import FoldPlan, Mask
 from probes.evaluation.parallel import each_site, processes_for
 from probes.evaluation.refit import Rows, refit
+from probes.evaluation.scores import Score
 from probes.linear.saving import FittedProbe
 from probes.probe_data import ProbeData
 from records.resampling import adjust_p
@@ -32,7 +30,7 @@ COLUMNS = (
     "score", "lower", "upper", "control", "selectivity", "chance", "shuffled", "random_init", "accuracy", "n", "p", "q",
 )  # fmt: skip
 _PROBES: dict[str, Kind] = {"logistic": "logistic", "ridge": "ridge", "mass-mean": "mass_mean", "mlp": "mlp"}
-_PIXEL_SIDE = 16  # 768 numbers a picture: as wide as the activations of a small model
+_PIXEL_SIDE = 16  # 768 numbers for each picture, about the width of a small model
 _CHUNK = 256  # pictures opened at a time
 
 
@@ -40,7 +38,7 @@ class FittedSites(NamedTuple):
     """The scores and the probes of a sweep."""
 
     table: pd.DataFrame
-    """One row for each target, site and split, in the order of targets and of the forward pass."""
+    """One row for each target, site and split, in this order; ``docs/results.md`` describes the columns."""
     probes: tuple[FittedProbe, ...]
     """The linear probes on all fitted examples; empty for the probe ``mlp``."""
 
@@ -60,15 +58,17 @@ def fit_sites(
     Args:
         store: Activations of the model.
         control_store: Those of the randomly initialised model for the fitted examples; None without controls.
-        sites: What is stored.
-        depths: For each site its relative depth.
+        sites: The stored sites.
+        depths: Relative depth of each site.
         selection: Examples, targets, tokens.
         plans: Folds by token group.
         config: Gives probe, folds, controls and seed.
-        on_progress: Told the number of sites that are newly done.
+        on_progress: Called with the number of sites that are newly done.
     """
     rows: list[dict[str, Any]] = []
     probes: list[FittedProbe] = []
+    examples = selection.examples
+    with_pixels = config.probing.controls and all(examples[i].pictures for i in range(len(examples)))
     for group, plan in plans.items():
         bare = plan.fitted_only()
         work = partial(
@@ -86,16 +86,15 @@ def fit_sites(
                 if target in linear:
                     classes = tuple(bare.targets[target].classes.tolist())
                     probes.append(FittedProbe(target, site, group, result.probe, classes, *linear[target]))
-                rows.extend(_rows(result, plan, where, random_init.get(target, float("nan"))))
+                rows.extend(_rows(result, plan, where, random_init.get(target)))
             on_progress(1)
-        if config.probing.controls and all(example.pictures for example in _each(selection.examples)):
-            pixels = _evaluate(_pixels(selection.examples, group), plan, config)
+        if with_pixels:
             where = {
                 "part": "pixels", "site": "pixels", "layer": None, "name": "pixels", "depth": 0.0,
                 "tokens": group, "pool": "none",
             }  # fmt: skip
-            for result in pixels.values():
-                rows.extend(_rows(result, plan, where, float("nan")))
+            for result in _evaluate(_pixels(examples, group), plan, config).values():
+                rows.extend(_rows(result, plan, where, None))
     table = pd.DataFrame(rows)
     table["model"] = config.model.name
     table["q"] = np.nan
@@ -116,9 +115,9 @@ def _fit_site(
     control_store: ActivationStore | None,
     bare: FoldPlan,
     config: SweepConfig,
-) -> tuple[dict[str, Result], dict[str, float], dict[str, Rows]]:
+) -> tuple[Mapping[str, Result], dict[str, float], dict[str, Rows]]:
     """By target: the scores at one site, the score on the randomly initialised model, and the fitted linear probe."""
-    x = _on_device(store.read(site, group), config)
+    x = store.read(site, group).to(device=config.fit_device, dtype=torch.float32)
     results = _evaluate(x, plan, config)
     linear = refit(x[torch.from_numpy(plan.fitted).to(x.device)], bare, results)
     if control_store is None:
@@ -127,66 +126,48 @@ def _fit_site(
     return results, {target: result.score.value for target, result in control.items()}, linear
 
 
-def _evaluate(x: Float[Tensor, "example d"], plan: FoldPlan, config: SweepConfig) -> dict[str, Result]:
-    return dict(evaluate(_on_device(x, config), plan, probe=_PROBES[config.probing.probe]))
+def _evaluate(x: Float[Tensor, "example d"], plan: FoldPlan, config: SweepConfig) -> Mapping[str, Result]:
+    x = x.to(device=config.fit_device, dtype=torch.float32)
+    return evaluate(x, plan, probe=_PROBES[config.probing.probe])
 
 
-def _on_device(x: Float[Tensor, "example d"], config: SweepConfig) -> Float[Tensor, "example d"]:
-    device = config.model.device if config.model.device.startswith("cuda") else "cpu"
-    return x.to(device=device, dtype=torch.float32)
+def _rows(result: Result, plan: FoldPlan, where: dict[str, Any], random_init: float | None) -> Iterator[dict[str, Any]]:
+    """The cross-validated score and the transfer scores of one probe, as rows; columns without a value are absent."""
 
-
-def _rows(result: Result, plan: FoldPlan, where: dict[str, Any], random_init: float) -> Iterator[dict[str, Any]]:
-    """The cross-validated score and the transfer scores of one probe, as rows."""
-    common = {**where, "target": result.target, "probe": result.probe, "metric": result.metric}
-    nan = float("nan")
+    def row(split: str, scores: Mapping[str, Score], mask: Mask) -> dict[str, Any]:
+        score = scores[result.metric]
+        return {
+            **where,
+            "target": result.target,
+            "probe": result.probe,
+            "metric": result.metric,
+            "split": split,
+            "score": score.value,
+            "lower": score.lower,
+            "upper": score.upper,
+            # A constant prediction recalls one of the classes that occur, whatever the folds' majorities.
+            "chance": 1 / len(np.unique(result.truth[mask])) if result.kind == "class" else result.chance,
+            "accuracy": scores["accuracy"].value if "accuracy" in scores else np.nan,
+            "n": score.n,
+        }
 
     def control(name: str) -> float:
-        return result.controls[name][result.metric].value if name in result.controls else nan
+        return result.controls[name][result.metric].value if name in result.controls else np.nan
 
-    def accuracy(scores: Any) -> float:
-        return scores["accuracy"].value if "accuracy" in scores else nan
-
-    score = result.score
     yield {
-        **common,
-        "split": "cv",
-        "score": score.value,
-        "lower": score.lower,
-        "upper": score.upper,
+        **row("cv", result.scores, plan.fitted),
         "control": control("control_task"),
         "selectivity": result.selectivity,
-        # Balanced accuracy gives every constant answer the same, whatever the folds' majorities.
-        "chance": 1 / len(np.unique(result.truth[plan.fitted])) if result.kind == "class" else result.chance,
         "shuffled": control("shuffled"),
-        "random_init": random_init,
-        "accuracy": accuracy(result.scores),
-        "n": score.n,
+        "random_init": np.nan if random_init is None else random_init,
         "p": result.p_value,
     }
     for name, scores in result.transfer.items():
-        moved = scores[result.metric]
-        labels = np.unique(result.truth[plan.transfer[name]])
-        yield {
-            **common,
-            "split": name,
-            "score": moved.value,
-            "lower": moved.lower,
-            "upper": moved.upper,
-            "control": nan,
-            "selectivity": nan,
-            # A constant answer recalls one of the classes that occur, and none of the others.
-            "chance": 1 / len(labels) if result.kind == "class" else result.chance,
-            "shuffled": nan,
-            "random_init": nan,
-            "accuracy": accuracy(scores),
-            "n": moved.n,
-            "p": nan,
-        }
+        yield row(name, scores, plan.transfer[name])
 
 
 def _pixels(examples: Sequence[Example], group: str) -> Float[Tensor, "example d"]:
-    """Raw pixels of each example's first picture; for object tokens of what its focus box holds."""
+    """Raw pixels of each example's first picture; for object tokens only those inside its focus box."""
     parts = []
     for start in range(0, len(examples), _CHUNK):
         chunk = [examples[i] for i in range(start, min(start + _CHUNK, len(examples)))]
@@ -200,9 +181,4 @@ def _region(example: Example, group: str) -> Image.Image:
         return picture
     box = example.boxes[example.focus]
     left, top = int(box.left), int(box.top)
-    right, bottom = max(left + 1, round(box.right)), max(top + 1, round(box.bottom))
-    return picture.crop((left, top, right, bottom))
-
-
-def _each(examples: Sequence[Example]) -> Iterator[Example]:
-    return (examples[i] for i in range(len(examples)))
+    return picture.crop((left, top, max(left + 1, round(box.right)), max(top + 1, round(box.bottom))))

@@ -25,20 +25,30 @@ from tasks.example import Example, Label
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Scores and probes of ``probe``. Printing it shows the best site of each target."""
+    """Scores and probes of ``probe``. Printing it shows the best site of each target.
+
+    Example:
+        >>> from models.loading.load import load
+        >>> from tasks.scenes.datasets import scenes_dataset
+        >>> llava = load("random:tiny")
+        >>> scenes = scenes_dataset(n=24, size=llava.image_size)
+        >>> probe(llava, scenes, target="count", layers="1", folds=2, controls=False)  # doctest: +ELLIPSIS
+        ProbeResult: 1 sites, 1 probes
+        ...
+    """
 
     table: pd.DataFrame
-    """One row for each target, site and split; the columns are described in ``docs/results.md``."""
+    """One row for each target, site and split; ``docs/results.md`` describes the columns."""
     probes: tuple[FittedProbe, ...] = field(repr=False)
     """The linear probes, fitted on all examples."""
 
     @property
     def directions(self) -> Mapping[str, Tensor]:
-        """Unit vectors by name, as ``directions.safetensors`` of a run holds them."""
+        """Unit vectors by name, as in ``directions.safetensors`` of a run."""
         return directions_of(self.probes)
 
     def direction(self, class_: Label | None = None, *, target: str | None = None, site: Site | str) -> Tensor:
-        """Unit vector in d_model at a site; see `direction`."""
+        """Unit vector in d_model at a site; see `probes.front.direction`."""
         return direction(self, class_, target=target, site=site)
 
     def plot(self, **options: Any) -> Any:
@@ -72,9 +82,9 @@ def probe(
     batch_size: int = 16,
     seed: int = 0,
 ) -> ProbeResult:
-    """Fit probes on the activations of a model in memory, cross-validated, with controls.
+    """Fit and cross-validate probes on the activations of a model in memory, with controls.
 
-    It is the sweep of ``probe-sweep`` in a temporary folder, so the table has the same columns and numbers.
+    It runs ``probe-sweep`` in a temporary folder; the table has the same columns and numbers.
 
     Args:
         llava: The model.
@@ -87,8 +97,8 @@ def probe(
         probe: Kind of probe; ``logistic`` becomes ridge regression for numbers.
         folds: Folds of the grouped, stratified cross-validation.
         controls: Also score shuffled labels, a control task, raw pixels and a randomly initialised model.
-        batch_size: Rows that run together.
-        seed: Of folds, controls and resampling.
+        batch_size: Examples in a batch.
+        seed: Seed of folds, controls and resampling.
 
     Raises:
         UserError: If an option is invalid, a label is missing, or there are too few examples.
@@ -144,6 +154,14 @@ def direction(
 
     Raises:
         UserError: If there is no such probe, or the class is unknown.
+
+    Example:
+        >>> import numpy as np
+        >>> site = Site.parse("blocks.1.hook_resid_post")
+        >>> row, zero = np.array([[3.0, 4.0]], dtype=np.float32), np.zeros(1, dtype=np.float32)
+        >>> fitted = FittedProbe("kind", site, "image", "logistic", ("cat", "dog"), row, zero)
+        >>> direction([fitted], "dog", site="blocks.1.hook_resid_post")
+        tensor([0.6000, 0.8000])
     """
     probes = result.probes if isinstance(result, ProbeResult) else tuple(result)
     at = Site.parse(site) if isinstance(site, str) else site

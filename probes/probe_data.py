@@ -1,6 +1,6 @@
-"""What a sweep looks at: the examples, the targets read from them, and the tokens on which each target is looked for.
+"""The data of a sweep: examples, targets, and the tokens that each target is read from.
 
-Everything that can be wrong with the user's data is found here, before a model is loaded.
+All errors in the user's data are found here, before a model is loaded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,68 +21,65 @@ from tasks.scenes.scene import SIZE
 
 SCENES = "scenes"
 SCENE_TARGETS = ("kind", "category", "colour", "place", "count")
-SCENE_LIMIT = 200  # for smol about four minutes of two free cores: 0.6 s a run of a scene, 2 s the fits of a site
-# The label that names what a control task gives one random label; scenes have it, data of the user's own may.
-TYPE = "control_type"
+SCENE_LIMIT = 200  # about four minutes for smol on two cores
+TYPE = "control_type"  # the label with the types of the control task; scenes have it
 
 
 @dataclass(frozen=True)
 class SkippedExample:
-    """An example that is left out, and why."""
+    """An example that is left out."""
 
     id: str
+    """The example."""
     reason: str
+    """Why it is left out."""
 
 
 @dataclass(frozen=True)
 class ProbeData:
-    """The examples of a sweep: those that probes are fitted on come first, then those that are only scored.
-
-    Args:
-        name: Of the data, for people.
-        digest: Of the data.
-        examples: Fitted and transfer examples.
-        n_fitted: How many of them are fitted on.
-        transfer: Name of the split that the rest belongs to; None if there is no rest.
-        targets: What is read.
-        tokens: For each target the token group on which it is looked for.
-        skipped: Examples left out because a picture cannot be read.
-    """
+    """The examples of a sweep. Those that probes are fitted on come first, then those that are only scored."""
 
     name: str
+    """Name of the data, for people."""
     digest: str
+    """Hash of the data."""
     examples: Sequence[Example]
+    """Fitted and transfer examples."""
     n_fitted: int
+    """Number of examples to fit on."""
     transfer: str | None
+    """Name of the split of the other examples; None if there are none."""
     targets: tuple[Target, ...]
+    """The labels to read."""
     tokens: Mapping[str, str]
+    """Token group by target."""
     skipped: tuple[SkippedExample, ...] = ()
+    """Examples left out because a picture cannot be read."""
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The token groups that are needed."""
+        """The token groups of all targets."""
         return tuple(dict.fromkeys(self.tokens[target.name] for target in self.targets))
 
 
 def select(config: SweepConfig) -> ProbeData:
-    """The examples, targets and token groups that the settings mean, all checked.
+    """Read and check the examples, targets and token groups of the settings.
 
     Raises:
-        UserError: If the data cannot be read, a picture is missing or broken, a target is unknown or not labelled
-            everywhere, or tokens are asked for that an example does not have.
+        UserError: If the data or a picture cannot be read, a target is unknown or lacks labels, or an example lacks the
+            tokens.
     """
     fitted, transfer, name = _load(config, SIZE)
     wanted = config.probing.targets or (SCENE_TARGETS if config.data.spec == SCENES else ())
     if not wanted:
         known = ", ".join(target.name for target in fitted.targets) or "no label column"
         raise UserError(f"target must be given at least once for data of your own, got none. The file has: {known}.")
-    with user_errors(ValueError):  # a reader takes "age:continuous" for the target "age"
-        targets = tuple(fitted.target(_plain_name(target, fitted)) for target in dict.fromkeys(wanted))
+    targets = tuple(fitted.target(_plain_name(target, fitted)) for target in dict.fromkeys(wanted))
     examples, n_fitted, skipped = _readable(fitted, transfer, config.data)
     _check_labels(examples, targets)
     return ProbeData(
         name=name,
-        digest=fitted.digest if transfer is None else f"{fitted.digest}+{transfer.digest}",
+        digest=_digest(fitted, transfer),
         examples=examples,
         n_fitted=n_fitted,
         transfer=None if len(examples) == n_fitted else config.data.transfer or "unseen",
@@ -93,24 +90,15 @@ def select(config: SweepConfig) -> ProbeData:
 
 
 def at_size(selection: ProbeData, config: SweepConfig, size: int) -> ProbeData:
-    """The same selection with scenes drawn ``size`` pixels wide, as the model takes them; pictures stay as they are."""
+    """The same selection with scenes drawn ``size`` pixels wide, as the model takes them."""
     if config.data.spec != SCENES or size == SIZE:
         return selection
     fitted, transfer, _ = _load(config, size)
-    digest = fitted.digest if transfer is None else f"{fitted.digest}+{transfer.digest}"
-    both = join(fitted.examples, () if transfer is None else transfer.examples)
-    return replace(selection, digest=digest, examples=both)
+    return replace(selection, digest=_digest(fitted, transfer), examples=_both(fitted, transfer))
 
 
 def fold_plans(data: ProbeData, config: SweepConfig) -> dict[str, FoldPlan]:
     """Draw folds, control labels and resamples for the targets of each token group.
-
-    Args:
-        data: Examples and targets.
-        config: Gives folds, controls and seed.
-
-    Returns:
-        A plan by token group, in the order of ``data.groups``.
 
     Raises:
         UserError: If a target has one class, or there are fewer groups than folds.
@@ -135,7 +123,7 @@ def fold_plans(data: ProbeData, config: SweepConfig) -> dict[str, FoldPlan]:
 
 
 def data_of(examples: Sequence[Example] | Dataset, targets: Sequence[str], tokens: Tokens, pool: Pool) -> ProbeData:
-    """Examples in memory as the data of a sweep, checked.
+    """Check examples in memory, as the data of a sweep.
 
     Raises:
         UserError: If a target is unknown or unlabelled somewhere, or an example lacks the tokens.
@@ -160,14 +148,22 @@ def _kind(examples: Sequence[Example], target: str) -> Literal["class", "continu
 
 
 def _plain_name(target: str, data: Dataset) -> str:
-    """``target`` without the kind that a reader takes behind it, as in ``age:continuous``."""
+    """``target`` without the kind in the option of a reader, as in ``age:continuous``."""
     if data.name.startswith(SCENES) or target in {known.name for known in data.targets}:
         return target
     return target.rpartition(":")[0] or target
 
 
+def _both(fitted: Dataset, transfer: Dataset | None) -> Sequence[Example]:
+    return join(fitted.examples, () if transfer is None else transfer.examples)
+
+
+def _digest(fitted: Dataset, transfer: Dataset | None) -> str:
+    return fitted.digest if transfer is None else f"{fitted.digest}+{transfer.digest}"
+
+
 def _load(config: SweepConfig, size: int) -> tuple[Dataset, Dataset | None, str]:
-    """What is fitted on, what is only scored, and a name for both."""
+    """The examples to fit on, those to score only, and a name for both."""
     data, seed = config.data, config.seed
     for option, value in (("limit", data.limit), ("transfer-limit", data.transfer_limit)):
         if value is not None and value < 1:
@@ -176,18 +172,17 @@ def _load(config: SweepConfig, size: int) -> tuple[Dataset, Dataset | None, str]
         n = data.limit or SCENE_LIMIT
         split, transfer = data.split or "test", data.transfer or "unseen"
         n_transfer = data.transfer_limit or max(2, n // 3)
-        with user_errors(ValueError, ModuleNotFoundError):
-            fitted = scenes_dataset(split=split, n=n, seed=seed, size=size)
-            shared = set(split.split("+")) & set(transfer.split("+"))
-            if transfer == "none" or transfer == split or (shared and data.transfer is None):
-                return fitted, None, SCENES
-            if shared:
-                raise UserError(
-                    f"transfer must share no split with split {split!r}, got {transfer!r}. Name another one, or none."
-                )
-            return fitted, scenes_dataset(split=transfer, n=n_transfer, seed=seed, size=size), SCENES
+        fitted = scenes_dataset(split=split, n=n, seed=seed, size=size)
+        shared = set(split.split("+")) & set(transfer.split("+"))
+        if transfer == "none" or transfer == split or (shared and data.transfer is None):
+            return fitted, None, SCENES
+        if shared:
+            raise UserError(
+                f"transfer must share no split with split {split!r}, got {transfer!r}. Name another one, or none."
+            )
+        return fitted, scenes_dataset(split=transfer, n=n_transfer, seed=seed, size=size), SCENES
     targets = config.probing.targets or None
-    with user_errors(ValueError, OSError):
+    with user_errors(OSError):
         fitted = load_dataset(data.spec, data.images, split=data.split, limit=data.limit, targets=targets)
         if data.transfer in (None, "none"):
             return fitted, None, Path(data.spec).name
@@ -203,24 +198,21 @@ def _load(config: SweepConfig, size: int) -> tuple[Dataset, Dataset | None, str]
 def _readable(
     fitted: Dataset, transfer: Dataset | None, data: DataOptions
 ) -> tuple[Sequence[Example], int, tuple[SkippedExample, ...]]:
-    """The examples whose pictures open, how many of them are fitted on, and the others where they may be skipped."""
-    both = join(fitted.examples, () if transfer is None else transfer.examples)
-    if data.spec == SCENES:  # drawn by us: they always open
-        return both, len(fitted.examples), ()
-    bad = [(0, item) for item in check_pictures(fitted)]
-    if transfer is not None:
-        bad += [(1, item) for item in check_pictures(transfer)]
-    skipped = tuple(SkippedExample(item.id, " ".join(item.reason.split())) for _, item in bad)
+    """The examples with readable pictures, the number of them to fit on, and the skipped examples."""
+    both, first = _both(fitted, transfer), len(fitted.examples)
+    if data.spec == SCENES:
+        return both, first, ()
+    bad = [check_pictures(fitted), [] if transfer is None else check_pictures(transfer)]
+    skipped = tuple(SkippedExample(item.id, " ".join(item.reason.split())) for part in bad for item in part)
     if skipped and not data.skip_bad:
         more = f" {len(skipped) - 1} more examples have bad pictures." if len(skipped) > 1 else ""
         raise UserError(
             f"{skipped[0].reason} It belongs to example {skipped[0].id!r}.{more} "
             "--skip-bad goes on without such examples."
         )
-    refused = {(which, item.id) for which, item in bad}
-    first = len(fitted.examples)
-    kept = [i for i, example in enumerate(both) if (int(i >= first), example.id) not in refused]
-    n_fitted = sum(index < len(fitted.examples) for index in kept)
+    unreadable = [{item.id for item in part} for part in bad]
+    kept = [i for i, example in enumerate(both) if example.id not in unreadable[i >= first]]
+    n_fitted = sum(i < first for i in kept)
     if n_fitted == 0:
         raise UserError(f"pictures must be readable in some example, got none of {len(both)}. See the image folder.")
     return pick(both, kept), n_fitted, skipped
@@ -237,7 +229,7 @@ def _check_labels(examples: Sequence[Example], targets: Sequence[Target]) -> Non
 
 
 def _choose_tokens(sites: SiteOptions, targets: Sequence[Target], examples: Sequence[Example]) -> dict[str, str]:
-    """``auto``: object-level targets on the patches of the focus box where all have one, others on all image tokens."""
+    """Token group by target; ``auto`` takes the focus box for object-level targets if all examples have one."""
     asked = sites.tokens
     focused = all(example.focus is not None and example.focus in example.boxes for example in examples)
     if not focused and (asked == "object" or sites.pool == "box"):
@@ -246,8 +238,7 @@ def _choose_tokens(sites: SiteOptions, targets: Sequence[Target], examples: Sequ
         raise UserError(f"{what} must have a focus box in every example, got none in {example.id!r}. Use {instead}.")
     if sites.pool == "box" and asked in ("question", "last"):
         raise UserError(
-            f"pool must be mean, max or none for tokens {asked!r}, got 'box'. A box holds patches, and those tokens "
-            "are words."
+            f"pool must be mean, max or none for tokens {asked!r}, got 'box'. A box holds patches, not words."
         )
     if asked in ("auto", "object", "image"):
         blind = next((example for example in examples if not example.pictures), None)

@@ -1,11 +1,11 @@
-"""The summary of a sweep: for each target the peak layer, the onset layer and the transfer score."""
+"""The summary of a sweep: peak layer, onset layer and transfer score of each target."""
 
 import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-ONSET_SHARE = 0.9  # of the peak's gain over chance: near the plateau, but robust to noise at the top
+ONSET_SHARE = 0.9  # share of the peak's gain over chance; near the plateau, but robust to noise at the peak
 
 
 def onset_row(curve: pd.DataFrame) -> "pd.Series | None":
@@ -22,8 +22,8 @@ def onset_row(curve: pd.DataFrame) -> "pd.Series | None":
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
     """One row for each target, part and activation: peak with interval and selectivity, onset, transfer score.
 
-    All layers of one activation are one curve, and so are the projector's stages. The peak is that of the
-    cross-validated score; ``transfer`` is the transfer score at the same site.
+    The peak is that of the cross-validated score over all layers of the activation, or over the projector's stages;
+    ``transfer`` is the transfer score at the same site.
     """
     rows = []
     validated = results[results["split"] == "cv"]
@@ -36,19 +36,14 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
             moved = results[
                 (results["split"] != "cv") & (results["target"] == target) & (results["site"] == peak["site"])
             ]
+            same = ("score", "lower", "upper", "chance", "selectivity", "random_init", "q")
             rows.append(
                 {
                     "target": target,
                     "part": key[0],
                     "name": key[1],
                     "peak": _place(peak),
-                    "score": peak["score"],
-                    "lower": peak["lower"],
-                    "upper": peak["upper"],
-                    "chance": peak["chance"],
-                    "selectivity": peak["selectivity"],
-                    "random_init": peak["random_init"],
-                    "q": peak["q"],
+                    **{column: peak[column] for column in same},
                     "onset": "-" if onset is None else _place(onset),
                     "transfer": float(moved["score"].iloc[0]) if len(moved) else float("nan"),
                     "transfer_chance": float(moved["chance"].iloc[0]) if len(moved) else float("nan"),

@@ -1,4 +1,4 @@
-"""The probe sweep: which labels can be read at which site, from pictures to table and figure.
+"""The probe sweep: at which sites labels can be read, from pictures to table and figure.
 
 finished = run_sweep(SweepConfig(data=DataOptions(limit=200)))
 finished.results, finished.figures[0]
@@ -23,13 +23,14 @@ from probes.config import RUN, TEXT_TOKENS, SweepConfig
 from probes.evaluation.folds import FoldPlan
 from probes.fit_sites import fit_sites
 from probes.linear.saving import save_probes
+from probes.maps.files import TABLE
 from probes.maps.map_plan import plan_maps
-from probes.maps.maps import TABLE, map_steps, write_maps
+from probes.maps.write import map_steps, write_maps
 from probes.probe_data import ProbeData, at_size, fold_plans, select
 from probes.report_table import render_summary
 from records.manifest import write_atomically
 from records.model import describe_model, open_model
-from records.processes import Processes, join_processes, matmul_speed, own_device
+from records.processes import join_processes, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, check_space, writing
 from records.tables import read_results
@@ -51,16 +52,16 @@ FIGURE = "score_by_layer"
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a sweep takes."""
+    """Cost of a sweep."""
 
     size: SizeEstimate
     """Bytes written, and bytes free."""
     seconds: float
     """Lower bound of the capture's time, from its matrix products and the measured speed of one."""
     n_examples: int
-    """Examples, those of the transfer split included."""
+    """Number of examples, those of the transfer split included."""
     n_sites: int
-    """Sites."""
+    """Number of sites."""
 
     def __str__(self) -> str:
         """One line."""
@@ -88,14 +89,20 @@ def run_sweep(
         data: The examples, if they are in memory; otherwise ``config.data`` is read.
         figures: Draw the figures of the run.
         command: The command line, for the manifest.
-        on_progress: Called with (stage, newly done, total); None shows bars where somebody watches.
-        on_note: Called with the estimate and with what is left out, before the sweep starts.
+        on_progress: Called with (stage, newly done, total); None shows progress bars in a terminal.
+        on_note: Called with the estimate and with notes on what is left out, before the sweep starts.
 
     Returns:
         The finished run; the estimate if ``config.dry_run`` is set; None on all processes but rank 0.
 
     Raises:
-        UserError: If the settings, the data or the model cannot be used.
+        UserError: If the settings, the data or the model are invalid.
+
+    Example:
+        >>> from probes.config import ProbeOptions
+        >>> from records.options import ModelOptions
+        >>> print(run_sweep(SweepConfig(ModelOptions("random:tiny"), dry_run=True)))  # doctest: +ELLIPSIS
+        266 examples at ... sites: ... MB of activations (... GB free), capture at least ... s
     """
     on_progress = on_progress or ProgressBars()
     _check_settings(config)
@@ -117,7 +124,7 @@ def run_sweep(
     if config.dry_run:
         return estimate
     check_space(
-        estimate.size.activations - estimate.size.present, config.folder, what="activations",
+        estimate.size.missing, config.folder, what="activations",
         advice="Use fewer sites or examples, or --store-dtype float16.",
     )  # fmt: skip
     for note in (str(estimate), *maps.notes):
@@ -127,7 +134,18 @@ def run_sweep(
     with run.open(processes, model=describe_model(llava), data=about_data):
         if processes.is_main:
             _write_examples(config, llava, selection)
-        store = _capture(STORES[0], lambda: llava, selection.examples, selection, sites, config, processes, on_progress)
+
+        def captured(name: str, model: Callable[[], Llava], examples: Sequence[Example]) -> ActivationStore:
+            store = ActivationStore(config.folder.absolute() / name, len(examples), shard_size(config.batch_size))
+            stage = "capturing" if name == STORES[0] else "capturing the random model"
+            own = -(-len(examples) // processes.world)
+            fill_store(
+                store, model, examples, sites, selection.groups, config, processes,
+                lambda n: on_progress(stage, n, own),
+            )  # fmt: skip
+            return store
+
+        store = captured(STORES[0], lambda: llava, selection.examples)
         processes.wait()
         if processes.is_main and maps.examples and not run.is_finished and not (config.folder / TABLE).is_file():
             steps = map_steps(sites, selection, maps)
@@ -138,8 +156,7 @@ def run_sweep(
         control_store = None
         if _has_control_model(config):
             control = partial(_control_model, llava, config, keep=given is not None)
-            first = selection.examples[: selection.n_fitted]
-            control_store = _capture(STORES[1], control, first, selection, sites, config, processes, on_progress)
+            control_store = captured(STORES[1], control, selection.examples[: selection.n_fitted])
         processes.wait()
         if not processes.is_main:
             return None
@@ -151,11 +168,9 @@ def run_sweep(
             )  # fmt: skip
             save_probes(config.folder, fitted.probes)
             run.finish(fitted.table)
-        if not figures:
-            results = read_results(config.folder, RUN)
-            return FinishedRun(config.folder, results, render_summary(results), (), ())
-        draw_run(config.folder)
-    return finished_sweep(config.folder)
+        if figures:
+            draw_run(config.folder)
+    return finished_sweep(config.folder, figures=figures)
 
 
 def _check_probe(plan: FoldPlan, config: SweepConfig) -> None:
@@ -168,31 +183,32 @@ def _check_probe(plan: FoldPlan, config: SweepConfig) -> None:
             raise UserError("probe mlp must have two groups in every training set, got one. Use more groups or folds.")
 
 
-def finished_sweep(folder: Path) -> FinishedRun:
-    """The finished run in ``folder``; its figures are drawn if they are missing.
+def finished_sweep(folder: Path, *, figures: bool = True) -> FinishedRun:
+    """The finished run in ``folder``. Its figure is drawn if it is missing, unless ``figures`` is False.
 
     Raises:
         UserError: If the folder holds no finished run of ``probe-sweep``.
     """
     results = read_results(folder, RUN)
     figure = folder / "figures" / f"{FIGURE}.png"
-    if not figure.is_file():
+    if figures and not figure.is_file():
         draw_run(folder)
     skipped = folder / "skipped.csv"
-    notes = [f"{len(pd.read_csv(skipped))} examples left out, see {skipped}"] if skipped.is_file() else []
-    return FinishedRun(folder, results, render_summary(results), (figure,), tuple(notes))
+    notes = (f"{len(pd.read_csv(skipped))} examples left out, see {skipped}",) if skipped.is_file() else ()
+    return FinishedRun(folder, results, render_summary(results), (figure,) if figures else (), notes)
 
 
 def _check_settings(config: SweepConfig) -> None:
     """Check the ranges of the settings."""
-    if config.batch_size < 1:
-        raise UserError(f"batch-size must be >= 1, got {config.batch_size}.")
-    if config.probing.maps is not None and config.probing.maps < 0:
-        raise UserError(f"maps must be >= 0, got {config.probing.maps}. 0 makes no maps.")
-    if config.seed < 0:
-        raise UserError(f"seed must be >= 0, got {config.seed}.")
-    if config.probing.folds < 2:
-        raise UserError(f"folds must be >= 2, got {config.probing.folds}.")
+    smallest = {
+        "batch-size": (config.batch_size, 1),
+        "maps": (0 if config.probing.maps is None else config.probing.maps, 0),
+        "seed": (config.seed, 0),
+        "folds": (config.probing.folds, 2),
+    }
+    for name, (value, lowest) in smallest.items():
+        if value < lowest:
+            raise UserError(f"{name} must be >= {lowest}, got {value}.")
     if config.sites.pool == "none" and config.sites.tokens != "last":
         raise UserError(
             f"pool must be mean, max or box for tokens {config.sites.tokens!r}, got 'none'. A probe reads one "
@@ -208,19 +224,19 @@ def _sites(config: SweepConfig, llava: Llava) -> list[Site]:
     for site in sites:
         if site.name == "pattern":
             raise UserError(
-                f"site must have the same width in every example, got {str(site)!r}. Patterns are as wide as the "
-                "prompt is long; probe z or attn_out."
+                f"site must have the same width in every example, got {str(site)!r}. The width of a pattern is the "
+                "length of the prompt; probe z or attn_out."
             )
         if text and site.part != "language_model":
             raise UserError(
                 f"site must be in the language model for tokens {config.sites.tokens!r}, got {str(site)!r}. The "
-                "vision tower and the projector hold image tokens alone."
+                "vision tower and the projector have image tokens only."
             )
     return sites
 
 
 def _has_control_model(config: SweepConfig) -> bool:
-    """True if a randomly initialised model is run as a control; not for models that are random themselves."""
+    """True if a randomly initialised model is run as a control; False for models that have random weights."""
     return config.probing.controls and not config.model.name.startswith("random:")
 
 
@@ -245,33 +261,8 @@ def _estimate(config: SweepConfig, llava: Llava, selection: ProbeData, sites: Se
     return Estimate(size, flops / matmul_speed(llava.device, llava.dtype), n, len(sites))
 
 
-def _capture(
-    name: str,
-    llava: Callable[[], Llava],
-    examples: Sequence[Example],
-    selection: ProbeData,
-    sites: Sequence[Site],
-    config: SweepConfig,
-    processes: Processes,
-    on_progress: OnProgress,
-) -> ActivationStore:
-    """Fill the store ``name`` with this process's share of the examples; ``llava`` is called if any are missing."""
-    store = ActivationStore(config.folder.absolute() / name, len(examples), shard_size(config.batch_size))
-    stage = "capturing" if name == STORES[0] else "capturing the random model"
-    own = -(-len(examples) // processes.world)
-    if store.missing(sites, selection.groups, rank=processes.rank, world=processes.world):
-        fill_store(
-            store, llava(), examples, sites, selection.groups, config, processes,
-            lambda done: on_progress(stage, done, own),
-        )  # fmt: skip
-    return store
-
-
 def _control_model(llava: Llava, config: SweepConfig, *, keep: bool) -> Llava:
-    """The same architecture and tokenizer with random weights.
-
-    The trained weights are freed first, so that the control does not double the memory, unless ``keep`` is set.
-    """
+    """The same model with random weights. Unless ``keep`` is set, the trained weights are freed first."""
     device, dtype = llava.device, llava.dtype
     if not keep:
         llava.model.to("meta")  # type: ignore[arg-type]
@@ -289,16 +280,12 @@ def _write_examples(config: SweepConfig, llava: Llava, selection: ProbeData) -> 
         image = layout.images[0] if layout.images else None
         rows.append(
             {
-                "id": example.id,
-                "group": example.group,
-                "split": example.split,
-                "fitted": index < selection.n_fitted,
+                "id": example.id, "group": example.group, "split": example.split, "fitted": index < selection.n_fitted,
                 "image_start": None if image is None else image.start,
-                "image_stop": None if image is None else image.stop,
-                "prompt_stop": layout.prompt_stop,
+                "image_stop": None if image is None else image.stop, "prompt_stop": layout.prompt_stop,
                 **{f"label_{target.name}": example.labels[target.name] for target in selection.targets},
             }
-        )
+        )  # fmt: skip
     table = pd.DataFrame(rows).astype({"image_start": "Int64", "image_stop": "Int64"})
     with writing(config.folder):
         write_atomically(config.folder / "examples.parquet", table.to_parquet(index=False))

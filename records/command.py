@@ -163,7 +163,8 @@ def _member(sub: Subcommand) -> Any:
     """A sub-command as a member of the union."""
     default = {} if sub.options in (Show, Report) else {"default": sub.options()}
     return Annotated[
-        sub.options, conf.subcommand(sub.name, description=sub.about or str(sub.options.__doc__), **default)
+        sub.options,
+        conf.subcommand(sub.name, description=sub.about or str(sub.options.__doc__).partition("\n")[0], **default),
     ]
 
 
@@ -185,7 +186,8 @@ def _sentence(box: str) -> str:
         return f"{found[2]} must be one of {', '.join(choices)}, got {found[1]!r}."
     if found := re.match(r"Error parsing --(\S+):.*\b(int|float|INT|FLOAT)\b.*'(.*)'", message):
         return f"{found[1]} must be {'a whole number' if found[2].lower() == 'int' else 'a number'}, got {found[3]!r}."
-    return message
+    # A value that a dataclass does not accept: its own message, without the field's name in tyro.
+    return re.sub(r"^Error parsing [\w.-]*\w: ", "", message) if not message.startswith("Error parsing --") else message
 
 
 def _tokens(arguments: Sequence[str], options: Mapping[str, Option], command: str) -> list[str]:

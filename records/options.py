@@ -35,6 +35,7 @@ def named(option: str) -> Any:
 # None is the default; the help text says what None means.
 OrDefault = Annotated[T | None, conf.DisallowNone, conf.arg(help_behavior_hint=lambda default: "")]
 Repeated = Annotated[tuple[T, ...], conf.UseAppendAction]
+NotAnOption = Annotated[T, conf.Fixed, conf.Suppress]  # the command sets it from another option
 Flag = Annotated[bool, conf.FlagCreatePairsOff, conf.arg(help_behavior_hint=lambda default: "")]
 
 
@@ -111,6 +112,8 @@ def options_of(options: Any) -> Iterator[Option]:
             yield from options_of(value)
             continue
         marks = getattr(hints[field.name], "__metadata__", ())
+        if conf.Fixed in marks:
+            continue
         names = [mark.name for mark in marks if getattr(mark, "name", None)]
         name = names[-1] if names else field.name.replace("_", "-")
         joined = any(isinstance(mark, constructors.PrimitiveConstructorSpec) for mark in marks)

@@ -60,6 +60,7 @@ def percentile_interval(draws: Float[Array, "*cell draw"], *, tail: float = TAIL
         tail: Share of the draws on either side of the interval.
 
     Example:
+        >>> import numpy as np
         >>> percentile_interval(np.arange(101.0), tail=0.1)
         Intervals(lower=np.float64(10.0), upper=np.float64(90.0))
     """
@@ -80,6 +81,7 @@ def bootstrap_means(
     Source: Efron 1979, "Bootstrap Methods: Another Look at the Jackknife", Annals of Statistics 7.
 
     Example:
+        >>> import numpy as np
         >>> bootstrap_means(np.ones((1, 5)), seed=0)
         Intervals(lower=array([1.]), upper=array([1.]))
     """
@@ -166,6 +168,7 @@ def permutation_p(observed: float, null: Float[Array, " draw"]) -> float:
     Source: Phipson & Smyth 2010, "Permutation P-values Should Never Be Zero", doi 10.2202/1544-6115.1585.
 
     Example:
+        >>> import numpy as np
         >>> permutation_p(2.0, np.array([0.0, 1.0, 3.0]))
         0.5
     """
@@ -187,6 +190,7 @@ def sign_flip_p(differences: Float[Array, "cell unit"], *, seed: int, flips: int
     Source: Fisher 1935, "The Design of Experiments", section 21; Phipson & Smyth 2010, as `permutation_p`.
 
     Example:
+        >>> import numpy as np
         >>> sign_flip_p(np.ones((1, 4)), seed=0)
         array([0.125])
     """
@@ -216,6 +220,7 @@ def adjust_p(p: Float[Array, " cell"]) -> Float[Array, " cell"]:
     Source: Benjamini & Hochberg 1995, "Controlling the False Discovery Rate", J. R. Stat. Soc. B 57.
 
     Example:
+        >>> import numpy as np
         >>> adjust_p(np.array([0.01, 0.04, np.nan]))
         array([0.02, 0.04,  nan])
     """

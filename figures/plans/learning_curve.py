@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from figures.panels import open_panels
+from figures.panels import draw_band, draw_level, open_panels
 from figures.plans.plan_marks import CONDITIONS
-from figures.style import COLOURS, LINES, SERIES, SERIES_MARKERS, Panels, Width
+from figures.style import SERIES, SERIES_MARKERS, Panels, Width
 
 EvaluationMetric = Literal["accuracy", "log_prob_per_token"]
 _METRICS: Mapping[EvaluationMetric, str] = {
@@ -37,13 +37,10 @@ def draw_learning_curve(
     Bands are 95 % bootstrap intervals over pictures; titles give n. The dashed line is the score of a guess, if the
     table has it. Answers without a family have the panel ``all`` alone.
 
-    Args:
-        table: Evaluations of one run, or of several with a column ``run``.
-        metrics: The metrics to draw.
-        title: See ``figures.panels``, also for the arguments below.
-        axes: One for each panel: by set, then metric, then family, ``all`` first.
-        width: Of a new figure.
-        legend: Whether to draw one.
+    - ``table``: Evaluations of one run, or of several with a column ``run``.
+    - ``metrics``: The metrics to draw.
+
+    The other arguments are described in ``figures.panels``.
 
     Raises:
         ValueError: If the table holds none of the metrics, or more runs than there are colours, or ``axes`` are not
@@ -71,15 +68,11 @@ def draw_learning_curve(
                 own = (here if run is None else here[here["run"] == run]).sort_values("step")
                 colour, marker = SERIES[index], SERIES_MARKERS[index]
                 panel.plot(own["step"], own["score"], color=colour, marker=marker, label=run, zorder=3)
-                low, high = own["lower"].astype(float), own["upper"].astype(float)
-                panel.fill_between(own["step"], low, high, color=colour, alpha=0.22, linewidth=0, zorder=2)
+                draw_band(panel, own["step"], own, colour)
             if metric == "accuracy":
                 panel.set_ylim(-0.02, 1.04)
             for level in sorted(set(here["chance"].dropna())) if "chance" in here else ():
-                dashes = LINES["chance"][0]
-                panel.axhline(
-                    level, color=COLOURS["chance"], linestyle=dashes, linewidth=1.0, label="a guess", zorder=1
-                )
+                draw_level(panel, level, "chance", "a guess", zorder=1)
             n = " or ".join(map(str, sorted(set(here["n"].astype(int)))))
             panel.set_title(f"{_SETS.get(name, name)}: {family} (n = {n})", loc="left")
             panel.set_xlabel("optimizer step")

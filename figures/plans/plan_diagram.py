@@ -35,14 +35,11 @@ def draw_plan_diagram(
     Filled: all weights train; striped: low-rank factors train; dotted: a few blocks at a time; empty: frozen. Blocks
     count from 0, in the order of the forward pass.
 
-    Args:
-        table: One or more rows for each plan; ``layers`` as numbers and ranges (``3,6-9``), ``all`` or ``none``;
-            ``train`` lists the other parts with commas; plans without ``layers`` are left out.
-        n_layers: Blocks of the language model; by default one more than the largest number in the table.
-        title: See ``figures.panels``, also for the arguments below.
-        ax: Axes to draw into.
-        width: Of a new figure.
-        legend: Whether to draw one.
+    - ``table``: One or more rows for each plan; ``layers`` as numbers and ranges (``3,6-9``), ``all`` or ``none``;
+      ``train`` lists the other parts with commas; plans without ``layers`` are left out.
+    - ``n_layers``: Blocks of the language model; by default one more than the largest number in the table.
+
+    The other arguments are described in ``figures.panels``.
 
     Example:
         >>> from figures import draw_plan_diagram, example_table

@@ -1,14 +1,16 @@
 """The sections of tuning: cost against retention of several plans, or loss and cost of one."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from figures.plans.plan_marks import CONDITIONS
+from figures.report.curves import curve_panel, curves_section, drawn_values, number_axis, numbered_series
 from figures.report.tables import plain_value
-from figures.style import COLOURS, SERIES, SERIES_MARKERS, plan_colour
+from figures.style import COLOURS, plan_colour
 
 Json = dict[str, Any]
 _COSTS = {
@@ -24,27 +26,14 @@ def cost_scatter(table: pd.DataFrame) -> Json | None:
     overall = table[(table["family"] == "all") | (table["condition"] == "passage")]
     costs = {name: label for name, label in _COSTS.items() if overall[name].notna().any()}
     choices = []
-    for condition in dict.fromkeys(overall["condition"]):
+    for condition in dict.fromkeys(overall["condition"]) if costs else ():
         rows = overall[(overall["condition"] == condition) & overall["retention"].notna()]
-        points = [
-            {
-                "label": str(row["plan"]),
-                "colour": _CONCEPTS[plan_colour(str(row["plan"]))],
-                "x": {name: plain_value(row[name]) for name in costs},
-                "y": [plain_value(row[name]) for name in ("retention", "lower", "upper")],
-                "n": int(row["n"]),
-            }
-            for row in rows.to_dict("records")
-        ]
-        if points and costs:
+        if not rows.empty:
             first = rows.iloc[0]
-            choices.append(
-                {
-                    "label": CONDITIONS.get(str(condition), str(condition)),
-                    "interval": f"{first['interval']}; n = {int(first['n'])}, seeds: {int(rows['seeds'].max())}",
-                    "points": points,
-                }
-            )
+            interval = f"{first['interval']}; n = {int(first['n'])}, seeds: {int(rows['seeds'].max())}"
+            points = [_point(row, list(costs)) for row in rows.to_dict("records")]
+            label = CONDITIONS.get(str(condition), str(condition))
+            choices.append({"label": label, "interval": interval, "points": points})
     if not choices:
         return None
     return {
@@ -58,57 +47,37 @@ def cost_scatter(table: pd.DataFrame) -> Json | None:
     }
 
 
+def _point(row: Mapping[Any, Any], costs: list[str]) -> Json:
+    return {
+        "label": str(row["plan"]),
+        "colour": _CONCEPTS[plan_colour(str(row["plan"]))],
+        "x": {name: plain_value(row[name]) for name in costs},
+        "y": [plain_value(row[name]) for name in ("retention", "lower", "upper")],
+        "n": int(row["n"]),
+    }
+
+
 def training_log(folder: Path) -> Json | None:
     """Loss by optimizer step; None if the run has no log."""
     path = folder / "log.jsonl"
     if not path.is_file():
         return None
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    names = list(dict.fromkeys(key for line in lines for key in line if "loss" in key and "train_" not in key))
-    series = {
-        name: [[int(line["step"]), plain_value(line[name]), None, None, 0, f"step {int(line['step'])}"]
-               for line in lines if isinstance(line.get(name), int | float)]
-        for name in names
-    }  # fmt: skip
-    series = {name: points for name, points in series.items() if points}
+    series: dict[str, list[Any]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if "loss" in name and "train_" not in name and isinstance(value, int | float):
+                step = int(line["step"])
+                series.setdefault(name, []).append([step, plain_value(value), None, None, 0, f"step {step}"])
     if not series:
         return None
-    steps = sorted({point[0] for points in series.values() for point in points})
-    values = [point[1] for points in series.values() for point in points]
-    return {
-        "type": "curves",
-        "title": "Training",
-        "caption": "As logged, mean over the steps since the line before; no interval.",
-        "choose": "",
-        "series": [
-            {
-                "key": name,
-                "label": name.replace("_", " "),
-                "colour": f"s{number % len(SERIES)}",
-                "mark": SERIES_MARKERS[number % len(SERIES_MARKERS)],
-            }
-            for number, name in enumerate(series)
-        ],
-        "choices": [
-            {
-                "label": "",
-                "panels": [
-                    {
-                        "title": "loss by optimizer step",
-                        "subtitle": "",
-                        "x": {
-                            "label": "optimizer step",
-                            "parts": [{"label": "", "from": steps[0], "to": steps[-1]}],
-                            "ticks": [[step, str(step)] for step in steps],
-                        },
-                        "y": {"label": "loss (nats a token)", "range": [min(0.0, *values), max(values) * 1.04]},
-                        "series": series,
-                        "levels": {},
-                    }
-                ],
-            }
-        ],
-    }
+    x = number_axis("optimizer step", sorted({point[0] for points in series.values() for point in points}))
+    values = drawn_values(series, {})
+    y_range = min(0.0, *values), max(values) * 1.04
+    panel = curve_panel("loss by optimizer step", "", x, "loss (nats a token)", y_range, series, {})
+    entries = [numbered_series(number, name, name.replace("_", " ")) for number, name in enumerate(series)]
+    caption = "As logged, mean over the steps since the line before; no interval."
+    return curves_section("Training", caption, entries, [{"label": "", "panels": [panel]}])
 
 
 def facts_table(path: Path) -> pd.DataFrame | None:
@@ -116,8 +85,5 @@ def facts_table(path: Path) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     found = json.loads(path.read_text(encoding="utf-8"))
-    rows = [
-        {"name": str(name), "value": value if isinstance(value, str) else json.dumps(value)}
-        for name, value in found.items()
-    ]
+    rows = [(str(name), value if isinstance(value, str) else json.dumps(value)) for name, value in found.items()]
     return pd.DataFrame(rows, columns=["name", "value"])

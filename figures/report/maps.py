@@ -1,7 +1,7 @@
 """Maps of what a probe predicts at every patch of a picture, one for each site and target."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,31 +16,7 @@ from figures.style import SEQUENTIAL
 
 Json = dict[str, Any]
 _SIDES = ((24, 336), (10**9, 128))  # up to so many examples: pictures of so many pixels
-_BYTE = 256
-
-
-class Patches(NamedTuple):
-    """The rows of one target as arrays, with sites and labels as numbers.
-
-    Args:
-        of_example: Example -> positions of its rows in the arrays.
-        site: Number of the site, in the order of the table.
-        row: Row of the patch grid.
-        col: Column of the patch grid.
-        p_true: Probability of the example's label.
-        predicted: Number of the predicted label in ``labels``.
-        n_sites: Number of sites.
-        labels: All labels that were predicted.
-    """
-
-    of_example: dict[str, npt.NDArray[np.int64]]
-    site: npt.NDArray[np.int64]
-    row: npt.NDArray[np.int64]
-    col: npt.NDArray[np.int64]
-    p_true: npt.NDArray[np.float64]
-    predicted: npt.NDArray[np.int64]
-    n_sites: int
-    labels: list[str]
+_BYTE = 256  # most classes whose numbers fit one byte
 
 
 def probe_maps(folder: Path, results: pd.DataFrame) -> Json | None:
@@ -60,18 +36,20 @@ def probe_maps(folder: Path, results: pd.DataFrame) -> Json | None:
         for target in targets
     ]
     side = next(side for most, side in _SIDES if len(maps.examples) <= most)
-    numbered = [_patches(table[table["target"] == target]) for target in targets]
+    by_target = [_by_example(table[table["target"] == target]) for target in targets]
     examples = []
     for entry in maps.examples:
         name = str(entry["example"])
         classes = [[str(label) for label in entry["classes"].get(target, [])] for target in targets]
-        own = [(patches, patches.of_example[name]) for patches in numbered if name in patches.of_example]
-        if not own:
+        own = [of_example.get(name) for of_example in by_target]
+        known = [rows for rows in own if rows is not None]
+        if not known:
             raise ValueError(f"{EXAMPLES} must hold examples of {MAPS}, got {name!r}. Run the sweep again.")
-        shape = (
-            max(int(patches.row[found].max()) + 1 for patches, found in own),
-            max(int(patches.col[found].max()) + 1 for patches, found in own),
-        )
+        height, width = (max(int(rows[axis].max()) + 1 for rows in known) for axis in ("row", "col"))
+        packs = [
+            None if rows is None else _pack(rows, labels, (len(choice["sites"]), height, width))
+            for rows, labels, choice in zip(own, classes, choices, strict=True)
+        ]
         examples.append(
             {
                 "name": name,
@@ -80,14 +58,13 @@ def probe_maps(folder: Path, results: pd.DataFrame) -> Json | None:
                 "labels": {str(key): str(value) for key, value in entry.get("labels", {}).items()},
                 "boxes": entry.get("boxes") or {},
                 "focus": entry.get("focus"),
-                "shape": list(shape),
+                "shape": [height, width],
                 "classes": classes,
-                "packed": [
-                    _pack(patches, name, known, shape) for patches, known in zip(numbered, classes, strict=True)
-                ],
+                "packed": packs,
                 "picture": thumbnail(maps.pictures / f"{entry['k']}.png", side),
             }
         )
+    scale = {"colours": colour_scale(SEQUENTIAL), "low": 0, "high": 1, "label": "probability of the example's label"}
     return {
         "type": "maps",
         "title": "Where in the picture",
@@ -96,12 +73,7 @@ def probe_maps(folder: Path, results: pd.DataFrame) -> Json | None:
         "that share no group with these. "
         "These are single examples, without intervals.",
         "choose": "target",
-        "scale": {
-            "colours": colour_scale(SEQUENTIAL),
-            "low": 0,
-            "high": 1,
-            "label": "probability of the example's label",
-        },
+        "scale": scale,
         "choices": choices,
         "examples": examples,
     }
@@ -130,41 +102,24 @@ def _sites(rows: pd.DataFrame) -> Json:
     return {"sites": entries, "x": axis.x}
 
 
-def _patches(rows: pd.DataFrame) -> Patches:
-    """Number the text columns of a target once, since comparing text is slow."""
-    site, sites = pd.factorize(rows["site"])
-    predicted, labels = pd.factorize(rows["predicted"].astype(str))
-    example, names = pd.factorize(rows["example"])
-    order = np.argsort(example, kind="stable")
-    bounds = np.cumsum(np.bincount(example, minlength=len(names)))[:-1]
-    return Patches(
-        of_example={str(name): found for name, found in zip(names, np.split(order, bounds), strict=True)},
-        site=site,
-        row=rows["row"].to_numpy(dtype=np.int64),
-        col=rows["col"].to_numpy(dtype=np.int64),
-        p_true=rows["p_true"].to_numpy(dtype=np.float64),
-        predicted=predicted,
-        n_sites=len(sites),
-        labels=[str(label) for label in labels],
+def _by_example(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of a target by example, with sites as numbers and predicted labels as categories."""
+    numbered = rows.assign(
+        site=pd.factorize(rows["site"])[0], predicted=rows["predicted"].astype(str).astype("category")
     )
+    return {str(name): group for name, group in numbered.groupby("example", sort=False)}
 
 
-def _pack(patches: Patches, example: str, classes: list[str], shape: tuple[int, int]) -> str | None:
-    """Probabilities and numbers of predicted classes, by site, row and column; None for an example without maps."""
-    found = patches.of_example.get(example)
-    if found is None:
-        return None
-    size = patches.n_sites, *shape
-    place = np.ravel_multi_index((patches.site[found], patches.row[found], patches.col[found]), size)
+def _pack(rows: pd.DataFrame, classes: list[str], size: tuple[int, int, int]) -> str:
+    """Probabilities and numbers of predicted classes of an example, by site, row and column."""
+    place = np.ravel_multi_index((rows["site"], rows["row"], rows["col"]), size)
     if not np.array_equal(np.bincount(place, minlength=int(np.prod(size))), np.ones(np.prod(size))):
-        raise ValueError(f"{MAPS} must hold each patch of each site once, got {len(found)} rows for {size}.")
-    numbers = {label: number for number, label in enumerate(classes)}
-    unknown = sorted({patches.labels[code] for code in np.unique(patches.predicted[found])} - numbers.keys())
+        raise ValueError(f"{MAPS} must hold each patch of each site once, got {len(rows)} rows for {size}.")
+    unknown = sorted(set(rows["predicted"].unique()) - set(classes))
     if unknown:
         raise ValueError(f"predicted must be one of the classes in {EXAMPLES}, got {unknown[0]!r}. Sweep again.")
-    renumbered = np.array([numbers.get(label, 0) for label in patches.labels])
     probability = np.zeros(size, dtype=np.float64)
-    predicted: npt.NDArray[Any] = np.zeros(size, dtype=np.uint8 if len(numbers) <= _BYTE else np.uint16)
-    probability.flat[place] = patches.p_true[found]
-    predicted.flat[place] = renumbered[patches.predicted[found]]
+    predicted: npt.NDArray[Any] = np.zeros(size, dtype=np.uint8 if len(classes) <= _BYTE else np.uint16)
+    probability.flat[place] = rows["p_true"]
+    predicted.flat[place] = rows["predicted"].cat.set_categories(classes).cat.codes
     return packed(quantise(probability), predicted)

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import html
 import json
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -24,19 +25,15 @@ _LEAST_ROWS = 200
 
 
 class Report(NamedTuple):
-    """A page.
-
-    Args:
-        html: The page.
-        size: Bytes of its file.
-        shown: Number of examples with maps on the page.
-        left_out: Number of examples that would make it too large.
-    """
+    """A page."""
 
     html: str
     size: int
+    """Bytes of the file."""
     shown: int
+    """Examples with maps on the page."""
     left_out: int
+    """Examples that would make it too large."""
 
 
 def build_report(runs: Sequence[Path], *, budget: int = BUDGET) -> Report:
@@ -108,14 +105,7 @@ def _page(runs: list[Json]) -> str:
         "{{script}}": script,
         "{{data}}": _json({"title": title, "runs": runs}),
     }
-    pieces = []
-    while page:  # replaces each mark once; the inserted text is not searched for marks
-        position, mark = min(((page.find(mark), mark) for mark in parts if mark in page), default=(-1, ""))
-        if position < 0:
-            break
-        pieces += [page[:position], parts[mark]]
-        page = page[position + len(mark) :]
-    return "".join([*pieces, page])
+    return re.sub(r"{{\w+}}", lambda mark: parts[mark[0]], page)  # inserted text is not searched for marks
 
 
 def _json(data: Json) -> str:

@@ -18,10 +18,11 @@ from figures.effects import (
     with_effect,
 )
 from figures.patch_map import of_patches, with_patches
+from figures.report.curves import curve_panel, curves_section, drawn_values, number_axis, numbered_series
 from figures.report.palette import dashes
 from figures.report.pictures import colour_scale, thumbnail
 from figures.report.tables import plain_value
-from figures.style import DIVERGING, SERIES, SERIES_MARKERS
+from figures.style import DIVERGING
 
 Json = dict[str, Any]
 INTERVAL = "95 % percentile bootstrap over pairs, 2,000 draws"
@@ -61,27 +62,14 @@ def patch_curves(results: pd.DataFrame) -> Json | None:
     for number, (part, name, tokens) in enumerate(names):
         activation = f"{str(part).replace('_', ' ')} {name}" if parts else str(name)
         label = ", ".join(filter(None, [activation if several or not tokens else "", token_title(tokens)]))
-        series.append(
-            {
-                "key": f"{part} {name} {tokens}",
-                "label": label,
-                "colour": f"s{number % len(SERIES)}",
-                "mark": SERIES_MARKERS[number % len(SERIES_MARKERS)],
-            }
-        )
+        series.append(numbered_series(number, f"{part} {name} {tokens}", label))
     runs = zip(("clean", "corrupt"), _runs(rows), strict=True)
     series += [{"key": key, "label": label, "colour": key, "dash": dashes(key)} for key, label in runs]
     panels = [
         panel for metric in dict.fromkeys(rows["metric"]) for panel in _panels(rows[rows["metric"] == metric], names)
     ]
-    return {
-        "type": "curves",
-        "title": "By layer",
-        "caption": f"Bands: {INTERVAL}, {count_pairs(rows)}. {_meaning(rows)}",
-        "choose": "",
-        "series": series,
-        "choices": [{"label": "", "panels": panels}],
-    }
+    caption = f"Bands: {INTERVAL}, {count_pairs(rows)}. {_meaning(rows)}"
+    return curves_section("By layer", caption, series, [{"label": "", "panels": panels}])
 
 
 def patch_heat(results: pd.DataFrame) -> Json | None:
@@ -101,14 +89,8 @@ def patch_heat(results: pd.DataFrame) -> Json | None:
         cells: list[list[Any]] = [[None] * len(columns) for _ in lines]
         for row in group.to_dict("records"):
             cells[lines.index(row[down])][columns.index(_layer(row["layer"]))] = _cell(row)
-        choices.append(
-            {
-                "label": _choice(key),
-                "lines": [f"head {line}" if heads else token_title(line) for line in lines],
-                "columns": columns,
-                "cells": cells,
-            }
-        )
+        names = [f"head {line}" if heads else token_title(line) for line in lines]
+        choices.append({"label": _choice(key), "lines": names, "columns": columns, "cells": cells})
     if rows["effect"].isna().all() or max(len(choice["lines"]) for choice in choices) < 2:
         return None
     return {
@@ -140,6 +122,16 @@ def patch_map(folder: Path, results: pd.DataFrame) -> Json | None:
         choices.append({"label": _choice(key), "sites": labelled})
         values.append(grids)
     picture = folder / "picture.png"
+    example = {
+        "name": "first pair",
+        **_first_pair(folder),
+        "labels": {},
+        "boxes": {},
+        "focus": None,
+        "shape": list(shape),
+        "values": values,
+        "picture": thumbnail(picture, _SIDE) if picture.is_file() else "",
+    }
     return {
         "type": "maps",
         "title": "Where in the picture",
@@ -148,18 +140,7 @@ def patch_map(folder: Path, results: pd.DataFrame) -> Json | None:
         "choose": "metric, part, activation",
         "scale": _scale(rows),
         "choices": choices,
-        "examples": [
-            {
-                "name": "first pair",
-                **_first_pair(folder),
-                "labels": {},
-                "boxes": {},
-                "focus": None,
-                "shape": list(shape),
-                "values": values,
-                "picture": thumbnail(picture, _SIDE) if picture.is_file() else "",
-            }
-        ],
+        "examples": [example],
     }
 
 
@@ -171,15 +152,9 @@ def _panels(rows: pd.DataFrame, names: list[tuple[Any, Any, Any]]) -> list[Json]
     panels = [_curve_panel(rows, names, metric, ("value", "lower", "upper"), levels)]
     if rows["effect"].notna().any():
         lost = first["unchanged"] == "clean"
-        panels.append(
-            _curve_panel(
-                rows,
-                names,
-                f"{fraction_name(rows)} of {metric}",
-                ("effect", "effect_lower", "effect_upper"),
-                {"clean": 0.0 if lost else 1.0, "corrupt": 1.0 if lost else 0.0},
-            )
-        )
+        ends = {"clean": 0.0 if lost else 1.0, "corrupt": 1.0 if lost else 0.0}
+        title = f"{fraction_name(rows)} of {metric}"
+        panels.append(_curve_panel(rows, names, title, ("effect", "effect_lower", "effect_upper"), ends))
     return panels
 
 
@@ -196,26 +171,12 @@ def _curve_panel(
         ]
         if points:
             series[" ".join(map(str, key))] = points
-    layers = sorted({int(layer) for layer in rows["layer"]})
     known = {key: value for key, value in levels.items() if value is not None}
-    drawn = [value for points in series.values() for point in points for value in point[1:4] if value is not None]
-    drawn += known.values()
+    drawn = drawn_values(series, known)
     spare = _SPARE * (max(drawn) - min(drawn) or 1.0)
-    return {
-        "title": title,
-        "subtitle": count_pairs(rows),
-        "x": {
-            "label": layer_label(rows),
-            "parts": [{"label": "", "from": layers[0], "to": layers[-1]}],
-            "ticks": [[layer, str(layer)] for layer in layers],
-        },
-        "y": {
-            "label": "fraction" if columns[0] == "effect" else title,
-            "range": [min(drawn) - spare, max(drawn) + spare],
-        },
-        "series": series,
-        "levels": known,
-    }
+    x = number_axis(layer_label(rows), sorted({int(layer) for layer in rows["layer"]}))
+    y_label, y_range = "fraction" if columns[0] == "effect" else title, (min(drawn) - spare, max(drawn) + spare)
+    return curve_panel(title, count_pairs(rows), x, y_label, y_range, series, known)
 
 
 def _cell(row: Mapping[Any, Any]) -> list[Any]:

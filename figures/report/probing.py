@@ -6,6 +6,7 @@ import pandas as pd
 
 from figures.parts import PARTS, belongs, names_in_blocks
 from figures.report.axis import SiteAxis, site_axis
+from figures.report.curves import curve_panel, curves_section, drawn_values
 from figures.report.palette import dashes
 from figures.report.tables import plain_value
 
@@ -30,26 +31,18 @@ def probe_curves(results: pd.DataFrame) -> Json:
         raise ValueError("results must hold at least one site, got none. Run probe-sweep first.")
     others = [str(split) for split in dict.fromkeys(results["split"]) if split != "cv"]
     series = [{"key": "score", "label": "score, cross-validated", "colour": "score", "mark": True}]
-    series += [
-        {
-            "key": f"split {split}",
-            "label": f"score on the {split} split",
-            "colour": "transfer",
-            "mark": True,
-            "open": True,
-        }
-        for split in others
-    ]
+    for split in others:
+        entry = {"key": f"split {split}", "label": f"score on the {split} split", "colour": "transfer", "mark": True}
+        series.append(entry | {"open": True})
     series += [
         {"key": key, "label": label, "colour": colour, "off": off, "dash": dashes(colour)}
         for key, (label, colour, off) in _CONTROLS.items()
         if sites[key].notna().any()
     ]
-    series.append(
-        {"key": "chance", "label": "chance (a constant answer)", "colour": "chance", "dash": dashes("chance")}
-    )
+    levels = {"chance": "chance (a constant answer)"}
     if (results["part"] == "pixels").any():
-        series.append({"key": "pixels", "label": "raw pixels", "colour": "pixels", "dash": dashes("pixels")})
+        levels["pixels"] = "raw pixels"
+    series += [{"key": key, "label": label, "colour": key, "dash": dashes(key)} for key, label in levels.items()]
     choices = []
     for name in names_in_blocks(results):
         chosen = sites[belongs(sites, name)]
@@ -59,16 +52,11 @@ def probe_curves(results: pd.DataFrame) -> Json:
             for target in dict.fromkeys(chosen["target"])
         ]
         choices.append({"label": name, "panels": panels})
-    return {
-        "type": "curves",
-        "title": "Score by layer",
-        "caption": f"Bands: {INTERVAL}; the probes are not fitted again. Layers count from 0. "
-        "The best of many layers is a little lucky."
-        + (f" R2 below {_LOWEST:g} is drawn at the lower edge." if (sites["metric"] == "r2").any() else ""),
-        "choose": "activation",
-        "series": series,
-        "choices": choices,
-    }
+    caption = f"Bands: {INTERVAL}; the probes are not fitted again. Layers count from 0. "
+    caption += "The best of many layers is a little lucky."
+    if (sites["metric"] == "r2").any():
+        caption += f" R2 below {_LOWEST:g} is drawn at the lower edge."
+    return curves_section("Score by layer", caption, series, choices, choose="activation")
 
 
 def _panel(sites: pd.DataFrame, everything: pd.DataFrame, axis: SiteAxis, others: list[str]) -> Json:
@@ -83,22 +71,14 @@ def _panel(sites: pd.DataFrame, everything: pd.DataFrame, axis: SiteAxis, others
     pixels = everything[(everything["part"] == "pixels") & (everything["split"] == "cv")]
     if not pixels.empty:
         levels["pixels"] = plain_value(pixels["score"].iloc[0])
-    drawn = [value for points in series.values() for point in points for value in point[1:4] if value is not None]
-    drawn += [value for value in levels.values() if value is not None]
+    drawn = drawn_values(series, levels)
     metric = str(first["metric"])
     counts = [f"n = {int(validated['n'].max())}"]
     counts += [f"{split}: n = {int(sites[sites['split'] == split]['n'].max())}" for split in others]
-    return {
-        "title": str(first["target"]),
-        "subtitle": f"{first['tokens']} tokens, {', '.join(counts)}",
-        "x": axis.x,
-        "y": {
-            "label": metric.replace("_", " "),
-            "range": [0.0 if metric != "r2" else max(_LOWEST, min(0.0, *drawn)), max(1.0, *drawn)],
-        },
-        "series": {key: points for key, points in series.items() if points},
-        "levels": levels,
-    }
+    y_range = 0.0 if metric != "r2" else max(_LOWEST, min(0.0, *drawn)), max(1.0, *drawn)
+    subtitle = f"{first['tokens']} tokens, {', '.join(counts)}"
+    known = {key: points for key, points in series.items() if points}
+    return curve_panel(str(first["target"]), subtitle, axis.x, metric.replace("_", " "), y_range, known, levels)
 
 
 def _points(rows: pd.DataFrame, column: str, axis: SiteAxis, *, interval: bool = False) -> list[list[Any]]:

@@ -1,7 +1,6 @@
 """One run directory as one part of the page: its kind, its manifest in short, and its sections."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,9 @@ from figures.report.maps import probe_maps
 from figures.report.patching import patch_curves, patch_heat, patch_map, shown_table
 from figures.report.probing import probe_curves
 from figures.report.tables import table_section
-from figures.saved import COMPARE, PATCH, PROBE, TUNE, RunError, kind_of_run, read_run
+from figures.saved import PATCH, PROBE, TUNE, RunError, kind_of_run, read_run
 
 Json = dict[str, Any]
-Described = tuple[str, list[Json | None]]  # title and sections; None for a section without data
 _OPS = {
     "patch": "activation patching",
     "ablate": "ablation",
@@ -39,7 +37,24 @@ def describe_run(folder: Path, *, most_rows: int) -> Json:
     kind = kind_of_run(folder)
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    title, sections = _READERS[kind](folder, manifest, most_rows)
+    model = f"{name}: " if (name := manifest.get("settings", {}).get("model")) else ""
+    if kind == TUNE:
+        title, sections = f"{model}layer-targeted tuning", _tuning_sections(folder, most_rows)
+    else:
+        table = read_run(folder, kind)
+        first = table.iloc[0]
+        if kind == PROBE:
+            title = f"{first['model']}: what probes read, layer by layer"
+            sections = [probe_curves(table), probe_maps(folder, table)]
+            named = "All scores", "results.csv"
+        elif kind == PATCH:
+            title = f"{first['model']}: {_OPS.get(str(first['op']), str(first['op']))}"
+            sections = [patch_curves(table), patch_heat(table), patch_map(folder, table)]
+            table, named = shown_table(table), ("All cells", "results.csv")
+        else:
+            title, sections = f"{model}tuning plans side by side", [cost_scatter(table)]
+            named = "All plans", "compare.csv"
+        sections.append(table_section(table, title=named[0], source=named[1], most_rows=most_rows))
     return {
         "name": folder.resolve().name,
         "command": kind,
@@ -50,47 +65,15 @@ def describe_run(folder: Path, *, most_rows: int) -> Json:
     }
 
 
-def _describe_probe(folder: Path, manifest: Json, most_rows: int) -> Described:
-    results = read_run(folder, PROBE)
-    return f"{results['model'].iloc[0]}: what probes read, layer by layer", [
-        probe_curves(results),
-        probe_maps(folder, results),
-        table_section(results, title="All scores", source="results.csv", most_rows=most_rows),
-    ]
-
-
-def _describe_patch(folder: Path, manifest: Json, most_rows: int) -> Described:
-    results = read_run(folder, PATCH)
-    first = results.iloc[0]
-    return f"{first['model']}: {_OPS.get(str(first['op']), str(first['op']))}", [
-        patch_curves(results),
-        patch_heat(results),
-        patch_map(folder, results),
-        table_section(shown_table(results), title="All cells", source="results.csv", most_rows=most_rows),
-    ]
-
-
-def _describe_compare(folder: Path, manifest: Json, most_rows: int) -> Described:
-    table = read_run(folder, COMPARE)
-    return f"{_model(manifest)}tuning plans side by side", [
-        cost_scatter(table),
-        table_section(table, title="All plans", source="compare.csv", most_rows=most_rows),
-    ]
-
-
-def _describe_tuning(folder: Path, manifest: Json, most_rows: int) -> Described:
+def _tuning_sections(folder: Path, most_rows: int) -> list[Json | None]:
+    """The training log, the plan and the cost; None for what the run has not written."""
     sections: list[Json | None] = [training_log(folder)]
     for name, title in (("plan.json", "What trained"), ("cost.json", "What it cost")):
         table = facts_table(folder / name)
         sections.append(None if table is None else table_section(table, title=title, source=name, most_rows=most_rows))
     if all(section is None for section in sections):
         raise RunError(f"RUN must hold log.jsonl or plan.json, got neither in {str(folder)!r}. Start it again.")
-    return f"{_model(manifest)}layer-targeted tuning", sections
-
-
-def _model(manifest: Json) -> str:
-    name = manifest.get("settings", {}).get("model")
-    return f"{name}: " if name else ""
+    return sections
 
 
 def _facts(manifest: Json) -> list[list[str]]:
@@ -108,11 +91,3 @@ def _facts(manifest: Json) -> list[list[str]]:
         "finished": manifest.get("finished"),
     }
     return [[key, str(value)] for key, value in found.items() if value is not None]
-
-
-_READERS: dict[str, Callable[[Path, Json, int], Described]] = {
-    PROBE: _describe_probe,
-    PATCH: _describe_patch,
-    COMPARE: _describe_compare,
-    TUNE: _describe_tuning,
-}

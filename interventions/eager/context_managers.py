@@ -16,6 +16,7 @@ that position, so generating with a key-value cache equals recomputing the whole
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -24,13 +25,13 @@ from torch import Tensor
 
 from interventions.engines.edits import Cell, Edit, Write
 from interventions.engines.full_forward import applied
-from interventions.operations import ablation, knockout, skipping, steering
 from interventions.operations.ablation import resampled_examples
+from interventions.operations.build_edits import EDITS
 from interventions.operations.dataset_statistics import DatasetStatistics, collect_statistics
 from interventions.operations.prepared_batch import PreparedBatch
 from interventions.plan.cells import CellSpec
 from interventions.plan.groups import Masks
-from interventions.plan.options import FLOW, AblateOptions, Op, Options, SkipOptions, SteerOptions
+from interventions.plan.options import FLOW, AblateOptions, Op, SkipOptions, SteerOptions
 from interventions.plan.plan import InterventionPlan
 from models.capture import capture
 from models.hooks import tracked_columns
@@ -44,6 +45,7 @@ from tasks.example import Example
 BuildEdits = Callable[[Masks], Sequence[Edit]]
 Reference = Inputs | Sequence[Example]
 Heads = str | int | Sequence[int]
+Layers = LayerRange | None
 
 
 @contextmanager
@@ -58,7 +60,7 @@ def ablated(
     reference: Reference | None = None,
     seed: int = 0,
 ) -> Iterator[None]:
-    """Replaces an activation by zero, its mean, or its value with another example's picture.
+    """Replace an activation by zero, its mean, or its value with another example's picture.
 
     Args:
         llava: The model.
@@ -88,11 +90,11 @@ def ablated(
     def build(masks: Masks) -> Sequence[Edit]:
         inputs = masks.inputs
         if kind == "resample":
-            return _writes_from(
-                reference if isinstance(reference, Inputs) else _resampled(llava, inputs, seed), spec, masks
-            )
-        found = given or (_statistics(plan, llava, inputs) if kind == "mean" else DatasetStatistics(plan))
-        return ablation.edits(spec, PreparedBatch(masks, found))
+            if isinstance(reference, Inputs):
+                return _writes_from(reference, spec, masks)
+            others = resampled_examples(inputs.examples, seed=seed)
+            return _writes_from(prepare(llava, others, preprocess=inputs.preprocess), spec, masks)
+        return _edits(plan, spec, masks, given or (_statistics(plan, llava, inputs) if kind == "mean" else None))
 
     with _intervening(llava, build):
         yield
@@ -125,13 +127,13 @@ def knocked_out(
         ...     text = llava.generate(np.zeros((30, 40, 3), np.uint8), "What is it?", max_new_tokens=3)
     """
     plan, spec = _one_cell(llava, "knockout", (), layers, f"{source}{FLOW}{target}", heads, None)
-    with _intervening(llava, lambda masks: knockout.edits(spec, PreparedBatch(masks, DatasetStatistics(plan)))):
+    with _intervening(llava, partial(_edits, plan, spec)):
         yield
 
 
 @contextmanager
 def skipped(llava: Llava, *, layers: LayerRange, tokens: str = "image", visible: bool = True) -> Iterator[None]:
-    """Positions pass blocks of the language model unchanged.
+    """Let positions pass blocks of the language model unchanged.
 
     Args:
         llava: The model.
@@ -149,9 +151,8 @@ def skipped(llava: Llava, *, layers: LayerRange, tokens: str = "image", visible:
         >>> bool((stream["resid_pre"] == stream["resid_post"]).all())
         True
     """
-    options = SkipOptions(visible)
-    plan, spec = _one_cell(llava, "skip", (), layers, tokens, None, options)
-    with _intervening(llava, lambda masks: skipping.edits(spec, PreparedBatch(masks, DatasetStatistics(plan)))):
+    plan, spec = _one_cell(llava, "skip", (), layers, tokens, None, SkipOptions(hidden=not visible))
+    with _intervening(llava, partial(_edits, plan, spec)):
         yield
 
 
@@ -167,7 +168,7 @@ def steered(
     tokens: str = "all",
     reference: Reference | None = None,
 ) -> Iterator[None]:
-    """Adds ``alpha`` times a direction.
+    """Add ``alpha`` times a direction.
 
     Args:
         llava: The model.
@@ -195,7 +196,7 @@ def steered(
         found = given or DatasetStatistics(plan, directions=directions)
         if given is None and unit == "norm":
             found = _statistics(plan, llava, masks.inputs, directions)
-        return steering.edits(spec, PreparedBatch(masks, found))
+        return _edits(plan, spec, masks, found)
 
     with _intervening(llava, build):
         yield
@@ -258,19 +259,20 @@ def _intervening(llava: Llava, build: BuildEdits) -> Iterator[None]:
         yield
 
 
+def _edits(
+    plan: InterventionPlan, spec: CellSpec, masks: Masks, statistics: DatasetStatistics | None = None
+) -> Sequence[Edit]:
+    """The edits of a cell on the batch that runs."""
+    return EDITS[plan.op](spec, PreparedBatch(masks, statistics or DatasetStatistics(plan)))
+
+
 def heads_text(heads: Heads | None) -> str | None:
     """Heads as a plan takes them: several are changed together."""
     return heads if heads is None or isinstance(heads, str) else "+".join(map(str, np.atleast_1d(heads)))
 
 
 def _one_cell(
-    llava: Llava,
-    op: Op,
-    sites: tuple[str, ...],
-    layers: LayerRange | None,
-    tokens: str,
-    heads: Heads | None,
-    options: Options | None,
+    llava: Llava, op: Op, sites: tuple[str, ...], layers: Layers, tokens: str, heads: Heads | None, options: Any
 ) -> tuple[InterventionPlan, CellSpec]:
     """The plan and its single cell, with all layers in one window."""
     plan = InterventionPlan(
@@ -295,10 +297,6 @@ def _statistics(
         return collect_statistics(plan, llava, examples, directions=directions, preprocess=preprocess)
 
 
-def _resampled(llava: Llava, inputs: Inputs, seed: int) -> Inputs:
-    return prepare(llava, resampled_examples(inputs.examples, seed=seed), preprocess=inputs.preprocess)
-
-
 def _writes_from(source: Inputs, spec: CellSpec, masks: Masks) -> tuple[Write, ...]:
     """Writes of what a run on ``source`` has at the prompt positions of the cell's group, matched in order."""
     llava, inputs, source = masks.llava, masks.inputs, source.own_pictures()
@@ -309,27 +307,22 @@ def _writes_from(source: Inputs, spec: CellSpec, masks: Masks) -> tuple[Write, .
     whole = spec.tokens == "all" and spec.part != "language_model"
     values = capture(llava, source, list(spec.sites), tokens="all" if whole else wanted)
     mask = masks.at(spec.part, spec.tokens)
+    rows_of: Sequence[Sequence[int]] = inputs.image_of
     if spec.part == "language_model":
-        mask = _in_prompt(inputs, mask)
-        rows = [row.nonzero() for row in mask]
-        places = [(torch.full_like(found[:, 0], row), found[:, 0]) for row, found in enumerate(rows)]
-    else:
-        places = []
-        for pictures in inputs.image_of:
-            index = torch.tensor(pictures, device=mask.device)
-            at = mask[index].nonzero()
-            places.append((index[at[:, 0]], at[:, 1]))
+        mask, rows_of = _in_prompt(inputs, mask), [[row] for row in range(len(inputs))]
     writes = []
     for site in spec.sites:
         value = torch.zeros(*mask.shape, *values[site].shape[2:], dtype=values[site].dtype, device=mask.device)
-        for example, (rows_at, columns_at) in enumerate(places):
+        for example, rows in enumerate(rows_of):
+            index = torch.tensor(rows, dtype=torch.int64, device=mask.device)
+            row, column = mask[index].nonzero(as_tuple=True)
             found = values[site][example][values.mask[site][example]]
-            if len(found) != len(rows_at):
+            if len(found) != len(row):
                 raise UserError(
-                    f"source must have {len(rows_at)} positions of {spec.tokens!r} in example {example}, as the batch "
+                    f"source must have {len(row)} positions of {spec.tokens!r} in example {example}, as the batch "
                     f"that runs, got {len(found)}."
                 )
-            value[rows_at, columns_at] = found
+            value[index[row], column] = found
         writes.append(Write(site, mask, value, spec.heads))
     return tuple(writes)
 

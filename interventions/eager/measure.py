@@ -25,7 +25,7 @@ from interventions.operations.dataset_statistics import DatasetStatistics
 from interventions.operations.direct_attribution import direct_logit_attribution
 from interventions.operations.path_patching import Head, ReceiverInput, path_cells
 from interventions.plan.cells import CellSpec
-from interventions.plan.options import Metric, PatchOptions
+from interventions.plan.options import Metric, PatchOptions, check_among
 from interventions.plan.plan import InterventionPlan
 from interventions.results import summarise_cells
 from models.inputs import Inputs
@@ -83,8 +83,12 @@ def patch(
         >>> patch(llava, black, white, site="resid_pre", layers=0, tokens="image").recovered.round(3).tolist()
         [1.0]
     """
-    options = PatchOptions("noise" if direction == "noise" else "denoise")
-    plan, specs = _cells(llava, "patch", site, layers, tokens, heads, options, metric, engine)
+    groups = (tokens,) if isinstance(tokens, str) else tuple(tokens)
+    plan = InterventionPlan(
+        "patch", sites=(str(site),), layers=layer_text(layers), tokens=groups, heads=heads_text(heads),
+        options=PatchOptions("noise" if direction == "noise" else "denoise"), metrics=(metric,),
+    )  # fmt: skip
+    specs = plan.cells(llava)
     run = _Runs(llava, clean, corrupt, answers, foils, metric, direction)
     cells = build_edits(specs, llava, run.inputs, run.inputs.examples, DatasetStatistics(plan))
     return run.effects(specs, cells, engine, seed)
@@ -119,8 +123,12 @@ def attribution(
         >>> attribution(llava, black, white, site="resid_post", tokens="image").values.shape
         torch.Size([4, 1])
     """
-    options = PatchOptions("noise" if direction == "noise" else "denoise")
-    plan, specs = _cells(llava, "attribute", site, layers, tokens, heads, options, metric, "incremental")
+    groups = (tokens,) if isinstance(tokens, str) else tuple(tokens)
+    plan = InterventionPlan(
+        "attribute", sites=(str(site),), layers=layer_text(layers), tokens=groups, heads=heads_text(heads),
+        options=PatchOptions("noise" if direction == "noise" else "denoise"), metrics=(metric,),
+    )  # fmt: skip
+    specs = plan.cells(llava)
     run = _Runs(llava, clean, corrupt, answers, foils, metric, direction)
     found = attribute(
         llava, run.inputs, run.other, specs, run.inputs.examples, DatasetStatistics(plan), run.score,
@@ -147,20 +155,9 @@ def path_patch(
 ) -> Effects:
     """Path patching: what each sending head writes directly into the queries, keys or values of later heads.
 
-    Args:
-        llava: The model.
-        clean: As for ``patch``.
-        corrupt: As for ``patch``.
-        senders: Heads as (layer, head), each on its own.
-        receivers: Heads as (layer, head), all together, in later layers.
-        entrance: ``"q"``, ``"k"`` or ``"v"`` of the receivers.
-        tokens: Positions of the receivers.
-        sender_tokens: Positions of the senders.
-        direction: As for ``patch``.
-        answers: As for ``patch``.
-        foils: As for ``patch``.
-        metric: What is read.
-        seed: Of the intervals.
+    ``senders`` are heads as (layer, head), each on its own; ``receivers`` act together and are in later layers;
+    ``entrance`` is the input of the receivers that changes. ``tokens`` are positions of the receivers,
+    ``sender_tokens`` of the senders. Other arguments are those of ``patch``.
 
     Source: Wang et al. 2022, arXiv 2211.00593; Goldowsky-Dill et al. 2023, arXiv 2304.05969.
 
@@ -190,12 +187,8 @@ def direct_attribution(
 ) -> DirectEffects:
     """Direct logit attribution: what each layer and head writes into the logit difference.
 
-    Args:
-        llava: The model.
-        inputs: A batch of prompts.
-        answers: As for ``patch``; by default the most likely token.
-        foils: As for ``patch``; by default the second most likely token.
-        seed: Of the intervals.
+    ``answers`` and ``foils`` are as for ``patch``, by default the most and the second most likely token; ``seed`` is
+    that of the intervals.
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 
@@ -212,23 +205,15 @@ def direct_attribution(
     inputs = inputs.laid_out("right", answers=False)
     readout = _next_token_readout(llava, inputs, inputs, answers, foils)
     shares = direct_logit_attribution(llava, inputs, readout.columns[:, 0], readout.expected[:, 0], readout.foil)
-    rows: list[dict[str, object]] = []
-    values: list[Tensor] = []
-    for name, found in (
-        ("embedding", shares.embedding[None]),
-        ("attn_out", shares.attn_out),
-        ("mlp_out", shares.mlp_out),
-    ):
-        for layer, value in enumerate(found):
-            rows.append({"component": name, "layer": None if name == "embedding" else layer, "head": None})
-            values.append(value)
+    parts: list[tuple[str, int | None, int | None, Tensor]] = [("embedding", None, None, shares.embedding)]
+    for name in ("attn_out", "mlp_out"):
+        parts += [(name, layer, None, value) for layer, value in enumerate(getattr(shares, name))]
     for layer, by_head in enumerate(shares.heads):
-        for head, value in enumerate(by_head):
-            rows.append({"component": "head", "layer": layer, "head": head})
-            values.append(value)
-    array = torch.stack(values).double().cpu().numpy()
+        parts += [("head", layer, head, value) for head, value in enumerate(by_head)]
+    array = torch.stack([value for *_, value in parts]).double().cpu().numpy()
     interval = bootstrap_means(array, seed=seed)
-    table = pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
+    table = pd.DataFrame([part[:3] for part in parts], columns=["component", "layer", "head"])
+    table = table.astype({"layer": "Int64", "head": "Int64"})
     table = table.assign(value=array.mean(1), lower=interval.lower, upper=interval.upper, n=len(inputs))
     return DirectEffects(table, shares)
 
@@ -246,8 +231,7 @@ class _Runs:
         metric: Metric,
         direction: str,
     ) -> None:
-        if direction not in ("denoise", "noise"):
-            raise UserError(f"direction must be denoise or noise, got {direction!r}.")
+        check_among("direction", direction, ("denoise", "noise"))
         if len(clean) != len(corrupt):
             raise UserError(f"corrupt must have {len(clean)} examples, as clean, got {len(corrupt)}.")
         clean, corrupt = (batch.laid_out("right", answers=answers is None) for batch in (clean, corrupt))
@@ -271,7 +255,7 @@ class _Runs:
         return measure(logits, self.readout, (self.metric,), clean=self.clean_logits)
 
     def effects(self, specs: Sequence[CellSpec], cells: Sequence[Cell], engine: EngineName, seed: int) -> Effects:
-        """Runs the cells and summarises them."""
+        """Run the cells and summarise them."""
         base = prepare_base(self.llava, self.inputs, self.other, readout=self.readout.columns, engine=engine)
         kept = len(cells) * len(self.inputs) * self.clean_logits.shape[-1] <= _LOGITS
 
@@ -291,25 +275,6 @@ class _Runs:
             undefined_below=UNDEFINED_BELOW[self.llava.dtype], seed=seed,
         )  # fmt: skip
         return Effects(table, values, clean[0], corrupt[0], logits)
-
-
-def _cells(
-    llava: Llava,
-    op: str,
-    site: str | Site,
-    layers: LayerRange | None,
-    tokens: str | Sequence[str],
-    heads: Heads | None,
-    options: PatchOptions,
-    metric: Metric,
-    engine: EngineName,
-) -> tuple[InterventionPlan, list[CellSpec]]:
-    groups = (tokens,) if isinstance(tokens, str) else tuple(tokens)
-    plan = InterventionPlan(
-        "attribute" if op == "attribute" else "patch", sites=(str(site),), layers=layer_text(layers), tokens=groups,
-        heads=heads_text(heads), options=options, metrics=(metric,), engine=engine,
-    )  # fmt: skip
-    return plan, plan.cells(llava)
 
 
 def _next_token_readout(llava: Llava, clean: Inputs, corrupt: Inputs, answers: Answers, foils: Answers) -> Readout:

@@ -1,6 +1,6 @@
 """What the eager functions return: ``Effects`` of patching, ``DirectEffects`` of direct logit attribution."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,29 +14,24 @@ _SHOWN = 10  # rows
 
 
 class _Table:
-    """Prints a heading and the first rows; in a notebook as HTML."""
+    """A table that prints as a heading and its first rows, in a notebook as HTML."""
 
     table: pd.DataFrame
 
-    @property
-    def heading(self) -> str:
-        """One line: what the table holds."""
-        raise NotImplementedError
-
-    def _brief(self) -> pd.DataFrame:
-        """The columns worth printing."""
+    def _shown(self) -> tuple[str, pd.DataFrame]:
+        """One line that says what the table holds, and the rows and columns worth printing."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        rest = len(self.table) - _SHOWN
-        more = f"\n... {rest} more rows in .table" if rest > 0 else ""
-        return f"{self.heading}\n{self._brief().head(_SHOWN).to_string(index=False, float_format='%.3g')}{more}"
+        heading, shown = self._shown()
+        more = f"\n... {len(shown) - _SHOWN} more rows in .table" if len(shown) > _SHOWN else ""
+        return f"{heading}\n{shown.head(_SHOWN).to_string(index=False, float_format='%.3g')}{more}"
 
     def _repr_html_(self) -> str:
-        rest = len(self.table) - _SHOWN
-        more = f"<p>{rest} more rows in <code>.table</code></p>" if rest > 0 else ""
-        shown = self._brief().head(_SHOWN).to_html(index=False, float_format="{:.3g}".format, border=0)
-        return f"<p><b>{self.heading}</b></p>{shown}{more}"
+        heading, shown = self._shown()
+        more = f"<p>{len(shown) - _SHOWN} more rows in <code>.table</code></p>" if len(shown) > _SHOWN else ""
+        rows = shown.head(_SHOWN).to_html(index=False, float_format="{:.3g}".format, border=0)
+        return f"<p><b>{heading}</b></p>{rows}{more}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,7 +51,7 @@ class Effects(_Table):
     values: Float[Tensor, "cell example"]
     clean: Float[Tensor, "example"]
     corrupt: Float[Tensor, "example"]
-    logits: Float[Tensor, "cell example vocab"] | None = field(default=None)
+    logits: Float[Tensor, "cell example vocab"] | None = None
 
     @property
     def recovered(self) -> np.ndarray:
@@ -64,22 +59,17 @@ class Effects(_Table):
         found: np.ndarray = self.table["recovered"].to_numpy(float)
         return found
 
-    @property
-    def heading(self) -> str:
-        """What was done, on how many examples."""
-        first = self.table.iloc[0]
-        n, cells = int(first["n"]), len(self.table)
-        return (
-            f"{first['op']} at {first['name']}, {first['tokens']}: {cells} cell{'' if cells == 1 else 's'}, n = {n}; "
-            f"{first['metric']} clean {first['clean']:.3g}, corrupt {first['corrupt']:.3g}"
+    def _shown(self) -> tuple[str, pd.DataFrame]:
+        first, cells = self.table.iloc[0], len(self.table)
+        heading = (
+            f"{first['op']} at {first['name']}, {first['tokens']}: {cells} cell{'' if cells == 1 else 's'}, n = "
+            f"{first['n']}; {first['metric']} clean {first['clean']:.3g}, corrupt {first['corrupt']:.3g}"
         )
-
-    def _brief(self) -> pd.DataFrame:
         columns = ["layer", "head", "value", "lower", "upper", "recovered", "recovered_lower", "recovered_upper"]
-        return self.table[[name for name in columns if name != "head" or self.table["head"].notna().any()]]
+        return heading, self.table[[name for name in columns if name != "head" or self.table["head"].notna().any()]]
 
     def plot(self) -> Any:
-        """Draws the recovered fraction; returns the matplotlib axes."""
+        """Draw the recovered fraction; return the matplotlib axes."""
         from figures.runs import draw_patch_run
 
         return next(draw_patch_run(self.table)).axes
@@ -98,18 +88,13 @@ class DirectEffects(_Table):
     table: pd.DataFrame
     shares: DirectAttribution
 
-    @property
-    def heading(self) -> str:
-        """The logit difference, on how many examples."""
+    def _shown(self) -> tuple[str, pd.DataFrame]:
         difference = self.shares.logit_difference
-        return f"direct logit attribution: logit difference {float(difference.mean()):.3g}, n = {len(difference)}"
-
-    def _brief(self) -> pd.DataFrame:
-        order = self.table["value"].abs().sort_values(ascending=False).index
-        return self.table.loc[order]
+        heading = f"direct logit attribution: logit difference {float(difference.mean()):.3g}, n = {len(difference)}"
+        return heading, self.table.loc[self.table["value"].abs().sort_values(ascending=False).index]
 
     def plot(self) -> Any:
-        """Draws the shares of attention and MLP layers; returns the matplotlib axes."""
+        """Draw the shares of attention and MLP layers; return the matplotlib axes."""
         import matplotlib.pyplot as plt
 
         _, axes = plt.subplots(figsize=(4, 2.5))

@@ -12,19 +12,8 @@ if TYPE_CHECKING:
     from interventions.engines.edits import Cell, Cut, Hold, Write
     from interventions.engines.engine import run_cells
 
-__all__ = [
-    "Cell",
-    "Cut",
-    "Hold",
-    "Write",
-    "prepare_base",
-    "run_cells",
-]
-_MODULES = {
-    "base_runs": "prepare_base",
-    "edits": "Cell Cut Hold Write",
-    "engine": "run_cells",
-}
+__all__ = ["Cell", "Cut", "Hold", "Write", "prepare_base", "run_cells"]
+_MODULES = {"base_runs": "prepare_base", "edits": "Cell Cut Hold Write", "engine": "run_cells"}
 
 
 def __getattr__(name: str) -> Any:

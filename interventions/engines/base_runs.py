@@ -1,5 +1,6 @@
 """The unchanged runs that a batch of cells starts from, computed once: ``prepare_base(llava, inputs, other, ...)``."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ from models.cached_blocks import Run, TowerRun, run_cached, run_tower, running
 from models.inputs import Inputs
 from models.llava import Llava
 from tasks.errors import UserError
+
+# Takes the logits of a cell at the readout.
+Read = Callable[[Float[Tensor, "example slot vocab"]], Tensor]
 
 
 class PositionFacts(NamedTuple):
@@ -33,15 +37,9 @@ class PositionFacts(NamedTuple):
 
 
 class Placeholder(NamedTuple):
-    """One picture in one prompt.
+    """One picture in one prompt: row of the prompt, its columns, and rows of the pictures in the vision tower's run.
 
-    Args:
-        example: Row of the prompt in the batch.
-        start: First column.
-        stop: Column after the last.
-        picture: Row of the picture in ``Inputs.pixel_values``.
-        other_picture: Row, in the vision tower's run, of the picture that the other prompt has there.
-        in_place: Whether the other prompt has it at the same columns.
+    ``other_picture`` is the picture that the other prompt has there; ``in_place`` is True if at the same columns.
     """
 
     example: int

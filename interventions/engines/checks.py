@@ -92,11 +92,7 @@ def _broadcasts(value: Tensor, shape: tuple[int, ...]) -> bool:
 
 
 def site_shape(llava: Llava, inputs: Inputs, site: Site) -> tuple[int, ...]:
-    """Shape of the activation at a site: ``row token d_model``, or ``row token head d_head`` for q, k, v and z.
-
-    Raises:
-        UserError: If the batch has no pictures and the site comes before the language model.
-    """
+    """Shape of the activation at a site: ``row token d_model``, or ``row token head d_head`` for q, k, v and z."""
     if site.part == "language_model":
         rows, tokens, width, n_heads = *inputs.input_ids.shape, llava.d_model, llava.n_heads
         n_kv_heads, d_head = llava.n_kv_heads, llava.tap(Site("language_model", 0, "q")).d_head

@@ -23,13 +23,10 @@ _MOST_SCORES = 2**26
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Cells that are computed together.
+    """Cells that are computed together: their indices, in ascending order of the first block that each can change.
 
-    Args:
-        cells: Indices of the cells, in the order of ``first_layers``.
-        first_layers: The first block that each cell can change, ascending.
-        layers: Edits by block; the last entry is for the output of the last block.
-        final: Writes at the output of the final norm.
+    ``layers`` holds the edits by block, and last those at the output of the last block; ``final`` the writes at the
+    output of the final norm.
     """
 
     cells: tuple[int, ...]
@@ -39,14 +36,7 @@ class Chunk:
 
 
 def plan_chunks(llava: Llava, prefix: Prefix, cells: Sequence[Cell], cells_at_once: int | None) -> Iterator[Chunk]:
-    """The chunks, one by one.
-
-    Args:
-        llava: The model.
-        prefix: The runs that the cells start from.
-        cells: All cells.
-        cells_at_once: Number of cells in a chunk; None chooses by memory.
-    """
+    """The chunks, one by one, each of ``cells_at_once`` cells; None chooses the number by memory."""
     first_layers = [first_layer(cell, llava) for cell in cells]
     order = sorted(range(len(cells)), key=lambda number: first_layers[number])
     n_statuses = prefix.facts.relevant.numel()
@@ -120,7 +110,6 @@ def _pictures(llava: Llava, prefix: Prefix, place: int, writes: Sequence[Write])
     """Writes before the language model, as writes at the input of its first block."""
     placeholders = changed_placeholders(llava, prefix, writes)
     facts = prefix.facts
-    n = facts.relevant.shape[1]
     mask = torch.zeros_like(facts.relevant)
     for placeholder in placeholders:
         mask[placeholder.example, placeholder.start : placeholder.stop] = True
@@ -129,7 +118,7 @@ def _pictures(llava: Llava, prefix: Prefix, place: int, writes: Sequence[Write])
         return []
     if _shows_other(prefix, placeholders, writes):
         return [Between(place, mask, None)]
-    return [Between(place, mask, partial(_feature_rows, llava, prefix, writes, placeholders, n))]
+    return [Between(place, mask, partial(_feature_rows, llava, prefix, writes, placeholders))]
 
 
 def _shows_other(prefix: Prefix, placeholders: Sequence[Placeholder], writes: Sequence[Write]) -> bool:
@@ -144,19 +133,13 @@ def _shows_other(prefix: Prefix, placeholders: Sequence[Placeholder], writes: Se
 
 
 def _feature_rows(
-    llava: Llava,
-    prefix: Prefix,
-    writes: Sequence[Write],
-    placeholders: Sequence[Placeholder],
-    n: int,
-    example: Tensor,
-    pos: Tensor,
+    llava: Llava, prefix: Prefix, writes: Sequence[Write], shown: Sequence[Placeholder], example: Tensor, pos: Tensor
 ) -> Tensor:
     """Image features under the writes, at flat positions."""
-    features = edited_features(llava, prefix, writes, placeholders)
-    table = torch.zeros(len(prefix.facts.relevant), n, features[0].shape[-1], dtype=features[0].dtype)
-    table = table.to(features[0].device)
-    for placeholder, found in zip(placeholders, features, strict=True):
+    n = prefix.facts.relevant.shape[1]
+    features = edited_features(llava, prefix, writes, shown)
+    table = features[0].new_zeros(len(prefix.facts.relevant), n, features[0].shape[-1])
+    for placeholder, found in zip(shown, features, strict=True):
         stop = min(placeholder.stop, n)
         if placeholder.start < stop:
             table[placeholder.example, placeholder.start : stop] = found[: stop - placeholder.start]

@@ -19,7 +19,7 @@ OTHER: Literal["other"] = "other"
 
 @dataclass(frozen=True, eq=False)
 class Write:
-    """Puts values at a site.
+    """Values that are written at a site.
 
     Args:
         site: Any site but ``pattern``.
@@ -46,7 +46,7 @@ class Write:
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """Removes attention edges of one block of the language model; the edge from a position to itself stays.
+    """Attention edges that are removed in one block of the language model; the edge from a position to itself stays.
 
     Args:
         layer: The block, counted from 0.
@@ -68,7 +68,7 @@ class Cut:
 
 @dataclass(frozen=True, eq=False)
 class Hold:
-    """Keeps the residual stream of some positions as it enters a block of the language model.
+    """Positions whose residual stream passes a block of the language model unchanged.
 
     The positions still serve as keys and values there.
 

@@ -4,12 +4,11 @@ Two engines give the same numbers. ``"full"`` runs the whole model once for each
 what a cell can change, for many cells at a time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from jaxtyping import Float
 from torch import Tensor
 
-from interventions.engines.base_runs import Base, prepare_base
+from interventions.engines.base_runs import Base, Read, prepare_base
 from interventions.engines.checks import check_cells
 from interventions.engines.edits import Cell
 from interventions.engines.full_forward import run_full
@@ -25,7 +24,7 @@ def run_cells(
     llava: Llava,
     base: Base,
     cells: Sequence[Cell],
-    read: Callable[[Float[Tensor, "example slot vocab"]], Tensor],
+    read: Read,
     *,
     engine: EngineName = "incremental",
     cells_at_once: int | None = None,

@@ -34,12 +34,8 @@ class EqualTo(NamedTuple):
 class Between:
     """A write to the residual stream at the input of a block.
 
-    Args:
-        cell: Index of the cell in the chunk.
-        mask: Where.
-        rows: Returns the values at flat (example, pos) indices, which are those of the mask in order; None writes the
-            other run's residual stream.
-        add: Whether the values are added.
+    ``rows`` returns the values at flat (example, pos) indices, which are those of ``mask`` in order; None writes the
+    other run's residual stream.
     """
 
     cell: int
@@ -110,14 +106,10 @@ def mark(status: EqualTo, edit: Between, facts: PositionFacts) -> None:
 
 
 def step(status: EqualTo, edits: LayerEdits, next_edits: LayerEdits, facts: PositionFacts, *, last: bool) -> Step:
-    """What one block has to do.
+    """What one block has to do for the cells that have started; ``status`` is equality at its input.
 
-    Args:
-        status: Equality at the input of the block, for the cells that have started.
-        edits: Edits of this block.
-        next_edits: Edits of the next block; what they overwrite at its input need not be computed.
-        facts: See ``PositionFacts``.
-        last: Whether this is the last block, whose output is needed only at readouts.
+    What ``next_edits``, those of the next block, overwrite at its input need not be computed. The output of the last
+    block is needed only at readouts.
     """
     base, other = status
     n_cells = base.shape[1]

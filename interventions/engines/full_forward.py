@@ -1,16 +1,15 @@
 """The full engine: one forward of the whole model with hooks for each cell. It is slow and simple: the oracle."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
-from interventions.engines.base_runs import Base, plain_logits
+from interventions.engines.base_runs import Base, Read, plain_logits
 from interventions.engines.edits import Cell, Cut, Hold, Write
 from interventions.engines.writes import written
 from models.cached_blocks import additive, running
@@ -20,9 +19,7 @@ from models.llava import Llava
 from models.sites import Site
 
 
-def run_full(
-    llava: Llava, base: Base, cells: Sequence[Cell], read: Callable[[Float[Tensor, "example slot vocab"]], Tensor]
-) -> list[Tensor]:
+def run_full(llava: Llava, base: Base, cells: Sequence[Cell], read: Read) -> list[Tensor]:
     """The result of ``read`` on the logits of each cell; see ``engine.run_cells``."""
     sites = {e.site for cell in cells for e in cell.edits if isinstance(e, Write) and isinstance(e.value, str)}
     others = _other_values(llava, base.other, sites)
@@ -46,24 +43,28 @@ def applied(
 ) -> Iterator[None]:
     """Apply the edits of a cell in forwards on ``inputs`` within a ``with`` block.
 
-    Args:
-        llava: The model.
-        inputs: The batch that the masks of the edits refer to.
-        cell: The edits.
-        others: Activations of the other run, for edits that write them.
-        other: The batch of the other run.
-        columns: Columns that the current forward computes; None for all. See ``tracked_columns``.
+    ``others`` holds activations of the run on ``other``, for edits that write them; ``columns`` are those that the
+    current forward computes, None for all (``tracked_columns``).
     """
     writes = [e for e in cell.edits if isinstance(e, Write)]
     changes = _changes(_Batch(inputs, other, others or {}, columns), writes)
     after = {site: change for site, change in changes.items() if site.name == "resid_post"}
     rest = {site: change for site, change in changes.items() if site.name != "resid_post"}
-    with (
-        edited(llava, after),  # entered first, so that writes at resid_post come after holding
-        _held(llava, [e for e in cell.edits if isinstance(e, Hold)], columns),
-        edited(llava, rest),
-        _cut(llava, inputs, [e for e in cell.edits if isinstance(e, Cut)], columns),
-    ):
+    cuts: dict[int, list[Cut]] = {}
+    for edit in cell.edits:
+        if isinstance(edit, Cut):
+            cuts.setdefault(edit.layer, []).append(edit)
+    with ExitStack() as stack:
+        stack.enter_context(edited(llava, after))  # entered first, so that writes at resid_post come after holding
+        for hold in (e for e in cell.edits if isinstance(e, Hold)):
+            keep = partial(_keep, hold.mask, columns)
+            handle = llava.blocks[hold.layer].register_forward_hook(keep, with_kwargs=True, prepend=True)
+            stack.callback(handle.remove)
+        stack.enter_context(edited(llava, rest))
+        for layer, found in cuts.items():
+            mask = partial(_mask, _allowed(llava, inputs, found), columns)
+            handle = llava.blocks[layer].register_forward_pre_hook(mask, with_kwargs=True, prepend=True)
+            stack.callback(handle.remove)
         yield
 
 
@@ -136,47 +137,12 @@ def _partners(batch: _Batch) -> list[int]:
     return found
 
 
-@contextmanager
-def _held(llava: Llava, holds: Sequence[Hold], columns: Columns | None) -> Iterator[None]:
-    """Make blocks return their input at some positions."""
-    handles: list[RemovableHandle] = []
-    try:
-        for hold in holds:
-            block = llava.blocks[hold.layer]
-            handles.append(
-                block.register_forward_hook(partial(_keep, hold.mask, columns), with_kwargs=True, prepend=True)
-            )
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _keep(
     mask: Tensor, columns: Columns | None, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> Any:
     entered, left = first_argument(args, kwargs), first_output(output)
     kept = _computed(mask.to(left.device), columns)
     return with_first_output(output, torch.where(kept[..., None], entered, left))
-
-
-@contextmanager
-def _cut(llava: Llava, inputs: Inputs, cuts: Sequence[Cut], columns: Columns | None) -> Iterator[None]:
-    """Give blocks an additive attention mask of their own."""
-    handles: list[RemovableHandle] = []
-    try:
-        for layer in {cut.layer for cut in cuts}:
-            handles.append(
-                llava.blocks[layer].register_forward_pre_hook(
-                    partial(_mask, _allowed(llava, inputs, [cut for cut in cuts if cut.layer == layer]), columns),
-                    with_kwargs=True,
-                    prepend=True,
-                )
-            )
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _mask(allowed: Tensor, columns: Columns | None, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

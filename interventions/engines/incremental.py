@@ -6,7 +6,7 @@ keys are those of the base run and the other run, which all cells share, and the
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interventions.engines.base_runs import Base, Prefix, at_slots
+from interventions.engines.base_runs import Base, Prefix, Read, at_slots
 from interventions.engines.chunks import Chunk, plan_chunks
 from interventions.engines.edits import Cell
 from interventions.engines.equality import Inside, LayerEdits, Step, mark, start, step
@@ -30,11 +30,7 @@ _MOST_LOGITS = 2**26
 
 
 def run_incremental(
-    llava: Llava,
-    base: Base,
-    cells: Sequence[Cell],
-    read: Callable[[Float[Tensor, "example slot vocab"]], Tensor],
-    cells_at_once: int | None,
+    llava: Llava, base: Base, cells: Sequence[Cell], read: Read, cells_at_once: int | None
 ) -> list[Tensor]:
     """The result of ``read`` on the logits of each cell; see ``engine.run_cells``."""
     results: dict[int, Tensor] = {}
@@ -91,13 +87,8 @@ class _ChunkRun:
             if layer == llava.n_layers:
                 break
             n = bisect_right(chunk.first_layers, layer)
-            asked = step(
-                self._status.first(n),
-                edits,
-                chunk.layers[layer + 1],
-                self._prefix.facts,
-                last=layer == llava.n_layers - 1,
-            )
+            following, last = chunk.layers[layer + 1], layer == llava.n_layers - 1
+            asked = step(self._status.first(n), edits, following, self._prefix.facts, last=last)
             computed = self._block(layer, edits, asked)
             self._status.base[:, :n] = asked.after.base
             self._status.other[:, :n] = asked.after.other
@@ -171,13 +162,7 @@ class _ChunkRun:
         return resid, packed.spread(self._prefix.position_ids[packed.example, packed.pos], 0)
 
     def _attention(
-        self,
-        layer: int,
-        edits: LayerEdits,
-        asked: Step,
-        queries: Pack,
-        servers: Pack | None,
-        served: KeysValues | None,
+        self, layer: int, edits: LayerEdits, asked: Step, queries: Pack, servers: Pack | None, served: KeysValues | None
     ) -> tuple[list[KeysValues], Bool[Tensor, "example head query key"]]:
         """Keys and values besides the queries' own, and which query attends to which key."""
         prefix, n = self._prefix, asked.own.shape[1]

@@ -10,12 +10,7 @@ from torch import Tensor
 class Pack(NamedTuple):
     """Packed positions: number i is position ``pos[i]`` of ``cell[i]`` in ``example[i]``, at ``slot[i]`` of its row.
 
-    Args:
-        example: Row.
-        cell: Cell.
-        pos: Column of the batch.
-        slot: Index in the row.
-        shape: Number of rows, and of slots in each; short rows end in empty slots.
+    ``shape`` is the number of rows, and of slots in each; short rows end in empty slots.
     """
 
     example: Int[Tensor, " n"]

@@ -37,20 +37,14 @@ def edited_features(
     first = min((_first(write.site, llava) for write in writes), default=llava.vision_layer)
     resid = tower.resid[first][mine]
     for layer in range(first, llava.vision_layer + 1):
-        between = sorted((w for w in writes if w.site.part == "vision_tower" and boundary_of(w) == layer), key=_site)
+        between = [w for w in writes if w.site.part == "vision_tower" and boundary_of(w) == layer]
         other = tower.resid[layer][theirs]
-        resid = _apply(mine, between, other, resid)
+        resid = _apply(mine, sorted(between, key=lambda w: w.site), other, resid)
         if layer < llava.vision_layer:
             inside = [w for w in writes if w.site.layer == layer and boundary_of(w) is None]
             resid = _within(llava, mine, inside, partial(run_tower_block, llava, layer), resid, other)
-    features = _within(
-        llava,
-        mine,
-        [w for w in writes if w.site.part == "projector"],
-        partial(run_projector, llava),
-        resid,
-        tower.resid[llava.vision_layer][theirs],
-    )
+    inside = [w for w in writes if w.site.part == "projector"]
+    features = _within(llava, mine, inside, partial(run_projector, llava), resid, other)
     return [features[pairs.index((p.picture, p.other_picture))] for p in placeholders]
 
 
@@ -80,10 +74,6 @@ def _apply(mine: Tensor, writes: Sequence[Write], other: Tensor | None, current:
             value = write.value.to(current.device).broadcast_to(mask.shape[0], *current.shape[1:])[mine]
         current = written(current, mask[mine], value, heads=write.heads, add=write.add)
     return current
-
-
-def _site(write: Write) -> Site:
-    return write.site
 
 
 def _first(site: Site, llava: Llava) -> int:

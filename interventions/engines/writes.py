@@ -21,14 +21,9 @@ def written(
     heads: tuple[int, ...] | None,
     add: bool,
 ) -> Float[Tensor, "row token *axes"]:
-    """A copy of ``current`` with ``value`` written (or added) where ``mask`` holds.
+    """A copy of ``current`` with ``value``, which broadcasts to it, written (or added) where ``mask`` holds.
 
-    Args:
-        current: The activation at a site.
-        mask: Where.
-        value: Broadcasts to ``current``.
-        heads: Which heads, along the axis before the last; None for all.
-        add: Add instead of replacing.
+    ``heads`` are indices along the axis before the last; None for all.
     """
     where = mask.reshape(*mask.shape, *[1] * (current.dim() - 2))
     if heads is not None:

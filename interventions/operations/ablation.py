@@ -42,9 +42,7 @@ def edits(spec: CellSpec, batch: PreparedBatch) -> tuple[Edit, ...]:
 def resampled_examples(examples: Sequence[Example], *, seed: int) -> list[Example]:
     """Every example with the pictures of another example; prompts and answers stay, so that positions agree.
 
-    Args:
-        examples: The whole data set, so that the result does not depend on batches.
-        seed: Seed of the assignment.
+    ``examples`` is the whole data set, so that the result does not depend on batches.
 
     Raises:
         UserError: If an example has no other one with as many pictures, all of them different.

@@ -16,6 +16,7 @@ from torch import Tensor
 from interventions.engines.base_runs import at_slots
 from interventions.operations.corruption import noised
 from interventions.operations.dataset_statistics import DatasetStatistics
+from interventions.operations.runs import check_positions
 from interventions.plan.cells import CellSpec
 from interventions.plan.groups import Masks
 from interventions.plan.options import PatchOptions
@@ -29,12 +30,7 @@ from tasks.example import Example
 
 
 class Attribution(NamedTuple):
-    """Estimated metrics of patched runs.
-
-    Args:
-        base: Metrics of the unchanged run.
-        estimated: Metrics of each patched run: ``base`` plus the first-order change.
-    """
+    """Estimated metrics of patched runs: those of the unchanged run, and these plus the first-order change."""
 
     base: Float[Tensor, "metric example"]
     estimated: Float[Tensor, "metric cell example"]
@@ -81,9 +77,6 @@ def attribute(
         readout: Columns of ``inputs`` where logits are read; -1 at unused slots.
         seed: Seed of the noise, if noise corrupts.
 
-    Raises:
-        UserError: If the plan does not patch, a cell has several layers, or positions of the two runs differ.
-
     Source: Nanda 2023, "Attribution Patching: Activation Patching At Industrial Scale"; Syed et al. 2023, "Attribution
         Patching Outperforms Automated Circuit Discovery", arXiv 2310.10348.
     """
@@ -95,7 +88,7 @@ def attribute(
         raise UserError(f"window must be one layer for attribution, got {wide[0].window!r}. Use window 1.")
     noise = statistics.draw_noise(llava, inputs, seed) if plan.corruption.kind == "noise" else None
     source = inputs if other is None else other
-    _check_alike(inputs, source)
+    check_positions(inputs, source)
     masks = Masks(llava, inputs, examples)
     sites = sorted({spec.sites[0] for spec in specs})
     denoises = options.direction == "denoise"
@@ -108,7 +101,9 @@ def attribute(
             torch.autograd.grad(row.sum(), [ours[site] for site in sites], retain_graph=True, allow_unused=True)
             for row in base
         ]
-    rows = {part: _example_of(inputs, part == "language_model") for part in ("language_model", "picture")}
+    # A forward pass gets one picture per placeholder: the row of pixels and the example of each.
+    pictures = torch.tensor([row for rows in inputs.image_of for row in rows], dtype=torch.int64)
+    owners = torch.tensor([example for example, rows in enumerate(inputs.image_of) for _ in rows], dtype=torch.int64)
     effects = torch.zeros(len(by_metric), len(specs), len(inputs), device=base.device)
     for metric, grads in enumerate(by_metric):
         # A site that the metric does not depend on, such as the vision tower's unused last block, has no gradient.
@@ -122,13 +117,14 @@ def attribute(
                 continue
             product = products[spec.sites[0]]
             mask = masks.at(spec.part, spec.tokens)
-            if spec.part != "language_model":
-                mask = mask[_pictures(inputs, mask.device)]
+            language = spec.part == "language_model"
+            if not language:
+                mask = mask[pictures.to(mask.device)]
             if product.dim() == 3:  # q, k, v and z have an axis for the heads
                 product = product.sum(-1) if spec.heads is None else product[..., list(spec.heads)].sum(-1)
             total = (product * mask).sum(1)
-            of_example = rows["language_model" if spec.part == "language_model" else "picture"].to(total.device)
-            effects[metric, cell].index_add_(0, of_example, total)
+            of_example = torch.arange(len(inputs)) if language else owners
+            effects[metric, cell].index_add_(0, of_example.to(total.device), total)
     base = base.detach()
     return Attribution(base, base[:, None] + effects)
 
@@ -136,16 +132,7 @@ def attribute(
 def attribution_gap(
     estimated: Float[Tensor, "*axes"], exact: Float[Tensor, "*axes"], base: Float[Tensor, "..."]
 ) -> AttributionGap:
-    """Compare estimated metrics with those of exact patching.
-
-    Args:
-        estimated: Metrics of ``attribute``.
-        exact: Metrics of the patched runs, of the same shape.
-        base: Metrics of the unchanged run; broadcasts.
-
-    Raises:
-        UserError: If the shapes differ, or are empty.
-    """
+    """Compare estimated metrics with those of exact patching; ``base``, of the unchanged run, broadcasts."""
     if estimated.shape != exact.shape or estimated.numel() == 0:
         raise UserError(
             f"estimated and exact must have the same shape and not be empty, got {tuple(estimated.shape)} and "
@@ -180,28 +167,3 @@ def _run(
     rows, slots = (readout >= 0).nonzero(as_tuple=True)
     found = scores[rows, torch.searchsorted(columns, readout[rows, slots])].float()
     return values, at_slots(readout, found)
-
-
-def _check_alike(inputs: Inputs, other: Inputs) -> None:
-    alike = inputs.position_ids.shape == other.position_ids.shape and torch.equal(
-        inputs.position_ids, other.position_ids
-    )
-    counts = [[len(pictures) for pictures in batch.image_of] for batch in (inputs, other)]
-    if not alike or counts[0] != counts[1] or not torch.equal(inputs.attention_mask, other.attention_mask):
-        raise UserError(
-            f"other must have the positions of inputs, got batches of {tuple(inputs.input_ids.shape)} and "
-            f"{tuple(other.input_ids.shape)} with {sum(counts[0])} and {sum(counts[1])} pictures. "
-            "Pairs need prompts and answers of equal length."
-        )
-
-
-def _pictures(inputs: Inputs, device: torch.device) -> Tensor:
-    """For every placeholder its row of pixels: a forward pass gets one picture per placeholder."""
-    return torch.tensor([row for rows in inputs.image_of for row in rows], device=device)
-
-
-def _example_of(inputs: Inputs, language: bool) -> Tensor:
-    """The example of each row of a site's activations."""
-    if language:
-        return torch.arange(len(inputs))
-    return torch.tensor([example for example, rows in enumerate(inputs.image_of) for _ in rows], dtype=torch.int64)

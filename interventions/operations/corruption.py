@@ -6,7 +6,7 @@ does not depend on batches or their order.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -28,11 +28,7 @@ EMBEDDINGS = Site("projector", None, "out")
 
 
 def blank_pictures(inputs: Inputs) -> Inputs:
-    """The same batch with every picture replaced by CLIP's mean colour, zeros after normalisation.
-
-    Raises:
-        UserError: If an example has no picture.
-    """
+    """The same batch with every picture replaced by CLIP's mean colour, zeros after normalisation."""
     pixels = _pixels(inputs)
     keys = tuple("blank" for _ in inputs.picture_keys)
     return replace(inputs, pixel_values=torch.zeros_like(pixels), picture_keys=keys)
@@ -41,17 +37,7 @@ def blank_pictures(inputs: Inputs) -> Inputs:
 def embedding_deviation(
     llava: Llava, examples: Sequence[Example], *, batch_size: int = 8, preprocess: Preprocess = "pad"
 ) -> float:
-    """Standard deviation of the image embeddings over tokens, dimensions and the distinct pictures of a data set.
-
-    Args:
-        llava: The model.
-        examples: With pictures.
-        batch_size: Examples that run together.
-        preprocess: See ``prepare``.
-
-    Raises:
-        UserError: If an example has no picture.
-    """
+    """Standard deviation of the image embeddings over tokens, dimensions and the distinct pictures of a data set."""
     distinct = list({tuple(p.key for p in example.pictures): example for example in examples}.values())
     n, total, squares = 0, 0.0, 0.0
     for found in capture_examples(
@@ -63,16 +49,7 @@ def embedding_deviation(
 
 
 def draw_noise(llava: Llava, inputs: Inputs, *, deviation: float, seed: int) -> Float[Tensor, "image token d_model"]:
-    """Gaussian noise for every image embedding of a batch; the same for equal pictures.
-
-    Args:
-        llava: The model, for the shape.
-        inputs: The batch.
-        deviation: Standard deviation of the noise.
-        seed: Seed of the noise.
-
-    Raises:
-        UserError: If an example has no picture.
+    """Gaussian noise of a standard deviation for every image embedding of a batch; the same for equal pictures.
 
     Source: noise of three standard deviations on the subject's embeddings in Meng et al. 2022, "Locating and Editing
         Factual Associations in GPT", arXiv 2202.05262.
@@ -103,8 +80,7 @@ def noised(llava: Llava, inputs: Inputs, noise: Float[Tensor, "image token d_mod
         rows = noise if value.shape[0] == noise.shape[0] else noise[of_placeholder]
         return value + rows.to(value.dtype)
 
-    change: Callable[[Tensor], Tensor] = add
-    with edited(llava, {EMBEDDINGS: change}):
+    with edited(llava, {EMBEDDINGS: add}):
         yield
 
 

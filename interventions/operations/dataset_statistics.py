@@ -21,6 +21,8 @@ from models.sites import Site
 from tasks.errors import UserError
 from tasks.example import Example
 
+Key = tuple[Site, str]  # a site and a token group
+
 
 @dataclass(frozen=True, eq=False)
 class DatasetStatistics:
@@ -35,17 +37,13 @@ class DatasetStatistics:
     """
 
     plan: InterventionPlan
-    means: Mapping[tuple[Site, str], Tensor] = field(default_factory=dict)
-    norms: Mapping[tuple[Site, str], float] = field(default_factory=dict)
+    means: Mapping[Key, Tensor] = field(default_factory=dict)
+    norms: Mapping[Key, float] = field(default_factory=dict)
     directions: Mapping[str, Tensor] = field(default_factory=dict)
     deviation: float | None = None
 
     def draw_noise(self, llava: Llava, inputs: Inputs, seed: int | None = None) -> Float[Tensor, "image token d_model"]:
-        """The noise of the plan on a batch; ``seed`` None is the first seed of the plan.
-
-        Raises:
-            UserError: If the deviation of the embeddings is missing.
-        """
+        """The noise of the plan on a batch; ``seed`` None is the first seed of the plan."""
         if self.deviation is None:
             raise UserError("deviation must be given for noise, got None. Call collect_statistics.")
         corruption = self.plan.corruption
@@ -91,9 +89,9 @@ def collect_statistics(
     """
     options = plan.options
     given = dict(directions or {})
-    means: dict[tuple[Site, str], Tensor] = {}
-    norms: dict[tuple[Site, str], float] = {}
-    wanted: set[tuple[Site, str]] = set()
+    means: dict[Key, Tensor] = {}
+    norms: dict[Key, float] = {}
+    wanted: set[Key] = set()
     if isinstance(options, AblateOptions | SteerOptions):
         wanted = {(site, spec.tokens) for spec in specs or plan.cells(llava) for site in spec.sites}
     if isinstance(options, AblateOptions) and options.kind == "mean":
@@ -111,16 +109,10 @@ def collect_statistics(
 
 
 def _averages(
-    llava: Llava,
-    examples: Sequence[Example],
-    wanted: set[tuple[Site, str]],
-    batch_size: int,
-    preprocess: Preprocess,
-    *,
-    norms: bool,
-) -> dict[tuple[Site, str], Tensor]:
+    llava: Llava, examples: Sequence[Example], wanted: set[Key], batch_size: int, preprocess: Preprocess, *, norms: bool
+) -> dict[Key, Tensor]:
     """The mean activation at each site and group, or the mean of its norm."""
-    totals: dict[tuple[Site, str], Tensor] = {}
+    totals: dict[Key, Tensor] = {}
     by_group: dict[str, list[Site]] = {}
     for site, text in sorted(wanted):
         by_group.setdefault(text, []).append(site)

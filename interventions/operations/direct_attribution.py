@@ -19,6 +19,8 @@ from tasks.errors import UserError
 
 # float32 sums over tens of layers agree to about 1e-6; a norm that subtracts a mean is off by far more.
 _LINEAR = 1e-3
+Ids = Int[Tensor, "example"]
+Stream = Float[Tensor, "example d_model"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +42,7 @@ class DirectAttribution:
     logit_difference: Float[Tensor, "example"]
 
 
-def direct_logit_attribution(
-    llava: Llava,
-    inputs: Inputs,
-    columns: Int[Tensor, "example"],
-    answers: Int[Tensor, "example"],
-    foils: Int[Tensor, "example"],
-) -> DirectAttribution:
+def direct_logit_attribution(llava: Llava, inputs: Inputs, columns: Ids, answers: Ids, foils: Ids) -> DirectAttribution:
     """Contributions to logit(answer) - logit(foil).
 
     Args:
@@ -110,13 +106,7 @@ def _check(inputs: Inputs, columns: Tensor, answers: Tensor, foils: Tensor) -> N
         )
 
 
-def _logit_direction(
-    llava: Llava,
-    resid: Float[Tensor, "example d_model"],
-    normed: Float[Tensor, "example d_model"],
-    answers: Tensor,
-    foils: Tensor,
-) -> Float[Tensor, "example d_model"]:
+def _logit_direction(llava: Llava, resid: Stream, normed: Stream, answers: Ids, foils: Ids) -> Stream:
     """The vector whose product with the residual stream is the logit difference, with the norm's scale frozen.
 
     A norm without mean and bias is x -> weight * x / scale(x). Its value on ones gives the weight up to a factor, and
@@ -139,7 +129,7 @@ def _logit_direction(
 
 
 def _by_head(
-    llava: Llava, site: Site, z: Float[Tensor, "example head d_head"], direction: Float[Tensor, "example d_model"]
+    llava: Llava, site: Site, z: Float[Tensor, "example head d_head"], direction: Stream
 ) -> Float[Tensor, "head example"]:
     """What each head adds along a direction, through its slice of the output projection."""
     output = llava.module_at(site)

@@ -19,11 +19,7 @@ from tasks.errors import UserError
 
 
 def load_directions(path: Path) -> dict[str, Tensor]:
-    """The directions in a safetensors file, by name.
-
-    Raises:
-        UserError: If it is not a safetensors file, or is empty.
-    """
+    """The directions in a safetensors file, by name."""
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -34,11 +30,7 @@ def load_directions(path: Path) -> dict[str, Tensor]:
 
 
 def direction_at(directions: Mapping[str, Tensor], name: str, site: Site) -> Float[Tensor, "d_model"]:
-    """The unit vector of a direction at a site.
-
-    Raises:
-        UserError: If there is none of that name, none for the layer, or its length is 0 or not finite.
-    """
+    """The unit vector of a direction at a site."""
     if name not in directions:
         raise UserError(f"direction must be one of {', '.join(directions) or 'none'}, got {name!r}.")
     given = directions[name].float()
@@ -58,11 +50,7 @@ def direction_at(directions: Mapping[str, Tensor], name: str, site: Site) -> Flo
 def fitting_direction(
     directions: Mapping[str, Tensor], name: str, site: Site, llava: Llava, inputs: Inputs
 ) -> Float[Tensor, "d_model"]:
-    """The unit vector of a direction at a site of ``llava``.
-
-    Raises:
-        UserError: As ``direction_at``, and if the site has another width.
-    """
+    """The unit vector of a direction at a site of ``llava``, whose width it must have."""
     direction = direction_at(directions, name, site)
     width = site_shape(llava, inputs, site)[-1]
     if len(direction) != width:

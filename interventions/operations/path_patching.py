@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interventions.engines.edits import Cell, Write
+from interventions.operations.runs import check_positions
 from interventions.plan.groups import Masks
 from models.hooks import recorded
 from models.inputs import Inputs
@@ -80,7 +81,8 @@ def path_cells(
         >>> str(cell.edits[0].site)
         'blocks.1.attn.hook_v'
     """
-    _check(llava, inputs, other, senders, receivers, receiver_input)
+    _check(llava, senders, receivers, receiver_input)
+    check_positions(inputs, other)
     masks = Masks(llava, inputs, examples)
     sender_mask, receiver_mask = masks.at("language_model", sender_tokens), masks.at("language_model", tokens)
     sent = {Site("language_model", sender.layer, "z") for sender in senders}
@@ -132,14 +134,7 @@ def _receive(
     return values[site].clone()
 
 
-def _check(
-    llava: Llava,
-    inputs: Inputs,
-    other: Inputs,
-    senders: Sequence[Head],
-    receivers: Sequence[Head],
-    receiver_input: ReceiverInput,
-) -> None:
+def _check(llava: Llava, senders: Sequence[Head], receivers: Sequence[Head], receiver_input: ReceiverInput) -> None:
     if receiver_input not in ("q", "k", "v"):
         raise UserError(f"receiver_input must be q, k or v, got {receiver_input!r}.")
     if not senders or not receivers:
@@ -158,9 +153,4 @@ def _check(
         raise UserError(
             f"receivers must be in later layers than senders, got a receiver in layer {earliest} and a sender in "
             f"layer {latest}. A head reads the layers below it."
-        )
-    if inputs.input_ids.shape != other.input_ids.shape or not torch.equal(inputs.position_ids, other.position_ids):
-        raise UserError(
-            f"other must have the positions of inputs, got batches of {tuple(inputs.input_ids.shape)} and "
-            f"{tuple(other.input_ids.shape)}. Pairs need prompts of equal length."
         )

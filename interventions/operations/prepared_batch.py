@@ -67,11 +67,10 @@ def _noisy_values(specs: Sequence[CellSpec], masks: Masks, noise: Tensor) -> dic
     """Activations of the noisy run at the sites and groups of the cells, in the columns of the batch."""
     by_group: dict[str, set[Site]] = {}
     for spec in specs:
-        by_group.setdefault(spec.tokens, set()).update(site for site in spec.sites if site != EMBEDDINGS)
+        if sites := set(spec.sites) - {EMBEDDINGS}:
+            by_group.setdefault(spec.tokens, set()).update(sites)
     found: dict[tuple[Site, str], Tensor] = {}
     for text, sites in by_group.items():
-        if not sites:
-            continue
         mask = masks.at("language_model", text)
         with noised(masks.llava, masks.inputs, noise):
             values = capture(masks.llava, masks.inputs, sorted(sites), tokens=mask)

@@ -72,14 +72,19 @@ def choose_runs(
 
 
 def corrupt_cell(llava: Llava, inputs: Inputs, statistics: DatasetStatistics, *, seed: int | None = None) -> Cell:
-    """The edits that make ``Runs.corrupt`` corrupt: noise on its image embeddings, or none.
-
-    Args:
-        llava: The model.
-        inputs: ``Runs.corrupt``.
-        statistics: The plan, and the deviation of the embeddings.
-        seed: Seed of the noise; None for the first seed of the plan.
-    """
+    """The edits that make ``Runs.corrupt`` corrupt: noise on its image embeddings, or none."""
     if statistics.plan.corruption.kind != "noise":
         return Cell(())
     return Cell((noise_edit(statistics.draw_noise(llava, inputs, seed)),))
+
+
+def check_positions(inputs: Inputs, other: Inputs) -> None:
+    """Check that two batches have the same positions and as many pictures; raise ``UserError`` if not."""
+    counts = [[len(pictures) for pictures in batch.image_of] for batch in (inputs, other)]
+    positions = [(batch.position_ids.tolist(), batch.attention_mask.tolist()) for batch in (inputs, other)]
+    if counts[0] != counts[1] or positions[0] != positions[1]:
+        raise UserError(
+            f"other must have the positions of inputs, got batches of {tuple(inputs.input_ids.shape)} and "
+            f"{tuple(other.input_ids.shape)} with {sum(counts[0])} and {sum(counts[1])} pictures. "
+            "Pairs need prompts and answers of equal length."
+        )

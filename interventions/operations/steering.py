@@ -11,9 +11,6 @@ from tasks.errors import UserError
 def edits(spec: CellSpec, batch: PreparedBatch) -> tuple[Edit, ...]:
     """Add alpha times the unit direction at the site in every layer of the window.
 
-    Raises:
-        UserError: If the direction or a norm is missing, or the direction has no length or another shape.
-
     Source: Turner et al. 2023, "Steering Language Models With Activation Engineering", arXiv 2308.10248; mass-mean
         directions in Marks and Tegmark 2023, "The Geometry of Truth", arXiv 2310.06824.
     """

@@ -21,14 +21,9 @@ from tasks.errors import UserError
 
 # Equal shapes do not imply equal computations: these must agree too.
 _SAME = (
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "rms_norm_eps",
-    "rope_parameters",
-    "rope_theta",
+    "num_attention_heads", "num_key_value_heads", "hidden_act", "rms_norm_eps", "rope_parameters", "rope_theta",
     "rope_scaling",
-)
+)  # fmt: skip
 
 
 @contextmanager
@@ -68,10 +63,11 @@ def transplanted(
     """
     wanted = sorted(set(layers))
     _check(llava, donor, wanted)
-    owners = [(llava.blocks[layer], donor.blocks[layer]) for layer in wanted]
+    owners: list[Any] = [(llava.blocks[layer], donor.blocks[layer]) for layer in wanted]
     if head:
         final = Site("language_model", None, "final_norm")
-        owners += [(llava.module_at(final), donor.module_at(final)), (_head(llava), _head(donor))]
+        owners.append((llava.module_at(final), donor.module_at(final)))
+        owners.append((llava.model.get_output_embeddings(), donor.model.get_output_embeddings()))
     if projector:
         owners.append((llava.projector, donor.projector))
     exchanges = [exchange for mine, theirs in owners for exchange in _parameters(mine, theirs, donor.id)]
@@ -105,12 +101,6 @@ def _parameters(
         weight = given[name].detach().to(old.device, old.dtype)
         found.append((mine.get_submodule(path), key, old, nn.Parameter(weight, requires_grad=old.requires_grad)))
     return found
-
-
-def _head(llava: Llava) -> nn.Module:
-    head: Any = llava.model.get_output_embeddings()
-    assert isinstance(head, nn.Module)
-    return head
 
 
 def _check(llava: Llava, donor: Llava, layers: list[int]) -> None:

@@ -10,14 +10,8 @@ if TYPE_CHECKING:
     from interventions.plan.cells import CellSpec
     from interventions.plan.plan import InterventionPlan
 
-__all__ = [
-    "CellSpec",
-    "InterventionPlan",
-]
-_MODULES = {
-    "cells": "CellSpec",
-    "plan": "InterventionPlan",
-}
+__all__ = ["CellSpec", "InterventionPlan"]
+_MODULES = {"cells": "CellSpec", "plan": "InterventionPlan"}
 
 
 def __getattr__(name: str) -> Any:

@@ -33,10 +33,7 @@ _COUNTS = {"patch": (2, 3), "box": (4, 5), "pos": (1, 1)}
 class Masks:
     """The masks of one batch, each computed once and shared by its cells.
 
-    Args:
-        llava: The model, for its patch grid.
-        inputs: The batch that is changed.
-        examples: The examples of the batch, or None if no group is ``object``. Their boxes locate the object.
+    ``examples`` are those of the batch, whose boxes locate ``object``; None if no group needs them.
     """
 
     def __init__(self, llava: Llava, inputs: Inputs, examples: Sequence[Example] | None) -> None:
@@ -44,11 +41,7 @@ class Masks:
         self._made: dict[tuple[Part, str], Tensor] = {}
 
     def at(self, part: Part, text: str) -> Bool[Tensor, "row token"]:
-        """The mask of a group in a part of the model, in the shape of ``edits.Write.mask``.
-
-        Raises:
-            UserError: See ``group_mask`` and ``picture_mask``.
-        """
+        """The mask of a group in a part of the model, in the shape of ``edits.Write.mask``."""
         key = (part, text)
         if key not in self._made:
             if part == "language_model":
@@ -67,11 +60,7 @@ class Term(NamedTuple):
 
 
 def parse_group(text: str) -> tuple[Term, ...]:
-    """The terms of a group, left to right.
-
-    Raises:
-        UserError: If the syntax is invalid.
-    """
+    """The terms of a group, left to right."""
     pieces = _SPLIT.split(text.replace(" ", ""))
     signs = [1, *(1 if mark == "+" else -1 for mark in pieces[1::2])]
     return tuple(_term(sign, piece, text) for sign, piece in zip(signs, pieces[::2], strict=True))
@@ -86,13 +75,7 @@ def is_pictured(text: str) -> bool:
 def group_mask(
     inputs: Inputs, text: str, llava: Llava, examples: Sequence[Example] | None = None
 ) -> Bool[Tensor, "example pos"]:
-    """True at the columns of a group, for every example of the batch.
-
-    Args:
-        inputs: The batch.
-        text: The group.
-        llava: The model, for its patch grid.
-        examples: The examples of the batch; only needed for ``object``.
+    """True at the columns of a group, for every example of the batch; ``examples`` are only needed for ``object``.
 
     Raises:
         UserError: If the syntax is invalid, or an example has no such position.

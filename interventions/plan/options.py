@@ -1,14 +1,15 @@
 """The options of each operation, with their checks and defaults.
 
-``OPERATIONS["ablate"].options`` is the options class of that operation; an ``InterventionPlan`` holds an instance.
-This file imports no torch, so that a command line can be made from it. A new operation adds its options class and one
-entry of ``OPERATIONS`` here, and one file in ``interventions.operations``.
+``OPERATIONS["ablate"].options`` is the options class of that operation; an ``InterventionPlan`` holds an instance. Its
+fields are the options of ``patch-sweep`` too (see ``records.options``), so this file imports no torch. A new operation
+adds its options class and one entry of ``OPERATIONS`` here, and one file in ``interventions.operations``.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
+from records.options import Flag, NotAnOption, named
 from tasks.errors import UserError
 
 Op = Literal["patch", "ablate", "knockout", "skip", "steer", "attribute", "transplant"]
@@ -22,18 +23,14 @@ FLOW = "->"  # image->question: queries at the question do not attend to keys at
 
 @dataclass(frozen=True)
 class Corruption:
-    """How the corrupt run is made from the clean run.
+    """How the corrupt run is made from the clean run."""
 
-    Args:
-        kind: ``"pair"``: the other picture of a pair that differs in one attribute; ``"blank"``: CLIP's mean colour
-            everywhere; ``"noise"``: Gaussian noise on the image embeddings (the projector's output).
-        scale: Standard deviation of the noise, in standard deviations of the data set's image embeddings.
-        seeds: Seeds of the noise; results are means over them.
-    """
-
-    kind: Literal["pair", "blank", "noise"] = "pair"
-    scale: float = 3.0
-    seeds: tuple[int, ...] = (0,)
+    kind: Annotated[Literal["pair", "blank", "noise"], named("corruption")] = "pair"
+    """The corrupt run: the pair's other picture, a blank picture, or noise on the image embeddings."""
+    scale: Annotated[float, named("noise-scale")] = 3.0
+    """Standard deviation of the noise, in standard deviations of the embeddings."""
+    seeds: NotAnOption[tuple[int, ...]] = (0,)
+    """Seeds of the noise; results are means over them."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -45,14 +42,10 @@ class Corruption:
 
 @dataclass(frozen=True)
 class PatchOptions:
-    """Options of ``patch`` and ``attribute``.
-
-    Args:
-        direction: ``"denoise"`` puts clean activations into the corrupt run, ``"noise"`` corrupt activations into the
-            clean run.
-    """
+    """Options of ``patch`` and ``attribute``."""
 
     direction: Literal["denoise", "noise"] = "denoise"
+    """Clean into the corrupt run, or corrupt into the clean run."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -61,16 +54,12 @@ class PatchOptions:
 
 @dataclass(frozen=True)
 class AblateOptions:
-    """Options of ``ablate``.
+    """Options of ``ablate``."""
 
-    Args:
-        kind: What replaces the activation. ``"zero"``; ``"mean"``: its mean over the data set and the positions of the
-            group; ``"resample"``: its value in a run with another example's picture and the same prompt.
-        seed: Seed of the choice of the other example.
-    """
-
-    kind: Literal["zero", "mean", "resample"] = "mean"
-    seed: int = 0
+    kind: Annotated[Literal["zero", "mean", "resample"], named("ablation")] = "mean"
+    """Zero, the mean over data set and positions of the group, or the value with another example's picture."""
+    seed: NotAnOption[int] = 0
+    """Seed of the choice of the other example."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -81,34 +70,26 @@ class AblateOptions:
 
 @dataclass(frozen=True)
 class SkipOptions:
-    """Options of ``skip``.
+    """Options of ``skip``."""
 
-    Args:
-        visible: Whether skipped positions still serve as keys and values in the layers that they skip. If not, and with
-            the window ``"up-to"``, image tokens enter the language model after layer k only.
-    """
-
-    visible: bool = True
+    hidden: Flag = False
+    """No other position attends to the skipped positions there."""
 
     def __post_init__(self) -> None:
         """Check the values."""
-        check_bools(self, "visible")
+        check_bools(self, "hidden")
 
 
 @dataclass(frozen=True)
 class SteerOptions:
-    """Options of ``steer``.
+    """Options of ``steer``."""
 
-    Args:
-        direction: Name of the direction in ``DatasetStatistics.directions``; it is scaled to unit length.
-        alpha: Length of the added vector; negative to steer away.
-        unit: Unit of ``alpha``. ``"norm"``: the mean norm of the activation at the site and group over the data set;
-            ``"absolute"``: the unit of the activation.
-    """
-
-    direction: str = "direction"
+    direction: Annotated[str, named("steer-name")] = "direction"
+    """Name of the direction in the file; it is scaled to unit length."""
     alpha: float = 1.0
+    """Length of the added vector, below 0 to steer away."""
     unit: Literal["norm", "absolute"] = "norm"
+    """Unit of alpha, the activation's mean norm over data set and group, or that of the activation."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -120,17 +101,14 @@ class SteerOptions:
 
 @dataclass(frozen=True)
 class TransplantOptions:
-    """Options of ``transplant``.
-
-    Args:
-        donor: Checkpoint that the layers come from, as ``models.load`` takes it.
-        head: Whether to take the donor's final norm and head too.
-        projector: Whether to take the donor's projector too.
-    """
+    """Options of ``transplant``."""
 
     donor: str = "smol"
-    head: bool = False
-    projector: bool = False
+    """Checkpoint that the layers come from."""
+    head: Annotated[Flag, named("with-head")] = False
+    """Exchange the final norm and the head too."""
+    projector: Annotated[Flag, named("with-projector")] = False
+    """Exchange the projector too."""
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -31,6 +31,7 @@ from interventions.plan.options import (
 from models.layer_ranges import format_layers, parse_layers
 from models.llava import Llava
 from models.sites import Part, Site, parse_sites
+from records.options import plain
 from tasks.errors import UserError
 
 HEAD_SITES = ("q", "k", "v", "z")
@@ -103,7 +104,8 @@ class InterventionPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that ``json.dumps`` writes and ``from_dict`` reads."""
-        return {key: _as_lists(value) for key, value in asdict(self).items()}
+        found: dict[str, Any] = plain(asdict(self))
+        return found
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> "InterventionPlan":
@@ -131,11 +133,7 @@ class InterventionPlan:
         return InterventionPlan(**values)
 
     def cells(self, llava: Llava) -> list[CellSpec]:
-        """Every intervention of the plan on ``llava``, in the order site, tokens, head, layer.
-
-        Raises:
-            UserError: If the model lacks a site, a layer or a head, or a group is not defined at a site.
-        """
+        """Every intervention of the plan on ``llava``, in the order site, tokens, head, layer."""
         specs: dict[CellSpec, None] = {}
         for name in self._names(llava):
             centres = [site.layer for site in name.sites]
@@ -252,8 +250,9 @@ class InterventionPlan:
         every = [f"patch({row},{column})" for row in range(height) for column in range(width)]
         found: list[str] = []
         for text in self.tokens:
-            ends = [every if end == PATCHES else [end] for end in text.split(FLOW)]
-            found += [FLOW.join((*start, end)) for start in _products(ends[:-1]) for end in ends[-1]]
+            source, arrow, target = text.rpartition(FLOW)  # source and arrow are empty if the text is not a flow
+            for start in every if source == PATCHES else [source]:
+                found += [f"{start}{arrow}{end}" for end in (every if target == PATCHES else [target])]
         return found
 
     def _heads(self, name: "_Named", llava: Llava) -> list[str | None]:
@@ -281,14 +280,3 @@ class _Named(NamedTuple):
     name: str
     sites: tuple[Site, ...]
     n_layers: int
-
-
-def _products(ends: list[list[str]]) -> list[tuple[str, ...]]:
-    """The sources of a flow, each as a tuple; one empty tuple if the text is not a flow."""
-    return [(start,) for start in ends[0]] if ends else [()]
-
-
-def _as_lists(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _as_lists(inner) for key, inner in value.items()}
-    return list(value) if isinstance(value, tuple) else value

@@ -1,11 +1,12 @@
-"""Fills an activation store: shard by shard, each shard's examples run in batches that never depend on who runs them.
+"""Fill a store with pooled activations, captured in batches that do not depend on the number of processes.
 
-A shard's batches are its own, so a run that was cut and taken up again, or shared by several processes, computes the
-same batches and writes the same bytes. Memory holds one shard's pooled activations, however many examples there are.
+Batches never cross shards, so a resumed run and a run on several processes write the same bytes. Memory holds one
+shard's pooled activations.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -17,24 +18,24 @@ from models.hooks import CaptureError
 from models.inputs import Layout, prepare
 from models.llava import Llava
 from models.sites import Site
-from models.tokens import GROUPS, GroupName, token_mask
+from models.tokens import GroupName, token_mask
 from probes.activations.store import DTYPES, ActivationStore
 from probes.config import SweepConfig
 from records.processes import Processes
 from tasks.errors import UserError, user_errors
 from tasks.example import Example, Picture
 
-_SHARD = 64  # examples: small enough to lose little when killed, large enough for few files
+_SHARD = 64  # examples; a killed run loses at most this many, and there are few files
 
 
 def shard_size(batch_size: int) -> int:
-    """Examples a shard: a whole number of batches."""
+    """Number of examples in a shard, a multiple of the batch size."""
     return batch_size * max(1, _SHARD // batch_size)
 
 
 def fill_store(
     store: ActivationStore,
-    llava: Llava,
+    llava: Callable[[], Llava],
     examples: Sequence[Example],
     sites: Sequence[Site],
     groups: Sequence[str],
@@ -42,28 +43,31 @@ def fill_store(
     processes: Processes,
     on_progress: Callable[[int], None],
 ) -> None:
-    """Captures and commits every shard that this process owns and that is not there yet.
+    """Capture and write every missing shard of this process.
 
     Args:
-        store: Where to.
-        llava: The model.
+        store: The store.
+        llava: Returns the model; called if a shard is missing.
         examples: As many as the store holds.
-        sites: What to capture.
-        groups: Token groups; each is pooled on its own.
+        sites: The sites to capture.
+        groups: Token groups; each is pooled separately.
         config: Gives batch size, pooling, preprocessing and the stored dtype.
-        processes: Which shards are this process's.
-        on_progress: Told the number of examples that are newly done, those found on the disk included.
+        processes: Decide which shards belong to this process.
+        on_progress: Called with the number of examples newly done; first with the number found on disk.
 
     Raises:
         UserError: If an activation is not finite, or the disk is full.
     """
     missing = store.missing(sites, groups, rank=processes.rank, world=processes.world)
+    if not missing:
+        return
     owned = sum(len(shard) for shard in store.shards if shard.index % processes.world == processes.rank)
     on_progress(owned - sum(len(shard) for shard in missing))
-    dtype = stored_dtype(config, llava)
+    model = llava()
+    dtype = stored_dtype(config, model)
     for shard in missing:
         part = [examples[i] for i in range(shard.start, shard.stop)]
-        values = capture_pooled(llava, part, sites, groups, config)
+        values = capture_pooled(model, part, sites, groups, config)
         stored = {site: {g: rows.to(dtype) for g, rows in by_group.items()} for site, by_group in values.items()}
         check_finite(stored, part)
         store.write(shard, stored)
@@ -71,25 +75,25 @@ def fill_store(
 
 
 def stored_dtype(config: SweepConfig, llava: Llava) -> torch.dtype:
-    """What activations are stored in: as asked, else as the model computes them."""
+    """The dtype of stored activations: that of the settings, else the model's."""
     return DTYPES[config.sites.stored_as] if config.sites.stored_as else llava.dtype
 
 
 def capture_pooled(
     llava: Llava, examples: Sequence[Example], sites: Sequence[Site], groups: Sequence[str], config: SweepConfig
 ) -> dict[Site, dict[str, Float[Tensor, "example d"]]]:
-    """For each site and token group one activation for each example, heads laid side by side.
+    """By site and token group, one activation for each example, with heads concatenated.
 
-    A batch holds its examples once for each group, with that group's tokens wanted; ``capture`` runs rows that
-    agree only once, so a second group of tokens in the same picture costs no second forward.
+    A batch holds its examples once for each group. ``capture`` runs equal rows only once, so a second group of tokens
+    in the same picture costs no second forward pass.
 
     Raises:
-        UserError: If an example does not have the tokens, or an activation is not finite.
+        UserError: If an example lacks the tokens, or an activation is not finite.
     """
     rows: dict[Site, dict[str, list[Tensor]]] = {site: {g: [] for g in groups} for site in sites}
-    names = [_group(name) for name in groups]
+    names = cast(Sequence[GroupName], groups)
     order: list[int] = []
-    with user_errors(CaptureError, ValueError):
+    with user_errors(CaptureError):
         for indices in plan_batches(examples, tokens=names[0], batch_size=config.batch_size):
             batch = [examples[index] for index in indices]
             repeated = batch * len(groups)
@@ -107,7 +111,7 @@ def capture_pooled(
 
 
 def width(site: Site, llava: Llava) -> int:
-    """The length of one activation, heads laid side by side."""
+    """The length of one activation, with heads concatenated."""
     text, vision = llava.config.text_config, llava.config.vision_config
     if site.part == "projector":
         return int(vision.hidden_size if site.name == "in" else text.hidden_size)
@@ -120,19 +124,8 @@ def width(site: Site, llava: Llava) -> int:
     return d_head * int(text.num_key_value_heads if shared else n_heads)
 
 
-def _group(name: str) -> GroupName:
-    for known in GROUPS:
-        if name == known:
-            return known
-    raise UserError(f"group must be one of {', '.join(GROUPS)}, got {name!r}. Pick one of them.")
-
-
 def check_finite(values: Mapping[Site, Mapping[str, Float[Tensor, "example d"]]], examples: Sequence[Example]) -> None:
-    """Passes if every activation is a finite number.
-
-    Raises:
-        UserError: If one is not; the message names the site that the forward pass comes to first, and the example.
-    """
+    """Check that every activation is finite; the error names the first site in the order of the forward pass."""
     for site in sorted(values):
         for group, rows in values[site].items():
             bad = (~torch.isfinite(rows)).any(dim=1).nonzero()
@@ -146,11 +139,11 @@ def check_finite(values: Mapping[Site, Mapping[str, Float[Tensor, "example d"]]]
 
 
 def layouts(llava: Llava, examples: Sequence[Example], config: SweepConfig) -> list[Layout]:
-    """Where image, question and answer stand in each example's prompt, unpadded; no picture is opened for it."""
+    """Positions of image, question and answer in each example's unpadded prompt; no picture is opened."""
     blank = Picture("blank", lambda: Image.new("RGB", (8, 8)))
     found: list[Layout] = []
     with user_errors(ValueError):
-        for start in range(0, len(examples), 256):  # bounds the padded batch, nothing else
+        for start in range(0, len(examples), 256):  # bounds the size of the padded batch
             part = [examples[i] for i in range(start, min(start + 256, len(examples)))]
             bare = [replace(example, pictures=(blank,) * len(example.pictures)) for example in part]
             found.extend(prepare(llava, bare, preprocess=config.data.preprocess).layout)

@@ -1,4 +1,4 @@
-"""What a probe's score must be compared with: labels that say nothing, types with arbitrary labels, and raw pixels."""
+"""Controls of a probe: the control task of Hewitt and Liang, and raw pixels."""
 
 from collections.abc import Sequence
 
@@ -15,13 +15,13 @@ from tasks.errors import UserError
 def control_labels(
     types: npt.ArrayLike, labels: npt.NDArray[np.generic], *, generator: np.random.Generator
 ) -> npt.NDArray[np.generic]:
-    """Labels of the control task: every type gets one label, drawn once from the distribution of the real labels.
+    """Labels of the control task: every type gets one label, drawn from the distribution of the real labels.
 
-    A probe that does well here memorises types; the real score minus this one is the selectivity.
+    A probe that scores well on it memorises types; the real score minus this one is the selectivity.
 
     Args:
-        types: What the activation is of, in the finest grain that recurs (a drawing, a word); one per example.
-        labels: The real labels, which set the distribution.
+        types: The type of each example, as fine as it recurs: a drawing, a word.
+        labels: The real labels.
         generator: Source of randomness.
 
     Source: Hewitt & Liang, Designing and Interpreting Probes with Control Tasks, 2019, arXiv 1909.03368.
@@ -33,18 +33,11 @@ def control_labels(
 def pixel_features(
     pictures: Sequence[Image.Image | npt.NDArray[np.uint8]], *, size: int = 16
 ) -> Float[Tensor, "example d_model"]:
-    """Pixels in [0, 1] of each picture at ``size`` x ``size``, flattened: what a probe reads without any model.
-
-    Raises:
-        ValueError: If there is no picture or ``size`` is not positive.
-    """
+    """Pixels in [0, 1] of each picture at ``size`` x ``size``, flattened."""
     if not pictures or size < 1:
         raise UserError(
             f"pictures must be non-empty and size positive, got {len(pictures)} and {size}. Pass some pictures."
         )
-    small = [np.asarray(_image(p).convert("RGB").resize((size, size), Image.Resampling.BOX)) for p in pictures]
+    images = [p if isinstance(p, Image.Image) else Image.fromarray(p) for p in pictures]
+    small = [np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BOX)) for image in images]
     return torch.from_numpy(np.stack(small).reshape(len(small), -1).astype(np.float32) / 255)
-
-
-def _image(picture: Image.Image | npt.NDArray[np.uint8]) -> Image.Image:
-    return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)

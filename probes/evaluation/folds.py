@@ -1,4 +1,4 @@
-"""What is fitted on what: folds, control labels and resamples, drawn once and shared by every site of a sweep.
+"""Folds, control labels and resamples, drawn once and shared by every site of a sweep.
 
 plan = plan_folds({"colour": colours, "count": counts}, groups, folds=5, seed=0)
 for site in sites:
@@ -25,7 +25,7 @@ RING = 4  # from this many folds on, pairs of folds serve as inner folds
 
 @dataclass(frozen=True)
 class InnerSplit:
-    """Examples to fit on, and which examples judge the strength for which outer folds."""
+    """True for examples to fit on, and the masks of examples that judge the strength, with their outer folds."""
 
     train: Mask
     judges: tuple[tuple[int, Mask], ...]
@@ -33,50 +33,44 @@ class InnerSplit:
 
 @dataclass(frozen=True)
 class TargetPlan:
-    """One target, encoded, with its folds.
-
-    Args:
-        name: The target.
-        kind: ``"class"`` or ``"continuous"``.
-        classes: The labels, sorted; a class code is an index into them. Empty for continuous targets.
-        truth: Class codes, or values as float64; one per example.
-        controls: The same for each control.
-        fold: The fold whose probe predicts the example, fitted without it and without its group.
-        inner: The splits that choose the strength.
-    """
+    """One target, encoded, with its folds."""
 
     name: str
+    """The target."""
     kind: Literal["class", "continuous"]
+    """Kind of the target."""
     classes: npt.NDArray[np.generic]
+    """The labels, sorted; a class code is an index into them. Empty for continuous targets."""
     truth: npt.NDArray[np.generic]
+    """Class codes, or values as float64; one per example."""
     controls: Mapping[str, npt.NDArray[np.generic]]
+    """The same for each control."""
     fold: Codes
+    """The fold whose probe predicts the example, fitted without it and without its group."""
     inner: tuple[InnerSplit, ...]
+    """The splits that choose the strength."""
 
 
 @dataclass(frozen=True)
 class FoldPlan:
-    """Everything random about a cross-validation.
-
-    Args:
-        targets: By name.
-        groups: Group code of each example.
-        fitted: Examples that take part in the cross-validation; the others belong to transfer sets only.
-        transfer: Sets of examples that no probe is fitted on, by name.
-        resamples: Bootstrap draws, for ``"fitted"`` and each transfer set.
-        permutations: Shuffles of the fitted examples.
-        folds: Number of outer folds.
-        seed: What all of it was drawn from.
-    """
+    """All random choices of a cross-validation."""
 
     targets: Mapping[str, TargetPlan]
+    """By name."""
     groups: Codes
+    """Group code of each example."""
     fitted: Mask
+    """True for examples of the cross-validation, False for those of transfer sets."""
     transfer: Mapping[str, Mask]
+    """Sets of examples that no probe is fitted on, by name."""
     resamples: Mapping[str, GroupDraws]
+    """Bootstrap draws, for ``"fitted"`` and each transfer set."""
     permutations: Codes
+    """Shuffles of the fitted examples."""
     folds: int
+    """Number of outer folds."""
     seed: int
+    """Seed of all random choices."""
 
     def fitted_only(self) -> "FoldPlan":
         """The same folds over the fitted examples, without transfer sets and controls."""
@@ -118,27 +112,31 @@ def plan_folds(
 ) -> FoldPlan:
     """Grouped, stratified folds for each target, with its control labels, bootstrap draws and permutations.
 
-    Strength is chosen inside the training folds. With four folds or more, the probe fitted without folds k and k + 1 is
-    judged on k + 1 for outer fold k and on k for outer fold k + 1: half the fits of separate inner folds, on more data,
-    and an outer fold is still never seen by what chooses its strength. With fewer, each training set gets inner folds.
+    Strengths are chosen inside the training folds. With four folds or more, the probe fitted without folds k and k + 1
+    is judged on k + 1 for outer fold k and on k for outer fold k + 1. This needs half the fits of separate inner folds
+    and fits on more data. With fewer folds, each training set gets inner folds.
 
     Args:
-        y_by_target: Labels of every example (transfer examples too) by target.
-        groups: Examples of one group never stand on both sides of a split.
+        y_by_target: Labels of every example, transfer examples included, by target.
+        groups: Examples of one group are never on both sides of a split.
         folds: Number of outer folds, at least 2.
         continuous: Targets that are real numbers; all others are classes.
-        transfer: Masks of examples that are only predicted, never fitted (held-out drawings, say). Such an example
-            is predicted by one fold's probe: the one that held its group out, or any one if its group is not fitted.
-            So its score compares with the out-of-fold score: one prediction each, from equally large training sets.
-        types: For the control task, what each example is of in the finest grain that recurs; for all or by target.
-            None takes the group; then a type never recurs across folds and the control scores at chance.
-        controls: Which to prepare.
-        n_resamples: Bootstrap draws, and permutations.
-        seed: Source of all randomness.
+        transfer: Masks of examples that are only predicted, never fitted. The probe of one fold predicts such an
+            example: that of the fold without its group, or any one if its group is not fitted.
+        types: Types of the control task, as fine as they recur; for all targets or by target. None takes the group;
+            then types do not recur across folds and the control task scores at chance.
+        controls: Controls to prepare.
+        n_resamples: Number of bootstrap draws, and of permutations.
+        seed: Seed of all random choices.
 
     Raises:
-        ValueError: If there are fewer groups than folds, a target has one class, missing or non-finite labels, a wrong
+        UserError: If there are fewer groups than folds, a target has one class, missing or non-finite labels, a wrong
             length, or a training set would have one class.
+
+    Example:
+        >>> plan = plan_folds({"kind": ["cat", "dog"] * 4}, groups=[0, 0, 1, 1, 2, 2, 3, 3], folds=2)
+        >>> sorted(zip(plan.groups.tolist(), plan.targets["kind"].fold.tolist()))[:4]
+        [(0, 0), (0, 0), (1, 1), (1, 1)]
     """
     group = _codes(groups, "groups")
     n = len(group)
@@ -153,13 +151,11 @@ def plan_folds(
         raise UserError("y_by_target must name a target, got none. Pass labels by target name.")
     targets = {}
     for number, (name, labels) in enumerate(y_by_target.items()):
-        # One stream per target: adding a target leaves the others' folds as they were.
+        # With one generator for each target, adding a target does not change the folds of the others.
         generator = np.random.default_rng([seed, number])
         own = types.get(name) if isinstance(types, Mapping) else types
         grain = group if own is None else _codes(own, "types")
-        targets[name] = _plan_target(
-            name, labels, group, grain, fitted, folds, name in continuous, controls, generator, n
-        )
+        targets[name] = _plan_target(name, labels, group, grain, fitted, folds, name in continuous, controls, generator)
     generator = np.random.default_rng([seed, 1 << 20])
     everyone = {"fitted": fitted, **sets}
     resamples = {k: draw_groups(group[m], draws=n_resamples, generator=generator) for k, m in everyone.items()}
@@ -195,8 +191,8 @@ def _plan_target(
     continuous: bool,
     controls: Sequence[Control],
     generator: np.random.Generator,
-    n: int,
 ) -> TargetPlan:
+    n = len(group)
     classes, truth = encode(name, labels, continuous)
     for what, length in (("labels", len(truth)), ("types", len(types))):
         if length != n:
@@ -223,7 +219,7 @@ def _plan_target(
             )
     made: dict[str, npt.NDArray[np.generic]] = {}
     if "shuffled" in controls:
-        # Transfer examples keep their labels here: they are never scored against a control.
+        # Transfer examples keep their labels, because they are never scored against a control.
         shuffled = truth.copy()
         shuffled[fitted] = inside[shuffle_over_groups(group[fitted], generator=generator)]
         made["shuffled"] = shuffled
@@ -254,7 +250,7 @@ def encode(
 def assign_folds(
     name: str, truth: npt.NDArray[np.generic], group: Codes, folds: int, continuous: bool, seed: int
 ) -> Codes:
-    """Fold of each example: whole groups, classes in equal shares as far as the groups allow."""
+    """Fold of each example. Groups are kept whole, and classes are balanced as far as groups allow."""
     fold = np.empty(len(truth), dtype=np.int64)
     if continuous:
         splits = GroupKFold(folds, shuffle=True, random_state=seed).split(truth, groups=group)
@@ -266,7 +262,7 @@ def assign_folds(
             )
         splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(truth, truth, group)
     with warnings.catch_warnings():
-        # A class rarer than the folds is absent from some of them: balanced accuracy over all examples stays right.
+        # Some folds lack a class with fewer examples than folds; balanced accuracy over all examples is still right.
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         for number, (_, test) in enumerate(splits):
             fold[test] = number
@@ -306,5 +302,5 @@ def _inner_splits(
 
 
 def _usable(splits: Sequence[InnerSplit], truth: npt.NDArray[np.generic]) -> tuple[InnerSplit, ...]:
-    """Splits that have something to fit; a fold left without any falls back to the middle strength."""
+    """The splits with two classes to fit; folds without a split take the middle strength."""
     return tuple(s for s in splits if s.train.any() and len(np.unique(truth[s.train])) > 1)

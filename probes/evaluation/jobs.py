@@ -1,4 +1,4 @@
-"""Cross-validation jobs turned into solver batches, and solutions turned back into predictions for every example."""
+"""Fit the probes of a cross-validation in batches, and predict every example with each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,44 +18,40 @@ from probes.linear.solver import Basis, LogisticFit, solve_logistic
 from records.resampling import Codes
 from tasks.errors import UserError
 
-# Rows of coefficients times examples solved at once: some ten copies of this many floats are held (2.4 GB in float32).
+# Rows of coefficients times examples in a batch. About ten copies of this many floats are held (2.4 GB in float32).
 BATCH = 60_000_000
 Output = npt.NDArray[np.generic]
-# These take tensors and stay on their device.
-_OURS = (LogisticProbe, MassMeanProbe, MLPProbe, MLPRegressorProbe, RidgeClassifierProbe, RidgeProbe)
+_OURS = (LogisticProbe, MassMeanProbe, MLPProbe, MLPRegressorProbe, RidgeClassifierProbe, RidgeProbe)  # take tensors
 
 
 @dataclass(frozen=True)
 class Job:
-    """One probe to fit: these labels, on these examples.
-
-    Args:
-        target: The target it belongs to.
-        labels_of: ``"real"`` or the name of a control.
-        labels: Class codes or values, one per example.
-        train: Examples to fit on.
-        fold: The outer fold it predicts, or the number of its inner split.
-    """
+    """One probe to fit."""
 
     target: TargetPlan
+    """The target."""
     labels_of: str
+    """``"real"`` or the name of a control."""
     labels: Output
+    """Class codes or values, one per example."""
     train: Mask
+    """True for examples to fit on."""
     fold: int
+    """The outer fold to predict, or the number of the inner split."""
 
 
 def fit_logistic(
     basis: Basis, jobs: Sequence[Job], strengths: Sequence[Sequence[float]], tol: float
 ) -> list[list[Output]]:
-    """Predicted class codes for every example: a list per strength of a list per job.
+    """Predicted class codes for every example: for each strength a list over jobs.
 
-    Each job has as many strengths as the others, strong to weak; each starts from the solution before.
+    All jobs have the same number of strengths, strong to weak; each fit starts from the solution before.
     """
     outputs: list[list[Output]] = [[] for _ in strengths[0]]
     for part in _chunks(jobs, len(basis.rows)):
         batch = [jobs[i] for i in part]
         present = [np.unique(job.labels[job.train]) for job in batch]
-        # A class that a training set lacks cannot be fitted (its intercept falls without end); it is never predicted.
+        # A class without training examples cannot be fitted (its intercept diverges); it is never predicted.
         solvable = [i for i, classes in enumerate(present) if len(classes) > 1]
         fit: LogisticFit | None = None
         if solvable:
@@ -89,7 +85,7 @@ def _chunks(jobs: Sequence[Job], n: int) -> list[list[int]]:
 
 
 def _recode(labels: Output, classes: Output) -> Codes:
-    """Codes within ``classes``; labels outside them (none is fitted) get a valid code too."""
+    """Codes within ``classes``; other labels, which are not fitted, get a valid code too."""
     return np.minimum(np.searchsorted(classes, labels), len(classes) - 1).astype(np.int64)
 
 
@@ -102,9 +98,9 @@ def _decide(z: Tensor) -> Codes:
 def fit_ridge(
     basis: Basis, jobs: Sequence[Job], strengths: Sequence[Sequence[float]], tol: float
 ) -> list[list[Output]]:
-    """As `fit_logistic`, for values or (by regression on indicators and the largest output) for classes; exact.
+    """As `fit_logistic`, by ridge regression of values or of class indicators.
 
-    Jobs with the same training set share one Gram matrix, whatever their labels and strengths.
+    Jobs with the same training set share one Gram matrix.
     """
     outputs: list[list[Output]] = [[np.empty(0)] * len(jobs) for _ in strengths[0]]
     shared: dict[bytes, list[int]] = {}
@@ -118,14 +114,11 @@ def fit_ridge(
         stacked = torch.from_numpy(np.concatenate(y)).to(rows.device)
         weights = torch.from_numpy(jobs[members[0]].train).to(rows)
         fit = solve_ridge(basis, stacked, weights, levels)
-        for level, weight, bias in zip(levels, fit.weight, fit.bias, strict=True):
-            z = weight @ rows.T + bias[:, None]
-            for i, end, block in zip(members, ends, y, strict=True):
-                for s, wanted in enumerate(strengths[i]):
-                    if wanted == level:
-                        mine = z[end - len(block) : end]
-                        classes = jobs[i].target.kind == "class"
-                        outputs[s][i] = mine.argmax(0).cpu().numpy() if classes else mine[0].cpu().numpy()
+        z = {level: w @ rows.T + b[:, None] for level, w, b in zip(levels, fit.weight, fit.bias, strict=True)}
+        for i, end, block in zip(members, ends, y, strict=True):
+            for s, level in enumerate(strengths[i]):
+                mine = z[level][end - len(block) : end].cpu().numpy()
+                outputs[s][i] = mine.argmax(0) if jobs[i].target.kind == "class" else mine[0]
     return outputs
 
 
@@ -137,7 +130,7 @@ def _indicators(job: Job) -> npt.NDArray[np.float64]:
 
 
 def fit_estimator(x: Tensor, jobs: Sequence[Job], probe: Any, groups: Codes, seed: int) -> list[Output]:
-    """Predictions for every example by an estimator fitted afresh for each job."""
+    """Predictions for every example by a new estimator for each job."""
     outputs = []
     for job in jobs:
         estimator = _estimator(probe, job.target.kind, seed)

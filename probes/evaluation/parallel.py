@@ -1,6 +1,6 @@
-"""Several sites at a time: fits of a few hundred examples are too small to keep two cores busy, one at a time.
+"""Fit several sites at a time. One fit of a few hundred examples is too small to use two cores.
 
-Processes and not threads: such a fit is thousands of small steps, between which threads wait for the interpreter.
+Processes are used, not threads: such a fit is thousands of small steps that need the interpreter's lock.
 """
 
 import os
@@ -19,23 +19,21 @@ from probes.evaluation.folds import FoldPlan
 from tasks.errors import UserError
 
 Found = TypeVar("Found")
-SMALL = 4_000_000  # numbers in the activations and logits of a site; above, its matrices are large enough for threads
-_WORTH = 4  # sites a process; with fewer, starting it costs more seconds than it saves
-_PROCESS = 1_000_000_000  # bytes that a process takes, with what such fits hold
-_WATCH = 2.0  # seconds between looks at whether the parent is still there
+SMALL = 4_000_000  # numbers in the activations and logits of a site; above, one fit uses all threads well
+_WORTH = 4  # sites for each process; with fewer, starting it takes longer than it saves
+_PROCESS = 1_000_000_000  # bytes of memory for each process
 
 
 def processes_for(plan: FoldPlan, d: int, n_sites: int, device: str) -> int:
-    """How many processes to fit sites in: 0 where one site keeps all threads busy, or is on an accelerator.
+    """The number of processes to fit sites in: 0 if one site uses all threads, or runs on a GPU; else 1 or more.
 
-    Otherwise one for each of torch's threads, if there are sites and memory enough. Every such fit runs on one thread,
-    in this process too, so that the same settings give the same numbers whatever the machine has free.
+    Fits in 1 or more processes run on one thread each, so that the results do not depend on the machine's load.
 
     Args:
-        plan: What is fitted at each site.
+        plan: Targets and folds.
         d: Width of the widest site.
-        n_sites: How many there are.
-        device: Where.
+        n_sites: Number of sites.
+        device: Device of the fits.
     """
     n = len(plan.groups)
     labelings = sum(max(1, len(t.classes)) * (1 + len(t.controls)) for t in plan.targets.values())
@@ -46,38 +44,23 @@ def processes_for(plan: FoldPlan, d: int, n_sites: int, device: str) -> int:
 
 
 def each_site(work: Callable[[Site], Found], sites: Sequence[Site], *, processes: int) -> Iterator[Found]:
-    """``work`` of every site, in order.
+    """Results of ``work`` for every site, in order.
 
     Args:
-        work: Called with a site; it travels to the processes with all that it holds on to.
-        sites: Which.
-        processes: From `processes_for`: 0 for this one with all its threads, 1 for this one with one thread.
+        work: Called with a site; it is pickled for other processes.
+        sites: The sites.
+        processes: From `processes_for`: 0 is this process with all threads, 1 is this process with one thread.
 
     Raises:
-        UserError: If a process ended before its site was done.
+        UserError: If a process ends before its site is done.
     """
-    if processes == 0:
-        yield from map(work, sites)
-    elif processes == 1:
+    if processes < 2:
         for site in sites:
-            yield _on_one_thread(work, site)
-    else:
-        yield from _side_by_side(work, sites, processes)
-
-
-def _on_one_thread(work: Callable[[Site], Found], site: Site) -> Found:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return work(site)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _side_by_side(work: Callable[[Site], Found], sites: Sequence[Site], processes: int) -> Iterator[Found]:
+            yield _on_one_thread(work, site) if processes else work(site)
+        return
     try:
         with parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
-            # Memory-mapped arguments would be read-only, which torch warns of.
+            # Memory-mapped arguments would be read-only, and torch warns of those.
             run = Parallel(
                 return_as="generator", batch_size=1, max_nbytes=None, initializer=_end_with, initargs=(os.getpid(),)
             )
@@ -89,12 +72,21 @@ def _side_by_side(work: Callable[[Site], Found], sites: Sequence[Site], processe
         ) from error
 
 
+def _on_one_thread(work: Callable[[Site], Found], site: Site) -> Found:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return work(site)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone: a process that waits for the rest of a message would wait for ever."""
+    """End this process two seconds after its parent at the latest; else it waits forever for half a message."""
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(_WATCH)
+            time.sleep(2)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Probes fitted on all examples, after cross-validation has scored them and chosen their strength."""
+"""Probes on all examples, with the strength that cross-validation chose."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,27 +8,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probes.evaluation.evaluate import Result
+from probes.evaluation.cross_validation import Result
 from probes.evaluation.folds import FoldPlan, Mask, TargetPlan
 from probes.linear.estimators import LogisticProbe, MassMeanProbe, RidgeClassifierProbe, RidgeProbe
 from probes.linear.solver import Basis, rotate, solve_logistic, to_original
 
-# Relative to the norm of the coefficients. Coefficients and probabilities are used here, not only the largest class, so
-# it is smaller than the tolerance of cross-validation.
+# Relative to the norm of the coefficients. It is smaller than in cross-validation, which uses only the largest class.
 TOLERANCE = 3e-3
 
 Rows = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
 def refit(x: Float[Tensor, "example d"], plan: FoldPlan, results: Mapping[str, Result]) -> dict[str, Rows]:
-    """Coefficients "row d" and intercepts of a probe on all fitted examples, by target; none for probes with layers.
+    """Coefficients "row d" and intercepts of a probe on all fitted examples, by target; none for MLPs.
 
-    The strength is the median of those chosen in the folds.
+    The strength is the median of the folds' strengths.
 
     Args:
         x: Activations of the fitted examples.
         plan: Their folds, from `FoldPlan.fitted_only`.
-        results: From `probes.evaluation.evaluate.evaluate`.
+        results: From `evaluate`.
     """
     strengths = {name: sorted(r.strengths)[len(r.strengths) // 2] for name, r in results.items() if r.strengths}
     logistic = [target for name, target in plan.targets.items() if results[name].probe == "logistic"]
@@ -56,7 +55,7 @@ def fit_logistic_probes(
     Args:
         basis: All examples, rotated onto the axes of the training examples.
         targets: Class targets; every class occurs among the training examples.
-        training: The examples to fit on.
+        training: True for the examples to fit on.
         strengths: Weight of the penalty by target.
     """
     rows = basis.rows

@@ -1,6 +1,6 @@
-"""Scores with bootstrap intervals over groups, permutation p-values, and their correction across sites.
+"""Scores with bootstrap intervals over groups, and permutation p-values.
 
-Everything is computed from per-group sums, so a thousand resamples are one small matrix product.
+Scores are computed from sums over groups, so a thousand resamples are one small matrix product.
 """
 
 from collections.abc import Mapping
@@ -10,38 +10,32 @@ import numpy as np
 
 from records.resampling import Array, Codes, GroupDraws, percentile_interval, permutation_p
 
-# Out-of-fold predictions use each pair of examples twice: i predicts j and j predicts i. Under the null the score then
-# varies like a quadratic form in the labels, with twice the variance that shuffling against fixed predictions shows.
+# Out-of-fold predictions use each pair of examples twice: i predicts j and j predicts i. Under the null hypothesis the
+# score has twice the variance that shuffling against fixed predictions shows.
 DEPENDENCE = 2**0.5
 INTERVAL = "95% percentile bootstrap over groups"
 
 
 @dataclass(frozen=True)
 class Score:
-    """A point estimate with its interval; higher is better.
-
-    Args:
-        metric: ``"balanced_accuracy"``, ``"accuracy"`` or ``"r2"``.
-        value: The estimate from all ``n`` examples.
-        lower: Lower end of the interval.
-        upper: Upper end.
-        n: Examples scored.
-        interval: How the ends were found.
-    """
+    """A point estimate with its interval; higher is better."""
 
     metric: str
+    """``"balanced_accuracy"``, ``"accuracy"`` or ``"r2"``."""
     value: float
+    """The estimate from all ``n`` examples."""
     lower: float
+    """Lower end of the interval."""
     upper: float
+    """Upper end of the interval."""
     n: int
+    """Number of examples."""
     interval: str = INTERVAL
+    """Name of the interval."""
 
 
 def score_classes(truth: Codes, predicted: Codes, n_classes: int, resamples: GroupDraws) -> Mapping[str, Score]:
-    """Balanced accuracy (mean recall over the classes that occur) and accuracy.
-
-    A bootstrap draw without any example of a class averages over the classes it has.
-    """
+    """Balanced accuracy (mean recall over the classes that occur, also in each bootstrap draw) and accuracy."""
     n_groups = resamples.counts.shape[1]
     cell = resamples.group * n_classes + truth
     total = np.bincount(cell, minlength=n_groups * n_classes).reshape(n_groups, n_classes).astype(np.float64)
@@ -70,11 +64,8 @@ def score_values(truth: Array, predicted: Array, resamples: GroupDraws) -> Mappi
         ratio: Array = 1 - error / np.where(spread > 0, spread, np.nan)
         return ratio
 
-    return {
-        "r2": _score(
-            "r2", float(measure(table.sum(0, keepdims=True))[0]), measure(resamples.counts @ table), len(truth)
-        )
-    }
+    point = float(measure(table.sum(0, keepdims=True))[0])
+    return {"r2": _score("r2", point, measure(resamples.counts @ table), len(truth))}
 
 
 def _score(metric: str, value: float, draws: Array, n: int) -> Score:
@@ -86,7 +77,7 @@ def permutation_p_classes(truth: Codes, predicted: Codes, n_classes: int, permut
     """Share of shuffled labels that the same out-of-fold predictions match at least as well, by balanced accuracy.
 
     The probe is not fitted again: under the null hypothesis, predictions made without an example's label are unrelated
-    to it. Deviations of the null are widened by `DEPENDENCE`, because folds share examples.
+    to it. Deviations of the null are widened by `DEPENDENCE`.
     """
     total = np.bincount(truth, minlength=n_classes)  # a permutation keeps the class counts
     weight = 1 / np.maximum(total, 1) / max(int((total > 0).sum()), 1)
@@ -97,7 +88,7 @@ def permutation_p_classes(truth: Codes, predicted: Codes, n_classes: int, permut
 
 
 def permutation_p_continuous(truth: Array, predicted: Array, permutations: Codes) -> float:
-    """As `permutation_p_classes`, by squared error: the spread is the same for every permutation."""
+    """As `permutation_p_classes`, by squared error."""
     real = ((truth - predicted) ** 2).sum()
     null = ((truth[permutations] - predicted) ** 2).sum(1)
     return _p_value(-float(real), -null)

@@ -1,9 +1,9 @@
-"""Linear probes as scikit-learn estimators; each also gives the direction of a class or value.
+"""Linear probes as scikit-learn estimators with a direction for each class.
 
     probe = LogisticProbe(strength=100.0).fit(x, y)
     probe.direction("cat")        # unit vector in the space of x, towards "cat"
 
-``x`` may be an array or a tensor; tensors are fitted on their device. Learned attributes are NumPy arrays.
+``x`` is an array or a tensor; tensors are fitted on their device. Learned attributes are NumPy arrays.
 """
 
 import warnings
@@ -88,10 +88,6 @@ def _logits(probe: Any, x: npt.ArrayLike | Tensor) -> Array:
     return logits
 
 
-def _decision(z: Array) -> Array:
-    return z[:, 0] if z.shape[1] == 1 else z
-
-
 def _probabilities(z: Array) -> Array:
     scaled: Array = softmax(np.hstack([np.zeros_like(z), z]) if z.shape[1] == 1 else z, axis=1)
     return scaled
@@ -102,7 +98,7 @@ def class_direction(coef: Array, classes: npt.NDArray[Any], class_: object) -> A
 
     Args:
         coef: One row for two classes, towards the second; otherwise one row per class.
-        classes: Of the rows, in order.
+        classes: The classes in the order of the rows.
         class_: One of them.
 
     Raises:
@@ -118,11 +114,7 @@ def class_direction(coef: Array, classes: npt.NDArray[Any], class_: object) -> A
 
 
 def unit(vector: Array) -> Array:
-    """``vector`` at length 1.
-
-    Raises:
-        UserError: If all its entries are zero.
-    """
+    """``vector`` at length 1; raises UserError if all its entries are zero."""
     length = np.linalg.norm(vector)
     if length == 0:
         raise UserError("coef_ must be non-zero to give a direction, got all zeros. The probe found nothing.")
@@ -130,7 +122,25 @@ def unit(vector: Array) -> Array:
     return scaled
 
 
-class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class _LinearClassProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """What the classifiers share: ``coef_`` has one row for two classes, towards the second, or one per class."""
+
+    coef_: Array
+    classes_: npt.NDArray[Any]
+
+    def predict(self, x: npt.ArrayLike | Tensor) -> npt.NDArray[Any]:
+        """The class with the largest logit."""
+        z = _logits(self, x)  # first, because it checks that the probe is fitted
+        predicted: npt.NDArray[Any] = self.classes_[(z[:, 0] > 0).astype(int) if z.shape[1] == 1 else z.argmax(1)]
+        return predicted
+
+    def direction(self, class_: object) -> Array:
+        """Unit vector towards ``class_``, away from the others."""
+        check_is_fitted(self)
+        return class_direction(self.coef_, self.classes_, class_)
+
+
+class LogisticProbe(_LinearClassProbe):
     """Logistic regression with scikit-learn's objective at ``C = 1 / strength``, fitted by the batched solver.
 
     Args:
@@ -181,22 +191,12 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def decision_function(self, x: npt.ArrayLike | Tensor) -> Array:
         """Logits, "example class"; for two classes "example", towards the second."""
-        return _decision(_logits(self, x))
+        z = _logits(self, x)
+        return z[:, 0] if z.shape[1] == 1 else z
 
     def predict_proba(self, x: npt.ArrayLike | Tensor) -> Array:
         """Probabilities, "example class"."""
         return _probabilities(_logits(self, x))
-
-    def predict(self, x: npt.ArrayLike | Tensor) -> npt.NDArray[Any]:
-        """The most probable class of each example."""
-        best = self.predict_proba(x).argmax(1)  # first, because it checks that the probe is fitted
-        predicted: npt.NDArray[Any] = self.classes_[best]
-        return predicted
-
-    def direction(self, class_: object) -> Array:
-        """Unit vector towards ``class_``, away from the others."""
-        check_is_fitted(self)
-        return class_direction(self.coef_, self.classes_, class_)
 
 
 class RidgeProbe(RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -236,7 +236,7 @@ class RidgeProbe(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return unit(self.coef_)
 
 
-class RidgeClassifierProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class RidgeClassifierProbe(_LinearClassProbe):
     """Ridge regression on class indicators; the class with the largest output is predicted.
 
     Args:
@@ -264,17 +264,6 @@ class RidgeClassifierProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self.coef_, self.intercept_ = _ridge(data, indicators, self.strength, self.standardise)
         return self
 
-    def predict(self, x: npt.ArrayLike | Tensor) -> npt.NDArray[Any]:
-        """The class with the largest output."""
-        best = _logits(self, x).argmax(1)
-        predicted: npt.NDArray[Any] = self.classes_[best]
-        return predicted
-
-    def direction(self, class_: object) -> Array:
-        """Unit vector towards ``class_``, away from the others."""
-        check_is_fitted(self)
-        return class_direction(self.coef_, self.classes_, class_)
-
 
 def _ridge(data: Tensor, target: Array, strength: float, standardise: bool) -> tuple[Array, Array]:
     basis = rotate(data, standardise=standardise)
@@ -283,7 +272,7 @@ def _ridge(data: Tensor, target: Array, strength: float, standardise: bool) -> t
     return coef.double().cpu().numpy(), intercept.double().cpu().numpy()
 
 
-class MassMeanProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class MassMeanProbe(_LinearClassProbe):
     """Nearest class mean; for two classes the direction is the difference of means.
 
     Prediction assumes equal prior odds, probabilities assume that all classes are equally wide.
@@ -339,14 +328,3 @@ class MassMeanProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, x: npt.ArrayLike | Tensor) -> Array:
         """Probabilities, "example class"."""
         return _probabilities(_logits(self, x))
-
-    def predict(self, x: npt.ArrayLike | Tensor) -> npt.NDArray[Any]:
-        """The class whose mean is nearest."""
-        best = self.predict_proba(x).argmax(1)  # first, because it checks that the probe is fitted
-        predicted: npt.NDArray[Any] = self.classes_[best]
-        return predicted
-
-    def direction(self, class_: object) -> Array:
-        """Unit vector from the mean of the other classes' means to that of ``class_``, whitened with ``whiten``."""
-        check_is_fitted(self)
-        return class_direction(self.coef_, self.classes_, class_)

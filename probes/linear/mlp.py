@@ -1,6 +1,6 @@
-"""Probes with one hidden layer, as scikit-learn estimators: what activations hold that is not linear.
+"""Probes with one hidden layer, as scikit-learn estimators. They read labels that no linear probe can.
 
-Training stops when the loss on held-out groups has not fallen for ``patience`` epochs, and keeps the best epoch.
+Training stops after ``patience`` epochs without a lower loss on held-out groups, and keeps the best epoch.
 """
 
 from collections.abc import Callable
@@ -19,26 +19,7 @@ from probes.linear.estimators import Array, checked_data, encode_classes, traini
 from tasks.errors import UserError
 
 
-class MLPProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Classifier with one hidden layer of ReLU units.
-
-    Args:
-        hidden: Units of the hidden layer.
-        learning_rate: Of AdamW.
-        weight_decay: Of AdamW.
-        batch_size: Examples in a step.
-        max_epochs: Passes over the examples at most.
-        patience: Epochs without progress before stopping.
-        validation: Share of the groups held out.
-        seed: Of initial weights, batches and held-out groups.
-
-    Example:
-        >>> x = np.random.default_rng(0).normal(size=(200, 2))
-        >>> probe = MLPProbe(learning_rate=1e-2).fit(x, x[:, 0] * x[:, 1] > 0)
-        >>> bool(probe.score(x, x[:, 0] * x[:, 1] > 0) > 0.9)
-        True
-    """
-
+class _MLP(BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         hidden: int = 128,
@@ -55,6 +36,28 @@ class MLPProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.batch_size, self.max_epochs, self.patience = batch_size, max_epochs, patience
         self.validation, self.seed = validation, seed
 
+
+class MLPProbe(ClassifierMixin, _MLP):  # type: ignore[misc]
+    """Classifier with one hidden layer of ReLU units.
+
+    Args:
+        hidden: Units of the hidden layer.
+        learning_rate: Learning rate of AdamW.
+        weight_decay: Weight decay of AdamW.
+        batch_size: Examples in a step.
+        max_epochs: Largest number of passes over the examples.
+        patience: Epochs without a lower validation loss before training stops.
+        validation: Share of the groups that is held out.
+        seed: Seed of initial weights, batches and held-out groups.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).normal(size=(200, 2))
+        >>> probe = MLPProbe(learning_rate=1e-2).fit(x, x[:, 0] * x[:, 1] > 0)
+        >>> bool(probe.score(x, x[:, 0] * x[:, 1] > 0) > 0.9)
+        True
+    """
+
     def fit(
         self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike | Tensor, *, groups: npt.ArrayLike | None = None
     ) -> "MLPProbe":
@@ -66,7 +69,7 @@ class MLPProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             groups: Examples of one group are held out together. None makes each example its own group.
 
         Raises:
-            ValueError: If ``x`` or ``y`` is not finite, classes are fewer than two, or there is one group only.
+            UserError: If ``x`` or ``y`` is not finite, or there are fewer than two classes or groups.
         """
         data, labels = training_data(self, x, y)
         self.classes_, code = encode_classes(labels)
@@ -85,30 +88,15 @@ class MLPProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return predicted
 
 
-class MLPRegressorProbe(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+class MLPRegressorProbe(RegressorMixin, _MLP):  # type: ignore[misc]
     """Regression of a number with one hidden layer of ReLU units; the arguments are those of `MLPProbe`.
 
     Example:
+        >>> import numpy as np
         >>> x = np.random.default_rng(0).normal(size=(200, 2))
         >>> bool(MLPRegressorProbe(learning_rate=1e-2).fit(x, x[:, 0] ** 2).score(x, x[:, 0] ** 2) > 0.8)
         True
     """
-
-    def __init__(
-        self,
-        hidden: int = 128,
-        *,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 1e-2,
-        batch_size: int = 128,
-        max_epochs: int = 200,
-        patience: int = 10,
-        validation: float = 0.2,
-        seed: int = 0,
-    ) -> None:
-        self.hidden, self.learning_rate, self.weight_decay = hidden, learning_rate, weight_decay
-        self.batch_size, self.max_epochs, self.patience = batch_size, max_epochs, patience
-        self.validation, self.seed = validation, seed
 
     def fit(
         self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike | Tensor, *, groups: npt.ArrayLike | None = None

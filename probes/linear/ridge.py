@@ -1,4 +1,4 @@
-"""Ridge regression in closed form: one Gram matrix per set of fitted examples serves every target and strength."""
+"""Ridge regression in closed form, with one Gram matrix for all targets and strengths."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -26,11 +26,8 @@ def solve_ridge(
 ) -> RidgeFit:
     """Minimise ``sum_i weight_i * (y_i - prediction_i)^2 + strength * |coef|^2`` for every target and strength.
 
-    The objective is scikit-learn's ``Ridge(alpha=strength)``; the intercept is not penalised. Solved in float64:
-    the Gram matrix squares the condition number and float32 would leave collinear dimensions without a correct digit.
-
-    Raises:
-        ValueError: If a strength is not positive or no example has weight.
+    The objective is that of scikit-learn's ``Ridge(alpha=strength)``; the intercept is not penalised. It is solved in
+    float64, because the Gram matrix squares the condition number.
     """
     if min(strengths) <= 0:
         raise UserError(f"strength must be positive, got {min(strengths)}. Without it the optimum may not be unique.")

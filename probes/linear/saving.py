@@ -1,8 +1,8 @@
 """Fitted linear probes of a run as safetensors files.
 
-``probes.safetensors`` holds coefficients and intercepts, read by ``load_probes``. ``directions.safetensors`` holds unit
-vectors named ``target=class@sites``, as ``colour=red@resid_post``; a direction in the blocks has one row per layer. It
-is the file that ``patch-sweep --steer-file`` takes.
+``probes.safetensors`` holds coefficients and intercepts. ``directions.safetensors`` holds unit vectors named
+``target=class@site``, as ``colour=red@resid_post``, with one row per layer for sites in blocks; ``patch-sweep
+--steer-file`` takes it.
 """
 
 import json
@@ -25,19 +25,26 @@ from tasks.example import Label
 
 PROBES, DIRECTIONS = "probes.safetensors", "directions.safetensors"
 _STACKS = {"vision_tower": "vision:", "projector": "projector:", "language_model": ""}
-_PER_HEAD = ("q", "k", "v", "z")  # their activations are heads side by side, so a direction has no d_model
+_PER_HEAD = ("q", "k", "v", "z")  # a direction over concatenated heads has no d_model
 
 
 @dataclass(frozen=True)
 class FittedProbe:
-    """A linear probe fitted on all examples of a run."""
+    """A linear probe fitted on all examples of a run.
+
+    Example:
+        >>> site, row = Site.parse("blocks.1.hook_resid_post"), np.array([[3.0, 4.0]], dtype=np.float32)
+        >>> probe = FittedProbe("kind", site, "image", "logistic", ("cat", "dog"), row, np.zeros(1, dtype=np.float32))
+        >>> probe.direction("cat")
+        tensor([-0.6000, -0.8000])
+    """
 
     target: str
-    """The label that it reads."""
+    """The label."""
     site: Site
-    """The activation that it reads from."""
+    """The activation."""
     tokens: str
-    """The token group whose pooled activation it was fitted on."""
+    """The token group over which the activation is pooled."""
     probe: str
     """``logistic``, ``ridge`` or ``mass-mean``."""
     classes: tuple[Label, ...]
@@ -60,7 +67,7 @@ class FittedProbe:
 
 
 def save_probes(folder: Path, probes: Sequence[FittedProbe]) -> None:
-    """Write ``probes.safetensors`` and ``directions.safetensors``; no file if there is no linear probe."""
+    """Write ``probes.safetensors`` and ``directions.safetensors``, unless there is no linear probe."""
     if not probes:
         return
     tensors, about = {}, []
@@ -68,14 +75,9 @@ def save_probes(folder: Path, probes: Sequence[FittedProbe]) -> None:
         tensors[f"{number}.coef"] = torch.from_numpy(probe.coef)
         tensors[f"{number}.intercept"] = torch.from_numpy(probe.intercept)
         about.append(
-            {
-                "target": probe.target,
-                "site": str(probe.site),
-                "tokens": probe.tokens,
-                "probe": probe.probe,
-                "classes": probe.classes,
-            }
-        )
+            {"target": probe.target, "site": str(probe.site), "tokens": probe.tokens, "probe": probe.probe,
+             "classes": probe.classes}
+        )  # fmt: skip
     write_atomically(folder / PROBES, save(tensors, metadata={"probes": json.dumps(about)}))
     directions = directions_of(probes)
     if directions:
@@ -83,10 +85,15 @@ def save_probes(folder: Path, probes: Sequence[FittedProbe]) -> None:
 
 
 def load_probes(folder: Path) -> tuple[FittedProbe, ...]:
-    """The probes that a probe sweep saved in its run directory.
+    """The probes in the run directory of a probe sweep.
 
     Raises:
         UserError: If the folder holds no readable ``probes.safetensors``.
+
+    Example:
+        >>> load_probes(Path("no_run"))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        tasks.errors.UserError: folder must hold probes.safetensors, got 'no_run' ...
     """
     try:
         with safe_open(folder / PROBES, framework="np") as file:
@@ -107,7 +114,7 @@ def load_probes(folder: Path) -> tuple[FittedProbe, ...]:
 def directions_of(probes: Iterable[FittedProbe]) -> dict[str, Tensor]:
     """Unit vectors by name; those of one activation in the blocks are stacked to "layer d_model".
 
-    Layers without a probe have zeros. Probes whose coefficients are all zero, and those of single heads, are left out.
+    Layers without a probe have zeros. Probes of single heads and probes whose coefficients are all zero are left out.
     """
     rows: dict[str, dict[int | None, Tensor]] = {}
     for probe in probes:

@@ -1,12 +1,12 @@
-"""Fits every linear probe of one activation matrix together: all folds, targets and strengths in one batch.
+"""Fit all logistic probes of one activation matrix together: all folds, targets and strengths in one batch.
 
     basis = rotate(x)                                    # once per site
     fit = solve_logistic(basis, labels, weights, classes, strength)
     coef, intercept = to_original(basis, *fit.linear(0))
 
-The matrix is rotated once onto its principal axes. There the L2 penalty is unchanged and the Hessian nearly diagonal,
-so a diagonal preconditioner makes hard problems easy; with fewer examples than dimensions the problem shrinks, exactly,
-to the examples' span. `probes.linear.ridge` has the closed form for real-valued targets on the same basis.
+The matrix is rotated onto its principal axes. There the L2 penalty is unchanged and the Hessian is nearly diagonal, so
+a diagonal preconditioner works well. With fewer examples than dimensions, the problem shrinks exactly to the span of
+the examples. `probes.linear.ridge` solves ridge regression on the same basis.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tasks.errors import UserError
 
-MEMORY = 8  # L-BFGS pairs: more costs memory traffic and saves few iterations once preconditioned
+MEMORY = 8  # L-BFGS pairs; with the preconditioner, more pairs save few iterations
 ARMIJO = 1e-4
 HALVINGS = 12
 
@@ -38,27 +38,26 @@ class Basis:
 def rotate(
     x: Float[Tensor, "example d_model"], *, fitted: Bool[Tensor, " example"] | None = None, standardise: bool = True
 ) -> Basis:
-    """Centre, scale and rotate activations; the change of coordinates is exact for every L2-penalised linear probe.
+    """Centre, scale and rotate activations. This is an exact change of coordinates for L2-penalised linear probes.
 
     Args:
         x: Activations in float32 or float64; the result has their device and dtype.
-        fitted: Which examples may be fitted; only these set mean, scale and axes. None takes all.
-        standardise: Divide each dimension by its standard deviation; constant dimensions are left as they are (zero).
+        fitted: True for examples that set mean, scale and axes. None takes all.
+        standardise: Divide each dimension by its standard deviation; constant dimensions become zero.
     """
     check_activations(x)
     inside = x if fitted is None else x[fitted]
     n, d = inside.shape
-    # Mean and scale in float64: float32 sums lose digits where a dimension's mean dwarfs its spread.
+    # Float64, because float32 sums lose digits if the mean of a dimension is much larger than its spread.
     centre64 = inside.mean(0, dtype=torch.float64)
     scale64 = torch.ones_like(centre64)
     if standardise:
         spread = (inside.to(torch.float64) - centre64).square().mean(0).sqrt()
-        # Rounding alone makes a constant dimension look this wide.
+        # Rounding gives a constant dimension up to this spread.
         constant = spread <= 10 * torch.finfo(x.dtype).eps * centre64.abs()
         scale64 = torch.where(constant, scale64, spread)
     else:
         constant = torch.zeros_like(centre64, dtype=torch.bool)
-    # x is kept in its own dtype except for this subtraction, where cancellation would hurt.
     centred = ((x.to(torch.float64) - centre64) / scale64).masked_fill(constant, 0.0).to(x.dtype)
     inside = centred if fitted is None else centred[fitted]
     if n < d:
@@ -77,20 +76,18 @@ def rotate(
 def to_original(
     basis: Basis, weight: Float[Tensor, "row rank"], bias: Float[Tensor, " row"]
 ) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, " row"]]:
-    """Coefficients and intercepts for the activations as they were given, before centring, scaling and rotation."""
+    """Coefficients and intercepts for activations before centring, scaling and rotation."""
     coef = (weight.to(torch.float64) @ basis.rotation.to(torch.float64).T) / basis.scale.to(torch.float64)
     intercept = bias.to(torch.float64) - coef @ basis.centre.to(torch.float64)
     return coef.to(weight.dtype), intercept.to(weight.dtype)
 
 
 def check_activations(x: Tensor) -> None:
-    """Raise ValueError unless ``x`` is a finite, non-empty float32 or float64 matrix."""
+    """Raise UserError unless ``x`` is a finite, non-empty float32 or float64 matrix."""
     if x.ndim != 2 or x.shape[0] == 0 or x.shape[1] == 0:
         raise UserError(f"x must be a non-empty matrix 'example d_model', got {tuple(x.shape)}. Pool positions first.")
     if x.dtype not in (torch.float32, torch.float64):
-        raise UserError(
-            f"x must be float32 or float64, got {x.dtype}. Convert it: 16-bit sums are too coarse to fit on."
-        )
+        raise UserError(f"x must be float32 or float64, got {x.dtype}. Convert it; 16-bit sums are too coarse.")
     if not bool(torch.isfinite(x).all()):
         row = int((~torch.isfinite(x)).any(1).nonzero()[0])
         raise UserError(f"x must be finite, got NaN or infinity in example {row}. Capture in float32 or drop it.")
@@ -98,23 +95,20 @@ def check_activations(x: Tensor) -> None:
 
 @dataclass(frozen=True)
 class LogisticFit:
-    """Solved logistic problems, in the coordinates of their basis.
-
-    Args:
-        weight: Coefficients; one row for a binary problem, one row per class otherwise.
-        bias: Unpenalised intercepts; those of a multinomial problem sum to zero.
-        rows: Which rows of ``weight`` belong to each problem.
-        residual: Estimated distance of each problem's coefficients from the optimum (Euclidean).
-        converged: Where ``residual`` fell to the tolerance, or to what the dtype can resolve.
-        iterations: Steps that each problem took.
-    """
+    """Solved logistic problems, in the coordinates of their basis."""
 
     weight: Float[Tensor, "row rank"]
+    """Coefficients; one row for a binary problem, one row per class otherwise."""
     bias: Float[Tensor, " row"]
+    """Unpenalised intercepts; those of a multinomial problem sum to zero."""
     rows: tuple[slice, ...]
+    """The rows of ``weight`` of each problem."""
     residual: Float[Tensor, " problem"]
+    """Estimated Euclidean distance of the coefficients from the optimum."""
     converged: Bool[Tensor, " problem"]
+    """True if ``residual`` fell to the tolerance, or to the precision of the dtype."""
     iterations: Int[Tensor, " problem"]
+    """Number of steps."""
 
     def linear(self, problem: int) -> tuple[Float[Tensor, "row rank"], Float[Tensor, " row"]]:
         """Weight and bias of one problem."""
@@ -134,24 +128,24 @@ def solve_logistic(
 ) -> LogisticFit:
     """Minimise ``sum_i weight_i * log_loss_i + strength / 2 * |coef|^2`` for all problems at once.
 
-    This is scikit-learn's ``LogisticRegression(C=1 / strength)``: a sigmoid for two classes, a softmax for more,
-    no penalty on the intercept. Each problem has its own L-BFGS memory and step length; two matrix products an
-    iteration serve all problems, the line search costs none, and problems that have converged leave the batch.
+    This is scikit-learn's ``LogisticRegression(C=1 / strength)``: a sigmoid for two classes, a softmax for more, no
+    penalty on the intercept. Each problem has its own L-BFGS memory and step length. Each iteration takes two matrix
+    products for all problems; converged problems leave the batch.
 
     Args:
         basis: From `rotate`.
-        labels: Class codes from 0; entries with zero weight are ignored (but must be valid codes).
-        weights: Weight of each example in each problem; zero keeps it out.
-        n_classes: Classes of each problem; each must occur with positive weight.
+        labels: Class codes from 0; those of examples with zero weight are ignored, but must be valid.
+        weights: Weight of each example in each problem; zero leaves it out.
+        n_classes: Number of classes of each problem; each class must occur with positive weight.
         strength: Weight of the penalty; positive.
         start: A fit of the same problems at other strengths or on other examples, to start from.
-        tol: Stop when the estimated distance to the optimum is below this times ``max(1, |coef|)``.
-        max_iter: Steps allowed to any one problem.
+        tol: Stop if the estimated distance to the optimum is below this times ``max(1, |coef|)``.
+        max_iter: Largest number of steps of a problem.
 
     Raises:
-        ValueError: If a strength is not positive or a problem lacks a class.
+        UserError: If a strength is not positive or a problem lacks a class.
 
-    Source: Nocedal & Wright, Numerical Optimization, 2006, algorithm 7.4 (two loops); the diagonal is ours.
+    Source: Nocedal & Wright, Numerical Optimization, 2006, algorithm 7.4; the diagonal preconditioner is ours.
     """
     if not bool((strength > 0).all()):
         raise UserError(f"strength must be positive, got {float(strength.min())}. Without it there may be no optimum.")
@@ -170,7 +164,7 @@ def solve_logistic(
     for place, problem in enumerate(order):
         slices[problem] = slice(ends[place] - widths[place], ends[place])
         if widths[place] > 1:
-            # The softmax ignores a shift shared by all classes; scikit-learn's solution has none.
+            # The softmax does not depend on a shift of all classes; scikit-learn's solution has none.
             w[slices[problem]] -= w[slices[problem]].mean(0)
     back = torch.empty_like(index)
     back[index] = torch.arange(len(order), device=index.device)
@@ -188,13 +182,13 @@ def _check_classes(labels: Tensor, weights: Tensor, n_classes: Sequence[int]) ->
 
 
 class _Batch:
-    """The problems still being solved: rows of one tall coefficient matrix, ordered by number of rows."""
+    """The unsolved problems, as rows of one coefficient matrix, ordered by number of rows."""
 
     def __init__(self, basis: Basis, labels: Tensor, weights: Tensor, widths: list[int], strength: Tensor) -> None:
         x = basis.rows
         self.x = torch.cat([x, x.new_ones(len(x), 1)], 1)
         self.penalised = torch.cat([x.new_ones(x.shape[1]), x.new_zeros(1)])
-        # Curvature of each axis per unit of p(1 - p), per fitted example; the intercept's axis is all ones.
+        # Curvature of each axis per fitted example and unit of p(1 - p); the axis of the intercept is all ones.
         self.spectrum = torch.cat([basis.spectrum / basis.n_fitted, x.new_ones(1)])
         self.labels, self.weights, self.widths = labels, weights.to(x.dtype), widths
         self.strength = strength.to(x.dtype)
@@ -212,7 +206,7 @@ class _Batch:
             problem, row = problem + count, row + count * size
 
     def keep(self, active: Tensor) -> Tensor:
-        """Drop all but the active problems; returns which rows stay."""
+        """Drop all but the active problems, and return the mask of the rows that stay."""
         rows = active[self.owner]
         self.labels, self.weights, self.strength = self.labels[active], self.weights[active], self.strength[active]
         self.widths = [w for w, stays in zip(self.widths, active.tolist(), strict=True) if stays]
@@ -220,12 +214,12 @@ class _Batch:
         return rows
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
-        """Inner product of each problem's rows, in float64 so that problems of any size converge alike."""
+        """Inner product of each problem's rows, in float64."""
         by_row = torch.linalg.vecdot(a, b).to(torch.float64)
         return torch.zeros(len(self.widths), dtype=torch.float64, device=a.device).index_add_(0, self.owner, by_row)
 
     def loss(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Summed log-loss per problem, its gradient with respect to the logits, and mean ``p (1 - p)`` per row."""
+        """Summed log-loss per problem, its gradient with respect to the logits, and ``p (1 - p)`` per row."""
         losses, residuals, curvatures = [], [], []
         for problems, rows, size in self.blocks:
             labels, weights = self.labels[problems], self.weights[problems]
@@ -253,8 +247,8 @@ class _Batch:
         return torch.cat(losses), torch.cat(residuals), torch.cat(curvatures)
 
     def diagonal(self, curvature: Tensor) -> Tensor:
-        """The preconditioner: the Hessian's diagonal if every example had its row's mean curvature."""
-        # A row that fits its examples perfectly would leave the intercept without any curvature.
+        """Approximate diagonal of the Hessian, with the mean curvature of a row for each of its examples."""
+        # Without a minimum, a perfectly fitted row gives the intercept no curvature.
         data = torch.maximum(curvature, 1e-4 * self.total[self.owner])[:, None] * self.spectrum
         return self.strength[self.owner, None] * self.penalised + data
 
@@ -282,15 +276,15 @@ def _minimise(batch: _Batch, start: Tensor | None, tol: float, max_iter: int) ->
         distance = batch.dot(newton, newton).sqrt()
         size = (2 * penalty / batch.strength).sqrt().clamp_min(1.0)
         solved = distance <= tol * size
-        done = solved | (failures >= 2)  # twice no descent, the second time without memory: the dtype's floor
+        done = solved | (failures >= 2)  # two failures, the second without memory, are the precision of the dtype
         if iteration == max_iter:
             done = torch.ones_like(done)
-        # Compacting copies the state: wait until an eighth of the batch has finished, unless all have.
+        # Dropping problems copies the state, so it waits until an eighth of the batch is done.
         if bool(done.all()) or int(done.sum()) * 8 >= len(done):
             rows_done = done[batch.owner]
             final[row_ids[rows_done]] = w[rows_done]
             out_residual[problem_ids[done]] = distance[done]
-            # At the floor the gradient is rounding error; 10x the tolerance is still far inside what a score can feel.
+            # At the precision of the dtype, 10x the tolerance is still too small to change a score.
             out_converged[problem_ids[done]] = (solved | (distance <= 10 * tol * size))[done]
             out_iterations[problem_ids[done]] = iteration
             active = ~done
@@ -315,23 +309,19 @@ def _minimise(batch: _Batch, start: Tensor | None, tol: float, max_iter: int) ->
         square = 0.5 * strength * batch.dot(direction * batch.penalised, direction)
         step = torch.ones_like(slope)
         value = data_loss + penalty
-        # Below this a difference of losses is rounding, not ascent.
-        slack = 4 * torch.finfo(dtype).eps * value.abs()
+        slack = 4 * torch.finfo(dtype).eps * value.abs()  # smaller differences of losses are rounding
         z_new = z + z_direction
         new_loss, residual, curvature = batch.loss(z_new)
-        for _ in range(HALVINGS):
+        for attempt in range(HALVINGS + 1):
+            last = attempt == HALVINGS
             trial = new_loss + penalty + step * linear + step**2 * square
-            poor = trial > value + ARMIJO * step * slope + slack
+            poor = trial > value + (0 if last else ARMIJO * step * slope) + slack
             if not bool(poor.any()):
                 break
             # Minimum of the parabola through value, slope and trial, kept within [0.1, 0.5] of the old step.
             fit = -0.5 * slope * step / ((trial - value) / step - slope)
-            step = torch.where(poor, torch.maximum(0.1 * step, torch.minimum(fit, 0.5 * step)), step)
-            z_new = torch.addcmul(z, step.to(dtype)[owner, None], z_direction)
-            new_loss, residual, curvature = batch.loss(z_new)
-        else:
-            trial = new_loss + penalty + step * linear + step**2 * square
-            step = torch.where(trial > value + slack, torch.zeros_like(step), step)
+            shorter = torch.maximum(0.1 * step, torch.minimum(fit, 0.5 * step))
+            step = torch.where(poor, torch.zeros_like(step) if last else shorter, step)
             z_new = torch.addcmul(z, step.to(dtype)[owner, None], z_direction)
             new_loss, residual, curvature = batch.loss(z_new)
 

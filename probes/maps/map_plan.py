@@ -14,33 +14,28 @@ from probes.probe_data import ProbeData
 from tasks.errors import UserError
 from tasks.example import Example
 
-DEFAULT = 12  # pictures: a page's worth; one in four groups at most, so that the probes keep most of the examples
-
-
-_SEED = 2**17  # added to the seed, so that the draw is not that of the folds
+DEFAULT = 12  # pictures, enough for a page; at most one in four groups, so that most examples are left for the probes
+_SEED = 2**17  # added to the seed, so that the draw differs from that of the folds
 
 
 @dataclass(frozen=True)
 class MapPlan:
-    """Which examples are mapped, which labels are read on them, and what the probes may be fitted on.
-
-    Args:
-        examples: Indices in the selection; empty for no maps.
-        targets: Names of class targets of which every class is left to fit on.
-        training: For each fitted example whether it shares no group with any of ``examples``.
-        notes: What is left out, and why; for the user.
-    """
+    """The examples and targets of the maps, and the examples that probes are fitted on."""
 
     examples: tuple[int, ...]
+    """Indices in the selection; empty for no maps."""
     targets: tuple[str, ...]
+    """Names of class targets with every class among the training examples."""
     training: Mask
+    """For each fitted example, True if it shares no group with any of ``examples``."""
     notes: tuple[str, ...] = ()
+    """What is left out, and why; for the user."""
 
 
 def plan_maps(selection: ProbeData, config: SweepConfig) -> MapPlan:
-    """The examples to map, one of a group and drawn by the seed, and the targets that can still be fitted without them.
+    """Draw the examples to map, one of a group, and choose the targets that can be fitted without them.
 
-    Groups whose absence would leave a class without examples are passed over as long as others will do.
+    Groups whose absence leaves a class without examples are avoided if there are others.
 
     Raises:
         UserError: If more maps are asked for than groups can be spared, or the probe gives no probabilities.
@@ -67,8 +62,8 @@ def plan_maps(selection: ProbeData, config: SweepConfig) -> MapPlan:
     spare = _spare(len(set(owner)), len(candidates))
     if asked is not None and asked > spare:
         raise UserError(
-            f"maps must be at most {spare} for {len(set(owner))} groups of examples, got {asked}. The groups of the "
-            "map examples are left out of what the probes are fitted on, so half of them must remain."
+            f"maps must be at most {spare} for {len(set(owner))} groups of examples, got {asked}. Probes are fitted "
+            "without the groups of the map examples, so half of the groups must remain."
         )
     wanted = min(DEFAULT, spare // 2) if asked is None else asked
     chosen = _choose(candidates, owner, codes, wanted, fill=asked is not None)
@@ -86,7 +81,7 @@ def plan_maps(selection: ProbeData, config: SweepConfig) -> MapPlan:
 
 
 def _candidates(examples: Sequence[Example], generator: np.random.Generator) -> list[int]:
-    """One example with a picture of each group that has any, in random order."""
+    """One random example with a picture from each group, in random order."""
     members: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         if example.pictures:
@@ -96,7 +91,7 @@ def _candidates(examples: Sequence[Example], generator: np.random.Generator) -> 
 
 
 def _spare(n_groups: int, n_candidates: int) -> int:
-    """How many groups can be set aside: half of them at most, and never so many that fewer than two remain."""
+    """The number of groups that can be set aside: at most half of them, and two must remain."""
     return max(0, min(n_candidates, n_groups // 2, n_groups - 2))
 
 
@@ -108,7 +103,7 @@ def _choose(
     *,
     fill: bool,
 ) -> list[int]:
-    """The first candidates without which every class keeps an example; others too where too few are so."""
+    """The first candidates without which every class keeps an example; with ``fill``, then others."""
     left = {name: Counter(found.tolist()) for name, found in codes.items()}
     members: dict[str, list[int]] = {}
     for index, group in enumerate(owner.tolist()):

@@ -10,11 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 
-from figures.plans.accuracy_by_family import draw_accuracy
-from figures.plans.cost_ratios import draw_cost_ratios
-from figures.plans.cost_retention import draw_cost_retention
+from figures.plans.cost import draw_cost_ratios, draw_cost_retention
 from figures.plans.plan_diagram import AFTER, BEFORE, GAP, STEPS, draw_plan_diagram
-from figures.plans.retention import draw_retention
+from figures.plans.scores import draw_accuracy, draw_retention
 from figures.style import PLAN_MARKERS, WIDTHS, figure_of, plan_colour, plan_marker
 from tests.figures.tables import PLANS, compare_table
 

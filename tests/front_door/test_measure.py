@@ -80,7 +80,7 @@ CELLS = {
         lambda llava, clean: knocked_out(llava, layers="0-1"),
     ),
     "skip": (
-        InterventionPlan("skip", tokens=("image",), layers="1-2", window="together", options=SkipOptions(False)),
+        InterventionPlan("skip", tokens=("image",), layers="1-2", window="together", options=SkipOptions(hidden=True)),
         lambda llava, clean: skipped(llava, layers="1-2", visible=False),
     ),
     "ablate": (
@@ -142,7 +142,7 @@ def test_comparisons_that_mean_nothing_are_errors(llava: Llava, pairs: list[Pair
         patch(llava, clean, corrupt)
     with pytest.raises(UserError, match="corrupt must have 3 examples"):
         patch(llava, clean, corrupt.select([0]), foils="dog")
-    with pytest.raises(UserError, match="direction must be denoise or noise"):
+    with pytest.raises(UserError, match="direction must be one of denoise, noise"):
         patch(llava, clean, corrupt, foils="dog", direction="back")
     with pytest.raises(UserError, match="foils must differ"):
         direct_attribution(llava, clean, answers="cat", foils="cat")

@@ -90,7 +90,7 @@ EVERY_OPTION: dict[str, tuple[list[str], object, Callable[[PatchConfig], object]
 FLAGS: dict[str, tuple[list[str], Callable[[PatchConfig], object]]] = {
     "overwrite": ([], lambda c: c.overwrite),
     "dry-run": ([], lambda c: c.dry_run),
-    "hidden": (["--op", "skip"], lambda c: not c.plan.options.visible),  # type: ignore[union-attr]
+    "hidden": (["--op", "skip"], lambda c: c.plan.options.hidden),  # type: ignore[union-attr]
     "with-head": (["--op", "transplant"], lambda c: c.plan.options.head),  # type: ignore[union-attr]
     "with-projector": (["--op", "transplant"], lambda c: c.plan.options.projector),  # type: ignore[union-attr]
 }

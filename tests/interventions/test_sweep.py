@@ -14,10 +14,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from interventions.config import CorruptionOptions, InterventionOptions, PairOptions, PatchConfig
+from interventions.config import InterventionOptions, PairOptions, PatchConfig
 from interventions.metrics import find_readout, measure
 from interventions.pairs import load_pairs
 from interventions.plan.cells import CellSpec
+from interventions.plan.options import (
+    AblateOptions,
+    Corruption,
+    PatchOptions,
+    SkipOptions,
+    SteerOptions,
+    TransplantOptions,
+)
 from interventions.report_table import summarise
 from interventions.results import COLUMNS, KEYS, list_values, summarise_cells
 from interventions.sweep import PatchEstimate, run_patch_sweep
@@ -178,13 +186,13 @@ def test_seed_makes_other_pairs(checkpoint: Path, finished: FinishedRun, tmp_pat
 OPERATIONS: dict[str, tuple[dict[str, object], str, set[str]]] = {
     # what is asked for, the run that is changed, and the tokens in the table
     "patch": (
-        {"direction": "noise", "sites": ("z",), "tokens": ("last",), "heads": "all"},
+        {"patch": PatchOptions("noise"), "sites": ("z",), "tokens": ("last",), "heads": "all"},
         "clean",
         {"last"},
     ),
     "knockout": ({"sources": ("image",), "targets": ("question", "last")}, "clean", {"image->question", "image->last"}),
-    "skip": ({"hidden": True}, "clean", {"image"}),
-    "ablate": ({"ablation": "resample", "sites": ("vision:resid_post",)}, "clean", {"image"}),
+    "skip": ({"skip": SkipOptions(hidden=True)}, "clean", {"image"}),
+    "ablate": ({"ablate": AblateOptions("resample"), "sites": ("vision:resid_post",)}, "clean", {"image"}),
     "attribute": ({}, "corrupt", {"image", "question", "last"}),
 }
 
@@ -206,7 +214,8 @@ def test_every_operation_writes_its_table_and_figures(checkpoint: Path, tmp_path
 def test_ablations_differ_by_what_takes_the_place(checkpoint: Path, tmp_path: Path) -> None:
     values = {}
     for kind in ("zero", "mean"):
-        found = done(config(checkpoint, tmp_path / kind, "ablate", limit=3, ablation=kind, tokens=("image",))).results
+        asked = {"ablate": AblateOptions(kind), "tokens": ("image",)}  # type: ignore[arg-type]
+        found = done(config(checkpoint, tmp_path / kind, "ablate", limit=3, **asked)).results
         assert set(found["name"]) == {"attn_out", "mlp_out"}
         values[kind] = found[found["metric"] == "logit_difference"]["value"]
         assert (values[kind] != found["clean"].iloc[0])[found["layer"] < 2].all()  # nothing follows the last block
@@ -226,7 +235,7 @@ def test_steering_adds_the_direction_of_the_file(checkpoint: Path, llava: Llava,
     save_file({"away": torch.randn(llava.d_model, generator=generator)}, path)
     values = {}
     for alpha in (1e-6, 0.5, -0.5):
-        asked = {"steer_file": path, "steer_name": "away", "alpha": alpha, "unit": "norm"}
+        asked = {"steer_file": path, "steer": SteerOptions("away", alpha)}
         found = done(config(checkpoint, tmp_path / f"{alpha}", "steer", limit=2, layers="1", **asked))
         row = found.results.iloc[0]
         values[alpha] = row["value"] - row["clean"]
@@ -247,7 +256,7 @@ def test_attribution_is_compared_with_exact_patching(checkpoint: Path, tmp_path:
 
 
 def test_transplant_goes_from_recipient_to_donor(checkpoint: Path, tuned: Path, tmp_path: Path) -> None:
-    asked = {"donor": str(tuned), "with_head": True, "metrics": ("log_prob", "kl")}
+    asked = {"transplant": TransplantOptions(str(tuned), head=True), "metrics": ("log_prob", "kl")}
     settings = config(checkpoint, tmp_path / "run", "transplant", limit=3, **asked)
     found = done(settings, drawn=True)
     assert list(dict.fromkeys(found.results["window"])) == ["0", "0-1", "0-2"]
@@ -263,11 +272,11 @@ def test_transplant_goes_from_recipient_to_donor(checkpoint: Path, tuned: Path, 
 def test_noise_is_averaged_over_its_seeds(checkpoint: Path, tmp_path: Path, direction: str) -> None:
     values = {}
     for seeds in ((0,), (1,), (0, 1)):
-        noise = CorruptionOptions("noise", 3.0, seeds)
+        noise = Corruption("noise", 3.0, seeds)
         found = done(
             config(
                 checkpoint, tmp_path / str(seeds), limit=2, layers="1", tokens=("image",), corruption=noise,
-                metrics=("logit_difference",), direction=direction,
+                metrics=("logit_difference",), patch=PatchOptions(direction),
             )
         )  # fmt: skip
         values[seeds] = found.results[["value", "corrupt", "clean"]].iloc[0]
@@ -278,9 +287,7 @@ def test_noise_is_averaged_over_its_seeds(checkpoint: Path, tmp_path: Path, dire
 
 
 def test_blank_picture_is_another_corrupt_run(checkpoint: Path, finished: FinishedRun, tmp_path: Path) -> None:
-    found = done(
-        config(checkpoint, tmp_path / "run", layers="0", metrics=METRICS, corruption=CorruptionOptions("blank"))
-    )
+    found = done(config(checkpoint, tmp_path / "run", layers="0", metrics=METRICS, corruption=Corruption("blank")))
     assert found.results["clean"].iloc[0] == pytest.approx(finished.results["clean"].iloc[0], abs=1e-5)
     assert found.results["corrupt"].iloc[0] != pytest.approx(finished.results["corrupt"].iloc[0], abs=1e-4)
 

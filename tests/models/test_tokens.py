@@ -1,5 +1,7 @@
 """Token groups: each holds exactly the positions it names, under either padding and either preprocessing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -187,7 +189,7 @@ def test_groups_that_do_not_apply_are_refused(llava: Llava) -> None:
     with pytest.raises(ValueError, match="group 'image' must have a picture, got none in example 'Where\\?'"):
         token_mask(text, "image", llava, [words])
     with pytest.raises(ValueError, match="examples must be given for the group 'object'"):
-        token_mask(picture, "object", llava)
+        token_mask(replace(picture, examples=()), "object", llava)
     with pytest.raises(ValueError, match="group 'object' must have a focus box, got focus None .* 'What\\?'"):
         token_mask(picture, "object", llava, [shown])
     with pytest.raises(ValueError, match="examples must be the 1 that the batch was made of, got 2"):

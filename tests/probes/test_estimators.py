@@ -149,7 +149,7 @@ def test_too_few_steps_warn() -> None:
 
 CHECKS = """
 from sklearn.utils.estimator_checks import check_estimator
-from probes import *
+from probes.linear import *
 check_estimator({probe}, on_skip=None)
 """
 

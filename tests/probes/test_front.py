@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from interventions.operations.steering import direction_at, load_directions
+from interventions.operations.directions import direction_at, load_directions
 from models.llava import Llava
 from models.loading.load import load
 from models.sites import Site

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 from models.capture import capture
 from models.inputs import prepare
@@ -19,11 +18,13 @@ from models.llava import Llava
 from models.sites import Site
 from probes.activations.fill import capture_pooled
 from probes.activations.store import ActivationStore
-from probes.cli import app
+from probes.cli import main
 from probes.config import RUN, DataOptions, ModelOptions, Probe, ProbeOptions, SiteOptions, SweepConfig, Tokens
 from probes.linear.estimators import LogisticProbe
+from probes.maps.files import COLUMNS, read_maps
 from probes.maps.map_plan import MapPlan, plan_maps
-from probes.maps.maps import COLUMNS, fit_probes, read_maps, write_maps
+from probes.maps.patch_probes import fit_patch_probes
+from probes.maps.write import write_maps
 from probes.probe_data import ProbeData, fold_plans
 from probes.sweep import run_sweep
 from records.manifest import new_manifest, write_manifest
@@ -84,7 +85,7 @@ def test_probability_at_a_patch_is_what_the_public_probe_gives_for_its_token(
     spread = 0.0
     for site in SITES:
         x = store.read(site, tokens)
-        fitted = fit_probes(x, list(plan.targets.values()), maps.training, plan, "logistic")["kind"]
+        fitted = fit_patch_probes(x, list(plan.targets.values()), maps.training, plan, "logistic")["kind"]
         assert isinstance(fitted, LogisticProbe)
         public = LogisticProbe(fitted.strength).fit(x[torch.from_numpy(maps.training)], labels[maps.training])
         for index in maps.examples:
@@ -126,7 +127,7 @@ def planted(
         values[0, :, 5] += torch.where(torch.eye(4).flatten() == 1, size * own, -size * own)
         return {SITES[0]: values}
 
-    monkeypatch.setattr("probes.maps.maps.capture", fake)
+    monkeypatch.setattr("probes.maps.write.capture", fake)
     maps = plan_maps(selection, config)
     folds = fold_plans(selection, config)
     write_maps(llava, store, SITES[:1], [0.5], selection, folds, maps, config, lambda n: None)
@@ -329,7 +330,7 @@ def test_option_reaches_the_sweep_from_line_and_file(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("probes.sweep.run_sweep", lambda config, **options: seen.append(config))
     (tmp_path / "sweep.yaml").write_text("maps: 7\n")
     for arguments in (["--maps", "7"], ["--config", str(tmp_path / "sweep.yaml")]):
-        assert CliRunner().invoke(app, arguments).exit_code == 0
+        main(arguments)
         assert seen[-1].probing.maps == 7
     assert SweepConfig().settings["maps"] is None
 

@@ -1,6 +1,5 @@
 import errno
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 
 from models.sites import Site
 from probes.activations.store import ActivationStore, estimate_size, plan_shards
+from records.run import RESERVE, check_space
 from tasks.errors import UserError
 
 SITES = [Site("language_model", 0, "resid_post"), Site("projector", None, "out")]
@@ -81,15 +81,15 @@ def test_size_estimate_counts_every_value_once(tmp_path: Path) -> None:
     )
     written = sum(store.path(site, shard).stat().st_size for site in SITES for shard in store.shards)
     assert 0.98 * written < estimate.activations < 1.05 * written
-    assert estimate.fits
+    assert estimate.present == 0
 
 
-def test_what_a_killed_run_has_stored_needs_no_more_room(tmp_path: Path) -> None:
+def test_what_a_killed_run_has_stored_needs_no_more_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = filled(tmp_path / "activations", n=400, size=100)
     written = sum(store.path(site, shard).stat().st_size for site in SITES for shard in store.shards)
     estimate = estimate_size(dict.fromkeys(SITES, 3), n_rows=400, n_groups=2, dtype=torch.float32, folder=tmp_path)
     assert estimate.present == written
-    reserve = 64 * 1024**2
-    full = replace(estimate, free=reserve + estimate.activations - written)
-    assert full.fits
-    assert not replace(full, present=0).fits
+    monkeypatch.setattr("records.run.free_bytes", lambda folder: RESERVE + estimate.activations - written)
+    check_space(estimate.missing, tmp_path, what="activations", advice="")
+    with pytest.raises(UserError, match="activations must fit on the disk"):
+        check_space(estimate.activations, tmp_path, what="activations", advice="")

@@ -306,6 +306,6 @@ def test_capture_holds_one_shard_however_many_examples(
     for n in (40, 160):
         store = ActivationStore(tmp_path / str(n), n, capturing.shard_size(16))
         capturing.fill_store(
-            store, llava, make_examples(n), sites, ["image"], SweepConfig(), Processes(), lambda done: None
+            store, lambda: llava, make_examples(n), sites, ["image"], SweepConfig(), Processes(), lambda done: None
         )
     assert max(handed) == capturing.shard_size(16) == 64

@@ -218,7 +218,7 @@ def collate(rows: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:
         "input_ids": padded("ids", pad_id),
         "labels": padded("labels", IGNORED),
         "position_ids": padded("position_ids", 0),
-        "attention_mask": _block_mask(segments) if (segments > 0).any() else (segments >= 0).to(torch.int64),
+        "attention_mask": block_mask(segments) if (segments > 0).any() else (segments >= 0).to(torch.int64),
         "owner": padded("owner", -1),
         "sample": torch.tensor([row["sample"] for row in rows]),
     }
@@ -236,13 +236,13 @@ def collate(rows: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:
     return batch
 
 
-def _block_mask(segments: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch 1 query key"]:
+def block_mask(segments: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch 1 query key"]:
     """0 where a query attends (earlier positions of the shared part and of its own turn, itself), else very low."""
     n = segments.shape[1]
-    earlier = torch.ones(n, n, dtype=torch.bool).tril()
+    earlier = torch.ones(n, n, dtype=torch.bool, device=segments.device).tril()
     key, query = segments[:, None, :], segments[:, :, None]
-    seen = (earlier & ((key == 0) | (key == query))) | torch.eye(n, dtype=torch.bool)
-    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+    seen = (earlier & ((key == 0) | (key == query))) | torch.eye(n, dtype=torch.bool, device=segments.device)
+    return torch.zeros(seen.shape, device=segments.device).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
 
 
 class GroupedSampler(Sampler[int]):

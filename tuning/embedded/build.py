@@ -1,28 +1,28 @@
 """How ``smol`` and ``smol-stage1`` were made: ``python -m tuning.embedded.build`` trains them from a seed.
 
-Four stages, each resumable at any step and each usable alone with ``--stage``: ``vision`` (the tower), ``stage1``
-(projector: warm start on words, then captions with the language model untouched), ``stage2`` (projector and LoRA on
-questions and captions), ``export`` (the parts that ship, in models/embedded).
+Four stages, each of which resumes and can run alone with ``--stage``: ``vision`` (the tower), ``stage1`` (the
+projector: warm start on words, then captions with a frozen language model), ``stage2`` (projector and LoRA on questions
+and captions), ``export`` (the parts that ship, in models/embedded).
 """
 
 import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import typer
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from models.loading.smol import GGUF_SHA256, PARTS, load_language_model
+from tasks.errors import UserError
 from tuning.embedded.language import (
     LORA_RANK,
     LORA_SCALE,
     Mix,
-    Projector,
     Trainee,
     add_adapter,
     fresh_projector,
@@ -30,25 +30,25 @@ from tuning.embedded.language import (
     train_language,
     warm_start,
 )
-from tuning.embedded.snapshot import read_facts, write_tensors
-from tuning.embedded.vision import pretrain_vision, vision_config
+from tuning.embedded.training import read_facts, snapshot_path, write_tensors
+from tuning.embedded.vision import VISION_CONFIG, pretrain_vision
 
-Stage = Literal["all", "vision", "stage1", "stage2", "export"]
-IMAGE_TOKEN_ID = 49152  # the first id behind SmolLM2's vocabulary
+STAGES = ("vision", "stage1", "stage2", "export")
+IMAGE_TOKEN_ID = 49152  # the first id after SmolLM2's vocabulary
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def _shipped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As it ships: float16. The tower is rounded before later stages train on it, the rest at the end."""
+    """The tensors in float16, as they ship. The tower is rounded before later stages train on it."""
     return {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in state.items()}
 
 
 def _tower(work: Path) -> CLIPVisionModel:
     path = work / "tower.safetensors"
     if not path.exists():
-        raise FileNotFoundError(f"{path} must exist before this stage, and does not. Run --stage vision first.")
-    tower = CLIPVisionModel(vision_config())
+        raise FileNotFoundError(f"{path} must exist before this stage. Run --stage vision first.")
+    tower = CLIPVisionModel(CLIPVisionConfig(**VISION_CONFIG))
     tower.load_state_dict({k: v.float() for k, v in load_file(path).items()})
     tower.eval().requires_grad_(False)
     return tower
@@ -77,12 +77,12 @@ def run_stage1(work: Path, *, steps: int, seed: int, device: str) -> None:
         trainee.projector.load_state_dict(load_file(warm))
     else:
         cosine = warm_start(trainee.projector, trainee.tower, trainee.language, trainee.tokenizer, seed=seed)
-        (work / "warm.json").write_text(json.dumps({"cosine": cosine}))  # before the file that says it is done
+        (work / "warm.json").write_text(json.dumps({"cosine": cosine}))  # first: the other file marks the end
         write_tensors(trainee.projector.state_dict(), warm)
         print(f"warm start: cosine of image tokens to their words {cosine:.3f}", flush=True)
     train_language(work, trainee, stage=1, steps=steps, seed=seed)
     write_tensors(trainee.projector.state_dict(), work / "projector-stage1.safetensors")
-    _save_folded(trainee.projector, work / "projector-stage1-folded.safetensors")
+    write_tensors(_shipped(trainee.projector.folded()), work / "projector-stage1-folded.safetensors")
 
 
 def run_stage2(work: Path, *, steps: int, seed: int, device: str, mix: Mix) -> None:
@@ -92,12 +92,8 @@ def run_stage2(work: Path, *, steps: int, seed: int, device: str, mix: Mix) -> N
     add_adapter(trainee.language, seed=seed)
     trainee.language.to(device)  # type: ignore[arg-type]
     train_language(work, trainee, stage=2, steps=steps, seed=seed, mix=mix)
-    _save_folded(trainee.projector, work / "projector-folded.safetensors")
+    write_tensors(_shipped(trainee.projector.folded()), work / "projector-folded.safetensors")
     write_tensors(_shipped(lora_factors(trainee.language)), work / "lora.safetensors")
-
-
-def _save_folded(projector: Projector, path: Path) -> None:
-    write_tensors(_shipped(projector.folded()), path)
 
 
 def export(work: Path) -> None:
@@ -120,21 +116,10 @@ def export(work: Path) -> None:
         },
         "lora_scale": LORA_SCALE,
         "lora_rank": LORA_RANK,
-        "vision_config": {
-            k: getattr(vision_config(), k)
-            for k in (
-                "image_size",
-                "patch_size",
-                "hidden_size",
-                "intermediate_size",
-                "num_hidden_layers",
-                "num_attention_heads",
-                "projection_dim",
-            )
-        },
+        "vision_config": VISION_CONFIG,
         "sha256": hashes,
         "language_model_sha256": GGUF_SHA256,
-        "training": {stage: read_facts(work / stage) for stage in ("vision", "stage1", "stage2")},
+        "training": {stage: read_facts(snapshot_path(work, stage)) for stage in STAGES[:3]},
         "warm_start": json.loads((work / "warm.json").read_text()),
     }
     (PARTS / "parts.json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -143,7 +128,7 @@ def export(work: Path) -> None:
 
 @app.command()
 def main(
-    work: Annotated[Path, typer.Option(help="Snapshots and finished stages; a killed run goes on from here.")] = Path(
+    work: Annotated[Path, typer.Option(help="Folder of snapshots and finished stages; a killed run resumes.")] = Path(
         "runs/build_embedded"
     ),
     stage: Annotated[str, typer.Option(help="all, vision, stage1, stage2 or export.")] = "all",
@@ -153,26 +138,25 @@ def main(
     pictures: Annotated[int, typer.Option(help="Rows with a picture in a stage-2 batch.")] = 3,
     texts: Annotated[int, typer.Option(help="Rows with a caption instead of a picture in a stage-2 batch.")] = 1,
     questions: Annotated[int, typer.Option(help="Questions a row.")] = 7,
-    seed: Annotated[int, typer.Option(help="Weights and order of the data follow from it.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of weights and order of the data.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Train the embedded checkpoints (2 to 3 hours on two CPU cores in float32, minutes on a GPU)."""
-    stages = ("vision", "stage1", "stage2", "export")
-    if stage != "all" and stage not in stages:
-        print(f"--stage must be one of all, {', '.join(stages)}, got {stage!r}.", file=sys.stderr)
+    if stage not in ("all", *STAGES):
+        print(f"--stage must be one of all, {', '.join(STAGES)}, got {stage!r}.", file=sys.stderr)
         raise typer.Exit(2)
     work.mkdir(parents=True, exist_ok=True)
     mix = Mix(pictures, texts, questions)
+    runs = {
+        "vision": lambda: run_vision(work, steps=vision_steps, seed=seed, device=device),
+        "stage1": lambda: run_stage1(work, steps=stage1_steps, seed=seed, device=device),
+        "stage2": lambda: run_stage2(work, steps=stage2_steps, seed=seed, device=device, mix=mix),
+        "export": lambda: export(work),
+    }
     try:
-        if stage in ("all", "vision"):
-            run_vision(work, steps=vision_steps, seed=seed, device=device)
-        if stage in ("all", "stage1"):
-            run_stage1(work, steps=stage1_steps, seed=seed, device=device)
-        if stage in ("all", "stage2"):
-            run_stage2(work, steps=stage2_steps, seed=seed, device=device, mix=mix)
-        if stage in ("all", "export"):
-            export(work)
-    except (FileNotFoundError, FloatingPointError, ValueError) as error:
+        for name in STAGES if stage == "all" else (stage,):
+            runs[name]()
+    except (FileNotFoundError, FloatingPointError, UserError) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
 

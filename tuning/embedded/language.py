@@ -1,24 +1,20 @@
-"""Stages 1 and 2 of the embedded checkpoints: from image tokens to words.
+"""Stages 1 and 2 of the embedded checkpoints: image tokens that a language model reads.
 
-``warm_start``: the projector is first regressed onto SmolLM2's own word embeddings (what each patch shows and where).
-``stage 1``: captions, projector alone, the language model untouched. ``stage 2``: questions in LLaVA-1.5's formats and
-captions, projector and LoRA on every linear layer of the language model, a quarter of the rows about a caption instead
-of a picture.
+``warm_start`` regresses the projector onto SmolLM2's word embeddings (what each patch shows, and where). Stage 1:
+captions, only the projector trains. Stage 2: questions in LLaVA-1.5's formats and captions, the projector trains and
+LoRA on every linear map of the language model; a quarter of the rows has a caption instead of a picture.
 
-All questions about one picture share its prefix in one row: a block mask lets each see the picture and itself only,
-and each starts at the same position, so a row equals as many separate sequences at a third of their cost.
+All questions about one picture share its prefix in one row. A block mask limits each to the prefix and itself, and each
+starts at the same position, so a row equals as many separate sequences at a third of their cost.
 """
 
-import math
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,17 +24,19 @@ from tasks.example import Example
 from tasks.prompts import IMAGE, vicuna_v1
 from tasks.scenes.questions import FAMILIES, ask, ask_for_caption, with_caption
 from tasks.scenes.scene import Scene, make_scene
-from tuning.embedded.snapshot import check_plan, digest, load_snapshot, save_snapshot
-from tuning.embedded.vision import pixels_of, scene_batch, schedule
+from tuning.data.samples import block_mask
+from tuning.embedded.training import digest, schedule, train
+from tuning.embedded.vision import pixels_of, scene_batch
 
 LORA_RANK = 24
-LORA_SCALE = 2.0  # alpha / rank, as LLaVA's LoRA recipe has it (128, 256)
-# Training scenes of the language stages are none that the tower was trained on.
-FIRST_SCENE = 1_000_000
+LORA_SCALE = 2.0  # alpha / rank, as in LLaVA's LoRA recipe (128, 256)
+FIRST_SCENE = 1_000_000  # of the language stages, beyond all scenes that the tower was trained on
+Row = tuple[list[int], list[tuple[list[int], list[int]]]]
+"""Ids of a prefix, and of the prompt and the answer of each branch."""
 
 
 class Projector(nn.Module):
-    """LLaVA-1.5's ``mlp2x_gelu`` behind a fixed standardisation, which ``folded`` moves into the first layer."""
+    """LLaVA-1.5's ``mlp2x_gelu`` after a fixed standardisation, which ``folded`` moves into the first layer."""
 
     def __init__(self, d_vision: int, d_model: int, mean: Tensor, std: Tensor) -> None:
         super().__init__()
@@ -52,14 +50,11 @@ class Projector(nn.Module):
         return tokens
 
     def folded(self) -> dict[str, Tensor]:
-        """Weights of the plain projector that computes the same."""
+        """Weights of an equal projector without standardisation."""
         weight = self.linear_1.weight / self.std
-        return {
-            "linear_1.weight": weight.detach().clone(),
-            "linear_1.bias": (self.linear_1.bias - weight @ self.mean).detach().clone(),
-            "linear_2.weight": self.linear_2.weight.detach().clone(),
-            "linear_2.bias": self.linear_2.bias.detach().clone(),
-        }
+        first = {"linear_1.weight": weight, "linear_1.bias": self.linear_1.bias - weight @ self.mean}
+        second = {f"linear_2.{name}": parameter for name, parameter in self.linear_2.named_parameters()}
+        return {name: tensor.detach().clone() for name, tensor in (first | second).items()}
 
 
 @torch.no_grad()
@@ -132,24 +127,22 @@ def warm_start(
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows of one prefix and several branches each.
-
-    ``ids``, ``segment`` (0 prefix, 1.. branches, -1 padding), ``position``, ``label`` (the token that the model must
-    say next, -100 where it does not matter): all ``batch pos``. ``owner``: ``batch pos``, index into the questions of
-    the batch whose answer a label belongs to, -1 elsewhere.
-    """
+    """Rows of one prefix and several branches each, as ``batch pos``."""
 
     ids: Tensor
     segment: Tensor
+    """0 in the prefix, 1, 2, ... in the branches, -1 in the padding."""
     position: Tensor
     label: Tensor
+    """The token to predict next; -100 for none."""
     owner: Tensor
+    """The question of the batch whose answer a label belongs to; -1 for none."""
 
 
-def pack(rows: Sequence[tuple[list[int], list[tuple[list[int], list[int]]]]], pad: int) -> Packed:
-    """Rows of (prefix ids, [(prompt ids, answer ids), ...]) as one padded batch.
+def pack(rows: Sequence[Row], pad: int) -> Packed:
+    """Rows as one padded batch.
 
-    A branch with an empty prompt takes its first label at the end of the prefix, which only one branch can.
+    A branch with an empty prompt has its first label at the end of the prefix, so only one branch of a row can be such.
     """
     length = max(len(prefix) + sum(len(p) + len(a) for p, a in branches) for prefix, branches in rows)
     shape = (len(rows), length)
@@ -173,15 +166,6 @@ def pack(rows: Sequence[tuple[list[int], list[tuple[list[int], list[int]]]]], pa
     return Packed(ids, segment, position, label, owner)
 
 
-def block_mask(segment: Tensor) -> Tensor:
-    """True where a query attends: earlier positions of the prefix and of its own branch; ``batch 1 pos pos``."""
-    n = segment.shape[1]
-    causal = torch.ones(n, n, dtype=torch.bool, device=segment.device).tril()
-    key, query = segment[:, None, :], segment[:, :, None]
-    seen = causal & ((key == 0) | (key == query))
-    return rearrange(seen | torch.eye(n, dtype=torch.bool, device=segment.device), "b q k -> b 1 q k")
-
-
 @dataclass(frozen=True)
 class Trainee:
     """The models of the language stages: tower (frozen), projector, language model, tokenizer."""
@@ -200,20 +184,19 @@ class Trainee:
         if scenes:
             tokens = self.projector(tower_features(self.tower, scenes)).flatten(0, 1)
             embeds = embeds.masked_scatter(is_image.to(device)[..., None], tokens)
-        mask = block_mask(packed.segment.to(device))
-        bias = torch.zeros(mask.shape, device=device).masked_fill(~mask, torch.finfo(torch.float32).min)
         hidden = self.language.model(
-            inputs_embeds=embeds, attention_mask=bias, position_ids=packed.position.to(device), use_cache=False
-        ).last_hidden_state
+            inputs_embeds=embeds, attention_mask=block_mask(packed.segment.to(device)),
+            position_ids=packed.position.to(device), use_cache=False,
+        ).last_hidden_state  # fmt: skip
         wanted = packed.label >= 0
         return self.language.lm_head(hidden[wanted.to(device)]), packed.label[wanted].to(device), packed.owner[wanted]
 
-    def caption_row(self, scene: Scene) -> tuple[list[int], list[tuple[list[int], list[int]]]]:
+    def caption_row(self, scene: Scene) -> Row:
         """Stage 1's ``plain`` row: image tokens, then the caption and a newline."""
         return [self.image_id] * 64, [([], self.tokenizer(scene.caption + "\n").input_ids)]
 
-    def question_row(self, examples: Sequence[Example]) -> tuple[list[int], list[tuple[list[int], list[int]]]]:
-        """Stage 2's ``vicuna_v1`` row: questions that share one picture, or one caption, each in its own branch."""
+    def question_row(self, examples: Sequence[Example]) -> Row:
+        """Stage 2's ``vicuna_v1`` row: questions that share a picture or a caption, each in its own branch."""
         texts = [vicuna_v1(e.question, n_images=len(e.pictures)) for e in examples]
         if examples[0].pictures:
             head = texts[0].split(IMAGE)[0]
@@ -253,17 +236,18 @@ def lora_factors(language: LlamaForCausalLM) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Mix:
-    """Questions of a stage-2 step: rows with a picture, rows with a caption, questions per row, chance of a caption.
-
-    From step ``drill_from`` on, each row asks for an option's letter twice: that family stays at chance long after the
-    others are learned.
-    """
+    """The data of a stage-2 step."""
 
     pictures: int = 3
+    """Rows with a picture."""
     texts: int = 1
+    """Rows with a caption instead of a picture."""
     questions: int = 7
+    """Questions a row."""
     captions: float = 0.25
+    """Probability that a row with a picture also asks for a caption."""
     drill_from: int = 100
+    """First step that asks for an option's letter twice a row: that family is learned last."""
 
 
 def stage1_step(trainee: Trainee, step: int, batch_size: int) -> Tensor:
@@ -276,7 +260,7 @@ def stage1_step(trainee: Trainee, step: int, batch_size: int) -> Tensor:
 
 
 def stage2_step(trainee: Trainee, step: int, mix: Mix, seed: int) -> Tensor:
-    """Loss of one stage-2 batch; an answer of n tokens weighs sqrt(n), so captions do not drown single words."""
+    """Loss of one stage-2 batch; an answer of n tokens weighs sqrt(n), so captions do not dominate single words."""
     rng = np.random.default_rng([seed, step])
     first = 2 * FIRST_SCENE + step * (mix.pictures + mix.texts)
     scenes = [make_scene(i) for i in range(first, first + mix.pictures + mix.texts)]
@@ -294,37 +278,9 @@ def stage2_step(trainee: Trainee, step: int, mix: Mix, seed: int) -> Tensor:
         rows.append(trainee.question_row(asked))
     packed = pack(rows, trainee.tokenizer.eos_token_id)
     logits, labels, owners = trainee.run(packed, scenes[: mix.pictures])
-    return _per_answer(F.cross_entropy(logits, labels, reduction="none"), owners)
-
-
-def _per_answer(losses: Tensor, owners: Tensor) -> Tensor:
-    owners = owners.to(losses.device)
-    counts = torch.bincount(owners).clamp(min=1)
-    weights = 1 / counts[owners].float().sqrt()
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    weights = 1 / torch.bincount(owners).clamp(min=1)[owners].float().sqrt().to(losses.device)
     return (losses * weights).sum() / weights.sum()
-
-
-@torch.no_grad()
-def quick_scores(trainee: Trainee, split: str, *, n: int = 48, text: bool = False) -> dict[str, float]:
-    """Share of answers whose every token is the argmax given the ones before, as in greedy decoding."""
-    right: dict[str, list[bool]] = {}
-    for start in range(0, n, 8):
-        scenes = [make_scene(i, split=split) for i in range(start, min(start + 8, n))]  # type: ignore[arg-type]
-        asked = [[ask(s, f) for f in FAMILIES] + [ask_for_caption(s)] for s in scenes]
-        if text:
-            asked = [[with_caption(e, s.caption) for e in row[:-1]] for s, row in zip(scenes, asked, strict=True)]
-        packed = pack([trainee.question_row(row) for row in asked], trainee.tokenizer.eos_token_id)
-        logits, labels, owners = trainee.run(packed, [] if text else scenes)
-        hits = logits.argmax(-1).cpu() == labels.cpu()
-        flat = [e for row in asked for e in row]
-        for index, example in enumerate(flat):
-            right.setdefault(example.family, []).append(bool(hits[owners == index].all()))
-            if example.family == "caption":
-                at = (owners == index).nonzero().flatten()
-                said = trainee.tokenizer.decode(logits[at].argmax(-1))
-                kinds = [o.kind for o in scenes[index // len(asked[0])].objects]
-                right.setdefault("caption_kinds", []).extend(f" {k} " in said for k in kinds)
-    return {family: float(np.mean(hits_)) for family, hits_ in right.items()}
 
 
 def train_language(
@@ -340,20 +296,20 @@ def train_language(
     projector_lr: float = 1e-3,
     log_every: int = 10,
     save_every: int = 50,
-    score_every: int = 100,
-) -> float:
-    """Train stage 1 or 2 in place, going on from a snapshot in ``work``; returns the wall-clock in seconds."""
+) -> None:
+    """Train stage 1 or 2 in place, from the snapshot in ``work`` if there is one."""
     mix = mix or Mix()
     groups: list[dict[str, object]] = [{"params": list(trainee.projector.parameters()), "lr": projector_lr}]
-    lora = [p for p in trainee.language.parameters() if p.requires_grad]
-    if stage == 2:
-        groups.append({"params": lora, "lr": lr})
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.99))
-    peaks = [float(g["lr"]) for g in optimizer.param_groups]
     modules: dict[str, nn.Module] = {"projector": trainee.projector}
     if stage == 2:
+        groups.append({"params": [p for p in trainee.language.parameters() if p.requires_grad], "lr": lr})
         modules["language"] = trainee.language
-    folder = work / f"stage{stage}"
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.99))
+
+    def losses(start: int) -> Iterator[tuple[Tensor, str]]:
+        for step in range(start, steps):
+            yield stage1_step(trainee, step, batch_size) if stage == 1 else stage2_step(trainee, step, mix, seed), ""
+
     plan: dict[str, object] = {
         "seed": seed,
         "steps": steps,
@@ -362,31 +318,4 @@ def train_language(
         "start": digest(trainee.tower, trainee.projector),
         **({"batch_size": batch_size} if stage == 1 else asdict(mix)),
     }
-    facts = load_snapshot(folder, modules, {"adamw": optimizer}) or {"step": 0, "seconds": 0.0}
-    check_plan(facts, plan, folder)
-    start, spent, began = int(str(facts["step"])), float(str(facts["seconds"])), time.time()
-    recent: list[float] = []
-    for step in range(start, steps):
-        loss = stage1_step(trainee, step, batch_size) if stage == 1 else stage2_step(trainee, step, mix, seed)
-        loss.backward()
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(
-                f"loss must be finite, got {loss.item()} at step {step}. Lower lr and start again."
-            )
-        nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * schedule(step, steps)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        recent.append(loss.item())
-        now = spent + time.time() - began
-        if (step + 1) % log_every == 0:
-            print(f"stage {stage} {step + 1}/{steps} loss {np.mean(recent):.3f} {now:.0f} s", flush=True)
-            recent.clear()
-        if (step + 1) % save_every == 0 or step == steps - 1:
-            save_snapshot(folder, modules, {"adamw": optimizer}, {"step": step + 1, "seconds": now, "plan": plan})
-        if (step + 1) % score_every == 0 or step == steps - 1:
-            for text in (False, True) if stage == 2 else ():
-                scores = quick_scores(trainee, "test", n=16 if text else 40, text=text)
-                print(f"  text {text}: " + " ".join(f"{k} {v:.2f}" for k, v in scores.items()), flush=True)
-    return spent + time.time() - began
+    train(work, f"stage{stage}", modules, optimizer, losses, plan, log_every=log_every, save_every=save_every)

@@ -1,24 +1,21 @@
 """Score an embedded checkpoint with plain transformers: ``python -m tuning.embedded.score smol``.
 
-One question a prompt, greedy generation, scenes the model never saw. A blank picture and the picture of another scene
-show whether it looks; the caption as text shows what its language model can do without looking; perplexity on a passage
-written for this project shows what tuning did to ordinary text.
+One question a prompt, greedy generation, scenes that were never trained on. A blank picture and the picture of another
+scene show whether the answers depend on the picture; the caption as text shows what the language model answers without
+one; perplexity on a passage of this project shows what tuning changed on ordinary text.
 """
 
 import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import pandas as pd
 import torch
 import typer
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -27,37 +24,26 @@ from models.loading.configs import EMBEDDED, EmbeddedName
 from models.loading.smol import PARTS, compose
 from tasks.example import Example
 from tasks.prompts import plain, vicuna_v1
-from tasks.scenes.drawings import KINDS
 from tasks.scenes.questions import CHANCE, FAMILIES, ask, with_caption
 from tasks.scenes.scene import Scene, Split, make_scene, render
 from tasks.scoring import accuracy_by_family, score_answer
 
-# Scenes that no development run has looked at: the scores printed during training use the first of the split.
-FIRST_SCORED = 100_000
+FIRST_SCORED = 100_000  # scores printed during training use the first scenes of the split
 Condition = Literal["seen", "unseen", "blank", "swapped", "text"]
-CONDITIONS: tuple[Condition, ...] = ("seen", "unseen", "blank", "swapped", "text")
+CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class Loaded(NamedTuple):
-    """A checkpoint as plain transformers opens it."""
+    """A checkpoint opened by plain transformers."""
 
     model: LlavaForConditionalGeneration
     processor: LlavaProcessor
 
 
-@dataclass(frozen=True)
-class CaptionScores:
-    """Share of objects whose kind the caption names, of its own picture and of another scene's (chance)."""
-
-    kinds: float
-    kinds_swapped: float
-    n: int
-
-
 def load_plain(folder: Path, *, device: str = "cpu") -> Loaded:
-    """The model and processor of a folder, by transformers' own classes."""
+    """The model and processor of a folder, in transformers' own classes."""
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     model.to(device)
     processor = LlavaProcessor.from_pretrained(folder, backend="pil")
@@ -112,59 +98,30 @@ def score_condition(loaded: Loaded, condition: Condition, *, n: int) -> pd.DataF
     return table
 
 
-def score_captions(loaded: Loaded, *, n: int, stage: Literal[1, 2]) -> CaptionScores:
-    """How often captions name the objects of their scene, with the prompt of the stage."""
+def score_captions(loaded: Loaded, *, n: int, stage: Literal[1, 2]) -> dict[str, float]:
+    """Share of objects whose kind the caption names, in its own picture and in another scene's (chance).
+
+    The prompt is ``plain`` for stage 1, a request for a caption for stage 2.
+    """
     scenes = [make_scene(FIRST_SCORED + i, split="test") for i in range(n)]
     prompt = plain("")[:-1] if stage == 1 else vicuna_v1("Provide a one-sentence caption for the provided image.")
     said = generate(loaded, [prompt] * n, [render(s) for s in scenes], max_new_tokens=60)
+    words = [text.lower().split("\n")[0].replace(",", " ").replace(".", " ").split() for text in said]
 
-    def named(texts: Sequence[str], shown: Sequence[Scene]) -> float:
-        hits = [
-            o.kind in text.lower().split("\n")[0].replace(",", " ").replace(".", " ").split()
-            for text, scene in zip(texts, shown, strict=True)
-            for o in scene.objects
-        ]
+    def named(shown: Sequence[Scene]) -> float:
+        hits = [thing.kind in found for found, scene in zip(words, shown, strict=True) for thing in scene.objects]
         return sum(hits) / len(hits)
 
-    return CaptionScores(named(said, scenes), named(said, [*scenes[1:], scenes[0]]), n)
+    return {"own": named(scenes), "swapped": named([*scenes[1:], scenes[0]]), "n": n}
 
 
 @torch.inference_mode()
 def perplexity(loaded: Loaded) -> float:
-    """The exponential of the mean negative log-likelihood per token of models/embedded/passage.txt, text alone."""
+    """Perplexity of models/embedded/passage.txt, without a picture."""
     ids = loaded.processor.tokenizer((PARTS / "passage.txt").read_text(), return_tensors="pt").input_ids
     ids = ids.to(loaded.model.device)
     logits = loaded.model(input_ids=ids).logits
     return math.exp(F.cross_entropy(logits[0, :-1].float(), ids[0, 1:]).item())
-
-
-@torch.inference_mode()
-def word_alignment(loaded: Loaded, *, n: int = 32) -> dict[str, float]:
-    """Mean cosine of object patches to the word embedding of their kind, by depth of the language model.
-
-    ``resid_pre 0`` is the projector's output. Beside each stands the cosine to a random other kind: only the difference
-    speaks of alignment, for residual streams share a direction.
-    """
-    from tuning.embedded.vision import scene_batch
-
-    scenes = [make_scene(FIRST_SCORED + i, split="test") for i in range(n)]
-    labels = scene_batch(scenes).kind.flatten()
-    tokenizer = loaded.processor.tokenizer
-    words = loaded.model.get_input_embeddings().get_parameter("weight")
-    kinds = torch.stack([words[tokenizer(f" {kind}").input_ids[0]] for kind in KINDS])
-    inputs = loaded.processor(text=[vicuna_v1("?")] * n, images=[render(s) for s in scenes], return_tensors="pt")
-    out = loaded.model(**inputs.to(loaded.model.device), output_hidden_states=True)
-    at = inputs["input_ids"] == loaded.model.config.image_token_index
-    inked = labels < len(KINDS)
-    result = {}
-    for layer in range(0, len(out.hidden_states) - 1, 5):  # the last entry is already normed
-        tokens = out.hidden_states[layer][at][inked]
-        right, other = kinds[labels[inked]], kinds[(labels[inked] + 7) % len(KINDS)]
-        own = F.cosine_similarity(tokens, right, dim=-1).mean()
-        foil = F.cosine_similarity(tokens, other, dim=-1).mean()
-        result[f"layer {layer}"] = round(float(own), 4)
-        result[f"layer {layer}, other kind"] = round(float(foil), 4)
-    return result
 
 
 @app.command()
@@ -190,26 +147,20 @@ def main(
     loaded = load_plain(compose(embedded), device=device)
     wanted = [c for c in CONDITIONS if c in conditions.split(",")] if embedded == "smol" else []
     tables = [score_condition(loaded, c, n=n) for c in wanted]
-    captions = score_captions(loaded, n=n, stage=2 if embedded == "smol" else 1)
     record = {
         "model": embedded,
         "scenes": n,
         "families": list(FAMILIES),
         "accuracy": pd.concat(tables).to_dict("records") if tables else [],
-        "caption_kinds": {"own": captions.kinds, "swapped": captions.kinds_swapped, "n": captions.n},
+        "caption_kinds": score_captions(loaded, n=n, stage=2 if embedded == "smol" else 1),
         "perplexity": perplexity(loaded),
-        "word_alignment": word_alignment(loaded),
     }
-    console = Console()
     if tables:
-        grid = Table("family", *wanted, "chance", title=f"{embedded}: accuracy, {n} scenes a column")
-        pivot = pd.concat(tables).pivot_table(index="family", columns="condition", values="score")
-        for family, row in pivot.iterrows():
-            chance = CHANCE.get(str(family))  # type: ignore[call-overload]
-            grid.add_row(str(family), *(f"{row[c]:.3f}" for c in wanted), f"{chance:.3f}" if chance else "")
-        console.print(grid)
-    console.print(f"captions name {captions.kinds:.3f} of kinds (another scene's: {captions.kinds_swapped:.3f})")
-    console.print(f"perplexity of the passage: {record['perplexity']:.2f}")
+        table = pd.concat(tables).pivot_table(index="family", columns="condition", values="score")[wanted]
+        print(f"accuracy of {embedded}, {n} scenes a column")
+        print(table.assign(chance=table.index.map(CHANCE)).to_string(float_format="{:.3f}".format))
+    for key in ("caption_kinds", "perplexity"):
+        print(f"{key}: {record[key]}")
     if out:
         out.write_text(json.dumps(record, indent=1) + "\n")
 

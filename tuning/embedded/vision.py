@@ -1,65 +1,60 @@
 """Vision pretraining of the embedded checkpoints: a CLIP-architecture tower whose patches encode their object.
 
-The objective sits on the layer that LLaVA reads (hidden state -2): every patch names the kind and colour of the object
-whose box holds it, or says background; the mean over a box names it too (the same linear head, so both agree). Every
-patch also names its own row and column: nothing else asks for place, and a tower that is never asked forgets it. The
-last layer and the class token, which LLaVA does not read, learn which kinds the scene holds. A projector maps single
-patches, so a tower that is only good on averages would leave it nothing to map.
+The losses act on the layer that LLaVA reads (hidden state -2). A linear head predicts the kind and the colour of the
+object at each patch, or background; the same head predicts the kind from the mean over an object's box. Two heads
+predict the row and the column of each patch, or the tower loses them. The last layer and the class token, which LLaVA
+does not read, predict which kinds the scene holds. The projector maps single patches, so averages alone do not suffice.
 """
 
-import math
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from tasks.scenes.drawings import KINDS
-from tasks.scenes.scene import COLOURS, Scene, make_scene, render
-from tuning.embedded.snapshot import check_plan, load_snapshot, save_snapshot
+from tasks.scenes.scene import COLOURS, Scene, Split, make_scene, render
+from tuning.embedded.training import train
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own, so that its image processor serves the tower
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 BACKGROUND = len(KINDS)
+GRID = 8  # patches a side
+WIDTH = 192
+# 112 px: 64 patches of 14 px, six layers
+VISION_CONFIG: dict[str, Any] = {
+    "image_size": 112,
+    "patch_size": 14,
+    "hidden_size": WIDTH,
+    "intermediate_size": 576,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "projection_dim": WIDTH,
+}
 _COLOUR_NAMES = tuple(COLOURS)
 
 
-def vision_config() -> CLIPVisionConfig:
-    """CLIP's architecture at 112 px: 64 patches of 14 px, six layers of width 192."""
-    return CLIPVisionConfig(
-        image_size=112,
-        patch_size=14,
-        hidden_size=192,
-        intermediate_size=576,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        projection_dim=192,
-    )
-
-
-@dataclass(frozen=True)
-class SceneBatch:
-    """Scenes as tensors.
-
-    ``pixels``: ``batch 3 112 112``, normalised as CLIP's processor does. ``kind`` and ``colour``: ``batch patch``, with
-    one extra class for background. ``slot``: ``batch patch``, which object a patch belongs to, -1 for none.
-    ``object_kind``: ``batch 4``, -100 where there is no such object. ``present``: ``batch kind``, multi-hot. ``row``
-    and ``column``: ``batch patch``, from 0 at the top left.
-    """
+class SceneBatch(NamedTuple):
+    """Scenes as tensors."""
 
     pixels: Tensor
+    """``batch 3 112 112``, normalised as CLIP's processor does."""
     kind: Tensor
+    """``batch patch``, with one extra class for background, as ``colour``."""
     colour: Tensor
     slot: Tensor
+    """``batch patch``: the object of a patch, -1 for none."""
     object_kind: Tensor
+    """``batch 4``, -100 for no object."""
     present: Tensor
+    """``batch kind``, multi-hot."""
     row: Tensor
+    """``batch patch``, from 0 at the top left, as ``column``."""
     column: Tensor
 
 
@@ -71,16 +66,15 @@ def pixels_of(scenes: list[Scene]) -> Tensor:
     return (scaled - mean) / std
 
 
-def scene_batch(scenes: list[Scene], *, grid: int = 8) -> SceneBatch:
-    """Pixels and per-patch labels; a patch belongs to an object when its centre lies in the object's box."""
+def scene_batch(scenes: list[Scene]) -> SceneBatch:
+    """Pixels and labels of patches; a patch belongs to an object if its centre lies in the object's box."""
     n = len(scenes)
-    kind = torch.full((n, grid * grid), BACKGROUND)
-    colour = torch.full((n, grid * grid), len(COLOURS))
-    slot = torch.full((n, grid * grid), -1)
+    kind = torch.full((n, GRID * GRID), BACKGROUND)
+    colour = torch.full((n, GRID * GRID), len(COLOURS))
+    slot = torch.full((n, GRID * GRID), -1)
     object_kind = torch.full((n, 4), -100)
     present = torch.zeros(n, len(KINDS))
-    step = scenes[0].size / grid
-    centres = (torch.arange(grid) + 0.5) * step
+    centres = (torch.arange(GRID) + 0.5) * (scenes[0].size / GRID)
     for row, scene in enumerate(scenes):
         for index, thing in enumerate(scene.objects):
             inside_x = (centres >= thing.box.left) & (centres < thing.box.right)
@@ -91,26 +85,25 @@ def scene_batch(scenes: list[Scene], *, grid: int = 8) -> SceneBatch:
             slot[row, inside] = index
             object_kind[row, index] = KINDS.index(thing.kind)
             present[row, KINDS.index(thing.kind)] = 1
-    place = torch.arange(grid * grid).expand(n, -1)
-    return SceneBatch(pixels_of(scenes), kind, colour, slot, object_kind, present, place // grid, place % grid)
+    place = torch.arange(GRID * GRID).expand(n, -1)
+    return SceneBatch(pixels_of(scenes), kind, colour, slot, object_kind, present, place // GRID, place % GRID)
 
 
 class VisionHeads(nn.Module):
-    """The linear heads of pretraining, which are not kept."""
+    """The linear heads of pretraining, which do not ship."""
 
-    def __init__(self, width: int, *, grid: int = 8) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.kind = nn.Linear(width, len(KINDS) + 1)
-        self.colour = nn.Linear(width, len(COLOURS) + 1)
-        self.present = nn.Linear(width, len(KINDS))
-        self.row = nn.Linear(width, grid)
-        self.column = nn.Linear(width, grid)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.kind = nn.Linear(WIDTH, len(KINDS) + 1)
+        self.colour = nn.Linear(WIDTH, len(COLOURS) + 1)
+        self.present = nn.Linear(WIDTH, len(KINDS))
+        self.row = nn.Linear(WIDTH, GRID)
+        self.column = nn.Linear(WIDTH, GRID)
 
 
-@dataclass(frozen=True)
-class VisionScores:
-    """Shares of right answers: kind and colour per object patch, kind per box mean, row with column per patch."""
+class VisionScores(NamedTuple):
+    """Shares of right answers: kind and colour of object patches, kind of boxes, row with column of patches."""
 
     patch_kind: float
     box_kind: float
@@ -121,70 +114,54 @@ class VisionScores:
 def _forward(tower: CLIPVisionModel, heads: VisionHeads, batch: SceneBatch) -> tuple[Tensor, VisionScores]:
     out = tower(pixel_values=batch.pixels, output_hidden_states=True)
     patches = heads.norm(out.hidden_states[-2][:, 1:])
-    kind_logits, colour_logits = heads.kind(patches), heads.colour(patches)
     member = F.one_hot(batch.slot + 1, 5)[..., 1:].float()  # batch patch object
     share = member / member.sum(1, keepdim=True).clamp(min=1)
-    box_logits = heads.kind(torch.einsum("bpo,bpd->bod", share, patches))
+    kind, colour = heads.kind(patches), heads.colour(patches)
+    box = heads.kind(torch.einsum("bpo,bpd->bod", share, patches))
     inked = batch.kind != BACKGROUND
-    # background is easy and half of all patches: a quarter of the weight keeps it from drowning the kinds
+    # background is easy and half of all patches: at full weight it would dominate the loss
     weight = torch.where(inked, 1.0, 0.25).flatten()
-    kind_loss = (F.cross_entropy(kind_logits.flatten(0, 1), batch.kind.flatten(), reduction="none") * weight).mean()
-    colour_loss = (
-        F.cross_entropy(colour_logits.flatten(0, 1), batch.colour.flatten(), reduction="none") * weight
-    ).mean()
-    box_loss = F.cross_entropy(box_logits.flatten(0, 1), batch.object_kind.flatten(), ignore_index=-100)
+
+    def entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction=reduction)  # ignores -100
+
+    kind_loss = (entropy(kind, batch.kind, "none") * weight).mean()
+    colour_loss = (entropy(colour, batch.colour, "none") * weight).mean()
     present_loss = F.binary_cross_entropy_with_logits(heads.present(out.pooler_output), batch.present)
-    row_logits, column_logits = heads.row(patches), heads.column(patches)
-    place_loss = F.cross_entropy(row_logits.flatten(0, 1), batch.row.flatten()) + F.cross_entropy(
-        column_logits.flatten(0, 1), batch.column.flatten()
+    row, column = heads.row(patches), heads.column(patches)
+    place_loss = entropy(row, batch.row) + entropy(column, batch.column)
+    loss = kind_loss + 0.5 * colour_loss + entropy(box, batch.object_kind) + present_loss + 0.25 * place_loss
+    placed = (row.argmax(-1) == batch.row) & (column.argmax(-1) == batch.column)
+    right = (
+        (kind.argmax(-1) == batch.kind)[inked],
+        (box.argmax(-1) == batch.object_kind)[batch.object_kind >= 0],
+        (colour.argmax(-1) == batch.colour)[inked],
+        placed,
     )
-    placed = (row_logits.argmax(-1) == batch.row) & (column_logits.argmax(-1) == batch.column)
-    real = batch.object_kind >= 0
-    scores = VisionScores(
-        (kind_logits.argmax(-1) == batch.kind)[inked].float().mean().item(),
-        (box_logits.argmax(-1) == batch.object_kind)[real].float().mean().item(),
-        (colour_logits.argmax(-1) == batch.colour)[inked].float().mean().item(),
-        placed.float().mean().item(),
-    )
-    return kind_loss + 0.5 * colour_loss + box_loss + present_loss + 0.25 * place_loss, scores
+    return loss, VisionScores(*(found.float().mean().item() for found in right))
 
 
-class _Scenes(IterableDataset[SceneBatch]):
-    def __init__(self, start: int, stop: int, batch_size: int, seed: int) -> None:
-        self.start, self.stop, self.batch_size, self.seed = start, stop, batch_size, seed
+class _Batches(Dataset[SceneBatch]):
+    """Training batches by step."""
 
-    def __iter__(self) -> Iterator[SceneBatch]:
-        for step in range(self.start, self.stop):
-            first = step * self.batch_size
-            # three scenes in four are full: as many drawings as a picture holds, at the cost of one picture
-            yield scene_batch(
-                [
-                    make_scene(i, seed=self.seed, n_objects=None if i % 4 == 0 else 4)
-                    for i in range(first, first + self.batch_size)
-                ]
-            )
+    def __init__(self, batch_size: int, seed: int) -> None:
+        self.batch_size, self.seed = batch_size, seed
 
-
-def scene_batches(start: int, stop: int, batch_size: int, seed: int) -> Iterator[SceneBatch]:
-    """Batches ``start`` to ``stop`` of the training split, made in a process of their own."""
-    return iter(DataLoader(_Scenes(start, stop, batch_size, seed), batch_size=None, num_workers=1, prefetch_factor=4))
-
-
-def schedule(step: int, steps: int) -> float:
-    """Share of the peak learning rate: 4 % warm-up, flat, then a linear fall over the last 40 %."""
-    return min((step + 1) / (0.04 * steps), 1.0, max(0.0, (steps - step) / (0.4 * steps)))
+    def __getitem__(self, step: int) -> SceneBatch:
+        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
+        # three scenes in four hold as many drawings as fit, at the cost of one picture
+        return scene_batch([make_scene(i, seed=self.seed, n_objects=None if i % 4 == 0 else 4) for i in numbers])
 
 
 @torch.no_grad()
-def evaluate_vision(tower: CLIPVisionModel, heads: VisionHeads, split: str, *, n: int = 512) -> VisionScores:
+def evaluate_vision(tower: CLIPVisionModel, heads: VisionHeads, split: Split, *, n: int = 512) -> VisionScores:
     """Scores on ``n`` scenes of ``"test"`` (seen drawings) or ``"unseen"``."""
     tower.eval()
-    parts = [
-        _forward(tower, heads, scene_batch([make_scene(i, split=split) for i in range(j, min(j + 64, n))]))[1]  # type: ignore[arg-type]
-        for j in range(0, n, 64)
-    ]
+    starts = range(0, n, 64)
+    batches = (scene_batch([make_scene(i, split=split) for i in range(j, min(j + 64, n))]) for j in starts)
+    scores = [_forward(tower, heads, batch)[1] for batch in batches]
     tower.train()
-    return VisionScores(*(float(np.mean([getattr(p, f) for p in parts])) for f in VisionScores.__annotations__))
+    return VisionScores(*np.mean(scores, axis=0).tolist())
 
 
 def pretrain_vision(
@@ -198,46 +175,26 @@ def pretrain_vision(
     log_every: int = 25,
     save_every: int = 100,
     n_scored: int = 512,
-    on_step: Callable[[int], None] | None = None,
 ) -> CLIPVisionModel:
-    """The trained tower; a snapshot in ``work`` is continued, and a finished one is returned as it is."""
+    """The trained tower; a snapshot in ``work`` is continued, a finished one is returned."""
     torch.manual_seed(seed)
-    tower, heads = CLIPVisionModel(vision_config()), VisionHeads(192)
+    tower, heads = CLIPVisionModel(CLIPVisionConfig(**VISION_CONFIG)), VisionHeads()
     tower.train().to(device)
     heads.to(device)
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05, betas=(0.9, 0.98))
-    optimizers = {"adamw": optimizer}
-    modules = {"tower": tower, "heads": heads}
+
+    def losses(start: int) -> Iterator[tuple[Tensor, str]]:
+        data = _Batches(batch_size, seed)  # made in a process of its own
+        for batch in DataLoader(data, sampler=range(start, steps), batch_size=None, num_workers=1, prefetch_factor=4):
+            loss, scores = _forward(tower, heads, SceneBatch(*(value.to(device) for value in batch)))
+            yield loss, " ".join(f"{name} {value:.3f}" for name, value in scores._asdict().items())
+
     plan = {"seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr}
-    facts = load_snapshot(work / "vision", modules, optimizers) or {"step": 0, "seconds": 0.0}
-    check_plan(facts, plan, work / "vision")
-    start, spent, began = int(str(facts["step"])), float(str(facts["seconds"])), time.time()
-    for step, batch in enumerate(scene_batches(start, steps, batch_size, seed), start):
-        moved = SceneBatch(*(getattr(batch, f).to(device) for f in SceneBatch.__annotations__))
-        loss, scores = _forward(tower, heads, moved)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * schedule(step, steps)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(
-                f"loss must be finite, got {loss.item()} at step {step}. Lower lr and start again."
-            )
-        now = spent + time.time() - began
-        if step % log_every == 0 or step == steps - 1:
-            print(
-                f"vision {step}/{steps} loss {loss.item():.3f} patch {scores.patch_kind:.3f} box {scores.box_kind:.3f}"
-                f" colour {scores.patch_colour:.3f} place {scores.patch_place:.3f} {now:.0f} s",
-                flush=True,
-            )
-        if (step + 1) % save_every == 0 or step == steps - 1:
-            save_snapshot(work / "vision", modules, optimizers, {"step": step + 1, "seconds": now, "plan": plan})
-        if on_step:
-            on_step(step + 1)
-    for split in ("test", "unseen"):
+    modules = {"tower": tower, "heads": heads}
+    train(work, "vision", modules, optimizer, losses, plan, log_every=log_every, save_every=save_every)
+    splits: tuple[Split, ...] = ("test", "unseen")
+    for split in splits:
         print(f"vision {split}: {evaluate_vision(tower, heads, split, n=n_scored)}", flush=True)
     tower.eval()
     return tower

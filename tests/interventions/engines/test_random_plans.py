@@ -45,7 +45,7 @@ OPTIONS_OF: dict[str, list[dict[str, Any]]] = {
     "patch": [{"direction": "denoise"}, {"direction": "noise"}],
     "ablate": [{"kind": "zero"}, {"kind": "mean"}, {"kind": "resample", "seed": 3}],
     "knockout": [{}],
-    "skip": [{"visible": True}, {"visible": False}],
+    "skip": [{"hidden": False}, {"hidden": True}],
     "steer": [{"alpha": -0.7, "unit": "norm"}, {"alpha": 3.0, "unit": "absolute"}],
 }
 

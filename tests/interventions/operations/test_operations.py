@@ -295,7 +295,7 @@ def test_image_tokens_that_skip_every_layer_unseen_leave_no_trace(
     llava: Llava, clean: Inputs, corrupt: Inputs, examples: list[Example], engine: EngineName
 ) -> None:
     plan = InterventionPlan("skip", tokens=("image",), layers="2", window="up-to", engine=engine)
-    hidden = replace(plan, options=SkipOptions(visible=False))
+    hidden = replace(plan, options=SkipOptions(hidden=True))
     seen, unseen = (
         [run(llava, p, choose_runs(p, inputs), examples)[0] for inputs in (clean, corrupt)] for p in (plan, hidden)
     )

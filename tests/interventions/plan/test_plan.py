@@ -36,7 +36,7 @@ PLANS = [
         "ablate", sites=("mlp_out",), window=3, tokens=("text",), options=AblateOptions("resample", seed=4)
     ),
     InterventionPlan("knockout", tokens=("image->question",), heads="0+1,3", window=3, metrics=("log_prob", "kl")),
-    InterventionPlan("skip", tokens=("image",), window="up-to", options=SkipOptions(visible=False), engine="full"),
+    InterventionPlan("skip", tokens=("image",), window="up-to", options=SkipOptions(hidden=True), engine="full"),
     InterventionPlan("steer", sites=("resid_post",), tokens=("last",), options=SteerOptions("cat", -2.0, "absolute")),
     InterventionPlan("attribute", sites=("resid_mid",), tokens=("pos(-2)",)),
     InterventionPlan(
@@ -158,7 +158,7 @@ def test_a_plan_is_checked_against_the_model(llava: Llava, plan: InterventionPla
     [
         (PatchOptions(), "direction", "sideways", "direction must be one of denoise, noise, got 'sideways'"),
         (AblateOptions(), "kind", "x", "ablation must be one of zero, mean, resample, got 'x'"),
-        (SkipOptions(), "visible", 1, "visible must be true or false, got 1"),
+        (SkipOptions(), "hidden", 1, "hidden must be true or false, got 1"),
         (SteerOptions(), "alpha", "x", "alpha must be a finite number, got 'x'"),
         (SteerOptions(), "alpha", float("nan"), "alpha must be a finite number, got nan"),
         (SteerOptions(), "unit", "mile", "unit must be one of norm, absolute, got 'mile'"),

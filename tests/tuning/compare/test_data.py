@@ -13,8 +13,8 @@ import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from figures.plans.accuracy_by_family import draw_accuracy
-from figures.plans.cost_retention import draw_cost_retention
+from figures.plans.cost import draw_cost_retention
+from figures.plans.scores import draw_accuracy
 from models.loading.load import load
 from records.options import ModelOptions
 from tasks.errors import UserError

@@ -10,8 +10,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from probes.evaluation import evaluate as module
-from probes.evaluation.evaluate import STRENGTHS, Result, evaluate
+from probes.evaluation import cross_validation as module
+from probes.evaluation.cross_validation import STRENGTHS, Result, evaluate
 from probes.evaluation.folds import plan_folds
 from probes.evaluation.scores import (
     permutation_p_classes,

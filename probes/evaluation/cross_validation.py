@@ -1,4 +1,4 @@
-"""How well labels can be read from one activation matrix, by grouped cross-validation, beside its controls.
+"""Score probes of one activation matrix by grouped cross-validation, with controls.
 
 plan = plan_folds({"colour": colours}, groups)     # once for all sites
 result = evaluate(x, plan)["colour"]
@@ -8,7 +8,7 @@ result.score.value, result.score.lower, result.selectivity
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -35,38 +35,34 @@ Kind = Literal["logistic", "ridge", "mass_mean", "mlp"]
 
 @dataclass(frozen=True)
 class Result:
-    """What one probe reads of one target from one activation matrix.
-
-    Args:
-        target: Name of the target.
-        kind: ``"class"`` or ``"continuous"``.
-        probe: The probe that was fitted; ridge regression stands in for logistic on continuous targets.
-        metric: The main metric, ``"balanced_accuracy"`` or ``"r2"``.
-        truth: Labels, one per example.
-        predicted: Predictions, one per example, each by a probe that saw neither the example nor its group.
-        fold: Which fold's probe made the prediction.
-        fitted: Examples that took part in the cross-validation; the others belong to transfer sets.
-        strengths: The penalty chosen in each fold; empty for probes that have none.
-        scores: By metric.
-        controls: By control (``"shuffled"``, ``"control_task"``, ``"majority"``), then metric.
-        transfer: By transfer set, then metric.
-        p_value: Of the main metric against labels shuffled over groups; see
-            `probes.evaluation.scores.permutation_p_classes`.
-    """
+    """Scores of one probe for one target."""
 
     target: str
+    """Name of the target."""
     kind: Literal["class", "continuous"]
+    """Kind of the target."""
     probe: str
+    """The fitted probe; ridge regression replaces logistic regression for continuous targets."""
     metric: str
+    """The main metric, ``"balanced_accuracy"`` or ``"r2"``."""
     truth: npt.NDArray[np.generic]
+    """Labels, one per example."""
     predicted: npt.NDArray[np.generic]
+    """Predictions, each by a probe that was fitted without the example and its group."""
     fold: npt.NDArray[np.int64]
+    """The fold of the probe that made the prediction."""
     fitted: npt.NDArray[np.bool_]
+    """True for examples of the cross-validation, False for those of transfer sets."""
     strengths: tuple[float, ...]
+    """The penalty chosen in each fold; empty for probes without one."""
     scores: Mapping[str, Score]
+    """By metric."""
     controls: Mapping[str, Mapping[str, Score]]
+    """By control (``"shuffled"``, ``"control_task"``, ``"majority"``), then metric."""
     transfer: Mapping[str, Mapping[str, Score]]
+    """By transfer set, then metric."""
     p_value: float
+    """Of the main metric against labels shuffled over groups."""
 
     @property
     def score(self) -> Score:
@@ -80,7 +76,7 @@ class Result:
 
     @property
     def selectivity(self) -> float:
-        """Score minus the score of the control task; NaN where that was switched off. Positive: more than memory."""
+        """Score minus the score of the control task; NaN without it. Positive: more than memorised types."""
         control = self.controls.get("control_task")
         return float("nan") if control is None else self.score.value - control[self.metric].value
 
@@ -93,23 +89,33 @@ def evaluate(
     strengths: Sequence[float] = STRENGTHS,
     tol: float = 1e-2,
 ) -> Mapping[str, Result]:
-    """Out-of-fold predictions, scores, controls, transfer and a p-value for every target of the plan.
+    """Out-of-fold predictions, scores, controls, transfer scores and a p-value for every target of the plan.
 
-    Activations are standardised and rotated once, over all fitted examples; labels of a test fold are never used to fit
-    what predicts it. In each fold the strength with the best score on the inner folds is taken (the stronger of two);
-    a control is fitted at the strength of the real target, being the same probe with other labels.
+    Activations are standardised and rotated once, over all fitted examples; this uses no labels. Each fold takes the
+    strength with the best score on its inner folds. A control is fitted at the strength of the real target.
 
     Args:
         x: Activations of one site; float32 or float64, on any device.
-        plan: From `probes.evaluation.folds.plan_folds`.
+        plan: From `plan_folds`.
         probe: ``"logistic"``, ``"ridge"``, ``"mass_mean"``, ``"mlp"``, or an unfitted estimator with scikit-learn's
-            interface, which is cloned for each fold and has no strength chosen.
+            interface, which is cloned for each fold; no strength is chosen for it.
         strengths: Penalties to choose from.
-        tol: Of the logistic solver, relative to the coefficients' norm: a probe 1% from its optimum predicts what the
-            optimum does, but for near ties. The inner fits, which only rank the strengths, stop at three times this.
+        tol: Tolerance of the logistic solver, relative to the norm of the coefficients: 1 % from the optimum changes
+            predictions only at near ties. The inner fits, which only rank the strengths, stop at three times this.
+
+    Returns:
+        Results by target.
 
     Raises:
-        ValueError: If ``x`` is not finite, has the wrong number of examples, or ``probe`` is unknown.
+        UserError: If ``x`` is not finite, has the wrong number of examples, or ``probe`` is unknown.
+
+    Example:
+        >>> import numpy as np
+        >>> from probes.evaluation.folds import plan_folds
+        >>> labels = np.arange(40) % 2
+        >>> x = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 3)) + 5 * labels[:, None])
+        >>> evaluate(x, plan_folds({"label": labels}, groups=range(40)))["label"].score.value
+        1.0
     """
     check_activations(x)
     if len(x) != len(plan.groups):
@@ -118,8 +124,8 @@ def evaluate(
         )
     if not strengths or min(strengths) <= 0:
         raise UserError(f"strengths must be positive, got {list(strengths)}. Give at least one penalty.")
-    if isinstance(probe, str) and probe not in ("logistic", "ridge", "mass_mean", "mlp"):
-        raise UserError(f"probe must be 'logistic', 'ridge', 'mass_mean', 'mlp' or an estimator, got {probe!r}.")
+    if isinstance(probe, str) and probe not in get_args(Kind):
+        raise UserError(f"probe must be {', '.join(get_args(Kind))} or an estimator, got {probe!r}.")
     path = sorted(strengths, reverse=True)
     predictions: dict[tuple[str, str], npt.NDArray[np.generic]] = {}
     chosen: dict[str, tuple[float, ...]] = {}
@@ -151,7 +157,7 @@ def evaluate(
 
 
 def fit_name(probe: Any, kind: str) -> str:
-    """What is fitted when ``probe`` is asked for a target of this kind."""
+    """The name of the probe that is fitted for a target of this kind."""
     if not isinstance(probe, str):
         return type(probe).__name__
     return "ridge" if probe == "logistic" and kind == "continuous" else probe
@@ -175,13 +181,13 @@ def choose_strengths(
     folds: int,
     fit: Callable[[list[Job], list[list[float]]], list[list[npt.NDArray[np.generic]]]],
 ) -> dict[str, list[float]]:
-    """The strength for each fold of each target that scores best on its inner folds.
+    """The strength for each fold of each target with the best score on its inner folds.
 
     Args:
-        targets: With their inner splits, which name the outer folds that they judge for.
+        targets: Targets with inner splits, which name the outer folds that they judge for.
         path: Strengths, strong to weak.
         folds: Number of outer folds.
-        fit: Takes jobs and the strengths of each; returns what each job predicts, by strength.
+        fit: Takes jobs and the strengths of each; returns the predictions of each job by strength.
     """
     picks = {t.name: [path[len(path) // 2]] * folds for t in targets}
     jobs = [Job(t, "real", t.truth, split.train, i) for t in targets for i, split in enumerate(t.inner)]
@@ -199,7 +205,7 @@ def choose_strengths(
                 for s in range(len(path)):
                     sums[k, s] += _quick_score(t, judge, by_strength[s][j][judge])
         for k in np.flatnonzero(count).tolist():
-            # Equal up to rounding: the stronger penalty, which comes first.
+            # Of scores that are equal up to rounding, take the stronger penalty, which comes first.
             picks[t.name][k] = path[int(np.argmax(sums[k] >= sums[k].max() - 1e-12))]
     return picks
 

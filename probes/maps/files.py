@@ -1,0 +1,80 @@
+"""The patch maps of a run: their files, and reading them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from probes.config import RUN
+from records.manifest import read_manifest
+from tasks.errors import UserError, user_errors
+
+TABLE, ABOUT, PICTURES = "maps.parquet", "maps.json", "maps"
+COLUMNS = ("target", "site", "part", "name", "layer", "depth", "example", "row", "col", "p_true", "predicted")
+
+
+@dataclass(frozen=True)
+class MapExample:
+    """One example with maps."""
+
+    id: str
+    """The ``example`` of the table's rows."""
+    picture: Path
+    """The picture as the model sees it, a square PNG."""
+    question: str
+    """The user's words."""
+    answer: str
+    """The expected answer."""
+    labels: Mapping[str, str]
+    """The example's label by target."""
+    boxes: Mapping[str, tuple[float, float, float, float]]
+    """Named (left, top, right, bottom) as fractions of the square picture."""
+    focus: str | None
+    """The box that object-level labels describe."""
+    classes: Mapping[str, tuple[str, ...]]
+    """All labels by target."""
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The maps of a run."""
+
+    table: pd.DataFrame
+    """One row for each target, site, example and patch; ``docs/results.md`` describes the columns."""
+    examples: tuple[MapExample, ...]
+    """The examples in the order of the table."""
+
+
+def read_maps(folder: Path) -> Maps | None:
+    """The maps of a probe sweep; None if it has none.
+
+    Raises:
+        UserError: If the folder holds no run of ``probe-sweep``, or its maps are damaged.
+
+    Example:
+        >>> read_maps(Path("no_run"))
+        Traceback (most recent call last):
+        tasks.errors.UserError: run must be a folder that probe-sweep wrote, got 'no_run'. Check the path.
+    """
+    if read_manifest(folder, RUN) is None:
+        raise UserError(f"run must be a folder that {RUN.command} wrote, got {str(folder)!r}. Check the path.")
+    if not (folder / TABLE).is_file():
+        return None
+    with user_errors(OSError, ValueError, KeyError):
+        table = pd.read_parquet(folder / TABLE)
+        examples = [
+            MapExample(
+                id=entry["example"],
+                picture=folder / PICTURES / f"{entry['k']}.png",
+                question=entry["question"],
+                answer=entry["answer"],
+                labels=entry["labels"],
+                boxes={name: tuple(box) for name, box in entry["boxes"].items()},
+                focus=entry["focus"],
+                classes={name: tuple(classes) for name, classes in entry["classes"].items()},
+            )
+            for entry in json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        ]
+    return Maps(table, tuple(examples))

@@ -1,0 +1,56 @@
+"""Probes for patch maps, fitted on pooled activations without the groups of the map examples."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probes.evaluation.cross_validation import STRENGTHS, choose_strengths
+from probes.evaluation.folds import FoldPlan, InnerSplit, Mask, TargetPlan
+from probes.evaluation.jobs import fit_logistic
+from probes.evaluation.refit import fit_logistic_probes
+from probes.linear.estimators import LogisticProbe, MassMeanProbe
+from probes.linear.mlp import MLPProbe
+from probes.linear.solver import rotate
+
+_RANKING = 1e-1  # tolerance that still shows which of three strengths, a factor of ten apart, is best
+
+PatchProbe = LogisticProbe | MassMeanProbe | MLPProbe  # classes are codes: column c of predict_proba is class c
+
+
+def fit_patch_probes(
+    x: Float[Tensor, "example d"], targets: Sequence[TargetPlan], training: Mask, plan: FoldPlan, probe: str
+) -> dict[str, PatchProbe]:
+    """Fit a probe of class codes for each class target on the training examples.
+
+    The strength of a logistic probe is the one with the best score over the plan's folds, restricted to the training
+    examples, so that the map examples do not influence it.
+
+    Args:
+        x: Pooled activations of one site.
+        targets: Targets of the plan; every class occurs among the training examples.
+        training: True for the examples to fit on.
+        plan: Gives folds, groups and seed.
+        probe: ``"logistic"``, ``"mass-mean"`` or ``"mlp"``.
+    """
+    rows = torch.from_numpy(training).to(x.device)
+    if probe == "mass-mean":
+        return {t.name: MassMeanProbe().fit(x[rows], t.truth[training]) for t in targets}
+    if probe == "mlp":
+        groups = plan.groups[training]
+        return {t.name: MLPProbe(seed=plan.seed).fit(x[rows], t.truth[training], groups=groups) for t in targets}
+    if not targets:
+        return {}
+    basis = rotate(x, fitted=rows)
+    path = sorted(STRENGTHS, reverse=True)
+    judged = [replace(t, inner=_splits(t, training, plan.folds)) for t in targets]
+    picks = choose_strengths(judged, path, 1, lambda jobs, levels: fit_logistic(basis, jobs, levels, _RANKING))
+    return dict(fit_logistic_probes(basis, targets, training, {name: pick[0] for name, pick in picks.items()}))
+
+
+def _splits(target: TargetPlan, training: Mask, folds: int) -> tuple[InnerSplit, ...]:
+    """The target's folds among the training examples, without empty ones."""
+    pairs = [(training & (target.fold != k), training & (target.fold == k)) for k in range(folds)]
+    return tuple(InnerSplit(train, ((0, judge),)) for train, judge in pairs if train.any() and judge.any())
