@@ -22,7 +22,7 @@ from models.sites import Part, Site
 
 
 @contextmanager
-def running(llava: Adapter) -> Iterator[None]:
+def inference(llava: Adapter) -> Iterator[None]:
     """Inference mode, and fast bfloat16 on a CPU for a model in bfloat16."""
     with torch.inference_mode(), fast_bfloat16() if llava.dtype == torch.bfloat16 else nullcontext():
         yield

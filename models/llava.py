@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.activations import Activations
 from models.adapter import Adapter
-from models.cached_blocks import running
+from models.cached_blocks import inference
 from models.capture import capture
 from models.hooks import Pool
 from models.inputs import Inputs, PaddingSide, prepare
@@ -206,7 +206,7 @@ class Llava(Adapter):
     def intervened(self, inputs: Inputs) -> Iterator[None]:
         """Makes the active interventions in forwards on ``inputs`` that run inside; without a graph."""
         active = list(self.interventions)
-        with running(self):
+        with inference(self):
             if not active:
                 yield
                 return

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interventions.engines.names import EngineName, check_engine
-from models.cached_blocks import Run, TowerRun, run_cached, run_tower, running
+from models.cached_blocks import Run, TowerRun, inference, run_cached, run_tower
 from models.inputs import Inputs
 from models.llava import Llava
 from tasks.errors import UserError
@@ -129,7 +129,7 @@ def prepare_base(
     _check(inputs, other, readout)
     if engine == "full":
         return Base(inputs, other, readout, plain_logits(llava, inputs, readout), None)
-    with running(llava):
+    with inference(llava):
         prefix = _prefix(llava, inputs, other, readout)
         found = llava.unembed(prefix.run.resid[-1][_index(readout)]).float()
     return Base(inputs, other, readout, at_slots(readout, found), prefix)
@@ -140,7 +140,7 @@ def plain_logits(
 ) -> Float[Tensor, "example slot vocab"]:
     """Float32 logits of a plain forward of the Hugging Face model at some columns; zeros at unused slots (-1)."""
     columns = readout[readout >= 0].unique()
-    with running(llava):
+    with inference(llava):
         scores = llava.model(**inputs.model_kwargs(), logits_to_keep=columns, use_cache=False).logits
         rows, kept = _index(readout)
         found = scores[rows, torch.searchsorted(columns, kept)].float()

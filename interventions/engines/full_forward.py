@@ -12,7 +12,7 @@ from torch import Tensor
 from interventions.engines.base_runs import Base, Read, plain_logits
 from interventions.engines.edits import Cell, Cut, Hold, Write
 from interventions.engines.writes import written
-from models.cached_blocks import additive, running
+from models.cached_blocks import additive, inference
 from models.hooks import Columns, edited, first_argument, first_output, recorded, with_first_output
 from models.inputs import Inputs
 from models.llava import Llava
@@ -85,7 +85,7 @@ def _other_values(llava: Llava, other: Inputs | None, sites: set[Site]) -> Mappi
     if not sites:
         return {}
     assert other is not None  # checked
-    with running(llava), recorded(llava, sites) as values:
+    with inference(llava), recorded(llava, sites) as values:
         llava.model(**other.model_kwargs(), logits_to_keep=1, use_cache=False)
     return values
 

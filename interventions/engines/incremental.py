@@ -20,7 +20,7 @@ from interventions.engines.edits import Cell
 from interventions.engines.equality import Inside, LayerEdits, Step, mark, start, step
 from interventions.engines.packing import Pack, pack
 from interventions.engines.writes import value_rows
-from models.cached_blocks import KeysValues, Run, run_block, run_keys_values, running
+from models.cached_blocks import KeysValues, Run, inference, run_block, run_keys_values
 from models.hooks import Change, edited, recorded
 from models.llava import Llava
 from models.sites import Site
@@ -37,14 +37,14 @@ def run_incremental(
     prefix = base.prefix
     assert prefix is not None  # checked
     for chunk in plan_chunks(llava, prefix, cells, cells_at_once):
-        with running(llava):
+        with inference(llava):
             computed = _ChunkRun(llava, prefix, chunk)
             computed.run()
         n_slots = base.readout.numel() * base.logits.shape[-1]
         at_once = max(1, _MOST_LOGITS // max(1, n_slots))
         for first in range(0, len(chunk.cells), at_once):
             group = range(first, min(first + at_once, len(chunk.cells)))
-            with running(llava):
+            with inference(llava):
                 found = computed.logits(base, group)
             for cell, logits in zip(group, found, strict=True):
                 # Outside inference mode, so that ``read`` gets an ordinary tensor.

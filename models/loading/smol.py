@@ -89,8 +89,9 @@ def load_language_model() -> LanguageModel:
     path = language_model_file()
     quantised: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    del quantised.config.quantization_config  # the weights are float32, and save_pretrained rejects a quantised config
-    plain = LlamaForCausalLM(quantised.config)
+    config: Any = quantised.config
+    del config.quantization_config  # the weights are float32, and save_pretrained rejects a quantised config
+    plain = LlamaForCausalLM(config)
     plain.load_state_dict(quantised.state_dict())
     plain.tie_weights()
     return LanguageModel(plain.eval(), tokenizer)
