@@ -35,8 +35,8 @@ def with_effect(results: pd.DataFrame) -> pd.DataFrame:
         [[0.75, 0.5, 0.875], [0.25, 0.125, 0.5]]
     """
     lost = results["unchanged"] == "clean" if "unchanged" in results else pd.Series(False, index=results.index)
-    sources = {"effect": ("recovered",) * 2, "effect_lower": ("recovered_lower", "recovered_upper")}
-    sources["effect_upper"] = sources["effect_lower"][::-1]
+    low, high = "recovered_lower", "recovered_upper"
+    sources = {"effect": ("recovered", "recovered"), "effect_lower": (low, high), "effect_upper": (high, low)}
     found = {
         name: results[kept].astype(float).where(~lost, 1 - results[swapped].astype(float))
         for name, (kept, swapped) in sources.items()

@@ -14,7 +14,7 @@ table has no row to draw.
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -102,13 +102,15 @@ def open_panels(
             opened.axes[0].set_title(title)
 
 
-def draw_level(panel: Axes, value: float, concept: str, label: str | None = None, *, zorder: float = 2.0) -> None:
+def draw_level(panel: Axes, value: float, concept: str, label: str | None = None, *, zorder: int = 2) -> None:
     """Draw a horizontal line in the colour and dashes of a concept."""
     colour, dashes = COLOURS[concept], LINES[concept][0]
     panel.axhline(value, color=colour, linestyle=dashes, linewidth=1.0, label=label, zorder=zorder)
 
 
-def draw_band(panel: Axes, x: npt.ArrayLike, rows: pd.DataFrame, colour: str, *, zorder: float = 2.0) -> None:
+def draw_band(
+    panel: Axes, x: "pd.Series[Any] | npt.NDArray[Any]", rows: pd.DataFrame, colour: str, *, zorder: int = 2
+) -> None:
     """Fill the interval from ``lower`` to ``upper``."""
     low, high = rows["lower"].astype(float), rows["upper"].astype(float)
     panel.fill_between(x, low, high, color=colour, alpha=0.22, linewidth=0, zorder=zorder)

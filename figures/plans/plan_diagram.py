@@ -56,6 +56,9 @@ def draw_plan_diagram(
     step = STEPS[width]
     left = len(BEFORE) * step + GAP
     right = left + n_layers + GAP
+    places: list[tuple[float, str | int]] = [(i * step, part) for i, part in enumerate(BEFORE)]
+    places += [(left + layer, layer) for layer in range(n_layers)]
+    places += [(right + i * step, part) for i, part in enumerate(AFTER)]
     methods: list[str] = []
     with open_panels(
         ax, ["all plans"], width=width, columns=1, heights=0.21 * len(plans) + 0.75, extra=0.4, title=title
@@ -65,13 +68,18 @@ def draw_plan_diagram(
             blocks = set() if plan == "start" else _blocks(row["layers"], n_layers)
             parts = set() if plan == "start" else _parts(row["train"])
             method = "full" if pd.isna(row["method"]) or row["method"] == "" else str(row["method"])
-            cells = [(i * step, part in parts, "full") for i, part in enumerate(BEFORE)]
-            cells += [(left + layer, layer in blocks, method) for layer in range(n_layers)]
-            cells += [(right + i * step, part in parts, "full") for i, part in enumerate(AFTER)]
-            for x, trains, how in cells:
+            for x, name in places:
+                trains, how = (name in parts, "full") if isinstance(name, str) else (name in blocks, method)
                 _box(panel, x, place, trains, how, plan_colour(str(plan)))
                 methods += [how] if trains and how not in methods else []
-        _label(panel, n_layers, left, right, step)
+        every = stride(panel, [str(n_layers - 1)], right + len(AFTER) * step)
+        shown = [(x, name) for x, name in places if isinstance(name, str) or name % every == 0]
+        panel.set_xticks([x + 0.43 for x, _ in shown], [str(name).replace("_", " ") for _, name in shown])
+        for text in panel.get_xticklabels():
+            if not text.get_text().isdigit():
+                text.set(rotation=50, horizontalalignment="right", rotation_mode="anchor")
+        panel.set_xlabel("part; block of the language model, from 0")
+        panel.tick_params(length=0)
         panel.set_yticks(range(len(plans)), [str(plan) for plan in plans.index][::-1])
         panel.set_xlim(-0.3, right + len(AFTER) * step + 0.2)
         panel.set_ylim(-0.7, len(plans) - 0.3)
@@ -108,17 +116,3 @@ def _box(panel: Axes, x: float, place: int, trains: bool, how: str, colour: str)
     )  # fmt: skip
     box.set(hatch=_HATCHES.get(how) if trains else None, linewidth=0.7)
     panel.add_patch(box)
-
-
-def _label(panel: Axes, n_layers: int, left: float, right: float, step: float) -> None:
-    every = stride(panel, [str(n_layers - 1)], right + len(AFTER) * step)
-    shown = range(0, n_layers, every)
-    places = [*(i * step for i in range(len(BEFORE))), *(left + i for i in shown)]
-    places += [right + i * step for i in range(len(AFTER))]
-    words = [*BEFORE, *(str(i) for i in shown), *AFTER]
-    panel.set_xticks([place + 0.43 for place in places], [word.replace("_", " ") for word in words])
-    for text in panel.get_xticklabels():
-        if not text.get_text().isdigit():
-            text.set(rotation=50, horizontalalignment="right", rotation_mode="anchor")
-    panel.set_xlabel("part; block of the language model, from 0")
-    panel.tick_params(length=0)

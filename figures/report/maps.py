@@ -8,8 +8,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from figures.parts import PARTS, belongs, main_name
-from figures.report.axis import site_axis
-from figures.report.pictures import colour_scale, packed, quantise, thumbnail
+from figures.report.curves import site_axis
+from figures.report.pictures import colour_scale, maps_section, packed, quantise, thumbnail
 from figures.report.tables import plain_value
 from figures.saved import EXAMPLES, MAPS, read_maps
 from figures.style import SEQUENTIAL
@@ -65,18 +65,12 @@ def probe_maps(folder: Path, results: pd.DataFrame) -> Json | None:
             }
         )
     scale = {"colours": colour_scale(SEQUENTIAL), "low": 0, "high": 1, "label": "probability of the example's label"}
-    return {
-        "type": "maps",
-        "title": "Where in the picture",
-        "caption": "Probability that the probe gives to the example's own label when it reads one patch alone, to "
-        f"three decimals. The probe was fitted on pooled tokens ({_fitted_on(results, targets)}) of other examples "
-        "that share no group with these. "
-        "These are single examples, without intervals.",
-        "choose": "target",
-        "scale": scale,
-        "choices": choices,
-        "examples": examples,
-    }
+    caption = (
+        "Probability that the probe gives to the example's own label when it reads one patch alone, to three decimals. "
+        f"The probe was fitted on pooled tokens ({_fitted_on(results, targets)}) of other examples that share no group "
+        "with these. These are single examples, without intervals."
+    )
+    return maps_section(caption, "target", scale, choices, examples)
 
 
 def _fitted_on(results: pd.DataFrame, targets: list[str]) -> str:

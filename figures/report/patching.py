@@ -20,7 +20,7 @@ from figures.effects import (
 from figures.patch_map import of_patches, with_patches
 from figures.report.curves import curve_panel, curves_section, drawn_values, number_axis, numbered_series
 from figures.report.palette import dashes
-from figures.report.pictures import colour_scale, thumbnail
+from figures.report.pictures import colour_scale, maps_section, thumbnail
 from figures.report.tables import plain_value
 from figures.style import DIVERGING
 
@@ -132,16 +132,8 @@ def patch_map(folder: Path, results: pd.DataFrame) -> Json | None:
         "values": values,
         "picture": thumbnail(picture, _SIDE) if picture.is_file() else "",
     }
-    return {
-        "type": "maps",
-        "title": "Where in the picture",
-        "caption": f"{_meaning(rows)} The picture is that of the first pair; effects are those of all "
-        f"{count_pairs(rows)}. {_DOTS}",
-        "choose": "metric, part, activation",
-        "scale": _scale(rows),
-        "choices": choices,
-        "examples": [example],
-    }
+    caption = f"{_meaning(rows)} The picture is that of the first pair; effects are those of all {count_pairs(rows)}. "
+    return maps_section(caption + _DOTS, "metric, part, activation", _scale(rows), choices, [example])
 
 
 def _panels(rows: pd.DataFrame, names: list[tuple[Any, Any, Any]]) -> list[Json]:

@@ -3,7 +3,9 @@
 import base64
 import io
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -11,6 +13,7 @@ import numpy.typing as npt
 from matplotlib.colors import to_hex
 from PIL import Image
 
+Json = dict[str, Any]
 _STOPS = 33  # colours of a scale; the page interpolates between them
 _QUALITY = 82
 
@@ -48,3 +51,9 @@ def quantise(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
 def colour_scale(name: str) -> list[str]:
     """Colours of a Matplotlib map at even steps from its low to its high end."""
     return [to_hex(mpl.colormaps[name](step / (_STOPS - 1))) for step in range(_STOPS)]
+
+
+def maps_section(caption: str, choose: str, scale: Json, choices: Sequence[Json], examples: Sequence[Json]) -> Json:
+    """A section of maps over the patches of pictures."""
+    text = {"type": "maps", "title": "Where in the picture", "caption": caption, "choose": choose}
+    return {**text, "scale": scale, "choices": list(choices), "examples": list(examples)}
