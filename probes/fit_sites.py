@@ -56,7 +56,7 @@ def fit_sites(
     """Score every target at every site, with its controls.
 
     Args:
-        store: Activations of the model.
+        store: Activations of the model at ``sites``.
         control_store: Those of the randomly initialised model for the fitted examples; None without controls.
         sites: The stored sites.
         depths: Relative depth of each site.

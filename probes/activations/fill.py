@@ -46,9 +46,9 @@ def fill_store(
     """Capture and write every missing shard of this process.
 
     Args:
-        store: The store.
+        store: A store for as many examples.
         llava: Returns the model; called if a shard is missing.
-        examples: As many as the store holds.
+        examples: The examples.
         sites: The sites to capture.
         groups: Token groups; each is pooled separately.
         config: Gives batch size, pooling, preprocessing and the stored dtype.

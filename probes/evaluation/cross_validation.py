@@ -125,7 +125,7 @@ def evaluate(
     if not strengths or min(strengths) <= 0:
         raise UserError(f"strengths must be positive, got {list(strengths)}. Give at least one penalty.")
     if isinstance(probe, str) and probe not in get_args(Kind):
-        raise UserError(f"probe must be {', '.join(get_args(Kind))} or an estimator, got {probe!r}.")
+        raise UserError(f"probe must be 'logistic', 'ridge', 'mass_mean', 'mlp' or an estimator, got {probe!r}.")
     path = sorted(strengths, reverse=True)
     predictions: dict[tuple[str, str], npt.NDArray[np.generic]] = {}
     chosen: dict[str, tuple[float, ...]] = {}
@@ -135,8 +135,11 @@ def evaluate(
         targets = [t for t in plan.targets.values() if t.kind == kind]
         if not targets:
             continue
+        name = probe if isinstance(probe, str) else type(probe).__name__
+        if probe == "logistic" and kind == "continuous":
+            name = "ridge"
         if probe in ("logistic", "ridge"):
-            fit = fit_logistic if probe == "logistic" and kind == "class" else fit_ridge
+            fit = fit_logistic if name == "logistic" else fit_ridge
             basis = basis or rotate(x, fitted=torch.from_numpy(plan.fitted).to(x.device))
             ranked = partial(fit, basis, tol=3 * tol)
             picks = choose_strengths(targets, path, plan.folds, ranked)
@@ -152,15 +155,8 @@ def evaluate(
             whole[mine] = output[mine]
         for t in targets:
             chosen[t.name] = tuple(picks[t.name])
-            used[t.name] = fit_name(probe, kind)
+            used[t.name] = name
     return {name: _result(t, plan, predictions, chosen[name], used[name]) for name, t in plan.targets.items()}
-
-
-def fit_name(probe: Any, kind: str) -> str:
-    """The name of the probe that is fitted for a target of this kind."""
-    if not isinstance(probe, str):
-        return type(probe).__name__
-    return "ridge" if probe == "logistic" and kind == "continuous" else probe
 
 
 def _outer_jobs(

@@ -105,7 +105,7 @@ def plan_folds(
     folds: int = 5,
     continuous: Collection[str] = (),
     transfer: Mapping[str, npt.ArrayLike] | None = None,
-    types: npt.ArrayLike | Mapping[str, npt.ArrayLike] | None = None,
+    types: npt.ArrayLike | None = None,
     controls: Sequence[Control] = ("shuffled", "control_task"),
     n_resamples: int = 1000,
     seed: int = 0,
@@ -123,8 +123,8 @@ def plan_folds(
         continuous: Targets that are real numbers; all others are classes.
         transfer: Masks of examples that are only predicted, never fitted. The probe of one fold predicts such an
             example: that of the fold without its group, or any one if its group is not fitted.
-        types: Types of the control task, as fine as they recur; for all targets or by target. None takes the group;
-            then types do not recur across folds and the control task scores at chance.
+        types: Types of the control task, as fine as they recur. None takes the group; then types do not recur across
+            folds and the control task scores at chance.
         controls: Controls to prepare.
         n_resamples: Number of bootstrap draws, and of permutations.
         seed: Seed of all random choices.
@@ -149,12 +149,11 @@ def plan_folds(
         raise UserError(f"groups must be at least as many as folds={folds}, got {n_groups}. Use fewer folds.")
     if not y_by_target:
         raise UserError("y_by_target must name a target, got none. Pass labels by target name.")
+    grain = group if types is None else _codes(types, "types")
     targets = {}
     for number, (name, labels) in enumerate(y_by_target.items()):
         # With one generator for each target, adding a target does not change the folds of the others.
         generator = np.random.default_rng([seed, number])
-        own = types.get(name) if isinstance(types, Mapping) else types
-        grain = group if own is None else _codes(own, "types")
         targets[name] = _plan_target(name, labels, group, grain, fitted, folds, name in continuous, controls, generator)
     generator = np.random.default_rng([seed, 1 << 20])
     everyone = {"fitted": fitted, **sets}
@@ -201,7 +200,7 @@ def _plan_target(
     if len(np.unique(inside)) < 2:
         raise UserError(
             f"target {name!r} must have at least two classes among the fitted examples, got one. "
-            "There is nothing to tell apart."
+            "Use more examples or another target."
         )
     seed = int(generator.integers(2**31))
     fold = np.full(n, -1, dtype=np.int64)

@@ -52,18 +52,8 @@ def write_maps(
 ) -> None:
     """Fit the probes, map the examples in turn, and write pictures, ``maps.json``, then ``maps.parquet``.
 
+    The arguments are those of `probes.fit_sites.fit_sites`; ``maps`` has examples, and ``llava`` filled the store.
     Memory holds the probes' coefficients and one example's image tokens at all sites.
-
-    Args:
-        llava: The model that filled the store.
-        store: Pooled activations; those of the fitted examples come first.
-        sites: The stored sites.
-        depths: Relative depth of each site.
-        selection: Examples, targets, tokens.
-        folds: Folds by token group.
-        maps: From `plan_maps`; with examples.
-        config: Gives probe, folds, preprocessing and seed.
-        on_progress: Called with the number of steps that are newly done; `map_steps` is their total.
 
     Raises:
         UserError: If an activation is not finite, or a file cannot be written.

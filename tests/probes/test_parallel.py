@@ -104,6 +104,7 @@ PARENT = """
 import os, sys
 from functools import partial
 from probes.evaluation.parallel import each_site
+from tests.probes.test_parallel import SITES, wait_with
 work = partial(wait_with, ballast=bytes(3_000_000), folder=sys.argv[1])
 list(each_site(work, SITES, processes=2))
 """
