@@ -25,12 +25,9 @@ _COLUMNS = ("clean", "corrupt", "question", "answer", "foil")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two examples with the same prompt.
+    """Two examples with the same prompt and the clean answer, so that the two runs have the same positions.
 
-    Args:
-        clean: The clean example; its answer is the answer.
-        corrupt: The corrupt example, with the clean answer, so that the two runs have the same positions.
-        foil: What the answer is compared with, usually the right answer to the corrupt example.
+    ``foil`` is what the answer is compared with, usually the right answer to the corrupt example.
     """
 
     clean: Example

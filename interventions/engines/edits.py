@@ -68,12 +68,10 @@ class Cut:
 
 @dataclass(frozen=True, eq=False)
 class Hold:
-    """Positions whose residual stream passes a block of the language model unchanged.
-
-    The positions still serve as keys and values there.
+    """Positions whose residual stream passes a block unchanged; they still serve as keys and values there.
 
     Args:
-        layer: The block, counted from 0.
+        layer: The block of the language model, counted from 0.
         mask: Which positions, ``example pos``.
 
     Example:
