@@ -76,7 +76,12 @@ NOT_SETTINGS = ("out", "overwrite", "dry_run", "config")
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The model and how it runs."""
+    """The model and how it runs.
+
+    Example:
+        >>> ModelOptions("smol-stage1", device="cuda").attn
+        'sdpa'
+    """
 
     name: Annotated[str, named("model")] = "smol"
     """`smol`, `smol-stage1`, a checkpoint folder, a Hugging Face id, or `random:llava-1.5-7b`."""

@@ -25,7 +25,13 @@ def in_notebook() -> bool:
 
 
 class ProgressBars:
-    """One tqdm bar for each stage, with rate and time left. A bar closes when its stage is done."""
+    """One tqdm bar for each stage, with rate and time left. A bar closes when its stage is done.
+
+    Example:
+        >>> bars = ProgressBars(is_main=False)  # silent, as on every rank but 0
+        >>> bars("capture", done=1, total=10)
+        >>> bars.close()
+    """
 
     def __init__(self, *, is_main: bool | None = None) -> None:
         is_main = os.environ.get("RANK", "0") == "0" if is_main is None else is_main

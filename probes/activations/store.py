@@ -53,6 +53,8 @@ class ActivationStore:
 
     Example:
         >>> import tempfile
+        >>> import torch
+        >>> from models.sites import Site
         >>> store = ActivationStore(Path(tempfile.mkdtemp()), n_examples=2, shard_size=2)
         >>> site = Site.parse("projector:out")
         >>> store.write(store.shards[0], {site: {"image": torch.ones(2, 3)}})
