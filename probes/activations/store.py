@@ -56,7 +56,7 @@ class ActivationStore:
         >>> import torch
         >>> from models.sites import Site
         >>> store = ActivationStore(Path(tempfile.mkdtemp()), n_examples=2, shard_size=2)
-        >>> site = Site.parse("projector:out")
+        >>> site = Site("projector", None, "out")
         >>> store.write(store.shards[0], {site: {"image": torch.ones(2, 3)}})
         >>> store.read(site, "image").shape
         torch.Size([2, 3])
