@@ -272,12 +272,16 @@ def _report(options: Report, terminal: Terminal) -> str:
 
 def _print(result: Any) -> None:
     """Print a finished run as its notes, its table and its files, and anything else as text."""
+    if isinstance(result, str):  # a report needs no torch, which the next import loads
+        print(result)
+        return
+    from rich.console import Console
+
     from records.run import FinishedRun
 
     if not isinstance(result, FinishedRun):
         print(result)
         return
-    from rich.console import Console
 
     console = Console()
     if not console.is_terminal:

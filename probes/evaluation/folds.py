@@ -91,7 +91,7 @@ class FoldPlan:
         return replace(
             self,
             targets=targets,
-            groups=self.groups[keep],
+            groups=np.unique(self.groups[keep], return_inverse=True)[1],  # counted from 0, as in a plan of their own
             fitted=np.ones(int(keep.sum()), dtype=bool),
             transfer={},
             resamples={"fitted": self.resamples["fitted"]},
