@@ -9,10 +9,10 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Literal
 
 import torch
-import typer
+import tyro
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -35,8 +35,6 @@ from tuning.embedded.vision import VISION_CONFIG, pretrain_vision
 
 STAGES = ("vision", "stage1", "stage2", "export")
 IMAGE_TOKEN_ID = 49152  # the first id after SmolLM2's vocabulary
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def _shipped(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -126,25 +124,32 @@ def export(work: Path) -> None:
     print(f"wrote {', '.join(parts)} to {PARTS}", flush=True)
 
 
-@app.command()
 def main(
-    work: Annotated[Path, typer.Option(help="Folder of snapshots and finished stages; a killed run resumes.")] = Path(
-        "runs/build_embedded"
-    ),
-    stage: Annotated[str, typer.Option(help="all, vision, stage1, stage2 or export.")] = "all",
-    vision_steps: Annotated[int, typer.Option(help="Batches of 64 scenes for the tower.")] = 1300,
-    stage1_steps: Annotated[int, typer.Option(help="Batches of 8 captions for the projector.")] = 240,
-    stage2_steps: Annotated[int, typer.Option(help="Batches of questions for projector and LoRA.")] = 480,
-    pictures: Annotated[int, typer.Option(help="Rows with a picture in a stage-2 batch.")] = 3,
-    texts: Annotated[int, typer.Option(help="Rows with a caption instead of a picture in a stage-2 batch.")] = 1,
-    questions: Annotated[int, typer.Option(help="Questions a row.")] = 7,
-    seed: Annotated[int, typer.Option(help="Seed of weights and order of the data.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    work: Path = Path("runs/build_embedded"),
+    stage: Literal["all", "vision", "stage1", "stage2", "export"] = "all",
+    vision_steps: int = 1300,
+    stage1_steps: int = 240,
+    stage2_steps: int = 480,
+    pictures: int = 3,
+    texts: int = 1,
+    questions: int = 7,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> None:
-    """Train the embedded checkpoints (2 to 3 hours on two CPU cores in float32, minutes on a GPU)."""
-    if stage not in ("all", *STAGES):
-        print(f"--stage must be one of all, {', '.join(STAGES)}, got {stage!r}.", file=sys.stderr)
-        raise typer.Exit(2)
+    """Train the embedded checkpoints (2 to 3 hours on two CPU cores in float32, minutes on a GPU).
+
+    Args:
+        work: Folder of snapshots and finished stages; a killed run resumes.
+        stage: The stage to run.
+        vision_steps: Batches of 64 scenes for the tower.
+        stage1_steps: Batches of 8 captions for the projector.
+        stage2_steps: Batches of questions for projector and LoRA.
+        pictures: Rows with a picture in a stage-2 batch.
+        texts: Rows with a caption instead of a picture in a stage-2 batch.
+        questions: Questions per row.
+        seed: Seed of weights and order of the data.
+        device: cpu or cuda.
+    """
     work.mkdir(parents=True, exist_ok=True)
     mix = Mix(pictures, texts, questions)
     runs = {
@@ -158,8 +163,8 @@ def main(
             runs[name]()
     except (FileNotFoundError, FloatingPointError, UserError) as error:
         print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":
-    app()
+    tyro.cli(main)

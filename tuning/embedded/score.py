@@ -7,20 +7,20 @@ one; perplexity on a passage of this project shows what tuning changed on ordina
 
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import pandas as pd
 import torch
-import typer
+import tyro
 from PIL import Image
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from tyro import conf
 
-from models.loading.configs import EMBEDDED, EmbeddedName
+from models.loading.configs import EmbeddedName
 from models.loading.smol import PARTS, compose
 from tasks.example import Example
 from tasks.prompts import plain, vicuna_v1
@@ -31,8 +31,6 @@ from tasks.scoring import accuracy_by_family, score_answer
 FIRST_SCORED = 100_000  # scores printed during training use the first scenes of the split
 Condition = Literal["seen", "unseen", "blank", "swapped", "text"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class Loaded(NamedTuple):
@@ -124,40 +122,36 @@ def perplexity(loaded: Loaded) -> float:
     return math.exp(F.cross_entropy(logits[0, :-1].float(), ids[0, 1:]).item())
 
 
-@app.command()
 def main(
-    name: Annotated[str, typer.Argument(help="smol or smol-stage1.")] = "smol",
-    n: Annotated[int, typer.Option(help="Scenes a condition; each is asked one question of every family.")] = 100,
-    conditions: Annotated[str, typer.Option(help="Comma-separated: seen, unseen, blank, swapped, text.")] = ",".join(
-        CONDITIONS
-    ),
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    out: Annotated[Path | None, typer.Option(help="Write the record (JSON) here.")] = None,
+    name: conf.Positional[EmbeddedName] = "smol",
+    n: int = 100,
+    conditions: tuple[Condition, ...] = CONDITIONS,
+    device: str = "cpu",
+    out: Path | None = None,
 ) -> None:
-    """Score an embedded checkpoint and print accuracy by question family."""
-    unknown = set(conditions.split(",")) - set(CONDITIONS)
-    if name not in EMBEDDED or unknown:
-        print(
-            f"name must be one of {', '.join(EMBEDDED)} and conditions of {', '.join(CONDITIONS)}, "
-            f"got {name!r} and {conditions!r}.",
-            file=sys.stderr,
-        )
-        raise typer.Exit(2)
-    embedded: EmbeddedName = "smol-stage1" if name == "smol-stage1" else "smol"
-    loaded = load_plain(compose(embedded), device=device)
-    wanted = [c for c in CONDITIONS if c in conditions.split(",")] if embedded == "smol" else []
+    """Score an embedded checkpoint and print accuracy by question family.
+
+    Args:
+        name: The checkpoint.
+        n: Scenes per condition; each is asked one question of every family.
+        conditions: What the model is shown, separated by spaces.
+        device: cpu or cuda.
+        out: Write the record (JSON) here.
+    """
+    loaded = load_plain(compose(name), device=device)
+    wanted = [c for c in CONDITIONS if c in conditions] if name == "smol" else []
     tables = [score_condition(loaded, c, n=n) for c in wanted]
     record = {
-        "model": embedded,
+        "model": name,
         "scenes": n,
         "families": list(FAMILIES),
         "accuracy": pd.concat(tables).to_dict("records") if tables else [],
-        "caption_kinds": score_captions(loaded, n=n, stage=2 if embedded == "smol" else 1),
+        "caption_kinds": score_captions(loaded, n=n, stage=2 if name == "smol" else 1),
         "perplexity": perplexity(loaded),
     }
     if tables:
         table = pd.concat(tables).pivot_table(index="family", columns="condition", values="score")[wanted]
-        print(f"accuracy of {embedded}, {n} scenes a column")
+        print(f"accuracy of {name}, {n} scenes a column")
         print(table.assign(chance=table.index.map(CHANCE)).to_string(float_format="{:.3f}".format))
     for key in ("caption_kinds", "perplexity"):
         print(f"{key}: {record[key]}")
@@ -166,4 +160,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    tyro.cli(main)
