@@ -36,6 +36,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if "/" not in page.file.src_uri:
         markdown = re.sub(r"\]\(\.\./(figures/gallery|benchmarks|notebooks|models|interventions)", r"](\1", markdown)
     else:
+        markdown = re.sub(r"\]\(((?:\.\./)+)docs/", r"](\1", markdown)
         markdown = re.sub(r"\]\((?!https?:|#)(?:\.\./)*[\w./-]*\.(?:py|ipynb)\)", "]()", markdown).replace("]()", "]")
     return re.sub(r"\[\[public ([\w.]+)\]\]", lambda found: public(found[1]), markdown)
 

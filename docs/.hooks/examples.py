@@ -1,0 +1,14 @@
+"""A griffe extension: the section ``Example:`` of a docstring is code, as ``Examples:`` is."""
+
+from typing import Any
+
+import griffe
+
+
+class Examples(griffe.Extension):
+    """Rename the section before docstrings are parsed."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Called for every module, class and function."""
+        if obj.docstring:
+            obj.docstring.value = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
