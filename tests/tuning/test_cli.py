@@ -198,7 +198,7 @@ def test_every_option_reaches_the_comparison(command: Run, monkeypatch: pytest.M
     assert (c.optimisation.grad_accum, c.run.workers) == (2, 1)
     assert c.run.gradient_checkpointing
     bad = command("compare", "--seeds", "x")
-    assert (bad.code, "--seeds" in bad.err) == (2, True)
+    assert (bad.code, "seeds must be a whole number, got 'x'" in bad.err) == (2, True)
 
 
 def test_a_dry_run_prints_the_plan_counts_memory_and_compute_and_writes_nothing(run: Run, tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_a_data_file_that_changed_cannot_resume_a_checkpoint(run: Run, llava_jso
         (["--steps", "0"], "steps must be >= 1, got 0"),
         (["--batch-size", "0"], "batch-size must be >= 1"),
         (["--lr", "-1"], "lr must be >= 0"),
-        (["--stage", "3"], "--stage"),
+        (["--stage", "3"], "stage must be one of 1, 2, got '3'"),
         (["--device", "cuda:99"], "device must be one that this machine has"),
         (["--device", "tpu"], "device must be cpu, cuda"),
         (["--model", "no/where/at/all"], "model must be one of smol"),

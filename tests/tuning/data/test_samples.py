@@ -95,7 +95,7 @@ BAD = {
     "placeholder later": (turns("What?", "a", "<image>?", "b"), "1.jpg", "1 pictures, 1 placeholders, 0 of them"),
     "placeholder without picture": (turns("<image>\nWhat?", "a"), None, "0 pictures, 1 placeholders"),
     "missing picture": (turns("<image>\nWhat?", "a"), "missing.jpg", "its picture 'missing.jpg' is missing"),
-    "no list": ("hello", "1.jpg", "conversations is no list"),
+    "no list": ("hello", "1.jpg", "conversations is not a list"),
     "empty answers": (turns("<image>\nWhat?", ""), "1.jpg", "nothing to learn: empty answers"),
 }
 

@@ -61,7 +61,7 @@ def test_the_anchor_band_is_6_to_16_of_32_and_scales_with_depth() -> None:
         ("first:33", "first must count layers"),
         ("last:x", "layers must be one of"),
         ("middle:1.5", r"middle must be a share in \(0, 1\]"),
-        ("random:8", "random must say how many layers and a seed"),
+        ("random:8", "random must have a number of layers and a seed"),
         ("auto:nowhere", "auto must name a finished run"),
     ],
 )
