@@ -270,7 +270,7 @@ def test_errors_name_the_argument_and_the_remedy() -> None:
         cross_validate(x, {"y": groups}, groups)
     with pytest.raises(ValueError, match="y_by_target must name a target"):
         cross_validate(x, {}, groups)
-    with pytest.raises(ValueError, match="probe 'mass_mean' must have classes"):
+    with pytest.raises(ValueError, match="probe 'mass_mean' must have a class target"):
         cross_validate(x, {"y": x[:, 0].numpy()}, groups, continuous=["y"], probe="mass_mean")
     x[3] = torch.inf
     with pytest.raises(ValueError, match="NaN or infinity in example 3"):
