@@ -42,7 +42,7 @@ def names_in_blocks(results: pd.DataFrame) -> list[str]:
 
 
 def main_name(sites: pd.DataFrame) -> str:
-    """The block activation with the most layers; among equals ``resid_post``, then the first."""
+    """The block activation with the most layers; on a tie ``resid_post``, else the first."""
     blocks = sites[sites["layer"].notna()]
     if blocks.empty:
         return str(sites["name"].iloc[0])

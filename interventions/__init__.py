@@ -1,7 +1,7 @@
 """Changes to a forward pass and what they do to the answer: patching, ablation, knockout, skipping, steering, and more.
 
-Plans, operations and engines stand in sub-packages; ``eager`` has the short forms for a notebook, ``sweep`` the command
-``patch-sweep``. Knows models and examples; knows nothing of probes or training.
+Plans, operations and engines are sub-packages; ``eager`` has the short forms for a notebook, ``sweep`` the command
+``patch-sweep``. The package uses models and examples. It does not depend on probes or training.
 """
 
 from importlib import import_module

@@ -80,7 +80,7 @@ def run_patch_sweep(
         config: The settings.
         llava: The model of ``config``, if it is in memory; otherwise it is loaded.
         command: The command line, for the manifest.
-        on_progress: Called with (stage, newly done, total); None shows bars where somebody watches.
+        on_progress: Called with (stage, newly done, total); None shows bars in a terminal or notebook.
         on_note: Called with the estimate before the sweep starts.
 
     Returns:
@@ -182,7 +182,7 @@ class _Sweep:
         return self.config.folder / "cells" / f"{batch:05d}.safetensors"
 
     def read(self, batch: int) -> BatchValues | None:
-        """The values of a batch; None if it has not been run."""
+        """The stored values of a batch; None if it has not been run."""
         shape = len(self.specs), len(self.config.plan.metrics), len(self.batches[batch])
         return BatchValues.read(self.path(batch), shape, exact=self.is_compared(batch))
 

@@ -3,7 +3,7 @@
     llava = lc.load("smol")
     effects = lc.patch(llava, clean, corrupt, site="resid_post", layers=12, tokens="image")
 
-Knows only where each name is defined. Import stops if a folder or file of the user's hides one of the packages.
+It contains only the module of each name. The import raises an error if a file or folder of the user hides a package.
 """
 
 import sys

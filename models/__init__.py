@@ -1,6 +1,6 @@
 """LLaVA-1.5: loading it, naming its activations, locating tokens, capturing, generating.
 
-Knows the model and how examples become its inputs. Knows nothing of probes, interventions, training or run directories.
+It also converts examples to model inputs. It does not depend on probes, interventions, training or run directories.
 """
 
 from models.activations import Activations

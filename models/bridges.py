@@ -39,7 +39,7 @@ def to_transformer_lens(llava: Adapter) -> "TransformerBridge":
 def without_looking_for_a_processor() -> Iterator[None]:
     """Keep TransformerLens from looking up a processor by the model's name.
 
-    It would ask the hub for names such as ``smol``, for half a minute without a network, and would install torchvision
+    It would query the hub for names such as ``smol``, for half a minute without a network, and install torchvision
     with pip, whose version may not fit torch and then breaks transformers.
     """
     from transformer_lens.model_bridge.sources.transformers import helpers

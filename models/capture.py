@@ -104,7 +104,7 @@ def capture(
     names = (
         [e.id for e in examples] if examples is not None else [f"row {row} of the batch" for row in range(len(inputs))]
     )
-    # In the order of the forward pass, so that an error names the first site that goes wrong.
+    # In the order of the forward pass, so that an error names the first site that fails.
     by_part = {part: sorted({s for s in sites if s.part == part}) for part in PARTS if part in plan.selections}
     collected: dict[Site, Tensor] = {}
     with torch.inference_mode(), fast_bfloat16():

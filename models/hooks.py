@@ -199,7 +199,7 @@ def _check_fired(llava: Adapter, wanted: Iterable[Site], fired: Iterable[Site]) 
         if site not in seen:
             raise CaptureError(
                 f"site {str(site)!r} must fire in the forward pass of {llava.id}, got nothing. "
-                "The model's code does not call the module that the site stands at."
+                "The model's code does not call the module of the site."
             )
 
 
@@ -233,7 +233,7 @@ class Recorder:
         self._padded = not bool(selection.mask.all())
 
     def run(self, forward: Callable[[], object], *, stop: bool = True) -> None:
-        """Runs ``forward`` under the hooks; with ``stop`` no further than the last wanted site."""
+        """Runs ``forward`` with the hooks; with ``stop``, ends it after the last wanted site."""
         self._stop = stop
         handles: list[RemovableHandle] = []
         try:
@@ -257,7 +257,7 @@ class Recorder:
             if site not in self._values:
                 raise CaptureError(
                     f"site {str(site)!r} must fire in the forward pass of {self._llava.id}, got nothing. "
-                    "The model's code does not call the module that the site stands at."
+                    "The model's code does not call the module of the site."
                 )
         if self._sites:
             finite = torch.stack([self._finite[site] for site in self._sites])
@@ -311,7 +311,7 @@ class Recorder:
             self._values[site] = kept
         elif self._pool == "max":
             self._values[site] = picked.amax(1)  # padded slots repeat a wanted position
-        # One NaN or infinity makes a sum NaN or infinite: no pass over the values of its own.
+        # One NaN or infinity makes a sum NaN or infinite: no separate pass over the values.
         total = (picked.masked_fill(~inside, 0) if self._padded else picked).sum(1, dtype=torch.float32)
         self._finite[site] = torch.isfinite(total).flatten(1).all(1)
         if self._pool not in ("none", "max"):

@@ -15,14 +15,14 @@ LayerRange = str | int | Iterable[int]  # a type for arguments: "10-20", 12 or [
 def parse_layers(
     layers: LayerRange, n: int, *, what: str = "layer", where: str = "", forms: str = "like 0-31 or 3,5,9"
 ) -> tuple[int, ...]:
-    """The indices that ``layers`` names, in ascending order.
+    """The indices in ``layers``, in ascending order.
 
     Args:
         layers: Text such as ``"0-3,7"``, one index, or several.
         n: The number of layers; every index must be in [0, n).
         what: The noun in error messages: ``"layer"`` or ``"head"``.
-        where: What has the layers, for error messages, such as ``"the language model of smol"``.
-        forms: What the text may look like, for error messages.
+        where: The owner of the layers in error messages, such as ``"the language model of smol"``.
+        forms: The allowed forms of the text, for error messages.
 
     Raises:
         UserError: If the text has another form, a range descends, an index is repeated or not in [0, n).
@@ -72,7 +72,7 @@ def format_layers(layers: Iterable[int]) -> str:
 
 
 def layer_text(layers: LayerRange | None) -> str | None:
-    """Layers as text; None and text stay as they are.
+    """Layers as text; None and text are returned unchanged.
 
     Example:
         >>> layer_text([3, 4, 5])

@@ -141,7 +141,7 @@ class Llava(Adapter):
         seed: int = 0,
         use_cache: bool = True,
     ) -> Tensor:
-        """As ``generate``, the token ids: ``example new``; rows that end early are filled with padding."""
+        """The token ids that ``generate`` decodes, ``example new``; rows that end early are padded."""
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
         prompts = inputs.laid_out("left", answers=False)
@@ -216,16 +216,16 @@ class Llava(Adapter):
 
     @contextmanager
     def intervening(self, intervention: Intervention) -> Iterator[None]:
-        """Adds an intervention for the runs inside.
+        """Adds an intervention to the runs inside the context.
 
-        A forward that does not say where its tokens are, such as a plain call of ``llava.model``, is an error inside.
+        A forward pass without token positions, such as a direct call of ``llava.model``, raises an error there.
         """
 
         def check(module: Any, args: Any) -> None:
             if self.interventions:
                 raise UserError(
                     "run must be llava.generate, llava.logits or llava.capture while an intervention is active, got "
-                    "a plain forward, which does not say where its tokens are."
+                    "a forward pass without token positions."
                 )
 
         self.interventions.append(intervention)

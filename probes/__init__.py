@@ -1,7 +1,7 @@
 """Reading activations: probes with scores and controls, their directions, and maps over the picture.
 
-Knows activations and labels; knows nothing of changing a forward pass or of training the model. ``probe`` runs on a
-model in memory, ``run_sweep`` is the command ``probe-sweep``.
+It uses activations and labels. It does not change a forward pass or train the model. ``probe`` runs on a model in
+memory, ``run_sweep`` is the command ``probe-sweep``.
 """
 
 from importlib import import_module

@@ -207,8 +207,7 @@ def _readable(
     if skipped and not data.skip_bad:
         more = f" {len(skipped) - 1} more examples have bad pictures." if len(skipped) > 1 else ""
         raise UserError(
-            f"{skipped[0].reason} It belongs to example {skipped[0].id!r}.{more} "
-            "--skip-bad goes on without such examples."
+            f"{skipped[0].reason} It belongs to example {skipped[0].id!r}.{more} --skip-bad leaves such examples out."
         )
     unreadable = [{item.id for item in part} for part in bad]
     kept = [i for i, example in enumerate(both) if example.id not in unreadable[i >= first]]

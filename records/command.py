@@ -52,14 +52,14 @@ class Subcommand(NamedTuple):
     name: str
     options: type
     run: Callable[[Any, Terminal], Any]
-    """Its result is printed: a ``FinishedRun`` as its table and files, anything else with ``str``, None not at all."""
+    """Its result is printed: a ``FinishedRun`` as its table and files, None not, other values with ``str``."""
     about: str = ""
     """One sentence for ``--help``; the first line of the dataclass's docstring if empty."""
 
 
 @dataclass(frozen=True)
 class Show:
-    """Print the table of a finished run and where its figures are."""
+    """Print the table of a finished run and the paths of its figures."""
 
     folder: Annotated[conf.Positional[Path], conf.arg(metavar="RUN")]
     """A run directory of this command."""

@@ -91,7 +91,7 @@ def read_manifest(folder: Path, kind: RunKind) -> dict[str, Any] | None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that is whole or absent, whatever happens while it is written.
+    """Write a file atomically: it is complete or absent, even if writing is interrupted.
 
     Raises:
         OSError: If the file cannot be written, for example because the disk is full. No part of it is left.
@@ -178,7 +178,7 @@ def open_run(folder: Path, manifest: Mapping[str, Any], kind: RunKind, *, overwr
         for leftover in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
             leftover.unlink()
         if not resumes or overwrite:
-            # The manifest last: a folder without one counts as foreign.
+            # The manifest is written last: a folder without one is not a run directory.
             for path in sorted(folder.iterdir(), key=lambda path: path.name == FILE):
                 if kind.owns(path.name):
                     _remove(path)

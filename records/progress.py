@@ -1,6 +1,6 @@
 """Progress of a long call: a bar for each stage at a terminal or in a notebook, nothing elsewhere and off rank 0.
 
-run_sweep(config)                                          # shows its progress where somebody watches
+run_sweep(config)                                          # shows progress bars in a terminal or notebook
 run_sweep(config, on_progress=silent)                      # shows none
 capture_examples(..., on_progress=ProgressBars())          # for a call that shows none by default
 """

@@ -1,6 +1,6 @@
-"""What a model is asked: examples, prompts, pictures, and the scores of answers.
+"""Inputs and scores of a model: examples, prompts, pictures, and the scores of answers.
 
-Knows data sets, whether embedded (``tasks.scenes``) or the user's own (``tasks.readers``). Knows nothing of models,
+Data sets are embedded (``tasks.scenes``) or the user's own (``tasks.readers``). The package does not depend on models,
 activations or training.
 """
 

@@ -1,7 +1,7 @@
 """Layer plans, their training, what they cost, and how several plans compare.
 
-``run_tuning(TuningConfig(...))`` is one run, ``run_compare(CompareConfig(...))`` several. This package knows
-models, data and run directories; it knows nothing of probes and interventions but the tables that they write.
+``run_tuning(TuningConfig(...))`` is one run, ``run_compare(CompareConfig(...))`` several. This package uses
+models, data and run directories. Of probes and interventions it uses only the tables that they write.
 """
 
 from importlib import import_module

@@ -166,7 +166,7 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How training runs. These options change the weights by rounding alone.
+    """Execution options of training. They change the weights by rounding only.
 
     Example:
         >>> RunOptions(gradient_checkpointing=True).save_every

@@ -82,7 +82,7 @@ def run_tuning(
         config: The options.
         command: The command line, for the manifest.
         on_note: Called with each line for the user.
-        on_progress: Called with (stage, newly done, total); None shows bars where somebody watches.
+        on_progress: Called with (stage, newly done, total); None shows bars in a terminal or notebook.
 
     Returns:
         The finished run; the estimate if ``config.dry_run`` is set; None on all processes but rank 0.

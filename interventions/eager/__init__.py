@@ -1,7 +1,7 @@
 """Interventions in a notebook: context managers for a model in memory, and functions that measure one effect.
 
-Knows how a call becomes a plan's cells and how their edits hold while text is generated. Knows nothing of files, data
-sets or run directories. The numbers are those of ``patch-sweep``.
+It converts a call to cells of a plan and applies their edits while text is generated. It does not handle files, data
+sets or run directories. Its results equal those of ``patch-sweep``.
 """
 
 from interventions.eager.context_managers import ablated, knocked_out, patched, skipped, steered

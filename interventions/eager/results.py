@@ -19,7 +19,7 @@ class _Table:
     table: pd.DataFrame
 
     def _shown(self) -> tuple[str, pd.DataFrame]:
-        """One line that says what the table holds, and the rows and columns worth printing."""
+        """One line that describes the table, and the rows and columns to print."""
         raise NotImplementedError
 
     def __repr__(self) -> str:

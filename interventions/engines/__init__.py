@@ -1,7 +1,7 @@
 """Run edits of a forward pass: ``prepare_base`` runs a batch unchanged, ``run_cells`` with edits.
 
-Knows edits as tensors, and the model; knows nothing of plans, token groups, metrics or files. ``README.md`` explains
-the incremental engine.
+Its inputs are the model and edits as tensors. It does not depend on plans, token groups, metrics or files.
+``README.md`` explains the incremental engine.
 """
 
 from importlib import import_module

@@ -69,7 +69,7 @@ def collect_statistics(
         plan: The plan.
         llava: The model.
         examples: The clean examples of the whole data set.
-        specs: ``plan.cells(llava)``, if it is at hand.
+        specs: ``plan.cells(llava)``, if already computed.
         directions: For steering, by name.
         batch_size: Examples that run together.
         preprocess: See ``prepare``.

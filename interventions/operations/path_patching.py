@@ -1,6 +1,6 @@
 """Path patching: the direct effect of one head on later heads, through their queries, keys or values.
 
-The sender's output is taken from the other run, and everything between it and the receivers stays as in the base run,
+The sender's output is taken from the other run, and everything between it and the receivers is as in the base run,
 so that the receivers' input changes by the sender's contribution alone. The q, k or v that the receivers then compute
 are written into the base run, and the rest of the model is run.
 """

@@ -1,6 +1,6 @@
 """Interventions as plain data: operations and their options, token groups, and the cells of a plan.
 
-Knows what can be asked for, and checks it against a model; knows nothing of how it is run.
+It defines the valid requests and checks them against a model. It does not run them.
 """
 
 from importlib import import_module

@@ -126,7 +126,7 @@ Options = PatchOptions | AblateOptions | SkipOptions | SteerOptions | Transplant
 
 
 class Operation(NamedTuple):
-    """What a plan can say about an operation, and the defaults of a sweep.
+    """The options of an operation in a plan, and the defaults of a sweep.
 
     Args:
         options: Class of its options.

@@ -1,6 +1,6 @@
 """Pooled activations on disk: ``store`` reads and writes them in shards, ``fill`` captures the missing shards.
 
-Knows models and examples; knows nothing of labels or probes.
+Its inputs are models and examples. It does not depend on labels or probes.
 """
 
 from probes.activations.store import ActivationStore

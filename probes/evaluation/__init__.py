@@ -1,6 +1,6 @@
 """Grouped cross-validation of probes: folds, strengths of penalties, scores with intervals, controls, p-values.
 
-Knows activation matrices and labels; knows nothing of models or of files.
+Its inputs are activation matrices and labels. It does not handle models or files.
 """
 
 from probes.evaluation.cross_validation import evaluate

@@ -180,7 +180,7 @@ def choose_strengths(
     """The strength for each fold of each target with the best score on its inner folds.
 
     Args:
-        targets: Targets with inner splits, which name the outer folds that they judge for.
+        targets: Targets with inner splits, each with the outer folds that it is scored for.
         path: Strengths, strong to weak.
         folds: Number of outer folds.
         fit: Takes jobs and the strengths of each; returns the predictions of each job by strength.

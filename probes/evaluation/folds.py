@@ -25,7 +25,7 @@ RING = 4  # from this many folds on, pairs of folds serve as inner folds
 
 @dataclass(frozen=True)
 class InnerSplit:
-    """True for examples to fit on, and the masks of examples that judge the strength, with their outer folds."""
+    """The mask of the examples to fit on, and the masks of those that score the strength, with their outer folds."""
 
     train: Mask
     judges: tuple[tuple[int, Mask], ...]
@@ -113,7 +113,7 @@ def plan_folds(
     """Grouped, stratified folds for each target, with its control labels, bootstrap draws and permutations.
 
     Strengths are chosen inside the training folds. With four folds or more, the probe fitted without folds k and k + 1
-    is judged on k + 1 for outer fold k and on k for outer fold k + 1. This needs half the fits of separate inner folds
+    is scored on k + 1 for outer fold k and on k for outer fold k + 1. This needs half the fits of separate inner folds
     and fits on more data. With fewer folds, each training set gets inner folds.
 
     Args:

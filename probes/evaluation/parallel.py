@@ -67,7 +67,7 @@ def each_site(work: Callable[[Site], Found], sites: Sequence[Site], *, processes
             yield from run(delayed(_on_one_thread)(work, site) for site in sites)
     except BrokenProcessPool as error:
         raise UserError(
-            f"each of {processes} processes must live until its sites are fitted, but one ended "
+            f"each of {processes} processes must run until its sites are fitted, but one ended "
             f"({' '.join(str(error).split())}). If memory ran out, set OMP_NUM_THREADS=1 and start again."
         ) from error
 

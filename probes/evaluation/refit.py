@@ -20,7 +20,7 @@ Rows = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
 def refit(x: Float[Tensor, "example d"], plan: FoldPlan, results: Mapping[str, Result]) -> dict[str, Rows]:
-    """Coefficients "row d" and intercepts of a probe on all fitted examples, by target; none for MLPs.
+    """By target, coefficients "row d" and intercepts of a probe fitted on all fitted examples; none for MLPs.
 
     The strength is the median of the folds' strengths.
 

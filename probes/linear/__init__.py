@@ -1,6 +1,6 @@
 """Linear probes and probes with one hidden layer, the batched solver behind them, and their files.
 
-Knows matrices and labels; knows nothing of models, examples or cross-validation.
+Its inputs are matrices and labels. It does not depend on models, examples or cross-validation.
 """
 
 from probes.linear.estimators import LogisticProbe, MassMeanProbe, RidgeClassifierProbe, RidgeProbe

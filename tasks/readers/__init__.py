@@ -1,6 +1,6 @@
 """The user's own data: a JSONL or Parquet file with a folder of pictures becomes a ``Dataset``.
 
-Knows file formats and checks every row. Knows nothing of models or of what examples are used for.
+It reads the file formats and checks every row. It does not depend on models or on the use of the examples.
 """
 
 from tasks.readers.examples import BadPicture, check_pictures, load_dataset, read_table

@@ -1,6 +1,6 @@
 """The embedded data: scenes of icons, questions about them, pairs for interventions, and a data set for probes.
 
-Knows how scenes are drawn and described. Knows nothing of files, models or tokens.
+It draws and describes scenes. It does not handle files, models or tokens.
 """
 
 from tasks.scenes.datasets import scenes_dataset

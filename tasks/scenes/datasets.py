@@ -20,7 +20,7 @@ _OBJECT_TARGETS = tuple(Target(name, scope="object") for name in ("kind", "categ
 def scenes_dataset(*, split: str = "test", n: int, seed: int = 0, size: int = SIZE) -> Dataset:
     """One example for each scene; targets are kind, category, colour, place and drawing of one object, and the count.
 
-    The object in focus is random. Every question asks for a caption, so its words do not depend on the object.
+    The object in focus is random. Every question is a caption request, so its words do not depend on the object.
 
     Args:
         split: ``"train"``, ``"test"``, ``"unseen"``, or several joined by ``+`` (``"test+unseen"``), each with an

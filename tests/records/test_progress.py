@@ -1,4 +1,4 @@
-"""Progress bars: one for each stage where somebody watches, nothing elsewhere."""
+"""Progress bars: one for each stage in a terminal or notebook, nothing elsewhere."""
 
 import io
 import sys

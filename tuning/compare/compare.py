@@ -1,6 +1,6 @@
 """Several plans from the same start, on the same data in the same order: ``run_compare`` writes ``compare.csv``.
 
-Each plan and seed is a run of its own in the comparison's folder, finished once its answers are written. A comparison
+Each plan and seed is a separate run in the comparison's folder, finished once its answers are written. A comparison
 that was killed resumes with the next one, and several processes may share one. The table holds all finished runs of the
 folder.
 """
@@ -60,13 +60,13 @@ def run_compare(
     on_note: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress | None = None,
 ) -> FinishedRun | str:
-    """Train and score every plan with every seed; write the table and the figures of all that is finished.
+    """Train and score every plan with every seed; write the table and the figures of all finished runs.
 
     Args:
         config: The options.
         command: The command line, for the manifest.
         on_note: Called with each line for the user.
-        on_progress: Called with (stage, newly done, total); None shows bars where somebody watches.
+        on_progress: Called with (stage, newly done, total); None shows bars in a terminal or notebook.
 
     Returns:
         The finished comparison; if ``config.dry_run`` is set, a text with the plans that would run.
@@ -177,7 +177,7 @@ def chosen_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
 
 
 def _check_launcher() -> None:
-    """Each process takes runs of its own; a launcher would join them to train one model."""
+    """Each process takes separate runs; a launcher would join them to train one model."""
     world = launched()
     if world > 1:
         raise UserError(

@@ -45,7 +45,7 @@ def read_costs(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def add_costs(folder: Path, measured: Mapping[str, Cost]) -> None:
-    """Add plans that were timed in one session with ``full``; existing entries stay."""
+    """Add plans that were timed in one process with ``full``; existing entries are kept."""
     beside = _beside(measured[FULL].to_dict())
     described = {name: {**cost.to_dict(), **beside} for name, cost in measured.items()}
     write_json(folder / _COSTS, {**described, **read_costs(folder)})
@@ -75,7 +75,7 @@ def compare_table(
     and NaN if not timed; ``peak_memory`` and ``optimizer_bytes`` of a step; then the columns of
     ``tuning.scoring.retention.summarise``: ``lower`` and ``upper`` are the interval of ``retention``.
 
-    ``layers`` holds numbers and ranges, whatever the plan's spec is; the last block is always named, so that ``full``
+    ``layers`` holds numbers and ranges for any form of the spec; the last block is always named, so that ``full``
     shows the model's depth.
 
     Args:

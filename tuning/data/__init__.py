@@ -1,4 +1,4 @@
 """Training data: conversations from files and scenes, as token ids with labels, in batches.
 
-Nothing here knows plans or training.
+It does not depend on plans or training.
 """

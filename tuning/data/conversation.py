@@ -37,10 +37,10 @@ class Conversation:
         id: Identifies it in messages.
         pictures: Shown before the first question; empty in text-only samples.
         turns: At least one.
-        apart: Whether each turn sees the pictures and itself but no other turn. Several questions about one picture
-            then share one sequence without seeing each other's answers.
+        apart: Whether each turn attends to the pictures and itself but to no other turn. Several questions about one
+            picture then share one sequence without attending to each other's answers.
         families: The family of each question, for scores; empty if unknown.
-        shared: Text before the first question of every turn, seen by all turns if they stand apart.
+        shared: Text before the first question of every turn, attended to by all turns if ``apart``.
     """
 
     id: str

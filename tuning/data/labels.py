@@ -27,9 +27,9 @@ class Encoded:
     Args:
         ids: Token ids, placeholders expanded to image tokens.
         labels: The id of labelled tokens, else -100. Position i is predicted from position i - 1, as in transformers;
-            if turns stand apart, a turn's first token is predicted from the end of the shared part.
-        segments: 0 for the part that every turn sees, else the number of the turn; all 0 if turns follow each other.
-        position_ids: Positions from 0; turns that stand apart all start after the shared part.
+            if turns are separate, a turn's first token is predicted from the end of the shared part.
+        segments: 0 for the part that every turn attends to, else the number of the turn; 0 if turns are in sequence.
+        position_ids: Positions from 0; separate turns all start after the shared part.
         owner: The turn, from 0, whose answer the token belongs to; -1 elsewhere.
         cut: Number of tokens cut off the end.
     """

@@ -195,7 +195,7 @@ def _encode(llava: Llava, conversation: Conversation, prompt_format: PromptForma
 def collate(rows: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:
     """One batch of model arguments, padded on the right, with ``sample`` and ``owner``.
 
-    The mask has one row per query if a sample's turns stand apart, else one value per position.
+    The mask has one row per query if a sample's turns are separate, else one value per position.
 
     Args:
         rows: Items of ``Samples``.

@@ -42,10 +42,10 @@ class SceneMix:
         Args:
             n: Number of scenes.
             seed: Seed of scenes and questions.
-            questions: Questions per scene; the option-letter family, the hardest to learn, is asked twice.
+            questions: Questions per scene; the option-letter family, the hardest to learn, occurs twice.
             text_share: Share of samples with a caption instead of a picture.
-            caption_share: Share of picture samples that also ask for a caption.
-            format_prompts: Whether questions say how to answer ("... a single word or phrase.").
+            caption_share: Share of picture samples with a caption question as well.
+            format_prompts: Whether questions end in a format prompt ("... a single word or phrase.").
             apart: Whether questions about one scene are hidden from each other.
             stage: 1 for captions alone, as in LLaVA's first stage; 2 for the mix.
             first: Number of the first scene.
@@ -106,7 +106,7 @@ class SceneQuestions:
             n: Number of scenes.
             split: ``"test"`` uses the drawings of training, ``"unseen"`` the held-out ones.
             text: Whether a caption in words replaces the picture.
-            format_prompts: Whether questions say how to answer.
+            format_prompts: Whether questions end in a format prompt.
         """
         if n < 1:
             raise UserError(f"n must be >= 1, got {n}. Ask about at least one scene.")

@@ -243,11 +243,11 @@ class Mix:
     texts: int = 1
     """Rows with a caption instead of a picture."""
     questions: int = 7
-    """Questions a row."""
+    """Questions per row."""
     captions: float = 0.25
-    """Probability that a row with a picture also asks for a caption."""
+    """Probability that a row with a picture also has a caption question."""
     drill_from: int = 100
-    """First step that asks for an option's letter twice a row: that family is learned last."""
+    """First step with two option questions per row: that family is learned last."""
 
 
 def stage1_step(trainee: Trainee, step: int, batch_size: int) -> Tensor:

@@ -133,7 +133,7 @@ def main(
 
     Args:
         name: The checkpoint.
-        n: Scenes per condition; each is asked one question of every family.
+        n: Scenes per condition; each has one question of every family.
         conditions: What the model is shown, separated by spaces.
         device: cpu or cuda.
         out: Write the record (JSON) here.

@@ -185,7 +185,7 @@ def pretrain_vision(
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05, betas=(0.9, 0.98))
 
     def losses(start: int) -> Iterator[tuple[Tensor, str]]:
-        data = _Batches(batch_size, seed)  # made in a process of its own
+        data = _Batches(batch_size, seed)  # made in a separate process
         for batch in DataLoader(data, sampler=range(start, steps), batch_size=None, num_workers=1, prefetch_factor=4):
             loss, scores = _forward(tower, heads, SceneBatch(*(value.to(device) for value in batch)))
             yield loss, " ".join(f"{name} {value:.3f}" for name, value in scores._asdict().items())

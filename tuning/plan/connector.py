@@ -40,7 +40,7 @@ def with_connector(llava: Llava, connector: Connector, *, seed: int) -> Llava:
         seed: Seed of the new weights, which follow torch's default for linear maps, as in LLaVA.
 
     Returns:
-        The same model with a weight hash of its own.
+        The same model with a new weight hash.
 
     Source: Liu et al. 2023, "Visual Instruction Tuning", arXiv 2304.08485 (linear); Liu et al. 2024, "Improved
         Baselines with Visual Instruction Tuning", arXiv 2310.03744 (mlp).

@@ -1,4 +1,4 @@
 """Scores of a model on questions, the table of evaluations, and retention relative to full tuning.
 
-Nothing here knows plans or training.
+It does not depend on plans or training.
 """

@@ -1,8 +1,7 @@
 """Scores of several plans side by side: accuracy and retention by condition and question family, with intervals.
 
-Retention is a plan's accuracy over full tuning's with the same seeds. Both are resampled together, by scene and by
-seed, so that what is hard for both cancels; the interval says how far the ratio could lie from what these scenes and
-seeds show.
+Retention is a plan's accuracy divided by that of full tuning with the same seeds. Both are resampled together, by scene
+and by seed, so that difficulty common to both cancels. The interval covers the variation over scenes and seeds.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -83,11 +82,11 @@ def summarise(
     """One row for each plan, condition and family.
 
     Args:
-        answers: ``plan, seed, condition, id, family, right``: one row an answer. Answers of one ``id`` are drawn
+        answers: ``plan, seed, condition, id, family, right``: one row per answer. Answers of one ``id`` are drawn
             together; those without a family are in ``all`` alone.
         words: ``plan, seed, value``: mean log-likelihood in nats of a token of ordinary text.
         full: The plan that the others are compared with.
-        untrained: Plans that train nothing: their seed says nothing, so they are compared with the mean over all seeds
+        untrained: Plans that train nothing: their seed has no effect, so they are compared with the mean over all seeds
             of ``full``.
         chance: Share of right answers of a guess by condition and family, where it is known.
         seed: Of the bootstrap.
@@ -99,7 +98,7 @@ def summarise(
         scenes.
 
         ``score`` with its interval and ``seeds`` are over all seeds of the plan. ``retention``, ``lower`` and ``upper``
-        are over the seeds that the plan and ``full`` share, for both; ``interval`` says what was resampled for them. So
+        are over the seeds that the plan and ``full`` share, for both; ``interval`` is what was resampled for them. So
         the retention of a plan with fewer seeds than ``full`` is not its score over the score of ``full`` in this
         table. Retention is NaN where no seed is shared, and where full tuning scores 0.
     """
@@ -140,7 +139,7 @@ def differences(answers: pd.DataFrame, plan: str, *, untrained: Collection[str] 
     Args:
         answers: As for ``summarise``.
         plan: The plan that the others are taken from.
-        untrained: Plans whose seed says nothing, as for ``summarise``; they are left out.
+        untrained: Plans whose seed has no effect, as for ``summarise``; they are left out.
         seed: Of the bootstrap.
 
     Returns:

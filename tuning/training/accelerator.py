@@ -1,4 +1,4 @@
-"""The accelerator of a training run: one device per process, one precision, FSDP where the launcher asks for it."""
+"""The accelerator of a training run: one device per process, one precision, FSDP if the launcher selects it."""
 
 import os
 
@@ -17,7 +17,7 @@ def check_launcher(*, bf16: bool) -> None:
         bf16: Whether the run uses bfloat16.
 
     Raises:
-        UserError: If the launcher asks for DeepSpeed or for another precision.
+        UserError: If the launcher selects DeepSpeed or another precision.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise UserError("processes must be shared by DDP or FSDP, got DeepSpeed. Launch with --use_fsdp.")

@@ -170,10 +170,10 @@ def finish(folder: Path, *, keep: int) -> None:
 
 
 def check_resume(path: Path, facts: dict[str, object]) -> None:
-    """Check that a checkpoint belongs to a run with these facts.
+    """Check that a checkpoint belongs to a run with these settings.
 
     Raises:
-        UserError: If it is no checkpoint or belongs to another run; the message names what differs.
+        UserError: If it is not a checkpoint or belongs to another run; the message lists the differences.
     """
     if not (path / FACTS).is_file() or not (path / STATE).is_file():
         raise UserError(
@@ -184,7 +184,7 @@ def check_resume(path: Path, facts: dict[str, object]) -> None:
         if saved.get(key) != value:
             name, before, after = _first_difference(key, saved.get(key), value)
             raise UserError(
-                f"resume must go on with the same run, got another {name}: it was {before!r}, is {after!r}. "
+                f"resume must continue the same run, got another {name}: it was {before!r}, is {after!r}. "
                 "Start anew in another folder, or give the run's own settings."
             )
 

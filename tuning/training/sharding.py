@@ -62,7 +62,7 @@ def describe(model: nn.Module) -> str | None:
 
 
 def is_requested() -> bool:
-    """True if accelerate's config or launcher asks for FSDP."""
+    """True if accelerate's config or launcher selects FSDP."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
