@@ -7,8 +7,8 @@
 
 All plans run in turn in one process on one batch of noise (a picture and ``--text-tokens`` words a row): forward,
 backward, AdamW. On a GPU the batch is the largest that full tuning fits without checkpointing, and weights, gradients
-and moments are in bfloat16, which takes half the memory of ``layerwise-finetune --bf16``; ``--precision mixed``
-measures the latter. Step time includes the optimizer, the closed form does not.
+and moments are in bfloat16, which takes half the memory of ``layerwise-finetune --dtype bfloat16``;
+``--precision mixed`` measures the latter. Step time includes the optimizer, the closed form does not.
 """
 
 import argparse
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--attn", choices=["sdpa", "eager"], default="sdpa")
     parser.add_argument(
         "--precision", choices=["plain", "mixed"], default="plain",
-        help="mixed: as layerwise-finetune --bf16 trains; plain: one type, bfloat16 on a GPU, float32 elsewhere",
+        help="mixed: as layerwise-finetune --dtype bfloat16; plain: one type, bfloat16 on a GPU, float32 elsewhere",
     )  # fmt: skip
     parser.add_argument("--batch", type=int, default=None, help="rows; on a GPU the largest number that is tried")
     parser.add_argument("--text-tokens", type=int, default=128)

@@ -26,7 +26,7 @@ ALSO = {"records/command.py": {"figures"}}
 LATE = {"transformer_lens", "nnsight", "beartype"}  # slow, or for development only: imported inside functions
 NOT_IN_ENGINES = {"pandas", "typer", "tyro", "PIL"}  # an engine computes on tensors
 MAX_FILES = 15  # Python files in one folder, besides __init__.py
-LARGER_FOLDERS = {"models": "one file for each step from a checkpoint to its activations"}  # with the reason
+LARGER_FOLDERS: dict[str, str] = {}  # folder -> the reason
 # File -> what it may do that every other file has to import.
 OWNERS = {
     "records/resampling.py": "bootstrap",

@@ -16,5 +16,5 @@ def advise_when_out_of_memory(rows: int) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"device must hold a step of {rows} samples, got {' '.join(str(error).split())} Lower --batch-size and "
-            "raise --grad-accum, or give --bf16, --gradient-checkpointing, or fewer --layers."
+            "raise --grad-accum, or give --dtype bfloat16, --gradient-checkpointing, or fewer --layers."
         ) from error
