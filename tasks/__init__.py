@@ -5,35 +5,32 @@ activations or training.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tasks.dataset import Dataset
-from tasks.errors import UserError
-from tasks.example import Box, Example, Picture, Target
-from tasks.examples_from import examples_from, picture_from
-from tasks.pictures import open_picture
-from tasks.prompts import vicuna_v1
-
-if TYPE_CHECKING:
-    from tasks.scoring import (
-        accuracy_by_family,
-        exact_match,
-        normalise,
-        option_letter,
-        score_answer,
-        vqa_accuracy,
-        yes_or_no,
-    )
-
-__all__ = [
-    "Box", "Dataset", "Example", "Picture", "Target", "UserError", "accuracy_by_family", "exact_match", "examples_from",
-    "normalise", "open_picture", "option_letter", "picture_from", "score_answer", "vicuna_v1", "vqa_accuracy",
-    "yes_or_no",
-]  # fmt: skip
+_HOMES = {
+    "Box": "tasks.example",
+    "Dataset": "tasks.dataset",
+    "Example": "tasks.example",
+    "Picture": "tasks.example",
+    "Target": "tasks.example",
+    "UserError": "tasks.errors",
+    "accuracy_by_family": "tasks.scoring",
+    "exact_match": "tasks.scoring",
+    "examples_from": "tasks.examples_from",
+    "normalise": "tasks.scoring",
+    "open_picture": "tasks.pictures",
+    "option_letter": "tasks.scoring",
+    "picture_from": "tasks.examples_from",
+    "score_answer": "tasks.scoring",
+    "vicuna_v1": "tasks.prompts",
+    "vqa_accuracy": "tasks.scoring",
+    "yes_or_no": "tasks.scoring",
+}
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """A public function of ``tasks.scoring``, which imports pandas and scipy, on first use."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("tasks.scoring"), name)
+    """Import a public name on first use; every command's ``--help`` imports this package for its errors."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tasks' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

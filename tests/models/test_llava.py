@@ -108,10 +108,13 @@ def test_validation_notices_a_final_norm_that_the_logits_do_not_use(
 
 
 def test_the_tiny_random_model_loads_by_name_in_under_a_second_and_follows_the_seed() -> None:
-    load("random:tiny")  # imports that happen once
-    began = time.process_time()
+    def seconds() -> float:
+        began = time.process_time()
+        load("random:tiny")
+        return time.process_time() - began
+
+    assert min(seconds() for _ in range(3)) < 1  # the first also imports
     tiny = load("random:tiny")
-    assert time.process_time() - began < 1
     assert (tiny.id, tiny.n_layers, tiny.d_model, tiny.grid) == ("random:tiny@0", 4, 48, (4, 4))
     assert (tiny.n_heads, tiny.n_kv_heads, tiny.n_vision_layers) == (6, 2, 3)
     assert load("random:tiny", dtype="bfloat16").dtype == torch.bfloat16

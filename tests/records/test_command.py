@@ -267,7 +267,7 @@ def test_every_option_is_declared_once_and_every_command_has_the_shared_ones(
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_help_answers_without_torch_in_half_a_second_more_than_rich(module: str) -> None:
+def test_help_answers_without_torch_in_half_a_second_more_than_a_small_command(module: str) -> None:
     def seconds(*arguments: str) -> float:
         """Processor time, which other programs on the machine do not change much."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -275,8 +275,9 @@ def test_help_answers_without_torch_in_half_a_second_more_than_rich(module: str)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    shown, rich = (min(seconds(*a) for _ in range(3)) for a in (("-m", module, "--help"), ("-c", "import rich")))
-    assert shown < 1.5 * rich + 0.5
+    baseline = ("-c", "import typer, rich")  # what a small command line costs; transformers installs both
+    shown, small = (min(seconds(*a) for _ in range(5)) for a in (("-m", module, "--help"), baseline))
+    assert shown < 1.5 * small + 0.5
     code = f"import sys; import {module}; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
