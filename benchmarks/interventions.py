@@ -26,8 +26,8 @@ from interventions.engines.base_runs import Base, plain_logits
 from interventions.engines.edits import Cell, Cut, Write
 from interventions.engines.engine import prepare_base, run_cells
 from interventions.operations.build_edits import build_edits
+from interventions.operations.choose_runs import choose_runs
 from interventions.operations.dataset_statistics import DatasetStatistics
-from interventions.operations.runs import choose_runs
 from interventions.plan.plan import InterventionPlan
 from models.bridges import to_nnsight, to_transformer_lens
 from models.inputs import Inputs, prepare

@@ -22,7 +22,7 @@ _HOMES = {
     "draw_run": "figures.runs",
     "draw_score_by_layer": "figures.score_by_layer",
     "draw_token_map": "figures.effect_grid",
-    "example_table": "figures.saved",
+    "example_table": "figures.read_run",
     "save_figure": "figures.style",
     "with_effect": "figures.effects",
 }

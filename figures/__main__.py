@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     mpl.use("Agg")
 
+    from figures.read_run import RunError, kind_of_run
     from figures.runs import draw_run
-    from figures.saved import RunError, kind_of_run
 
     try:
         for run in runs:

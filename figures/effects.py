@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from figures.parts import layers_of
+from figures.layer_axis import layers_of
 
 SIGNIFICANT = 0.05  # threshold of ``p_adjusted``
 METRICS = {

@@ -16,9 +16,9 @@ from matplotlib.patches import Rectangle
 
 from figures.effect_colours import add_bar, colour_bar, effect_colours, mark_significant, symmetric_range
 from figures.effects import default_title, of_metric, site_title
+from figures.layer_axis import main_name
 from figures.panels import open_panels
-from figures.parts import main_name
-from figures.saved import Picture
+from figures.read_run import Picture
 from figures.style import SEQUENTIAL, Panels, Width
 
 PATCH = re.compile(r"patch\((\d+),(\d+)(?:,0)?\)")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import figures
-from figures.saved import GALLERY, read_picture, read_saved
+from figures.read_run import GALLERY, read_picture, read_saved
 from figures.style import Panels, Width, figure_of, save_figure
 
 # start of a table's name -> the function of this package that draws it

@@ -13,13 +13,13 @@ import pandas as pd
 
 from figures.curves import draw_curves
 from figures.effect_grid import draw_head_map, draw_token_map
-from figures.parts import names_in_blocks
+from figures.layer_axis import names_in_blocks
 from figures.patch_map import draw_patch_map, draw_probe_map, of_patches
 from figures.plans.cost import draw_cost_retention, has_costs
 from figures.plans.learning_curve import draw_learning_curve
 from figures.plans.plan_diagram import draw_plan_diagram
 from figures.plans.scores import draw_accuracy, draw_retention
-from figures.saved import (
+from figures.read_run import (
     PATCH,
     PROBE,
     TUNE,

@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator
 
+from figures.layer_axis import ENTRY, PARTS, Span, belongs, main_name, place_parts, stage_ticks, steps_of
 from figures.panels import draw_band, draw_level, open_panels, stride
-from figures.parts import ENTRY, PARTS, Span, belongs, main_name, place_parts, stage_ticks, steps_of
 from figures.style import COLOURS, LINES, OPEN, Panels, Width
 
 _LOWEST = -1.0  # lowest score that is drawn

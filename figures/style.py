@@ -18,7 +18,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures.saved import FigurePaths
+from figures.read_run import FigurePaths
 
 Width = Literal["one", "two"]
 Panels = Axes | Sequence[Axes] | npt.NDArray[np.object_]

@@ -1,6 +1,6 @@
 """Changes to a forward pass and what they do to the answer: patching, ablation, knockout, skipping, steering, and more.
 
-Plans, operations and engines are sub-packages; ``eager`` has the short forms for a notebook, ``sweep`` the command
+Plans, operations and engines are sub-packages; ``in_memory`` has the short forms for a notebook, ``sweep`` the command
 ``patch-sweep``. The package uses models and examples. It does not depend on probes or training.
 """
 
@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interventions.eager import (
+    from interventions.in_memory import (
         ablated,
         attribution,
         direct_attribution,
@@ -36,7 +36,7 @@ __all__ = [
     "steered",
 ]
 _MODULES = {
-    "eager": "ablated attribution direct_attribution knocked_out patch patched path_patch skipped steered",
+    "in_memory": "ablated attribution direct_attribution knocked_out patch patched path_patch skipped steered",
     "plan.plan": "InterventionPlan",
     "sweep": "run_patch_sweep",
 }

@@ -16,24 +16,24 @@ import torch
 from torch import Tensor
 
 import figures
-from interventions.batch import resampled_pairs, run_batch, run_transplants
-from interventions.batch_file import BatchValues
+from interventions.batch_values import BatchValues
+from interventions.cell_statistics import first_bad, list_errors, list_values, summarise_cells
 from interventions.config import ERROR_TABLE, RUN, PatchConfig
 from interventions.metrics import UNDEFINED_BELOW, answer_tokens
+from interventions.operations.choose_runs import unchanged_run
 from interventions.operations.dataset_statistics import collect_statistics
 from interventions.operations.directions import fitting_direction, load_directions
-from interventions.operations.runs import unchanged_run
 from interventions.pairs import SCENES, Pair, Pairs, check_scenes, load_pairs
 from interventions.plan.cells import CellSpec
 from interventions.plan.groups import Masks
 from interventions.plan.options import FLOW, SteerOptions, TransplantOptions
 from interventions.report_table import render_summary
-from interventions.results import first_bad, list_errors, list_values, summarise_cells
+from interventions.run_batch import resampled_pairs, run_batch, run_transplants
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.pixels import to_png
 from records.manifest import write_atomically
-from records.model import describe_model, open_model, other_model
+from records.open_model import describe_model, open_model, other_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, check_space, free_bytes, writing

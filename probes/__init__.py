@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from probes.config import SweepConfig
-    from probes.front import ProbeResult, direction, probe
+    from probes.in_memory import ProbeResult, direction, probe
     from probes.linear.estimators import LogisticProbe, MassMeanProbe, RidgeClassifierProbe, RidgeProbe
     from probes.linear.mlp import MLPProbe, MLPRegressorProbe
     from probes.linear.saving import FittedProbe, load_probes
@@ -34,7 +34,7 @@ __all__ = [
 ]
 _MODULES = {
     "config": "SweepConfig",
-    "front": "ProbeResult direction probe",
+    "in_memory": "ProbeResult direction probe",
     "linear.estimators": "LogisticProbe MassMeanProbe RidgeClassifierProbe RidgeProbe",
     "linear.mlp": "MLPProbe MLPRegressorProbe",
     "linear.saving": "FittedProbe load_probes",

@@ -15,7 +15,7 @@ from probes.evaluation.folds import FoldPlan, plan_folds
 from tasks.dataset import Dataset, join, pick
 from tasks.errors import UserError, user_errors
 from tasks.example import Example, Target
-from tasks.readers.examples import check_pictures, load_dataset
+from tasks.readers.load_dataset import check_pictures, load_dataset
 from tasks.scenes.datasets import scenes_dataset
 from tasks.scenes.scene import SIZE
 

@@ -29,7 +29,7 @@ from probes.maps.write import map_steps, write_maps
 from probes.probe_data import ProbeData, at_size, fold_plans, select
 from probes.report_table import render_summary
 from records.manifest import write_atomically
-from records.model import describe_model, open_model
+from records.open_model import describe_model, open_model
 from records.processes import join_processes, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, check_space, writing

@@ -1,13 +1,11 @@
-"""The manifest of a run: its settings, model, data and versions. Equal runs resume; others raise ``UserError``.
+"""The manifest of a run: its settings, model, data and versions. ``records.run`` compares manifests to resume a run.
 
-A ``RunKind`` names the command that writes a directory, and the files that the command writes there. Commands use these
-functions through ``records.run.Run``.
+A ``RunKind`` names the command that writes a directory, and the files that the command writes there.
 """
 
 import json
 import os
 import platform
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -129,66 +127,3 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
         elif before != after:
             return f"{key} was {before!r}, is {after!r}"
     return None
-
-
-def check_folder(folder: Path, wanted: Mapping[str, Any], kind: RunKind, *, overwrite: bool) -> bool:
-    """True if ``folder`` holds a run that ``wanted`` resumes. Nothing is written.
-
-    Args:
-        folder: The run directory; it need not exist.
-        wanted: The manifest of the run about to start, or as much of it as is known.
-        kind: The command of the run.
-        overwrite: Accept a different run, which ``open_run`` then replaces.
-
-    Raises:
-        UserError: If the folder is a file, holds files that are not a run's, or holds a different run.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"out must be a folder, got the file {str(folder)!r}. Choose another name.")
-    # Hidden files are locks and temporary files.
-    entries = sorted(e.name for e in folder.iterdir() if not e.name.startswith(".")) if folder.is_dir() else []
-    if not entries:
-        return False
-    manifest = read_manifest(folder, kind)
-    foreign = [name for name in entries if not kind.owns(name)]
-    if foreign or manifest is None:
-        seen = foreign or entries
-        raise UserError(
-            f"out must be empty or hold a run of {kind.command}, got {seen[0]!r}"
-            f"{f' and {len(seen) - 1} more' if len(seen) > 1 else ''} in {str(folder)!r}. Choose another folder."
-        )
-    differing = difference(manifest, wanted)
-    if differing is not None and not overwrite:
-        raise UserError(
-            f"out must hold the same run or none, got a run in {str(folder)!r} that differs: {differing}. "
-            "Choose another folder with --out, or replace it with --overwrite."
-        )
-    return differing is None
-
-
-def open_run(folder: Path, manifest: Mapping[str, Any], kind: RunKind, *, overwrite: bool) -> None:
-    """Make the run directory ready: new, resumed, or emptied if ``overwrite`` is set.
-
-    Raises:
-        UserError: As ``check_folder``, and if the folder cannot be written.
-    """
-    resumes = check_folder(folder, manifest, kind, overwrite=overwrite)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
-            leftover.unlink()
-        if not resumes or overwrite:
-            # The manifest is written last: a folder without one is not a run directory.
-            for path in sorted(folder.iterdir(), key=lambda path: path.name == FILE):
-                if kind.owns(path.name):
-                    _remove(path)
-            write_manifest(folder, manifest)
-    except OSError as error:
-        raise UserError(f"out must be a writable folder, got {str(folder)!r} ({error}).") from error
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ import pandas as pd
 from rich.table import Table
 
 from records.html import run_html
-from records.manifest import RunKind, check_folder, new_manifest, open_run, read_manifest, write_manifest
+from records.manifest import FILE, RunKind, difference, new_manifest, read_manifest, write_manifest
 from records.processes import Processes
 from records.sharing import one_at_a_time
 from records.tables import clock, write_results
@@ -148,6 +148,69 @@ class Run:
             if results is not None:
                 write_results(self.folder, results)
             write_manifest(self.folder, {**self.manifest, **about})
+
+
+def check_folder(folder: Path, wanted: Mapping[str, Any], kind: RunKind, *, overwrite: bool) -> bool:
+    """True if ``folder`` holds a run that ``wanted`` resumes. Nothing is written.
+
+    Args:
+        folder: The run directory; it need not exist.
+        wanted: The manifest of the run about to start, or as much of it as is known.
+        kind: The command of the run.
+        overwrite: Accept a different run, which ``open_run`` then replaces.
+
+    Raises:
+        UserError: If the folder is a file, holds files that are not a run's, or holds a different run.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out must be a folder, got the file {str(folder)!r}. Choose another name.")
+    # Hidden files are locks and temporary files.
+    entries = sorted(e.name for e in folder.iterdir() if not e.name.startswith(".")) if folder.is_dir() else []
+    if not entries:
+        return False
+    manifest = read_manifest(folder, kind)
+    foreign = [name for name in entries if not kind.owns(name)]
+    if foreign or manifest is None:
+        seen = foreign or entries
+        raise UserError(
+            f"out must be empty or hold a run of {kind.command}, got {seen[0]!r}"
+            f"{f' and {len(seen) - 1} more' if len(seen) > 1 else ''} in {str(folder)!r}. Choose another folder."
+        )
+    differing = difference(manifest, wanted)
+    if differing is not None and not overwrite:
+        raise UserError(
+            f"out must hold the same run or none, got a run in {str(folder)!r} that differs: {differing}. "
+            "Choose another folder with --out, or replace it with --overwrite."
+        )
+    return differing is None
+
+
+def open_run(folder: Path, manifest: Mapping[str, Any], kind: RunKind, *, overwrite: bool) -> None:
+    """Make the run directory ready: new, resumed, or emptied if ``overwrite`` is set.
+
+    Raises:
+        UserError: As ``check_folder``, and if the folder cannot be written.
+    """
+    resumes = check_folder(folder, manifest, kind, overwrite=overwrite)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink()
+        if not resumes or overwrite:
+            # The manifest is written last: a folder without one is not a run directory.
+            for path in sorted(folder.iterdir(), key=lambda path: path.name == FILE):
+                if kind.owns(path.name):
+                    _remove(path)
+            write_manifest(folder, manifest)
+    except OSError as error:
+        raise UserError(f"out must be a writable folder, got {str(folder)!r} ({error}).") from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

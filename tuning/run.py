@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from models.llava import Llava
 from records.manifest import read_manifest
-from records.model import describe_model, open_model
+from records.open_model import describe_model, open_model
 from records.processes import join_processes, own_device
 from records.progress import OnProgress, ProgressBars, silent
 from records.run import Run, writing

@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
+from figures.layer_axis import layers_of
 from figures.panels import open_panels, stride
-from figures.parts import layers_of
 from figures.style import Width, figure_of, plan_colour
 
 BEFORE = ("vision", "projector", "embeddings")

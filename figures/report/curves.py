@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from figures.parts import ENTRY, place_parts, steps_of
+from figures.layer_axis import ENTRY, place_parts, steps_of
 from figures.style import SERIES, SERIES_MARKERS
 
 Json = dict[str, Any]

@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from figures.parts import PARTS, belongs, main_name
+from figures.layer_axis import PARTS, belongs, main_name
+from figures.read_run import EXAMPLES, MAPS, read_maps
 from figures.report.curves import site_axis
 from figures.report.pictures import colour_scale, maps_section, packed, quantise, thumbnail
 from figures.report.tables import plain_value
-from figures.saved import EXAMPLES, MAPS, read_maps
 from figures.style import SEQUENTIAL
 
 Json = dict[str, Any]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from figures.parts import PARTS, belongs, names_in_blocks
+from figures.layer_axis import PARTS, belongs, names_in_blocks
 from figures.report.curves import SiteAxis, curve_panel, curves_section, drawn_values, site_axis
 from figures.report.palette import dashes
 from figures.report.tables import plain_value

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from figures.read_run import PATCH, PROBE, TUNE, RunError, kind_of_run, read_run
 from figures.report.comparing import cost_scatter, facts_table, training_log
 from figures.report.maps import probe_maps
 from figures.report.patching import patch_curves, patch_heat, patch_map, shown_table
 from figures.report.probing import probe_curves
 from figures.report.tables import table_section
-from figures.saved import PATCH, PROBE, TUNE, RunError, kind_of_run, read_run
 
 Json = dict[str, Any]
 _OPS = {

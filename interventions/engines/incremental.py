@@ -1,8 +1,9 @@
 """The incremental engine: it computes only what a cell can change, for many cells in one pass over the layers.
 
 The cells of a chunk are computed together, each from the first layer that it changes. In a layer, the positions that
-equal neither run (``equality``) are packed, cells side by side, along the query axis of one native decoder layer. Their
-keys are those of the base run and the other run, which all cells share, and their own. ``README.md`` has an example.
+equal neither run (``needed_positions``) are packed, cells side by side, along the query axis of one native decoder
+layer. Their keys are those of the base run and the other run, which all cells share, and their own. ``README.md`` has
+an example.
 """
 
 from bisect import bisect_right
@@ -17,7 +18,7 @@ from torch import Tensor
 from interventions.engines.base_runs import Base, Prefix, Read, at_slots
 from interventions.engines.chunks import Chunk, plan_chunks
 from interventions.engines.edits import Cell
-from interventions.engines.equality import Inside, LayerEdits, Step, mark, start, step
+from interventions.engines.needed_positions import Inside, LayerEdits, Step, mark, start, step
 from interventions.engines.packing import Pack, pack
 from interventions.engines.writes import value_rows
 from models.cached_blocks import KeysValues, Run, inference, run_block, run_keys_values

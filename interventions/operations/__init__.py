@@ -6,10 +6,10 @@ Operations import plans and engines; neither imports operations. They do not use
 """
 
 from interventions.operations.build_edits import build_edits
+from interventions.operations.choose_runs import choose_runs
 from interventions.operations.dataset_statistics import collect_statistics
 from interventions.operations.direct_attribution import direct_logit_attribution
 from interventions.operations.path_patching import Head, path_cells
-from interventions.operations.runs import choose_runs
 from interventions.operations.transplant import transplanted
 
 __all__ = [

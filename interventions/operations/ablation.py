@@ -7,7 +7,7 @@ import torch
 
 from interventions.engines.edits import Edit, Write
 from interventions.operations.patching import take_other
-from interventions.operations.prepared_batch import PreparedBatch
+from interventions.operations.prepare_batch import PreparedBatch
 from interventions.plan.cells import CellSpec
 from interventions.plan.options import AblateOptions
 from tasks.errors import UserError

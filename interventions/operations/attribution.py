@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interventions.engines.base_runs import at_slots
+from interventions.operations.choose_runs import check_positions
 from interventions.operations.corruption import noised
 from interventions.operations.dataset_statistics import DatasetStatistics
-from interventions.operations.runs import check_positions
 from interventions.plan.cells import CellSpec
 from interventions.plan.groups import Masks
 from interventions.plan.options import PatchOptions

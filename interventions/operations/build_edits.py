@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from interventions.engines.edits import Cell, Edit
 from interventions.operations import ablation, knockout, patching, skipping, steering
 from interventions.operations.dataset_statistics import DatasetStatistics
-from interventions.operations.prepared_batch import PreparedBatch, prepare_batch
+from interventions.operations.prepare_batch import PreparedBatch, prepare_batch
 from interventions.plan.cells import CellSpec
 from interventions.plan.options import Op
 from models.inputs import Inputs

@@ -6,7 +6,7 @@
 import torch
 
 from interventions.engines.edits import Cut, Edit
-from interventions.operations.prepared_batch import PreparedBatch
+from interventions.operations.prepare_batch import PreparedBatch
 from interventions.plan.cells import CellSpec
 from interventions.plan.options import FLOW
 from tasks.errors import UserError

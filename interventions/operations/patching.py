@@ -6,7 +6,7 @@ activations into the clean run: which are necessary? Both make the same edits; `
 
 from interventions.engines.edits import OTHER, Edit, Write
 from interventions.operations.corruption import EMBEDDINGS, noise_edit
-from interventions.operations.prepared_batch import PreparedBatch
+from interventions.operations.prepare_batch import PreparedBatch
 from interventions.plan.cells import CellSpec
 from interventions.plan.groups import Masks
 from interventions.plan.options import PatchOptions

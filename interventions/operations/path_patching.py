@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interventions.engines.edits import Cell, Write
-from interventions.operations.runs import check_positions
+from interventions.operations.choose_runs import check_positions
 from interventions.plan.groups import Masks
 from models.hooks import recorded
 from models.inputs import Inputs

@@ -1,7 +1,7 @@
 """Layer skipping: some positions pass blocks unchanged, or enter the language model at a later layer."""
 
 from interventions.engines.edits import Cut, Edit, Hold
-from interventions.operations.prepared_batch import PreparedBatch
+from interventions.operations.prepare_batch import PreparedBatch
 from interventions.plan.cells import CellSpec
 from interventions.plan.options import SkipOptions
 

@@ -2,7 +2,7 @@
 
 from interventions.engines.edits import Edit, Write
 from interventions.operations.directions import fitting_direction
-from interventions.operations.prepared_batch import PreparedBatch
+from interventions.operations.prepare_batch import PreparedBatch
 from interventions.plan.cells import CellSpec
 from interventions.plan.options import SteerOptions
 from tasks.errors import UserError

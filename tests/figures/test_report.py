@@ -13,11 +13,11 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from figures.effects import with_effect
+from figures.read_run import RunError
 from figures.report import build_report
 from figures.report.palette import colours
 from figures.report.patching import patch_curves, patch_heat, shown_table
 from figures.report.tables import plain_value, table_section
-from figures.saved import RunError
 from figures.style import COLOURS
 from tests.figures.made_runs import HOSTILE, patch_rows, write_compare_run, write_patch_run, write_probe_run
 from tests.figures.test_style import APART, SIGHT, TOGETHER, distance

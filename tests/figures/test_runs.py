@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from figures.read_run import RunError, kind_of_run
 from figures.runs import draw_patch_run, draw_run, figures_of
-from figures.saved import RunError, kind_of_run
 from figures.style import figure_of
 from tests.figures.tables import compare_table, evaluations_table, map_table, patch_table, probe_table
 

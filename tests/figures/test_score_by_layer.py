@@ -8,7 +8,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
-from figures.parts import main_name, names_in_blocks, place_parts
+from figures.layer_axis import main_name, names_in_blocks, place_parts
 from figures.score_by_layer import draw_score_by_layer
 from figures.style import COLOURS, WIDTHS, figure_of
 from tests.figures.tables import probe_table

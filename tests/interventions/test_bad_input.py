@@ -127,7 +127,7 @@ def test_activations_that_are_not_finite_name_a_pair(
     )
     from models.loading.load import load
 
-    monkeypatch.setattr("records.model.load", lambda *a, **k: load(*a, **{**k, "validate": False}))
+    monkeypatch.setattr("records.open_model.load", lambda *a, **k: load(*a, **{**k, "validate": False}))
     line = ["--limit", 2, "--layers", "1", *(["--tokens", "last"] if op != "transplant" else ["--donor", folder])]
     refused(sweep("--op", op, *line, model=folder), "finite", "of 'test-0-0/colour'")
     assert not (tmp_path / "run/results.parquet").exists()
@@ -145,7 +145,7 @@ def test_disk_that_fills_up_on_the_way_is_one_sentence_and_the_run_goes_on_later
     line = [*SHORT, "--batch-size", 1]
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
-        for module in ("interventions.sweep", "interventions.batch_file", "records.tables"):
+        for module in ("interventions.sweep", "interventions.batch_values", "records.tables"):
             patched.setattr(f"{module}.write_atomically", write)
         if full_at == "figures":
             patched.setattr("figures.runs.save_figure", lambda figure, path: write(Path(full_at), b""))
@@ -164,7 +164,7 @@ def test_picture_that_goes_missing_on_the_way_is_named(
         (pair_file.folder / "corrupt-3.png").unlink()
         return load(*arguments, **options)
 
-    monkeypatch.setattr("records.model.load", lose)
+    monkeypatch.setattr("records.open_model.load", lose)
     refused(sweep("--data", pair_file.table, "--layers", "1", "--batch-size", 2), "corrupt-3.png")
     assert not (tmp_path / "run/results.parquet").exists()
 

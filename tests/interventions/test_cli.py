@@ -45,7 +45,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise AssertionError("a model was loaded before the input was checked")
 
-    monkeypatch.setattr("records.model.load", fail)
+    monkeypatch.setattr("records.open_model.load", fail)
 
 
 def refused(outcome: Outcome, *phrases: str) -> None:
@@ -300,7 +300,7 @@ def test_values_that_are_not_finite_name_metric_and_pair(
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     from models.loading.load import load
 
-    monkeypatch.setattr("records.model.load", lambda *a, **k: load(*a, **{**k, "validate": False}))
+    monkeypatch.setattr("records.open_model.load", lambda *a, **k: load(*a, **{**k, "validate": False}))
     refused(sweep("--limit", 2, model=folder), "finite", "logit_difference of 'test-0-0/colour'")
     assert not (tmp_path / "run/results.parquet").exists()
 

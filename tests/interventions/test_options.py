@@ -185,7 +185,7 @@ def test_revision_device_attention_and_dtype_reach_the_model(
         seen.append((name, options))
         return load(name, **{**options, "revision": None})
 
-    monkeypatch.setattr("records.model.load", note)
+    monkeypatch.setattr("records.open_model.load", note)
     line = ["--revision", "abc", "--attn", "eager", "--device", "cpu", "--dtype", "float32"]
     moved = table(*BASE, "--op", "transplant", "--donor", str(tuned), *line)
     (_, mine), (donor, theirs) = seen

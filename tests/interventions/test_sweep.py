@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from interventions.cell_statistics import COLUMNS, KEYS, list_values, summarise_cells
 from interventions.config import InterventionOptions, PairOptions, PatchConfig
 from interventions.metrics import find_readout, measure
 from interventions.pairs import load_pairs
@@ -27,7 +28,6 @@ from interventions.plan.options import (
     TransplantOptions,
 )
 from interventions.report_table import summarise
-from interventions.results import COLUMNS, KEYS, list_values, summarise_cells
 from interventions.sweep import PatchEstimate, run_patch_sweep
 from models.inputs import prepare
 from models.llava import Llava
@@ -75,7 +75,7 @@ def test_a_model_in_memory_gives_the_same_and_is_left_as_it_was(
 ) -> None:
     there = load(checkpoint)
     before, described = there.weight_hash, str(there.model)
-    monkeypatch.setattr("records.model.load", None)
+    monkeypatch.setattr("records.open_model.load", None)
     with patch("figures.draw_run", return_value=()):
         again = run_patch_sweep(config(checkpoint, tmp_path / "run", metrics=METRICS), llava=there)
     assert isinstance(again, FinishedRun)

@@ -43,7 +43,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise AssertionError("a model was loaded before the input was checked")
 
-    monkeypatch.setattr("records.model.load", fail)
+    monkeypatch.setattr("records.open_model.load", fail)
 
 
 def tiles(photos: Photos, tmp_path: Path, change: Callable[[list[dict[str, Any]], Path], None]) -> list[object]:
@@ -184,7 +184,7 @@ def test_activations_that_are_not_finite_name_site_and_example(
     # The check at load may refuse such weights already; here the one during capture is wanted.
     from models.loading.load import load
 
-    monkeypatch.setattr("records.model.load", lambda *a, **k: load(*a, **{**k, "validate": False}))
+    monkeypatch.setattr("records.open_model.load", lambda *a, **k: load(*a, **{**k, "validate": False}))
     outcome = sweep("--limit", 30, "--target", "colour", "--site", "resid_post", model=folder)
     refused(outcome, "finite", "blocks.1.hook_resid_post", "test-0-0", run=tmp_path / "run")
 

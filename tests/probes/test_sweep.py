@@ -66,7 +66,7 @@ def test_a_model_in_memory_gives_the_same_bytes(
     }
     there = load(checkpoint)
     alone = run_sweep(config(checkpoint, tmp_path / "alone", **few))
-    monkeypatch.setattr("records.model.load", None)
+    monkeypatch.setattr("records.open_model.load", None)
     given = run_sweep(config(checkpoint, tmp_path / "given", **few), llava=there)
     assert isinstance(alone, FinishedRun)
     assert isinstance(given, FinishedRun)

@@ -7,14 +7,13 @@ import pytest
 
 from records.manifest import (
     RunKind,
-    check_folder,
     difference,
     new_manifest,
-    open_run,
     read_manifest,
     write_atomically,
     write_manifest,
 )
+from records.run import check_folder, open_run
 from records.tables import read_results, write_results
 from tasks.errors import UserError, user_errors
 

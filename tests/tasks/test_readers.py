@@ -14,7 +14,7 @@ from PIL import Image
 from tasks.dataset import Dataset
 from tasks.errors import UserError
 from tasks.example import Box, Target
-from tasks.readers.examples import check_pictures, load_dataset, read_table
+from tasks.readers.load_dataset import check_pictures, load_dataset, read_table
 from tasks.readers.tables import open_table
 
 Write = Callable[[Sequence[Mapping[str, Any]]], Path]

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 import figures
 from models.llava import Llava
 from records.manifest import write_atomically
-from records.model import describe_model, open_model, other_model
+from records.open_model import describe_model, open_model, other_model
 from records.processes import launched, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, writing

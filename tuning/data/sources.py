@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from tasks.dataset import Dataset
 from tasks.errors import UserError
-from tasks.readers.examples import read_table
+from tasks.readers.load_dataset import read_table
 from tuning.data.conversation import Conversation, from_examples
 from tuning.data.llava_json import LlavaFile, is_llava_jsonl
 from tuning.data.scene_mix import SceneMix
@@ -31,7 +31,7 @@ class Source(Protocol):
 
 
 class TableFile:
-    """A JSONL or Parquet file with one question and answer a row (``tasks.readers.examples.read_table``)."""
+    """A JSONL or Parquet file with one question and answer a row (``tasks.readers.load_dataset.read_table``)."""
 
     def __init__(self, dataset: Dataset) -> None:
         """Use the examples of ``dataset``, each as a conversation of one turn."""

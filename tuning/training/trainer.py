@@ -32,7 +32,7 @@ from tuning.data.samples import FAILED, GroupedSampler, Samples
 from tuning.plan.apply import draw_blocks, planned_parameters, set_checkpointing
 from tuning.plan.resolve import Resolved
 from tuning.scoring.answers import collator, model_inputs
-from tuning.scoring.evaluations import add_rows, in_log, score_sets, table_of, trim_rows
+from tuning.scoring.evaluation_table import add_rows, in_log, score_sets, table_of, trim_rows
 from tuning.training import checkpoint, sharding
 from tuning.training.accelerator import make_accelerator
 from tuning.training.frozen_prefix import KeptPrefix, make_keeper

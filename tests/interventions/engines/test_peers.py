@@ -17,8 +17,8 @@ from torch.testing import assert_close
 from interventions.engines.engine import prepare_base, run_cells
 from interventions.engines.names import EngineName
 from interventions.operations.build_edits import build_edits
+from interventions.operations.choose_runs import choose_runs
 from interventions.operations.dataset_statistics import DatasetStatistics
-from interventions.operations.runs import choose_runs
 from interventions.plan.cells import CellSpec
 from interventions.plan.plan import InterventionPlan
 from models.bridges import to_nnsight, to_transformer_lens

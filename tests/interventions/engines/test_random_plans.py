@@ -20,8 +20,8 @@ from interventions.engines.engine import prepare_base, run_cells
 from interventions.engines.names import EngineName
 from interventions.operations.ablation import resampled_examples
 from interventions.operations.build_edits import build_edits
+from interventions.operations.choose_runs import choose_runs, corrupt_cell
 from interventions.operations.dataset_statistics import DatasetStatistics, collect_statistics
-from interventions.operations.runs import choose_runs, corrupt_cell
 from interventions.plan.options import OPERATIONS, Corruption, Op
 from interventions.plan.plan import InterventionPlan
 from models.inputs import Inputs, prepare

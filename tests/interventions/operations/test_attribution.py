@@ -12,8 +12,8 @@ from torch.testing import assert_close
 from interventions.engines.engine import prepare_base, run_cells
 from interventions.operations.attribution import Attribution, attribute, attribution_gap
 from interventions.operations.build_edits import build_edits
+from interventions.operations.choose_runs import Runs, choose_runs, corrupt_cell
 from interventions.operations.dataset_statistics import DatasetStatistics, collect_statistics
-from interventions.operations.runs import Runs, choose_runs, corrupt_cell
 from interventions.plan.options import Corruption, PatchOptions
 from interventions.plan.plan import InterventionPlan
 from models.inputs import Inputs, prepare

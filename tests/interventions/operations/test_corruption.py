@@ -13,6 +13,7 @@ from interventions.engines.edits import Cell
 from interventions.engines.engine import prepare_base, run_cells
 from interventions.engines.names import EngineName
 from interventions.operations.build_edits import build_edits
+from interventions.operations.choose_runs import choose_runs, corrupt_cell
 from interventions.operations.corruption import (
     EMBEDDINGS,
     blank_pictures,
@@ -22,7 +23,6 @@ from interventions.operations.corruption import (
     noised,
 )
 from interventions.operations.dataset_statistics import DatasetStatistics, collect_statistics
-from interventions.operations.runs import choose_runs, corrupt_cell
 from interventions.plan.options import Corruption, PatchOptions
 from interventions.plan.plan import InterventionPlan
 from models.capture import capture

@@ -14,8 +14,8 @@ from interventions.engines.engine import prepare_base, run_cells
 from interventions.engines.names import EngineName
 from interventions.metrics import find_readout, greedy_accuracy
 from interventions.operations.build_edits import build_edits
+from interventions.operations.choose_runs import choose_runs
 from interventions.operations.dataset_statistics import DatasetStatistics
-from interventions.operations.runs import choose_runs
 from interventions.plan.options import SteerOptions
 from interventions.plan.plan import InterventionPlan
 from models.inputs import Inputs, prepare

@@ -16,9 +16,9 @@ from interventions.engines.engine import prepare_base, run_cells
 from interventions.engines.names import EngineName
 from interventions.operations.ablation import resampled_examples
 from interventions.operations.build_edits import build_edits
+from interventions.operations.choose_runs import Runs, choose_runs
 from interventions.operations.dataset_statistics import DatasetStatistics, collect_statistics
 from interventions.operations.directions import direction_at, load_directions
-from interventions.operations.runs import Runs, choose_runs
 from interventions.plan.options import (
     AblateOptions,
     Corruption,

@@ -6,15 +6,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from interventions.batch_file import BatchValues
+from interventions.batch_values import BatchValues
 from interventions.engines.base_runs import Base, at_slots, plain_logits, prepare_base
 from interventions.engines.engine import run_cells
 from interventions.metrics import Readout, find_readout, measure
 from interventions.operations.ablation import resampled_examples
 from interventions.operations.attribution import attribute
 from interventions.operations.build_edits import build_edits
+from interventions.operations.choose_runs import choose_runs, corrupt_cell
 from interventions.operations.dataset_statistics import DatasetStatistics
-from interventions.operations.runs import choose_runs, corrupt_cell
 from interventions.operations.transplant import transplanted
 from interventions.pairs import Pair
 from interventions.plan.cells import CellSpec

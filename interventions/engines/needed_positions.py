@@ -106,7 +106,7 @@ def mark(status: EqualTo, edit: Between, facts: PositionFacts) -> None:
 
 
 def step(status: EqualTo, edits: LayerEdits, next_edits: LayerEdits, facts: PositionFacts, *, last: bool) -> Step:
-    """What one block has to do for the cells that have started; ``status`` is equality at its input.
+    """What one block has to do for the cells that have started; ``status`` is what ``EqualTo`` holds at its input.
 
     What ``next_edits``, those of the next block, overwrite at its input need not be computed. The output of the last
     block is needed only at readouts.

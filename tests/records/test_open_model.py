@@ -7,7 +7,7 @@ import torch
 
 from models.llava import Llava
 from models.loading.load import load
-from records.model import open_model, other_model
+from records.open_model import open_model, other_model
 from records.options import ModelOptions
 from tasks.errors import UserError
 from tests.conftest import tiny_config
@@ -16,7 +16,7 @@ from tests.conftest import tiny_config
 def test_the_given_model_is_used_and_none_loaded(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named = ModelOptions(name=str(checkpoint), dtype="float32")
     there = load(checkpoint, dtype=torch.float32)
-    monkeypatch.setattr("records.model.load", None)
+    monkeypatch.setattr("records.open_model.load", None)
     assert open_model(named, device="cpu", seed=0, given=there) is there
 
 

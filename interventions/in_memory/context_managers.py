@@ -28,7 +28,7 @@ from interventions.engines.full_forward import applied
 from interventions.operations.ablation import resampled_examples
 from interventions.operations.build_edits import EDITS
 from interventions.operations.dataset_statistics import DatasetStatistics, collect_statistics
-from interventions.operations.prepared_batch import PreparedBatch
+from interventions.operations.prepare_batch import PreparedBatch
 from interventions.plan.cells import CellSpec
 from interventions.plan.groups import Masks
 from interventions.plan.options import FLOW, AblateOptions, Op, SkipOptions, SteerOptions

@@ -1,4 +1,4 @@
-"""The eager functions give the numbers of the sweep for the same cells, and the context managers those of its cells."""
+"""The functions for a model in memory give the sweep's numbers; context managers give those of its cells."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from interventions.batch import run_batch
-from interventions.eager import ablated, attribution, direct_attribution, knocked_out, patch, path_patch, skipped
+from interventions.in_memory import ablated, attribution, direct_attribution, knocked_out, patch, path_patch, skipped
 from interventions.metrics import find_readout
 from interventions.operations.dataset_statistics import collect_statistics
 from interventions.operations.direct_attribution import direct_logit_attribution
 from interventions.pairs import Pair
 from interventions.plan.options import AblateOptions, PatchOptions, SkipOptions
 from interventions.plan.plan import InterventionPlan
+from interventions.run_batch import run_batch
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from tasks.errors import UserError

@@ -16,7 +16,7 @@ from tuning.data.scene_mix import SceneMix, SceneQuestions
 from tuning.plan.apply import apply_plan
 from tuning.plan.plan import LayerPlan
 from tuning.plan.resolve import resolve
-from tuning.scoring.evaluations import EVALUATIONS, add_rows, in_log, score_sets, tabulate, trim_rows
+from tuning.scoring.evaluation_table import EVALUATIONS, add_rows, in_log, score_sets, tabulate, trim_rows
 from tuning.training.trainer import Trained, train
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interventions.batch_file import BatchValues
+from interventions.batch_values import BatchValues
 from interventions.metrics import recovered_fraction
 from interventions.operations.attribution import attribution_gap
 from interventions.plan.cells import KEYS, CellSpec

@@ -48,7 +48,7 @@ class ProbeResult:
         return directions_of(self.probes)
 
     def direction(self, class_: Label | None = None, *, target: str | None = None, site: Site | str) -> Tensor:
-        """Unit vector in d_model at a site; see `probes.front.direction`."""
+        """Unit vector in d_model at a site; see `probes.in_memory.direction`."""
         return direction(self, class_, target=target, site=site)
 
     def plot(self, **options: Any) -> Any:

@@ -4,8 +4,8 @@ It converts a call to cells of a plan and applies their edits while text is gene
 sets or run directories. Its results equal those of ``patch-sweep``.
 """
 
-from interventions.eager.context_managers import ablated, knocked_out, patched, skipped, steered
-from interventions.eager.measure import attribution, direct_attribution, patch, path_patch
+from interventions.in_memory.context_managers import ablated, knocked_out, patched, skipped, steered
+from interventions.in_memory.measure import attribution, direct_attribution, patch, path_patch
 
 __all__ = [
     "ablated",

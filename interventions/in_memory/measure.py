@@ -12,12 +12,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from interventions.eager.context_managers import Heads, heads_text
-from interventions.eager.results import DirectEffects, Effects
+from interventions.cell_statistics import summarise_cells
 from interventions.engines.base_runs import plain_logits, prepare_base
 from interventions.engines.edits import Cell
 from interventions.engines.engine import run_cells
 from interventions.engines.names import EngineName
+from interventions.in_memory.context_managers import Heads, heads_text
+from interventions.in_memory.results import DirectEffects, Effects
 from interventions.metrics import UNDEFINED_BELOW, Readout, answer_tokens, find_readout, measure
 from interventions.operations.attribution import attribute
 from interventions.operations.build_edits import build_edits
@@ -27,7 +28,6 @@ from interventions.operations.path_patching import Head, ReceiverInput, path_cel
 from interventions.plan.cells import CellSpec
 from interventions.plan.options import Metric, PatchOptions, check_among
 from interventions.plan.plan import InterventionPlan
-from interventions.results import summarise_cells
 from models.inputs import Inputs
 from models.layer_ranges import LayerRange, layer_text
 from models.llava import Llava

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from interventions.engines import equality
+from interventions.engines import needed_positions
 from interventions.engines.base_runs import PositionFacts
 from interventions.engines.edits import Cut
-from interventions.engines.equality import Between, EqualTo, LayerEdits, enter, start, step
+from interventions.engines.needed_positions import Between, EqualTo, LayerEdits, enter, start, step
 
-README = Path(equality.__file__).with_name("README.md")
+README = Path(needed_positions.__file__).with_name("README.md")
 
 
 def at(*positions: int) -> Tensor:

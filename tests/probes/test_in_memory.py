@@ -1,4 +1,4 @@
-"""The front door gives the sweep's numbers, and its directions steer."""
+"""``probe`` and ``direction`` give the sweep's numbers, and its directions steer."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from models.loading.load import load
 from models.sites import Site
 from probes import direction, load_probes, probe
 from probes.config import DataOptions, ModelOptions, ProbeOptions, SiteOptions, SweepConfig
-from probes.front import ProbeResult
+from probes.in_memory import ProbeResult
 from probes.sweep import run_sweep
 from records.run import FinishedRun
 from tasks.errors import UserError
