@@ -3,21 +3,37 @@
 ``python -m tests.test_docs docs/tour.md`` runs a page and writes what its code prints into it.
 """
 
+import ast
 import contextlib
+import importlib
 import io
 import os
 import re
+import shlex
 import sys
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+
+import records.command
+from records.command import Report, Subcommand
+from tasks.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/tour.md", "docs/interventions.md")
 BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```\n(?:\n(?:<!--.*?-->\n)?```\n(?P<output>.*?)^```$)?", re.DOTALL | re.MULTILINE
 )
+
+DOCUMENTS = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", "figures/gallery/*.md")
+    for path in ROOT.glob(pattern)
+    if path.name not in ("CHANGELOG.md", "LOG.md")  # these are about the past
+)
+COMMANDS = {"probe-sweep": "probes.cli", "patch-sweep": "interventions.cli", "layerwise-finetune": "tuning.cli"}
 
 
 def run_page(text: str) -> list[tuple[re.Match[str], str]]:
@@ -61,6 +77,72 @@ def test_tasks_of_the_tour_take_at_most_eight_lines() -> None:
         counts[task.splitlines()[0]] = len(lines)
     assert len([n for n in counts.values() if n]) == 8
     assert max(counts.values()) <= 8
+
+
+def missing_imports(text: str) -> list[str]:
+    """The imports of a page's Python that fail, or that take a name from a module which only imports it."""
+    missing = []
+    for block in BLOCK.finditer(text):
+        for node in ast.walk(ast.parse(block["code"])):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(str(node.module))
+                for name in (alias.name for alias in node.names):
+                    home = getattr(getattr(module, name, None), "__module__", module.__name__)
+                    ours = (ROOT / home.partition(".")[0]).is_dir() and module.__name__ != "laccolith"
+                    if not hasattr(module, name) or (ours and not home.startswith(module.__name__)):
+                        missing.append(f"{module.__name__}.{name}")
+    return missing
+
+
+def command_lines(text: str) -> Iterator[list[str]]:
+    """The words of each of our commands in a page's shell blocks, and of those in its sentences that name ``--out``."""
+    blocks = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+    shell = [line for kind, code in blocks.findall(text) if kind == "bash" for line in unfolded(code)]
+    for line in [*shell, *(code for code in re.findall(r"`([^`\n]+)`", blocks.sub("", text)) if "--out" in code)]:
+        words = shlex.split(re.sub(r"\$\w+", "1", line).partition(";")[0], comments=True)
+        if words and Path(words[0]).name in COMMANDS:
+            yield [Path(words[0]).name, *words[1:]]
+
+
+def unfolded(code: str) -> list[str]:
+    """The lines of a shell block, each command on one."""
+    return [line.strip() for line in code.replace("\\\n", " ").splitlines()]
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[str]], None]:
+    """Parse a command line by its own command and run nothing."""
+
+    def only_parse(name: str, subcommands: Sequence[Subcommand], arguments: Sequence[str], *, about: str) -> None:
+        records.command._parse(name, (*subcommands, Subcommand("report", Report, print)), arguments, about)
+
+    def parsed(words: Sequence[str]) -> None:
+        module = importlib.import_module(COMMANDS[words[0]])
+        monkeypatch.setattr(module, "run_command", only_parse)
+        module.main(list(words[1:]))
+
+    return parsed
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_imports_and_commands_of_a_document_are_todays(
+    path: Path, parse: Callable[[Sequence[str]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    text = path.read_text(encoding="utf-8")
+    assert missing_imports(text) == []
+    for words in command_lines(text):
+        parse(words)
+
+
+def test_stale_imports_and_options_of_a_document_are_found(parse: Callable[[Sequence[str]], None]) -> None:
+    assert missing_imports("```python\nfrom tuning.plan.layers import gone\n```\n") == ["tuning.plan.layers.gone"]
+    elsewhere = "```python\nfrom tuning.plan.layers import parse_layers\n```\n"  # of models.layer_ranges
+    assert missing_imports(elsewhere) == ["tuning.plan.layers.parse_layers"]
+    (words,) = command_lines("```bash\nprobe-sweep --model smol \\\n  --gone 3  # comment\n```\n")
+    assert words == ["probe-sweep", "--model", "smol", "--gone", "3"]
+    with pytest.raises(UserError, match="--gone"):
+        parse(words)
 
 
 def test_a_page_is_run_block_by_block_in_one_namespace() -> None:
