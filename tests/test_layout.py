@@ -151,6 +151,17 @@ def unsafe(tree: ast.AST) -> list[str]:
     return found
 
 
+def heavy_for_engines(relative: str, tree: ast.AST) -> set[str]:
+    """What an engine imports and must not; empty for other files."""
+    inside = relative.startswith("interventions/engines/")
+    return {name.split(".")[0] for name, _ in imports(tree)} & NOT_IN_ENGINES if inside else set()
+
+
+def untyped(root: Path) -> list[str]:
+    """The packages without the marker of inline types."""
+    return sorted(folder for folder in MAY_IMPORT if not (root / folder / "py.typed").exists())
+
+
 def hidden_tracebacks(tree: ast.AST) -> list[int]:
     """Lines of handlers that catch any exception at all and do not raise it again."""
     found = []
@@ -205,10 +216,8 @@ def test_slow_and_development_packages_are_imported_inside_functions() -> None:
 
 
 def test_engines_import_no_tables_command_line_or_pictures() -> None:
-    engines = {relative: tree for relative, tree in trees().items() if relative.startswith("interventions/engines/")}
-    assert engines
-    used = {relative: {name.split(".")[0] for name, _ in imports(tree)} for relative, tree in engines.items()}
-    assert {relative: names & NOT_IN_ENGINES for relative, names in used.items() if names & NOT_IN_ENGINES} == {}
+    assert any(relative.startswith("interventions/engines/") for relative in trees())
+    assert findings(heavy_for_engines) == {}
 
 
 def test_nothing_is_pickled() -> None:
@@ -224,8 +233,7 @@ def test_resampling_and_layer_ranges_have_one_copy() -> None:
 
 
 def test_every_package_ships_its_types() -> None:
-    packages = {path.parent for path in MODULES if path.parent.parent == ROOT}
-    assert [folder.name for folder in sorted(packages) if not (folder / "py.typed").exists()] == []
+    assert untyped(ROOT) == []
 
 
 def test_no_file_holds_an_absolute_path_of_some_machine() -> None:
@@ -283,7 +291,14 @@ def test_the_check_of_copies_finds_them() -> None:
     assert second_copies("models/layer_ranges.py", code) == ["bootstrap"]
 
 
-def test_the_other_checks_find_what_they_look_for() -> None:
+def test_the_other_checks_find_what_they_look_for(tmp_path: Path) -> None:
+    hidden = ast.parse("def f():\n    from PIL.Image import open\nimport torch")
+    assert heavy_for_engines("interventions/engines/edits.py", hidden) == {"PIL"}
+    assert heavy_for_engines("interventions/sweep.py", hidden) == set()
+    for folder in MAY_IMPORT.keys() - {"probes"}:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "py.typed").touch()
+    assert untyped(tmp_path) == ["probes"]
     late = (
         "import torch\ntry:\n    import nnsight\nexcept ImportError: ...\ndef f() -> None:\n    import transformer_lens"
     )
