@@ -1,7 +1,7 @@
-"""Drawing from saved tables, and the definitions of tables and effects that drawing and summaries share.
+"""Figures from saved tables, and the definitions of tables and effects that figures and summaries share.
 
 ``draw_run(folder)`` draws all figures of a run directory; every ``draw_*`` function draws one kind of figure, also into
-your own Axes. Models, data and how tables are computed are unknown here: nothing of the other packages is imported.
+your own Axes. The package imports none of the other packages. It does not depend on models or data.
 """
 
 from importlib import import_module
