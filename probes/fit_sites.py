@@ -15,7 +15,7 @@ from models.sites import Site
 from probes.activations.store import ActivationStore
 from probes.config import SweepConfig
 from probes.evaluation.controls import pixel_features
-from probes.evaluation.cross_validation import Kind, Result, evaluate
+from probes.evaluation.cross_validation import Result, evaluate
 from probes.evaluation.folds import FoldPlan, Mask
 from probes.evaluation.parallel import each_site, processes_for
 from probes.evaluation.refit import Rows, refit
@@ -29,7 +29,6 @@ COLUMNS = (
     "model", "part", "site", "layer", "name", "depth", "tokens", "pool", "target", "probe", "metric", "split",
     "score", "lower", "upper", "control", "selectivity", "chance", "shuffled", "random_init", "accuracy", "n", "p", "q",
 )  # fmt: skip
-_PROBES: dict[str, Kind] = {"logistic": "logistic", "ridge": "ridge", "mass-mean": "mass_mean", "mlp": "mlp"}
 _PIXEL_SIDE = 16  # 768 numbers for each picture, about the width of a small model
 _CHUNK = 256  # pictures opened at a time
 
@@ -128,7 +127,7 @@ def _fit_site(
 
 def _evaluate(x: Float[Tensor, "example d"], plan: FoldPlan, config: SweepConfig) -> Mapping[str, Result]:
     x = x.to(device=config.fit_device, dtype=torch.float32)
-    return evaluate(x, plan, probe=_PROBES[config.probing.probe])
+    return evaluate(x, plan, probe=config.probing.probe)
 
 
 def _rows(result: Result, plan: FoldPlan, where: dict[str, Any], random_init: float | None) -> Iterator[dict[str, Any]]:

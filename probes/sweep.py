@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.utils.validation import has_fit_parameter
 
 from figures import draw_run
 from models.llava import Llava
@@ -22,6 +23,7 @@ from probes.activations.store import STORES, ActivationStore, SizeEstimate, esti
 from probes.config import RUN, TEXT_TOKENS, SweepConfig
 from probes.evaluation.folds import FoldPlan
 from probes.fit_sites import fit_sites
+from probes.linear.registry import find_probe
 from probes.linear.saving import save_probes
 from probes.maps.files import TABLE
 from probes.maps.map_plan import plan_maps
@@ -175,12 +177,14 @@ def run_sweep(
 
 def _check_probe(plan: FoldPlan, config: SweepConfig) -> None:
     """Check that the probe can be fitted to the plan's targets and folds."""
+    name = config.probing.probe
     for target in plan.targets.values():
-        if config.probing.probe == "mass-mean" and target.kind == "continuous":
-            raise UserError(f"probe must not be mass-mean for the continuous target {target.name!r}. Use ridge.")
+        _, estimator = find_probe(name, target.kind)
         training = (plan.fitted & (target.fold != k) for k in range(plan.folds))
-        if config.probing.probe == "mlp" and any(len(np.unique(plan.groups[rows])) < 2 for rows in training):
-            raise UserError("probe mlp must have two groups in every training set, got one. Use more groups or folds.")
+        if has_fit_parameter(estimator, "groups") and any(len(np.unique(plan.groups[rows])) < 2 for rows in training):
+            raise UserError(
+                f"probe {name} must have two groups in every training set, got one. Use more groups or folds."
+            )
 
 
 def finished_sweep(folder: Path, *, figures: bool = True) -> FinishedRun:

@@ -27,7 +27,7 @@ from probes.evaluation.folds import FoldPlan, TargetPlan
 from probes.evaluation.parallel import each_site, processes_for
 from probes.maps.files import ABOUT, COLUMNS, PICTURES, TABLE
 from probes.maps.map_plan import MapPlan
-from probes.maps.patch_probes import PatchProbe, fit_patch_probes
+from probes.maps.patch_probes import fit_patch_probes
 from probes.probe_data import ProbeData
 from records.manifest import write_atomically
 from tasks.errors import user_errors
@@ -61,7 +61,7 @@ def write_maps(
     plans = {group: plan.fitted_only() for group, plan in folds.items()}
     targets = {name: plans[selection.tokens[name]].targets[name] for name in maps.targets}
     classes = {name: [str(label) for label in target.classes] for name, target in targets.items()}
-    probes: dict[Site, dict[str, PatchProbe]] = {site: {} for site in sites}
+    probes: dict[Site, dict[str, Any]] = {site: {} for site in sites}
     for group, plan in plans.items():
         mine = [target for name, target in targets.items() if selection.tokens[name] == group]
         work = partial(_fit_site, group=group, store=store, targets=mine, maps=maps, plan=plan, config=config)
@@ -109,7 +109,7 @@ def _fit_site(
     maps: MapPlan,
     plan: FoldPlan,
     config: SweepConfig,
-) -> dict[str, PatchProbe]:
+) -> dict[str, Any]:
     x = store.read(site, group)[: len(maps.training)].to(device=config.fit_device, dtype=torch.float32)
     return fit_patch_probes(x, targets, maps.training, plan, config.probing.probe)
 
