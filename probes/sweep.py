@@ -27,7 +27,7 @@ from probes.linear.registry import find_probe
 from probes.linear.saving import save_probes
 from probes.maps.files import TABLE
 from probes.maps.map_plan import plan_maps
-from probes.maps.write import map_steps, write_maps
+from probes.maps.write import write_maps
 from probes.probe_data import ProbeData, at_size, fold_plans, select
 from probes.report_table import render_summary
 from records.manifest import write_atomically
@@ -150,7 +150,7 @@ def run_sweep(
         store = captured(STORES[0], lambda: llava, selection.examples)
         processes.wait()
         if processes.is_main and maps.examples and not run.is_finished and not (config.folder / TABLE).is_file():
-            steps = map_steps(sites, selection, maps)
+            steps = len(sites) * len(selection.groups) + len(maps.examples)
             write_maps(
                 llava, store, sites, depths, selection, plans, maps, config,
                 lambda n: on_progress("mapping patches", n, steps),

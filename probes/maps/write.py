@@ -34,11 +34,6 @@ from tasks.errors import user_errors
 from tasks.example import Example, Label
 
 
-def map_steps(sites: Sequence[Site], selection: ProbeData, maps: MapPlan) -> int:
-    """The number of steps that ``write_maps`` reports."""
-    return len(sites) * len(selection.groups) + len(maps.examples)
-
-
 def write_maps(
     llava: Llava,
     store: ActivationStore,
@@ -53,6 +48,7 @@ def write_maps(
     """Fit the probes, map the examples in turn, and write pictures, ``maps.json``, then ``maps.parquet``.
 
     The arguments are those of `probes.fit_sites.fit_sites`; ``maps`` has examples, and ``llava`` filled the store.
+    ``on_progress`` is called with 1 for each token group of a site, and for each example.
     Memory holds the probes' coefficients and one example's image tokens at all sites.
 
     Raises:
