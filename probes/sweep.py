@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.utils.validation import has_fit_parameter
 
 from figures import draw_run
 from models.llava import Llava
@@ -22,10 +23,11 @@ from probes.activations.store import STORES, ActivationStore, SizeEstimate, esti
 from probes.config import RUN, TEXT_TOKENS, SweepConfig
 from probes.evaluation.folds import FoldPlan
 from probes.fit_sites import fit_sites
+from probes.linear.registry import find_probe
 from probes.linear.saving import save_probes
 from probes.maps.files import TABLE
 from probes.maps.map_plan import plan_maps
-from probes.maps.write import map_steps, write_maps
+from probes.maps.write import write_maps
 from probes.probe_data import ProbeData, at_size, fold_plans, select
 from probes.report_table import render_summary
 from records.manifest import write_atomically
@@ -148,7 +150,7 @@ def run_sweep(
         store = captured(STORES[0], lambda: llava, selection.examples)
         processes.wait()
         if processes.is_main and maps.examples and not run.is_finished and not (config.folder / TABLE).is_file():
-            steps = map_steps(sites, selection, maps)
+            steps = len(sites) * len(selection.groups) + len(maps.examples)
             write_maps(
                 llava, store, sites, depths, selection, plans, maps, config,
                 lambda n: on_progress("mapping patches", n, steps),
@@ -175,12 +177,14 @@ def run_sweep(
 
 def _check_probe(plan: FoldPlan, config: SweepConfig) -> None:
     """Check that the probe can be fitted to the plan's targets and folds."""
+    name = config.probing.probe
     for target in plan.targets.values():
-        if config.probing.probe == "mass-mean" and target.kind == "continuous":
-            raise UserError(f"probe must not be mass-mean for the continuous target {target.name!r}. Use ridge.")
+        _, estimator = find_probe(name, target.kind)
         training = (plan.fitted & (target.fold != k) for k in range(plan.folds))
-        if config.probing.probe == "mlp" and any(len(np.unique(plan.groups[rows])) < 2 for rows in training):
-            raise UserError("probe mlp must have two groups in every training set, got one. Use more groups or folds.")
+        if has_fit_parameter(estimator, "groups") and any(len(np.unique(plan.groups[rows])) < 2 for rows in training):
+            raise UserError(
+                f"probe {name} must have two groups in every training set, got one. Use more groups or folds."
+            )
 
 
 def finished_sweep(folder: Path, *, figures: bool = True) -> FinishedRun:
