@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.llava import Llava
+from models.loading.load import hide_progress_bars
 from records.manifest import write_atomically
 from tuning.plan.apply import apply_plan
 from tuning.plan.lora import remove_lora, write_adapter
@@ -54,7 +55,8 @@ def save_model(
                 if name in tensors:
                     parameter.copy_(tensors[name])
         remove_lora(whole, merge=True)
-        whole.model.save_pretrained(fresh)
+        with hide_progress_bars():
+            whole.model.save_pretrained(fresh)
     llava.processor.save_pretrained(fresh)
     for entry in sorted(fresh.iterdir()):
         target = folder / entry.name
