@@ -1,6 +1,7 @@
 """Load a LLaVA-1.5 model by name, folder or config, and validate it: ``load(name_or_path)`` returns a ``Llava``."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,20 +127,27 @@ def _shapes(config: LlavaConfig) -> dict[str, torch.Size]:
         return {key: tensor.shape for key, tensor in LlavaForConditionalGeneration(config).state_dict().items()}
 
 
+@contextmanager
+def hide_progress_bars() -> Iterator[None]:
+    """In this context, transformers shows no progress bars of its own."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
+
+
 def _build(
     config: LlavaConfig, weights: dict[str, Tensor], dtype: torch.dtype, device: torch.device | str, attn: str
 ) -> LlavaForConditionalGeneration:
     """The model with the given weights, which are not copied if dtype and device agree."""
     config.architectures = ["LlavaForConditionalGeneration"]
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
-    try:
+    with hide_progress_bars():
         model: Any = LlavaForConditionalGeneration.from_pretrained(
             None, config=config, state_dict=weights, dtype=dtype, attn_implementation=attn
         )
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
     placed: LlavaForConditionalGeneration = model.to(device).eval()
     return placed
 
