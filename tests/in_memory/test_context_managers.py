@@ -28,7 +28,7 @@ TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums in another order
 
 
 class Row(NamedTuple):
-    """One example on its own: where its parts stand, and what a run on the other picture has."""
+    """One example on its own: positions, the other picture's stream after block 0, and the batch's mean there."""
 
     image: list[int]
     last: int
@@ -165,6 +165,7 @@ def by_hand(llava: Llava, names: tuple[str, ...], n: int) -> tuple[Tensor, Tenso
 
 
 @cache
+@torch.inference_mode(False)
 def batch(llava: Llava, n: int, side: PaddingSide) -> tuple[Inputs, Inputs]:
     examples = make_examples(4)
     shown = [examples[(i + 1) % 4].pictures for i in range(n)]
