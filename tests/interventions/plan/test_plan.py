@@ -39,7 +39,7 @@ def made(data: dict[str, Any]) -> InterventionPlan:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"options": 3}, "options must be PatchOptions for op 'patch', got int"),
+        ({"options": SkipOptions()}, "options must be PatchOptions for op 'patch', got SkipOptions"),
         ({"corruption": {"scale": 0.0}}, "scale must be a positive finite number, got 0.0"),
         ({"corruption": {"seeds": []}}, "seeds must be integers >= 0, at least one"),
         ({"window": 2}, "window must be an odd number of layers or one of up-to, onward, together, got 2"),
