@@ -55,8 +55,6 @@ def made(data: dict[str, Any]) -> InterventionPlan:
 def test_values_that_mean_nothing_are_refused(change: dict[str, Any], message: str) -> None:
     good = {"op": "patch", "sites": ["resid_pre"], "tokens": ["image"]}
     assert made(good)
-    with pytest.raises(ValueError, match="op must be one of patch, .*got 'melt'"):
-        InterventionPlan("melt", sites=("resid_pre",), tokens=("image",))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
         made({**good, **change})
 
