@@ -49,7 +49,7 @@ def patch(
     layers: LayerRange | None = None,
     tokens: str | Sequence[str] = "image",
     heads: Heads | None = None,
-    direction: Direction = "denoise",
+    direction: str = "denoise",
     answers: Answers = None,
     foils: Answers = None,
     metric: Metric = "logit_difference",
@@ -100,7 +100,7 @@ def attribution(
     layers: LayerRange | None = None,
     tokens: str | Sequence[str] = "image",
     heads: Heads | None = None,
-    direction: Direction = "denoise",
+    direction: str = "denoise",
     answers: Answers = None,
     foils: Answers = None,
     metric: Metric = "logit_difference",
@@ -140,7 +140,7 @@ def path_patch(
     entrance: ReceiverInput = "v",
     tokens: str = "last",
     sender_tokens: str = "all",
-    direction: Direction = "denoise",
+    direction: str = "denoise",
     answers: Answers = None,
     foils: Answers = None,
     metric: Metric = "logit_difference",
@@ -213,13 +213,13 @@ def direct_attribution(
 
 def _plan(
     op: Op, site: str | Site, layers: LayerRange | None, tokens: str | Sequence[str], heads: Heads | None,
-    direction: Direction, metric: Metric,
+    direction: str, metric: Metric,
 ) -> InterventionPlan:  # fmt: skip
     """The plan of one site."""
     groups = (tokens,) if isinstance(tokens, str) else tuple(tokens)
     return InterventionPlan(
         op, sites=(str(site),), layers=layer_text(layers), tokens=groups, heads=heads_text(heads),
-        options=PatchOptions(direction), metrics=(metric,),
+        options=PatchOptions("noise" if direction == "noise" else "denoise"), metrics=(metric,),
     )  # fmt: skip
 
 
@@ -228,7 +228,7 @@ class _Runs:
 
     def __init__(
         self, llava: Llava, clean: Inputs, corrupt: Inputs, answers: Answers, foils: Answers, metric: Metric,
-        direction: Direction,
+        direction: str,
     ) -> None:  # fmt: skip
         check_among("direction", direction, get_args(Direction))
         if len(clean) != len(corrupt):
