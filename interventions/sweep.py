@@ -198,9 +198,7 @@ def _prepare(
     options = config.plan.options
     donor = None
     if isinstance(options, TransplantOptions):
-        donor = other_model(
-            config.model, options.donor, device=device, seed=config.seed, weights=not config.dry_run
-        )
+        donor = other_model(config.model, options.donor, device=device, seed=config.seed, weights=not config.dry_run)
     specs = tuple(config.plan.cells(llava))
     if pairs is None:
         question = vicuna_v1("?")

@@ -241,9 +241,7 @@ def _has_control_model(config: SweepConfig) -> bool:
     return config.probing.controls and not config.model.name.startswith("random:")
 
 
-def _estimate(
-    config: SweepConfig, llava: Llava, selection: ProbeData, sites: Sequence[Site], device: str
-) -> Estimate:
+def _estimate(config: SweepConfig, llava: Llava, selection: ProbeData, sites: Sequence[Site], device: str) -> Estimate:
     """Bytes and seconds of the captures, the control model's included."""
     n = len(selection.examples)
     n_rows = n + (selection.n_fitted if _has_control_model(config) else 0)
