@@ -1,7 +1,8 @@
 """Layer plans, their training, what they cost, and how several plans compare.
 
-``run_tuning(TuningConfig(...))`` is one run, ``run_compare(CompareConfig(...))`` several. This package uses
-models, data and run directories. Of probes and interventions it uses only the tables that they write.
+``tune(llava, data, layers=...)`` is one run, ``run_tuning(TuningConfig(...))`` one with all options, and
+``run_compare(CompareConfig(...))`` several. This package uses models, data and run directories. Of probes and
+interventions it uses only the tables that they write.
 """
 
 import lazy_loader

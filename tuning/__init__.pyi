@@ -16,6 +16,7 @@ from .config import (
 from .config import (
     TuningConfig as TuningConfig,
 )
+from .in_memory import tune as tune
 from .plan.apply import apply_plan as apply_plan
 from .plan.default_plans import default_plans as default_plans
 from .plan.layers import select_layers as select_layers
@@ -23,4 +24,4 @@ from .plan.plan import LayerPlan as LayerPlan
 from .plan.plan import Lisa as Lisa
 from .plan.plan import Lora as Lora
 from .plan.resolve import resolve as resolve
-from .run import run_tuning as run_tuning
+from .run import FinishedTuning as FinishedTuning, run_tuning as run_tuning
