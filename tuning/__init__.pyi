@@ -24,4 +24,5 @@ from .plan.plan import LayerPlan as LayerPlan
 from .plan.plan import Lisa as Lisa
 from .plan.plan import Lora as Lora
 from .plan.resolve import resolve as resolve
-from .run import FinishedTuning as FinishedTuning, run_tuning as run_tuning
+from .run import FinishedTuning as FinishedTuning
+from .run import run_tuning as run_tuning

@@ -9,6 +9,7 @@ from models.llava import Llava
 from records.options import ModelOptions
 from tasks.dataset import Dataset
 from tasks.example import Example
+from tasks.examples_from import content_hash
 from tuning.config import DataOptions, Optimisation, PlanOptions, TuningConfig
 from tuning.data.sources import TableFile
 from tuning.plan.plan import Method
@@ -83,5 +84,5 @@ def _dataset(examples: Sequence[Example] | Dataset) -> Dataset:
     """The examples with a digest, which decides whether a run resumes."""
     if isinstance(examples, Dataset):
         return examples
-    described = [(e.id, e.question, e.answer, [picture.key for picture in e.pictures]) for e in examples]
+    described = [(e.id, e.question, e.answer, [content_hash(p.open()) for p in e.pictures]) for e in examples]
     return Dataset("examples", examples, (), hashlib.sha256(repr(described).encode()).hexdigest()[:16])

@@ -55,11 +55,8 @@ class FinishedTuning(NamedTuple):
     cost: dict[str, Any]
     """``cost.json``: steps, operations, time and memory."""
 
-    def __str__(self) -> str:
-        """Lines for people."""
+    def __repr__(self) -> str:
         return "\n".join(f"{name + ':':<9}{value}" for name, value in self._rows())
-
-    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return rows_html(["", ""], self._rows())

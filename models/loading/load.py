@@ -183,7 +183,7 @@ def _from_folder(
         files, processor = () if on_meta else tuple(weight_files(folder)), read_processor(folder, config)
         stored = stored_tensors(files)
     if on_meta:
-        declared = config.dtype if config.dtype in DTYPES.values() else torch.float32
+        declared = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
         return Llava(_on_meta(config, dtype or declared, attn), processor, name, revision, "")
     weights = read_weights(stored, _shapes(config), where=folder.name, tied=bool(config.tie_word_embeddings))
     kept = next(iter(weights.values())).dtype

@@ -20,8 +20,9 @@ _ACTIVATION = {"linear": "linear", "mlp": "gelu"}
 
 def is_linear(llava: Llava) -> bool:
     """True if the connector is one linear map: its second map is the identity, which on meta the config implies."""
-    if llava.config.projector_hidden_act != "linear" or llava.device.type == "meta":
-        return llava.config.projector_hidden_act == "linear"
+    has_activation = bool(llava.config.projector_hidden_act != "linear")
+    if has_activation or llava.device.type == "meta":
+        return not has_activation
     projector: Any = llava.projector
     second = projector.linear_2
     with torch.no_grad():
