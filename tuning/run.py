@@ -1,4 +1,4 @@
-"""One tuning run: check, survey the data, estimate, train, score and save. ``run_tuning(config)`` does it all."""
+"""One tuning run: ``run_tuning(config)`` checks the options, surveys the data, estimates, trains, scores and saves."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -81,7 +81,7 @@ class Prepared(NamedTuple):
     samples: Samples
     survey: Survey
     n_samples: int
-    """Number of samples that the data have; a dry run surveys some of them."""
+    """Number of samples in the data; a dry run surveys some of them."""
     eval_sets: dict[str, Samples]
     eval_surveys: dict[str, Survey]
 
@@ -197,11 +197,7 @@ def run_tuning(
 
 
 def finished_tuning(folder: Path) -> FinishedTuning:
-    """Read a finished run.
-
-    Raises:
-        UserError: If the folder holds no finished run.
-    """
+    """Read a finished run; raise ``UserError`` if ``folder`` holds none."""
     if read_manifest(folder, RUN) is None or not (folder / RUN.last).is_file():
         raise UserError(f"run must be a finished run of layerwise-finetune, got {str(folder)!r}. Finish it first.")
     plan, cost = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("plan.json", "cost.json"))
@@ -219,10 +215,7 @@ def prepare_run(
 ) -> Prepared:
     """Load the model, resolve the plan and survey the data; the plan is not applied.
 
-    A dry run takes the model's shapes alone, and a spread of the samples.
-
-    Raises:
-        UserError: If one of them cannot be used.
+    A dry run loads only the shapes of the model, and surveys samples spread over the data.
     """
     llava = _load(config, device, llava)
     plan = config.layer_plan
@@ -244,7 +237,7 @@ def prepare_run(
 
 
 def _load(config: TuningConfig, device: str, given: Llava | None) -> Llava:
-    """The model before training, in float32, copied from ``given`` if it is in memory; without values for a dry run."""
+    """The model before training in float32, a copy of ``given`` if that is a model; in a dry run without values."""
     seed = config.optimisation.seed
     if given is None:
         wide = replace(config.model, dtype="float32")

@@ -1,8 +1,8 @@
 """How ``smol`` and ``smol-stage1`` were made: ``python -m tuning.embedded.build`` trains them from a seed.
 
-Four stages, each of which resumes and can run alone with ``--stage``: ``vision`` (the tower), ``stage1`` (the
-projector: warm start on words, then captions with a frozen language model), ``stage2`` (projector and LoRA on questions
-and captions), ``export`` (the parts that ship, in models/embedded).
+Four stages, each of which resumes and can run alone with ``--stage``: ``vision`` trains the tower; ``stage1`` trains
+the projector, first on word embeddings, then on captions with a frozen language model; ``stage2`` trains projector and
+LoRA on questions and captions; ``export`` writes the parts that ship to models/embedded.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Score an embedded checkpoint with plain transformers: ``python -m tuning.embedded.score smol``.
 
-One question a prompt, greedy generation, scenes that were never trained on. A blank picture and the picture of another
-scene show whether the answers depend on the picture; the caption as text shows what the language model answers without
-one; perplexity on a passage of this project shows what tuning changed on ordinary text.
+Each prompt has one question on a scene that training did not use, answered by greedy generation. A blank picture and
+the picture of another scene measure whether answers depend on the picture, the caption as text what the language model
+answers without one, and perplexity on a passage of this project what tuning changed on ordinary text.
 """
 
 import json

@@ -2,8 +2,9 @@
 
 The losses act on the layer that LLaVA reads (hidden state -2). A linear head predicts the kind and the colour of the
 object at each patch, or background; the same head predicts the kind from the mean over an object's box. Two heads
-predict the row and the column of each patch, or the tower loses them. The last layer and the class token, which LLaVA
-does not read, predict which kinds the scene holds. The projector maps single patches, so averages alone do not suffice.
+predict the row and the column of each patch, so that the tower keeps them. The last layer and the class token, which
+LLaVA does not read, predict which kinds the scene holds. The projector maps single patches, so a loss on averages alone
+would not suffice.
 """
 
 from collections.abc import Iterator
@@ -103,7 +104,7 @@ class VisionHeads(nn.Module):
 
 
 class VisionScores(NamedTuple):
-    """Shares of right answers: kind and colour of object patches, kind of boxes, row with column of patches."""
+    """Shares of right answers: kind and colour of object patches, kind of boxes, row and column of patches."""
 
     patch_kind: float
     box_kind: float
@@ -176,7 +177,7 @@ def pretrain_vision(
     save_every: int = 100,
     n_scored: int = 512,
 ) -> CLIPVisionModel:
-    """The trained tower; a snapshot in ``work`` is continued, a finished one is returned."""
+    """The trained tower, from the snapshot in ``work`` if there is one."""
     torch.manual_seed(seed)
     tower, heads = CLIPVisionModel(CLIPVisionConfig(**VISION_CONFIG)), VisionHeads()
     tower.train().to(device)

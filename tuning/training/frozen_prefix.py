@@ -1,8 +1,8 @@
 """Store the output of the frozen layers below the lowest trained block, and read it in later epochs.
 
 The first epoch writes the residual stream that enters the lowest trained block, one file per sample. Later epochs read
-it, open no picture, and run the model from that block on. This is exact: a position depends on itself, on earlier
-positions and on the layers below.
+it, open no picture, and start the model at that block. This is exact: the frozen layers give the same output in every
+epoch, and a position depends only on itself and earlier positions.
 """
 
 import json
@@ -29,7 +29,7 @@ from tuning.training.sharding import will_shard
 
 
 class KeptPrefix:
-    """The residual stream of each sample that enters block ``first``; above the last block, the final norm."""
+    """The residual stream of each sample that enters block ``first``, or the final norm if no block trains."""
 
     def __init__(
         self,
@@ -41,11 +41,10 @@ class KeptPrefix:
         optimisation: Optimisation,
         bf16: bool = False,
     ) -> None:
-        """Create ``folder``; delete what it holds of another model, data set or plan.
+        """Create ``folder``; delete a prefix there of another model, data set or plan.
 
-        Raises:
-            UserError: If the plan has no frozen prefix, there is only one epoch, the model is sharded, or the disk is
-                too small.
+        Raises ``UserError`` if the plan has no frozen prefix, there is only one epoch, the model is sharded, or the
+        disk is too small.
         """
         if will_shard():
             raise UserError("keep-prefix must have the whole model in every process, got FSDP. Leave one of them out.")

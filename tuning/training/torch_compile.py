@@ -20,9 +20,9 @@ _LONG = 512  # positions from which the score matrices of eager attention cost m
 
 
 def check_compiling(device: str, *, keep_prefix: bool = False) -> None:
-    """Raise ``UserError`` if blocks cannot be compiled in this run.
+    """Raise ``UserError`` if blocks cannot be compiled.
 
-    The run must not keep its prefix, must have one process, and on a CPU needs a C++ compiler and Python's headers.
+    That is with a kept prefix, in several processes, or on a CPU without a C++ compiler and Python's headers.
     """
     if keep_prefix:
         raise UserError(
@@ -50,11 +50,9 @@ def compiled(
 ) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """In this context, the language model's blocks are compiled; one graph serves all sequence lengths.
 
-    Results change by rounding only. On a CPU, blocks use eager attention if ``longest``, the length of the longest row,
-    is small: the compiler fuses its softmax and mask, while torch's fused attention has a slow backward pass.
-
-    Yields:
-        A function that opens a context in which the blocks run uncompiled.
+    Yields a function that opens a context in which the blocks run uncompiled. Results change by rounding only. On a
+    CPU, blocks use eager attention if the longest row has at most 512 positions: the compiler fuses its softmax and
+    mask, while torch's fused attention has a slow backward pass.
     """
     config: Any = llava.model.config.text_config
     original: str = config._attn_implementation

@@ -52,7 +52,6 @@ class Trained(NamedTuple):
     """A finished training run."""
 
     steps: int
-    """Number of optimizer steps."""
     losses: dict[int, float]
     """Logged training losses by step."""
     step_seconds: tuple[float, ...]
@@ -83,26 +82,12 @@ def train(
     on_progress: OnProgress = silent,
     on_trained: "Callable[[PlanTrainer], None] | None" = None,
 ) -> Trained:
-    """Train the plan in place.
+    """Train the plan in place; ``apply_plan`` must have been called, and ``folder`` must exist.
 
-    Args:
-        llava: The model, with the plan applied (``apply_plan``).
-        resolved: The plan.
-        samples: The training samples.
-        optimisation: Learning rates, batch size, steps, seed.
-        options: Checkpoints, logging, gradient checkpointing, compilation.
-        folder: Existing folder for checkpoints, the log and the table of evaluations.
-        bf16: Run matrix products in bfloat16.
-        by_modality: Batches hold samples with pictures or without, not both.
-        keep_prefix: Store the output of the frozen layers on disk and read it in later epochs.
-        eval_every: Steps between evaluations; if 0, the only evaluation is after the last step.
-        facts: Settings, model and data. They are saved with each checkpoint and must be equal to resume from it.
-        eval_sets: Samples to score during training, by name.
-        resume: A checkpoint to resume from, or None.
-        model_bytes: Size of what ``on_trained`` writes; the disk must have room for it.
-        on_note: Called with each line for the user.
-        on_progress: Called as (stage, newly done, total).
-        on_trained: Called in every process after the last step, while the model is still sharded.
+    ``facts`` (settings, model and data) are saved with each checkpoint, and a run resumes only from equal facts. With
+    ``by_modality``, a batch holds samples with pictures or without, not both. If ``eval_every`` is 0, the only
+    evaluation is after the last step. ``on_trained`` is called in every process after the last step, while the model is
+    still sharded; the disk must have room for the ``model_bytes`` that it writes.
 
     Raises:
         LossNotFiniteError: If the loss or a gradient is NaN or infinite; the message names the step.
@@ -211,7 +196,7 @@ class PlanTrainer:
         )
 
     def train(self, resume: Path | None = None) -> None:
-        """Run all steps that remain, from the checkpoint ``resume`` if it is given."""
+        """Run all remaining steps, from the checkpoint ``resume`` if it is given."""
         if resume is not None:
             self._load(resume)
         if self.accelerator.is_main_process:  # what follows the checkpoint is written again
@@ -228,7 +213,7 @@ class PlanTrainer:
             resume = None
 
     def _run_epoch(self, epoch: int, done: int, resume: Path | None) -> None:
-        """Run the rest of an epoch, of which ``done`` steps are done; random states are read from ``resume``."""
+        """Finish an epoch of which ``done`` steps are done; random states are read from ``resume``."""
         if self.keeper is not None and all(self.keeper.has(index) for index in range(len(self.samples))):
             self.samples.read_prefix(self.keeper.read)
         accum = self.optimisation.grad_accum
@@ -286,7 +271,7 @@ class PlanTrainer:
         return norm, rate
 
     def compute_loss(self, batch: Mapping[str, Any], n_labels: Tensor) -> Tensor:
-        """The loss of one batch: its sum over labelled tokens, divided by ``n_labels``, their number in the step."""
+        """The summed loss of a batch over ``n_labels``, the number of labelled tokens in the whole step."""
         self.tokens += batch["input_ids"].numel()
         given = {name: value for name, value in batch.items() if name not in ("owner", "sample", "prefix")}
         inputs = model_inputs(given, self.llava)
@@ -319,7 +304,7 @@ class PlanTrainer:
             )
 
     def _after_step(self, epoch: float, norm: float, rate: float) -> None:
-        """Log, evaluate and save when it is time, and after the last step."""
+        """Log, evaluate and save at the set intervals and after the last step."""
         options, step, is_last = self.options, self.step, self.step >= self.steps
         self.on_progress("training", 1, self.steps)
         if step == 1 or step % options.log_every == 0 or is_last:
@@ -362,7 +347,7 @@ class PlanTrainer:
 
     @contextmanager
     def on_disk(self) -> Iterator[None]:
-        """Re-raise errors of writing into the run directory as ``UserError``."""
+        """Re-raise errors of writing to the run directory as ``UserError``."""
         try:
             yield
         except (OSError, SafetensorError) as error:  # safetensors raises its own error when the disk is full
