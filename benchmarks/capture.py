@@ -1,7 +1,7 @@
 """The cost of capture against transformers, nnsight and TransformerLens: ``python -m benchmarks.capture``.
 
 Three questions: (a) all image tokens at all layers against a plain forward of the same positions; (b) eight questions
-about one picture against eight forwards; (c) peak memory from 500 to 5,000 examples. The sides take turns in one
+about one picture against eight forwards; (c) peak memory from 500 to 5,000 examples. The libraries take turns in one
 process (memory: one process each). Ratios are of medians. The record is written to ``benchmarks/records``.
 """
 

@@ -4,8 +4,8 @@
     python -m benchmarks.probes --device cuda --size llava-7b  # 33 sites, 10,000 x 4,096
 
 The whole loop would take hours. By default a seeded sample of its problems is timed, at least one for each target and
-strength, and extrapolated by the mean; ``--full`` times all. Both sides run in turn in one process with the same number
-of threads. Every problem of the loop starts cold, as by hand.
+strength, and extrapolated by the mean; ``--full`` times all. The two take turns in one process with the same number of
+threads. Each problem of the scikit-learn loop starts from zero coefficients.
 """
 
 import statistics
@@ -49,7 +49,7 @@ def make_site(site: int, n: int, d: int, device: str) -> tuple[Tensor, list[Tens
 
 
 def solve_site(x: Tensor, targets: list[Tensor], tol: float) -> tuple[Any, list[LogisticFit]]:
-    """Solve all problems of a site, from strong to weak penalties, each started from the one before."""
+    """Solve all problems of a site, from strong to weak penalties; each starts from the solution before it."""
     basis = rotate(x)
     labels = torch.stack([t for t in targets for _ in range(FOLDS)])
     fold = torch.arange(len(x), device=x.device) % FOLDS

@@ -1,4 +1,4 @@
-"""Colours, marks and the colour bar of effects: red for positive, blue for negative, white for none."""
+"""Colours, marks and the colour bar of effects: red for positive, blue for negative, white for zero."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ def mark_significant(
 ) -> None:
     """Draw a dot on each cell whose adjusted p is below 0.05, or a minus sign if its effect is negative.
 
-    The sign serves readers in grey, where the two ends of the colour map are equally dark.
+    The sign shows the direction in grey prints, where the two ends of the colour map are equally dark.
     """
     effect = rows["effect"].to_numpy(dtype=float)
     found = rows["p_adjusted"].to_numpy(dtype=float) < SIGNIFICANT

@@ -1,7 +1,7 @@
 """The style of all figures: sizes, one colour, line style and marker for each concept, and saving.
 
 The colours are near those of Okabe and Ito; any two that can occur in one figure are distinct under deuteranopia and
-protanopia too (``tests/figures/test_style.py`` simulates both). Line styles or markers repeat the information, so that
+protanopia too (``tests/figures/test_style.py`` simulates both). Line styles or markers repeat the information, so
 figures can be read in grey.
 Source: Okabe and Ito 2008, "Color Universal Design", https://jfly.uni-koeln.de/color/.
 """
@@ -109,15 +109,10 @@ _SETTINGS: dict[Any, Any] = {  # keys of matplotlib's rcParams
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Use the style of this package inside the block.
+    """In this context, Matplotlib has the style of this package.
 
-    The interactive mode that a notebook's backend sets with the first figure is kept, or later figures would not show.
-
-    Example:
-        >>> import matplotlib as mpl
-        >>> with style():
-        ...     mpl.rcParams["font.size"]
-        8.0
+    The interactive mode that a notebook's backend sets with the first figure is kept; otherwise later figures would not
+    show.
     """
     interactive = mpl.is_interactive()
     try:
@@ -143,7 +138,7 @@ def plan_marker(plan: str) -> str:
 
 
 def figure_of(drawn: Figure | Panels) -> Figure:
-    """The figure of the Axes, for instance to save or close it."""
+    """The figure of the Axes."""
     if isinstance(drawn, Figure):
         return drawn
     first = drawn if isinstance(drawn, Axes) else next(iter(np.asarray(drawn, dtype=object).flat))
@@ -167,8 +162,7 @@ def file_name(text: str) -> str:
 def save_figure(drawn: Figure | Panels, stem: Path) -> FigurePaths:
     """Write the whole figure of the Axes to ``stem.png`` and ``stem.svg``; return both paths.
 
-    A figure with a layout engine, as all of this package have, keeps its width; the frame of any other is extended to
-    everything that is drawn.
+    Figures of this package have a layout engine and keep their width; the frame of any other is fitted to its content.
 
     Example:
         >>> import tempfile

@@ -32,6 +32,6 @@ def mark_plan(panel: Axes, plan: str, x: Values, y: Values, *, bounds: pd.DataFr
 
 
 def mark_full(panel: Axes, *, along: str) -> None:
-    """Draw the dashed line at 1: as full tuning."""
+    """Draw the dashed line at 1, the value of full tuning."""
     draw = panel.axvline if along == "x" else panel.axhline
     draw(1.0, color=COLOURS["chance"], linestyle=LINES["chance"][0], linewidth=1.0, zorder=0)

@@ -20,10 +20,9 @@ _BYTE = 256  # most classes whose numbers fit one byte
 
 
 def probe_maps(folder: Path, results: pd.DataFrame) -> Json | None:
-    """The section of maps, with all examples; None if the run made none.
+    """The section of maps, with all examples; None if the run wrote none.
 
-    Raises:
-        ValueError: If the files contradict each other.
+    Raises ``ValueError`` if the files contradict each other.
     """
     maps = read_maps(folder)
     if maps is None:
