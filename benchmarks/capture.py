@@ -39,7 +39,7 @@ def small_config(*, tiny: bool = False) -> LlavaConfig:
 def peers(llava: Llava) -> dict[str, Callable[[Inputs], list[Tensor]]]:
     """For each library, a function that captures ``resid_post`` of every layer at every position of a batch."""
     traced, bridge = to_nnsight(llava), to_transformer_lens(llava)
-    run_with_cache: Any = bridge.run_with_cache  # its type annotations do not allow a filter
+    run_with_cache: Any = bridge.run_with_cache  # its annotations do not allow a filter
     names = [str(site) for site in last_sites(llava)]
 
     def transformers(inputs: Inputs) -> list[Tensor]:

@@ -112,7 +112,7 @@ def model_facts(llava: Llava, *, batch: int) -> dict[str, object]:
 def peak_memory() -> float:
     """The peak memory of this process in MiB."""
     status = Path("/proc/self/status")
-    if status.exists():  # not getrusage, which includes the peak of the parent process
+    if status.exists():  # getrusage would include the peak of the parent process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)

@@ -34,7 +34,7 @@ from tuning.plan.layers import anchor_band, layer_spec
 from tuning.plan.plan import WHOLE, LayerPlan, Lora
 from tuning.plan.resolve import Resolved, resolve
 
-# name -> language model, vision tower, patches a side
+# name -> language model, vision tower, patches per side
 SIZES = {
     "tiny": (Size(64, 128, 4, 4), Size(32, 64, 3, 4), 3),
     "wide": (Size(1024, 2816, 8, 16), Size(128, 256, 3, 4), 12),

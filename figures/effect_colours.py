@@ -15,7 +15,7 @@ from figures.style import COLOURS, DIVERGING, figure_of
 
 _WIDEST = 2.0  # largest half range of the colours; beyond it the bar has a pointed end
 _NARROWEST = 0.1  # smallest half range, so that a map without effects stays pale
-_DARK = 0.6  # share of the range above which marks are white, since black ones would not show
+_DARK = 0.6  # share of the range above which marks are white, to show on dark cells
 
 
 def symmetric_range(effect: "pd.Series[float]") -> Normalize:

@@ -26,7 +26,7 @@ from matplotlib.axes import Axes
 from figures.style import COLOURS, LINES, WIDTHS, Panels, Width, figure_of, style
 
 _PER_LABEL = 4.0  # points between two tick labels
-_TITLE_LETTERS = 12.5  # letters of a title in an inch
+_TITLE_LETTERS = 12.5  # letters of a title per inch
 _PER_LETTER = 4.3  # width of a letter of a tick label, in points
 _STRIDES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 50, 100)
 
@@ -58,9 +58,6 @@ def open_panels(
 
     ``wanted`` names the panels for the error message. ``columns``, ``heights``, ``extra`` and ``sharey`` are for a new
     figure: ``heights`` is the height of each row, or of all rows, and ``extra`` the space above and below, in inches.
-
-    Raises:
-        ValueError: If there are more or fewer Axes than panels.
     """
     with style():
         if axes is None:
@@ -125,7 +122,7 @@ def add_legend(opened: Opened, *, width: Width, columns: int | None = None) -> N
 
 
 def stride(panel: Axes, labels: Sequence[str], span: float) -> int:
-    """The smallest step between tick labels that fit below a panel ``span`` steps wide; ``labels`` has one for each step.
+    """The smallest step between tick labels that fit below a panel ``span`` steps wide, with one label for each step.
 
     The width of the panel is a low estimate, since the layout is computed later.
     """

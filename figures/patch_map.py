@@ -1,8 +1,4 @@
-"""Maps over the patch grid, drawn on the picture, one panel for each layer.
-
-``draw_patch_map`` shows the effect of each patch (a patch sweep with ``--tokens patches``), ``draw_probe_map`` what a
-probe predicts at each patch of one example (``maps.parquet`` of a probe sweep).
-"""
+"""Maps over the patch grid, drawn on the picture, one panel for each layer: effects, or predictions of a probe."""
 
 import re
 from collections.abc import Sequence

@@ -1,7 +1,4 @@
-"""Read the tables, pictures and maps of a run directory, and find out which command wrote it.
-
-This module does not import the drawing libraries.
-"""
+"""Read the tables, pictures and maps of a run directory, and find out which command wrote it. Imports no drawing library."""
 
 import json
 from collections.abc import Mapping

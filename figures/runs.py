@@ -1,7 +1,4 @@
-"""Draw a run directory: ``draw_run(folder)`` writes every figure that the run allows into ``folder/figures``.
-
-``figures_of(folder)`` yields the same figures without saving them.
-"""
+"""Draw a run directory: ``draw_run(folder)`` writes every figure that the run allows, ``figures_of(folder)`` yields them."""
 
 import json
 from collections.abc import Iterator

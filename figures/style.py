@@ -51,13 +51,13 @@ LINES: dict[str, tuple[Any, str]] = {
     "clean": ("-", ""),
     "corrupt": ((0, (5, 3)), ""),
 }
-OPEN = frozenset({"transfer"})  # concepts with markers that are white inside, since small shapes look alike
+OPEN = frozenset({"transfer"})  # concepts with white markers, since small shapes look similar
 # Colours and markers of curves that have no concept, in this order.
 SERIES = ("#0072B2", "#EFA60B", "#CC79A7", "#35C3FA", "#333333", "#844F28")
 SERIES_MARKERS = ("o", "s", "^", "D", "v", "X")
-# Fractions and effects, in a symmetric range around 0: red above, blue below, white at 0.
+# For fractions and effects, in a symmetric range around 0: red above, blue below, white at 0.
 DIVERGING = "RdBu_r"
-# Probabilities, from 0 to 1: lightness rises evenly, so the map reads the same in grey and for colour-blind readers.
+# For probabilities, from 0 to 1: lightness rises evenly, so it works in grey and for colour-blind readers.
 SEQUENTIAL = "cividis"
 
 # plan -> colour
@@ -111,7 +111,7 @@ _SETTINGS: dict[Any, Any] = {  # keys of matplotlib's rcParams
 def style() -> Iterator[None]:
     """In this context, Matplotlib has the style of this package.
 
-    The interactive mode that a notebook's backend sets with the first figure is kept; otherwise later figures would not
+    Matplotlib's interactive mode, which a notebook's backend sets with the first figure, is kept, so that later figures
     show.
     """
     interactive = mpl.is_interactive()
@@ -149,12 +149,7 @@ def figure_of(drawn: Figure | Panels) -> Figure:
 
 
 def file_name(text: str) -> str:
-    """``text`` as a file's name: letters, digits, ``-``, ``.`` and ``_``; other texts get distinct names.
-
-    Example:
-        >>> file_name("probe_map_colour"), file_name("../../x")
-        ('probe_map_colour', '_.._x-9cdf6a50')
-    """
+    """``text`` as a file's name: letters, digits, ``-``, ``.`` and ``_``; other texts get a hash, so names stay distinct."""
     safe = re.sub(r"[^\w.-]+", "_", text, flags=re.ASCII).lstrip(".")[:_LONGEST]
     return safe if safe == text else f"{safe}-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
 

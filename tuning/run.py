@@ -35,7 +35,7 @@ from tuning.training.save import bytes_of_model, save_model, write_json
 from tuning.training.torch_compile import check_compiling
 from tuning.training.trainer import PlanTrainer, train
 
-_ESTIMATED_FROM = 256  # samples that a dry run reads; their mean length is then within a few per cent of that of all
+_ESTIMATED_FROM = 256  # samples that a dry run reads; their mean length is within a few per cent of that of all samples
 
 
 class FinishedTuning(NamedTuple):
@@ -261,7 +261,7 @@ def evaluation_sources(config: TuningConfig) -> dict[str, Source]:
     if data.eval_spec is None:
         return {}
     if data.eval_spec == SCENES:
-        if config.stage == 1:  # such a model answers no questions; the likelihood of captions is scored
+        if config.stage == 1:  # a stage-1 model answers no questions, so captions are scored by likelihood
             return {"captions": SceneMix(data.eval_limit, stage=1, first=FIRST_CAPTION_SCENE)}
         return {"seen": SceneQuestions(data.eval_limit, format_prompts=data.format_prompts)}
     source = open_source(data.eval_spec, data.images)
@@ -301,7 +301,7 @@ def _check_options(config: TuningConfig) -> None:
 
 def _save(config: TuningConfig, trainer: PlanTrainer, folder: Path, given: Llava | None, *, is_main: bool) -> None:
     tensors = trainer.full_tensors()
-    changed = is_bf16(config.model) or trainer.is_sharded  # the frozen weights are read again
+    changed = is_bf16(config.model) or trainer.is_sharded  # then the frozen weights must be loaded again
     if is_main:
         with user_errors(OSError, SafetensorError):
             save_model(

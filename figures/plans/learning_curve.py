@@ -19,7 +19,7 @@ _METRICS: Mapping[EvaluationMetric, str] = {
     "accuracy": "share of right answers",
     "log_prob_per_token": "log-probability\nof a token (nats)",
 }
-_FEW = 6  # most evaluations that each get a tick
+_FEW = 6  # largest number of evaluations that each get a tick
 _SETS = {**CONDITIONS, "captions": "captions", "eval": "evaluation data"}
 
 

@@ -1,8 +1,4 @@
-"""The layers and parts that each tuning plan trains.
-
-``draw_plan_diagram(table)`` takes the table of ``layerwise-finetune compare`` (``compare.csv``), or any table with the
-columns ``plan, layers, train, method``.
-"""
+"""The layers and parts that each tuning plan trains, from any table with the columns ``plan, layers, train, method``."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,7 +11,7 @@ from figures.style import Width, figure_of, plan_colour
 BEFORE = ("vision", "projector", "embeddings")
 AFTER = ("final_norm", "lm_head")
 GAP = 0.6  # between the blocks and the other parts, in boxes
-STEPS = {"two": 1.0, "one": 2.6}  # from one other part to the next, in boxes, with room for its name
+STEPS = {"two": 1.0, "one": 2.6}  # distance between two other parts, in boxes: room for their names
 _EMPTY = "#B4B4B4"
 _HATCHES = {"lora": "/////", "lisa": "....."}
 _NAMES = {"full": "all weights train", "lora": "low-rank factors train (LoRA)", "lisa": "a few at a time train (LISA)"}

@@ -104,7 +104,7 @@ def _page(runs: list[Json]) -> str:
         "{{script}}": script,
         "{{data}}": _json({"title": title, "runs": runs}),
     }
-    return re.sub(r"{{\w+}}", lambda mark: parts[mark[0]], page)  # inserted text is not searched for marks
+    return re.sub(r"{{\w+}}", lambda mark: parts[mark[0]], page)  # one pass, so inserted text is not replaced
 
 
 def _json(data: Json) -> str:

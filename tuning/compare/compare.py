@@ -108,7 +108,7 @@ def run_compare(
             for line in surveyed.record(config.out):
                 on_note(line)
             _time(config, llava, plans, resolved, surveyed, on_note)
-        del llava  # each run loads its own, and two may not fit on the device
+        del llava  # each run loads its own model, and two may not fit on the device
         share_jobs(
             {folder: f"{plan}, seed {seed}" for folder, (plan, seed) in jobs.items()},
             is_done=_is_done,

@@ -1,7 +1,4 @@
-"""The data of a comparison, the same for every plan: ``open_data``, then ``survey_data``.
-
-Scenes are scored under three conditions; a file is one condition with the file's name.
-"""
+"""The data of a comparison, the same for every plan: ``open_data``, then ``survey_data``."""
 
 import hashlib
 import json
@@ -27,8 +24,8 @@ from tuning.training.save import write_json
 
 SCENE_CONDITIONS = ("seen", "unseen", "text")
 TEXT_CONDITION = "passage"  # the condition of ordinary text
-_USED = "samples.json"  # a digest of the samples that are used
-_TRAIN = "train"  # the training data, among digests
+_USED = "samples.json"  # digests of the samples that are used
+_TRAIN = "train"  # key of the training data
 TRAINING = PromptFormat()
 SCORING = PromptFormat(on_long="refuse")  # a cut answer would count as right if its remaining part is right
 

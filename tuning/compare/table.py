@@ -1,6 +1,6 @@
 """The table of a comparison, made from the files of its runs: ``compare_table(folder, plans, ...)``.
 
-Retention is a plan's score over full tuning's score, with a paired interval (``tuning.scoring.retention``).
+Retention is a plan's score over full tuning's, with a paired interval (``tuning.scoring.retention``).
 """
 
 import json
@@ -41,7 +41,7 @@ def read_costs(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / _COSTS
     costs: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
     once = _beside(costs[FULL]) if FULL in costs else {}
-    return {name: {**once, **cost} for name, cost in costs.items()}  # older files have one session and lack these keys
+    return {name: {**once, **cost} for name, cost in costs.items()}  # files of one session may lack these keys
 
 
 def add_costs(folder: Path, measured: Mapping[str, Cost]) -> None:

@@ -75,7 +75,7 @@ def run_stage1(work: Path, *, steps: int, seed: int, device: str) -> None:
         trainee.projector.load_state_dict(load_file(warm))
     else:
         cosine = warm_start(trainee.projector, trainee.tower, trainee.language, trainee.tokenizer, seed=seed)
-        (work / "warm.json").write_text(json.dumps({"cosine": cosine}))  # first: the other file marks the end
+        (work / "warm.json").write_text(json.dumps({"cosine": cosine}))  # written first: the other file marks the end
         write_tensors(trainee.projector.state_dict(), warm)
         print(f"warm start: cosine of image tokens to their words {cosine:.3f}", flush=True)
     train_language(work, trainee, stage=1, steps=steps, seed=seed)

@@ -85,7 +85,7 @@ def _asked(condition: Condition, n: int) -> Iterator[tuple[Example, Image.Image 
 def score_condition(loaded: Loaded, condition: Condition, *, n: int) -> pd.DataFrame:
     """Accuracy by question family on ``n`` scenes: columns of ``accuracy_by_family`` and ``condition``, ``chance``."""
     asked = list(_asked(condition, n))
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i][0].question))  # alike lengths pad little
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i][0].question))  # similar lengths need little padding
     prompts = [vicuna_v1(asked[i][0].question, n_images=len(asked[i][0].pictures)) for i in order]
     said = generate(loaded, prompts, [asked[i][1] for i in order])
     scored = [asked[i][0] for i in order]

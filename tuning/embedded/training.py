@@ -1,7 +1,6 @@
 """The training loop of the embedded checkpoints, with snapshots from which a killed run continues.
 
-A snapshot is one safetensors file: trained parameters, optimizer state, and facts as JSON in its metadata. It is
-written under a temporary name and renamed, so a file that exists is complete.
+A snapshot is one safetensors file: trained parameters, optimizer state, and facts as JSON in its metadata.
 """
 
 import hashlib

@@ -78,7 +78,7 @@ def _token_scores(logits: Float[Tensor, "learned vocab"], labels: Int[Tensor, "b
 def text_log_likelihood(llava: Llava, text: str | None = None) -> float:
     """Mean log-likelihood of a token of ``text`` in nats, without a picture; higher is better.
 
-    If ``text`` is None, it is the passage that ships with the embedded checkpoints.
+    The default is the passage that ships with the embedded checkpoints.
     """
     words = TEXT.read_text(encoding="utf-8") if text is None else text
     limit = int(llava.config.text_config.max_position_embeddings)

@@ -1,7 +1,7 @@
 """Checkpoints of a training run: trained parameters, optimizer, schedule and random states.
 
-Tensors are safetensors files by parameter name, other data are JSON; nothing is pickled. A checkpoint is written under
-a temporary name and renamed, so a folder named ``checkpoint-N`` is complete.
+Tensors are safetensors files by parameter name, other data are JSON; nothing is pickled. A checkpoint is renamed to
+``checkpoint-N`` once it is complete.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Store the output of the frozen layers below the lowest trained block, and read it in later epochs.
 
 The first epoch writes the residual stream that enters the lowest trained block, one file per sample. Later epochs read
-it, open no picture, and start the model at that block. This is exact: the frozen layers give the same output in every
-epoch, and a position depends only on itself and earlier positions.
+it, open no picture, and start the model at that block. This is exact, since the frozen layers give the same output in
+every epoch.
 """
 
 import json
@@ -43,8 +43,7 @@ class KeptPrefix:
     ) -> None:
         """Create ``folder``; delete a prefix there of another model, data set or plan.
 
-        Raises ``UserError`` if the plan has no frozen prefix, there is only one epoch, the model is sharded, or the
-        disk is too small.
+        Raises ``UserError`` without a frozen prefix or a second epoch, under FSDP, or if the disk is too small.
         """
         if will_shard():
             raise UserError("keep-prefix must have the whole model in every process, got FSDP. Leave one of them out.")

@@ -1,7 +1,6 @@
 """Gather and shard tensors under FSDP, where each process holds a shard of every parameter.
 
-Tensors that are not sharded pass through unchanged. Gathering is collective: every process must call it for the same
-tensors in the same order.
+Tensors that are not sharded pass through unchanged. Every process must gather the same tensors in the same order.
 """
 
 import os

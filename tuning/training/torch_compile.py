@@ -15,8 +15,8 @@ from models.llava import Llava
 from records.processes import launched
 from tasks.errors import UserError
 
-_KINDS = 64  # graphs per block (trained or frozen, one row or several); above torch's default of 8 nothing compiles
-_LONG = 512  # positions from which the score matrices of eager attention cost more than its fused passes save
+_KINDS = 64  # graphs per block (trained or frozen, one row or several); torch's default limit is 8
+_LONG = 512  # positions above which the score matrices of eager attention cost more than its fusion saves
 
 
 def check_compiling(device: str, *, keep_prefix: bool = False) -> None:

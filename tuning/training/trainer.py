@@ -87,12 +87,8 @@ def train(
     ``facts`` (settings, model and data) are saved with each checkpoint, and a run resumes only from equal facts. With
     ``by_modality``, a batch holds samples with pictures or without, not both. If ``eval_every`` is 0, the only
     evaluation is after the last step. ``on_trained`` is called in every process after the last step, while the model is
-    still sharded; the disk must have room for the ``model_bytes`` that it writes.
-
-    Raises:
-        LossNotFiniteError: If the loss or a gradient is NaN or infinite; the message names the step.
-        UserError: If there are no samples, the checkpoint belongs to another run, the disk is too small, or the plan
-            has no frozen prefix to keep.
+    still sharded; the disk must have room for the ``model_bytes`` that it writes. Raises ``LossNotFiniteError`` if the
+    loss or a gradient is NaN or infinite, and ``UserError`` if the options, samples or checkpoint cannot be used.
     """
     if not len(samples):
         raise UserError("data must have at least one sample that can be trained on, got none. See skipped.csv.")
@@ -165,7 +161,7 @@ class PlanTrainer:
         self.losses: dict[int, float] = {}
         self.step_seconds: list[float] = []
         self.data_seconds: list[float] = []
-        # A text-only batch gives projector and tower no gradient.
+        # A text-only batch produces no gradient in projector and tower.
         self._may_lack_gradient = resolved.below_blocks and not bool(samples.pictured.all())
         self.accelerator = make_accelerator(str(llava.device), bf16=bf16, find_unused=self._may_lack_gradient)
         self.is_sharded = sharding.prepare_fsdp(self.accelerator, llava)
@@ -227,7 +223,7 @@ class PlanTrainer:
             asked = _now()
             own = list(islice(batches, accum))
             if resume is not None and done:
-                # Starting the loader draws a number, which the uninterrupted run had drawn before the checkpoint.
+                # Starting the loader draws a number, which the uninterrupted run drew before the checkpoint.
                 checkpoint.read_random(resume, self.accelerator.process_index)
                 resume = None
             began = _now()
@@ -247,7 +243,7 @@ class PlanTrainer:
         if self.resolved.plan.method == "lisa":
             draw_blocks(self.llava, self.resolved, step=self.step, seed=self.optimisation.seed)
             for parameter in [p for p in self.optimizer.state if not p.requires_grad]:
-                del self.optimizer.state[parameter]  # frozen blocks keep no moments: that is what LISA saves
+                del self.optimizer.state[parameter]  # frozen blocks keep no moments, so LISA saves memory
         counts = [(batch["labels"][:, 1:] != IGNORED).sum() for batch in batches]
         n_labels: Any = self.accelerator.gather(torch.stack(counts).sum())
         self._model.train()
@@ -286,12 +282,12 @@ class PlanTrainer:
                 stack.enter_context(self.on_disk())
                 stack.enter_context(self.keeper.writing(batch["sample"], lengths))
             inputs = stack.enter_context(head_at_labels(self.llava, inputs))
-            if self._may_lack_gradient and not self.is_sharded:  # with FSDP, below
+            if self._may_lack_gradient and not self.is_sharded:  # under FSDP this is done below
                 stack.enter_context(zero_gradients_in_forward(self.llava.model, lambda: self.planned().values()))
             loss: Tensor = self._model(**inputs, num_items_in_batch=n_labels).loss
         loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
         if not loss.requires_grad and torch.is_grad_enabled():
-            sharding.reshard(self.llava.model)  # otherwise the backward pass does so; the optimizer holds shards
+            sharding.reshard(self.llava.model)  # usually done by the backward pass; the optimizer holds shards
             loss = with_zero_gradients(loss, self.planned().values())
         return loss
 
