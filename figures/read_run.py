@@ -1,4 +1,4 @@
-"""Read the tables, pictures and maps of a run directory, and find out which command wrote it. Imports no drawing library."""
+"""Read the tables, pictures and maps of a run directory, and find out which command wrote it."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Draw a run directory: ``draw_run(folder)`` writes every figure that the run allows, ``figures_of(folder)`` yields them."""
+"""Draw a run directory: ``draw_run(folder)`` writes every figure of the run, ``figures_of(folder)`` yields them."""
 
 import json
 from collections.abc import Iterator

@@ -149,7 +149,7 @@ def figure_of(drawn: Figure | Panels) -> Figure:
 
 
 def file_name(text: str) -> str:
-    """``text`` as a file's name: letters, digits, ``-``, ``.`` and ``_``; other texts get a hash, so names stay distinct."""
+    """``text`` as a file's name of letters, digits, ``-``, ``.`` and ``_``; other texts get a hash to stay distinct."""
     safe = re.sub(r"[^\w.-]+", "_", text, flags=re.ASCII).lstrip(".")[:_LONGEST]
     return safe if safe == text else f"{safe}-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
 

@@ -1,4 +1,4 @@
-"""The layers and parts that each tuning plan trains, from any table with the columns ``plan, layers, train, method``."""
+"""The layers and parts that each tuning plan trains."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -31,8 +31,9 @@ def draw_plan_diagram(
     Filled: all weights train; striped: low-rank factors train; dotted: a few blocks at a time; empty: frozen. Blocks
     count from 0, in the order of the forward pass.
 
-    - ``table``: One or more rows for each plan; ``layers`` as numbers and ranges (``3,6-9``), ``all`` or ``none``;
-      ``train`` lists the other parts with commas; plans without ``layers`` are left out.
+    - ``table``: One or more rows for each plan, with the columns ``plan, layers, train, method``, such as
+      ``compare.csv``. ``layers`` holds numbers and ranges (``3,6-9``), ``all`` or ``none``; plans without it are left
+      out. ``train`` lists the other parts with commas.
     - ``n_layers``: Blocks of the language model; by default one more than the largest number in the table.
 
     The other arguments are described in ``figures.panels``.
