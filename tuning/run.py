@@ -39,7 +39,7 @@ _ESTIMATED_FROM = 256  # samples that a dry run reads; their mean length is with
 
 
 class FinishedTuning(NamedTuple):
-    """A finished run. It shows what trained and what that cost.
+    """A finished run; its text lists what trained and the cost.
 
     Example:
         >>> plan = {"trainable": 5, "total": 100}
@@ -149,7 +149,7 @@ def run_tuning(
     if config.dry_run:
         return estimate
     data = samples.source.digest
-    # The number of processes decides the batch of a step, and so the weights.
+    # The number of processes changes the batch of a step, and so the weights.
     facts = {"settings": config.settings, "model": llava.weight_hash, "data": data, "processes": processes.world}
     optimisation = config.training
     with run.open(processes, model=describe_model(llava), data=data):

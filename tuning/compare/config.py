@@ -100,6 +100,6 @@ class CompareConfig:
         """
         more = ("plans", "reference", "seeds", "seed", "images", "skip_bad", "timing_rounds", "keep_weights")
         files = {"data": Path(self.data.spec).name, "eval_data": sorted(Path(s).name for s in self.data.eval_specs)}
-        # a comparison keeps all its scores, so here the limit on what is scored is a setting
+        # a comparison keeps all its scores, so the limit on scored samples must stay the same
         no_settings = {*NOT_SETTINGS, *more} - {"eval_limit"}
         return settings_of(self, without=tuple(no_settings)) | files

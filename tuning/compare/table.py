@@ -19,7 +19,7 @@ from tuning.plan.plan import LayerPlan
 from tuning.scoring.retention import summarise
 from tuning.training.save import write_json
 
-ANSWERS = "answers.parquet"  # a run that has it is finished
+ANSWERS = "answers.parquet"  # a run with this file is finished
 START, FULL = "start", "full"
 _REFERENCE = "reference "
 _COSTS = "costs.json"

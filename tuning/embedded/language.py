@@ -30,7 +30,7 @@ from tuning.embedded.vision import pixels_of, scene_batch
 
 LORA_RANK = 24
 LORA_SCALE = 2.0  # alpha / rank, as in LLaVA's LoRA recipe (128, 256)
-FIRST_SCENE = 1_000_000  # of the language stages, beyond all scenes that the tower was trained on
+FIRST_SCENE = 1_000_000  # first scene of the language stages, beyond those that trained the tower
 Row = tuple[list[int], list[tuple[list[int], list[int]]]]
 """Ids of a prefix, and of the prompt and the answer of each branch."""
 

@@ -64,7 +64,7 @@ def write_adapter(folder: Path, trained: Mapping[str, Tensor], resolved: Resolve
     ``trained`` holds the factors and all fully trained tensors, by name; ``folder`` must exist.
     """
     tensors = {
-        # PEFT leaves the adapter's name out of the names of its factors in files
+        # in files, PEFT omits the adapter's name from the names of factors
         f"base_model.model.{name.replace('.default.', '.') if is_factor(name) else name}": tensor.detach()
         .to("cpu", torch.float32)
         .contiguous()

@@ -69,7 +69,7 @@ class Lisa:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What trains.
+    """The parts of the model that train, and how.
 
     Args:
         layers: Blocks of the language model, as a layer spec.

@@ -193,7 +193,7 @@ def _parts(llava: Llava) -> dict[str, tuple[tuple[str, ...], int]]:
         take(f"vision block {index}" if index < used else f"vision unused block {index}", block)
     take("vision embeddings", llava.vision_tower, unless="post_layernorm")  # LLaVA reads the tower before this norm
     take("vision unused norm", llava.vision_tower)
-    if is_linear(llava):  # its second map stays the identity
+    if is_linear(llava):  # linear_2 stays the identity
         take("projector", llava.projector, unless="linear_2")
         take("projector identity", llava.projector)
     else:

@@ -92,7 +92,7 @@ class KeptPrefix:
             resid = args[0] if args else kwargs["hidden_states"]
             for row, sample in enumerate(rows):
                 path = self._path(sample)
-                partial = path.with_suffix(f".{os.getpid()}.partial")  # two processes may have the same sample
+                partial = path.with_suffix(f".{os.getpid()}.partial")  # two processes may write the same sample
                 kept = resid[row, : int(lengths[row])].detach().to("cpu").contiguous().clone()
                 save_file({"resid_pre": kept}, partial)
                 partial.replace(path)
@@ -120,6 +120,6 @@ class KeptPrefix:
         return self._llava.module_at(Site("language_model", None, "final_norm"))
 
     def _path(self, sample: int) -> Path:
-        shelf = self._folder / f"{sample // 1000:05d}"  # a folder of a million files is slow
+        shelf = self._folder / f"{sample // 1000:05d}"  # one folder with a million files is slow
         shelf.mkdir(exist_ok=True)
         return shelf / f"{sample:08d}.safetensors"

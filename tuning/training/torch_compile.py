@@ -32,7 +32,7 @@ def check_compiling(device: str, *, keep_prefix: bool = False) -> None:
         raise UserError("compile must run in one process, got several. Leave --compile out.")
     if device != "cpu":
         return  # Triton reports what is missing
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # where torch looks
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch chooses it
     if shutil.which(compiler) is None:
         raise UserError(
             f"compile must find the C++ compiler {compiler!r}, got none. Install it, or leave --compile out."

@@ -195,12 +195,12 @@ class PlanTrainer:
         """Run all remaining steps, from the checkpoint ``resume`` if it is given."""
         if resume is not None:
             self._load(resume)
-        if self.accelerator.is_main_process:  # what follows the checkpoint is written again
+        if self.accelerator.is_main_process:  # the resumed run writes later rows again
             trim_rows(self.folder, self.step)
             trim_log(self.folder, self.step, evaluations=not self.eval_every)
         self._logged_step = self.step
         if self.accelerator.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.accelerator.device)  # by now the model is sharded
+            torch.cuda.reset_peak_memory_stats(self.accelerator.device)  # measured once the model is sharded
         self.on_progress("training", self.step, self.steps)
         if self.is_sharded:
             self.on_note(sharding.describe(self.llava.model))
