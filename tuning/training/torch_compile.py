@@ -22,7 +22,7 @@ _LONG = 512  # positions above which the score matrices of eager attention cost 
 def check_compiling(device: str, *, keep_prefix: bool = False) -> None:
     """Raise ``UserError`` if blocks cannot be compiled.
 
-    That is with a kept prefix, in several processes, or on a CPU without a C++ compiler and Python's headers.
+    A kept prefix and several processes exclude it; on a CPU it needs a C++ compiler and Python's headers.
     """
     if keep_prefix:
         raise UserError(
@@ -51,8 +51,8 @@ def compiled(
     """In this context, the language model's blocks are compiled; one graph serves all sequence lengths.
 
     Yields a function that opens a context in which the blocks run uncompiled. Results change by rounding only. On a
-    CPU, blocks use eager attention if the longest row has at most 512 positions: the compiler fuses its softmax and
-    mask, while torch's fused attention has a slow backward pass.
+    CPU, blocks use eager attention if the ``longest`` row has at most ``_LONG`` positions: the compiler fuses its
+    softmax and mask, while torch's fused attention has a slow backward pass.
     """
     config: Any = llava.model.config.text_config
     original: str = config._attn_implementation
