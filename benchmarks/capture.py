@@ -1,7 +1,7 @@
 """The cost of capture against transformers, nnsight and TransformerLens: ``python -m benchmarks.capture``.
 
 Three questions: (a) all image tokens at all layers against a plain forward of the same positions; (b) eight questions
-about one picture against eight forwards; (c) peak memory from 500 to 5,000 examples. The sides take turns in one
+about one picture against eight forwards; (c) peak memory from 500 to 5,000 examples. The libraries take turns in one
 process (memory: one process each). Ratios are of medians. The record is written to ``benchmarks/records``.
 """
 
@@ -39,7 +39,7 @@ def small_config(*, tiny: bool = False) -> LlavaConfig:
 def peers(llava: Llava) -> dict[str, Callable[[Inputs], list[Tensor]]]:
     """For each library, a function that captures ``resid_post`` of every layer at every position of a batch."""
     traced, bridge = to_nnsight(llava), to_transformer_lens(llava)
-    run_with_cache: Any = bridge.run_with_cache  # its type annotations do not allow a filter
+    run_with_cache: Any = bridge.run_with_cache  # its annotations do not allow a filter
     names = [str(site) for site in last_sites(llava)]
 
     def transformers(inputs: Inputs) -> list[Tensor]:

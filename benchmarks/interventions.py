@@ -3,7 +3,7 @@
 Three questions: (a) one cell of each kind of sweep with engine ``incremental``, against one plain forward of the same
 pair, without base runs; (b) a whole map (image, question and last position patched at every layer, and three knockouts
 at every layer) with base runs, against the same loop with engine ``full``, TransformerLens and nnsight; (c) the whole
-image patched at every layer, base runs included, against one plain forward, which suits a full-size model:
+image patched at every layer, base runs included, against one plain forward, for models of full size:
 ``python -m benchmarks.interventions --questions c --models random:llava-1.5-7b --dtype bfloat16``.
 
 All sides of (b) give the same logits; the record holds the largest difference. The loops of other libraries follow
@@ -43,13 +43,11 @@ FLOWS = ("image->last", "image->question", "question->last")
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """Cells that change the same run."""
+    """Cells that change the run ``inputs``; their values come from the run ``other``."""
 
     name: str
     inputs: Inputs
-    """The run that is changed."""
     other: Inputs | None
-    """The run that values are taken from."""
     cells: tuple[Cell, ...]
 
 
@@ -70,7 +68,7 @@ def pair_of(llava: Llava) -> tuple[Example, Example]:
 
 
 def readout(inputs: Inputs) -> Tensor:
-    """The prompt's last position."""
+    """The last position of each example's prompt."""
     return torch.tensor([[layout.prompt_stop - 1] for layout in inputs.layout], device=inputs.input_ids.device)
 
 
@@ -112,7 +110,7 @@ def run_ours(llava: Llava, work: Job, engine: str, base: Base | None = None) -> 
 
 
 def transformer_lens_loop(llava: Llava) -> Callable[[Job], list[Tensor]]:
-    """The same with TransformerLens: ``run_with_cache`` once, then ``run_with_hooks`` for each cell."""
+    """``run_ours`` with TransformerLens: ``run_with_cache`` once, then ``run_with_hooks`` for each cell."""
     bridge: Any = to_transformer_lens(llava)
 
     def put(mask: Tensor, heads: tuple[int, ...] | None, theirs: Tensor, value: Tensor, hook: Any) -> Tensor:
@@ -153,7 +151,7 @@ def transformer_lens_loop(llava: Llava) -> Callable[[Job], list[Tensor]]:
 
 
 def nnsight_loop(llava: Llava) -> Callable[[Job], list[Tensor]]:
-    """The same with nnsight: a trace that saves, then a trace that writes for each cell."""
+    """``run_ours`` with nnsight: one trace that saves activations, then one for each cell that writes them."""
     traced: Any = to_nnsight(llava)
     blocks: Any = traced.model.language_model.layers
 
@@ -194,7 +192,7 @@ def _traced_cell(traced: Any, blocks: Any, inputs: Inputs, cell: Cell, kept: dic
 
 
 def _edges(cut: Cut) -> Tensor:
-    """The attention edges that a cut removes, ``example query key``; a position keeps the one to itself."""
+    """The attention edges that a cut removes, ``example query key``; a position always attends to itself."""
     edges = cut.queries[:, :, None] & cut.keys[:, None, :]
     return edges & ~torch.eye(edges.shape[1], dtype=torch.bool, device=edges.device)
 

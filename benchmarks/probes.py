@@ -4,8 +4,8 @@
     python -m benchmarks.probes --device cuda --size llava-7b  # 33 sites, 10,000 x 4,096
 
 The whole loop would take hours. By default a seeded sample of its problems is timed, at least one for each target and
-strength, and extrapolated by the mean; ``--full`` times all. Both sides run in turn in one process with the same number
-of threads. Every problem of the loop starts cold, as by hand.
+strength, and extrapolated by the mean; ``--full`` times all. The two take turns in one process with the same number of
+threads. Each problem of the scikit-learn loop starts from zero coefficients.
 """
 
 import statistics
@@ -23,13 +23,13 @@ from benchmarks.record import heading, machine, options, table, write_record
 from probes.linear.solver import LogisticFit, rotate, solve_logistic
 
 SIZES = {"cpu": (12, 4000, 1024), "llava-7b": (33, 10_000, 4096), "small": (12, 1000, 256), "tiny": (2, 400, 64)}
-# On a shared machine, processor time of one thread leaves out waiting.
+# On a shared machine, the processor time of one thread excludes waiting.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-CLASSES = (42, 7, 4, 2)  # as many as kind, colour, place and a yes/no question have
+CLASSES = (42, 7, 4, 2)  # numbers of kinds, of colours, of places, and of answers to a yes/no question
 STRENGTHS = (10_000.0, 1000.0, 100.0, 10.0, 1.0)
 FOLDS = 5
-# The two sides define tolerance differently, and scikit-learn computes float32 data in float32. Against float64
-# solutions (400 x 64), coefficients are within 1.1e-3 (scikit-learn) and 7e-4 (ours).
+# The two solvers define tolerance differently, and scikit-learn computes float32 data in float32. On 400 x 64 data,
+# coefficients differ from float64 solutions by at most 1.1e-3 (scikit-learn) and 7e-4 (ours).
 SKLEARN_TOL, OUR_TOL = 1e-6, 3e-4
 
 
@@ -43,13 +43,13 @@ def make_site(site: int, n: int, d: int, device: str) -> tuple[Tensor, list[Tens
         z = (x / x.std(0)) @ torch.randn(d, classes, generator=generator) * (3 / d**0.5)
         noise = -torch.rand(n, classes, generator=generator).log().neg().log()
         targets.append((z + noise).argmax(1))
-        # each class twice, in different folds, so that no training set lacks one
+        # each class occurs twice, in different folds, so that no training set lacks it
         targets[-1][: 2 * classes] = torch.arange(2 * classes) % classes
     return x.to(device), [t.to(device) for t in targets]
 
 
 def solve_site(x: Tensor, targets: list[Tensor], tol: float) -> tuple[Any, list[LogisticFit]]:
-    """Solve all problems of a site, from strong to weak penalties, each started from the one before."""
+    """Solve all problems of a site, from strong to weak penalties; each starts from the solution before it."""
     basis = rotate(x)
     labels = torch.stack([t for t in targets for _ in range(FOLDS)])
     fold = torch.arange(len(x), device=x.device) % FOLDS

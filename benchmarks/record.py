@@ -1,4 +1,4 @@
-"""Shared parts of the benchmarks: options, timing in turn, facts about the machine, and the dated record.
+"""Shared parts of the benchmarks: options, alternating timing, facts about the machine, and the dated record.
 
 A record is a JSON file and a Markdown file in ``benchmarks/records``, named by date, benchmark, model and device.
 """
@@ -39,7 +39,7 @@ class Row:
     high: float
     repeats: int
     ratio: float
-    """``median`` over that of the side ``against``."""
+    """``median`` relative to that of the side ``against``."""
     against: str
     model: str = ""
     difference: float | None = None
@@ -82,7 +82,7 @@ def compare(question: str, sides: Mapping[str, Run], against: str, repeats: int,
 
 
 def machine(device: str) -> dict[str, object]:
-    """Hardware, versions and commit; ``device`` is ``cpu`` or ``cuda``, and ``not_run`` says if it is missing."""
+    """Hardware, versions and commit; ``device`` is ``cpu`` or ``cuda``, and ``not_run`` is set if it is missing."""
     on_gpu = device.startswith("cuda")
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     facts: dict[str, object] = {
@@ -112,7 +112,7 @@ def model_facts(llava: Llava, *, batch: int) -> dict[str, object]:
 def peak_memory() -> float:
     """The peak memory of this process in MiB."""
     status = Path("/proc/self/status")
-    if status.exists():  # not getrusage, which includes the peak of the parent process
+    if status.exists():  # getrusage would include the peak of the parent process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)

@@ -5,7 +5,7 @@
     python -m benchmarks.tuning_cost --model wide --clock cpu                    # d_model 1,024
     python -m benchmarks.tuning_cost --model tiny                                # seconds; checks the script
 
-All plans run in turn in one process on one batch of noise (a picture and ``--text-tokens`` words a row): forward,
+All plans take turns in one process on one batch of noise (a picture and ``--text-tokens`` words per row): forward,
 backward, AdamW. On a GPU the batch is the largest that full tuning fits without checkpointing, and weights, gradients
 and moments are in bfloat16, which takes half the memory of ``layerwise-finetune --dtype bfloat16``;
 ``--precision mixed`` measures the latter. Step time includes the optimizer, the closed form does not.
@@ -34,7 +34,7 @@ from tuning.plan.layers import anchor_band, layer_spec
 from tuning.plan.plan import WHOLE, LayerPlan, Lora
 from tuning.plan.resolve import Resolved, resolve
 
-# name -> language model, vision tower, patches a side
+# name -> language model, vision tower, patches per side
 SIZES = {
     "tiny": (Size(64, 128, 4, 4), Size(32, 64, 3, 4), 3),
     "wide": (Size(1024, 2816, 8, 16), Size(128, 256, 3, 4), 12),
@@ -97,7 +97,7 @@ def largest_batch(llava: Llava, full: Resolved, text_tokens: int, limit: int, *,
 def describe_costs(
     llava: Llava, plans: dict[str, Resolved], costs: dict[str, Cost], *, checkpointing: bool
 ) -> list[dict[str, Any]]:
-    """One row a plan, with ratios to full tuning."""
+    """One row for each plan, with ratios to full tuning."""
     full = costs["full"]
     rows = []
     for name, cost in costs.items():

@@ -1,7 +1,7 @@
-"""Figures from saved tables, and the definitions of tables and effects that figures and summaries share.
+"""Figures from saved tables, and the definitions of effects that figures and summaries share.
 
 ``draw_run(folder)`` draws all figures of a run directory; every ``draw_*`` function draws one kind of figure, also into
-your own Axes. The package imports none of the other packages. It does not depend on models or data.
+your own Axes. The package imports no other package of the project.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Curves of a metric by layer, between the levels of two runs: knockout, skipping, transplants.
+"""Curves of a metric by layer, with the levels of two runs, for knockout, skipping and transplants.
 
 ``draw_curves(results)`` takes the table of a patch sweep (``docs/results.md``).
 """
@@ -22,8 +22,8 @@ def draw_curves(
 ) -> list[Axes]:
     """A metric of the changed run by the layer (from 0) that is changed, one panel for each metric.
 
-    One curve for each token group; of a knockout source → target, where the target no longer attends to the source. The
-    label of the axis names the window of layers changed with each layer. Bands are 95 % bootstrap intervals of the
+    There is one curve for each token group, or for each knockout source → target, where the target cannot attend to the
+    source. The axis label names the window of layers changed with each layer. Bands are 95 % bootstrap intervals of the
     mean over n pairs. Solid line: mean of the clean run; dashed: of the corrupt run. For a transplant of layers these
     are the donor and the recipient without a transplant, both on the clean picture. The arguments are described in
     ``figures.panels``.

@@ -1,4 +1,4 @@
-"""Colours, marks and the colour bar of effects: red for positive, blue for negative, white for none."""
+"""Colours, marks and the colour bar of effects: red for positive, blue for negative, white for zero."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from figures.style import COLOURS, DIVERGING, figure_of
 
 _WIDEST = 2.0  # largest half range of the colours; beyond it the bar has a pointed end
 _NARROWEST = 0.1  # smallest half range, so that a map without effects stays pale
-_DARK = 0.6  # share of the range above which marks are white, since black ones would not show
+_DARK = 0.6  # share of the range above which marks are white, to show on dark cells
 
 
 def symmetric_range(effect: "pd.Series[float]") -> Normalize:
@@ -37,7 +37,7 @@ def mark_significant(
 ) -> None:
     """Draw a dot on each cell whose adjusted p is below 0.05, or a minus sign if its effect is negative.
 
-    The sign serves readers in grey, where the two ends of the colour map are equally dark.
+    The sign shows the direction in grey prints, where the two ends of the colour map are equally dark.
     """
     effect = rows["effect"].to_numpy(dtype=float)
     found = rows["p_adjusted"].to_numpy(dtype=float) < SIGNIFICANT

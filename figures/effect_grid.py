@@ -68,7 +68,7 @@ def _draw_grid(
     results: pd.DataFrame, down: str, panels: Sequence[str], row_height: float, metric: str | None, title: str | None,
     axes: Panels | None, width: Width, legend: bool,
 ) -> list[Axes]:  # fmt: skip
-    """One panel for each value of the columns ``panels``; the values of the column ``down`` go down."""
+    """One panel for each value of the columns ``panels``; the column ``down`` gives the rows of a panel."""
     rows = of_metric(results, metric)
     norm = symmetric_range(rows["effect"])
     keys = list(dict.fromkeys(zip(*(rows[name] for name in panels), strict=True)))

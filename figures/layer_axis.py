@@ -26,7 +26,7 @@ class Span(NamedTuple):
 def layers_of(ranges: str) -> list[int]:
     """The layers that a saved table writes as numbers and ranges: ``1,4-6`` is [1, 4, 5, 6].
 
-    Tables are written by our commands, so nothing is checked here; ``models.layer_ranges`` reads what users type.
+    The text is not checked, since commands of this project wrote it; ``models.layer_ranges`` parses user input.
     """
     ends = [piece.split("-") for piece in ranges.split(",")]
     return [layer for piece in ends for layer in range(int(piece[0]), int(piece[-1]) + 1)]
@@ -60,7 +60,7 @@ def belongs(sites: pd.DataFrame, name: str) -> "pd.Series[bool]":
 def place_parts(sites: pd.DataFrame) -> list[Span]:
     """The place of each probed part on the shared axis, in the order of the forward pass.
 
-    A step of the longest part is 1 wide. Short parts are stretched to make room for their labels.
+    A step of the longest part has width 1. Short parts are stretched to make room for their labels.
     """
     ends = {}
     for part in PARTS:

@@ -7,8 +7,8 @@ The drawing functions of this package share these arguments:
 - ``width``: width of a new figure, ``"one"`` or ``"two"`` columns of a page (3.5 or 7.2 inches).
 - ``legend``: whether to draw a legend or colour bar: below a new figure, inside the last of the caller's Axes.
 
-They return the Axes that they drew into, and raise a ``ValueError`` if ``axes`` are not one for each panel, or if the
-table has no row to draw.
+They return the Axes that they drew into. They raise a ``ValueError`` if the number of ``axes`` is not that of the
+panels, or if the table has no row to draw.
 """
 
 import textwrap
@@ -26,13 +26,13 @@ from matplotlib.axes import Axes
 from figures.style import COLOURS, LINES, WIDTHS, Panels, Width, figure_of, style
 
 _PER_LABEL = 4.0  # points between two tick labels
-_TITLE_LETTERS = 12.5  # letters of a title in an inch
+_TITLE_LETTERS = 12.5  # letters of a title per inch
 _PER_LETTER = 4.3  # width of a letter of a tick label, in points
 _STRIDES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 50, 100)
 
 
 class Opened(NamedTuple):
-    """Panels to draw into, how many stand side by side, and whether the figure is new."""
+    """Panels to draw into, the number side by side, and whether the figure is new."""
 
     axes: list[Axes]
     own: bool
@@ -54,23 +54,10 @@ def open_panels(
     legend: bool = False,
     legend_columns: int | None = None,
 ) -> Iterator[Opened]:
-    """Open the panels in the style of this package; add the legend and the title when the block ends.
+    """In this context, the panels are open in this package's style; at the end the legend and the title are added.
 
-    Args:
-        axes: As many Axes as there are panels; None for a new figure.
-        wanted: What each panel shows, for the error message.
-        width: Width of a new figure.
-        columns: Panels side by side in a new figure.
-        heights: Height of all rows, or of each row, of a new figure, in inches.
-        extra: Inches of a new figure below and above the rows.
-        title: Text above all panels; None for the default title.
-        default_title: Title of a new figure if ``title`` is None.
-        sharey: Whether the panels of a new figure share the y axis.
-        legend: Whether to add a legend.
-        legend_columns: Columns of the legend; by default as many as usually fit.
-
-    Raises:
-        ValueError: If there are more or fewer Axes than panels.
+    ``wanted`` names the panels for the error message. ``columns``, ``heights``, ``extra`` and ``sharey`` are for a new
+    figure: ``heights`` is the height of each row, or of all rows, and ``extra`` the space above and below, in inches.
     """
     with style():
         if axes is None:
@@ -135,9 +122,9 @@ def add_legend(opened: Opened, *, width: Width, columns: int | None = None) -> N
 
 
 def stride(panel: Axes, labels: Sequence[str], span: float) -> int:
-    """The smallest step between tick labels that fit below a panel ``span`` steps wide, one of ``labels`` a step.
+    """The smallest step between tick labels that fit below a panel ``span`` steps wide, with one label for each step.
 
-    The width of the panel is estimated, since the layout is computed later; the estimate is low.
+    The width of the panel is a low estimate, since the layout is computed later.
     """
     figure = figure_of(panel)
     points = panel.get_position().width * figure.get_figwidth() * 72 * 0.9

@@ -1,8 +1,4 @@
-"""Maps over the patch grid, drawn on the picture, one panel for each layer.
-
-``draw_patch_map`` shows the effect of each patch (a patch sweep with ``--tokens patches``), ``draw_probe_map`` what a
-probe predicts at each patch of one example (``maps.parquet`` of a probe sweep).
-"""
+"""Maps over the patch grid, drawn on the picture, one panel for each layer: effects, or predictions of a probe."""
 
 import re
 from collections.abc import Sequence
@@ -52,7 +48,7 @@ def draw_patch_map(
 ) -> list[Axes]:
     """Effect of each patch of the grid, drawn on a picture, one panel for each layer (from 0) and activation.
 
-    Colours and marks as in ``draw_token_map``; the larger the effect, the more they cover the picture. The picture is
+    Colours and marks are those of ``draw_token_map``; the larger the effect, the more opaque the colour. The picture is
     that of the first pair; effects are those of all n pairs.
 
     - ``results``: The table of a patch sweep; rows of other token groups are left out.
@@ -109,15 +105,15 @@ def draw_probe_map(
 ) -> list[Axes]:
     """Probability that a probe gives to an example's own label at each single patch, drawn on its picture.
 
-    One panel for each layer. The probe was fitted on pooled tokens of other examples. Colours go from 0 to 1 in every
-    such figure; the line across the bar is chance. The white frame is the object that the label belongs to.
+    One panel for each layer. The probe was fitted on pooled tokens of other examples. Colours range from 0 to 1 in all
+    such figures; the line across the bar is chance. The white frame is the object that the label belongs to.
 
     - ``maps``: ``maps.parquet`` of a probe sweep.
-    - ``picture``: ``H W 3``, square, as the model sees it; None for a blank one.
+    - ``picture``: ``H W 3``, square, as the model's input; None for a blank one.
     - ``target``: The label; by default the table's first.
     - ``example``: The id of the example; by default the table's first.
-    - ``layers``: Of the language model, from 0; by default up to six sites from vision tower to last block.
-    - ``box``: Of the object: left, top, right, bottom as fractions of the picture.
+    - ``layers``: Layers of the language model, from 0; by default up to six sites from vision tower to last block.
+    - ``box``: Box of the object: left, top, right, bottom as fractions of the picture.
     - ``chance``: Probability of a constant answer, 1 / classes.
 
     The other arguments are described in ``figures.panels``.

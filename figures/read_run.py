@@ -1,7 +1,4 @@
-"""Reading the tables, pictures and maps of a run directory, and which command wrote it.
-
-The drawing libraries are not imported here.
-"""
+"""Read the tables, pictures and maps of a run directory, and find out which command wrote it."""
 
 import json
 from collections.abc import Mapping
@@ -33,7 +30,7 @@ MAPS, EXAMPLES, PICTURES = "maps.parquet", "maps.json", "maps"
 
 
 class RunError(ValueError):
-    """The folder is no finished run of this toolkit."""
+    """The folder is not a finished run of this project."""
 
 
 class FigurePaths(NamedTuple):
@@ -44,14 +41,13 @@ class FigurePaths(NamedTuple):
 
 
 class SavedMaps(NamedTuple):
-    """The maps of a probe sweep over the patches of pictures."""
+    """The maps of a probe sweep over the patches of pictures; ``table`` is ``maps.parquet``."""
 
     table: pd.DataFrame
-    """``maps.parquet``."""
     examples: list[dict[str, Any]]
     """``maps.json``: number ``k``, id, question, labels, boxes and classes of each example."""
     pictures: Path
-    """The folder that holds the pictures, as ``<k>.png``."""
+    """The folder of the pictures ``<k>.png``."""
 
     def picture(self, example: Mapping[str, Any]) -> Path:
         """The picture of one of ``examples``."""
@@ -59,11 +55,7 @@ class SavedMaps(NamedTuple):
 
 
 def kind_of_run(folder: Path) -> str:
-    """The command that wrote the folder, from its manifest or, without one, its tables.
-
-    Raises:
-        RunError: If it was none of ours.
-    """
+    """The command that wrote the folder, from its manifest or, without one, its tables; ``RunError`` if unknown."""
     if not folder.is_dir():
         raise RunError(f"RUN must be a folder, got {str(folder)!r}. Give what a command wrote with --out.")
     manifest = folder / "manifest.json"
@@ -94,11 +86,7 @@ def kind_of_run(folder: Path) -> str:
 
 
 def read_run(folder: Path, kind: str) -> pd.DataFrame:
-    """The main table of a finished run.
-
-    Raises:
-        RunError: If the run is not finished, or its table lacks rows or columns.
-    """
+    """The main table of a finished run; ``RunError`` if it is missing or lacks rows or columns."""
     names = ["compare.csv"] if kind == COMPARE else ["results.parquet", "results.csv"]
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
@@ -109,11 +97,7 @@ def read_run(folder: Path, kind: str) -> pd.DataFrame:
 
 
 def read_table(path: Path, kind: str) -> pd.DataFrame:
-    """A table that the command ``kind`` wrote, with the same types from Parquet and from CSV.
-
-    Raises:
-        RunError: If it lacks rows, or columns that the figures need.
-    """
+    """A table that the command ``kind`` wrote; ``RunError`` if it lacks rows or columns that the figures need."""
     table = read_saved(path)
     missing = [column for column in _COLUMNS[kind] if column not in table]
     if missing or table.empty:
@@ -123,11 +107,7 @@ def read_table(path: Path, kind: str) -> pd.DataFrame:
 
 
 def read_saved(path: Path) -> pd.DataFrame:
-    """A table in Parquet or CSV, with the same types from either.
-
-    Raises:
-        RunError: If it cannot be read.
-    """
+    """A table in Parquet or CSV, with the same types from either; ``RunError`` if it cannot be read."""
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
@@ -139,10 +119,9 @@ def read_saved(path: Path) -> pd.DataFrame:
 
 
 def read_maps(folder: Path) -> SavedMaps | None:
-    """The maps of a probe sweep; None if it made none.
+    """The maps of a probe sweep; None if it wrote none.
 
-    Raises:
-        RunError: If the files cannot be read, or name pictures outside the run.
+    Raises ``RunError`` if the files cannot be read, or name pictures outside the run.
     """
     if not all((folder / name).is_file() for name in (MAPS, EXAMPLES)):
         return None

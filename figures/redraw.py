@@ -36,11 +36,7 @@ _ON_PICTURE = ("patch_grid", "probe_map")
 
 
 def draw_table(path: Path, *, width: Width = "two") -> Panels:
-    """Draw a saved table in the kind of figure that its name starts with.
-
-    Raises:
-        ValueError: If the name starts with no kind of figure.
-    """
+    """Draw a saved table in the kind of figure that its name starts with; ``ValueError`` if there is none."""
     kind = next((kind for kind in KINDS if path.stem == kind or path.stem.startswith(f"{kind}_")), None)
     if kind is None:
         raise ValueError(f"table must be named after one of {', '.join(KINDS)}, got {path.name!r}. Rename it.")

@@ -1,7 +1,4 @@
-"""Drawing a run directory: ``draw_run(folder)`` writes every figure that the run allows into ``folder/figures``.
-
-``figures_of(folder)`` yields the same figures without saving them.
-"""
+"""Draw a run directory: ``draw_run(folder)`` writes every figure of the run, ``figures_of(folder)`` yields them."""
 
 import json
 from collections.abc import Iterator
@@ -53,7 +50,7 @@ def draw_run(
     Args:
         folder: A run directory of ``probe-sweep``, ``patch-sweep``, ``layerwise-finetune`` or its ``compare``.
         out: The folder of the figures; ``folder/figures`` if None.
-        width: In columns of a page.
+        width: Width in columns of a page.
         example: The mapped example of a probe sweep, from 0.
 
     Raises:
@@ -102,15 +99,9 @@ def figures_of(folder: Path, *, width: Width = "two", example: int = 0) -> Itera
 
 
 def draw_patch_run(results: pd.DataFrame, picture: Picture | None = None, *, width: Width = "two") -> Iterator[Drawing]:
-    """The figures that fit the table of a patch sweep, the main one first.
+    """The figures that fit the table of a patch sweep, the main one first; ``ValueError`` if the table is empty.
 
-    Args:
-        results: The table.
-        picture: ``H W 3``, below the map of patches; None for a blank one.
-        width: In columns of a page.
-
-    Raises:
-        ValueError: If the table is empty.
+    ``picture`` (``H W 3``) is drawn below the map of patches; None for a blank one.
     """
     if results.empty:
         raise ValueError("results must hold at least one row, got none. Run patch-sweep first.")
@@ -140,7 +131,7 @@ def _draw_tuning(folder: Path, width: Width) -> Iterator[Drawing]:
 
 
 def _draw_maps(folder: Path, width: Width, example: int) -> Iterator[Drawing]:
-    """One map over the patches for each target; none if the run made none."""
+    """One map over the patches for each target, if the run wrote maps."""
     maps = read_maps(folder)
     if maps is None:
         return

@@ -1,7 +1,7 @@
 """The style of all figures: sizes, one colour, line style and marker for each concept, and saving.
 
 The colours are near those of Okabe and Ito; any two that can occur in one figure are distinct under deuteranopia and
-protanopia too (``tests/figures/test_style.py`` simulates both). Line styles or markers repeat the information, so that
+protanopia too (``tests/figures/test_style.py`` simulates both). Line styles or markers repeat the information, so
 figures can be read in grey.
 Source: Okabe and Ito 2008, "Color Universal Design", https://jfly.uni-koeln.de/color/.
 """
@@ -51,13 +51,13 @@ LINES: dict[str, tuple[Any, str]] = {
     "clean": ("-", ""),
     "corrupt": ((0, (5, 3)), ""),
 }
-OPEN = frozenset({"transfer"})  # concepts with markers that are white inside, since small shapes look alike
+OPEN = frozenset({"transfer"})  # concepts with white markers, since small shapes look similar
 # Colours and markers of curves that have no concept, in this order.
 SERIES = ("#0072B2", "#EFA60B", "#CC79A7", "#35C3FA", "#333333", "#844F28")
 SERIES_MARKERS = ("o", "s", "^", "D", "v", "X")
-# Fractions and effects, in a symmetric range around 0: red above, blue below, white at 0.
+# For fractions and effects, in a symmetric range around 0: red above, blue below, white at 0.
 DIVERGING = "RdBu_r"
-# Probabilities, from 0 to 1: lightness rises evenly, so the map reads the same in grey and for colour-blind readers.
+# For probabilities, from 0 to 1: lightness rises evenly, so it works in grey and for colour-blind readers.
 SEQUENTIAL = "cividis"
 
 # plan -> colour
@@ -109,15 +109,10 @@ _SETTINGS: dict[Any, Any] = {  # keys of matplotlib's rcParams
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Use the style of this package inside the block.
+    """In this context, Matplotlib has the style of this package.
 
-    The interactive mode that a notebook's backend sets with the first figure is kept, or later figures would not show.
-
-    Example:
-        >>> import matplotlib as mpl
-        >>> with style():
-        ...     mpl.rcParams["font.size"]
-        8.0
+    Matplotlib's interactive mode, which a notebook's backend sets with the first figure, is kept, so that later figures
+    show.
     """
     interactive = mpl.is_interactive()
     try:
@@ -143,7 +138,7 @@ def plan_marker(plan: str) -> str:
 
 
 def figure_of(drawn: Figure | Panels) -> Figure:
-    """The figure of the Axes, for instance to save or close it."""
+    """The figure of the Axes."""
     if isinstance(drawn, Figure):
         return drawn
     first = drawn if isinstance(drawn, Axes) else next(iter(np.asarray(drawn, dtype=object).flat))
@@ -154,12 +149,7 @@ def figure_of(drawn: Figure | Panels) -> Figure:
 
 
 def file_name(text: str) -> str:
-    """``text`` as a file's name: letters, digits, ``-``, ``.`` and ``_``; other texts get distinct names.
-
-    Example:
-        >>> file_name("probe_map_colour"), file_name("../../x")
-        ('probe_map_colour', '_.._x-9cdf6a50')
-    """
+    """``text`` as a file's name of letters, digits, ``-``, ``.`` and ``_``; other texts get a hash to stay distinct."""
     safe = re.sub(r"[^\w.-]+", "_", text, flags=re.ASCII).lstrip(".")[:_LONGEST]
     return safe if safe == text else f"{safe}-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
 
@@ -167,8 +157,7 @@ def file_name(text: str) -> str:
 def save_figure(drawn: Figure | Panels, stem: Path) -> FigurePaths:
     """Write the whole figure of the Axes to ``stem.png`` and ``stem.svg``; return both paths.
 
-    A figure with a layout engine, as all of this package have, keeps its width; the frame of any other is extended to
-    everything that is drawn.
+    Figures of this package have a layout engine and keep their width; the frame of any other is fitted to its content.
 
     Example:
         >>> import tempfile

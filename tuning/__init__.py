@@ -1,8 +1,8 @@
-"""Layer plans, their training, what they cost, and how several plans compare.
+"""Layer plans, their training, their cost, and comparisons of several plans.
 
 ``tune(llava, data, layers=...)`` is one run, ``run_tuning(TuningConfig(...))`` one with all options, and
-``run_compare(CompareConfig(...))`` several. This package uses models, data and run directories. Of probes and
-interventions it uses only the tables that they write.
+``run_compare(CompareConfig(...))`` several. This package uses models, data and run directories, and the tables that
+probes and interventions write.
 """
 
 import lazy_loader

@@ -85,7 +85,7 @@ class PlanOptions:
     lisa: Lisa = field(default_factory=Lisa)
 
     def resolved(self, stage: Stage) -> LayerPlan:
-        """The plan, with the stage's recipe where nothing is given."""
+        """The plan; the stage's recipe replaces options that are not given."""
         recipe = RECIPES[stage].plan
         train = ("projector",) if self.layers is not None or self.method == "lora" else recipe.train
         if self.train is not None:
@@ -110,16 +110,16 @@ class DataOptions:
     format_prompts: bool = True
     """Scene questions say how to answer (`Answer the question using a single word or phrase.`)."""
     in_turn: Flag = False
-    """Questions about one scene follow each other; otherwise they do not see each other."""
+    """Questions about one scene form one conversation; otherwise each attends to the picture and itself only."""
     limit: OrDefault[int] = None
-    """Use the first so many samples. [default: all]"""
+    """Use only the first N samples. [default: all]"""
     eval_spec: Annotated[OrDefault[str], named("eval-data")] = None
     """`scenes` or a file to score during training. [default: none]"""
     eval_limit: int = 64
-    """At most so many samples are scored."""
+    """Largest number of samples that are scored."""
     skip_bad: SkipBad = False
     max_length: int = 2048
-    """Tokens of the longest sample, image tokens included."""
+    """Largest number of tokens in a sample, image tokens included."""
     on_long: OnLong = "cut"
     """Cut longer samples, or leave them out."""
 
@@ -155,7 +155,7 @@ class Optimisation:
     seed: Seed = 0
 
     def with_rates(self, recipe: StageRecipe, method: Method = "full") -> "Optimisation":
-        """The same with the recipe's learning rates where none is given."""
+        """A copy with the recipe's learning rates where none is given."""
         lr = LORA_LR if method == "lora" else recipe.lr
         return replace(
             self,
@@ -176,7 +176,7 @@ class RunOptions:
     gradient_checkpointing: Flag = False
     """Recompute blocks in the backward pass to save memory."""
     compile: Flag = False
-    """Compile the blocks with torch.compile; this pays if a run takes many minutes."""
+    """Compile the blocks with torch.compile; worth it for runs of many minutes."""
     save_every: int = 100
     """Steps between checkpoints; 0 for none."""
     keep: int = 1
@@ -225,7 +225,7 @@ class TuningConfig:
 
     @property
     def layer_plan(self) -> LayerPlan:
-        """The plan, with the stage's recipe where nothing is given."""
+        """The plan; the stage's recipe replaces options that are not given."""
         return self.plan.resolved(self.stage)
 
     @property
@@ -250,11 +250,7 @@ class TuningConfig:
 
 
 def is_bf16(model: ModelOptions) -> bool:
-    """True if frozen weights and products are bfloat16. Trained weights are float32 in any case.
-
-    Raises:
-        UserError: If another type than float32 or bfloat16 is given.
-    """
+    """True if frozen weights and products are bfloat16; trained weights are always float32. float16 is an error."""
     if model.dtype == "float16":
         raise UserError("dtype must be float32 or bfloat16 for training, got float16. Use bfloat16.")
     return model.dtype == "bfloat16"
@@ -266,16 +262,7 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 def check_numbers(optimisation: Optimisation, options: RunOptions, *, others: Mapping[str, int | None]) -> None:
-    """Check the ranges of numeric options.
-
-    Args:
-        optimisation: The optimizer's options.
-        options: The run's options.
-        others: Further numbers by option name that must be at least 1; None if not given.
-
-    Raises:
-        UserError: If a number is out of its range; the message names its option.
-    """
+    """Raise ``UserError`` if a number is out of range; ``others`` (by option name) must be at least 1 or None."""
     o, r = optimisation, options
     least: dict[str, tuple[float | None, float]] = {
         **{name: (count, 1) for name, count in others.items()},

@@ -38,17 +38,17 @@ def tune(
     Args:
         llava: A model in memory, of which a float32 copy is trained; or a name or folder.
         data: Examples with answers, or a file: LLaVA's JSON, or JSONL or Parquet with ``question`` and ``answer``.
-        layers: Blocks of the language model, as ``6-15`` or ``every:4``. None takes all.
-        train: Other parts, comma-separated, as ``projector,lm_head``; None takes the projector, and all but the vision
-            tower if ``layers`` is None.
+        layers: Blocks of the language model, such as ``6-15`` or ``every:4``; all if None.
+        train: Other parts, comma-separated, such as ``projector,lm_head``. If None, the projector, or all parts but the
+            vision tower if ``layers`` is None too.
         method: Full weights, LoRA factors, or LISA.
-        images: Folder of the picture paths in the file; None takes the file's own.
+        images: Folder of the picture paths in the file; the file's folder if None.
         steps: Optimizer steps in all, instead of epochs.
         epochs: Passes over the data.
-        batch_size: Examples of a step.
-        learning_rate: Peak learning rate. None takes LLaVA-1.5's: 2e-5, and 2e-4 for LoRA factors.
+        batch_size: Examples per step.
+        learning_rate: Peak learning rate; LLaVA-1.5's if None: 2e-5, and 2e-4 for LoRA factors.
         seed: Seed of the order of the data and of new weights.
-        out: Run directory, where a run that was killed resumes. None makes a temporary folder, which is not deleted.
+        out: Run directory, where a killed run resumes; a temporary folder, which is not deleted, if None.
 
     Returns:
         The finished run. Its ``folder`` opens in plain transformers.

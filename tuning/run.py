@@ -1,4 +1,4 @@
-"""One tuning run: check, survey the data, estimate, train, score and save. ``run_tuning(config)`` does it all."""
+"""One tuning run: ``run_tuning(config)`` checks the options, surveys the data, estimates, trains, scores and saves."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -35,11 +35,11 @@ from tuning.training.save import bytes_of_model, save_model, write_json
 from tuning.training.torch_compile import check_compiling
 from tuning.training.trainer import PlanTrainer, train
 
-_ESTIMATED_FROM = 256  # samples that a dry run reads; their mean length is then within a few per cent of that of all
+_ESTIMATED_FROM = 256  # samples that a dry run reads; their mean length is within a few per cent of that of all samples
 
 
 class FinishedTuning(NamedTuple):
-    """A finished run. It shows what trained and what that cost.
+    """A finished run; its text lists what trained and the cost.
 
     Example:
         >>> plan = {"trainable": 5, "total": 100}
@@ -81,7 +81,7 @@ class Prepared(NamedTuple):
     samples: Samples
     survey: Survey
     n_samples: int
-    """Number of samples that the data have; a dry run surveys some of them."""
+    """Number of samples in the data; a dry run surveys some of them."""
     eval_sets: dict[str, Samples]
     eval_surveys: dict[str, Survey]
 
@@ -149,7 +149,7 @@ def run_tuning(
     if config.dry_run:
         return estimate
     data = samples.source.digest
-    # The number of processes decides the batch of a step, and so the weights.
+    # The number of processes changes the batch of a step, and so the weights.
     facts = {"settings": config.settings, "model": llava.weight_hash, "data": data, "processes": processes.world}
     optimisation = config.training
     with run.open(processes, model=describe_model(llava), data=data):
@@ -197,11 +197,7 @@ def run_tuning(
 
 
 def finished_tuning(folder: Path) -> FinishedTuning:
-    """Read a finished run.
-
-    Raises:
-        UserError: If the folder holds no finished run.
-    """
+    """Read a finished run; raise ``UserError`` if ``folder`` holds none."""
     if read_manifest(folder, RUN) is None or not (folder / RUN.last).is_file():
         raise UserError(f"run must be a finished run of layerwise-finetune, got {str(folder)!r}. Finish it first.")
     plan, cost = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("plan.json", "cost.json"))
@@ -219,10 +215,7 @@ def prepare_run(
 ) -> Prepared:
     """Load the model, resolve the plan and survey the data; the plan is not applied.
 
-    A dry run takes the model's shapes alone, and a spread of the samples.
-
-    Raises:
-        UserError: If one of them cannot be used.
+    A dry run loads only the shapes of the model, and surveys samples spread over the data.
     """
     llava = _load(config, device, llava)
     plan = config.layer_plan
@@ -244,7 +237,7 @@ def prepare_run(
 
 
 def _load(config: TuningConfig, device: str, given: Llava | None) -> Llava:
-    """The model before training, in float32, copied from ``given`` if it is in memory; without values for a dry run."""
+    """The model before training in float32, a copy of ``given`` if that is a model; in a dry run without values."""
     seed = config.optimisation.seed
     if given is None:
         wide = replace(config.model, dtype="float32")
@@ -268,7 +261,7 @@ def evaluation_sources(config: TuningConfig) -> dict[str, Source]:
     if data.eval_spec is None:
         return {}
     if data.eval_spec == SCENES:
-        if config.stage == 1:  # such a model answers no questions; the likelihood of captions is scored
+        if config.stage == 1:  # a stage-1 model answers no questions, so captions are scored by likelihood
             return {"captions": SceneMix(data.eval_limit, stage=1, first=FIRST_CAPTION_SCENE)}
         return {"seen": SceneQuestions(data.eval_limit, format_prompts=data.format_prompts)}
     source = open_source(data.eval_spec, data.images)
@@ -308,7 +301,7 @@ def _check_options(config: TuningConfig) -> None:
 
 def _save(config: TuningConfig, trainer: PlanTrainer, folder: Path, given: Llava | None, *, is_main: bool) -> None:
     tensors = trainer.full_tensors()
-    changed = is_bf16(config.model) or trainer.is_sharded  # the frozen weights are read again
+    changed = is_bf16(config.model) or trainer.is_sharded  # then the frozen weights must be loaded again
     if is_main:
         with user_errors(OSError, SafetensorError):
             save_model(

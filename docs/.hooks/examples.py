@@ -9,6 +9,6 @@ class Examples(griffe.Extension):
     """Rename the section before docstrings are parsed."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Called for every module, class and function."""
+        """Rename the section in the docstring of a module, class or function."""
         if obj.docstring:
             obj.docstring.value = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")

@@ -1,7 +1,7 @@
 """The cost of a training step of each plan, alone and against the score that the plan retains.
 
 ``draw_cost_retention(table)`` takes the table of ``layerwise-finetune compare`` (``compare.csv``),
-``draw_cost_ratios(record)`` the plans of a record of ``benchmarks/tuning_cost.py``.
+``draw_cost_ratios(record)`` the plans in a record of ``benchmarks/tuning_cost.py``.
 """
 
 from collections.abc import Sequence
@@ -38,12 +38,12 @@ def draw_cost_retention(
     width: Width = "two",
     legend: bool = True,
 ) -> list[Axes]:
-    """Retention against cost, both relative to full tuning (dashed: as full tuning), one panel for each cost.
+    """Retention against cost, both relative to full tuning, one panel for each cost; the dashed line is full tuning.
 
     Every plan has one colour and shape. Bars are 95 % paired intervals of retention over scenes and seeds. Plans that
     were not timed, and the start without tuning, are left out.
 
-    - ``table``: Of a comparison.
+    - ``table``: The table of a comparison.
     - ``costs``: Columns of cost; those without a value are left out.
     - ``condition``: Condition of the scores; by default the table's first (seen drawings, if scenes were scored).
 
@@ -79,7 +79,7 @@ def draw_cost_retention(
 
 
 def has_costs(table: pd.DataFrame) -> bool:
-    """Whether a plan has both counted operations and a defined retention under the table's first condition."""
+    """True if a plan has both counted operations and a defined retention under the table's first condition."""
     return bool(_retained(table, str(table["condition"].iloc[0]))["flops_ratio"].notna().any())
 
 
@@ -97,10 +97,10 @@ def draw_cost_ratios(
 ) -> list[Axes]:
     """The cost of a training step of each plan relative to full tuning: closed form, operations counted, time measured.
 
-    One panel for each value of ``checkpointing``. The bar of the time runs between the quartiles of the steps, over the
-    median of full tuning; no time is drawn if full tuning was not timed. ``record`` has the columns ``plan,
-    checkpointing, closed_form_ratio, flops_ratio, step_time_ratio, time_low, time_high``. The other arguments are
-    described in ``figures.panels``.
+    One panel for each value of ``checkpointing``. The bar of the time spans the quartiles of the steps, over the median
+    of full tuning; no time is drawn if full tuning was not timed. ``record`` has the columns ``plan, checkpointing,
+    closed_form_ratio, flops_ratio, step_time_ratio, time_low, time_high``. The other arguments are described in
+    ``figures.panels``.
 
     Example:
         >>> from figures import draw_cost_ratios, example_table

@@ -19,7 +19,7 @@ _METRICS: Mapping[EvaluationMetric, str] = {
     "accuracy": "share of right answers",
     "log_prob_per_token": "log-probability\nof a token (nats)",
 }
-_FEW = 6  # most evaluations that each get a tick
+_FEW = 6  # largest number of evaluations that each get a tick
 _SETS = {**CONDITIONS, "captions": "captions", "eval": "evaluation data"}
 
 
@@ -34,8 +34,8 @@ def draw_learning_curve(
 ) -> list[Axes]:
     """Scores by optimizer step, one curve for each run: accuracy of each question family, and log-probability.
 
-    Bands are 95 % bootstrap intervals over pictures; titles give n. The dashed line is the score of a guess, if the
-    table has it. Answers without a family have the panel ``all`` alone.
+    Bands are 95 % bootstrap intervals over pictures; titles give n. The dashed line is the score of a random guess, if
+    the table has it. If the table has no families, the only panel of a metric is ``all``.
 
     - ``table``: Evaluations of one run, or of several with a column ``run``.
     - ``metrics``: The metrics to draw.
@@ -87,7 +87,7 @@ def draw_learning_curve(
 
 
 def _panels(table: pd.DataFrame, metrics: Sequence[EvaluationMetric]) -> list[tuple[str, EvaluationMetric, str]]:
-    """Set, metric and family of each panel; single families of accuracy only, if there are several."""
+    """Set, metric and family of each panel; single families only for accuracy, and only if there are several."""
     found: list[tuple[str, EvaluationMetric, str]] = []
     for name in dict.fromkeys(table["set"]):
         for metric in metrics:

@@ -1,8 +1,4 @@
-"""The layers and parts that each tuning plan trains.
-
-``draw_plan_diagram(table)`` takes the table of ``layerwise-finetune compare`` (``compare.csv``), or any table with the
-columns ``plan, layers, train, method``.
-"""
+"""The layers and parts that each tuning plan trains."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,7 +11,7 @@ from figures.style import Width, figure_of, plan_colour
 BEFORE = ("vision", "projector", "embeddings")
 AFTER = ("final_norm", "lm_head")
 GAP = 0.6  # between the blocks and the other parts, in boxes
-STEPS = {"two": 1.0, "one": 2.6}  # from one other part to the next, in boxes, with room for its name
+STEPS = {"two": 1.0, "one": 2.6}  # distance between two other parts, in boxes: room for their names
 _EMPTY = "#B4B4B4"
 _HATCHES = {"lora": "/////", "lisa": "....."}
 _NAMES = {"full": "all weights train", "lora": "low-rank factors train (LoRA)", "lisa": "a few at a time train (LISA)"}
@@ -35,8 +31,9 @@ def draw_plan_diagram(
     Filled: all weights train; striped: low-rank factors train; dotted: a few blocks at a time; empty: frozen. Blocks
     count from 0, in the order of the forward pass.
 
-    - ``table``: One or more rows for each plan; ``layers`` as numbers and ranges (``3,6-9``), ``all`` or ``none``;
-      ``train`` lists the other parts with commas; plans without ``layers`` are left out.
+    - ``table``: One or more rows for each plan, with the columns ``plan, layers, train, method``, such as
+      ``compare.csv``. ``layers`` holds numbers and ranges (``3,6-9``), ``all`` or ``none``; plans without it are left
+      out. ``train`` lists the other parts with commas.
     - ``n_layers``: Blocks of the language model; by default one more than the largest number in the table.
 
     The other arguments are described in ``figures.panels``.

@@ -22,7 +22,7 @@ def mark_plan(panel: Axes, plan: str, x: Values, y: Values, *, bounds: pd.DataFr
     """Draw marks in the plan's colour and shape, with a bar from the first to the second column of ``bounds``."""
     values = np.asarray(y if along == "y" else x, dtype=float)
     low, high = bounds.to_numpy(dtype=float).T
-    span = np.clip([values - low, high - values], 0, None)  # by rounding, the ends of a bootstrap may miss the value
+    span = np.clip([values - low, high - values], 0, None)  # rounding may put the value just outside its interval
     colour = plan_colour(plan)
     panel.errorbar(
         x, y, xerr=span if along == "x" else None, yerr=span if along == "y" else None, linestyle="",
@@ -32,6 +32,6 @@ def mark_plan(panel: Axes, plan: str, x: Values, y: Values, *, bounds: pd.DataFr
 
 
 def mark_full(panel: Axes, *, along: str) -> None:
-    """Draw the dashed line at 1: as full tuning."""
+    """Draw the dashed line at 1, the value of full tuning."""
     draw = panel.axvline if along == "x" else panel.axhline
     draw(1.0, color=COLOURS["chance"], linestyle=LINES["chance"][0], linewidth=1.0, zorder=0)

@@ -25,8 +25,8 @@ def draw_accuracy(
     """Accuracy by question family, one panel for each condition, one mark for each plan.
 
     Bars are 95 % bootstrap intervals over scenes (or pictures) and seeds; titles give n. Dashed lines are the score of
-    a guess, if the table has it. Families are in the order of the table, ``all`` last. The arguments are described in
-    ``figures.panels``.
+    a random guess, if the table has it. Families are in the order of the table, ``all`` last. The arguments are
+    described in ``figures.panels``.
 
     Example:
         >>> from figures import draw_accuracy, example_table
@@ -75,12 +75,12 @@ def draw_retention(
     axes: Panels | None = None,
     width: Width = "two",
 ) -> list[Axes]:
-    """Retention by plan over all families, one panel for each condition: its score over full tuning's (1, dashed).
+    """Retention by plan over all families: its score over full tuning's (dashed, at 1), one panel for each condition.
 
-    Bars are 95 % intervals of the ratio, with scenes and seeds resampled for both together; in the last panel, ordinary
-    text, they are the range over seeds. The axis names the plans. If all other plans retain about two thirds or more, a
-    plan that retains less than half is written as a number at the edge, which keeps the others apart. The arguments are
-    described in ``figures.panels``.
+    Bars are 95 % intervals of the ratio; scenes and seeds are resampled jointly for both scores. In the last panel,
+    ordinary text, they are the range over seeds. If all other plans retain about two thirds or more, a plan that
+    retains less than half is written as a number at the edge, which leaves room to separate the others. The arguments
+    are described in ``figures.panels``.
 
     Example:
         >>> from figures import draw_retention, example_table

@@ -1,4 +1,4 @@
-"""One HTML page about saved runs; it reads run directories and imports nothing of the other packages."""
+"""One HTML page about saved runs, from their run directories; it imports no other package of the project."""
 
 from figures.report.page import build_report
 

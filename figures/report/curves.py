@@ -1,4 +1,4 @@
-"""Curves of the page: panels with series of points, on an axis of steps or of the sites of a probe sweep."""
+"""Curves of the report: panels with series of points, on an axis of steps or of the sites of a probe sweep."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -15,15 +15,14 @@ from figures.report.tables import plain_value
 from figures.style import SEQUENTIAL
 
 Json = dict[str, Any]
-_SIDES = ((24, 336), (10**9, 128))  # up to so many examples: pictures of so many pixels
-_BYTE = 256  # most classes whose numbers fit one byte
+_SIDES = ((24, 336), (10**9, 128))  # largest number of examples, and the side of their pictures in pixels
+_BYTE = 256  # largest number of classes whose numbers fit in one byte
 
 
 def probe_maps(folder: Path, results: pd.DataFrame) -> Json | None:
-    """The section of maps, with all examples; None if the run made none.
+    """The section of maps, with all examples; None if the run wrote none.
 
-    Raises:
-        ValueError: If the files contradict each other.
+    Raises ``ValueError`` if the files contradict each other.
     """
     maps = read_maps(folder)
     if maps is None:

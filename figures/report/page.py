@@ -1,7 +1,7 @@
 """One self-contained HTML page about saved runs: ``build_report([Path("runs/smol")]).html``.
 
-The content security policy of the page forbids loading or sending anything. Data is embedded as JSON, which the script
-shows as text, never as markup.
+The page's content security policy forbids loading or sending anything. Data is embedded as JSON, which the script
+inserts as text, never as markup.
 """
 
 import base64
@@ -25,15 +25,14 @@ _LEAST_ROWS = 200
 
 
 class Report(NamedTuple):
-    """A page."""
+    """A page of ``size`` bytes."""
 
     html: str
     size: int
-    """Bytes of the file."""
     shown: int
     """Examples with maps on the page."""
     left_out: int
-    """Examples that would make it too large."""
+    """Examples left out because they would make the page too large."""
 
 
 def build_report(runs: Sequence[Path], *, budget: int = BUDGET) -> Report:
@@ -68,7 +67,7 @@ def build_report(runs: Sequence[Path], *, budget: int = BUDGET) -> Report:
 
 
 def _fit(runs: list[Json], budget: int) -> tuple[int, int]:
-    """Keep as many examples as fit, in turn from each run; return the numbers of those kept and left out."""
+    """Keep as many examples as fit, taking turns over the runs; return the numbers of those kept and left out."""
     sections = [section for run in runs for section in run["sections"] if section["type"] == "maps"]
     wanted = [section["examples"] for section in sections]
     for section in sections:
@@ -105,7 +104,7 @@ def _page(runs: list[Json]) -> str:
         "{{script}}": script,
         "{{data}}": _json({"title": title, "runs": runs}),
     }
-    return re.sub(r"{{\w+}}", lambda mark: parts[mark[0]], page)  # inserted text is not searched for marks
+    return re.sub(r"{{\w+}}", lambda mark: parts[mark[0]], page)  # one pass, so inserted text is not replaced
 
 
 def _json(data: Json) -> str:

@@ -1,4 +1,4 @@
-"""The sections of a patch sweep: curves, maps of layers by token group or head, maps of patches."""
+"""The report's sections on a patch sweep: curves, maps of layers by token group or head, maps of patches."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,7 +73,7 @@ def patch_curves(results: pd.DataFrame) -> Json | None:
 
 
 def patch_heat(results: pd.DataFrame) -> Json | None:
-    """Effect by layer and token group, or by layer and head; None if there is a single row of cells."""
+    """Effect by layer and token group, or by layer and head; None if the map would have a single row."""
     plain = results[~of_patches(results)]
     if plain.empty:
         return None

@@ -19,11 +19,7 @@ _QUALITY = 82
 
 
 def thumbnail(path: Path, side: int) -> str:
-    """A picture of at most ``side`` pixels as a ``data:`` URL.
-
-    Raises:
-        ValueError: If the file is no picture.
-    """
+    """A picture of at most ``side`` pixels as a ``data:`` URL; ``ValueError`` if the file is not a picture."""
     try:
         with Image.open(path) as file:
             picture = file.convert("RGB")

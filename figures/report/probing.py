@@ -1,4 +1,4 @@
-"""The sections of a probe sweep: score by layer for each target."""
+"""The report's sections on a probe sweep: score by layer for each target."""
 
 from typing import Any
 
@@ -22,8 +22,7 @@ _CONTROLS = {
 def probe_curves(results: pd.DataFrame) -> Json:
     """Score by layer with intervals, controls and chance, one panel for each target.
 
-    Raises:
-        ValueError: If the table holds no score of any site.
+    Raises ``ValueError`` if the table holds no score of any site.
     """
     sites = results[results["part"].isin(PARTS)]
     if sites.empty:

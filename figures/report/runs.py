@@ -1,4 +1,4 @@
-"""One run directory as one part of the page: its kind, its manifest in short, and its sections."""
+"""One run directory as a part of the page: its kind, the main facts of its manifest, and its sections."""
 
 import json
 from pathlib import Path
@@ -24,15 +24,9 @@ _OPS = {
 
 
 def describe_run(folder: Path, *, most_rows: int) -> Json:
-    """The part of the page about a finished run.
+    """The part of the page about a finished run, with at most ``most_rows`` rows of each table.
 
-    Args:
-        folder: A run directory of a probe sweep, a patch sweep, a comparison of plans, or a tuning run.
-        most_rows: Largest number of rows of a table.
-
-    Raises:
-        RunError: If the folder holds none of these, or an unfinished one.
-        ValueError: If its files contradict each other.
+    Raises ``RunError`` if the folder holds no finished run, and ``ValueError`` if its files contradict each other.
     """
     kind = kind_of_run(folder)
     path = folder / "manifest.json"

@@ -1,4 +1,4 @@
-"""Saved tables as JSON for the page: values by row, and constant columns once."""
+"""Saved tables as JSON for the page: values by row, with constant columns given once."""
 
 import math
 from typing import Any
@@ -25,17 +25,10 @@ def plain_value(value: Any) -> Any:
 
 
 def table_section(table: pd.DataFrame, *, title: str, source: str, most_rows: int = MOST_ROWS) -> Json:
-    """A sortable table.
+    """A sortable table of at most ``most_rows`` rows; ``source``, the table's file, is named if rows are left out.
 
-    Args:
-        table: The table.
-        title: Title of the section.
-        source: Its file, named if rows are left out.
-        most_rows: Largest number of rows.
-
-    Returns:
-        ``columns`` as name and kind (``int``, ``float`` or ``text``), ``rows``, ``same`` (columns with one value), and
-        ``note`` if rows are left out.
+    The section has ``columns`` as name and kind (``int``, ``float`` or ``text``), ``rows``, ``same`` (columns with one
+    value), and ``note`` if rows are left out.
     """
     same, names = [], []
     for name in table.columns:

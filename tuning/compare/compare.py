@@ -1,8 +1,7 @@
 """Several plans from the same start, on the same data in the same order: ``run_compare`` writes ``compare.csv``.
 
-Each plan and seed is a separate run in the comparison's folder, finished once its answers are written. A comparison
-that was killed resumes with the next one, and several processes may share one. The table holds all finished runs of the
-folder.
+Each plan and seed is a separate run in the comparison's folder, finished once its answers are written. A killed
+comparison resumes with the next run, and several processes may share one. The table holds all finished runs.
 """
 
 import shutil
@@ -109,7 +108,7 @@ def run_compare(
             for line in surveyed.record(config.out):
                 on_note(line)
             _time(config, llava, plans, resolved, surveyed, on_note)
-        del llava  # each run loads its own, and two may not fit on the device
+        del llava  # each run loads its own model, and two may not fit on the device
         share_jobs(
             {folder: f"{plan}, seed {seed}" for folder, (plan, seed) in jobs.items()},
             is_done=_is_done,
@@ -132,7 +131,7 @@ def finished_compare(folder: Path) -> FinishedRun:
 
 
 def _finished(folder: Path, table: pd.DataFrame, drawn: Sequence[Path]) -> FinishedRun:
-    """The main figure is cost against retention, if it is drawn."""
+    """The finished comparison; its main figure is cost against retention, if it was drawn."""
     ordered = sorted(drawn, key=lambda path: path.stem != "cost_against_retention")
     return FinishedRun(folder, table, render_table(table), tuple(ordered), table=TABLE)
 
@@ -150,7 +149,7 @@ def _describe(
 
 
 def known_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
-    """All plans with the band, parts and rank of a comparison, whichever of them it runs."""
+    """All plans with the comparison's band, parts and rank, including those it does not run."""
     band = None if config.band is None else select_layers(config.band, llava.n_layers)
     lora = Lora(config.lora_rank, 2 * config.lora_rank)
     return [
@@ -162,8 +161,7 @@ def known_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
 def chosen_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
     """The plans that a comparison runs, in order.
 
-    Raises:
-        UserError: If a name is unknown, or ``full``, with which the others are compared, is left out.
+    Raises ``UserError`` if a name is unknown, or ``full``, with which the others are compared, is missing.
     """
     plans = known_plans(config, llava)
     if not config.plans:
@@ -178,7 +176,7 @@ def chosen_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
 
 
 def _check_launcher() -> None:
-    """Each process takes separate runs; a launcher would join them to train one model."""
+    """Raise ``UserError`` under a launcher, which would make all processes train one model."""
     world = launched()
     if world > 1:
         raise UserError(

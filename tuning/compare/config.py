@@ -42,14 +42,15 @@ class CompareData:
     scenes: int = 4000
     """Scenes trained on, if the data are scenes."""
     limit: OrDefault[int] = None
-    """Train on the first so many samples. [default: all]"""
+    """Train on only the first N samples. [default: all]"""
     eval_specs: Annotated[NameList, named("eval-data")] = (SCENES,)
     """What is scored, comma-separated: `scenes` (seen and unseen drawings, and a caption in words), and files of
-    questions with short answers, each a condition with the file's name."""
+    questions with short answers. Each file is a condition with the file's name.
+    """
     score_scenes: int = 100
-    """Scenes scored, of each kind."""
+    """Number of scenes scored of each kind."""
     eval_limit: OrDefault[int] = None
-    """At most so many samples of each file are scored. [default: all]"""
+    """Largest number of samples of each file that are scored. [default: all]"""
     skip_bad: SkipBad = False
 
 
@@ -82,7 +83,7 @@ class CompareConfig:
     """Peak learning rate of LoRA's factors."""
     run: RunOptions = field(default_factory=lambda: RunOptions(save_every=50))
     timing_rounds: int = 3
-    """Rounds in which steps of plans that were not timed yet alternate with steps of full; 0 for none."""
+    """Rounds in which steps of plans that have no timing yet alternate with steps of full; 0 for none."""
     keep_weights: Flag = False
     """Keep each tuned model that this call finishes, as a single run writes it."""
     out: Path = Path("runs/compare")
@@ -95,10 +96,10 @@ class CompareConfig:
     def settings(self) -> dict[str, Any]:
         """Every option that decides the results; plans and seeds may be added to a comparison.
 
-        Files are known by name: digests in the manifest cover their content, ``samples.json`` the samples used.
+        Files appear by name; the manifest has digests of their content, ``samples.json`` of the samples used.
         """
         more = ("plans", "reference", "seeds", "seed", "images", "skip_bad", "timing_rounds", "keep_weights")
         files = {"data": Path(self.data.spec).name, "eval_data": sorted(Path(s).name for s in self.data.eval_specs)}
-        # a comparison keeps all its scores, so here the limit on what is scored is a setting
+        # a comparison keeps all its scores, so the limit on scored samples must stay the same
         no_settings = {*NOT_SETTINGS, *more} - {"eval_limit"}
         return settings_of(self, without=tuple(no_settings)) | files

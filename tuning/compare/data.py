@@ -1,7 +1,4 @@
-"""The data of a comparison, the same for every plan: ``open_data``, then ``survey_data``.
-
-Scenes are scored under three conditions; a file is one condition with the file's name.
-"""
+"""The data of a comparison, the same for every plan: ``open_data``, then ``survey_data``."""
 
 import hashlib
 import json
@@ -27,23 +24,21 @@ from tuning.training.save import write_json
 
 SCENE_CONDITIONS = ("seen", "unseen", "text")
 TEXT_CONDITION = "passage"  # the condition of ordinary text
-_USED = "samples.json"  # a digest of the samples that are used
-_TRAIN = "train"  # the training data, among digests
+_USED = "samples.json"  # digests of the samples that are used
+_TRAIN = "train"  # key of the training data
 TRAINING = PromptFormat()
 SCORING = PromptFormat(on_long="refuse")  # a cut answer would count as right if its remaining part is right
 
 
 class OpenData(NamedTuple):
-    """The sources of a comparison."""
+    """The sources of a comparison: training data, and scored data by condition."""
 
     train: Source
-    """What is trained on."""
     eval: dict[str, Source]
-    """What is scored, by condition."""
 
     @property
     def digests(self) -> dict[str, str]:
-        """A digest of each file's samples by condition, ``train`` for the training data; none of scenes."""
+        """The digest of each file's samples by condition (``train`` for the training data); scenes have none."""
         return {name: source.digest for name, source in self.files.items()}
 
     @property
@@ -76,10 +71,9 @@ class SurveyedData(NamedTuple):
         return {_TRAIN: self.train_survey, **self.eval_surveys}
 
     def record(self, folder: Path) -> list[str]:
-        """Write lists of the samples left out into the comparison's folder; returns a line about each list.
+        """Write digests of the used samples and lists of the others into ``folder``; returns a line about each list.
 
-        Raises:
-            UserError: If the finished runs of the comparison used other samples.
+        Raises ``UserError`` if the finished runs of the comparison used other samples.
         """
         used = {n: hashlib.sha256(s.lengths.tobytes()).hexdigest()[:16] for n, s in self.surveys.items()}
         path = folder / _USED
@@ -101,8 +95,7 @@ class SurveyedData(NamedTuple):
 def open_data(data: CompareData) -> OpenData:
     """The sources of a comparison; scenes are the first conditions, files follow in the given order.
 
-    Raises:
-        UserError: If a file cannot be read, or two conditions have the same name.
+    Raises ``UserError`` if a file cannot be read, or two conditions have the same name.
     """
     files = {Path(spec).stem: spec for spec in data.eval_specs if spec != SCENES}
     names = [*(SCENE_CONDITIONS if len(files) < len(data.eval_specs) else ()), *files]
@@ -130,14 +123,7 @@ def _scenes(data: CompareData, condition: str) -> Source:
 def survey_data(data: OpenData, llava: Llava, *, skip_bad: bool, on_progress: OnProgress = silent) -> SurveyedData:
     """Check every sample once. The tokenizer decides which samples can be used, so all plans use the same.
 
-    Args:
-        data: The sources.
-        llava: Its tokenizer is used.
-        skip_bad: Leave out samples that cannot be used.
-        on_progress: Called with (stage, newly done, total).
-
-    Raises:
-        UserError: If samples cannot be used and ``skip_bad`` is False, or none can be used.
+    Raises ``UserError`` if none can be used, or some cannot and ``skip_bad`` is False.
     """
     with user_errors(ValueError, OSError):
         trained = survey_usable(llava, data.train, TRAINING, "reading samples", on_progress)
@@ -155,7 +141,7 @@ def survey_data(data: OpenData, llava: Llava, *, skip_bad: bool, on_progress: On
 
 
 def _with_pictures(source: Source, survey: Survey) -> Survey:
-    """The survey without samples whose pictures do not open. Scored pictures are opened before hours of training."""
+    """The survey without samples whose pictures do not open: scored pictures are opened before hours of training."""
     reasons: dict[str, str | None] = {}
     lengths, skipped = survey.lengths.copy(), list(survey.skipped)
     for index in map(int, survey.kept):
@@ -181,6 +167,6 @@ def _reason(picture: Picture) -> str | None:
 
 
 def chance_of(conditions: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
-    """The share of right answers of a guess by condition and question family, for scenes."""
+    """The share of right answers of a random guess by condition and question family, for scenes."""
     known = {str(family): share for family, share in CHANCE.items()}
     return {condition: known for condition in conditions if condition in SCENE_CONDITIONS}

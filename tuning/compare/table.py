@@ -1,6 +1,6 @@
 """The table of a comparison, made from the files of its runs: ``compare_table(folder, plans, ...)``.
 
-Retention is a plan's score over full tuning's score, with a paired interval (``tuning.scoring.retention``).
+Retention is a plan's score over full tuning's, with a paired interval (``tuning.scoring.retention``).
 """
 
 import json
@@ -19,7 +19,7 @@ from tuning.plan.plan import LayerPlan
 from tuning.scoring.retention import summarise
 from tuning.training.save import write_json
 
-ANSWERS = "answers.parquet"  # a run that has it is finished
+ANSWERS = "answers.parquet"  # a run with this file is finished
 START, FULL = "start", "full"
 _REFERENCE = "reference "
 _COSTS = "costs.json"
@@ -41,7 +41,7 @@ def read_costs(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / _COSTS
     costs: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
     once = _beside(costs[FULL]) if FULL in costs else {}
-    return {name: {**once, **cost} for name, cost in costs.items()}  # older files have one session and lack these keys
+    return {name: {**once, **cost} for name, cost in costs.items()}  # files of one session may lack these keys
 
 
 def add_costs(folder: Path, measured: Mapping[str, Cost]) -> None:
@@ -70,22 +70,14 @@ def compare_table(
 ) -> pd.DataFrame:
     """The table of all finished runs in ``folder``, one row for each plan, condition and question family.
 
-    ``plan, layers, train, method, trainable`` (number of weights that train; 0 for untrained models); ``flops_ratio``
-    (counted), ``closed_form_ratio``, ``step_time_ratio`` (to ``full`` in the same session), all relative to full tuning
-    and NaN if not timed; ``peak_memory`` and ``optimizer_bytes`` of a step; then the columns of
-    ``tuning.scoring.retention.summarise``: ``lower`` and ``upper`` are the interval of ``retention``.
+    Columns: ``plan, layers, train, method, trainable`` (number of weights that train; 0 for untrained models);
+    ``flops_ratio`` (counted), ``closed_form_ratio``, ``step_time_ratio``, all relative to ``full`` in the same session
+    and NaN if not timed; ``peak_memory`` and ``optimizer_bytes`` of a step; then those of
+    ``tuning.scoring.retention.summarise``, where ``lower`` and ``upper`` are the interval of ``retention``. ``layers``
+    holds numbers and ranges and always names the last block, so that ``full`` shows the model's depth.
 
-    ``layers`` holds numbers and ranges for any form of the spec; the last block is always named, so that ``full``
-    shows the model's depth.
-
-    Args:
-        folder: The comparison.
-        plans: All plans that the table may hold, in order; reference models come last.
-        n_layers: Blocks of the language model.
-        trainable: The number of weights that a plan trains; called for finished plans.
-
-    Raises:
-        UserError: If no run of full tuning is finished, or a run had another plan of that name.
+    Rows follow the order of ``plans``, reference models last; ``trainable`` is called for finished plans. Raises
+    ``UserError`` if no run of full tuning is finished, or a run had another plan of that name.
     """
     described = {plan.name: plan for plan in plans}
     runs = _read_runs(folder)
@@ -118,13 +110,10 @@ def compare_table(
 
 
 def read_answers(folder: Path) -> pd.DataFrame:
-    """All answers of the finished runs in ``folder``, one row per answer.
+    """All answers of the finished runs in ``folder``, one row per answer; ``UserError`` if no run has finished.
 
-    Columns: ``plan, seed, condition, id, group, family, right, log_prob, tokens``. ``id`` is the unit
-    of resampling: the scene, or for files the picture, since several samples may show one.
-
-    Raises:
-        UserError: If no run has finished.
+    Columns: ``plan, seed, condition, id, group, family, right, log_prob, tokens``. Resampling draws ``id``: the scene,
+    or for files the picture, since several samples may show one.
     """
     runs = _read_runs(folder)
     if not runs:

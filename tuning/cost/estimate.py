@@ -25,18 +25,7 @@ FULL = LayerPlan("all", WHOLE, name="full")
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of a run before it starts.
-
-    Args:
-        resolved: The plan.
-        survey: The survey of the data, or of samples spread over it.
-        n_samples: Number of samples that the data have.
-        steps: Optimizer steps.
-        flops: Operations of one optimizer step.
-        ratio: Operations relative to full tuning with the projector.
-        memory: Memory of one process.
-        seconds: Lower bound of a step's time, from the measured speed of a matrix product; None but in a dry run.
-    """
+    """The cost of a run before it starts; ``flops`` are of one optimizer step, ``memory`` of one process."""
 
     resolved: Resolved
     survey: Survey
@@ -87,17 +76,9 @@ def estimate_run(
     n_samples: int,
     device: str,
 ) -> Estimate:
-    """Steps, operations and memory of a run, computed from plan and survey.
+    """Steps, operations and memory of a run, computed from plan and survey; ``world`` is the number of processes.
 
-    Args:
-        config: The run.
-        llava: The model.
-        resolved: The plan.
-        samples: The training samples.
-        survey: Their survey.
-        world: Number of processes.
-        n_samples: Number of samples that the data have; more than were surveyed in a dry run.
-        device: The device of the run; a dry run measures the speed of a matrix product there.
+    A dry run surveys some of the ``n_samples`` samples, and measures the speed of a matrix product on ``device``.
     """
     o = config.optimisation
     per_step = o.batch_size * o.grad_accum * world
@@ -122,8 +103,8 @@ def estimate_run(
 def measure_first(config: TuningConfig, llava: Llava, resolved: Resolved, samples: Samples, estimate: Estimate) -> Cost:
     """Operations and bytes of the first batch; weights and random states do not change.
 
-    With FSDP one device may not hold the whole model and its gradients, so nothing is run: the closed form and the
-    estimated memory are returned, and ``flops`` is None.
+    With FSDP one device may not hold the whole model and its gradients, so nothing is run: the cost holds the closed
+    form and the estimated memory, and ``flops`` is None.
     """
     rows = config.optimisation.batch_size
     if will_shard():

@@ -1,8 +1,8 @@
-"""Floating-point operations of a training step: in closed form from the model's sizes, and counted as they run.
+"""Floating-point operations of a training step, computed in closed form from the model's sizes or counted in a step.
 
 Each part of the model costs one unit forward, one for the gradient of its input if anything below it trains, and one
-for the gradient of its weights if they train. ``closed_form`` is the exact sum; ``band_ratio`` is the sum over blocks
-alone. transformers' ``total_flos`` ignores both gradients.
+for the gradient of its weights if they train. ``closed_form`` sums over all parts, ``band_ratio`` over blocks only.
+transformers' ``total_flos`` ignores both gradients.
 """
 
 from collections.abc import Sequence
@@ -23,13 +23,9 @@ _BACKWARD_OF_ATTENTION = {"eager": 2.0, "sdpa": 2.5}
 
 
 class Shape(NamedTuple):
-    """The size of a batch.
+    """The size of a batch: ``batch`` rows of ``positions`` each, padding and image tokens included.
 
-    Args:
-        batch: Rows.
-        positions: Positions per row in the language model, padding and image tokens included.
-        images: Pictures in the batch.
-        labelled: Positions of all rows whose next token is labelled; the head runs only there.
+    ``labelled`` counts the positions of all rows whose next token is labelled; the head runs only there.
     """
 
     batch: int
@@ -40,12 +36,7 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of one forward and backward; a multiply-add counts as two.
-
-    Args:
-        forward: Operations of the forward pass.
-        backward: Operations of the backward pass, recomputation included.
-    """
+    """Floating-point operations of a forward and a backward pass (with recomputation); a multiply-add counts as two."""
 
     forward: float
     backward: float
@@ -61,16 +52,10 @@ class Flops:
 
 
 def band_ratio(n_layers: int, layers: Sequence[int], *, below: bool = False, checkpointing: bool = False) -> float:
-    """Training time of ``layers`` relative to all layers, counting blocks alone.
+    """Training time of ``layers`` relative to all layers, counting only blocks.
 
-    (n + (n - a) + m) / 3n for m layers of which a is the lowest; the middle term is n if a part below the blocks
-    trains, such as the projector. With checkpointing the blocks with a gradient run forward once more, of 4n in all.
-
-    Args:
-        n_layers: Number of blocks.
-        layers: Blocks that train.
-        below: Whether a part below the first block trains.
-        checkpointing: Whether blocks are recomputed.
+    (n + (n - a) + m) / 3n for m layers of which a is the lowest; the middle term is n if a part ``below`` the blocks
+    trains, such as the projector. With checkpointing the blocks with a gradient run forward once more, out of 4n.
     """
     reached = n_layers if below else n_layers - min(layers, default=n_layers)
     units = n_layers + reached + len(layers) + (reached if checkpointing else 0)
@@ -80,14 +65,9 @@ def band_ratio(n_layers: int, layers: Sequence[int], *, below: bool = False, che
 def closed_form(llava: Llava, resolved: Resolved, shape: Shape, *, checkpointing: bool = False) -> Flops:
     """The operations of one forward and backward pass of the plan, computed from the model's sizes.
 
-    Counted are the matrix products of the vision tower (its unused last block included), the projector, the blocks with
-    their attention, and the head at labelled tokens. Under ``lisa`` all of the plan's blocks count as trained.
-
-    Args:
-        llava: Its sizes are used; it need not have LoRA factors.
-        resolved: The plan.
-        shape: Size of the batch.
-        checkpointing: Whether blocks with a gradient are recomputed in the backward pass.
+    They include the matrix products of the vision tower (its unused last block too), the projector, the blocks with
+    their attention, and the head at labelled tokens. Under ``lisa`` all of the plan's blocks count as trained. The
+    model need not have LoRA factors. ``checkpointing``: blocks with a gradient run again in the backward pass.
     """
     return _Count(llava, resolved, shape, checkpointing).run()
 
@@ -119,7 +99,7 @@ class _Count:
         final = llava.module_at(Site("language_model", None, "final_norm"))
         grad = grad or self._trains(final)
         head: Any = llava.model.get_output_embeddings()
-        # A head that is tied to the embeddings has their name.
+        # A head tied to the embeddings has the embeddings' name.
         trains = self._trains(head) or (head.weight is embeddings.weight and self._trains(embeddings))
         self._product(2.0 * shape.labelled * head.weight.numel(), grad, trains)
         return Flops(self.forward, self.backward)
@@ -177,7 +157,7 @@ class _Count:
 
     def _linear(self, module: nn.Linear, rows: int, grad: bool) -> bool:
         """Count one linear map with its LoRA factors; True if its output requires a gradient."""
-        name = self._names[id(module)].removesuffix(".base_layer")  # its name with LoRA factors
+        name = self._names[id(module)].removesuffix(".base_layer")  # PEFT's name of a map with LoRA factors
         weight, bias = f"{name}.weight" in self._trained, f"{name}.bias" in self._trained
         leaving = self._product(2.0 * rows * module.in_features * module.out_features, grad, weight) or bias
         if name in self._lora:

@@ -25,14 +25,7 @@ _WIDE = 4  # bytes of a float32
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of a step in bytes.
-
-    Args:
-        weights: All parameters.
-        gradients: Gradients of the trained parameters.
-        optimizer: AdamW's two moments of the trained parameters.
-        activations: Activations kept for the backward pass; an estimate if nothing was run.
-    """
+    """Memory of a step in bytes: all weights, gradients, AdamW's two moments, and activations for the backward pass."""
 
     weights: int
     gradients: int
@@ -41,23 +34,16 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """The sum in bytes."""
+        """The sum of all kinds."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The measured cost of a step.
+    """The measured cost of a step; ``flops`` is None if nothing was run, ``closed_form`` is computed from the sizes.
 
-    Args:
-        trainable: Number of weights that train.
-        flops: Counted operations; None if nothing was run.
-        closed_form: Operations computed from the sizes.
-        seconds: Seconds of each timed step, optimizer included.
-        tokens: Positions in a step.
-        memory: Bytes by kind, with counted activations.
-        peak_memory: Peak memory of the device in bytes; on a CPU the sum of the kinds.
-        peak_is_measured: Whether ``peak_memory`` was measured.
+    ``seconds`` are those of each timed step, optimizer included; ``tokens`` is the number of positions in a step. On a
+    CPU ``peak_memory`` is not measured but the sum over ``memory``, in bytes.
     """
 
     trainable: int
@@ -75,7 +61,7 @@ class Cost:
         return statistics.median(self.seconds)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON data for ``cost.json``."""
+        """The content of ``cost.json``."""
         return {
             "trainable": self.trainable,
             "flops_forward": None if self.flops is None else self.flops.forward,
@@ -132,12 +118,7 @@ def estimate_memory(
 ) -> Memory:
     """The estimated memory of a step; activations are within a third of the truth.
 
-    Args:
-        llava: The model.
-        resolved: The plan.
-        shape: Size of the batch.
-        checkpointing: Whether blocks are recomputed.
-        bf16: Whether frozen weights and activations are bfloat16 (trained weights are float32).
+    ``bf16``: frozen weights and activations are bfloat16; trained weights are float32 in any case.
     """
     wide = _WIDE if not bf16 else 2
     own = llava.model.get_parameter(next(iter(dict(llava.model.named_parameters())))).element_size()
@@ -190,21 +171,11 @@ def measure_step(
     count: bool = True,
     clock: ClockName = "wall",
 ) -> Cost:
-    """The cost of training steps on one batch. The weights do not change.
+    """The cost of ``repeats`` timed steps (forward, backward, AdamW) on one batch; the weights do not change.
 
-    Args:
-        llava: The model with the plan and gradient checkpointing applied.
-        resolved: The plan.
-        batch: Arguments of the model, labels included.
-        repeats: Timed steps: forward, backward, AdamW.
-        warmup: Steps before the timed ones.
-        checkpointing: Whether gradient checkpointing is applied.
-        bf16: Whether products run in bfloat16.
-        count: Whether to count operations and kept activations, which takes two more passes.
-        clock: ``"wall"``, or ``"cpu"`` for the processor time of this process, on a shared machine.
-
-    Raises:
-        UserError: If nothing in the model trains.
+    The plan must be applied, with gradient checkpointing if ``checkpointing``. ``batch`` holds the model's arguments,
+    labels included. ``count`` takes two more passes to count operations and kept activations. The clock ``"cpu"``
+    measures the processor time of this process, for a shared machine. Raises ``UserError`` if nothing trains.
     """
     trained = trained_parameters(llava)
     if not trained:

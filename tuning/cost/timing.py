@@ -25,18 +25,9 @@ def measure_plans(
 ) -> dict[str, Cost]:
     """The cost of a step of each plan. The plans take turns, so that a slow minute slows all of them.
 
-    Args:
-        llava: The loaded model; it is restored, but rounded by ``bf16``.
-        plans: Resolved plans by name.
-        inputs: The model's arguments, on its device.
-        rounds: Turns of every plan.
-        repeats: Timed steps per turn.
-        warmup: Steps before the timed ones. The second step still allocates memory: on a CPU full tuning's second step
-            took half as long again as its third.
-        checkpointing: Whether blocks are recomputed.
-        bf16: Whether frozen weights and products are bfloat16.
-        clock: ``"wall"``, or ``"cpu"`` for the processor time of this process, on a shared machine.
-        on_turn: Called after each turn.
+    The model is restored, but ``bf16`` leaves its weights rounded. Each of the ``rounds`` turns has ``repeats`` timed
+    steps after ``warmup`` others: on a CPU full tuning's second step, which still allocates memory, took half as long
+    again as its third. The clock ``"cpu"`` measures the processor time of this process, for a shared machine.
     """
     costs: dict[str, Cost] = {}
     for turn in range(rounds):

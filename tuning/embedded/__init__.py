@@ -1,4 +1,4 @@
 """How the embedded checkpoints ``smol`` and ``smol-stage1`` were made. No other folder imports it.
 
-It has its own training loop, so that a seed gives the weights that ship.
+It has a separate training loop, so that a seed always gives the weights that ship.
 """

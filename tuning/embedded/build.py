@@ -1,8 +1,8 @@
 """How ``smol`` and ``smol-stage1`` were made: ``python -m tuning.embedded.build`` trains them from a seed.
 
-Four stages, each of which resumes and can run alone with ``--stage``: ``vision`` (the tower), ``stage1`` (the
-projector: warm start on words, then captions with a frozen language model), ``stage2`` (projector and LoRA on questions
-and captions), ``export`` (the parts that ship, in models/embedded).
+Four stages, each of which resumes and can run alone with ``--stage``: ``vision`` trains the tower; ``stage1`` trains
+the projector, first on word embeddings, then on captions with a frozen language model; ``stage2`` trains projector and
+LoRA on questions and captions; ``export`` writes the parts that ship to models/embedded.
 """
 
 import hashlib
@@ -75,7 +75,7 @@ def run_stage1(work: Path, *, steps: int, seed: int, device: str) -> None:
         trainee.projector.load_state_dict(load_file(warm))
     else:
         cosine = warm_start(trainee.projector, trainee.tower, trainee.language, trainee.tokenizer, seed=seed)
-        (work / "warm.json").write_text(json.dumps({"cosine": cosine}))  # first: the other file marks the end
+        (work / "warm.json").write_text(json.dumps({"cosine": cosine}))  # written first: the other file marks the end
         write_tensors(trainee.projector.state_dict(), warm)
         print(f"warm start: cosine of image tokens to their words {cosine:.3f}", flush=True)
     train_language(work, trainee, stage=1, steps=steps, seed=seed)

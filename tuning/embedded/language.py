@@ -1,8 +1,8 @@
-"""Stages 1 and 2 of the embedded checkpoints: image tokens that a language model reads.
+"""Stages 1 and 2 of the embedded checkpoints, which connect the vision tower to SmolLM2.
 
-``warm_start`` regresses the projector onto SmolLM2's word embeddings (what each patch shows, and where). Stage 1:
-captions, only the projector trains. Stage 2: questions in LLaVA-1.5's formats and captions, the projector trains and
-LoRA on every linear map of the language model; a quarter of the rows has a caption instead of a picture.
+``warm_start`` regresses the projector onto SmolLM2's word embeddings (what each patch shows, and where). Stage 1 trains
+the projector on captions. Stage 2 trains the projector, and LoRA on every linear map of the language model, on
+questions in LLaVA-1.5's formats and captions; a quarter of the rows has a caption instead of a picture.
 
 All questions about one picture share its prefix in one row. A block mask limits each to the prefix and itself, and each
 starts at the same position, so a row equals as many separate sequences at a third of their cost.
@@ -30,7 +30,7 @@ from tuning.embedded.vision import pixels_of, scene_batch
 
 LORA_RANK = 24
 LORA_SCALE = 2.0  # alpha / rank, as in LLaVA's LoRA recipe (128, 256)
-FIRST_SCENE = 1_000_000  # of the language stages, beyond all scenes that the tower was trained on
+FIRST_SCENE = 1_000_000  # first scene of the language stages, beyond those that trained the tower
 Row = tuple[list[int], list[tuple[list[int], list[int]]]]
 """Ids of a prefix, and of the prompt and the answer of each branch."""
 
@@ -85,8 +85,7 @@ def warm_start(
 ) -> float:
     """Regress each patch onto the sum of the word embeddings for its kind, its colour and its place.
 
-    Returns:
-        The mean cosine between image tokens and their targets on held-out scenes.
+    Returns the mean cosine between image tokens and their targets on held-out scenes.
     """
     words = language.model.embed_tokens.weight.detach()
 
@@ -142,7 +141,7 @@ class Packed:
 def pack(rows: Sequence[Row], pad: int) -> Packed:
     """Rows as one padded batch.
 
-    A branch with an empty prompt has its first label at the end of the prefix, so only one branch of a row can be such.
+    A branch with an empty prompt has its first label at the end of the prefix, so a row can have only one such branch.
     """
     length = max(len(prefix) + sum(len(p) + len(a) for p, a in branches) for prefix, branches in rows)
     shape = (len(rows), length)
@@ -214,7 +213,7 @@ class Trainee:
 
 
 def add_adapter(language: LlamaForCausalLM, *, seed: int) -> None:
-    """Put LoRA on all seven linear maps of every block, and freeze everything else."""
+    """Add LoRA to all seven linear maps of every block, and freeze all other parameters."""
     torch.manual_seed(seed)
     config = LoraConfig(
         r=LORA_RANK,
@@ -236,18 +235,16 @@ def lora_factors(language: LlamaForCausalLM) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Mix:
-    """The data of a stage-2 step."""
+    """The data of a stage-2 step: ``pictures`` rows with a picture, each row with ``questions`` questions."""
 
     pictures: int = 3
-    """Rows with a picture."""
     texts: int = 1
     """Rows with a caption instead of a picture."""
     questions: int = 7
-    """Questions per row."""
     captions: float = 0.25
     """Probability that a row with a picture also has a caption question."""
     drill_from: int = 100
-    """First step with two option questions per row: that family is learned last."""
+    """First step with two option questions per row: the model learns that family last."""
 
 
 def stage1_step(trainee: Trainee, step: int, batch_size: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Score an embedded checkpoint with plain transformers: ``python -m tuning.embedded.score smol``.
 
-One question a prompt, greedy generation, scenes that were never trained on. A blank picture and the picture of another
-scene show whether the answers depend on the picture; the caption as text shows what the language model answers without
-one; perplexity on a passage of this project shows what tuning changed on ordinary text.
+Each prompt has one question on a scene that training did not use, answered by greedy generation. A blank picture and
+the picture of another scene measure whether answers depend on the picture, the caption as text what the language model
+answers without one, and perplexity on a passage of this project what tuning changed on ordinary text.
 """
 
 import json
@@ -85,7 +85,7 @@ def _asked(condition: Condition, n: int) -> Iterator[tuple[Example, Image.Image 
 def score_condition(loaded: Loaded, condition: Condition, *, n: int) -> pd.DataFrame:
     """Accuracy by question family on ``n`` scenes: columns of ``accuracy_by_family`` and ``condition``, ``chance``."""
     asked = list(_asked(condition, n))
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i][0].question))  # alike lengths pad little
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i][0].question))  # similar lengths need little padding
     prompts = [vicuna_v1(asked[i][0].question, n_images=len(asked[i][0].pictures)) for i in order]
     said = generate(loaded, prompts, [asked[i][1] for i in order])
     scored = [asked[i][0] for i in order]

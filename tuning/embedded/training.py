@@ -1,7 +1,6 @@
 """The training loop of the embedded checkpoints, with snapshots from which a killed run continues.
 
-A snapshot is one safetensors file: trained parameters, optimizer state, and facts as JSON in its metadata. It is
-written under a temporary name and renamed, so a file that exists is complete.
+A snapshot is one safetensors file: trained parameters, optimizer state, and facts as JSON in its metadata.
 """
 
 import hashlib
@@ -37,22 +36,13 @@ def train(
     log_every: int,
     save_every: int,
 ) -> None:
-    """Train in place for ``plan["steps"]`` steps, from the snapshot of the stage if there is one.
+    """Train in place for ``plan["steps"]`` steps, from the stage's snapshot in ``work`` if there is one.
 
-    Args:
-        work: The folder of the snapshot.
-        stage: Its name.
-        modules: What is saved: their parameters that require a gradient.
-        optimizer: Of these parameters, at the peak learning rates.
-        losses: From the first step to run, yields the loss of each step and a text for the log. Code after a ``yield``
-            runs after the update.
-        plan: Seed, steps, rates and start of the run; a snapshot of another plan is an error.
-        log_every: Steps between lines of the log.
-        save_every: Steps between snapshots.
+    ``losses`` starts at a given step and yields the loss of each step and a text for the log; its code after a
+    ``yield`` runs after the update. A snapshot holds the parameters of ``modules`` that require a gradient.
+    ``optimizer`` has the peak learning rates.
 
-    Raises:
-        UserError: If the snapshot has another plan.
-        FloatingPointError: If a loss is not finite.
+    Raises ``UserError`` if the snapshot has another plan, and ``FloatingPointError`` if a loss is not finite.
     """
     path = snapshot_path(work, stage)
     facts = load_snapshot(path, modules, optimizer) or {"step": 0, "seconds": 0.0}
@@ -133,7 +123,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def digest(*modules: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers, by which a resumed run checks its start."""
+    """SHA-256 of all parameters and buffers; a resumed run must start from the same."""
     found = hashlib.sha256()
     for module in modules:
         for key, value in module.state_dict().items():

@@ -2,8 +2,9 @@
 
 The losses act on the layer that LLaVA reads (hidden state -2). A linear head predicts the kind and the colour of the
 object at each patch, or background; the same head predicts the kind from the mean over an object's box. Two heads
-predict the row and the column of each patch, or the tower loses them. The last layer and the class token, which LLaVA
-does not read, predict which kinds the scene holds. The projector maps single patches, so averages alone do not suffice.
+predict the row and the column of each patch, so that the tower keeps them. The last layer and the class token, which
+LLaVA does not read, predict which kinds the scene holds. The projector maps single patches, so a loss on averages alone
+would not suffice.
 """
 
 from collections.abc import Iterator
@@ -21,10 +22,10 @@ from tasks.scenes.drawings import KINDS
 from tasks.scenes.scene import COLOURS, Scene, Split, make_scene, render
 from tuning.embedded.training import train
 
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own, so that its image processor serves the tower
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, so that the tower can use its image processor
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 BACKGROUND = len(KINDS)
-GRID = 8  # patches a side
+GRID = 8  # patches per side
 WIDTH = 192
 # 112 px: 64 patches of 14 px, six layers
 VISION_CONFIG: dict[str, Any] = {
@@ -40,10 +41,9 @@ _COLOUR_NAMES = tuple(COLOURS)
 
 
 class SceneBatch(NamedTuple):
-    """Scenes as tensors."""
+    """Scenes as tensors; ``pixels`` are ``batch 3 112 112``, normalised as CLIP's processor does."""
 
     pixels: Tensor
-    """``batch 3 112 112``, normalised as CLIP's processor does."""
     kind: Tensor
     """``batch patch``, with one extra class for background, as ``colour``."""
     colour: Tensor
@@ -103,7 +103,7 @@ class VisionHeads(nn.Module):
 
 
 class VisionScores(NamedTuple):
-    """Shares of right answers: kind and colour of object patches, kind of boxes, row with column of patches."""
+    """Shares of right answers: kind and colour of object patches, kind of boxes, row and column of patches."""
 
     patch_kind: float
     box_kind: float
@@ -119,7 +119,7 @@ def _forward(tower: CLIPVisionModel, heads: VisionHeads, batch: SceneBatch) -> t
     kind, colour = heads.kind(patches), heads.colour(patches)
     box = heads.kind(torch.einsum("bpo,bpd->bod", share, patches))
     inked = batch.kind != BACKGROUND
-    # background is easy and half of all patches: at full weight it would dominate the loss
+    # half of all patches are background, which is easy: at full weight they would dominate the loss
     weight = torch.where(inked, 1.0, 0.25).flatten()
 
     def entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
@@ -149,7 +149,7 @@ class _Batches(Dataset[SceneBatch]):
 
     def __getitem__(self, step: int) -> SceneBatch:
         numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
-        # three scenes in four hold as many drawings as fit, at the cost of one picture
+        # three scenes in four hold as many drawings as fit: more labels at the same cost
         return scene_batch([make_scene(i, seed=self.seed, n_objects=None if i % 4 == 0 else 4) for i in numbers])
 
 
@@ -176,7 +176,7 @@ def pretrain_vision(
     save_every: int = 100,
     n_scored: int = 512,
 ) -> CLIPVisionModel:
-    """The trained tower; a snapshot in ``work`` is continued, a finished one is returned."""
+    """The trained tower, from the snapshot in ``work`` if there is one."""
     torch.manual_seed(seed)
     tower, heads = CLIPVisionModel(CLIPVisionConfig(**VISION_CONFIG)), VisionHeads()
     tower.train().to(device)

@@ -1,4 +1,4 @@
 """Which parameters train: layer specs, plans, their resolution on a model, LoRA, and the choice of layers from tables.
 
-It does not depend on data or training.
+This package does not depend on data or training.
 """

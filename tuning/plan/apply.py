@@ -1,7 +1,6 @@
 """Apply a resolved plan to a model: which parameters require a gradient, and gradient checkpointing.
 
-After ``apply_plan`` exactly the planned parameters require a gradient, so no layer below the lowest one builds a graph
-or keeps an activation.
+Only the planned parameters require a gradient, so layers below the lowest one build no graph and keep no activations.
 """
 
 from collections.abc import Iterator
@@ -83,8 +82,7 @@ def draw_blocks(llava: Llava, resolved: Resolved, *, step: int, seed: int) -> tu
 def set_checkpointing(llava: Llava, first_block: int | None, first_vision: int | None = None) -> None:
     """Recompute activations in the backward pass, from block ``first_block`` of the language model on.
 
-    ``first_vision`` is the same for the vision tower; without ``first_block`` nothing is recomputed. Blocks below need
-    no gradients.
+    ``first_vision`` is the first such block of the vision tower. If ``first_block`` is None, nothing is recomputed.
     """
     # Reentrant checkpointing, transformers' default, loses the gradients of a block whose input requires none.
     run = partial(checkpoint, use_reentrant=False)
@@ -100,7 +98,7 @@ def set_checkpointing(llava: Llava, first_block: int | None, first_vision: int |
 def applied(
     llava: Llava, resolved: Resolved, *, seed: int = 0, checkpointing: bool = False, low_precision: bool = False
 ) -> Iterator[None]:
-    """Apply the plan in this context, with gradient checkpointing if ``checkpointing``, and remove it afterwards.
+    """In this context the plan is applied, with gradient checkpointing if ``checkpointing``.
 
     ``low_precision`` leaves the frozen parameters rounded to bfloat16. All parameters must have one dtype.
     """

@@ -1,8 +1,8 @@
 """Newly initialised connectors: one linear map as in LLaVA, or two with GELU between them as in LLaVA-1.5.
 
-transformers' LLaVA always has ``linear_1``, an activation and ``linear_2``. One linear map is stored as ``linear_1``,
-the activation "linear" (the identity) and an identity matrix as ``linear_2``, which never trains, so that the folder
-opens in plain transformers.
+transformers' LLaVA always has ``linear_1``, an activation and ``linear_2``. To open in plain transformers, one linear
+map is stored as ``linear_1``, the activation "linear" (the identity), and an identity matrix as ``linear_2``, which
+never trains.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ _ACTIVATION = {"linear": "linear", "mlp": "gelu"}
 
 
 def is_linear(llava: Llava) -> bool:
-    """True if the connector is one linear map: its second map is the identity, which on meta the config implies."""
+    """True if the connector is one linear map: no activation and an identity ``linear_2`` (not checked on meta)."""
     has_activation = bool(llava.config.projector_hidden_act != "linear")
     if has_activation or llava.device.type == "meta":
         return not has_activation
@@ -33,15 +33,9 @@ def is_linear(llava: Llava) -> bool:
 
 
 def with_connector(llava: Llava, connector: Connector, *, seed: int) -> Llava:
-    """``llava``, changed in place, with a new connector; unchanged for ``"keep"``.
+    """``llava``, changed in place, with a new connector and a new weight hash; unchanged for ``"keep"``.
 
-    Args:
-        llava: The model.
-        connector: ``"linear"`` as in LLaVA, ``"mlp"`` as in LLaVA-1.5.
-        seed: Seed of the new weights, which follow torch's default for linear maps, as in LLaVA.
-
-    Returns:
-        The same model with a new weight hash.
+    New weights follow torch's default for linear maps, as in LLaVA.
 
     Source: Liu et al. 2023, "Visual Instruction Tuning", arXiv 2304.08485 (linear); Liu et al. 2024, "Improved
         Baselines with Visual Instruction Tuning", arXiv 2310.03744 (mlp).

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tuning.plan.layers import anchor_band, layer_spec
 from tuning.plan.plan import WHOLE, LayerPlan, Lisa, Lora
 
-EXTRA_PLANS = ("LISA on the band",)  # run if they are named
+EXTRA_PLANS = ("LISA on the band",)  # run only if named
 
 
 def default_plans(

@@ -59,16 +59,12 @@ def remove_lora(llava: Llava, *, merge: bool) -> None:
 
 
 def write_adapter(folder: Path, trained: Mapping[str, Tensor], resolved: Resolved, base: str) -> None:
-    """Write an adapter that ``PeftModel.from_pretrained(model, folder)`` opens on the base model.
+    """Write an adapter that ``PeftModel.from_pretrained(model, folder)`` opens on the model ``base`` (a name or path).
 
-    Args:
-        folder: An existing folder.
-        trained: The factors and all fully trained tensors, by name.
-        resolved: The plan.
-        base: Name or path of the base model.
+    ``trained`` holds the factors and all fully trained tensors, by name; ``folder`` must exist.
     """
     tensors = {
-        # PEFT leaves the adapter's name out of the names of its factors in files
+        # in files, PEFT omits the adapter's name from the names of factors
         f"base_model.model.{name.replace('.default.', '.') if is_factor(name) else name}": tensor.detach()
         .to("cpu", torch.float32)
         .contiguous()

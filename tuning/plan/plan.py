@@ -1,6 +1,6 @@
 """A layer plan: which parts of the model train. ``resolve(plan, llava)`` finds their parameters.
 
-Blocks of the language model are named by a layer spec (``tuning.plan.layers``), other parts by name: ``projector``,
+A layer spec (``tuning.plan.layers``) selects blocks of the language model. Other parts have names: ``projector``,
 ``vision`` (or ``vision:20``: the tower from block 20 on), ``embeddings``, ``final_norm``, ``lm_head``. Parts that LLaVA
 computes but does not use (the vision tower's last block) never train.
 """
@@ -69,7 +69,7 @@ class Lisa:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What trains.
+    """The parts of the model that train, and how.
 
     Args:
         layers: Blocks of the language model, as a layer spec.

@@ -20,16 +20,14 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters of one part of the model."""
+    """Parameters of one part of the model: ``count`` weights, of which ``trained`` train."""
 
     name: str
     """``block 6``, ``projector``, ``vision block 3``, ``vision embeddings``, ..."""
     names: tuple[str, ...]
     """The parameters' names in ``llava.model.named_parameters()``."""
     count: int
-    """Number of weights."""
     trained: int
-    """Number of weights that train."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,7 @@ class Resolved:
     lora_modules: tuple[str, ...]
     """Names of the linear maps with LoRA factors."""
     groups: tuple[Group, ...]
-    """All parts of the model."""
     n_layers: int
-    """Number of blocks of the language model."""
     lora_count: int
     """Number of weights in all LoRA factors."""
     first_block: int
@@ -54,7 +50,6 @@ class Resolved:
     first_vision: int | None
     """The lowest block of the vision tower with gradients; None if there is none."""
     notes: tuple[str, ...]
-    """Notes for the user."""
 
     @property
     def total(self) -> int:
@@ -72,7 +67,7 @@ class Resolved:
         return any(part.partition(":")[0] in ("projector", "vision", "embeddings") for part in self.plan.train)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON data for ``plan.json``."""
+        """The content of ``plan.json``."""
         return {
             "plan": self.plan.to_dict(),
             "layers": list(self.layers),
@@ -198,7 +193,7 @@ def _parts(llava: Llava) -> dict[str, tuple[tuple[str, ...], int]]:
         take(f"vision block {index}" if index < used else f"vision unused block {index}", block)
     take("vision embeddings", llava.vision_tower, unless="post_layernorm")  # LLaVA reads the tower before this norm
     take("vision unused norm", llava.vision_tower)
-    if is_linear(llava):  # its second map stays the identity
+    if is_linear(llava):  # linear_2 stays the identity
         take("projector", llava.projector, unless="linear_2")
         take("projector identity", llava.projector)
     else:

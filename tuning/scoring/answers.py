@@ -1,7 +1,7 @@
 """Score a model's answers with teacher forcing: an answer is right if greedy decoding would generate exactly it.
 
 Every token of the answer and its end-of-text token must be the most likely one after the tokens before it. One forward
-pass finds this, and several questions about a picture share it.
+pass computes this, for several questions about a picture at once.
 """
 
 import math
@@ -27,14 +27,8 @@ TEXT = Path(__file__).parents[2] / "models" / "embedded" / "passage.txt"
 def score_answers(llava: Llava, samples: Samples, *, batch_size: int = 8) -> pd.DataFrame:
     """One row for each answer: ``id, group, family, right, log_prob, tokens``.
 
-    Args:
-        llava: The model.
-        samples: The questions and answers.
-        batch_size: Samples per forward pass.
-
-    Returns:
-        ``group`` is the first picture, or the sample if it has none; ``right`` is 1 or 0; ``log_prob`` is the
-        answer's total log-probability in nats, its end-of-text token included.
+    ``group`` is the first picture, or the sample if it has none; ``right`` is 1 or 0; ``log_prob`` is the answer's
+    total log-probability in nats, its end-of-text token included.
     """
     training = llava.model.training
     llava.model.eval()
@@ -84,9 +78,7 @@ def _token_scores(logits: Float[Tensor, "learned vocab"], labels: Int[Tensor, "b
 def text_log_likelihood(llava: Llava, text: str | None = None) -> float:
     """Mean log-likelihood of a token of ``text`` in nats, without a picture; higher is better.
 
-    Args:
-        llava: The model.
-        text: Ordinary text; if None, the passage that ships with the embedded checkpoints.
+    The default is the passage that ships with the embedded checkpoints.
     """
     words = TEXT.read_text(encoding="utf-8") if text is None else text
     limit = int(llava.config.text_config.max_position_embeddings)
@@ -102,7 +94,7 @@ def text_log_likelihood(llava: Llava, text: str | None = None) -> float:
 
 
 def model_inputs(batch: dict[str, Tensor], llava: Llava) -> dict[str, Any]:
-    """A collated batch as model arguments on the model's device, with the mask in the type of attention."""
+    """A collated batch as model arguments on the model's device, with the mask in the dtype of attention."""
     moved: dict[str, Any] = {name: value.to(llava.device) for name, value in batch.items()}
     moved["use_cache"] = False
     mask = moved["attention_mask"]

@@ -1,8 +1,4 @@
-"""The evaluations of a run as a table that grows during training: ``evaluations.csv``.
-
-``score_sets`` scores, ``tabulate`` makes the rows of an evaluation, ``add_rows`` writes them, ``trim_rows`` drops those
-after the checkpoint of an interrupted run.
-"""
+"""The evaluations of a run as a table that grows during training: ``evaluations.csv``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,8 +27,7 @@ _TYPES: Any = {"set": str, "data": str, "family": str, "metric": str, "interval"
 def score_sets(llava: Llava, sets: Mapping[str, Samples], *, step: int) -> dict[str, pd.DataFrame]:
     """The answers to every evaluation set by its name, from ``score_answers``.
 
-    Raises:
-        UserError: If a log-probability is not finite; the message names ``step``.
+    Raises ``UserError`` if a log-probability is not finite; the message names ``step``.
     """
     answers = {}
     for name, samples in sets.items():
@@ -51,17 +46,12 @@ def tabulate(
 ) -> pd.DataFrame:
     """One row for each question family and metric of an evaluation; family ``all`` holds all answers.
 
-    Args:
-        answers: ``group, family, right, log_prob, tokens``, one row per answer.
-        step: Number of optimizer steps done.
-        name: Name of the evaluation set.
-        data: Digest of the questions.
-        chance: Share of right answers of a random guess by family, where it is known.
+    Columns: ``step, set, data, family, metric, score, lower, upper, chance, n, interval``. Metric ``accuracy`` is the
+    share of right answers; ``log_prob_per_token`` is in nats. ``n`` is the number of pictures (samples, if there are no
+    pictures), which the bootstrap draws with all their answers.
 
-    Returns:
-        ``step, set, data, family, metric, score, lower, upper, chance, n, interval``. Metric ``accuracy`` is the share
-        of right answers; ``log_prob_per_token`` is in nats. ``n`` is the number of pictures (samples, if there are no
-        pictures), which the bootstrap draws with all their answers.
+    ``answers`` has ``group, family, right, log_prob, tokens``. ``data`` is a digest of the questions, ``chance`` the
+    share of right answers of a random guess by family, where it is known.
     """
     guess = chance or {}
     counted = answers.assign(answers=1.0, chance=[guess.get(str(family), np.nan) for family in answers["family"]])

@@ -1,4 +1,4 @@
-"""The training loop of a resolved plan on given samples, its checkpoints, and the saved model.
+"""The training loop of a resolved plan, its checkpoints, and the saved model.
 
 It does not depend on the command line or the run directory's manifest.
 """

@@ -23,13 +23,7 @@ def check_launcher(*, bf16: bool) -> None:
 
 
 def make_accelerator(device: str, *, bf16: bool, find_unused: bool) -> Accelerator:
-    """The accelerator of a run on its device.
-
-    Args:
-        device: Device of this process.
-        bf16: Run matrix products in bfloat16.
-        find_unused: A step may leave some trained parameters without a gradient.
-    """
+    """The accelerator of a run; ``find_unused`` if a step may leave trained parameters without a gradient."""
     check_launcher(bf16=bf16)
     if device.startswith("cuda"):
         torch.cuda.set_device(device)  # accelerate uses the current device

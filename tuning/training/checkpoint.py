@@ -1,7 +1,7 @@
-"""Checkpoints of a training run: the trained parameters, the optimizer, the schedule and the random states.
+"""Checkpoints of a training run: trained parameters, optimizer, schedule and random states.
 
-Tensors are safetensors files by parameter name, the rest is JSON; nothing is pickled. A checkpoint is written under a
-temporary name and renamed, so a folder named ``checkpoint-N`` is complete.
+Tensors are safetensors files by parameter name, other data are JSON; nothing is pickled. A checkpoint is renamed to
+``checkpoint-N`` once it is complete.
 """
 
 import json
@@ -49,11 +49,7 @@ def checkpoint_step(path: Path) -> int:
 
 
 def read_weights_into(path: Path, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Copy saved parameters into ``parameters``.
-
-    Raises:
-        UserError: If the file holds other parameters, those of another plan.
-    """
+    """Copy saved parameters into ``parameters``; raise ``UserError`` if their names differ."""
     saved = load_file(path)
     if saved.keys() != parameters.keys():
         odd = min(saved.keys() ^ parameters.keys())
@@ -147,11 +143,7 @@ def finish(folder: Path, *, keep: int) -> None:
 
 
 def check_resume(path: Path, facts: Mapping[str, object]) -> None:
-    """Check that a checkpoint belongs to a run with these settings.
-
-    Raises:
-        UserError: If it is not a checkpoint, or belongs to another run; the message names the first difference.
-    """
+    """Raise ``UserError`` unless ``path`` is a checkpoint of a run with these facts; it names the first difference."""
     if not (path / FACTS).is_file() or not (path / STATE).is_file():
         raise UserError(
             f"resume must name a checkpoint folder, got {str(path)!r}. See the run's folder for checkpoint-N."
@@ -174,7 +166,7 @@ def _first_difference(key: str, before: object, after: object) -> tuple[str, obj
 
 
 def check_disk(folder: Path, resolved: Resolved, options: RunOptions, *, model_bytes: int = 0) -> None:
-    """Raise ``UserError`` if the disk has no room for a run's checkpoints and ``model_bytes`` for its tuned model."""
+    """Raise ``UserError`` if the disk has no room for the checkpoints and ``model_bytes`` of a tuned model."""
     existing = sum(file.stat().st_size for file in folder.glob("checkpoint-*/*") if file.is_file())
     one = resolved.trained * _BYTES_PER_NUMBER if options.save_every else 0
     # The new one is written before the old one is removed.
@@ -186,6 +178,6 @@ def check_disk(folder: Path, resolved: Resolved, options: RunOptions, *, model_b
 
 
 def is_finished(path: Path) -> bool:
-    """Whether a checkpoint is that of a run's last step."""
+    """True if a checkpoint was written after the last step of its run."""
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     return bool(state["step"] >= state["steps"] > 0)

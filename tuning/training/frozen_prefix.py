@@ -1,8 +1,8 @@
 """Store the output of the frozen layers below the lowest trained block, and read it in later epochs.
 
 The first epoch writes the residual stream that enters the lowest trained block, one file per sample. Later epochs read
-it, open no picture, and run the model from that block on. This is exact: a position depends on itself, on earlier
-positions and on the layers below.
+it, open no picture, and start the model at that block. This is exact, since the frozen layers give the same output in
+every epoch.
 """
 
 import json
@@ -29,7 +29,7 @@ from tuning.training.sharding import will_shard
 
 
 class KeptPrefix:
-    """The residual stream of each sample that enters block ``first``; above the last block, the final norm."""
+    """The residual stream of each sample that enters block ``first``, or the final norm if no block trains."""
 
     def __init__(
         self,
@@ -41,11 +41,9 @@ class KeptPrefix:
         optimisation: Optimisation,
         bf16: bool = False,
     ) -> None:
-        """Create ``folder``; delete what it holds of another model, data set or plan.
+        """Create ``folder``; delete a prefix there of another model, data set or plan.
 
-        Raises:
-            UserError: If the plan has no frozen prefix, there is only one epoch, the model is sharded, or the disk is
-                too small.
+        Raises ``UserError`` without a frozen prefix or a second epoch, under FSDP, or if the disk is too small.
         """
         if will_shard():
             raise UserError("keep-prefix must have the whole model in every process, got FSDP. Leave one of them out.")
@@ -94,7 +92,7 @@ class KeptPrefix:
             resid = args[0] if args else kwargs["hidden_states"]
             for row, sample in enumerate(rows):
                 path = self._path(sample)
-                partial = path.with_suffix(f".{os.getpid()}.partial")  # two processes may have the same sample
+                partial = path.with_suffix(f".{os.getpid()}.partial")  # two processes may write the same sample
                 kept = resid[row, : int(lengths[row])].detach().to("cpu").contiguous().clone()
                 save_file({"resid_pre": kept}, partial)
                 partial.replace(path)
@@ -122,6 +120,6 @@ class KeptPrefix:
         return self._llava.module_at(Site("language_model", None, "final_norm"))
 
     def _path(self, sample: int) -> Path:
-        shelf = self._folder / f"{sample // 1000:05d}"  # a folder of a million files is slow
+        shelf = self._folder / f"{sample // 1000:05d}"  # one folder with a million files is slow
         shelf.mkdir(exist_ok=True)
         return shelf / f"{sample:08d}.safetensors"

@@ -18,10 +18,7 @@ def add_to_log(folder: Path, entry: Mapping[str, int | float]) -> None:
 def trim_log(folder: Path, step: int, *, evaluations: bool = False) -> None:
     """Drop the lines after ``step``, which a resumed run writes again; all lines if ``step`` is 0.
 
-    Args:
-        folder: The run directory.
-        step: The step that the run resumes from.
-        evaluations: Also drop the evaluations at ``step`` itself.
+    With ``evaluations``, also drop the evaluations at ``step`` itself.
     """
     path = folder / LOG
     if path.is_file():

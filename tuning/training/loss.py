@@ -1,7 +1,7 @@
-"""The training loss, with the language-model head applied only where a token is labelled.
+"""The training loss. The language-model head runs only at positions whose next token is labelled.
 
-The loss is the mean over labelled tokens, a few per cent of a conversation. With a vocabulary of 49,152 and width 576
-the head at all other positions would take a fifth of a forward pass and hundreds of megabytes.
+These are a few per cent of a conversation. With a vocabulary of 49,152 and width 576, the head at all other positions
+would take a fifth of a forward pass and hundreds of megabytes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ def loss_positions(labels: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"
 
 @contextmanager
 def head_at(llava: Llava, positions: Bool[Tensor, "batch pos"]) -> Iterator[None]:
-    """In this context, the model's logits are those at ``positions``, row by row: shape ``1 position vocab``."""
+    """In this context, the model returns logits at ``positions`` only, row by row: shape ``1 position vocab``."""
 
     def pick(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (args[0][positions.to(args[0].device)][None],)

@@ -1,6 +1,6 @@
 """Steps without a gradient: text-only batches when only the projector or the vision tower trains.
 
-Such a step must change no weight. With several processes it must still take part in the gradient exchange.
+Such a step must change no weight, but with several processes it must join the gradient exchange.
 """
 
 from collections.abc import Callable, Iterable, Iterator

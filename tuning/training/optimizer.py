@@ -15,13 +15,9 @@ from tuning.plan.resolve import Resolved
 def make_adamw(
     named: Mapping[str, nn.Parameter], resolved: Resolved, optimisation: Optimisation, *, fused: bool
 ) -> AdamW:
-    """AdamW over the parameters ``named``: ``projector_lr`` for projector and vision tower, ``lr`` for the rest.
+    """AdamW over the planned parameters: ``projector_lr`` for projector and vision tower, ``lr`` for all others.
 
-    Args:
-        named: The planned parameters by name.
-        resolved: The plan.
-        optimisation: Learning rates and weight decay.
-        fused: Use the fused kernel, which does not support sharded parameters.
+    The ``fused`` kernel does not support sharded parameters.
     """
     near = {
         name

@@ -26,18 +26,12 @@ def save_model(
     merge: bool = False,
     reload: Callable[[], Llava] | None = None,
 ) -> None:
-    """Write weights, config and processor; untrained weights are bitwise those that were loaded.
+    """Write weights, config and processor to ``folder``; untrained weights are bitwise those that were loaded.
 
     LoRA without ``merge`` is saved as an adapter in PEFT's format, everything else as a whole float32 checkpoint, which
-    holds 16-bit weights exactly. Files are renamed to their final names once all are written.
-
-    Args:
-        llava: The trained model; with ``merge`` its factors are merged and removed.
-        resolved: The plan.
-        tensors: The trained tensors by name, as ``PlanTrainer.full_tensors`` gathers them.
-        folder: The run directory.
-        merge: Merge LoRA factors into the weights.
-        reload: Loads the model as before training; given if frozen weights are rounded (bfloat16) or sharded.
+    holds 16-bit weights exactly. ``merge`` merges the factors into ``llava`` in place. ``tensors`` holds the trained
+    tensors (``PlanTrainer.full_tensors``). ``reload`` loads the model as before training; it is needed if frozen
+    weights are rounded to bfloat16 or sharded. Files get their final names once all are written.
     """
     fresh = folder / ".model.partial"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -67,7 +61,7 @@ def save_model(
 
 
 def bytes_of_model(resolved: Resolved, *, merge: bool = False) -> int:
-    """Bytes that ``save_model`` writes: factors and the parts trained beside them, or the whole float32 model."""
+    """Bytes that ``save_model`` writes: the adapter, or the whole float32 model."""
     adapter = resolved.plan.method == "lora" and not merge
     return (resolved.trained if adapter else resolved.total) * 4
 

@@ -1,7 +1,6 @@
 """Gather and shard tensors under FSDP, where each process holds a shard of every parameter.
 
-Tensors that are not sharded pass through unchanged. Gathering is collective: every process must call it for the same
-tensors in the same order.
+Tensors that are not sharded pass through unchanged. Every process must gather the same tensors in the same order.
 """
 
 import os
@@ -23,7 +22,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Whole tensors on the CPU, gathered one by one, so that no device holds all of them; empty without ``keep``."""
+    """Whole tensors on the CPU, gathered one by one to limit the device's memory; empty without ``keep``."""
     found = {}
     for name, tensor in tensors.items():
         gathered_tensor = whole(tensor.detach())  # every process takes part
@@ -46,7 +45,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def describe(model: nn.Module) -> str:
-    """One line on how much of a sharded model this process holds."""
+    """One line with the part of a sharded model that this process holds."""
     parameters = list(model.parameters())
     own = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in parameters)
     return f"sharded by FSDP: process 0 holds {own:,} of {sum(p.numel() for p in parameters):,} numbers"
@@ -63,14 +62,13 @@ def will_shard() -> bool:
 
 
 def prepare_fsdp(accelerator: Any, llava: Llava) -> bool:
-    """Configure accelerate for FSDP if it is requested, on CPUs too; True if the model will be sharded.
+    """Configure accelerate for FSDP if the launcher requests it; True if the model will be sharded.
 
-    accelerate 1.15 applies its FSDP settings on GPUs only; processes on CPUs would silently copy the model. Each block
-    of the language model is one unit. The vision tower stays in the root unit with the rest: a process whose
-    batch has no picture does not run it, and the others would wait for its part.
+    accelerate 1.15 applies its FSDP settings on GPUs only; on CPUs each process would silently train a full copy. Each
+    block of the language model is one unit. The vision tower stays in the root unit: a process whose batch has no
+    picture does not run the tower, and the others would wait for its part.
 
-    Raises:
-        UserError: If version 1 of FSDP is requested, which shards frozen and trained weights together.
+    Raises ``UserError`` for version 1 of FSDP, which shards frozen and trained weights together.
     """
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin

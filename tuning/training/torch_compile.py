@@ -15,14 +15,14 @@ from models.llava import Llava
 from records.processes import launched
 from tasks.errors import UserError
 
-_KINDS = 64  # graphs per block (trained or frozen, one row or several); above torch's default of 8 nothing compiles
-_LONG = 512  # positions from which the score matrices of eager attention cost more than its fused passes save
+_KINDS = 64  # graphs per block (trained or frozen, one row or several); torch's default limit is 8
+_LONG = 512  # positions above which the score matrices of eager attention cost more than its fusion saves
 
 
 def check_compiling(device: str, *, keep_prefix: bool = False) -> None:
-    """Raise ``UserError`` if blocks cannot be compiled in this run.
+    """Raise ``UserError`` if blocks cannot be compiled.
 
-    The run must not keep its prefix, must have one process, and on a CPU needs a C++ compiler and Python's headers.
+    A kept prefix and several processes exclude it; on a CPU it needs a C++ compiler and Python's headers.
     """
     if keep_prefix:
         raise UserError(
@@ -32,7 +32,7 @@ def check_compiling(device: str, *, keep_prefix: bool = False) -> None:
         raise UserError("compile must run in one process, got several. Leave --compile out.")
     if device != "cpu":
         return  # Triton reports what is missing
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # where torch looks
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch chooses it
     if shutil.which(compiler) is None:
         raise UserError(
             f"compile must find the C++ compiler {compiler!r}, got none. Install it, or leave --compile out."
@@ -50,11 +50,9 @@ def compiled(
 ) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """In this context, the language model's blocks are compiled; one graph serves all sequence lengths.
 
-    Results change by rounding only. On a CPU, blocks use eager attention if ``longest``, the length of the longest row,
-    is small: the compiler fuses its softmax and mask, while torch's fused attention has a slow backward pass.
-
-    Yields:
-        A function that opens a context in which the blocks run uncompiled.
+    Yields a function that opens a context in which the blocks run uncompiled. Results change by rounding only. On a
+    CPU, blocks use eager attention if the ``longest`` row has at most ``_LONG`` positions: the compiler fuses its
+    softmax and mask, while torch's fused attention has a slow backward pass.
     """
     config: Any = llava.model.config.text_config
     original: str = config._attn_implementation

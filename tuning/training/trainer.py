@@ -52,7 +52,6 @@ class Trained(NamedTuple):
     """A finished training run."""
 
     steps: int
-    """Number of optimizer steps."""
     losses: dict[int, float]
     """Logged training losses by step."""
     step_seconds: tuple[float, ...]
@@ -83,31 +82,13 @@ def train(
     on_progress: OnProgress = silent,
     on_trained: "Callable[[PlanTrainer], None] | None" = None,
 ) -> Trained:
-    """Train the plan in place.
+    """Train the plan in place; ``apply_plan`` must have been called, and ``folder`` must exist.
 
-    Args:
-        llava: The model, with the plan applied (``apply_plan``).
-        resolved: The plan.
-        samples: The training samples.
-        optimisation: Learning rates, batch size, steps, seed.
-        options: Checkpoints, logging, gradient checkpointing, compilation.
-        folder: Existing folder for checkpoints, the log and the table of evaluations.
-        bf16: Run matrix products in bfloat16.
-        by_modality: Batches hold samples with pictures or without, not both.
-        keep_prefix: Store the output of the frozen layers on disk and read it in later epochs.
-        eval_every: Steps between evaluations; if 0, the only evaluation is after the last step.
-        facts: Settings, model and data. They are saved with each checkpoint and must be equal to resume from it.
-        eval_sets: Samples to score during training, by name.
-        resume: A checkpoint to resume from, or None.
-        model_bytes: Size of what ``on_trained`` writes; the disk must have room for it.
-        on_note: Called with each line for the user.
-        on_progress: Called as (stage, newly done, total).
-        on_trained: Called in every process after the last step, while the model is still sharded.
-
-    Raises:
-        LossNotFiniteError: If the loss or a gradient is NaN or infinite; the message names the step.
-        UserError: If there are no samples, the checkpoint belongs to another run, the disk is too small, or the plan
-            has no frozen prefix to keep.
+    ``facts`` (settings, model and data) are saved with each checkpoint, and a run resumes only from equal facts. With
+    ``by_modality``, a batch holds samples with pictures or without, not both. If ``eval_every`` is 0, the only
+    evaluation is after the last step. ``on_trained`` is called in every process after the last step, while the model is
+    still sharded; the disk must have room for the ``model_bytes`` that it writes. Raises ``LossNotFiniteError`` if the
+    loss or a gradient is NaN or infinite, and ``UserError`` if the options, samples or checkpoint cannot be used.
     """
     if not len(samples):
         raise UserError("data must have at least one sample that can be trained on, got none. See skipped.csv.")
@@ -180,7 +161,7 @@ class PlanTrainer:
         self.losses: dict[int, float] = {}
         self.step_seconds: list[float] = []
         self.data_seconds: list[float] = []
-        # A text-only batch gives projector and tower no gradient.
+        # A text-only batch produces no gradient in projector and tower.
         self._may_lack_gradient = resolved.below_blocks and not bool(samples.pictured.all())
         self.accelerator = make_accelerator(str(llava.device), bf16=bf16, find_unused=self._may_lack_gradient)
         self.is_sharded = sharding.prepare_fsdp(self.accelerator, llava)
@@ -211,15 +192,15 @@ class PlanTrainer:
         )
 
     def train(self, resume: Path | None = None) -> None:
-        """Run all steps that remain, from the checkpoint ``resume`` if it is given."""
+        """Run all remaining steps, from the checkpoint ``resume`` if it is given."""
         if resume is not None:
             self._load(resume)
-        if self.accelerator.is_main_process:  # what follows the checkpoint is written again
+        if self.accelerator.is_main_process:  # the resumed run writes later rows again
             trim_rows(self.folder, self.step)
             trim_log(self.folder, self.step, evaluations=not self.eval_every)
         self._logged_step = self.step
         if self.accelerator.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.accelerator.device)  # by now the model is sharded
+            torch.cuda.reset_peak_memory_stats(self.accelerator.device)  # measured once the model is sharded
         self.on_progress("training", self.step, self.steps)
         if self.is_sharded:
             self.on_note(sharding.describe(self.llava.model))
@@ -228,7 +209,7 @@ class PlanTrainer:
             resume = None
 
     def _run_epoch(self, epoch: int, done: int, resume: Path | None) -> None:
-        """Run the rest of an epoch, of which ``done`` steps are done; random states are read from ``resume``."""
+        """Finish an epoch of which ``done`` steps are done; random states are read from ``resume``."""
         if self.keeper is not None and all(self.keeper.has(index) for index in range(len(self.samples))):
             self.samples.read_prefix(self.keeper.read)
         accum = self.optimisation.grad_accum
@@ -242,7 +223,7 @@ class PlanTrainer:
             asked = _now()
             own = list(islice(batches, accum))
             if resume is not None and done:
-                # Starting the loader draws a number, which the uninterrupted run had drawn before the checkpoint.
+                # Starting the loader draws a number, which the uninterrupted run drew before the checkpoint.
                 checkpoint.read_random(resume, self.accelerator.process_index)
                 resume = None
             began = _now()
@@ -262,7 +243,7 @@ class PlanTrainer:
         if self.resolved.plan.method == "lisa":
             draw_blocks(self.llava, self.resolved, step=self.step, seed=self.optimisation.seed)
             for parameter in [p for p in self.optimizer.state if not p.requires_grad]:
-                del self.optimizer.state[parameter]  # frozen blocks keep no moments: that is what LISA saves
+                del self.optimizer.state[parameter]  # frozen blocks keep no moments, so LISA saves memory
         counts = [(batch["labels"][:, 1:] != IGNORED).sum() for batch in batches]
         n_labels: Any = self.accelerator.gather(torch.stack(counts).sum())
         self._model.train()
@@ -286,7 +267,7 @@ class PlanTrainer:
         return norm, rate
 
     def compute_loss(self, batch: Mapping[str, Any], n_labels: Tensor) -> Tensor:
-        """The loss of one batch: its sum over labelled tokens, divided by ``n_labels``, their number in the step."""
+        """The summed loss of a batch over ``n_labels``, the number of labelled tokens in the whole step."""
         self.tokens += batch["input_ids"].numel()
         given = {name: value for name, value in batch.items() if name not in ("owner", "sample", "prefix")}
         inputs = model_inputs(given, self.llava)
@@ -301,12 +282,12 @@ class PlanTrainer:
                 stack.enter_context(self.on_disk())
                 stack.enter_context(self.keeper.writing(batch["sample"], lengths))
             inputs = stack.enter_context(head_at_labels(self.llava, inputs))
-            if self._may_lack_gradient and not self.is_sharded:  # with FSDP, below
+            if self._may_lack_gradient and not self.is_sharded:  # under FSDP this is done below
                 stack.enter_context(zero_gradients_in_forward(self.llava.model, lambda: self.planned().values()))
             loss: Tensor = self._model(**inputs, num_items_in_batch=n_labels).loss
         loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
         if not loss.requires_grad and torch.is_grad_enabled():
-            sharding.reshard(self.llava.model)  # otherwise the backward pass does so; the optimizer holds shards
+            sharding.reshard(self.llava.model)  # usually done by the backward pass; the optimizer holds shards
             loss = with_zero_gradients(loss, self.planned().values())
         return loss
 
@@ -319,7 +300,7 @@ class PlanTrainer:
             )
 
     def _after_step(self, epoch: float, norm: float, rate: float) -> None:
-        """Log, evaluate and save when it is time, and after the last step."""
+        """Log, evaluate and save at the set intervals and after the last step."""
         options, step, is_last = self.options, self.step, self.step >= self.steps
         self.on_progress("training", 1, self.steps)
         if step == 1 or step % options.log_every == 0 or is_last:
@@ -362,7 +343,7 @@ class PlanTrainer:
 
     @contextmanager
     def on_disk(self) -> Iterator[None]:
-        """Re-raise errors of writing into the run directory as ``UserError``."""
+        """Re-raise errors of writing to the run directory as ``UserError``."""
         try:
             yield
         except (OSError, SafetensorError) as error:  # safetensors raises its own error when the disk is full
