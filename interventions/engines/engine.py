@@ -56,7 +56,7 @@ def run_cells(
 
     Example:
         >>> import numpy as np, torch
-        >>> from interventions.engines import Write
+        >>> from interventions.engines.edits import Write
         >>> from models import Site, load
         >>> llava = load("random:tiny")
         >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")

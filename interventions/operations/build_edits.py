@@ -54,7 +54,7 @@ def build_edits(
         UserError: If an example has no position of a group, a statistic is missing, or the operation is transplant.
 
     Example:
-        >>> from interventions.plan import InterventionPlan
+        >>> from interventions.plan.plan import InterventionPlan
         >>> import numpy as np
         >>> from models import load
         >>> llava = load("random:tiny")
