@@ -45,10 +45,10 @@ def run_batch(
     preprocess: Preprocess = "pad",
     exact: bool = False,
 ) -> BatchValues:
-    """Run every cell on a batch of pairs; ``exact`` patches exactly too when the plan estimates by attribution.
+    """Run every cell on a batch of pairs; ``exact`` also patches exactly when the plan estimates by attribution.
 
-    ``resampled`` is that of ``resampled_pairs``. If noise corrupts, values of patched cells and of the corrupt run are
-    means over its seeds.
+    ``resampled`` is a part of ``resampled_pairs``. With noise as corruption, values of patched cells and of the corrupt
+    run are means over its seeds.
     """
     plan = statistics.plan
     examples = [pair.clean for pair in pairs]
@@ -108,7 +108,7 @@ def run_transplants(
 ) -> BatchValues:
     """Run every mixture of two checkpoints on the clean examples of a batch.
 
-    The donor's run serves as the clean run, that of ``llava``, the recipient, as the corrupt run.
+    The donor's run is the clean run; the run of ``llava``, the recipient, is the corrupt run.
     """
     inputs = _batch(llava, [pair.clean for pair in pairs], preprocess)
     readout = find_readout(llava, inputs, [pair.foil for pair in pairs])

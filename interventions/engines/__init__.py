@@ -1,5 +1,5 @@
-"""Run edits of a forward pass: ``prepare_base`` runs a batch unchanged, ``run_cells`` with edits.
+"""Run a batch unchanged (``base_runs.prepare_base``) and with edits (``engine.run_cells``).
 
-Its inputs are the model and edits as tensors. It does not depend on plans, token groups, metrics or files.
-``README.md`` explains the incremental engine.
+Engines take a model and edits as tensors. They do not depend on plans, token groups, metrics or files. ``README.md``
+explains the incremental engine.
 """

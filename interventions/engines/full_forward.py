@@ -1,6 +1,6 @@
-"""The full engine: one forward of the whole model with hooks for each cell.
+"""The full engine: one forward of the whole model, with hooks, for each cell.
 
-It is slow and simple, and the reference for the other engine.
+It is slow and simple. The incremental engine is tested against it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,10 +44,10 @@ def applied(
     other: Inputs | None = None,
     columns: Columns | None = None,
 ) -> Iterator[None]:
-    """Apply the edits of a cell in forwards on ``inputs`` within a ``with`` block.
+    """Apply the edits of a cell to forwards on ``inputs`` while the context is open.
 
-    ``others`` holds activations of the run on ``other``, for edits that write them; ``columns`` are those that the
-    current forward computes, None for all (``tracked_columns``).
+    ``others`` holds activations of the run on ``other``, for edits that write them. ``columns`` returns the columns
+    that the current forward computes (``tracked_columns``); None means all.
     """
     writes = [e for e in cell.edits if isinstance(e, Write)]
     changes = _changes(_Batch(inputs, other, others or {}, columns), writes)
@@ -130,7 +130,7 @@ def _apply(batch: _Batch, writes: list[Write], current: Tensor) -> Tensor:
 
 
 def _partners(batch: _Batch) -> list[int]:
-    """The placeholder of the other batch for each of this batch; 0 if there is none, which no write uses."""
+    """For each placeholder of this batch, that of the other batch; 0 if there is none, which no write uses."""
     assert batch.other is not None
     found: list[int] = []
     before = 0
@@ -155,7 +155,7 @@ def _mask(allowed: Tensor, columns: Columns | None, module: Any, args: tuple[Any
 
 
 def _allowed(llava: Llava, inputs: Inputs, cuts: Sequence[Cut]) -> Bool[Tensor, "example head query key"]:
-    """The edges that are left: causal, to real tokens, not cut; always the edge to itself."""
+    """The attention edges that remain: causal, to real tokens, not cut. The edge of a position to itself always remains."""
     real = inputs.attention_mask.bool()
     n = inputs.n_positions
     causal = torch.ones(n, n, dtype=torch.bool, device=real.device).tril()

@@ -1,9 +1,9 @@
 """The incremental engine: it computes only what a cell can change, for many cells in one pass over the layers.
 
-The cells of a chunk are computed together, each from the first layer that it changes. In a layer, the positions that
-equal neither run (``needed_positions``) are packed, cells side by side, along the query axis of one native decoder
-layer. Their keys are those of the base run and the other run, which all cells share, and their own. ``README.md`` has
-an example.
+Each cell of a chunk starts at the first layer that it changes. In a layer, only positions that equal neither run
+(``needed_positions``) are computed: the queries of all cells are packed into one row and pass one native decoder layer
+together. Their keys are those of the base run and the other run, which all cells share, and their own. ``README.md``
+has an example.
 """
 
 from bisect import bisect_right

@@ -1,4 +1,4 @@
-"""Image features under the edits of a cell: the vision tower from the edited block on, and the projector."""
+"""Image features under the edits of a cell: run the vision tower from the first edited block on, then the projector."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -3,7 +3,7 @@
     effects = patch(llava, clean, corrupt, site="resid_post", layers="0-31", tokens="image")
     effects.recovered, effects.table, effects.plot()
 
-Each builds the cells of a plan and runs them on the engines that ``patch-sweep`` uses, so the numbers are the same.
+Each runs cells of a plan on the engines of ``patch-sweep``, so the numbers are the same.
 """
 
 from collections.abc import Sequence
@@ -224,7 +224,7 @@ def _plan(
 
 
 class _Runs:
-    """The two runs of a comparison, what is read from them, and the summary of cells."""
+    """The two runs of a comparison and their readout; runs cells and summarises them."""
 
     def __init__(
         self, llava: Llava, clean: Inputs, corrupt: Inputs, answers: Answers, foils: Answers, metric: Metric,

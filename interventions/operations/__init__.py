@@ -2,5 +2,5 @@
 
 An operation that edits a run is a file with the function ``edits(spec, batch)`` and an entry of ``build_edits.EDITS``;
 its options and defaults are an entry of ``OPERATIONS`` in ``interventions.plan.options``, which imports no torch.
-Operations import plans and engines; neither imports operations. They do not use metrics or files.
+Operations import plans and engines, not metrics or files.
 """

@@ -1,8 +1,8 @@
 """The options of each operation, with their checks and defaults.
 
-``OPERATIONS["ablate"].options`` is the options class of that operation; an ``InterventionPlan`` holds an instance. Its
-fields are the options of ``patch-sweep`` too (see ``records.options``), so this file imports no torch. A new operation
-adds its options class and one entry of ``OPERATIONS`` here, and one file in ``interventions.operations``.
+``OPERATIONS["ablate"].options`` is the options class of ablation; an ``InterventionPlan`` holds an instance. The fields
+are also options of ``patch-sweep`` (see ``records.options``), so this file imports no torch. A new operation needs an
+options class and an entry of ``OPERATIONS`` here, and a file in ``interventions.operations``.
 """
 
 from dataclasses import dataclass
@@ -126,15 +126,10 @@ Options = PatchOptions | AblateOptions | SkipOptions | SteerOptions | Transplant
 
 
 class Operation(NamedTuple):
-    """The options of an operation in a plan, and the defaults of a sweep.
+    """The options class of an operation, and its default sites, token groups and window in a sweep.
 
-    Args:
-        options: Class of its options.
-        sites: Default sites.
-        tokens: Default token groups.
-        window: Default window.
-        whole_blocks: Name of the site of its cells if it acts on whole blocks; None if the plan chooses sites.
-        by_head: Whether it can be limited to some heads.
+    ``whole_blocks`` names the site of its cells if it acts on whole blocks; None if the plan chooses sites. ``by_head``
+    is True if it can be limited to some heads.
     """
 
     options: type[Options]
