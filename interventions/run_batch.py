@@ -130,7 +130,7 @@ def _batch(llava: Llava, examples: Sequence[Example], preprocess: Preprocess) ->
 
 
 def _logits_of(llava: Llava, base: Base, inputs: Inputs, readout: Readout) -> Tensor:
-    """The logits of an unchanged run, from the base runs if it is one of them."""
+    """The logits of an unchanged run, taken from the base runs if it is one of them."""
     if inputs is base.inputs:
         return base.logits
     if inputs is not base.other or base.prefix is None or base.prefix.other is None:

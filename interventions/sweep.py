@@ -47,7 +47,8 @@ class PatchEstimate:
     """The cost of a sweep: numbers of pairs and cells, time, bytes that it writes, and free bytes on the disk.
 
     ``seconds`` is estimated from the matrix products of the base runs of every pair and the measured speed of one
-    product. Cells of engine ``full`` count as one run each; those of ``incremental``, a fraction of a run, are left out.
+    product. Cells of engine ``full`` count as one run each; those of ``incremental`` take less than a run and are left
+    out.
     """
 
     n_pairs: int
@@ -214,7 +215,7 @@ def _prepare(
 
 
 def _batch_runner(sweep: _Sweep) -> Callable[[int], BatchValues]:
-    """A function that runs a batch; statistics of the whole data set are computed here."""
+    """A function that runs a batch. Statistics of the whole data set are computed here."""
     llava, donor, plan, preprocess = sweep.llava, sweep.donor, sweep.config.plan, sweep.config.pairs.preprocess
     if donor is not None:
         return lambda batch: run_transplants(
@@ -272,7 +273,7 @@ def _write_pairs(sweep: _Sweep) -> None:
 
 
 def _run_batches(sweep: _Sweep, processes: Processes, on_progress: OnProgress) -> None:
-    """Run and write every batch of this rank (rank, rank + world, ...) that is not there yet."""
+    """Run and write every batch of this rank (rank, rank + world, ...) that has no file yet."""
     plan = sweep.config.plan
     owned = range(processes.rank, len(sweep.batches), processes.world)
     total = sum(len(sweep.batches[batch]) for batch in owned)

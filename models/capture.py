@@ -3,7 +3,7 @@
 ``capture(llava, inputs, sites, tokens="image", pool="mean")`` handles one batch, ``capture_examples`` a data set of any
 size in constant memory. Attention is causal, so a row is cut after its last wanted position, rows that agree up to
 there are run once, each distinct picture passes the vision tower once, the run stops after the last wanted layer, and
-no logits are computed. All of this is exact.
+no logits are computed. The values equal those of a full forward exactly.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,14 +63,14 @@ def capture(
         llava: The model.
         inputs: The batch.
         sites: At least one. In the vision tower and the projector, tokens are the patches of the wanted image tokens;
-            for ``"all"`` every token of every picture of the example, the class token included.
+            for ``"all"`` every token of every picture of the example, including the class token.
         tokens: A token group, or a boolean mask.
         pool: Over the wanted positions: the mean (summed in float32), the maximum, or ``"box"``, the mean over those
             that are patches in the focus box; ``"none"`` keeps each.
-        dtype: Of the values; None keeps the run's.
-        examples: Those of the batch, for the group ``"object"``, ``pool="box"`` and errors; None takes those in
+        dtype: Type of the values; None keeps the run's.
+        examples: Examples of the batch, for the group ``"object"``, ``pool="box"`` and errors; None takes those in
             ``inputs``.
-        changed: Interventions on the run, as a context manager for the whole forward of a batch; see ``Llava.capture``.
+        changed: A context manager that changes the forward of a batch; see ``Llava.capture``.
 
     Raises:
         UserError: If there is no site or one that the model lacks, or an example has no wanted position for a site.
@@ -185,11 +185,7 @@ def capture_examples(
 
 
 def plan_batches(examples: Sequence[Example], *, tokens: Group, batch_size: int) -> list[tuple[int, ...]]:
-    """The indices of each batch: ``batch_size`` rows to run, with all the examples that share them.
-
-    Raises:
-        UserError: If there are no examples or ``batch_size`` is not positive.
-    """
+    """The indices of each batch: ``batch_size`` rows to run, with all the examples that share them."""
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}. It counts rows that are run together.")
     if len(examples) == 0:

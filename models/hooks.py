@@ -1,4 +1,4 @@
-"""Hooks that read or change values at sites; all are removed when the block of code ends.
+"""Hooks that read or change values at sites; all are removed when their context ends.
 
 ``with recorded(llava, sites) as values:`` stores the values of a forward, and ``with edited(llava, {site: change}):``
 changes them. A ``Recorder`` stores selected rows and tokens and stops the forward after the last site.
@@ -32,10 +32,6 @@ class CaptureError(UserError):
 def recorded(llava: Adapter, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]]:
     """The values of the forward that runs inside, by site; q, k, v and z with an axis for the heads.
 
-    Args:
-        llava: The model.
-        sites: Any but patterns.
-
     Raises:
         UserError: If the model lacks a site or it is a pattern.
         CaptureError: If a site did not fire.
@@ -57,12 +53,9 @@ def recorded(llava: Adapter, sites: Iterable[Site]) -> Iterator[dict[Site, Tenso
 def edited(llava: Adapter, changes: Mapping[Site, Change]) -> Iterator[None]:
     """Change the values at sites in every forward that runs inside.
 
-    A change at ``resid_mid`` reaches both the MLP and the sum after it. Hooks that are
-    already on the modules, those by which transformers collects hidden states among them, see the changed values.
-
-    Args:
-        llava: The model.
-        changes: By site, any but patterns; a change returns a new tensor and leaves the one it gets alone.
+    A change returns a new tensor and does not modify its argument. A change at ``resid_mid`` reaches both the MLP and
+    the sum after it. Hooks that are already on the modules, such as those by which transformers collects hidden states,
+    get the changed values.
 
     Raises:
         UserError: If the model lacks a site or it is a pattern.
@@ -250,11 +243,7 @@ class Recorder:
                 handle.remove()
 
     def finished(self, names: Sequence[str]) -> dict[Site, Tensor]:
-        """The values by site, checked.
-
-        Raises:
-            CaptureError: If a site did not fire, or an example's values are not finite.
-        """
+        """The values by site; raise ``CaptureError`` if a site did not fire, or an example's values are not finite."""
         for site in self._sites:
             if site not in self._values:
                 raise CaptureError(

@@ -1,7 +1,7 @@
 """Prepare examples as one padded batch: ids, masks, pixels, and the positions of every part.
 
-``prepare(llava, examples)`` is the whole interface; ``llava.model(**inputs.model_kwargs())`` is then the plain forward.
-Every position is computed from the ids, so any tokenizer, image size and padding side gives the right answer.
+``llava.model(**prepare(llava, examples).model_kwargs())`` is the plain forward. Every position is computed from the
+ids, so any tokenizer, image size and padding side gives the right answer.
 """
 
 from collections.abc import Sequence
@@ -34,11 +34,8 @@ class Span(NamedTuple):
 class Layout(NamedTuple):
     """The positions of the parts of one example in its row.
 
-    Args:
-        real: All real tokens (everything that is not padding).
-        images: The image tokens of each placeholder, in order.
-        question: The question; None if the caller's own prompt does not contain it.
-        prompt_stop: The position after the prompt's last token, where the answer begins.
+    ``images`` are the image tokens of each placeholder, in order. ``question`` is None if the prompt does not contain
+    it. ``prompt_stop`` is the position after the prompt's last token, where the answer begins.
     """
 
     real: Span
@@ -121,7 +118,7 @@ class Inputs:
         Padding keeps its length, so that positions mean the same before and after.
 
         Raises:
-            UserError: If ``rows`` is empty or names an example that is not there.
+            UserError: If ``rows`` is empty or the batch has no such example.
         """
         if not rows or not all(0 <= row < len(self) for row in rows):
             raise UserError(f"rows must be in [0, {len(self)}) and not empty, got {list(rows)}. Rows count from 0.")
@@ -160,12 +157,9 @@ class Inputs:
         )
 
     def laid_out(self, side: PaddingSide, *, answers: bool = True, room: int = 0) -> "Inputs":
-        """The same batch padded on ``side``.
+        """The same batch padded on ``side``; without ``answers``, every row ends after its prompt.
 
-        Args:
-            side: Where short rows are padded.
-            answers: False cuts every row after its prompt.
-            room: Positions added after every row as if they held an answer, for tokens that will be generated.
+        ``room`` positions are added after every row as part of its answer, for tokens that will be generated.
         """
         stops = [layout.real.stop if answers else layout.prompt_stop for layout in self.layout]
         lengths = [stop - layout.real.start for layout, stop in zip(self.layout, stops, strict=True)]

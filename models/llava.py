@@ -45,7 +45,7 @@ class Intervention(Protocol):
 class Llava(Adapter):
     """A LLaVA-1.5 stack: the Hugging Face model in ``eval()`` mode and its processor.
 
-    Interventions of the package ``interventions`` hold for ``generate``, ``logits``, ``capture`` and ``logit_lens``.
+    Context managers such as ``interventions.ablated`` change ``generate``, ``logits``, ``capture`` and ``logit_lens``.
 
     Example:
         >>> from PIL import Image
@@ -110,18 +110,18 @@ class Llava(Adapter):
         seed: int = 0,
         use_cache: bool = True,
     ) -> str | list[str]:
-        """What the model writes after each prompt: one text, or a list for several.
+        """The model's text after each prompt: one string, or a list for several.
 
-        Rows are padded on the left, so a batch gives what each example gives alone. Interventions hold at every step.
+        Rows are padded on the left, so each text equals that of its example alone. Interventions apply at every step.
 
         Args:
             images: As for ``inputs``; or a batch that ``inputs`` made, whose answers are cut off.
             question: As for ``inputs``; None with a batch.
-            max_new_tokens: The largest number of tokens to write.
-            greedy: Take the most likely token; otherwise draw one.
-            temperature: Divides the logits before drawing.
-            seed: Of the draws.
-            use_cache: Keep keys and values. The text is the same without, only slower.
+            max_new_tokens: Largest number of tokens to generate.
+            greedy: Take the most likely token; otherwise sample.
+            temperature: Divides the logits before sampling.
+            seed: Seed of the sampling.
+            use_cache: Keep keys and values. Without it the text is the same, but takes longer.
         """
         inputs = images if isinstance(images, Inputs) else self.inputs(images, question or "")
         tokens = self.generate_tokens(
@@ -184,10 +184,10 @@ class Llava(Adapter):
         Args:
             inputs: The batch.
             sites: One or several, such as ``"blocks.3.hook_resid_post"``, or ``"resid_post"`` in every layer.
-            layers: The blocks that a short name means, such as ``"10-20"`` or 12.
+            layers: The blocks of a short name, such as ``"10-20"`` or 12; None means all.
             tokens: ``"image"``, ``"object"``, ``"question"``, ``"last"``, ``"text"``, ``"all"``, or a boolean mask.
             pool: ``"mean"`` or ``"max"`` over these tokens, ``"box"`` (the mean in the focus box), ``"none"``.
-            dtype: Of the values; None keeps the model's.
+            dtype: Type of the values; None keeps the model's.
         """
         changed = self.intervened if self.interventions else None
         found = find_sites(sites, self, layers)
@@ -216,9 +216,9 @@ class Llava(Adapter):
 
     @contextmanager
     def intervening(self, intervention: Intervention) -> Iterator[None]:
-        """Adds an intervention to the runs inside the context.
+        """Add an intervention to the runs inside the context.
 
-        A forward pass without token positions, such as a direct call of ``llava.model``, raises an error there.
+        There, a forward pass without token positions, such as a direct call of ``llava.model``, raises an error.
         """
 
         def check(module: Any, args: Any) -> None:

@@ -113,7 +113,7 @@ def fold_plans(data: ProbeData, config: SweepConfig) -> dict[str, FoldPlan]:
 
 
 def data_of(examples: Sequence[Example] | Dataset, targets: Sequence[str], tokens: Tokens, pool: Pool) -> ProbeData:
-    """Check examples in memory, as the data of a sweep.
+    """The data of a sweep from examples in memory, checked.
 
     Raises:
         UserError: If a target is unknown or unlabelled somewhere, or an example lacks the tokens.

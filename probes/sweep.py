@@ -189,10 +189,9 @@ def _check_probe(plan: FoldPlan, config: SweepConfig) -> None:
 
 
 def finished_sweep(folder: Path, *, figures: bool = True) -> FinishedRun:
-    """The finished run in ``folder``. Its figure is drawn if it is missing, unless ``figures`` is False.
+    """The finished run in ``folder``; raise ``UserError`` if there is none.
 
-    Raises:
-        UserError: If the folder holds no finished run of ``probe-sweep``.
+    Its figure is drawn if it is missing, unless ``figures`` is False.
     """
     results = read_results(folder, RUN)
     figure = folder / "figures" / f"{FIGURE}.png"

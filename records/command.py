@@ -80,11 +80,8 @@ def run_command(
 ) -> None:
     """Parse the command line, run the sub-command, and print its result.
 
-    Args:
-        name: The command's name.
-        subcommands: The first is the default.
-        arguments: The command line without the name; that of the process if None.
-        about: Text above the options of ``--help``: what the command does, and examples.
+    The first sub-command is the default; ``arguments`` None takes the command line of the process. ``about`` is the
+    text above the options of ``--help``: what the command does, and examples.
 
     Raises:
         SystemExit: With status 2 for invalid input, 130 after Ctrl-C, and 0 after ``--help``.
@@ -248,12 +245,7 @@ def _tokens(arguments: Sequence[str], options: Mapping[str, Option], command: st
 
 
 def read_yaml(path: Path, options: set[str], command: str) -> dict[str, Any]:
-    """The settings in a YAML file, by option name.
-
-    Args:
-        path: A file that holds one mapping; its keys are option names, with hyphens or underscores.
-        options: The names that are allowed.
-        command: The command that has the options.
+    """The settings in a YAML file, by option name. Its keys must be among ``options``, with hyphens or underscores.
 
     Raises:
         UserError: If the file cannot be read, is not a mapping, or has an unknown or repeated key.

@@ -30,14 +30,7 @@ def table_html(table: Table) -> str:
 
 
 def run_html(table: Table, *, figure: Path | None, folder: Path, notes: Sequence[str] = ()) -> str:
-    """A finished run as HTML: its table, its figure if it is small enough, and its folder.
-
-    Args:
-        table: The table for the terminal.
-        figure: A PNG file; None or a missing file is left out.
-        folder: The run directory.
-        notes: Sentences for the reader.
-    """
+    """A finished run as HTML: its table, its figure (a PNG file) if it exists and is small enough, folder and notes."""
     shown = "".join(f"<p>{escape(note)}</p>" for note in notes)
     return (
         f"<div>{table_html(table)}{shown}{picture_html(figure)}<p>Files: <code>{escape(str(folder))}</code></p></div>"

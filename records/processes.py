@@ -45,11 +45,7 @@ def join_processes(device: str) -> Processes:
 
 
 def own_device(device: str) -> str:
-    """The device of this process: ``"cuda"`` becomes the GPU of its local rank.
-
-    Raises:
-        UserError: If the machine does not have the device.
-    """
+    """The device of this process: ``"cuda"`` becomes the GPU of its local rank. A missing device raises ``UserError``."""
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (index and not index.isdecimal()):
         raise UserError(f"device must be cpu, cuda, cuda:N or mps, got {device!r}. Leave it out for cpu.")

@@ -155,7 +155,7 @@ def _mask(allowed: Tensor, columns: Columns | None, module: Any, args: tuple[Any
 
 
 def _allowed(llava: Llava, inputs: Inputs, cuts: Sequence[Cut]) -> Bool[Tensor, "example head query key"]:
-    """The attention edges that remain: causal, to real tokens, not cut. The edge of a position to itself always remains."""
+    """The remaining attention edges: causal, to real tokens, not cut. A position always attends to itself."""
     real = inputs.attention_mask.bool()
     n = inputs.n_positions
     causal = torch.ones(n, n, dtype=torch.bool, device=real.device).tril()

@@ -180,7 +180,7 @@ def check_among(name: str, value: object, known: tuple[str, ...]) -> None:
 
 
 def check_window(window: object) -> None:
-    """Check that ``window`` is one that a plan can have; raise ``UserError`` if not."""
+    """Check that ``window`` is valid in a plan; raise ``UserError`` if not."""
     if window not in WINDOW_KINDS and not (isinstance(window, int) and is_whole(window) and window > 0 and window % 2):
         raise UserError(
             f"window must be an odd number of layers or one of {', '.join(WINDOW_KINDS)}, got {window!r}. "

@@ -1,6 +1,6 @@
 """The probes by name. To add one, add its estimators here and its option to `probes.config.Probe`.
 
-Results name a probe as `ESTIMATORS` does; the option has hyphens instead of underscores.
+Names in results are those of `ESTIMATORS`; options have hyphens instead of underscores.
 """
 
 from typing import Any, Literal
@@ -22,11 +22,7 @@ INSTEAD = {"logistic": "ridge"}  # probes fitted instead to continuous targets
 
 
 def find_probe(option: str, kind: TargetKind) -> tuple[str, type[Any]]:
-    """The name and the estimator of the probe that is fitted to targets of a kind.
-
-    Args:
-        option: A name, with underscores or hyphens.
-        kind: Kind of the target.
+    """The name and the estimator of the probe for targets of a kind; ``option`` may have underscores or hyphens.
 
     Raises:
         UserError: If there is no such probe, or none for continuous targets.

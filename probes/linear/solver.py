@@ -40,10 +40,9 @@ def rotate(
 ) -> Basis:
     """Centre, scale and rotate activations. This is an exact change of coordinates for L2-penalised linear probes.
 
-    Args:
-        x: Activations in float32 or float64; the result has their device and dtype.
-        fitted: True for examples that set mean, scale and axes. None takes all.
-        standardise: Divide each dimension by its standard deviation; constant dimensions become zero.
+    The result has the device and dtype of ``x``, float32 or float64. ``fitted`` is True for examples that determine
+    mean, scale and axes; None takes all. ``standardise`` divides each dimension by its standard deviation; constant
+    dimensions become zero.
     """
     check_activations(x)
     inside = x if fitted is None else x[fitted]
@@ -133,7 +132,7 @@ def solve_logistic(
     products for all problems; converged problems leave the batch.
 
     Args:
-        basis: From `rotate`.
+        basis: The result of `rotate`.
         labels: Class codes from 0; those of examples with zero weight are ignored, but must be valid.
         weights: Weight of each example in each problem; zero leaves it out.
         n_classes: Number of classes of each problem; each class must occur with positive weight.

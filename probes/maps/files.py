@@ -1,4 +1,4 @@
-"""The patch maps of a run: their files, and reading them."""
+"""The files of a run's patch maps, and reading them."""
 
 import json
 from collections.abc import Mapping

@@ -34,12 +34,12 @@ class MapPlan:
 
 
 def plan_maps(selection: ProbeData, config: SweepConfig) -> MapPlan:
-    """Draw the examples to map, one of a group, and choose the targets that can be fitted without them.
+    """Draw the examples to map, one of each group, and choose the targets that can be fitted without these groups.
 
     Groups whose absence leaves a class without examples are avoided if there are others.
 
     Raises:
-        UserError: If more maps are asked for than groups can be spared, or the probe gives no probabilities.
+        UserError: If there are too few groups for the maps, or the probe gives no probabilities.
     """
     asked, n = config.probing.maps, selection.n_fitted
     everyone = np.ones(n, dtype=bool)

@@ -22,19 +22,10 @@ _RANKING = 1e-1  # tolerance that still shows which of three strengths, a factor
 def fit_patch_probes(
     x: Float[Tensor, "example d"], targets: Sequence[TargetPlan], training: Mask, plan: FoldPlan, probe: str
 ) -> dict[str, Any]:
-    """Fit a probe of class codes for each class target on the training examples.
-
-    Column c of ``predict_proba`` is the class of code c.
+    """Fit a probe of class codes for each class target on the training examples; column c of ``predict_proba`` is code c.
 
     The strength of a logistic probe is the one with the best score over the plan's folds, restricted to the training
-    examples, so that the map examples do not influence it.
-
-    Args:
-        x: Pooled activations of one site.
-        targets: Targets of the plan; every class occurs among the training examples.
-        training: True for the examples to fit on.
-        plan: Gives folds, groups and seed.
-        probe: Name of a probe with ``predict_proba``.
+    examples, so that the map examples do not influence it. Every class must occur among the training examples.
     """
     rows = torch.from_numpy(training).to(x.device)
     _, estimator = find_probe(probe, "class")
