@@ -67,9 +67,9 @@ class InterventionOptions:
     """Token group: `image`, `object`, `question`, `last`, `text`, `all`, `answer`, `patch(2,3)`, `image-object`, or
     `patches` for each patch; for knockouts `image->last`. [default: image, question, last]"""
     sources: Annotated[Repeated[str], named("from")] = ()
-    """knockout: the group that is no longer attended to."""
+    """knockout: the group that the other no longer attends to."""
     targets: Annotated[Repeated[str], named("to")] = ()
-    """knockout: the group that no longer attends to it."""
+    """knockout: the group that no longer attends to `--from`."""
     heads: OrDefault[str] = None
     """For q, k, v, z and knockouts: `all` for each on its own, `0,3-5`, or `0+3` together. [default: all together]"""
     patch: PatchOptions = field(default_factory=PatchOptions)
@@ -147,7 +147,7 @@ class PairOptions:
     split: OrDefault[str] = None
     """Split of the scenes. [default: test]"""
     limit: OrDefault[int] = None
-    """At most so many pairs. [default: 100 for scenes, else all]"""
+    """Largest number of pairs. [default: 100 for scenes, else all]"""
     preprocess: Preprocess = "pad"
 
 

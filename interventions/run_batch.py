@@ -75,7 +75,7 @@ def run_batch(
     values: list[Tensor] = []
     patched: list[Tensor] = []
     for number, seed in enumerate(plan.corruption.seeds if noisy else (0,)):
-        assert runs.corrupt is not None  # there is always a pair
+        assert runs.corrupt is not None  # every batch has pairs
         if noisy:
             noise = corrupt_cell(llava, runs.corrupt, statistics, seed=seed)
             corrupts += run_cells(llava, base, [noise], read, engine=plan.engine)
@@ -93,7 +93,7 @@ def run_batch(
             patched.append(torch.stack(run_cells(llava, base, cells, read, engine=plan.engine)))
     means = [torch.stack(part).mean(0) if part else None for part in (values, patched)]
     shown, compared = means if estimates else (means[1], None)
-    assert shown is not None  # there is a seed
+    assert shown is not None  # there is at least one seed
     return BatchValues(shown, read(clean_logits), torch.stack(corrupts).mean(0), compared)
 
 

@@ -39,7 +39,7 @@ from records.tables import read_results
 from tasks.errors import UserError
 from tasks.prompts import vicuna_v1
 
-_ROW = 40  # bytes of a row of values.parquet at most, and of its copy in the batches' files
+_ROW = 40  # upper bound of the bytes of a row of values.parquet and its copy in the files of batches
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Adapter:
 
     @property
     def n_vision_layers(self) -> int:
-        """Blocks of the vision tower, the unused last one included."""
+        """Blocks of the vision tower, including the unused last one."""
         return len(self.vision_blocks)
 
     @property
@@ -86,7 +86,7 @@ class Adapter:
 
     @property
     def n_kv_heads(self) -> int:
-        """Its key and value heads: fewer under grouped queries."""
+        """Key and value heads of a block; fewer than query heads under grouped queries."""
         return int(self.config.text_config.num_key_value_heads)
 
     @property
@@ -108,7 +108,7 @@ class Adapter:
 
     @property
     def n_class_tokens(self) -> int:
-        """Positions of a picture before its patches: 1 if the class token is passed on, else 0."""
+        """Positions of a picture before its patches: 1 if the language model gets the class token, else 0."""
         return 0 if self.config.vision_feature_select_strategy == "default" else 1
 
     @property
@@ -233,7 +233,7 @@ class Adapter:
     def rotary(
         self, like: Tensor, position_ids: Int[Tensor, "batch pos"]
     ) -> tuple[Float[Tensor, "batch pos d_head"], Float[Tensor, "batch pos d_head"]]:
-        """Cosine and sine that rotate the language model's queries and keys."""
+        """Cosine and sine of the rotary embedding of the language model's queries and keys."""
         cos, sin = _module(self.language_model.rotary_emb)(like, position_ids)
         return cos, sin
 

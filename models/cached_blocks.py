@@ -168,7 +168,7 @@ class _Joined:
     earlier: Sequence[KeysValues]
 
     def update(self, keys: Tensor, values: Tensor, *unused: object, **also_unused: object) -> tuple[Tensor, Tensor]:
-        """All keys and values, those of the call last; attention calls this."""
+        """All keys and values, those of the call last. Attention calls this."""
         found = zip(*self.earlier, (keys, values), strict=True)
         joined_keys, joined_values = (torch.cat(parts, dim=2) for parts in found)
         return joined_keys, joined_values
@@ -180,11 +180,11 @@ class _Stop(Exception):  # noqa: N818
 
 @dataclass(eq=False)
 class _Taker:
-    """A cache that keeps the keys and values of one call and stops the block."""
+    """A cache that stores the keys and values of one call and stops the block."""
 
     found: KeysValues | None = None
 
     def update(self, keys: Tensor, values: Tensor, *unused: object, **also_unused: object) -> tuple[Tensor, Tensor]:
-        """Keep the keys and values; attention calls this."""
+        """Store the keys and values. Attention calls this."""
         self.found = KeysValues(keys, values)
         raise _Stop

@@ -21,7 +21,7 @@ from tasks.examples_from import content_hash
 from tasks.prompts import IMAGE, vicuna_v1, with_answer
 
 PaddingSide = Literal["left", "right"]
-_TURN_END = " ASSISTANT:"  # what follows the user's words in vicuna_v1
+_TURN_END = " ASSISTANT:"  # the text after the question in vicuna_v1
 
 
 class Span(NamedTuple):
@@ -166,7 +166,7 @@ class Inputs:
         width = max(lengths)
         shape = len(self), width + room
         tokens = [int(row[layout.real.stop - 1]) for row, layout in zip(self.input_ids, self.layout, strict=True)]
-        ids = torch.tensor(tokens)[:, None].repeat(1, shape[1])  # the last token of a row is no image token
+        ids = torch.tensor(tokens)[:, None].repeat(1, shape[1])  # padding; never an image token
         mask = torch.zeros(shape, dtype=torch.int64)
         layouts = []
         for row, (layout, length) in enumerate(zip(self.layout, lengths, strict=True)):
@@ -271,7 +271,7 @@ def prepare(
         padding_side=padding_side,
         examples=tuple(examples),
         preprocess=preprocess,
-    ).to("cpu" if llava.device.type == "meta" else llava.device)  # positions need values
+    ).to("cpu" if llava.device.type == "meta" else llava.device)  # token positions are computed from values
 
 
 def _tokenise(llava: Adapter, example: Example, prompt: str, answers: bool) -> tuple[list[int], Layout]:
@@ -298,7 +298,7 @@ def _tokenise(llava: Adapter, example: Example, prompt: str, answers: bool) -> t
             f"tokenizer must write {IMAGE} as the single token {llava.image_token_id}, got {len(placeholders)} such "
             f"tokens for {n_placeholders} placeholders in example {example.id!r}. Use the checkpoint's own tokenizer."
         )
-    extra = llava.n_image_tokens - 1  # positions that each placeholder gains
+    extra = llava.n_image_tokens - 1  # positions that replacing a placeholder adds
 
     def expanded(position: int) -> int:
         return position + extra * sum(placeholder < position for placeholder in placeholders)
@@ -323,7 +323,7 @@ def _tokenise(llava: Adapter, example: Example, prompt: str, answers: bool) -> t
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids and the characters that each came from."""
+    """Token ids, and the character span of each."""
     if not tokenizer.is_fast:
         raise UserError(
             f"tokenizer must report character offsets, got {type(tokenizer).__name__}. Load the fast version of it."
@@ -351,7 +351,7 @@ class _Distinct(NamedTuple):
 
 
 def _distinct(llava: Adapter, examples: Sequence[Example], preprocess: Preprocess) -> _Distinct:
-    """Each distinct picture once. Pictures are compared by their pixels: two with one key are still two."""
+    """Each distinct picture once. Pictures are compared by their pixels, so two different pictures may have one key."""
     row_of_picture: dict[int, int] = {}
     row_of_content: dict[str, int] = {}
     found = _Distinct([], [], [], ())

@@ -35,10 +35,10 @@ Images = ImageLike | Sequence[ImageLike | Sequence[ImageLike]] | None
 
 @runtime_checkable
 class Intervention(Protocol):
-    """Something that changes runs while its context manager is open, such as ``interventions.ablated``."""
+    """A change to runs while its context manager is open, such as ``interventions.ablated``."""
 
     def hooks(self, llava: "Llava", inputs: Inputs) -> AbstractContextManager[None]:
-        """Changes forwards on ``inputs`` that run inside; they may have room for tokens to be generated."""
+        """Change forwards on ``inputs`` that run inside; ``inputs`` may have room for tokens to be generated."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,7 +56,7 @@ class Llava(Adapter):
         (1, 48)
     """
 
-    # Stacked; the last contains those before it.
+    # A stack; the last entry includes those before it.
     interventions: list[Intervention] = field(init=False, default_factory=list)
 
     def inputs(
@@ -204,13 +204,13 @@ class Llava(Adapter):
 
     @contextmanager
     def intervened(self, inputs: Inputs) -> Iterator[None]:
-        """Makes the active interventions in forwards on ``inputs`` that run inside; without a graph."""
+        """Apply the active interventions to forwards on ``inputs`` that run inside, in inference mode."""
         active = list(self.interventions)
         with inference(self):
             if not active:
                 yield
                 return
-            # What an intervention measures itself, it measures on the unchanged model.
+            # An intervention that runs the model itself runs it unchanged.
             with self.without_interventions(), active[-1].hooks(self, inputs):
                 yield
 
@@ -238,7 +238,7 @@ class Llava(Adapter):
 
     @contextmanager
     def without_interventions(self) -> Iterator[None]:
-        """Runs inside are those of the unchanged model."""
+        """Suspend all interventions inside the context."""
         active = list(self.interventions)
         self.interventions.clear()
         try:

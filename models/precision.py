@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from tasks.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")  # the last is Arm's
+_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")  # the last is the name on Arm
 
 
 def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

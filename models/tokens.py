@@ -20,7 +20,7 @@ from tasks.example import Box, Example
 
 GroupName = Literal["image", "object", "question", "last", "text", "all"]
 GROUPS: tuple[GroupName, ...] = get_args(GroupName)
-_SLACK = 1.0  # pixels by which a box may stick out of its picture: annotation tools round outwards
+_SLACK = 1.0  # pixels by which a box may exceed its picture, since annotation tools round outwards
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from tasks.html import rows_html
 
-INLINE_BELOW = 150_000  # bytes of a picture: a notebook file keeps every picture that it shows
+INLINE_BELOW = 150_000  # bytes of a picture; a notebook file stores every picture that it shows
 _WIDEST = 1100  # pixels of a reduced picture: about the width of a notebook's cell
-_COLOURS = 64  # of a reduced picture: a diagram has a dozen, and blends at edges
+_COLOURS = 64  # colours of a reduced picture; a diagram has a dozen, and blends of them at edges
 
 
 def table_html(table: Table) -> str:

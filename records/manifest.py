@@ -42,13 +42,13 @@ class RunKind:
         return f"laccolith {self.command}"
 
     def owns(self, name: str) -> bool:
-        """True for a file that such a run writes. Other files in its folder are never touched."""
+        """True for a file that such a run writes. Other files in its folder are left unchanged."""
         return any(fnmatchcase(name, pattern) for pattern in (FILE, *self.writes, *_EVERY_RUN))
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the libraries that compute; another version may change the last bit."""
-    import importlib.metadata  # 30 ms, which --help needs not
+    """The versions of Python and of the libraries that compute; results may differ in the last bit between versions."""
+    import importlib.metadata  # takes 30 ms, and --help does not need it
 
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 

@@ -30,7 +30,7 @@ from records.sharing import one_at_a_time
 from records.tables import clock, write_results
 from tasks.errors import UserError
 
-RESERVE = 64 * 1024**2  # bytes that a run leaves free for its results and figures and for other programs
+RESERVE = 64 * 1024**2  # bytes that stay free for results, figures and other programs
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +98,7 @@ class Run:
     def prepare(self, **known: Any) -> None:
         """Make, resume or empty the directory.
 
-        ``known`` are further entries of the manifest, such as ``model`` and ``data``; they must equal those of a run that
-        is resumed.
+        ``known`` are further entries of the manifest, such as ``model`` and ``data``; a resumed run must have the same.
 
         Raises:
             UserError: If the directory cannot be written or holds another run.
@@ -178,7 +177,7 @@ def open_run(folder: Path, manifest: Mapping[str, Any], kind: RunKind, *, overwr
     resumes = check_folder(folder, manifest, kind, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
+        for leftover in folder.rglob(".*.tmp"):  # from a run that was killed while it wrote
             leftover.unlink()
         if not resumes or overwrite:
             # The manifest is written last: a folder without one is not a run directory.

@@ -37,7 +37,7 @@ class PositionFacts(NamedTuple):
 
 
 class Placeholder(NamedTuple):
-    """A picture in a prompt: the row of the prompt, its columns, and its row among the pictures of the vision tower's run.
+    """A picture in a prompt: the prompt's row, its columns, and the picture's row in the vision tower's run.
 
     ``other_picture`` is the row of the other prompt's picture; ``in_place`` is True if it has the same columns.
     """

@@ -152,7 +152,7 @@ def _ends(llava: Llava, prefix: Prefix, planned: Chunk) -> list[int]:
     n_examples, n_columns = prefix.facts.relevant.shape
     by_head = any(cut.heads is not None for edits in planned.layers for _, cut in edits.cuts)
     rows = n_examples * (llava.n_heads if by_head or llava.attention == "eager" else 1)
-    # A cell attends to its own keys only, but scores are computed for those of all cells: with this many, at most a
+    # A cell attends to its own keys only, but scores are computed for those of all cells. With this many, at most a
     # sixth of a block's work.
     most = max(256, llava.d_model)
     while most > 16 and rows * most * (most + 2 * n_columns) > _MOST_SCORES:

@@ -96,7 +96,7 @@ def _other_values(llava: Llava, other: Inputs | None, sites: set[Site]) -> Mappi
 def _changes(batch: _Batch, writes: list[Write]) -> dict[Site, Callable[[Tensor], Tensor]]:
     """The writes of each hooked site, in their order."""
     by_site: dict[Site, list[Write]] = {}
-    # In the tower, the input of a block is changed at the output of the block below: the projector may read it there.
+    # In the tower, the input of a block is changed at the output of the block below, which the projector may read.
     for write in sorted(writes, key=lambda w: w.site):
         site = write.site
         if site.part == "vision_tower" and site.name == "resid_pre" and site.layer:

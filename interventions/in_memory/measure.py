@@ -37,7 +37,7 @@ from records.resampling import bootstrap_means
 from tasks.errors import UserError
 
 Answers = str | Sequence[str] | None
-_LOGITS = 2**26  # patched logits are kept up to so many numbers: 256 MB in float32
+_LOGITS = 2**26  # patched logits are returned up to this many numbers: 256 MB in float32
 
 
 def patch(
@@ -285,7 +285,7 @@ def _next_token_readout(llava: Llava, clean: Inputs, corrupt: Inputs, answers: A
     found: list[Tensor] = []
     for texts, logits in zip(given, (ours, theirs), strict=True):
         if texts is None:
-            if found:  # the foil is another token than the answer
+            if found:  # the foil differs from the answer
                 logits = logits.scatter(1, found[0][:, None], -torch.inf)
             found.append(logits.argmax(-1))
         else:

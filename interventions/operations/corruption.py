@@ -49,7 +49,7 @@ def embedding_deviation(
 
 
 def draw_noise(llava: Llava, inputs: Inputs, *, deviation: float, seed: int) -> Float[Tensor, "image token d_model"]:
-    """Gaussian noise with the standard deviation ``deviation`` for each image embedding; equal pictures get equal noise.
+    """Gaussian noise with standard deviation ``deviation`` for each image embedding; equal pictures get equal noise.
 
     Source: noise of three standard deviations on the subject's embeddings in Meng et al. 2022, "Locating and Editing
         Factual Associations in GPT", arXiv 2202.05262.

@@ -103,7 +103,7 @@ def _averages(
         inputs = prepare(llava, batch, preprocess=preprocess, answers=True)
         masks = Masks(llava, inputs, batch)
         for text, sites in by_group.items():
-            # for capture, "all" includes the class token of a picture, as it does in the masks of edits
+            # "all" includes the class token of a picture, in capture and in the masks of edits
             tokens = text if text == "all" else masks.at("language_model", text)
             found = capture(llava, inputs, sites, tokens=tokens, pool="none" if norms else "mean", examples=batch)  # type: ignore[arg-type]
             for site in sites:

@@ -45,7 +45,7 @@ class PatchOptions:
     """Options of ``patch`` and ``attribute``."""
 
     direction: Direction = "denoise"
-    """Clean into the corrupt run, or corrupt into the clean run."""
+    """`denoise` puts clean values into the corrupt run, `noise` corrupt values into the clean run."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -73,7 +73,7 @@ class SkipOptions:
     """Options of ``skip``."""
 
     hidden: Flag = False
-    """No other position attends to the skipped positions there."""
+    """No other position attends to the skipped positions in the skipped layers."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -89,7 +89,7 @@ class SteerOptions:
     alpha: float = 1.0
     """Length of the added vector, below 0 to steer away."""
     unit: Literal["norm", "absolute"] = "norm"
-    """Unit of alpha, the activation's mean norm over data set and group, or that of the activation."""
+    """Unit of alpha: the activation's mean norm over data set and group, or the activation's own unit."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -146,7 +146,7 @@ OPERATIONS: dict[Op, Operation] = {
     "patch": Operation(PatchOptions, ("resid_pre",), _GROUPS),
     "attribute": Operation(PatchOptions, ("resid_pre",), _GROUPS),
     "ablate": Operation(AblateOptions, ("attn_out", "mlp_out"), _GROUPS),
-    # A window of one has little effect: neighbouring blocks carry the same information.
+    # A window of one has little effect, because neighbouring blocks carry the same information.
     "knockout": Operation(NoOptions, (), _FLOWS, 5, "pattern"),
     "skip": Operation(SkipOptions, (), ("image",), "onward", "resid_post", by_head=False),
     "steer": Operation(SteerOptions, ("resid_post",), ("image",), by_head=False),

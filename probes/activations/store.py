@@ -54,9 +54,7 @@ class ActivationStore:
     root: Path
     """The folder with one folder for each site."""
     n_examples: int
-    """Number of examples."""
     shard_size: int
-    """Number of examples in a shard."""
 
     @property
     def shards(self) -> tuple[Shard, ...]:
@@ -97,7 +95,7 @@ class ActivationStore:
                 ) from error
 
     def read(self, site: Site, group: str) -> Float[Tensor, "example d"]:
-        """The activations of all examples at one site, in their order and dtype; a damaged shard raises ``UserError``."""
+        """The activations of all examples at a site, in their order and dtype; ``UserError`` if a shard is damaged."""
         parts = []
         for shard in self.shards:
             with _opened(self.path(site, shard), group) as file:

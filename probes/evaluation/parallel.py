@@ -19,7 +19,7 @@ from probes.evaluation.folds import FoldPlan
 from tasks.errors import UserError
 
 Found = TypeVar("Found")
-SMALL = 4_000_000  # numbers in the activations and logits of a site; above, one fit uses all threads well
+SMALL = 4_000_000  # numbers in the activations and logits of a site; a larger fit uses all threads well
 _WORTH = 4  # sites for each process; with fewer, starting it takes longer than it saves
 _PROCESS = 1_000_000_000  # bytes of memory for each process
 
@@ -73,7 +73,7 @@ def _on_one_thread(work: Callable[[Site], Found], site: Site) -> Found:
 
 
 def _end_with(parent: int) -> None:
-    """End this process two seconds after its parent at the latest; else it waits forever for half a message."""
+    """End this process at most two seconds after its parent, since it would wait forever for half a message."""
 
     def watch() -> None:
         while os.getppid() == parent:

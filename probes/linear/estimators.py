@@ -116,7 +116,7 @@ def unit(vector: Array) -> Array:
 
 
 class _LinearClassProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """What the classifiers share: ``coef_`` has one row for two classes, towards the second, or one per class."""
+    """The base of the classifiers. ``coef_`` has one row for two classes, towards the second, or one per class."""
 
     coef_: Array
     classes_: npt.NDArray[Any]

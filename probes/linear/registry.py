@@ -44,5 +44,5 @@ def new_probe(estimator: type[Any], seed: int) -> Any:
 
 
 def fit_probe(probe: Any, x: Any, y: Any, groups: Any) -> Any:
-    """The probe, fitted; ``fit`` gets the groups if it takes them, to hold some of them out."""
+    """The fitted probe. ``groups`` are passed to a ``fit`` that takes them, to hold some of them out."""
     return probe.fit(x, y, groups=groups) if has_fit_parameter(probe, "groups") else probe.fit(x, y)

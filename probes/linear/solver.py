@@ -52,7 +52,7 @@ def rotate(
     scale64 = torch.ones_like(centre64)
     if standardise:
         spread = (inside.to(torch.float64) - centre64).square().mean(0).sqrt()
-        # Rounding gives a constant dimension up to this spread.
+        # By rounding, a constant dimension can have a spread up to this.
         constant = spread <= 10 * torch.finfo(x.dtype).eps * centre64.abs()
         scale64 = torch.where(constant, scale64, spread)
     else:
@@ -107,7 +107,6 @@ class LogisticFit:
     converged: Bool[Tensor, " problem"]
     """True if ``residual`` fell to the tolerance, or to the precision of the dtype."""
     iterations: Int[Tensor, " problem"]
-    """Number of steps."""
 
     def linear(self, problem: int) -> tuple[Float[Tensor, "row rank"], Float[Tensor, " row"]]:
         """Weight and bias of one problem."""
@@ -275,7 +274,7 @@ def _minimise(batch: _Batch, start: Tensor | None, tol: float, max_iter: int) ->
         distance = batch.dot(newton, newton).sqrt()
         size = (2 * penalty / batch.strength).sqrt().clamp_min(1.0)
         solved = distance <= tol * size
-        done = solved | (failures >= 2)  # two failures, the second without memory, are the precision of the dtype
+        done = solved | (failures >= 2)  # two failures, the second without memory: the dtype's limit
         if iteration == max_iter:
             done = torch.ones_like(done)
         # Dropping problems copies the state, so it waits until an eighth of the batch is done.

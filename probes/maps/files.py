@@ -22,7 +22,7 @@ class MapExample:
     id: str
     """The ``example`` of the table's rows."""
     picture: Path
-    """The picture as the model sees it, a square PNG."""
+    """The picture that the model gets, a square PNG."""
     question: str
     """The user's words."""
     answer: str
