@@ -210,19 +210,17 @@ def prepare(
     """The examples as one padded batch on the model's device (the CPU for a model on ``"meta"``).
 
     Args:
-        llava: Gives the tokenizer, the image-token count, the picture size and the longest prompt.
+        llava: The model.
         examples: At least one; with no, one or several pictures each.
-        prompts: One text for each example, with one ``<image>`` for each of its pictures; vicuna_v1 around the
-            question if None.
-        padding_side: Where short rows are filled up.
-        preprocess: ``"pad"`` pastes the picture on a square of CLIP's mean colour first, as LLaVA-1.5 was trained;
+        prompts: One text for each example, with one ``<image>`` for each of its pictures; None uses vicuna_v1.
+        padding_side: Where short rows are padded.
+        preprocess: ``"pad"`` first pastes the picture on a square of CLIP's mean colour, as in LLaVA-1.5's training;
             ``"hf"`` scales the shortest edge and crops the centre, as Hugging Face's processor does by default.
-        answers: Whether the answer and the end-of-text mark follow the prompt.
+        answers: Whether the answer and the end-of-text token follow the prompt.
 
     Raises:
-        UserError: If a picture cannot be read or is too elongated to be prepared, there are no examples, placeholders
-            and pictures do not match, a prompt is longer than the model's context, or the tokenizer does not separate
-            the parts of a prompt.
+        UserError: If a picture cannot be read or is too elongated, there are no examples, placeholders and pictures do
+            not match, a prompt is longer than the model's context, or a token contains both prompt and answer.
 
     Source: padding to a square from Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning",
         arXiv 2310.03744.

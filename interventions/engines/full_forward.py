@@ -110,7 +110,7 @@ def _apply(batch: _Batch, writes: list[Write], current: Tensor) -> Tensor:
         mask = write.mask.to(current.device)
         other = batch.others[write.site] if isinstance(write.value, str) else None
         if write.site.part != "language_model":
-            # A forward pass gets one row of pixels for every placeholder.
+            # A forward pass takes one row of pixels for every placeholder.
             rows = torch.tensor([row for rows in batch.inputs.image_of for row in rows], device=current.device)
             if other is None:
                 assert isinstance(write.value, Tensor)

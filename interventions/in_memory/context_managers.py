@@ -113,11 +113,11 @@ def knocked_out(
 
     Args:
         llava: The model.
-        source: The positions that are no longer attended to.
-        target: The positions that no longer attend to them; ``"last"`` is the prompt's last position and every position
-            after it, so that all generated tokens are predicted without the source.
-        layers: In which blocks, such as ``"10-20"`` or 12; None means all.
-        heads: In which query heads, such as 3 or ``"0+3"``; None means all.
+        source: The key positions.
+        target: The query positions; ``"last"`` is the prompt's last position and every position after it, so that all
+            generated tokens are predicted without the source.
+        layers: The blocks, such as ``"10-20"`` or 12; None means all.
+        heads: The query heads, such as 3 or ``"0+3"``; None means all.
 
     Example:
         >>> import numpy as np
@@ -133,12 +133,12 @@ def knocked_out(
 
 @contextmanager
 def skipped(llava: Llava, *, layers: LayerRange, tokens: str = "image", visible: bool = True) -> Iterator[None]:
-    """Skip blocks of the language model: the residual stream of some positions stays as it is.
+    """Skip blocks of the language model: the residual stream of some positions passes them unchanged.
 
     Args:
         llava: The model.
-        layers: Which blocks, such as ``"10-20"`` or 12.
-        tokens: Which positions.
+        layers: The blocks, such as ``"10-20"`` or 12.
+        tokens: The positions that skip them.
         visible: Whether other positions still attend to them in these blocks.
 
     Example:
@@ -168,16 +168,16 @@ def steered(
     tokens: str = "all",
     reference: Reference | None = None,
 ) -> Iterator[None]:
-    """Add ``alpha`` times a direction.
+    """Add ``alpha`` times a direction to an activation.
 
     Args:
         llava: The model.
         site: Such as ``"resid_post"``.
         direction: ``d_model``, or ``layer d_model`` with one for each layer; it is scaled to length 1.
         alpha: Length of the added vector, in ``unit``; negative steers away.
-        layers: The blocks that a short name means, such as ``"10-20"`` or 12; None means all.
+        layers: The blocks of a short name, such as ``"10-20"`` or 12; None means all.
         unit: ``"norm"`` for the mean norm of the activation over ``reference``; ``"absolute"`` for 1.
-        tokens: Which positions; ``"last+answer"`` for the prompt's last position and all generated ones.
+        tokens: The positions to change; ``"last+answer"`` for the prompt's last position and all generated ones.
         reference: A batch or examples; None means the batch that runs.
 
     Example:
@@ -216,12 +216,12 @@ def patched(
 
     Args:
         llava: The model.
-        source: A batch with as many examples as the one that runs, each with as many such positions; they correspond
+        source: A batch with as many examples as the batch that runs, each with as many positions in ``tokens``, matched
             in order. It is run without interventions.
         site: Such as ``"resid_post"`` or ``"blocks.3.attn.hook_z"``.
-        layers: The blocks that a short name means, such as ``"10-20"`` or 12; None means all.
-        tokens: Which positions of the prompt.
-        heads: Which heads of q, k, v or z, such as 3 or ``"0+3"``; None means all.
+        layers: The blocks of a short name, such as ``"10-20"`` or 12; None means all.
+        tokens: The prompt positions to change.
+        heads: Heads of q, k, v or z, such as 3 or ``"0+3"``; None means all.
 
     Source: Vig et al. 2020, arXiv 2004.12265; Meng et al. 2022, arXiv 2202.05262.
 

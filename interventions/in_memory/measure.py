@@ -67,10 +67,10 @@ def patch(
         tokens: One or several groups, each patched on its own.
         heads: ``"all"`` for each head on its own, ``"0+3"`` for two together; None for all together.
         direction: ``"denoise"`` puts clean values into the corrupt run, ``"noise"`` corrupt values into the clean run.
-        answers: One for all or one for each example; their first token is read. None takes the answers of ``clean``
+        answers: One for all or one for each example; metrics use its first token. None takes the answers of ``clean``
             as ``patch-sweep`` does, or, without answers there, the clean run's most likely token.
-        foils: What answers are compared with; None takes the corrupt run's most likely other token.
-        metric: What is read.
+        foils: Answers to compare with; None takes the corrupt run's most likely other token.
+        metric: Metric of the logits.
         engine: ``"incremental"`` or ``"full"``; both give the same numbers.
         seed: Seed of the bootstrap intervals.
 
@@ -146,11 +146,11 @@ def path_patch(
     metric: Metric = "logit_difference",
     seed: int = 0,
 ) -> Effects:
-    """Path patching: what each sending head writes directly into the queries, keys or values of later heads.
+    """Path patching: the direct effect of each sending head on the queries, keys or values of later heads.
 
-    ``senders`` are heads as (layer, head), each on its own; ``receivers`` act together and are in later layers;
-    ``entrance`` is the input of the receivers that changes. ``tokens`` are positions of the receivers,
-    ``sender_tokens`` of the senders. Other arguments are those of ``patch``.
+    ``senders`` are heads as (layer, head), each patched on its own. ``receivers`` are changed together and are in later
+    layers; ``entrance`` is their input that changes. ``tokens`` are positions of the receivers, ``sender_tokens`` of
+    the senders. Other arguments are those of ``patch``.
 
     Source: Wang et al. 2022, arXiv 2211.00593; Goldowsky-Dill et al. 2023, arXiv 2304.05969.
 
@@ -178,7 +178,7 @@ def path_patch(
 def direct_attribution(
     llava: Llava, inputs: Inputs, *, answers: Answers = None, foils: Answers = None, seed: int = 0
 ) -> DirectEffects:
-    """Direct logit attribution: what each layer and head writes into the logit difference.
+    """Direct logit attribution: the contribution of each layer and head to the logit difference.
 
     ``answers`` and ``foils`` are as for ``patch``, by default the most and the second most likely token; ``seed`` is
     that of the bootstrap intervals.

@@ -101,7 +101,7 @@ def attribute(
             torch.autograd.grad(row.sum(), [ours[site] for site in sites], retain_graph=True, allow_unused=True)
             for row in base
         ]
-    # A forward pass gets one picture per placeholder: the row of pixels and the example of each.
+    # A forward pass takes one picture per placeholder. Store the row of pixels and the example of each.
     pictures = torch.tensor([row for rows in inputs.image_of for row in rows], dtype=torch.int64)
     owners = torch.tensor([example for example, rows in enumerate(inputs.image_of) for _ in rows], dtype=torch.int64)
     effects = torch.zeros(len(by_metric), len(specs), len(inputs), device=base.device)

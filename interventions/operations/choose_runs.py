@@ -35,7 +35,7 @@ def choose_runs(
     """The batch that a plan changes, and the other batch.
 
     Args:
-        plan: Gives the operation, its direction, and the corruption.
+        plan: The plan, with its operation, direction and corruption.
         clean: The clean batch.
         pair: The corrupt examples of the pairs, prepared with the clean answers; without it, a plan that does not patch
             has no corrupt run.
