@@ -1,4 +1,4 @@
-"""Measured values of one batch of pairs, and their file: ``BatchValues.write``, ``BatchValues.read``."""
+"""Metrics of one batch of pairs, and their file: ``BatchValues.write``, ``BatchValues.read``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,9 @@ from records.manifest import write_atomically
 
 @dataclass(frozen=True, eq=False)
 class BatchValues:
-    """Every metric of every pair of a batch, in each cell, in the clean run and in the corrupt run.
+    """The metrics of each pair of a batch, in each cell, in the clean run and in the corrupt run.
 
-    If ``values`` are estimates of attribution patching, ``exact`` holds those of exact patching, or None.
+    If ``values`` are estimates of attribution patching, ``exact`` holds the values of exact patching, or None.
     """
 
     values: Float[Tensor, "cell metric example"]
@@ -33,7 +33,7 @@ class BatchValues:
 
     @staticmethod
     def read(path: Path, shape: tuple[int, int, int], *, exact: bool = False) -> "BatchValues | None":
-        """The batch in a file; None if it has no batch of ``shape``: cells, metrics, examples."""
+        """The batch in a file; None if its values do not have ``shape`` (cells, metrics, examples)."""
         try:
             found = load_file(path)
         except (OSError, SafetensorError):

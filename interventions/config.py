@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 ERROR_TABLE = "attribution_error.csv"
 RUN = RunKind("patch-sweep", writes=("cells", "pairs.parquet", "values.parquet", ERROR_TABLE, "picture.png"))
-DEFAULT_LIMIT = 100  # pairs of scenes: for smol a map of all layers takes minutes of two cores
+DEFAULT_LIMIT = 100  # pairs of scenes; smol then takes minutes on two cores for a map of all layers
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class InterventionOptions:
     """Token group: `image`, `object`, `question`, `last`, `text`, `all`, `answer`, `patch(2,3)`, `image-object`, or
     `patches` for each patch; for knockouts `image->last`. [default: image, question, last]"""
     sources: Annotated[Repeated[str], named("from")] = ()
-    """knockout: the group that is no longer attended to."""
+    """knockout: the group that the other no longer attends to."""
     targets: Annotated[Repeated[str], named("to")] = ()
-    """knockout: the group that no longer attends to it."""
+    """knockout: the group that no longer attends to `--from`."""
     heads: OrDefault[str] = None
     """For q, k, v, z and knockouts: `all` for each on its own, `0,3-5`, or `0+3` together. [default: all together]"""
     patch: PatchOptions = field(default_factory=PatchOptions)
@@ -85,7 +85,7 @@ class InterventionOptions:
     """`incremental` computes only what can change; `full` runs whole forwards. Both give the same numbers."""
 
     def plan(self, corruption: Corruption, *, seed: int = 0) -> "InterventionPlan":
-        """The plan that the options mean, with the defaults of the operation; ``seed`` is that of resample ablation."""
+        """The plan of these options, with the defaults of the operation; ``seed`` is that of resample ablation."""
         from interventions.plan.groups import is_pictured  # imports torch, which --help does not need
         from interventions.plan.plan import InterventionPlan
 
@@ -95,7 +95,7 @@ class InterventionOptions:
         sites = tuple(self.sites) or default.sites
         tokens = (*self.tokens, *(f"{source}{FLOW}{target}" for source in self.sources for target in self.targets))
         if not tokens:
-            # before the language model there are only image tokens
+            # Before the language model there are only image tokens.
             pictured = any(site.startswith(("vision", "projector")) for site in sites)
             tokens = tuple(group for group in default.tokens if not pictured or is_pictured(group))
         fallback: tuple[Metric, ...] = ("logit_difference", *(("accuracy",) if self.op != "attribute" else ()))
@@ -147,13 +147,13 @@ class PairOptions:
     split: OrDefault[str] = None
     """Split of the scenes. [default: test]"""
     limit: OrDefault[int] = None
-    """At most so many pairs. [default: 100 for scenes, else all]"""
+    """Largest number of pairs. [default: 100 for scenes, else all]"""
     preprocess: Preprocess = "pad"
 
 
 @dataclass(frozen=True)
 class PatchConfig:
-    """Run every intervention on every pair. Equal settings but for the run directory's give equal results."""
+    """Run every intervention on every pair. Equal settings give equal results, in any run directory."""
 
     intervention: InterventionOptions = field(default_factory=InterventionOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -170,7 +170,7 @@ class PatchConfig:
     config: ConfigFile = None
 
     def check_given(self, names: Collection[str]) -> None:
-        """Raise ``UserError`` if an option that was given has no effect with the others."""
+        """Raise ``UserError`` if an option that was given has no effect."""
         self.intervention.check_given(names)
         if self.corruption.kind != "noise" and {"noise-scale", "noise-seed"}.intersection(names):
             raise UserError(f"noise-scale and noise-seed must go with corruption noise, got {self.corruption.kind!r}.")

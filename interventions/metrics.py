@@ -1,8 +1,8 @@
 """Metrics of a run's logits: preference for the answer over a foil, its probability, and greedy accuracy.
 
-``readout = find_readout(llava, inputs, foils)`` returns the columns of a batch where logits are read, and the tokens
-that are expected there; ``measure(logits, readout, metrics)`` returns one value for each metric and example. The batch
-is prepared with answers, so that the answer is teacher-forced: each of its tokens is predicted from those before.
+``readout = find_readout(llava, inputs, foils)`` returns the columns of a batch where logits are read, and the expected
+tokens; ``measure(logits, readout, metrics)`` returns one value for each metric and example. The batch is prepared with
+answers, so each token of an answer is predicted from those before it (teacher forcing).
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ class Readout:
         expected: The next token: that of the answer, then the end-of-text token; -1 at unused slots.
         n_words: Number of slots of the answer itself, without the end-of-text token.
         fork: Slot of the first token in which answer and foil differ; 0 without a foil.
-        foil: Token of the foil there; -1 without a foil.
+        foil: Token of the foil at ``fork``; -1 without a foil.
     """
 
     columns: Int[Tensor, "example slot"]
@@ -55,9 +55,7 @@ class Readout:
 
 
 def find_readout(llava: Llava, inputs: Inputs, foils: Sequence[str] | None = None) -> Readout:
-    """Where to read the logits of a batch that is prepared with ``answers=True``.
-
-    ``foils`` are what the answers are compared with; None without logit differences.
+    """Where to read the logits of a batch that is prepared with ``answers=True``; logit differences need ``foils``.
 
     Raises:
         UserError: If the batch has no answers, or a foil equals its example's answer.
@@ -144,7 +142,7 @@ def kl_to_clean(logits: Logits, readout: Readout, clean: Logits | None = None) -
 def greedy_accuracy(logits: Logits, readout: Readout, clean: Logits | None = None) -> Scores:
     """1 if greedy generation writes the answer and ends there, else 0.
 
-    Up to the first token that is not expected, the teacher-forced run equals the generating run.
+    The teacher-forced run equals the generating run up to the first wrong token, so one forward is enough.
     """
     return ((logits.argmax(-1) == readout.expected) | ~readout.used).all(1).float()
 

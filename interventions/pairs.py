@@ -27,7 +27,7 @@ _COLUMNS = ("clean", "corrupt", "question", "answer", "foil")
 class Pair:
     """Two examples with the same prompt and the clean answer, so that the two runs have the same positions.
 
-    ``foil`` is what the answer is compared with, usually the right answer to the corrupt example.
+    ``foil`` is the answer to compare with, usually the right answer to the corrupt example.
     """
 
     clean: Example
@@ -42,7 +42,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """All pairs of a sweep in the order in which they run, with a hash of everything that could change a result."""
+    """All pairs of a sweep in the order in which they run, with a hash of everything that can change a result."""
 
     name: str
     pairs: tuple[Pair, ...]
@@ -54,8 +54,8 @@ def load_pairs(
 ) -> Pairs:
     """The pairs of the settings. Pictures of a file are opened once to check them.
 
-    Scenes are ``size`` pixels wide and high; ``length`` counts the tokens of an answer, of which the foil of a scene
-    gets as many.
+    Scenes are ``size`` pixels wide and high. ``length`` counts the tokens of an answer; the foil of a scene is chosen
+    to have as many.
 
     Raises:
         UserError: If the data cannot be used.
@@ -73,7 +73,9 @@ def load_pairs(
     # The corrupt example gets the clean question and answer.
     pairs = [Pair(p.clean, replace(p.corrupt, question=p.clean.question, answer=p.clean.answer), p.foil) for p in made]
     digest = hashlib.sha256(repr([(pair.clean_scene, pair.corrupt_scene) for pair in made]).encode())
-    digest.update(made[0].clean.pictures[0].open().tobytes())  # the drawing itself: fonts and Pillow differ
+    digest.update(
+        made[0].clean.pictures[0].open().tobytes()
+    )  # the pixels, which depend on fonts and on the version of Pillow
     return _finished(f"scenes-{split}-{attribute}", pairs, digest)
 
 

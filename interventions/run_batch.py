@@ -45,10 +45,10 @@ def run_batch(
     preprocess: Preprocess = "pad",
     exact: bool = False,
 ) -> BatchValues:
-    """Run every cell on a batch of pairs; ``exact`` patches exactly too when the plan estimates by attribution.
+    """Run every cell on a batch of pairs; ``exact`` also patches exactly when the plan estimates by attribution.
 
-    ``resampled`` is that of ``resampled_pairs``. If noise corrupts, values of patched cells and of the corrupt run are
-    means over its seeds.
+    ``resampled`` is a part of ``resampled_pairs``. With noise as corruption, values of patched cells and of the corrupt
+    run are means over its seeds.
     """
     plan = statistics.plan
     examples = [pair.clean for pair in pairs]
@@ -75,7 +75,7 @@ def run_batch(
     values: list[Tensor] = []
     patched: list[Tensor] = []
     for number, seed in enumerate(plan.corruption.seeds if noisy else (0,)):
-        assert runs.corrupt is not None  # there is always a pair
+        assert runs.corrupt is not None  # every batch has pairs
         if noisy:
             noise = corrupt_cell(llava, runs.corrupt, statistics, seed=seed)
             corrupts += run_cells(llava, base, [noise], read, engine=plan.engine)
@@ -93,7 +93,7 @@ def run_batch(
             patched.append(torch.stack(run_cells(llava, base, cells, read, engine=plan.engine)))
     means = [torch.stack(part).mean(0) if part else None for part in (values, patched)]
     shown, compared = means if estimates else (means[1], None)
-    assert shown is not None  # there is a seed
+    assert shown is not None  # there is at least one seed
     return BatchValues(shown, read(clean_logits), torch.stack(corrupts).mean(0), compared)
 
 
@@ -108,7 +108,7 @@ def run_transplants(
 ) -> BatchValues:
     """Run every mixture of two checkpoints on the clean examples of a batch.
 
-    The donor's run serves as the clean run, that of ``llava``, the recipient, as the corrupt run.
+    The donor's run is the clean run; the run of ``llava``, the recipient, is the corrupt run.
     """
     inputs = _batch(llava, [pair.clean for pair in pairs], preprocess)
     readout = find_readout(llava, inputs, [pair.foil for pair in pairs])
@@ -130,7 +130,7 @@ def _batch(llava: Llava, examples: Sequence[Example], preprocess: Preprocess) ->
 
 
 def _logits_of(llava: Llava, base: Base, inputs: Inputs, readout: Readout) -> Tensor:
-    """The logits of an unchanged run, from the base runs if it is one of them."""
+    """The logits of an unchanged run, taken from the base runs if it is one of them."""
     if inputs is base.inputs:
         return base.logits
     if inputs is not base.other or base.prefix is None or base.prefix.other is None:

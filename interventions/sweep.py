@@ -1,9 +1,7 @@
 """The patch sweep: every cell of a plan on every pair, from pictures to table and figure.
 
-    finished = run_patch_sweep(PatchConfig(InterventionOptions("patch", sites=("resid_pre",))))
-    finished.results, finished.figures[0]
-
-``run_patch_sweep`` checks everything, runs batch by batch (resuming a killed run), and writes the run directory.
+finished = run_patch_sweep(PatchConfig(InterventionOptions("patch", sites=("resid_pre",))))
+finished.results, finished.figures[0]
 """
 
 import hashlib
@@ -41,15 +39,16 @@ from records.tables import read_results
 from tasks.errors import UserError
 from tasks.prompts import vicuna_v1
 
-_ROW = 40  # bytes of a row of values.parquet at most, and of its copy in the batches' files
+_ROW = 40  # upper bound of the bytes of a row of values.parquet and its copy in the files of batches
 
 
 @dataclass(frozen=True)
 class PatchEstimate:
-    """What a sweep takes: numbers of pairs and of cells, time, bytes that it writes, and free bytes on the disk.
+    """The cost of a sweep: numbers of pairs and cells, time, bytes that it writes, and free bytes on the disk.
 
-    ``seconds`` is the time of the base runs of every pair, from their products and the measured speed of one product.
-    With engine ``incremental`` a cell takes a fraction of a run; with ``full`` a whole run, which is counted.
+    ``seconds`` is estimated from the matrix products of the base runs of every pair and the measured speed of one
+    product. Cells of engine ``full`` count as one run each; those of ``incremental`` take less than a run and are left
+    out.
     """
 
     n_pairs: int
@@ -136,11 +135,7 @@ def run_patch_sweep(
 
 
 def finished_patch_sweep(folder: Path) -> FinishedRun:
-    """The finished run in ``folder``; its figures are drawn.
-
-    Raises:
-        UserError: If the folder holds no finished run of ``patch-sweep``.
-    """
+    """The finished run in ``folder``, with its figures drawn; raise ``UserError`` if it holds no finished run."""
     results = read_results(folder, RUN)
     with writing(folder):
         drawn = figures.draw_run(folder)
@@ -158,9 +153,8 @@ def finished_patch_sweep(folder: Path) -> FinishedRun:
 class _Sweep:
     """The cells, pairs and batches of a sweep.
 
-    ``llava`` is the recipient of transplants, ``donor`` their donor; ``resampled`` holds the pairs with other clean
-    pictures, for resample ablation; ``batches`` the numbers of the pairs of each batch; ``first`` the clean inputs of
-    the first batch.
+    ``llava`` is the recipient of transplants. ``resampled`` holds the pairs with other clean pictures, for resample
+    ablation; ``batches`` the indices of the pairs of each batch; ``first`` the clean inputs of the first batch.
     """
 
     config: PatchConfig
@@ -221,7 +215,7 @@ def _prepare(
 
 
 def _batch_runner(sweep: _Sweep) -> Callable[[int], BatchValues]:
-    """A function that runs a batch; statistics of the whole data set are computed here."""
+    """A function that runs a batch. Statistics of the whole data set are computed here."""
     llava, donor, plan, preprocess = sweep.llava, sweep.donor, sweep.config.plan, sweep.config.pairs.preprocess
     if donor is not None:
         return lambda batch: run_transplants(
@@ -279,7 +273,7 @@ def _write_pairs(sweep: _Sweep) -> None:
 
 
 def _run_batches(sweep: _Sweep, processes: Processes, on_progress: OnProgress) -> None:
-    """Run and write every batch of this rank (rank, rank + world, ...) that is not there yet."""
+    """Run and write every batch of this rank (rank, rank + world, ...) that has no file yet."""
     plan = sweep.config.plan
     owned = range(processes.rank, len(sweep.batches), processes.world)
     total = sum(len(sweep.batches[batch]) for batch in owned)

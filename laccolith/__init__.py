@@ -1,9 +1,10 @@
-"""``import laccolith as lc``: one name for what a notebook needs. Everything is loaded when it is first used.
+"""``import laccolith as lc``: the names that a notebook needs, each imported when it is first used.
 
     llava = lc.load("smol")
     effects = lc.patch(llava, clean, corrupt, site="resid_post", layers=12, tokens="image")
 
-It contains only the module of each name. The import raises an error if a file or folder of the user hides a package.
+This file only lists the module of each name. If a file or folder of the user hides a package, the import raises an
+error.
 """
 
 import sys
@@ -25,15 +26,15 @@ _DEFINED_IN = {
     "examples_from": "tasks.examples_from",
     "direction": "probes",
     "probe": "probes",
-    "ablated": "interventions.in_memory",
-    "attribution": "interventions.in_memory",
-    "direct_attribution": "interventions.in_memory",
-    "knocked_out": "interventions.in_memory",
-    "patch": "interventions.in_memory",
-    "patched": "interventions.in_memory",
-    "path_patch": "interventions.in_memory",
-    "skipped": "interventions.in_memory",
-    "steered": "interventions.in_memory",
+    "ablated": "interventions.in_memory.context_managers",
+    "attribution": "interventions.in_memory.measure",
+    "direct_attribution": "interventions.in_memory.measure",
+    "knocked_out": "interventions.in_memory.context_managers",
+    "patch": "interventions.in_memory.measure",
+    "patched": "interventions.in_memory.context_managers",
+    "path_patch": "interventions.in_memory.measure",
+    "skipped": "interventions.in_memory.context_managers",
+    "steered": "interventions.in_memory.context_managers",
     "tune": "tuning",
 }
 _SUBMODULES = {"figures": "figures", "tuning": "tuning"}
@@ -42,7 +43,7 @@ __all__ = sorted([*_DEFINED_IN, *_SUBMODULES])
 
 
 def _check_hidden() -> None:
-    """Check that every package is found beside this one."""
+    """Raise ``ImportError`` unless every package is beside this one."""
     root = Path(__file__).resolve().parents[1]
     for name in _PACKAGES:
         spec = getattr(sys.modules.get(name), "__spec__", None) or find_spec(name)

@@ -140,7 +140,7 @@ def activations_html(by_site: Mapping[Any, Tensor], mask: Mapping[Any, Tensor]) 
 
 
 def _axes(site: Any, value: Tensor, *, pooled: bool) -> str:
-    """The names of the axes; empty if their number is another."""
+    """The names of the axes; empty if ``value`` has another number of axes."""
     name = getattr(site, "name", "")
     last = "head d_head" if name in _PER_HEAD else "head key" if name == "pattern" else "d_model"
     axes = f"example {'' if pooled else 'pos '}{last}"

@@ -20,11 +20,8 @@ Attention = Literal["sdpa", "eager"]
 class Tap(NamedTuple):
     """The place at which an activation is hooked.
 
-    Args:
-        module: The module to hook.
-        side: ``"in"`` for its first argument, ``"out"`` for its output (the first, if there are several); ``"pattern"``
-            for attention weights, which no module returns.
-        d_head: The width of a head where the last axis is heads x d_head, else None.
+    ``side`` is ``"in"`` for the module's first argument, ``"out"`` for its (first) output, ``"pattern"`` for attention
+    weights, which no module returns. ``d_head`` is the width of a head if the last axis is heads x d_head, else None.
     """
 
     module: nn.Module
@@ -36,12 +33,7 @@ class Tap(NamedTuple):
 class Adapter:
     """A LLaVA-1.5 stack: the Hugging Face model in ``eval()`` mode, its processor, and the sizes of both.
 
-    Args:
-        model: The Hugging Face model.
-        processor: Tokenizer and picture processor.
-        id: The name it was loaded by.
-        revision: The commit on the hub, if it came from there.
-        weight_hash: Hash of the weights.
+    ``id`` is the name it was loaded by, ``revision`` its commit on the hub, if it came from there.
     """
 
     model: LlavaForConditionalGeneration
@@ -73,7 +65,7 @@ class Adapter:
 
     @property
     def n_vision_layers(self) -> int:
-        """Blocks of the vision tower, the unused last one included."""
+        """Blocks of the vision tower, including the unused last one."""
         return len(self.vision_blocks)
 
     @property
@@ -94,7 +86,7 @@ class Adapter:
 
     @property
     def n_kv_heads(self) -> int:
-        """Its key and value heads: fewer under grouped queries."""
+        """Key and value heads of a block; fewer than query heads under grouped queries."""
         return int(self.config.text_config.num_key_value_heads)
 
     @property
@@ -116,7 +108,7 @@ class Adapter:
 
     @property
     def n_class_tokens(self) -> int:
-        """Positions of a picture before its patches: 1 if the class token is passed on, else 0."""
+        """Positions of a picture before its patches: 1 if the language model gets the class token, else 0."""
         return 0 if self.config.vision_feature_select_strategy == "default" else 1
 
     @property
@@ -178,11 +170,7 @@ class Adapter:
         return layer if layer >= 0 else self.n_vision_layers + 1 + layer
 
     def tap(self, site: Site) -> Tap:
-        """The module and side at which ``site`` is hooked.
-
-        Raises:
-            UserError: If the model has no such layer.
-        """
+        """The module and side at which ``site`` is hooked; raise ``UserError`` if the model has no such layer."""
         check_site(site, self)
         if site.part == "projector":
             inner: dict[str, Tap] = {
@@ -228,7 +216,7 @@ class Adapter:
         return embedded
 
     def run_language_model(self, embeddings: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        """The final norm's output, for rows that start at column 0 and whose padding, if any, follows them.
+        """The final norm's output, for rows that start at column 0; padding, if any, follows the tokens of a row.
 
         Attention is causal, so padding after a row changes nothing and no mask is needed.
         """
@@ -245,7 +233,7 @@ class Adapter:
     def rotary(
         self, like: Tensor, position_ids: Int[Tensor, "batch pos"]
     ) -> tuple[Float[Tensor, "batch pos d_head"], Float[Tensor, "batch pos d_head"]]:
-        """Cosine and sine that rotate the language model's queries and keys."""
+        """Cosine and sine of the rotary embedding of the language model's queries and keys."""
         cos, sin = _module(self.language_model.rotary_emb)(like, position_ids)
         return cos, sin
 

@@ -1,7 +1,7 @@
 """The same weights in TransformerLens and nnsight, without a copy of them.
 
-Both libraries replace modules of a model, so they get a twin: new modules around the parameters and buffers of
-``llava``. A change of a weight shows in both.
+Both libraries replace modules of a model, so each gets new modules around the parameters and buffers of ``llava``. A
+change of a weight is visible in both.
 """
 
 import copy
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def to_transformer_lens(llava: Adapter) -> "TransformerBridge":
     """A TransformerLens bridge; ``run_with_cache(input_ids, pixel_values=...)`` takes the tensors of ``Inputs``.
 
-    It runs eager attention, which gives it the patterns.
+    It runs eager attention, which returns the patterns.
     """
     from transformer_lens.model_bridge import TransformerBridge
 

@@ -1,8 +1,8 @@
-"""Running single blocks, on some positions, with the keys and values of earlier runs.
+"""Run single blocks, on some positions, with the keys and values of earlier runs.
 
 ``run_cached`` stores the residual stream, keys and values of every layer; ``run_block`` runs one decoder layer on any
-positions of any runs, with chosen keys and values. Attention is causal, so whatever a change cannot affect comes
-exactly from the run without it.
+positions of any runs, with chosen keys and values. Attention is causal, so everything before a change equals the run
+without it exactly.
 """
 
 from collections.abc import Iterator, Sequence
@@ -95,10 +95,10 @@ def run_block(
         llava: The model.
         layer: The block, counted from 0.
         resid: The residual stream before the block; the queries of a row may belong to different runs.
-        position_ids: For the rotation.
+        position_ids: Positions for the rotary embedding.
         earlier: Keys and values before those of the queries.
         allowed: True where a query attends to a key (of ``earlier``, then of the queries), at least one for each query;
-            a head axis of size 1 holds for all heads.
+            a head axis of size 1 applies to all heads.
     """
     output = llava.blocks[layer](
         resid,
@@ -168,7 +168,7 @@ class _Joined:
     earlier: Sequence[KeysValues]
 
     def update(self, keys: Tensor, values: Tensor, *unused: object, **also_unused: object) -> tuple[Tensor, Tensor]:
-        """All keys and values, those of the call last; attention calls this."""
+        """All keys and values, those of the call last. Attention calls this."""
         found = zip(*self.earlier, (keys, values), strict=True)
         joined_keys, joined_values = (torch.cat(parts, dim=2) for parts in found)
         return joined_keys, joined_values
@@ -180,11 +180,11 @@ class _Stop(Exception):  # noqa: N818
 
 @dataclass(eq=False)
 class _Taker:
-    """A cache that keeps the keys and values of one call and stops the block."""
+    """A cache that stores the keys and values of one call and stops the block."""
 
     found: KeysValues | None = None
 
     def update(self, keys: Tensor, values: Tensor, *unused: object, **also_unused: object) -> tuple[Tensor, Tensor]:
-        """Keep the keys and values; attention calls this."""
+        """Store the keys and values. Attention calls this."""
         self.found = KeysValues(keys, values)
         raise _Stop

@@ -3,7 +3,7 @@
 ``capture(llava, inputs, sites, tokens="image", pool="mean")`` handles one batch, ``capture_examples`` a data set of any
 size in constant memory. Attention is causal, so a row is cut after its last wanted position, rows that agree up to
 there are run once, each distinct picture passes the vision tower once, the run stops after the last wanted layer, and
-no logits are computed. All of this is exact.
+no logits are computed. The values equal those of a full forward exactly.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,12 +27,12 @@ from tasks.errors import UserError
 from tasks.example import Example
 
 _POOLS = ("none", "mean", "max", "box")
-# Examples in one batch per row that is run: bounds memory when thousands of questions share a picture.
+# Largest number of examples per row of a batch; bounds memory if thousands of questions share a picture.
 _SHARERS = 16
 
 
 class _Row(NamedTuple):
-    """A row that the language model runs: the example it is taken from, its first column, and how much of it."""
+    """A row that the language model runs: the example it comes from, its first column, and its length."""
 
     example: int
     start: int
@@ -63,14 +63,14 @@ def capture(
         llava: The model.
         inputs: The batch.
         sites: At least one. In the vision tower and the projector, tokens are the patches of the wanted image tokens;
-            for ``"all"`` every token of every picture of the example, the class token included.
+            for ``"all"`` every token of every picture of the example, including the class token.
         tokens: A token group, or a boolean mask.
         pool: Over the wanted positions: the mean (summed in float32), the maximum, or ``"box"``, the mean over those
             that are patches in the focus box; ``"none"`` keeps each.
-        dtype: Of the values; None keeps the run's.
-        examples: Those of the batch, for the group ``"object"``, ``pool="box"`` and errors; None takes those in
+        dtype: Type of the values; None keeps the run's.
+        examples: Examples of the batch, for the group ``"object"``, ``pool="box"`` and errors; None takes those in
             ``inputs``.
-        changed: Interventions on the run, as a context manager for the whole forward of a batch; see ``Llava.capture``.
+        changed: A context manager that changes the forward of a batch; see ``Llava.capture``.
 
     Raises:
         UserError: If there is no site or one that the model lacks, or an example has no wanted position for a site.
@@ -94,7 +94,7 @@ def capture(
     for site in sites:
         check_site(site, llava)
     if changed is not None:
-        inputs = inputs.own_pictures()  # interventions may differ between examples that show one picture
+        inputs = inputs.own_pictures()  # interventions may differ between examples with the same picture
         if any(site.name == "pattern" for site in sites):
             raise UserError("sites must not be patterns while an intervention is active. Capture them without it.")
     examples = examples or inputs.examples or None
@@ -120,7 +120,7 @@ def capture(
         for site, value in recorder.finished(names).items():
             if site.name == "pattern" and part == "language_model":  # later keys get no attention
                 value = nn.functional.pad(value, (0, max(0, inputs.n_positions - value.shape[-1])))
-            # Indexing outside inference mode makes tensors of their own, which autograd and in-place work may use.
+            # Indexed outside inference mode, so that autograd and in-place operations work on the result.
             collected[site] = value[expand].to(dtype or value.dtype)
     masks = {s: plan.selections[s.part].mask_of_examples() for s in collected} if pool == "none" else {}
     positions = {s: plan.positions[s.part] for s in collected} if pool == "none" else {}
@@ -185,11 +185,7 @@ def capture_examples(
 
 
 def plan_batches(examples: Sequence[Example], *, tokens: Group, batch_size: int) -> list[tuple[int, ...]]:
-    """The indices of each batch: ``batch_size`` rows to run, with all the examples that share them.
-
-    Raises:
-        UserError: If there are no examples or ``batch_size`` is not positive.
-    """
+    """The indices of each batch: ``batch_size`` rows to run, with all the examples that share them."""
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}. It counts rows that are run together.")
     if len(examples) == 0:
@@ -214,7 +210,7 @@ def plan_batches(examples: Sequence[Example], *, tokens: Group, batch_size: int)
 
 
 def _run_pictures(llava: Adapter, inputs: Inputs, plan: _Plan, recorders: Mapping[Part, "Recorder"]) -> Tensor | None:
-    """Run every distinct picture through vision tower and projector; returns features if the run gets that far."""
+    """Run every distinct picture through vision tower and projector; return features if the run gets that far."""
     if not plan.needs_pictures or inputs.pixel_values is None:
         return None
     pixels, features = inputs.pixel_values, list[Tensor]()
@@ -238,11 +234,11 @@ def _run_whole(
     recorders: Sequence["Recorder"],
     changed: Callable[[Inputs], AbstractContextManager[None]],
 ) -> None:
-    """One forward of the whole model on the batch as it is padded, with interventions."""
+    """One forward of the whole model on the padded batch, with interventions."""
     run: Callable[[], object] = partial(llava.model, **inputs.model_kwargs(), logits_to_keep=1, use_cache=False)
     for recorder in recorders:
         run = partial(recorder.run, run, stop=False)
-    with changed(inputs):  # entered before the recorders' hooks: it may run the unchanged model
+    with changed(inputs):  # entered before the recorders' hooks, because it may run the unchanged model
         run()
 
 
@@ -256,7 +252,7 @@ def _run_language_model(llava: Adapter, inputs: Inputs, plan: _Plan, features: T
     for i, row in enumerate(plan.rows):
         for picture, span in zip(inputs.image_of[row.example], inputs.layout[row.example].images, strict=True):
             if span.start - row.start < row.length:
-                assert features is not None  # the plan asked for pictures because of this span
+                assert features is not None  # the plan includes pictures because of this span
                 embeddings[i, span.start - row.start : span.stop - row.start] = features[picture].to(embeddings.dtype)
     llava.run_language_model(embeddings)
 
@@ -296,7 +292,7 @@ def _plan(
     whole_pictures: bool,
     whole_rows: bool = False,
 ) -> _Plan:
-    """Which rows run, and what is taken from which; ``whole_rows`` runs the batch as it is padded."""
+    """Which rows run, and which values come from which row; ``whole_rows`` runs the padded batch."""
     ids, chosen = inputs.input_ids.tolist(), [row.nonzero().flatten().tolist() for row in wanted.cpu()]
     parts = {site.part for site in sites}
     selections: dict[Part, Selection] = {}
@@ -359,7 +355,7 @@ def _picture_tokens(
 
 
 def _selection(taken: list[list[tuple[int, int]]], device: torch.device) -> Selection:
-    """The distinct selections, padded; a padded slot repeats the first, so that nothing unwanted is looked at."""
+    """The distinct selections, padded; a padded slot repeats the first, so that no other position is checked."""
     distinct: dict[tuple[tuple[int, int], ...], int] = {}
     of_example = tuple(distinct.setdefault(tuple(row), len(distinct)) for row in taken)
     length = max(len(row) for row in distinct)

@@ -1,4 +1,4 @@
-"""Hooks that read or change values at sites; all are removed when the block of code ends.
+"""Hooks that read or change values at sites; all are removed when their context ends.
 
 ``with recorded(llava, sites) as values:`` stores the values of a forward, and ``with edited(llava, {site: change}):``
 changes them. A ``Recorder`` stores selected rows and tokens and stops the forward after the last site.
@@ -32,10 +32,6 @@ class CaptureError(UserError):
 def recorded(llava: Adapter, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]]:
     """The values of the forward that runs inside, by site; q, k, v and z with an axis for the heads.
 
-    Args:
-        llava: The model.
-        sites: Any but patterns.
-
     Raises:
         UserError: If the model lacks a site or it is a pattern.
         CaptureError: If a site did not fire.
@@ -57,12 +53,9 @@ def recorded(llava: Adapter, sites: Iterable[Site]) -> Iterator[dict[Site, Tenso
 def edited(llava: Adapter, changes: Mapping[Site, Change]) -> Iterator[None]:
     """Change the values at sites in every forward that runs inside.
 
-    A change at ``resid_mid`` reaches both the MLP and the sum after it. Hooks that are
-    already on the modules, those by which transformers collects hidden states among them, see the changed values.
-
-    Args:
-        llava: The model.
-        changes: By site, any but patterns; a change returns a new tensor and leaves the one it gets alone.
+    A change returns a new tensor and does not modify its argument. A change at ``resid_mid`` reaches both the MLP and
+    the sum after it. Hooks that are already on the modules, such as those by which transformers collects hidden states,
+    get the changed values.
 
     Raises:
         UserError: If the model lacks a site or it is a pattern.
@@ -71,7 +64,7 @@ def edited(llava: Adapter, changes: Mapping[Site, Change]) -> Iterator[None]:
     fired: set[Site] = set()
     handles: list[RemovableHandle] = []
     try:
-        # Each hook is put before those that are there, so the last site of a module comes first.
+        # Each hook is placed before the existing ones, so the last site of a module is hooked first.
         for site in sorted(changes, reverse=True):
             change = partial(_noting, fired, site, changes[site])
             if site.name == "resid_mid":
@@ -86,7 +79,7 @@ def edited(llava: Adapter, changes: Mapping[Site, Change]) -> Iterator[None]:
 
 
 class Columns:
-    """The columns of a batch that the language model computes in the present forward: ``start`` to ``stop``."""
+    """The columns of a batch that the current forward of the language model computes: ``start`` to ``stop``."""
 
     start: int = 0
     stop: int = 0
@@ -94,7 +87,7 @@ class Columns:
 
 @contextmanager
 def tracked_columns(llava: Adapter) -> Iterator[Columns]:
-    """The columns of the forward that runs: with a cache, each step of generation computes only a new one."""
+    """The columns of the current forward; with a cache, each step of generation computes only one new column."""
     columns = Columns()
 
     def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -133,7 +126,7 @@ def first_output(output: Any) -> Tensor:
 
 
 def with_first_output(output: Any, value: Tensor) -> Any:
-    """The same output with another first value."""
+    """The same output with another first element."""
     return (value, *output[1:]) if isinstance(output, tuple) else value
 
 
@@ -223,7 +216,7 @@ class _Stop(Exception):  # noqa: N818
 
 
 class Recorder:
-    """Hooks on the sites of one part, taking the selected values as they pass."""
+    """Hooks on the sites of one part that store the selected values during a forward."""
 
     def __init__(self, llava: Adapter, sites: Sequence[Site], selection: Selection, pool: Pool) -> None:
         """``sites`` belong to one part; ``selection`` names rows and tokens of its run."""
@@ -235,7 +228,7 @@ class Recorder:
         self._padded = not bool(selection.mask.all())
 
     def run(self, forward: Callable[[], object], *, stop: bool = True) -> None:
-        """Runs ``forward`` with the hooks; with ``stop``, ends it after the last wanted site."""
+        """Run ``forward`` with the hooks; with ``stop``, end it after the last wanted site."""
         self._stop = stop
         handles: list[RemovableHandle] = []
         try:
@@ -243,18 +236,14 @@ class Recorder:
                 handles += self._hook(site)
             forward()
         except _Stop:
-            if not self._stop:  # an outer recorder's
+            if not self._stop:  # raised by an outer recorder
                 raise
         finally:
             for handle in handles:
                 handle.remove()
 
     def finished(self, names: Sequence[str]) -> dict[Site, Tensor]:
-        """The values by site, checked.
-
-        Raises:
-            CaptureError: If a site did not fire, or an example's values are not finite.
-        """
+        """The values by site; raise ``CaptureError`` if a site did not fire, or an example's values are not finite."""
         for site in self._sites:
             if site not in self._values:
                 raise CaptureError(
@@ -284,7 +273,7 @@ class Recorder:
         return [_hook(self._llava, site, take, prepend=False)]
 
     def _hook_pattern(self, site: Site, attention: nn.Module) -> list[RemovableHandle]:
-        """The attention weights from queries and keys as they pass, by eager attention's arithmetic, for any kernel."""
+        """Hooks that compute attention weights from queries and keys as eager attention does, for any kernel."""
         parts: dict[str, Tensor] = {}
 
         def keep(name: str) -> RemovableHandle:
@@ -300,18 +289,18 @@ class Recorder:
         return [keep("q"), keep("k"), attention.register_forward_hook(weigh)]
 
     def _take(self, site: Site, value: Tensor) -> None:
-        """Selects, checks and pools one value; ends the run if it was the last."""
+        """Select, check and pool one value; end the run if it was the last."""
         row, token, mask, _ = self._selection
-        whole = self._span is not None and value.shape[0] == row.shape[0]  # all rows of the run, none left out
+        whole = self._span is not None and value.shape[0] == row.shape[0]  # all rows of the run
         picked = value[:, self._span] if whole else value[row, token]
         inside = mask.reshape(*mask.shape, *[1] * (picked.dim() - 2))
         if self._pool == "none":
-            # a copy even of a view: a few tokens must not keep the whole run alive
+            # a copy even of a view, so that a few tokens do not keep the whole run in memory
             kept = picked.masked_fill(~inside, 0) if self._padded else picked.clone()
             self._values[site] = kept
         elif self._pool == "max":
             self._values[site] = picked.amax(1)  # padded slots repeat a wanted position
-        # One NaN or infinity makes a sum NaN or infinite: no separate pass over the values.
+        # One NaN or infinity makes the sum NaN or infinite, so one pass is enough.
         total = (picked.masked_fill(~inside, 0) if self._padded else picked).sum(1, dtype=torch.float32)
         self._finite[site] = torch.isfinite(total).flatten(1).all(1)
         if self._pool not in ("none", "max"):
@@ -321,7 +310,7 @@ class Recorder:
 
 
 def _common_span(selection: Selection) -> slice | None:
-    """The tokens, where every row of the run is selected in turn and gives the same consecutive ones."""
+    """The tokens, if every row of the run is selected in order with the same consecutive tokens; else None."""
     row, token, _, _ = selection
     n, length = token.shape
     first = int(token[0, 0])
@@ -350,6 +339,6 @@ def attention_pattern(llava: Adapter, site: Site, q: Tensor, k: Tensor) -> Tenso
 
 
 def _turned(x: Tensor) -> Tensor:
-    """(a, b) -> (-b, a) by halves: what rotary embeddings multiply with the sine."""
+    """(a, b) -> (-b, a) by halves; rotary embeddings multiply this with the sine."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((-second, first), dim=-1)

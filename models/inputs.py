@@ -1,7 +1,7 @@
 """Prepare examples as one padded batch: ids, masks, pixels, and the positions of every part.
 
-``prepare(llava, examples)`` is the whole interface; ``llava.model(**inputs.model_kwargs())`` is then the plain forward.
-Every position is computed from the ids, so any tokenizer, image size and padding side gives the right answer.
+``llava.model(**prepare(llava, examples).model_kwargs())`` is the plain forward. Every position is computed from the
+ids, so any tokenizer, image size and padding side gives the right answer.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from tasks.examples_from import content_hash
 from tasks.prompts import IMAGE, vicuna_v1, with_answer
 
 PaddingSide = Literal["left", "right"]
-_TURN_END = " ASSISTANT:"  # what follows the user's words in vicuna_v1
+_TURN_END = " ASSISTANT:"  # the text after the question in vicuna_v1
 
 
 class Span(NamedTuple):
@@ -34,11 +34,8 @@ class Span(NamedTuple):
 class Layout(NamedTuple):
     """The positions of the parts of one example in its row.
 
-    Args:
-        real: All real tokens (everything that is not padding).
-        images: The image tokens of each placeholder, in order.
-        question: The question; None if the caller's own prompt does not contain it.
-        prompt_stop: The position after the prompt's last token, where the answer begins.
+    ``images`` are the image tokens of each placeholder, in order. ``question`` is None if the prompt does not contain
+    it. ``prompt_stop`` is the position after the prompt's last token, where the answer begins.
     """
 
     real: Span
@@ -121,7 +118,7 @@ class Inputs:
         Padding keeps its length, so that positions mean the same before and after.
 
         Raises:
-            UserError: If ``rows`` is empty or names an example that is not there.
+            UserError: If ``rows`` is empty or the batch has no such example.
         """
         if not rows or not all(0 <= row < len(self) for row in rows):
             raise UserError(f"rows must be in [0, {len(self)}) and not empty, got {list(rows)}. Rows count from 0.")
@@ -160,19 +157,16 @@ class Inputs:
         )
 
     def laid_out(self, side: PaddingSide, *, answers: bool = True, room: int = 0) -> "Inputs":
-        """The same batch padded on ``side``.
+        """The same batch padded on ``side``; without ``answers``, every row ends after its prompt.
 
-        Args:
-            side: Where short rows are padded.
-            answers: False cuts every row after its prompt.
-            room: Positions added after every row as if they held an answer, for tokens that will be generated.
+        ``room`` positions are added after every row as part of its answer, for tokens that will be generated.
         """
         stops = [layout.real.stop if answers else layout.prompt_stop for layout in self.layout]
         lengths = [stop - layout.real.start for layout, stop in zip(self.layout, stops, strict=True)]
         width = max(lengths)
         shape = len(self), width + room
         tokens = [int(row[layout.real.stop - 1]) for row, layout in zip(self.input_ids, self.layout, strict=True)]
-        ids = torch.tensor(tokens)[:, None].repeat(1, shape[1])  # the last token of a row is no image token
+        ids = torch.tensor(tokens)[:, None].repeat(1, shape[1])  # padding; never an image token
         mask = torch.zeros(shape, dtype=torch.int64)
         layouts = []
         for row, (layout, length) in enumerate(zip(self.layout, lengths, strict=True)):
@@ -216,19 +210,17 @@ def prepare(
     """The examples as one padded batch on the model's device (the CPU for a model on ``"meta"``).
 
     Args:
-        llava: Gives the tokenizer, the image-token count, the picture size and the longest prompt.
+        llava: The model.
         examples: At least one; with no, one or several pictures each.
-        prompts: One text for each example, with one ``<image>`` for each of its pictures; vicuna_v1 around the
-            question if None.
-        padding_side: Where short rows are filled up.
-        preprocess: ``"pad"`` pastes the picture on a square of CLIP's mean colour first, as LLaVA-1.5 was trained;
+        prompts: One text for each example, with one ``<image>`` for each of its pictures; None uses vicuna_v1.
+        padding_side: Where short rows are padded.
+        preprocess: ``"pad"`` first pastes the picture on a square of CLIP's mean colour, as in LLaVA-1.5's training;
             ``"hf"`` scales the shortest edge and crops the centre, as Hugging Face's processor does by default.
-        answers: Whether the answer and the end-of-text mark follow the prompt.
+        answers: Whether the answer and the end-of-text token follow the prompt.
 
     Raises:
-        UserError: If a picture cannot be read or is too elongated to be prepared, there are no examples, placeholders
-            and pictures do not match, a prompt is longer than the model's context, or the tokenizer does not separate
-            the parts of a prompt.
+        UserError: If a picture cannot be read or is too elongated, there are no examples, placeholders and pictures do
+            not match, a prompt is longer than the model's context, or a token contains both prompt and answer.
 
     Source: padding to a square from Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning",
         arXiv 2310.03744.
@@ -277,7 +269,7 @@ def prepare(
         padding_side=padding_side,
         examples=tuple(examples),
         preprocess=preprocess,
-    ).to("cpu" if llava.device.type == "meta" else llava.device)  # positions need values
+    ).to("cpu" if llava.device.type == "meta" else llava.device)  # token positions are computed from values
 
 
 def _tokenise(llava: Adapter, example: Example, prompt: str, answers: bool) -> tuple[list[int], Layout]:
@@ -304,7 +296,7 @@ def _tokenise(llava: Adapter, example: Example, prompt: str, answers: bool) -> t
             f"tokenizer must write {IMAGE} as the single token {llava.image_token_id}, got {len(placeholders)} such "
             f"tokens for {n_placeholders} placeholders in example {example.id!r}. Use the checkpoint's own tokenizer."
         )
-    extra = llava.n_image_tokens - 1  # positions that each placeholder gains
+    extra = llava.n_image_tokens - 1  # positions that replacing a placeholder adds
 
     def expanded(position: int) -> int:
         return position + extra * sum(placeholder < position for placeholder in placeholders)
@@ -329,7 +321,7 @@ def _tokenise(llava: Adapter, example: Example, prompt: str, answers: bool) -> t
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids and the characters that each came from."""
+    """Token ids, and the character span of each."""
     if not tokenizer.is_fast:
         raise UserError(
             f"tokenizer must report character offsets, got {type(tokenizer).__name__}. Load the fast version of it."
@@ -357,7 +349,7 @@ class _Distinct(NamedTuple):
 
 
 def _distinct(llava: Adapter, examples: Sequence[Example], preprocess: Preprocess) -> _Distinct:
-    """Each distinct picture once. Pictures are compared by their pixels: two with one key are still two."""
+    """Each distinct picture once. Pictures are compared by their pixels, so two different pictures may have one key."""
     row_of_picture: dict[int, int] = {}
     row_of_content: dict[str, int] = {}
     found = _Distinct([], [], [], ())

@@ -30,8 +30,6 @@ def parse_layers(
     Example:
         >>> parse_layers("0-3,7", n=32)
         (0, 1, 2, 3, 7)
-        >>> parse_layers(12, n=32)
-        (12,)
     """
     ranges: list[tuple[int, int]] = []
     if isinstance(layers, str):

@@ -35,17 +35,17 @@ Images = ImageLike | Sequence[ImageLike | Sequence[ImageLike]] | None
 
 @runtime_checkable
 class Intervention(Protocol):
-    """Something that changes runs while its context manager is open, such as ``interventions.ablated``."""
+    """A change to runs while its context manager is open, such as ``interventions.ablated``."""
 
     def hooks(self, llava: "Llava", inputs: Inputs) -> AbstractContextManager[None]:
-        """Changes forwards on ``inputs`` that run inside; they may have room for tokens to be generated."""
+        """Change forwards on ``inputs`` that run inside; ``inputs`` may have room for tokens to be generated."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Llava(Adapter):
     """A LLaVA-1.5 stack: the Hugging Face model in ``eval()`` mode and its processor.
 
-    Interventions of the package ``interventions`` hold for ``generate``, ``logits``, ``capture`` and ``logit_lens``.
+    Context managers such as ``interventions.ablated`` change ``generate``, ``logits``, ``capture`` and ``logit_lens``.
 
     Example:
         >>> from PIL import Image
@@ -56,7 +56,7 @@ class Llava(Adapter):
         (1, 48)
     """
 
-    # Stacked; the last contains those before it.
+    # A stack; the last entry includes those before it.
     interventions: list[Intervention] = field(init=False, default_factory=list)
 
     def inputs(
@@ -110,18 +110,18 @@ class Llava(Adapter):
         seed: int = 0,
         use_cache: bool = True,
     ) -> str | list[str]:
-        """What the model writes after each prompt: one text, or a list for several.
+        """The model's text after each prompt: one string, or a list for several.
 
-        Rows are padded on the left, so a batch gives what each example gives alone. Interventions hold at every step.
+        Rows are padded on the left, so each text equals that of its example alone. Interventions apply at every step.
 
         Args:
             images: As for ``inputs``; or a batch that ``inputs`` made, whose answers are cut off.
             question: As for ``inputs``; None with a batch.
-            max_new_tokens: The largest number of tokens to write.
-            greedy: Take the most likely token; otherwise draw one.
-            temperature: Divides the logits before drawing.
-            seed: Of the draws.
-            use_cache: Keep keys and values. The text is the same without, only slower.
+            max_new_tokens: Largest number of tokens to generate.
+            greedy: Take the most likely token; otherwise sample.
+            temperature: Divides the logits before sampling.
+            seed: Seed of the sampling.
+            use_cache: Keep keys and values. Without it the text is the same, but takes longer.
         """
         inputs = images if isinstance(images, Inputs) else self.inputs(images, question or "")
         tokens = self.generate_tokens(
@@ -184,10 +184,10 @@ class Llava(Adapter):
         Args:
             inputs: The batch.
             sites: One or several, such as ``"blocks.3.hook_resid_post"``, or ``"resid_post"`` in every layer.
-            layers: The blocks that a short name means, such as ``"10-20"`` or 12.
+            layers: The blocks of a short name, such as ``"10-20"`` or 12; None means all.
             tokens: ``"image"``, ``"object"``, ``"question"``, ``"last"``, ``"text"``, ``"all"``, or a boolean mask.
             pool: ``"mean"`` or ``"max"`` over these tokens, ``"box"`` (the mean in the focus box), ``"none"``.
-            dtype: Of the values; None keeps the model's.
+            dtype: Type of the values; None keeps the model's.
         """
         changed = self.intervened if self.interventions else None
         found = find_sites(sites, self, layers)
@@ -204,21 +204,21 @@ class Llava(Adapter):
 
     @contextmanager
     def intervened(self, inputs: Inputs) -> Iterator[None]:
-        """Makes the active interventions in forwards on ``inputs`` that run inside; without a graph."""
+        """Apply the active interventions to forwards on ``inputs`` that run inside, in inference mode."""
         active = list(self.interventions)
         with inference(self):
             if not active:
                 yield
                 return
-            # What an intervention measures itself, it measures on the unchanged model.
+            # An intervention that runs the model itself runs it unchanged.
             with self.without_interventions(), active[-1].hooks(self, inputs):
                 yield
 
     @contextmanager
     def intervening(self, intervention: Intervention) -> Iterator[None]:
-        """Adds an intervention to the runs inside the context.
+        """Add an intervention to the runs inside the context.
 
-        A forward pass without token positions, such as a direct call of ``llava.model``, raises an error there.
+        There, a forward pass without token positions, such as a direct call of ``llava.model``, raises an error.
         """
 
         def check(module: Any, args: Any) -> None:
@@ -238,7 +238,7 @@ class Llava(Adapter):
 
     @contextmanager
     def without_interventions(self) -> Iterator[None]:
-        """Runs inside are those of the unchanged model."""
+        """Suspend all interventions inside the context."""
         active = list(self.interventions)
         self.interventions.clear()
         try:

@@ -1,4 +1,4 @@
-"""The logit lens: which words the residual stream holds at a layer, read through the model's own norm and head."""
+"""The logit lens: which words the residual stream at a layer predicts, through the model's own norm and head."""
 
 import pandas as pd
 import torch
@@ -11,13 +11,8 @@ from tasks.errors import UserError
 def read_words(llava: Adapter, resid: Activations, *, k: int = 5) -> pd.DataFrame:
     """The most likely words at captured residual streams: one row for each layer, example and position.
 
-    Columns: ``layer``, ``example``, ``position`` (a column of the batch), ``words`` (the ``k`` most likely, most likely
-    first) and ``probability`` (of the first).
-
-    Args:
-        llava: The model.
-        resid: Captured at ``resid_post``, not pooled.
-        k: How many words.
+    ``resid`` is captured at ``resid_post``, without pooling. Columns: ``layer``, ``example``, ``position`` (a column of
+    the batch), ``words`` (the ``k`` most likely, most likely first) and ``probability`` (of the first).
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens"; on image tokens Neo et al. 2024, "Towards
         Interpreting Visual Information Processing in Vision-Language Models", arXiv 2410.07149.

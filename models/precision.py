@@ -1,6 +1,6 @@
 """Precision of weights, and fast bfloat16 on CPUs without instructions for it.
 
-Without AMX or AVX-512 BF16 a bfloat16 matrix product has at most a quarter of float32's speed. Within
+Without AMX or AVX-512 BF16 a bfloat16 matrix product has at most a quarter of float32's speed. Inside
 ``fast_bfloat16()`` each linear map and each attention converts its operands to float32 and rounds the result, which
 equals native bfloat16 up to the order of summation. Weights stay in bfloat16.
 """
@@ -19,15 +19,11 @@ from torch.overrides import TorchFunctionMode
 from tasks.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")  # the last is Arm's
+_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")  # the last is the name on Arm
 
 
 def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """The torch type for ``"float32"``, ``"bfloat16"`` or ``"float16"``; these types and None are returned unchanged.
-
-    Raises:
-        UserError: If ``dtype`` is another one.
-    """
+    """The torch type of ``"float32"``, ``"bfloat16"`` or ``"float16"``; these types and None are returned unchanged."""
     found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if dtype is not None and found not in DTYPES.values():
         raise UserError(f"dtype must be float32, bfloat16 or float16, got {dtype}. Weights are floating-point.")

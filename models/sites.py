@@ -162,11 +162,7 @@ def depth(site: Site, model: Stack) -> float:
 
 
 def check_site(site: Site, model: Stack) -> None:
-    """Check that ``model`` has the site.
-
-    Raises:
-        UserError: If it has no such layer.
-    """
+    """Raise ``UserError`` if ``model`` has no such layer."""
     if site.layer is not None and site.layer >= (n := _n_layers(site.part, model)):
         raise UserError(
             f"layer must be in [0, {n}) for the {_part_name(site.part)} of {model.id}, got {site.layer} in "
@@ -220,7 +216,7 @@ def parse_sites(specs: Sequence[str], layers: str | None, model: Stack) -> list[
 def find_sites(
     sites: "str | Site | Sequence[str | Site]", model: Stack, layers: LayerRange | None = None
 ) -> list[Site]:
-    """The sites that a function was given, in the order given.
+    """The given sites, in the order given.
 
     Args:
         sites: One or several: a ``Site``, its full name, or shorthand such as ``"resid_post"`` or ``"vision:z@0-3"``.

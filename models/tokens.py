@@ -1,7 +1,7 @@
 """Token groups: the positions of image tokens, one patch, a box, the question, or the last position.
 
-``token_mask(inputs, "image", llava)`` gives a boolean ``batch pos`` mask; ``box(...)`` and ``patch(r, c)`` make the
-groups that need an argument. Positions come from the layout that ``prepare`` found.
+``token_mask(inputs, "image", llava)`` returns a boolean ``batch pos`` mask; ``box(...)`` and ``patch(r, c)`` make the
+groups that need an argument.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from tasks.example import Box, Example
 
 GroupName = Literal["image", "object", "question", "last", "text", "all"]
 GROUPS: tuple[GroupName, ...] = get_args(GroupName)
-_SLACK = 1.0  # pixels by which a box may stick out of its picture: annotation tools round outwards
+_SLACK = 1.0  # pixels by which a box may exceed its picture, since annotation tools round outwards
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ def token_mask(
         inputs: The batch.
         group: ``"image"`` is every image token; ``"object"`` the patches whose centre lies in the focus box of the
             first picture; ``"question"`` the user's words; ``"last"`` the last position of the prompt; ``"text"`` every
-            real token that is no image token; ``"all"`` every real token; or what ``box`` and ``patch`` return.
-        llava: Gives the patch grid.
-        examples: The examples that the batch was made of; None takes those in ``inputs``.
+            real token that is no image token; ``"all"`` every real token; or a result of ``box`` or ``patch``.
+        llava: The model, which has the patch grid.
+        examples: The examples of the batch; None takes those in ``inputs``.
 
     Raises:
         UserError: If the group is unknown or an example has no such positions: no picture, no focus box, a box that
-            lies outside what the model sees, a patch outside the grid, a prompt that does not show the question.
+            lies outside the picture that the model gets, a patch outside the grid, a prompt without the question.
 
     Example:
         >>> import numpy as np
@@ -125,11 +125,7 @@ def image_spans(inputs: Inputs) -> list[list[Span]]:
 
 
 def position_of(inputs: Inputs, example: int, place: PatchAt, llava: Adapter) -> int:
-    """The position in row ``example`` of the image token of a patch.
-
-    Raises:
-        UserError: If the example has no such picture or the grid no such patch.
-    """
+    """The position in row ``example`` of the image token of a patch; raise ``UserError`` if there is no such patch."""
     spans = inputs.layout[example].images
     if not 0 <= place.picture < len(spans):
         raise UserError(
@@ -146,11 +142,7 @@ def position_of(inputs: Inputs, example: int, place: PatchAt, llava: Adapter) ->
 
 
 def patch_at(inputs: Inputs, example: int, position: int, llava: Adapter) -> PatchAt:
-    """The patch whose image token is at ``position`` of row ``example``.
-
-    Raises:
-        UserError: If there is no patch.
-    """
+    """The patch whose image token is at ``position`` of row ``example``; raise ``UserError`` if there is none."""
     for picture, span in enumerate(inputs.layout[example].images):
         first = span.start + llava.n_class_tokens
         if first <= position < span.stop:
@@ -163,15 +155,11 @@ def patch_at(inputs: Inputs, example: int, position: int, llava: Adapter) -> Pat
 def patches_in_box(geometry: Geometry, bounds: Box, llava: Adapter) -> list[tuple[int, int]]:
     """The (row, column) of every patch whose centre lies in ``bounds``, in reading order.
 
-    A box without any patch centre means the one patch that contains the centre of the box.
-
-    Args:
-        geometry: How the picture was prepared.
-        bounds: In pixels of the original picture.
-        llava: Gives the patch grid.
+    ``bounds`` are in pixels of the original picture. A box without any patch centre means the one patch that contains
+    the centre of the box.
 
     Raises:
-        UserError: If the box is empty, sticks out of the picture, or lies in the part that was cropped away.
+        UserError: If the box is empty, exceeds the picture, or lies in the part that was cropped away.
     """
     if not (bounds.left < bounds.right and bounds.top < bounds.bottom):
         raise UserError(f"box must have left < right and top < bottom, got {tuple(bounds)}. Boxes are in pixels.")

@@ -1,4 +1,4 @@
-"""Probe a model in memory: ``probe(llava, examples, target="colour")`` gives the table that ``probe-sweep`` writes."""
+"""Probe a model in memory: ``probe(llava, examples, target="colour")`` returns the table of ``probe-sweep``."""
 
 import tempfile
 from collections.abc import Mapping, Sequence

@@ -30,19 +30,16 @@ class ProbeData:
     """The examples of a sweep. Those that probes are fitted on come first, then those that are only scored."""
 
     name: str
-    """Name of the data, for people."""
+    """Name of the data in output."""
     digest: str
-    """Hash of the data."""
     examples: Sequence[Example]
-    """Fitted and transfer examples."""
     n_fitted: int
-    """Number of examples to fit on."""
+    """Number of examples to fit on; the others are only scored."""
     transfer: str | None
     """Name of the split of the other examples; None if there are none."""
     targets: tuple[Target, ...]
-    """The labels to read."""
     tokens: Mapping[str, str]
-    """Token group by target."""
+    """The token group of each target."""
     skipped: tuple[BadPicture, ...] = ()
     """Examples left out because a picture cannot be read."""
 
@@ -113,7 +110,7 @@ def fold_plans(data: ProbeData, config: SweepConfig) -> dict[str, FoldPlan]:
 
 
 def data_of(examples: Sequence[Example] | Dataset, targets: Sequence[str], tokens: Tokens, pool: Pool) -> ProbeData:
-    """Check examples in memory, as the data of a sweep.
+    """The data of a sweep from examples in memory, checked.
 
     Raises:
         UserError: If a target is unknown or unlabelled somewhere, or an example lacks the tokens.

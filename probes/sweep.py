@@ -61,9 +61,8 @@ class Estimate:
     seconds: float
     """Lower bound of the capture's time, from its matrix products and the measured speed of one."""
     n_examples: int
-    """Number of examples, those of the transfer split included."""
+    """Number of examples, including those of the transfer split."""
     n_sites: int
-    """Number of sites."""
 
     def __str__(self) -> str:
         """One line."""
@@ -189,10 +188,9 @@ def _check_probe(plan: FoldPlan, config: SweepConfig) -> None:
 
 
 def finished_sweep(folder: Path, *, figures: bool = True) -> FinishedRun:
-    """The finished run in ``folder``. Its figure is drawn if it is missing, unless ``figures`` is False.
+    """The finished run in ``folder``; raise ``UserError`` if there is none.
 
-    Raises:
-        UserError: If the folder holds no finished run of ``probe-sweep``.
+    Its figure is drawn if it is missing, unless ``figures`` is False.
     """
     results = read_results(folder, RUN)
     figure = folder / "figures" / f"{FIGURE}.png"
@@ -222,7 +220,7 @@ def _check_settings(config: SweepConfig) -> None:
 
 
 def _sites(config: SweepConfig, llava: Llava) -> list[Site]:
-    """The sites of the settings; by default those at which the tokens exist."""
+    """The sites of the settings; by default all at which the tokens exist."""
     text = config.sites.tokens in TEXT_TOKENS
     default = tuple(spec for spec in DEFAULT_SITES if not (text and spec.startswith(("vision:", "projector:"))))
     sites = parse_sites(config.sites.specs or default, config.sites.layers, llava)
@@ -241,12 +239,12 @@ def _sites(config: SweepConfig, llava: Llava) -> list[Site]:
 
 
 def _has_control_model(config: SweepConfig) -> bool:
-    """True if a randomly initialised model is run as a control; False for models that have random weights."""
+    """True if a randomly initialised model is run as a control; False if the model's own weights are random."""
     return config.probing.controls and not config.model.name.startswith("random:")
 
 
 def _estimate(config: SweepConfig, llava: Llava, selection: ProbeData, sites: Sequence[Site], device: str) -> Estimate:
-    """Bytes and seconds of the captures, the control model's included."""
+    """Bytes and seconds of the captures, including those of the control model."""
     n = len(selection.examples)
     n_rows = n + (selection.n_fitted if _has_control_model(config) else 0)
     size = estimate_size(

@@ -5,9 +5,9 @@
                     about="What the command does, with examples.")
 
     def _run(config: SweepConfig, terminal: Terminal) -> FinishedRun | Estimate | None:
-        from probes.sweep import run_sweep  # torch takes seconds, and --help does not need it
+        from probes.sweep import run_sweep  # torch takes seconds to import, and --help does not need it
 
-        return run_sweep(config, **terminal._asdict())  # what is returned is printed
+        return run_sweep(config, **terminal._asdict())  # the result is printed
 
 The first sub-command is the default. ``report`` and ``--version`` are added to every command. Invalid input is one line
 on stderr and exit status 2; Ctrl-C is one line and 130.
@@ -32,11 +32,11 @@ from records.options import Option, options_of
 from records.progress import OnProgress, ProgressBars
 from tasks.errors import UserError, user_errors
 
-_NARROWEST = 120  # columns of a table when the output is no terminal
+_NARROWEST = 120  # columns of a table if the output is not a terminal
 
 
 class Terminal(NamedTuple):
-    """What a run is given by its command."""
+    """The arguments that a command passes to its run."""
 
     command: tuple[str, ...]
     """The command line, for the manifest."""
@@ -52,7 +52,7 @@ class Subcommand(NamedTuple):
     name: str
     options: type
     run: Callable[[Any, Terminal], Any]
-    """Its result is printed: a ``FinishedRun`` as its table and files, None not, other values with ``str``."""
+    """Its result is printed: a ``FinishedRun`` as its table and files, other values with ``str``, None not at all."""
     about: str = ""
     """One sentence for ``--help``; the first line of the dataclass's docstring if empty."""
 
@@ -80,11 +80,8 @@ def run_command(
 ) -> None:
     """Parse the command line, run the sub-command, and print its result.
 
-    Args:
-        name: The command's name.
-        subcommands: The first is the default.
-        arguments: The command line without the name; that of the process if None.
-        about: Text above the options of ``--help``: what the command does, and examples.
+    The first sub-command is the default; ``arguments`` None takes the command line of the process. ``about`` is the
+    text above the options of ``--help``: what the command does, and examples.
 
     Raises:
         SystemExit: With status 2 for invalid input, 130 after Ctrl-C, and 0 after ``--help``.
@@ -184,14 +181,14 @@ def _unknown(what: str, given: str, known: Sequence[str]) -> str:
 
 
 class _HelpPage(io.BytesIO):
-    """Text that tyro formats as for the terminal."""
+    """Text that tyro formats as in its help."""
 
     def isatty(self) -> bool:
         return sys.__stdout__ is not None and sys.__stdout__.isatty()
 
 
 def _plain_panels(text: str) -> str:
-    """The help without tyro's line about the sub-command in every panel, and without a rule that it leaves on top."""
+    """The help without tyro's line about the sub-command in every panel, and without an extra rule at the top."""
     note = r"[^\n]*\(source subcommand: [^\n]*\n"
     return re.sub(note, "", re.sub(rf"((?:╭[^\n]*| -+ *)\n){note}[^\n]*\n", r"\1", text))
 
@@ -201,7 +198,7 @@ def _sentence(box: str) -> str:
     from rich.text import Text
 
     lines = [line.strip("│╭╮╰╯ ") for line in Text.from_ansi(box).plain.strip().splitlines()]
-    # A terminal without box characters has the title on a line of its own, with a rule below.
+    # Without box characters the title is on a line of its own, with a rule below.
     below = itertools.dropwhile(lambda line: set(line) <= set("─-"), lines[1:])
     message = " ".join(itertools.takewhile(lambda line: not set(line) <= set("─-"), below)).rstrip(".") + "."
     if found := re.match(r"invalid choice '(.*)' for argument '--(\S+)'\. Expected one of \((.*)\)", message):
@@ -209,12 +206,12 @@ def _sentence(box: str) -> str:
         return f"{found[2]} must be one of {', '.join(choices)}, got {found[1]!r}."
     if found := re.match(r"Error parsing --(\S+):.*\b(int|float|INT|FLOAT)\b.*'(.*)'", message):
         return f"{found[1]} must be {'a whole number' if found[2].lower() == 'int' else 'a number'}, got {found[3]!r}."
-    # A value that a dataclass does not accept: its own message, without the field's name in tyro.
+    # For a value that a dataclass rejects, show the message of the dataclass, without tyro's name of the field.
     return re.sub(r"^Error parsing [\w.-]*\w: ", "", message) if not message.startswith("Error parsing --") else message
 
 
 def _tokens(arguments: Sequence[str], options: Mapping[str, Option], command: str) -> list[str]:
-    """The settings of the ``--config`` file as arguments, but for the options that the command line has."""
+    """The settings of the ``--config`` file as arguments, except for options on the command line."""
     path = None
     for position, argument in enumerate(arguments):
         if argument == "--config" and position + 1 < len(arguments):
@@ -248,12 +245,7 @@ def _tokens(arguments: Sequence[str], options: Mapping[str, Option], command: st
 
 
 def read_yaml(path: Path, options: set[str], command: str) -> dict[str, Any]:
-    """The settings in a YAML file, by option name.
-
-    Args:
-        path: A file that holds one mapping; its keys are option names, with hyphens or underscores.
-        options: The names that are allowed.
-        command: The command that has the options.
+    """The settings in a YAML file, by option name. Its keys must be among ``options``, with hyphens or underscores.
 
     Raises:
         UserError: If the file cannot be read, is not a mapping, or has an unknown or repeated key.
@@ -281,7 +273,7 @@ def read_yaml(path: Path, options: set[str], command: str) -> dict[str, Any]:
 
 
 def _report(options: Report, terminal: Terminal) -> str:
-    """Write the page; the lines to print."""
+    """Write the page; return the lines to print."""
     from figures.report import build_report
     from records.manifest import write_atomically
 
@@ -295,7 +287,7 @@ def _report(options: Report, terminal: Terminal) -> str:
 
 def _print(result: Any) -> None:
     """Print a finished run as its notes, its table and its files, and anything else as text."""
-    if isinstance(result, str):  # a report needs no torch, which the next import loads
+    if isinstance(result, str):  # returns before the next import, which loads torch
         print(result)
         return
     from rich.console import Console

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from tasks.html import rows_html
 
-INLINE_BELOW = 150_000  # bytes of a picture: a notebook file keeps every picture that it shows
+INLINE_BELOW = 150_000  # bytes of a picture; a notebook file stores every picture that it shows
 _WIDEST = 1100  # pixels of a reduced picture: about the width of a notebook's cell
-_COLOURS = 64  # of a reduced picture: a diagram has a dozen, and blends at edges
+_COLOURS = 64  # colours of a reduced picture; a diagram has a dozen, and blends of them at edges
 
 
 def table_html(table: Table) -> str:
@@ -30,14 +30,7 @@ def table_html(table: Table) -> str:
 
 
 def run_html(table: Table, *, figure: Path | None, folder: Path, notes: Sequence[str] = ()) -> str:
-    """A finished run as HTML: its table, its figure if it is small enough, and its folder.
-
-    Args:
-        table: The table for the terminal.
-        figure: A PNG file; None or a missing file is left out.
-        folder: The run directory.
-        notes: Sentences for the reader.
-    """
+    """A finished run as HTML: its table, its figure (a PNG file) if it exists and is small enough, folder and notes."""
     shown = "".join(f"<p>{escape(note)}</p>" for note in notes)
     return (
         f"<div>{table_html(table)}{shown}{picture_html(figure)}<p>Files: <code>{escape(str(folder))}</code></p></div>"

@@ -42,24 +42,19 @@ class RunKind:
         return f"laccolith {self.command}"
 
     def owns(self, name: str) -> bool:
-        """True for a file that such a run writes. Other files in its folder are never touched."""
+        """True for a file that such a run writes. Other files in its folder are left unchanged."""
         return any(fnmatchcase(name, pattern) for pattern in (FILE, *self.writes, *_EVERY_RUN))
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the libraries that compute; another version may change the last bit."""
-    import importlib.metadata  # 30 ms, which --help needs not
+    """The versions of Python and of the libraries that compute; results may differ in the last bit between versions."""
+    import importlib.metadata  # takes 30 ms, and --help does not need it
 
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 
 def new_manifest(kind: RunKind, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a manifest that is known before anything is loaded.
-
-    Args:
-        kind: The command of the run.
-        settings: Every option that decides the results, as ``records.options.settings_of`` returns them.
-    """
+    """The entries of a manifest that are known before anything is loaded; ``settings`` come from ``settings_of``."""
     return {
         "kind": kind.kind,
         "format": FORMAT,
@@ -74,7 +69,7 @@ def read_manifest(folder: Path, kind: RunKind) -> dict[str, Any] | None:
     """The manifest of a run directory; None if it has none.
 
     Raises:
-        UserError: If the manifest cannot be read or is that of another command.
+        UserError: If the manifest cannot be read or belongs to another command.
     """
     path = folder / FILE
     if not path.is_file():
@@ -89,11 +84,7 @@ def read_manifest(folder: Path, kind: RunKind) -> dict[str, Any] | None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file atomically: it is complete or absent, even if writing is interrupted.
-
-    Raises:
-        OSError: If the file cannot be written, for example because the disk is full. No part of it is left.
-    """
+    """Write a file atomically: it is complete or absent, also if writing is interrupted or the disk is full."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -114,7 +105,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     """The first field in which the manifests differ, as ``name was ..., is ...``; None if they agree.
 
-    Only fields that ``new`` holds are compared, so a manifest can be checked before all of it is known.
+    Only fields in ``new`` are compared, so a manifest can be checked before all of it is known.
     """
     for key in _COMPARED:
         if key not in new:

@@ -1,4 +1,4 @@
-"""The model of a command's settings: loaded, or one that is already in memory."""
+"""The model that a command's options name: load it, or check one that is already in memory."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +15,10 @@ from tasks.errors import UserError, user_errors
 def open_model(
     options: ModelOptions, *, device: str, seed: int, given: Llava | None = None, weights: bool = True
 ) -> Llava:
-    """Load the model that ``options`` name.
+    """Load the model that ``options`` name, on the device of this process.
 
-    Args:
-        options: The model and how it runs.
-        device: The device of this process.
-        seed: Seed of random weights.
-        given: The same model with unchanged weights, if it is in memory; it is returned.
-        weights: False gives a model on the device meta, which has shapes and dtype but no values, for an estimate.
+    ``seed`` is that of random weights. ``given`` is the same model with unchanged weights, if it is in memory; it is
+    returned. Without ``weights`` the model is on the device meta: it has shapes and a dtype, for an estimate.
 
     Raises:
         UserError: If the model cannot be loaded, or ``given`` is another model.
@@ -53,11 +49,7 @@ def open_model(
 
 
 def other_model(options: ModelOptions, name: str, *, device: str, seed: int, weights: bool = True) -> Llava:
-    """Load another model with the other settings of ``options``; ``weights`` as in `open_model`.
-
-    Raises:
-        UserError: If the model cannot be loaded.
-    """
+    """Load another model with the other settings of ``options``; ``weights`` as in `open_model`."""
     same = name == options.name
     named = replace(options, name=name, revision=options.revision if same else None)
     return open_model(named, device=device, seed=seed, weights=weights)

@@ -37,12 +37,12 @@ def named(option: str) -> Any:
 # None is the default; the help text says what None means.
 OrDefault = Annotated[T | None, conf.DisallowNone, conf.arg(help_behavior_hint=lambda default: "")]
 Repeated = Annotated[tuple[T, ...], conf.UseAppendAction]
-NotAnOption = Annotated[T, conf.Fixed, conf.Suppress]  # the command sets it from another option
+NotAnOption = Annotated[T, conf.Fixed, conf.Suppress]  # the command derives it from another option
 Flag = Annotated[bool, conf.FlagCreatePairsOff, conf.arg(help_behavior_hint=lambda default: "")]
 
 
 def _comma_list(kind: type) -> Any:
-    """A tuple written as one comma-separated text; `none` for an empty one."""
+    """A tuple written as comma-separated text; `none` for an empty one."""
     return constructors.PrimitiveConstructorSpec[Any](
         nargs=1,
         metavar="A,B",
@@ -73,7 +73,7 @@ ConfigFile = Annotated[
     OrDefault[Path], conf.arg(help="YAML file whose keys are these options; the command line takes precedence.")
 ]
 LARGEST = 2**32  # numbers of options are smaller: counts, seeds, rates
-# They do not change the results, so that runs that differ in them are equal.
+# These do not change the results, so runs that differ only in them are equal.
 NOT_SETTINGS = ("out", "overwrite", "dry_run", "config")
 
 
@@ -104,7 +104,7 @@ class Option(NamedTuple):
     name: str
     """As on the command line, without the dashes."""
     value: Any
-    """The field's value, or its default where the dataclass is given as a type."""
+    """The field's value, or its default if the dataclass is given as a type."""
     paired: bool
     """True for a flag that also has a form with `--no-`."""
     joined: bool = False
@@ -112,7 +112,7 @@ class Option(NamedTuple):
 
 
 def options_of(options: Any) -> Iterator[Option]:
-    """Every option of a dataclass instance, nested dataclasses included."""
+    """Every option of a dataclass instance, including those of nested dataclasses."""
     hints = get_type_hints(type(options), include_extras=True)
     for field in fields(options):
         value = getattr(options, field.name)
@@ -129,7 +129,8 @@ def options_of(options: Any) -> Iterator[Option]:
 
 
 def settings_of(options: Any, *, without: tuple[str, ...] = NOT_SETTINGS) -> dict[str, Any]:
-    """The settings of a manifest: every option with underscores, as JSON returns it.
+    """The settings of a manifest: every option, with underscores in its name and a value as JSON
+    returns it.
 
     Raises:
         UserError: If a number is not finite, or too large for anything that a command counts.

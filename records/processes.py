@@ -30,7 +30,7 @@ class Processes:
 
 
 def launched() -> int:
-    """Number of processes that a launcher started; 1 without a launcher. They need not have joined yet."""
+    """Number of processes that a launcher started; 1 without a launcher. Some may not have joined yet."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -45,11 +45,7 @@ def join_processes(device: str) -> Processes:
 
 
 def own_device(device: str) -> str:
-    """The device of this process: ``"cuda"`` becomes the GPU of its local rank.
-
-    Raises:
-        UserError: If the machine does not have the device.
-    """
+    """The device of this process: ``"cuda"`` becomes the GPU of its local rank. ``UserError`` if it is missing."""
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (index and not index.isdecimal()):
         raise UserError(f"device must be cpu, cuda, cuda:N or mps, got {device!r}. Leave it out for cpu.")
@@ -64,7 +60,7 @@ def matmul_speed(device: torch.device | str, dtype: torch.dtype) -> float:
     n = 1024  # large enough to be bound by arithmetic, small enough for 50 ms on a slow core
     a = torch.ones(n, n, device=device, dtype=dtype)
     best = float("inf")
-    with fast_bfloat16():  # as the model runs
+    with fast_bfloat16():  # in which the model runs too
         for _ in range(3):
             start = time.perf_counter()
             float(F.linear(a, a)[0, 0])  # reading a value waits for the device

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-OnProgress = Callable[[str, int, int], None]  # the stage, how many more are done, how many there are in all
+OnProgress = Callable[[str, int, int], None]  # the stage, the number newly done, the total
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -28,7 +28,7 @@ class ProgressBars:
     """One tqdm bar for each stage, with rate and time left. A bar closes when its stage is done.
 
     Example:
-        >>> bars = ProgressBars(is_main=False)  # silent, as on every rank but 0
+        >>> bars = ProgressBars(is_main=False)  # silent, as on all ranks except 0
         >>> bars("capture", done=1, total=10)
         >>> bars.close()
     """

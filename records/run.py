@@ -30,7 +30,7 @@ from records.sharing import one_at_a_time
 from records.tables import clock, write_results
 from tasks.errors import UserError
 
-RESERVE = 64 * 1024**2  # bytes that a run leaves free for its results and figures and for other programs
+RESERVE = 64 * 1024**2  # bytes that stay free for results, figures and other programs
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +98,7 @@ class Run:
     def prepare(self, **known: Any) -> None:
         """Make, resume or empty the directory.
 
-        Args:
-            known: Entries of the manifest, for example ``model`` and ``data``; they must agree with those of a run that
-                is resumed.
+        ``known`` are further entries of the manifest, such as ``model`` and ``data``; a resumed run must have the same.
 
         Raises:
             UserError: If the directory cannot be written or holds another run.
@@ -111,11 +109,7 @@ class Run:
 
     @contextmanager
     def open(self, processes: Processes, **known: Any) -> Iterator[None]:
-        """Prepare the directory on rank 0, and keep other commands out of it inside the block.
-
-        Args:
-            processes: The processes of this run; all of them enter the block once the directory is ready.
-            known: As for ``prepare``.
+        """Prepare the directory on rank 0, and lock it while the context is open. All processes wait until it is ready.
 
         Raises:
             UserError: As ``prepare``, and if another command uses the directory.
@@ -132,11 +126,7 @@ class Run:
             yield
 
     def finish(self, results: pd.DataFrame | None = None) -> None:
-        """Write the table, if there is one, and the time in the manifest.
-
-        Raises:
-            UserError: If the file system is full.
-        """
+        """Write the table, if there is one, and the time in the manifest."""
         with writing(self.folder):
             before = read_manifest(self.folder, self.kind) or {}
             about = {
@@ -153,11 +143,8 @@ class Run:
 def check_folder(folder: Path, wanted: Mapping[str, Any], kind: RunKind, *, overwrite: bool) -> bool:
     """True if ``folder`` holds a run that ``wanted`` resumes. Nothing is written.
 
-    Args:
-        folder: The run directory; it need not exist.
-        wanted: The manifest of the run about to start, or as much of it as is known.
-        kind: The command of the run.
-        overwrite: Accept a different run, which ``open_run`` then replaces.
+    ``wanted`` is the manifest of the new run, or a part of it. With ``overwrite`` a different run is accepted, which
+    ``open_run`` then replaces.
 
     Raises:
         UserError: If the folder is a file, holds files that are not a run's, or holds a different run.
@@ -186,15 +173,11 @@ def check_folder(folder: Path, wanted: Mapping[str, Any], kind: RunKind, *, over
 
 
 def open_run(folder: Path, manifest: Mapping[str, Any], kind: RunKind, *, overwrite: bool) -> None:
-    """Make the run directory ready: new, resumed, or emptied if ``overwrite`` is set.
-
-    Raises:
-        UserError: As ``check_folder``, and if the folder cannot be written.
-    """
+    """Make the run directory ready: new, resumed, or emptied if ``overwrite`` is set. Raises as ``check_folder``."""
     resumes = check_folder(folder, manifest, kind, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
+        for leftover in folder.rglob(".*.tmp"):  # from a run that was killed while it wrote
             leftover.unlink()
         if not resumes or overwrite:
             # The manifest is written last: a folder without one is not a run directory.
@@ -215,7 +198,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Raise an ``OSError`` of the block, for example of a full disk, as ``UserError``."""
+    """Raise an ``OSError`` inside the context, for example of a full disk, as ``UserError``."""
     try:
         yield
     except OSError as error:
@@ -234,16 +217,9 @@ def free_bytes(folder: Path) -> int:
 
 
 def check_space(n_bytes: int, folder: Path, *, what: str, advice: str) -> None:
-    """Check that ``n_bytes`` more fit on the disk and leave ``RESERVE``.
+    """Raise ``UserError`` unless ``n_bytes`` fit on the disk of ``folder`` and leave ``RESERVE``.
 
-    Args:
-        n_bytes: What is still to be written.
-        folder: Where; it need not exist.
-        what: What it is, for the message.
-        advice: How to need less, for the message.
-
-    Raises:
-        UserError: If there is no room.
+    ``what`` names the data and ``advice`` says how to need less, both for the message.
     """
     free = free_bytes(folder)
     if n_bytes + RESERVE > free:

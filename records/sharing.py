@@ -1,7 +1,7 @@
-"""Several processes in one folder: locks, and jobs that are shared among processes that need no launcher.
+"""Several processes in one folder: locks, and jobs that several processes share without a launcher.
 
-``share_jobs(jobs, run=...)``: start the same command again, at the same time or later. Each process takes jobs that no
-other process has, and all wait for the last. A job's lock ends with its process, so that another takes the job over.
+To share the jobs of ``share_jobs``, start the same command again, at the same time or later. Each process takes jobs
+that no other process has, and all wait for the last. A lock ends with its process, so another can take the job over.
 """
 
 import time
@@ -21,15 +21,10 @@ _SECONDS = 2.0  # between two checks of the jobs of other processes
 def one_at_a_time(
     folder: Path, waiting: str | None = None, *, on_note: Callable[[str], None] = lambda line: None
 ) -> Iterator[None]:
-    """Keep other processes out of a block that belongs to a folder.
+    """Hold the lock of a folder while the context is open.
 
-    Args:
-        folder: The folder whose lock is held.
-        waiting: Note given once while another process holds the lock; None raises instead of waiting.
-        on_note: Called with ``waiting``.
-
-    Raises:
-        UserError: If ``waiting`` is None and another process holds the lock.
+    If another process holds it, call ``on_note`` once with ``waiting`` and wait; raise ``UserError`` if ``waiting`` is
+    None.
     """
     lock = FileLock(folder / LOCK)
     try:
@@ -59,9 +54,9 @@ def share_jobs(
     """Run every job that is not done, in order, and return when all are done by this process or another.
 
     Args:
-        jobs: The folder of each job with its name in messages. Missing folders are made.
+        jobs: The folder of each job, and its name in messages. Missing folders are made.
         is_done: True if the job's result exists.
-        run: Runs a job. Its exceptions end this process's share only.
+        run: Runs a job. Its exceptions end only this process.
         on_done: Called for each job once its result exists.
         on_note: Called with the names of the jobs that this process waits for.
     """

@@ -16,11 +16,7 @@ def write_results(folder: Path, results: pd.DataFrame) -> None:
 
 
 def read_results(folder: Path, kind: RunKind) -> pd.DataFrame:
-    """The results of a finished run.
-
-    Raises:
-        UserError: If the folder holds no run of that kind, or one that is not finished.
-    """
+    """The results of a finished run; raise ``UserError`` if the folder holds no such run."""
     if read_manifest(folder, kind) is None:
         raise UserError(f"run must be a folder that {kind.command} wrote, got {str(folder)!r}. Check the path.")
     path = folder / "results.parquet"

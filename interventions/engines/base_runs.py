@@ -1,4 +1,4 @@
-"""The unchanged runs that a batch of cells starts from, computed once: ``prepare_base(llava, inputs, other, ...)``."""
+"""The unchanged runs of a batch, computed once for all its cells: ``prepare_base(llava, inputs, other, ...)``."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from models.inputs import Inputs
 from models.llava import Llava
 from tasks.errors import UserError
 
-# Takes the logits of a cell at the readout.
+# Called with the logits of a cell at the readout.
 Read = Callable[[Float[Tensor, "example slot vocab"]], Tensor]
 
 
@@ -24,8 +24,8 @@ class PositionFacts(NamedTuple):
     Args:
         relevant: Real tokens that a readout can depend on.
         readout: Where logits are read.
-        same: Embedding and position equal those of the other run.
-        common: ``same`` holds here and at every earlier position.
+        same: Embedding and position id equal those of the other run.
+        common: ``same`` is True here and at every earlier position.
         aligned: Padding and position ids equal those of the other run here and at every earlier position.
     """
 
@@ -37,9 +37,9 @@ class PositionFacts(NamedTuple):
 
 
 class Placeholder(NamedTuple):
-    """One picture in one prompt: row of the prompt, its columns, and rows of the pictures in the vision tower's run.
+    """A picture in a prompt: the prompt's row, its columns, and the picture's row in the vision tower's run.
 
-    ``other_picture`` is the picture that the other prompt has there; ``in_place`` is True if at the same columns.
+    ``other_picture`` is the row of the other prompt's picture; ``in_place`` is True if it has the same columns.
     """
 
     example: int
@@ -54,15 +54,9 @@ class Placeholder(NamedTuple):
 class Prefix:
     """The two runs that the incremental engine starts from, up to the last readout.
 
-    Args:
-        run: The run of the batch that is changed.
-        other: The run of the other batch.
-        tower: The vision tower's run on all distinct pictures of both; those of the changed batch first, in its order.
-        position_ids: Position ids of the batch that is changed.
-        other_position_ids: Position ids of the other batch.
-        other_real: Where the other batch has tokens.
-        placeholders: Every picture in every prompt.
-        facts: See ``PositionFacts``.
+    ``run`` is that of the batch that is changed, ``other`` that of the other batch; ``other_real`` is True at the other
+    batch's tokens. ``tower`` is the vision tower's run on all distinct pictures of both batches; those of the changed
+    batch come first, in its order.
     """
 
     run: Run
@@ -82,8 +76,8 @@ class Base:
     Args:
         inputs: The batch that is changed.
         other: The batch whose run ``OTHER`` refers to.
-        readout: ``example slot``: columns of ``inputs`` where logits are read; -1 marks an unused slot.
-        logits: Logits of the unchanged run, float32, ``example slot vocab``; zeros at unused slots.
+        readout: Columns of ``inputs`` where logits are read; -1 marks an unused slot.
+        logits: Float32 logits of the unchanged run; zeros at unused slots.
         prefix: The runs that ``incremental`` starts from; None if the base was prepared for ``full``.
     """
 
@@ -107,22 +101,13 @@ def prepare_base(
     Args:
         llava: The model.
         inputs: The batch that is changed.
-        other: The batch that ``Write(value=OTHER)`` takes values from: as many examples, in the same order, with equal
-            positions wherever something is written.
-        readout: ``example slot``: columns of ``inputs`` where logits are read; -1 for an unused slot.
-        engine: ``"full"`` omits what only ``incremental`` needs; the base then serves ``full`` only.
+        other: The batch that ``Write(value=OTHER)`` takes values from. It has as many examples, in the same order, and
+            equal positions wherever something is written.
+        readout: Columns of ``inputs`` where logits are read; -1 marks an unused slot.
+        engine: A base for ``"full"`` is faster to prepare, but ``incremental`` cannot use it.
 
     Raises:
         UserError: If ``readout`` is empty or at padding, the batches differ in length, or the engine is unknown.
-
-    Example:
-        >>> import numpy as np
-        >>> from models import load
-        >>> llava = load("random:tiny")
-        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
-        >>> base = prepare_base(llava, inputs, readout=torch.tensor([[inputs.n_positions - 1]]))
-        >>> base.logits.shape[:2]
-        torch.Size([1, 1])
     """
     check_engine(engine)
     readout = readout.to(inputs.input_ids.device)
@@ -247,7 +232,7 @@ def _placeholders(inputs: Inputs, other: Inputs | None, of_other: list[int]) -> 
 
 
 def _embed(llava: Llava, ids: Tensor, inputs: Inputs, rows: list[int], tower: TowerRun | None) -> Tensor:
-    """The input of the first block."""
+    """The input of the first block: token embeddings, with image features at the image tokens."""
     embeddings = llava.embed(ids)
     for example, (pictures, layout) in enumerate(zip(inputs.image_of, inputs.layout, strict=True)):
         for picture, span in zip(pictures, layout.images, strict=True):

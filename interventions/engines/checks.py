@@ -1,4 +1,4 @@
-"""Validate cells before any forward."""
+"""Check cells before any forward."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,10 @@ from tasks.errors import UserError
 
 
 def check_cells(llava: Llava, base: Base, cells: Sequence[Cell]) -> None:
-    """Check every edit of every cell.
+    """Raise ``UserError`` unless every edit of every cell fits the model and the base.
 
-    Raises:
-        UserError: If the model lacks a site, layer or head; a site is a pattern; a mask is empty, of another shape or
-            includes padding; a value does not broadcast; the other run is missing; or its positions differ where values
-            are taken from it.
+    The model must have each site, layer and head. A mask must have the batch's shape and select at least one position
+    and no padding. A value must broadcast; for ``OTHER`` there must be another run with the same positions there.
     """
     for cell in cells:
         for edit in cell.edits:

@@ -1,4 +1,4 @@
-"""Cells sorted by their first layer and divided into chunks that fit into memory, with their edits by layer."""
+"""Divide cells into chunks that fit into memory, sorted by their first layer, and sort their edits by layer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from interventions.engines.vision import changed_placeholders, edited_features
 from interventions.engines.writes import boundary_of, first_layer, is_vision, replaces_by_other, value_rows
 from models.llava import Llava
 
-# Number of elements of a mask ``example cell pos``, of which a few exist at once.
+# Largest number of elements of a mask ``example cell pos``; a few such masks exist at once.
 _MOST_STATUSES = 2**23
 # Attention scores of a block: 256 MB in float32.
 _MOST_SCORES = 2**26
@@ -25,8 +25,8 @@ _MOST_SCORES = 2**26
 class Chunk:
     """Cells that are computed together: their indices, in ascending order of the first block that each can change.
 
-    ``layers`` holds the edits by block, and last those at the output of the last block; ``final`` the writes at the
-    output of the final norm.
+    ``layers`` holds the edits of each block, then those at the output of the last block; ``final`` holds the writes at
+    the output of the final norm.
     """
 
     cells: tuple[int, ...]
@@ -67,7 +67,7 @@ def _build_chunk(
         vision = [edit for edit in edits if isinstance(edit, Write) and is_vision(edit)]
         if vision:
             layers[0].between.extend(_pictures(llava, prefix, place, vision))
-        # The output of a block is written before the input of the next; at one site, in the order given.
+        # Writes to the output of a block come before writes to the input of the next; at one site, in the order given.
         for write in sorted((e for e in edits if isinstance(e, Write) and not is_vision(e)), key=lambda w: w.site):
             mask = trim(write.mask) & facts.relevant
             layer = boundary_of(write)
@@ -147,12 +147,12 @@ def _feature_rows(
 
 
 def _ends(llava: Llava, prefix: Prefix, planned: Chunk) -> list[int]:
-    """Where chunks end, so that packing stays efficient in every layer."""
+    """The ends of the chunks, chosen so that packing stays efficient in every layer."""
     counts = _counts(llava, prefix, planned)
     n_examples, n_columns = prefix.facts.relevant.shape
     by_head = any(cut.heads is not None for edits in planned.layers for _, cut in edits.cuts)
     rows = n_examples * (llava.n_heads if by_head or llava.attention == "eager" else 1)
-    # A cell attends to its own keys only, but scores are computed for those of all cells: with this many, at most a
+    # A cell attends to its own keys only, but scores are computed for those of all cells. With this many, at most a
     # sixth of a block's work.
     most = max(256, llava.d_model)
     while most > 16 and rows * most * (most + 2 * n_columns) > _MOST_SCORES:
@@ -168,7 +168,7 @@ def _ends(llava: Llava, prefix: Prefix, planned: Chunk) -> list[int]:
 
 
 def _counts(llava: Llava, prefix: Prefix, planned: Chunk) -> Int[Tensor, "cell layer"]:
-    """Number of packed positions of each cell in each block, for the example with the most."""
+    """Number of packed positions of each cell in each block, in the example with the most."""
     n_layers = llava.n_layers
     status = start(planned.first_layers, prefix.facts)
     counts = torch.zeros(len(planned.cells), n_layers, dtype=torch.int64)

@@ -1,8 +1,8 @@
 """Edits to a forward pass, as tensors: the interface between operations and engines.
 
-Every operation consists of three kinds of edit. ``Write`` puts values at a site, ``Cut`` removes attention edges,
-``Hold`` keeps the residual stream of some positions as it enters a block. A ``Cell`` holds the edits of one
-intervention on one batch. Operations make cells; engines run them.
+There are three kinds of edit: ``Write`` puts values at a site, ``Cut`` removes attention edges, ``Hold`` makes some
+positions skip a block. A ``Cell`` holds the edits of one intervention on one batch. Operations make cells; engines run
+them.
 """
 
 from dataclasses import dataclass
@@ -24,18 +24,12 @@ class Write:
 
     Args:
         site: Any site but ``pattern``.
-        mask: Where. In the language model the columns of the batch, ``example pos``; in the vision tower and the
-            projector the tokens of each row of ``Inputs.pixel_values``, ``image token`` (with the class token in the
-            tower, without it in the projector, as in ``capture``).
+        mask: The positions: columns of the batch (language model), or the tokens of each row of ``Inputs.pixel_values``
+            (with the class token in the vision tower, without it in the projector).
         value: ``OTHER`` for the other run's value, or a tensor that broadcasts to the site's activation in this batch:
             ``example pos d_model`` (q, k, v, z: ``example pos head d_head``).
-        heads: Which heads, for q, k, v and z (key and value heads for k and v); None for all.
-        add: Add the value instead of replacing what is there.
-
-    Example:
-        >>> import torch
-        >>> Write(Site.parse("blocks.1.hook_resid_pre"), torch.tensor([[False, True, True]]), OTHER).site.layer
-        1
+        heads: Heads of q, k, v or z (for k and v, key and value heads); None for all.
+        add: Add the value to the activation instead of replacing it.
     """
 
     site: Site
@@ -49,16 +43,7 @@ class Write:
 class Cut:
     """Attention edges that are removed in one block of the language model; the edge from a position to itself stays.
 
-    Args:
-        layer: The block, counted from 0.
-        queries: Positions that no longer attend, ``example pos``.
-        keys: Positions that they no longer attend to, ``example pos``.
-        heads: In which query heads; None for all.
-
-    Example:
-        >>> import torch
-        >>> Cut(1, queries=torch.tensor([[False, False, True]]), keys=torch.tensor([[True, False, False]])).layer
-        1
+    Positions in ``queries`` do not attend to positions in ``keys``, in the given query heads (None: all).
     """
 
     layer: int
@@ -69,17 +54,7 @@ class Cut:
 
 @dataclass(frozen=True, eq=False)
 class Hold:
-    """Positions whose residual stream passes a block unchanged; they still serve as keys and values there.
-
-    Args:
-        layer: The block of the language model, counted from 0.
-        mask: Which positions, ``example pos``.
-
-    Example:
-        >>> import torch
-        >>> Hold(1, torch.tensor([[False, True, True]])).layer
-        1
-    """
+    """Positions whose residual stream passes a block unchanged; other positions still attend to them in this block."""
 
     layer: int
     mask: Bool[Tensor, "example pos"]

@@ -41,7 +41,6 @@ def run_cells(
         base: The result of ``prepare_base``.
         cells: Each is applied to the unchanged run.
         read: Called once for each cell, in any order, with float32 logits at ``base.readout``, zeros at unused slots.
-            The logits of the unchanged run are ``base.logits``.
         engine: ``"incremental"``, or ``"full"`` for plain forwards.
         cells_at_once: Number of cells that ``incremental`` computes together; None chooses by memory.
 
@@ -56,7 +55,7 @@ def run_cells(
 
     Example:
         >>> import numpy as np, torch
-        >>> from interventions.engines import Write
+        >>> from interventions.engines.edits import Write
         >>> from models import Site, load
         >>> llava = load("random:tiny")
         >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")

@@ -1,6 +1,6 @@
-"""The full engine: one forward of the whole model with hooks for each cell.
+"""The full engine: one forward of the whole model, with hooks, for each cell.
 
-It is slow and simple, and the reference for the other engine.
+It is slow and simple. The incremental engine is tested against it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,10 +44,10 @@ def applied(
     other: Inputs | None = None,
     columns: Columns | None = None,
 ) -> Iterator[None]:
-    """Apply the edits of a cell in forwards on ``inputs`` within a ``with`` block.
+    """Apply the edits of a cell to forwards on ``inputs`` while the context is open.
 
-    ``others`` holds activations of the run on ``other``, for edits that write them; ``columns`` are those that the
-    current forward computes, None for all (``tracked_columns``).
+    ``others`` holds activations of the run on ``other``, for edits that write them. ``columns`` returns the columns
+    that the current forward computes (``tracked_columns``); None means all.
     """
     writes = [e for e in cell.edits if isinstance(e, Write)]
     changes = _changes(_Batch(inputs, other, others or {}, columns), writes)
@@ -96,7 +96,7 @@ def _other_values(llava: Llava, other: Inputs | None, sites: set[Site]) -> Mappi
 def _changes(batch: _Batch, writes: list[Write]) -> dict[Site, Callable[[Tensor], Tensor]]:
     """The writes of each hooked site, in their order."""
     by_site: dict[Site, list[Write]] = {}
-    # In the tower, the input of a block is changed at the output of the block below: the projector may read it there.
+    # In the tower, the input of a block is changed at the output of the block below, which the projector may read.
     for write in sorted(writes, key=lambda w: w.site):
         site = write.site
         if site.part == "vision_tower" and site.name == "resid_pre" and site.layer:
@@ -110,7 +110,7 @@ def _apply(batch: _Batch, writes: list[Write], current: Tensor) -> Tensor:
         mask = write.mask.to(current.device)
         other = batch.others[write.site] if isinstance(write.value, str) else None
         if write.site.part != "language_model":
-            # A forward pass gets one row of pixels for every placeholder.
+            # A forward pass takes one row of pixels for every placeholder.
             rows = torch.tensor([row for rows in batch.inputs.image_of for row in rows], device=current.device)
             if other is None:
                 assert isinstance(write.value, Tensor)
@@ -130,7 +130,7 @@ def _apply(batch: _Batch, writes: list[Write], current: Tensor) -> Tensor:
 
 
 def _partners(batch: _Batch) -> list[int]:
-    """The placeholder of the other batch for each of this batch; 0 if there is none, which no write uses."""
+    """For each placeholder of this batch, that of the other batch; 0 if there is none, which no write uses."""
     assert batch.other is not None
     found: list[int] = []
     before = 0
@@ -155,7 +155,7 @@ def _mask(allowed: Tensor, columns: Columns | None, module: Any, args: tuple[Any
 
 
 def _allowed(llava: Llava, inputs: Inputs, cuts: Sequence[Cut]) -> Bool[Tensor, "example head query key"]:
-    """The edges that are left: causal, to real tokens, not cut; always the edge to itself."""
+    """The remaining attention edges: causal, to real tokens, not cut. A position always attends to itself."""
     real = inputs.attention_mask.bool()
     n = inputs.n_positions
     causal = torch.ones(n, n, dtype=torch.bool, device=real.device).tril()

@@ -1,9 +1,9 @@
 """The incremental engine: it computes only what a cell can change, for many cells in one pass over the layers.
 
-The cells of a chunk are computed together, each from the first layer that it changes. In a layer, the positions that
-equal neither run (``needed_positions``) are packed, cells side by side, along the query axis of one native decoder
-layer. Their keys are those of the base run and the other run, which all cells share, and their own. ``README.md`` has
-an example.
+Each cell of a chunk starts at the first layer that it changes. In a layer, only positions that equal neither run
+(``needed_positions``) are computed: the queries of all cells are packed into one row and pass one native decoder layer
+together. Their keys are those of the base run and the other run, which all cells share, and their own. ``README.md``
+has an example.
 """
 
 from bisect import bisect_right
@@ -26,7 +26,7 @@ from models.hooks import Change, edited, recorded
 from models.llava import Llava
 from models.sites import Site
 
-# Number of logits held at a time: 256 MB.
+# Largest number of logits in memory at a time: 256 MB.
 _MOST_LOGITS = 2**26
 
 
@@ -169,7 +169,7 @@ class _ChunkRun:
         prefix, n = self._prefix, asked.own.shape[1]
         facts = prefix.facts
         n_examples = len(facts.relevant)
-        outside = facts.relevant.shape[1]  # the column of an empty slot: after all others
+        outside = facts.relevant.shape[1]  # the column of an empty slot, after all others
         row = torch.arange(n_examples, device=facts.relevant.device)[:, None]
         query_cell, query_pos = queries.spread(queries.cell, 0), queries.spread(queries.pos, -1)
         earlier: list[KeysValues] = []
@@ -200,7 +200,7 @@ class _ChunkRun:
             sees = (key_cell[:, None] == query_cell[..., None]) & (key_pos[:, None] <= query_pos[..., None])
             allowed.append(sees & is_own[:, None])
             columns.append(key_pos)
-        # An empty slot attends to itself: a row without any key has no softmax.
+        # An empty slot attends to itself, because a softmax needs at least one key.
         empty = query_pos < 0
         allowed[-1] |= torch.diag_embed(empty)
         together = torch.cat(allowed, -1)[:, None]
@@ -290,7 +290,7 @@ class _ChunkRun:
             return {}
         site, other = self._chunk.final[0].write.site, self._prefix.other
         norm = self._llava.module_at(site)
-        # Computed before the hook is placed, which would change these too.
+        # Computed before the hook is placed, because the hook would change these too.
         theirs = None if other is None else norm(other.resid[-1][rows.example, rows.pos])
         return {site: partial(_write_final, self._chunk.final, rows, theirs)}
 

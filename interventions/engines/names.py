@@ -1,4 +1,4 @@
-"""Names of the engines; imports nothing heavy, so that a command line can list them."""
+"""Names of the engines. The command line lists them, so this file imports no torch."""
 
 from typing import Literal, get_args
 

@@ -1,9 +1,8 @@
 """Which positions of which cells have to be computed, layer by layer.
 
 The residual stream of a position at the input of a block equals that of the base run, of the other run, of both or of
-neither. It equals a run after the block if it and all earlier positions equal that run before the block, and no edit
-applies; only positions that equal neither run have to be computed. All cells of a chunk are treated together, as masks
-``example cell pos``.
+neither. After the block it still equals a run if this and all earlier positions equalled that run before the block, and
+no edit applies. Only positions that equal neither run are computed. Masks have axes ``example cell pos``.
 """
 
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from interventions.engines.writes import SUBLAYER, cut_has_effect, replaces_by_o
 
 
 class EqualTo(NamedTuple):
-    """Where the residual stream equals that of the base run, and that of the other run."""
+    """True where the residual stream equals that of the base run, and that of the other run."""
 
     base: Bool[Tensor, "example cell pos"]
     other: Bool[Tensor, "example cell pos"]
@@ -34,8 +33,8 @@ class EqualTo(NamedTuple):
 class Between:
     """A write to the residual stream at the input of a block.
 
-    ``rows`` returns the values at flat (example, pos) indices, which are those of ``mask`` in order; None writes the
-    other run's residual stream.
+    ``rows`` takes flat (example, pos) indices, those of ``mask`` in order, and returns the values there; None writes
+    the other run's residual stream.
     """
 
     cell: int
@@ -55,7 +54,7 @@ class Inside:
 
 @dataclass(frozen=True, eq=False)
 class LayerEdits:
-    """The edits of a chunk at the input of a block and inside it; those of a cell in their order."""
+    """The edits of a chunk at the input of a block and inside it; those of one cell keep their order."""
 
     between: list[Between] = field(default_factory=list)
     inside: list[Inside] = field(default_factory=list)
@@ -64,13 +63,13 @@ class LayerEdits:
 
 
 class Step(NamedTuple):
-    """What a block has to do at each position.
+    """What one block computes at each position.
 
     Args:
         own: Key and value equal those of neither run.
         compute: The output has to be computed.
         serve: Key and value have to be computed, but not the output.
-        held: The residual stream at the input is kept.
+        held: The output is the input (``Hold``).
         after: Equality after the block.
     """
 
@@ -106,10 +105,10 @@ def mark(status: EqualTo, edit: Between, facts: PositionFacts) -> None:
 
 
 def step(status: EqualTo, edits: LayerEdits, next_edits: LayerEdits, facts: PositionFacts, *, last: bool) -> Step:
-    """What one block has to do for the cells that have started; ``status`` is what ``EqualTo`` holds at its input.
+    """What one block has to compute for the cells that have started; ``status`` is the equality at its input.
 
-    What ``next_edits``, those of the next block, overwrite at its input need not be computed. The output of the last
-    block is needed only at readouts.
+    Values that ``next_edits``, the edits of the next block, overwrite are not computed. The output of the last block is
+    computed only at readouts.
     """
     base, other = status
     n_cells = base.shape[1]
@@ -152,7 +151,7 @@ def _differ(status: EqualTo, cell: int, mask: Tensor) -> None:
 
 
 def _effective(edit: Inside, unchanged: Tensor, facts: PositionFacts) -> Tensor:
-    """Where a write has an effect: the other run's value equals the base run's where both agree so far."""
+    """True where a write has an effect. The other run's value has none where both runs have been equal up to there."""
     if isinstance(edit.write.value, str) and not edit.write.add:
         return edit.mask & ~(facts.common & unchanged)
     return edit.mask

@@ -1,4 +1,4 @@
-"""Image features under the edits of a cell: the vision tower from the edited block on, and the projector."""
+"""Image features under the edits of a cell: run the vision tower from the first edited block on, then the projector."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,7 +31,7 @@ def edited_features(
     pairs = list(dict.fromkeys((p.picture, p.other_picture) for p in placeholders))
     device = tower.features.device
     mine = torch.tensor([picture for picture, _ in pairs], device=device)
-    # No write takes a value for a picture without a partner (check_cells), so any row will do.
+    # No write takes a value for a picture without a partner (check_cells), so any row is valid here.
     theirs = torch.tensor([0 if other is None else other for _, other in pairs], device=device)
 
     first = min((_first(write.site, llava) for write in writes), default=llava.vision_layer)
@@ -84,7 +84,7 @@ def _first(site: Site, llava: Llava) -> int:
 
 
 def _is_read(site: Site, llava: Llava) -> bool:
-    """True if the projector depends on the site, that is, if it is not above the layer that the projector reads."""
+    """True if the projector depends on the site, which then is not above the layer that the projector reads."""
     if site.part == "projector":
         return True
     assert site.layer is not None  # every site of the tower has one

@@ -1,4 +1,4 @@
-"""The effect of a ``Write`` on an activation; shared by the engines."""
+"""The effect of a ``Write`` on an activation; both engines use it."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def written(
     heads: tuple[int, ...] | None,
     add: bool,
 ) -> Float[Tensor, "row token *axes"]:
-    """A copy of ``current`` with ``value``, which broadcasts to it, written (or added) where ``mask`` holds.
+    """A copy of ``current`` with ``value`` written (or added) where ``mask`` is True; ``value`` broadcasts to it.
 
     ``heads`` are indices along the axis before the last; None for all.
     """

@@ -1,20 +1,4 @@
-"""Interventions in a notebook: context managers for a model in memory, and functions that measure one effect.
+"""Interventions in a notebook: ``context_managers`` change a model's runs, ``measure`` computes the effect of one.
 
-It converts a call to cells of a plan and applies their edits while text is generated. It does not handle files, data
-sets or run directories. Its results equal those of ``patch-sweep``.
+Each call becomes cells of a plan, so its results equal those of ``patch-sweep``. The folder reads and writes no files.
 """
-
-from interventions.in_memory.context_managers import ablated, knocked_out, patched, skipped, steered
-from interventions.in_memory.measure import attribution, direct_attribution, patch, path_patch
-
-__all__ = [
-    "ablated",
-    "attribution",
-    "direct_attribution",
-    "knocked_out",
-    "patch",
-    "patched",
-    "path_patch",
-    "skipped",
-    "steered",
-]

@@ -3,14 +3,14 @@
     with knocked_out(llava, source="image", target="last", layers="10-20"):
         llava.generate(image, question)
 
-They hold for ``llava.generate``, ``llava.logits``, ``llava.capture`` and ``llava.logit_lens``, and end with the block,
-also after an exception. Nested ones act together, as the edits of one cell: in the order of the forward pass, and at
-one site the outer one first.
+They apply to ``llava.generate``, ``llava.logits``, ``llava.capture`` and ``llava.logit_lens`` inside the ``with``
+statement. Nested ones act together, as the edits of one cell: in the order of the forward pass, and at one site the
+outer one first.
 
-Tokens are named as in ``interventions.plan.groups`` and found in every batch that runs. Generated tokens come after
-the prompt, as an answer does: ``answer`` names them, ``all`` and ``text`` include them, and ``last`` as the target
-of a knockout is the prompt's last position and every generated position. What is done at a position depends only on
-that position, so generating with a key-value cache equals recomputing the whole sequence at every step.
+Tokens are named as in ``interventions.plan.groups`` and found in every batch that runs. Generated tokens count as an
+answer: they are in ``answer``, ``all`` and ``text``, and ``last`` as the target of a knockout is the prompt's last
+position and every generated one. The change at a position depends only on that position, so generating with a
+key-value cache equals recomputing the whole sequence at every step.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -65,11 +65,11 @@ def ablated(
     Args:
         llava: The model.
         site: Such as ``"resid_post"`` or ``"blocks.3.attn.hook_z"``.
-        layers: The blocks that a short name means, such as ``"10-20"`` or 12; None means all.
-        tokens: Which positions.
-        kind: ``"mean"``: over the positions of the group and the examples of ``reference``; ``"resample"``: from a run
-            on ``reference``, or, without one, on the batch with its pictures exchanged.
-        heads: Which heads of q, k, v or z, such as 3 or ``"0+3"``; None means all.
+        layers: The blocks of a short name, such as ``"10-20"`` or 12; None means all.
+        tokens: The positions to change.
+        kind: ``"zero"``; ``"mean"`` over the positions of the group and the examples of ``reference``; ``"resample"``
+            for the values of a run on ``reference``, or, without one, on the batch with its pictures exchanged.
+        heads: Heads of q, k, v or z, such as 3 or ``"0+3"``; None means all.
         reference: A batch or examples; None means the batch that runs. The model runs on it without interventions.
         seed: Seed of the exchange of pictures.
 
@@ -113,11 +113,11 @@ def knocked_out(
 
     Args:
         llava: The model.
-        source: The positions that are no longer attended to.
-        target: The positions that no longer attend to them; ``"last"`` is the prompt's last position and every position
-            after it, so that all generated tokens are predicted without the source.
-        layers: In which blocks, such as ``"10-20"`` or 12; None means all.
-        heads: In which query heads, such as 3 or ``"0+3"``; None means all.
+        source: The key positions.
+        target: The query positions; ``"last"`` is the prompt's last position and every position after it, so that all
+            generated tokens are predicted without the source.
+        layers: The blocks, such as ``"10-20"`` or 12; None means all.
+        heads: The query heads, such as 3 or ``"0+3"``; None means all.
 
     Example:
         >>> import numpy as np
@@ -133,12 +133,12 @@ def knocked_out(
 
 @contextmanager
 def skipped(llava: Llava, *, layers: LayerRange, tokens: str = "image", visible: bool = True) -> Iterator[None]:
-    """Skip blocks of the language model: the residual stream of some positions stays as it is.
+    """Skip blocks of the language model: the residual stream of some positions passes them unchanged.
 
     Args:
         llava: The model.
-        layers: Which blocks, such as ``"10-20"`` or 12.
-        tokens: Which positions.
+        layers: The blocks, such as ``"10-20"`` or 12.
+        tokens: The positions that skip them.
         visible: Whether other positions still attend to them in these blocks.
 
     Example:
@@ -168,16 +168,16 @@ def steered(
     tokens: str = "all",
     reference: Reference | None = None,
 ) -> Iterator[None]:
-    """Add ``alpha`` times a direction.
+    """Add ``alpha`` times a direction to an activation.
 
     Args:
         llava: The model.
         site: Such as ``"resid_post"``.
         direction: ``d_model``, or ``layer d_model`` with one for each layer; it is scaled to length 1.
         alpha: Length of the added vector, in ``unit``; negative steers away.
-        layers: The blocks that a short name means, such as ``"10-20"`` or 12; None means all.
+        layers: The blocks of a short name, such as ``"10-20"`` or 12; None means all.
         unit: ``"norm"`` for the mean norm of the activation over ``reference``; ``"absolute"`` for 1.
-        tokens: Which positions; ``"last+answer"`` for the prompt's last position and all generated ones.
+        tokens: The positions to change; ``"last+answer"`` for the prompt's last position and all generated ones.
         reference: A batch or examples; None means the batch that runs.
 
     Example:
@@ -216,12 +216,12 @@ def patched(
 
     Args:
         llava: The model.
-        source: A batch with as many examples as the one that runs, each with as many such positions; they correspond
+        source: A batch with as many examples as the batch that runs, each with as many positions in ``tokens``, matched
             in order. It is run without interventions.
         site: Such as ``"resid_post"`` or ``"blocks.3.attn.hook_z"``.
-        layers: The blocks that a short name means, such as ``"10-20"`` or 12; None means all.
-        tokens: Which positions of the prompt.
-        heads: Which heads of q, k, v or z, such as 3 or ``"0+3"``; None means all.
+        layers: The blocks of a short name, such as ``"10-20"`` or 12; None means all.
+        tokens: The prompt positions to change.
+        heads: Heads of q, k, v or z, such as 3 or ``"0+3"``; None means all.
 
     Source: Vig et al. 2020, arXiv 2004.12265; Meng et al. 2022, arXiv 2202.05262.
 
@@ -240,7 +240,7 @@ def patched(
 
 @dataclass(frozen=True, eq=False)
 class _Active:
-    """An intervention together with those it is nested in."""
+    """An active intervention, with those that it is nested in."""
 
     builders: tuple[BuildEdits, ...]
 
@@ -267,7 +267,7 @@ def _edits(
 
 
 def heads_text(heads: Heads | None) -> str | None:
-    """Heads as a plan takes them: several are changed together."""
+    """Heads in the notation of a plan; several are changed together."""
     return heads if heads is None or isinstance(heads, str) else "+".join(map(str, np.atleast_1d(heads)))
 
 

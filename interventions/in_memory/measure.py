@@ -3,7 +3,7 @@
     effects = patch(llava, clean, corrupt, site="resid_post", layers="0-31", tokens="image")
     effects.recovered, effects.table, effects.plot()
 
-Each builds the cells of a plan and runs them on the engines that ``patch-sweep`` uses, so the numbers are the same.
+Each runs cells of a plan on the engines of ``patch-sweep``, so the numbers are the same.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ from records.resampling import bootstrap_means
 from tasks.errors import UserError
 
 Answers = str | Sequence[str] | None
-_LOGITS = 2**26  # patched logits are kept up to so many numbers: 256 MB in float32
+_LOGITS = 2**26  # patched logits are returned up to this many numbers: 256 MB in float32
 
 
 def patch(
@@ -67,10 +67,10 @@ def patch(
         tokens: One or several groups, each patched on its own.
         heads: ``"all"`` for each head on its own, ``"0+3"`` for two together; None for all together.
         direction: ``"denoise"`` puts clean values into the corrupt run, ``"noise"`` corrupt values into the clean run.
-        answers: One for all or one for each example; their first token is read. None takes the answers of ``clean``
+        answers: One for all or one for each example; metrics use its first token. None takes the answers of ``clean``
             as ``patch-sweep`` does, or, without answers there, the clean run's most likely token.
-        foils: What answers are compared with; None takes the corrupt run's most likely other token.
-        metric: What is read.
+        foils: Answers to compare with; None takes the corrupt run's most likely other token.
+        metric: Metric of the logits.
         engine: ``"incremental"`` or ``"full"``; both give the same numbers.
         seed: Seed of the bootstrap intervals.
 
@@ -146,11 +146,11 @@ def path_patch(
     metric: Metric = "logit_difference",
     seed: int = 0,
 ) -> Effects:
-    """Path patching: what each sending head writes directly into the queries, keys or values of later heads.
+    """Path patching: the direct effect of each sending head on the queries, keys or values of later heads.
 
-    ``senders`` are heads as (layer, head), each on its own; ``receivers`` act together and are in later layers;
-    ``entrance`` is the input of the receivers that changes. ``tokens`` are positions of the receivers,
-    ``sender_tokens`` of the senders. Other arguments are those of ``patch``.
+    ``senders`` are heads as (layer, head), each patched on its own. ``receivers`` are changed together and are in later
+    layers; ``entrance`` is their input that changes. ``tokens`` are positions of the receivers, ``sender_tokens`` of
+    the senders. Other arguments are those of ``patch``.
 
     Source: Wang et al. 2022, arXiv 2211.00593; Goldowsky-Dill et al. 2023, arXiv 2304.05969.
 
@@ -178,7 +178,7 @@ def path_patch(
 def direct_attribution(
     llava: Llava, inputs: Inputs, *, answers: Answers = None, foils: Answers = None, seed: int = 0
 ) -> DirectEffects:
-    """Direct logit attribution: what each layer and head writes into the logit difference.
+    """Direct logit attribution: the contribution of each layer and head to the logit difference.
 
     ``answers`` and ``foils`` are as for ``patch``, by default the most and the second most likely token; ``seed`` is
     that of the bootstrap intervals.
@@ -224,7 +224,7 @@ def _plan(
 
 
 class _Runs:
-    """The two runs of a comparison, what is read from them, and the summary of cells."""
+    """The two runs of a comparison and their readout; runs cells and summarises them."""
 
     def __init__(
         self, llava: Llava, clean: Inputs, corrupt: Inputs, answers: Answers, foils: Answers, metric: Metric,
@@ -285,7 +285,7 @@ def _next_token_readout(llava: Llava, clean: Inputs, corrupt: Inputs, answers: A
     found: list[Tensor] = []
     for texts, logits in zip(given, (ours, theirs), strict=True):
         if texts is None:
-            if found:  # the foil is another token than the answer
+            if found:  # the foil differs from the answer
                 logits = logits.scatter(1, found[0][:, None], -torch.inf)
             found.append(logits.argmax(-1))
         else:

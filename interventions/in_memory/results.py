@@ -1,4 +1,4 @@
-"""What the eager functions return: ``Effects`` of patching, ``DirectEffects`` of direct logit attribution."""
+"""Results of the functions in ``measure``: ``Effects`` of patching, ``DirectEffects`` of direct logit attribution."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -41,10 +41,10 @@ class Effects(_Table):
     Args:
         table: One row for each cell and metric, with the columns of ``patch-sweep`` (``docs/results.md``): ``value``
             and ``recovered`` with 95 % intervals over examples, ``clean``, ``corrupt``, ``n``, ``p``.
-        values: The metric by cell and example.
-        clean: The metric of the clean run.
-        corrupt: The metric of the corrupt run.
-        logits: At the prompt's last position, float32; None where they are estimated, not computed.
+        values: The metric in each cell.
+        clean: The metric in the clean run.
+        corrupt: The metric in the corrupt run.
+        logits: Float32, at the prompt's last position; None where effects are estimated.
     """
 
     table: pd.DataFrame
@@ -77,12 +77,12 @@ class Effects(_Table):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DirectEffects(_Table):
-    """How much each part writes into the logit difference at the prompt's last position.
+    """The contribution of each part to the logit difference at the prompt's last position.
 
     Args:
         table: One row for each part: ``component`` (``embedding``, ``attn_out``, ``mlp_out``, ``head``), ``layer``,
             ``head``, ``value`` (mean over examples), ``lower``, ``upper`` (95 % interval), ``n``.
-        shares: The same by example.
+        shares: The contributions by example.
     """
 
     table: pd.DataFrame

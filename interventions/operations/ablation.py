@@ -1,4 +1,4 @@
-"""Ablation: an activation is replaced by zero, by its mean over a data set, or by another example's activation."""
+"""Ablation: replace an activation by zero, by its mean over a data set, or by another example's activation."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,9 +18,6 @@ def edits(spec: CellSpec, batch: PreparedBatch) -> tuple[Edit, ...]:
     """Write zero, the mean, or the other run's activation at the site in every layer of the window.
 
     For ``"resample"`` the other run must be that of ``resampled_examples``.
-
-    Raises:
-        UserError: If a mean is missing.
 
     Source: mean ablation of image tokens in Neo et al. 2024, "Towards Interpreting Visual Information Processing in
         Vision-Language Models", arXiv 2410.07149; resample ablation in Chan et al. 2022, "Causal Scrubbing".
@@ -42,7 +39,7 @@ def edits(spec: CellSpec, batch: PreparedBatch) -> tuple[Edit, ...]:
 def resampled_examples(examples: Sequence[Example], *, seed: int) -> list[Example]:
     """Every example with the pictures of another example; prompts and answers stay, so that positions agree.
 
-    ``examples`` is the whole data set, so that the result does not depend on batches.
+    Pass the whole data set, so that the result does not depend on batches.
 
     Raises:
         UserError: If an example has no other one with as many pictures, all of them different.
@@ -52,7 +49,7 @@ def resampled_examples(examples: Sequence[Example], *, seed: int) -> list[Exampl
     for place, index in enumerate(order):
         mine = examples[index]
         keys = [picture.key for picture in mine.pictures]
-        # The next one in a random circle: no example keeps its own, and as a rule no picture is used twice.
+        # Take the next example of a random circle: none keeps its own pictures, and few are used twice.
         for step in range(1, len(order)):
             theirs = examples[order[(place + step) % len(order)]].pictures
             if keys and len(theirs) == len(keys) and all(t.key != k for t, k in zip(theirs, keys, strict=True)):

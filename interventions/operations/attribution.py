@@ -1,8 +1,8 @@
 """Attribution patching: an estimate of activation patching for all cells at once, from one gradient.
 
 ``attribute`` estimates the patched run's metric to first order in the patched activation; ``attribution_gap`` compares
-with exact patching. It takes two forwards and one backward pass for any number of cells, and is exact only if the model
-is linear between the site and the metric.
+the estimate with exact patching. It takes two forwards and one backward pass for any number of cells. It is exact only
+if the model is linear between the site and the metric.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from tasks.example import Example
 
 
 class Attribution(NamedTuple):
-    """Estimated metrics of patched runs: those of the unchanged run, and these plus the first-order change."""
+    """Metrics of the unchanged run, and estimated metrics of the patched runs."""
 
     base: Float[Tensor, "metric example"]
     estimated: Float[Tensor, "metric cell example"]
@@ -72,10 +72,10 @@ def attribute(
         other: ``Runs.other``, the run that values come from; None if it is ``inputs`` with noise.
         specs: Cells of op ``"patch"`` or ``"attribute"`` with one layer each.
         examples: The clean examples of the batch.
-        statistics: Of ``collect_statistics``.
+        statistics: The result of ``collect_statistics``.
         score: Computes the metrics from logits at ``readout``; those of an example may depend on its logits only.
         readout: Columns of ``inputs`` where logits are read; -1 at unused slots.
-        seed: Seed of the noise, if noise corrupts.
+        seed: Seed of the noise; only for corruption by noise.
 
     Source: Nanda 2023, "Attribution Patching: Activation Patching At Industrial Scale"; Syed et al. 2023, "Attribution
         Patching Outperforms Automated Circuit Discovery", arXiv 2310.10348.
@@ -101,7 +101,7 @@ def attribute(
             torch.autograd.grad(row.sum(), [ours[site] for site in sites], retain_graph=True, allow_unused=True)
             for row in base
         ]
-    # A forward pass gets one picture per placeholder: the row of pixels and the example of each.
+    # A forward pass takes one picture per placeholder. Store the row of pixels and the example of each.
     pictures = torch.tensor([row for rows in inputs.image_of for row in rows], dtype=torch.int64)
     owners = torch.tensor([example for example, rows in enumerate(inputs.image_of) for _ in rows], dtype=torch.int64)
     effects = torch.zeros(len(by_metric), len(specs), len(inputs), device=base.device)
@@ -132,7 +132,7 @@ def attribute(
 def attribution_gap(
     estimated: Float[Tensor, "*axes"], exact: Float[Tensor, "*axes"], base: Float[Tensor, "..."]
 ) -> AttributionGap:
-    """Compare estimated metrics with those of exact patching; ``base``, of the unchanged run, broadcasts."""
+    """Compare estimated metrics with those of exact patching; ``base``, that of the unchanged run, broadcasts."""
     if estimated.shape != exact.shape or estimated.numel() == 0:
         raise UserError(
             f"estimated and exact must have the same shape and not be empty, got {tuple(estimated.shape)} and "
@@ -151,7 +151,7 @@ def _run(
 ) -> tuple[dict[Site, Tensor], Tensor]:
     """Activations at the sites and logits at the readout; part of a graph if gradients are enabled."""
 
-    def rooted(value: Tensor) -> Tensor:  # frozen weights alone give no graph
+    def rooted(value: Tensor) -> Tensor:  # frozen weights alone make no graph
         return value if value.requires_grad or not torch.is_grad_enabled() else value.detach().requires_grad_()
 
     kwargs: dict[str, Any] = inputs.model_kwargs()

@@ -1,4 +1,4 @@
-"""From names to tensors: ``build_edits(specs, llava, inputs, examples, statistics)`` returns the edits of each cell.
+"""The edits of each cell of a plan: ``build_edits(specs, llava, inputs, examples, statistics)``.
 
 statistics = collect_statistics(plan, llava, examples)        # once for a data set: means, norms, deviations
 runs = choose_runs(plan, clean, pair=corrupt)                 # which run is changed, and which is the other run
@@ -40,21 +40,16 @@ def build_edits(
     *,
     seed: int | None = None,
 ) -> list[Cell]:
-    """The edits of each cell on a batch.
+    """The edits of each cell of ``statistics.plan`` on a batch.
 
-    Args:
-        specs: Cells of ``statistics.plan``.
-        llava: The model.
-        inputs: ``Runs.inputs``, the batch that is changed.
-        examples: The clean examples of the batch, for both directions of patching; their boxes locate ``object``.
-        statistics: Of ``collect_statistics``.
-        seed: Seed of the noise, if noise corrupts; None for the first seed of the plan.
+    ``inputs`` is ``Runs.inputs``, the batch that is changed; ``examples`` are its clean examples for both directions of
+    patching, since their boxes locate ``object``. ``seed`` is that of the noise; None takes the first of the plan.
 
     Raises:
         UserError: If an example has no position of a group, a statistic is missing, or the operation is transplant.
 
     Example:
-        >>> from interventions.plan import InterventionPlan
+        >>> from interventions.plan.plan import InterventionPlan
         >>> import numpy as np
         >>> from models import load
         >>> llava = load("random:tiny")

@@ -1,4 +1,4 @@
-"""Which run a plan changes, and which run it takes values from."""
+"""Choose the run that a plan changes, and the run that it takes values from."""
 
 from typing import Literal, NamedTuple
 
@@ -13,12 +13,9 @@ from tasks.errors import UserError
 
 
 class Runs(NamedTuple):
-    """The batches of a plan.
+    """The batch that is changed, the batch that values are taken from (None: no values), and the corrupt batch.
 
-    Args:
-        inputs: The batch that is changed.
-        other: The batch that values are taken from, if any are.
-        corrupt: The corrupt batch; with noise it is the clean batch, which ``corrupt_cell`` corrupts.
+    With noise, ``corrupt`` is the clean batch, to which ``corrupt_cell`` adds the noise.
     """
 
     inputs: Inputs
@@ -38,7 +35,7 @@ def choose_runs(
     """The batch that a plan changes, and the other batch.
 
     Args:
-        plan: Operation, its direction, and corruption.
+        plan: The plan, with its operation, direction and corruption.
         clean: The clean batch.
         pair: The corrupt examples of the pairs, prepared with the clean answers; without it, a plan that does not patch
             has no corrupt run.
@@ -46,15 +43,6 @@ def choose_runs(
 
     Raises:
         UserError: If a batch that the plan needs is missing.
-
-    Example:
-        >>> import numpy as np
-        >>> from models import load
-        >>> llava = load("random:tiny")
-        >>> clean, pair = (llava.inputs(np.full((30, 40, 3), level, np.uint8), "What is it?") for level in (0, 255))
-        >>> runs = choose_runs(InterventionPlan("patch", sites=("z",), tokens=("last",)), clean, pair=pair)
-        >>> runs.inputs is pair, runs.other is clean  # clean activations go into the corrupt run
-        (True, True)
     """
     kind = plan.corruption.kind
     corrupt = pair if kind == "pair" else (blank_pictures(clean) if kind == "blank" else clean)

@@ -49,7 +49,7 @@ def embedding_deviation(
 
 
 def draw_noise(llava: Llava, inputs: Inputs, *, deviation: float, seed: int) -> Float[Tensor, "image token d_model"]:
-    """Gaussian noise of a standard deviation for every image embedding of a batch; the same for equal pictures.
+    """Gaussian noise with standard deviation ``deviation`` for each image embedding; equal pictures get equal noise.
 
     Source: noise of three standard deviations on the subject's embeddings in Meng et al. 2022, "Locating and Editing
         Factual Associations in GPT", arXiv 2202.05262.
@@ -71,7 +71,7 @@ def noise_edit(noise: Float[Tensor, "image token d_model"]) -> Write:
 
 @contextmanager
 def noised(llava: Llava, inputs: Inputs, noise: Float[Tensor, "image token d_model"]) -> Iterator[None]:
-    """Add the noise in forwards and captures of ``inputs`` that run inside."""
+    """Add the noise in forwards and captures of ``inputs`` while the context is open."""
     of_placeholder = torch.tensor([row for rows in inputs.image_of for row in rows], device=noise.device)
 
     def add(value: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class DatasetStatistics:
     deviation: float | None = None
 
     def draw_noise(self, llava: Llava, inputs: Inputs, seed: int | None = None) -> Float[Tensor, "image token d_model"]:
-        """The noise of the plan on a batch; ``seed`` None is the first seed of the plan."""
+        """The noise of the plan on a batch; with ``seed`` None, from the first seed of the plan."""
         if self.deviation is None:
             raise UserError("deviation must be given for noise, got None. Call collect_statistics.")
         corruption = self.plan.corruption
@@ -61,31 +61,13 @@ def collect_statistics(
     batch_size: int = 8,
     preprocess: Preprocess = "pad",
 ) -> DatasetStatistics:
-    """The statistics of ``examples`` that ``plan`` needs, and no others.
+    """The statistics that ``plan`` needs over ``examples``, the clean examples of the whole data set.
 
     Means and norms are taken over the positions of the group in an example, then over examples with equal weight.
-
-    Args:
-        plan: The plan.
-        llava: The model.
-        examples: The clean examples of the whole data set.
-        specs: ``plan.cells(llava)``, if already computed.
-        directions: For steering, by name.
-        batch_size: Examples that run together.
-        preprocess: See ``prepare``.
+    ``specs`` is ``plan.cells(llava)``, if already computed; ``directions`` are those of steering, by name.
 
     Raises:
         UserError: If the plan does not fit the model, an example has no position of a group, or a direction is missing.
-
-    Example:
-        >>> import numpy as np
-        >>> from models import load
-        >>> llava = load("random:tiny")
-        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
-        >>> plan = InterventionPlan("ablate", sites=("resid_post",), layers="1", tokens=("image",))
-        >>> [mean] = collect_statistics(plan, llava, inputs.examples).means.values()
-        >>> mean.shape == (llava.d_model,)
-        True
     """
     options = plan.options
     given = dict(directions or {})
@@ -121,7 +103,7 @@ def _averages(
         inputs = prepare(llava, batch, preprocess=preprocess, answers=True)
         masks = Masks(llava, inputs, batch)
         for text, sites in by_group.items():
-            # for capture, "all" includes the class token of a picture, as it does in the masks of edits
+            # "all" includes the class token of a picture, in capture and in the masks of edits
             tokens = text if text == "all" else masks.at("language_model", text)
             found = capture(llava, inputs, sites, tokens=tokens, pool="none" if norms else "mean", examples=batch)  # type: ignore[arg-type]
             for site in sites:

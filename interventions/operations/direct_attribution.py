@@ -25,14 +25,10 @@ Stream = Float[Tensor, "example d_model"]
 
 @dataclass(frozen=True, eq=False)
 class DirectAttribution:
-    """Contributions to a logit difference, at one position of each example.
+    """Contributions to ``logit_difference`` at one position of each example.
 
-    Args:
-        embedding: Of the input of the first block.
-        attn_out: Of each attention layer.
-        mlp_out: Of each MLP.
-        heads: Of each head; they add up to ``attn_out`` less the output projection's bias.
-        logit_difference: The sum of ``embedding``, ``attn_out`` and ``mlp_out``.
+    ``embedding`` is the input of the first block. ``embedding``, ``attn_out`` and ``mlp_out`` sum to
+    ``logit_difference``; ``heads`` sum to ``attn_out`` less the output projection's bias.
     """
 
     embedding: Float[Tensor, "example"]
@@ -43,14 +39,9 @@ class DirectAttribution:
 
 
 def direct_logit_attribution(llava: Llava, inputs: Inputs, columns: Ids, answers: Ids, foils: Ids) -> DirectAttribution:
-    """Contributions to logit(answer) - logit(foil).
+    """Contributions to logit(answer) - logit(foil), for token ids ``answers`` and ``foils``, one for each example.
 
-    Args:
-        llava: The model.
-        inputs: The batch.
-        columns: Position of each example at which the answer is predicted.
-        answers: Token ids.
-        foils: Token ids.
+    ``columns`` holds the position of each example at which the answer is predicted.
 
     Raises:
         UserError: If the model's final norm does more than scale its input, a column is padding or out of range, or the
@@ -58,17 +49,6 @@ def direct_logit_attribution(llava: Llava, inputs: Inputs, columns: Ids, answers
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; frozen norm as in Wang et al. 2022,
         "Interpretability in the Wild", arXiv 2211.00593.
-
-    Example:
-        >>> import numpy as np
-        >>> from models import load
-        >>> llava = load("random:tiny")
-        >>> inputs = llava.inputs(np.zeros((30, 40, 3), np.uint8), "What is it?")
-        >>> last = torch.tensor([inputs.n_positions - 1])
-        >>> found = direct_logit_attribution(llava, inputs, last, torch.tensor([5]), torch.tensor([6]))
-        >>> total = found.embedding + found.attn_out.sum(0) + found.mlp_out.sum(0)
-        >>> bool(torch.allclose(total, found.logit_difference, atol=1e-4))
-        True
     """
     _check(inputs, columns, answers, foils)
     layers = range(llava.n_layers)
@@ -109,8 +89,8 @@ def _check(inputs: Inputs, columns: Tensor, answers: Tensor, foils: Tensor) -> N
 def _logit_direction(llava: Llava, resid: Stream, normed: Stream, answers: Ids, foils: Ids) -> Stream:
     """The vector whose product with the residual stream is the logit difference, with the norm's scale frozen.
 
-    A norm without mean and bias is x -> weight * x / scale(x). Its value on ones gives the weight up to a factor, and
-    its value on this run's residual stream gives the factor, however the model stores them.
+    A norm without mean and bias is x -> weight * x / scale(x). The norm of a vector of ones gives the weight up to a
+    factor, and the norm of this run's residual stream gives the factor, for any way in which the model stores them.
     """
     norm = llava.module_at(Site("language_model", None, "final_norm"))
     weight = norm(torch.ones(1, llava.d_model, device=llava.device, dtype=llava.dtype))[0].double()
@@ -131,7 +111,7 @@ def _logit_direction(llava: Llava, resid: Stream, normed: Stream, answers: Ids, 
 def _by_head(
     llava: Llava, site: Site, z: Float[Tensor, "example head d_head"], direction: Stream
 ) -> Float[Tensor, "head example"]:
-    """What each head adds along a direction, through its slice of the output projection."""
+    """The contribution of each head along a direction, through its slice of the output projection."""
     output = llava.module_at(site)
     assert isinstance(output, nn.Linear)
     weight = output.weight.double().unflatten(1, z.shape[1:])

@@ -1,7 +1,4 @@
-"""Directions in activation space: ``load_directions(path)`` reads them by name.
-
-A direction is ``d_model``, or ``layer d_model`` if every layer has its own.
-"""
+"""Directions in activation space, ``d_model`` or ``layer d_model``: ``load_directions(path)`` reads them by name."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -15,8 +15,8 @@ from tasks.errors import UserError
 def edits(spec: CellSpec, batch: PreparedBatch) -> tuple[Edit, ...]:
     """Cut the edges from the source's keys to the target's queries in every layer of the window.
 
-    As a target, ``last`` also includes the positions of the answer, so that the cut holds while a longer answer is
-    given; as a source it is the last position of the prompt. The edge from a position to itself stays.
+    As a target, ``last`` includes the positions of the answer, so that the cut applies while a longer answer is
+    generated; as a source it is the last position of the prompt. The edge from a position to itself stays.
 
     Raises:
         UserError: If an example has no such edge.

@@ -1,4 +1,4 @@
-"""Activation patching: activations of one run put into another run.
+"""Activation patching: put activations of one run into another run.
 
 Denoising puts clean activations into the corrupt run: which activations suffice for the answer? Noising puts corrupt
 activations into the clean run: which are necessary? Both make the same edits; ``choose_runs`` chooses the run.
@@ -15,8 +15,8 @@ from interventions.plan.options import PatchOptions
 def edits(spec: CellSpec, batch: PreparedBatch) -> tuple[Edit, ...]:
     """Write the other run's activations at the site in every layer of the window.
 
-    If noise corrupts, denoising adds the noise and then writes clean activations, noising writes activations that were
-    captured from a noisy run.
+    With noise as corruption, denoising adds the noise and then writes clean activations; noising writes activations
+    that were captured from a noisy run.
 
     Source: Vig et al. 2020, "Investigating Gender Bias in Language Models Using Causal Mediation Analysis",
         arXiv 2004.12265; Meng et al. 2022, "Locating and Editing Factual Associations in GPT", arXiv 2202.05262.

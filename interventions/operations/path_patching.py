@@ -1,8 +1,8 @@
 """Path patching: the direct effect of one head on later heads, through their queries, keys or values.
 
-The sender's output is taken from the other run, and everything between it and the receivers is as in the base run,
-so that the receivers' input changes by the sender's contribution alone. The q, k or v that the receivers then compute
-are written into the base run, and the rest of the model is run.
+The sender's output is taken from the other run, and everything between sender and receivers is as in the base run. So
+the receivers' input changes by the sender's contribution alone. The q, k or v that the receivers then compute are
+written into the base run, and the rest of the model is run.
 """
 
 from collections.abc import Sequence
@@ -27,12 +27,7 @@ ReceiverInput = Literal["q", "k", "v"]
 
 
 class Head(NamedTuple):
-    """A head of the language model; with grouped queries, for ``k`` and ``v`` a key and value head.
-
-    Example:
-        >>> Head(layer=3, head=1)
-        Head(layer=3, head=1)
-    """
+    """A head of the language model; for ``k`` and ``v`` under grouped queries, a key and value head."""
 
     layer: int
     head: int
@@ -60,8 +55,8 @@ def path_cells(
         inputs: The base run, which is changed.
         other: The run that the senders' outputs are taken from.
         senders: One cell each.
-        receivers: All together, each in a later layer than every sender.
-        receiver_input: What changes at the receivers: queries, keys or values.
+        receivers: Changed together; each is in a later layer than every sender.
+        receiver_input: The input of the receivers that changes: queries, keys or values.
         tokens: Positions of the receivers.
         sender_tokens: Positions of the senders.
         examples: The examples of the batch; only needed for the group ``object``.
@@ -71,15 +66,6 @@ def path_cells(
 
     Source: Wang et al. 2022, "Interpretability in the Wild", arXiv 2211.00593; Goldowsky-Dill et al. 2023, "Localizing
         Model Behavior with Path Patching", arXiv 2304.05969.
-
-    Example:
-        >>> import numpy as np
-        >>> from models import load
-        >>> llava = load("random:tiny")
-        >>> a, b = (llava.inputs(np.full((30, 40, 3), level, np.uint8), "What is it?") for level in (0, 255))
-        >>> [cell] = path_cells(llava, a, b, [Head(0, 1)], [Head(1, 0)], "v", tokens="image", sender_tokens="image")
-        >>> str(cell.edits[0].site)
-        'blocks.1.attn.hook_v'
     """
     _check(llava, senders, receivers, receiver_input)
     check_positions(inputs, other)
@@ -115,7 +101,7 @@ def _values(llava: Llava, inputs: Inputs, sites: set[Site]) -> dict[Site, Tensor
 def _through_output(
     llava: Llava, site: Site, head: int, z: Float[Tensor, "example pos d_head"]
 ) -> Float[Tensor, "example pos d_model"]:
-    """What z of one head adds to the residual stream."""
+    """The contribution of one head's z to the residual stream."""
     output = llava.module_at(site)
     assert isinstance(output, nn.Linear)
     width = z.shape[-1]

@@ -1,4 +1,4 @@
-"""A batch with everything that the edits of its cells are made from."""
+"""A batch with the masks, statistics and noise that the edits of its cells need."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,14 +23,10 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True, eq=False)
 class PreparedBatch:
-    """What ``edits(spec, batch)`` of every operation gets.
+    """The argument ``batch`` of every operation's ``edits(spec, batch)``.
 
-    Args:
-        masks: Masks of the batch that is changed.
-        statistics: The plan, and statistics of the data set.
-        noise: Noise on the image embeddings; None unless patching with noise as corruption.
-        noisy: By site and group, activations of the noisy run in the columns of the batch; only for patching with
-            direction ``"noise"``.
+    ``noise`` is on the image embeddings; None unless the plan patches with noise as corruption. ``noisy`` holds
+    activations of the noisy run by site and group, in the columns of the batch; only for direction ``"noise"``.
     """
 
     masks: Masks

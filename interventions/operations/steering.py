@@ -1,4 +1,4 @@
-"""Steering: a direction, such as that of a mass-mean probe, is added to an activation."""
+"""Steering: add a direction, such as that of a mass-mean probe, to an activation."""
 
 from interventions.engines.edits import Edit, Write
 from interventions.operations.directions import fitting_direction

@@ -1,4 +1,4 @@
-"""Weight transplant: layers of one checkpoint in another, to find the layers whose training a skill needs.
+"""Weight transplant: put layers of one checkpoint into another, to find the layers whose training a skill needs.
 
     with transplanted(stage1, smol, layers=range(8), head=False) as mixed:
         ...  # mixed runs with layers 0 to 7 of smol
@@ -30,20 +30,18 @@ _SAME = (
 def transplanted(
     llava: Llava, donor: Llava, layers: Iterable[int], *, head: bool = False, projector: bool = False
 ) -> Iterator[Llava]:
-    """Give ``llava`` the donor's weights in some layers of the language model, within a ``with`` block.
+    """Give ``llava`` the donor's weights in some layers of the language model until the context ends.
 
-    Embeddings and vision tower stay. If the head is tied to the embeddings, only the head is exchanged. A base prepared
-    before with ``llava`` does not hold for the mixture.
+    The context yields the recipient with an id and a weight hash that name the mixture, and restores it at the end,
+    also after an exception. Embeddings and vision tower stay. If the head is tied to the embeddings, only the head is
+    exchanged. A base that was prepared before with ``llava`` is invalid for the mixture.
 
     Args:
-        llava: The recipient; restored at the end, also after an exception.
+        llava: The recipient.
         donor: A checkpoint of the same architecture; its weights are moved to the recipient's device and dtype.
         layers: Blocks of the language model; may be empty.
         head: Whether to exchange the final norm and the head too.
         projector: Whether to exchange the projector too.
-
-    Yields:
-        The recipient, with an id and a weight hash that name the mixture.
 
     Raises:
         UserError: If a layer is out of range, or the architectures differ.

@@ -1,10 +1,10 @@
 """Token groups as a table writes them: ``image``, ``patch(3,4)``, ``pos(-1)``, ``image-object``, ``last+answer``.
 
 ``group_mask(inputs, "image-object", llava, examples)`` returns a mask over the columns of the batch, ``picture_mask``
-one over the tokens of the vision tower or the projector. The names are those of ``models.tokens``, and: ``answer``, the
-positions after the prompt; ``patch(row,column)`` and ``box(left,top,right,bottom)``, both with the picture's number as
-an optional last argument; ``pos(i)``, the i-th real token of the row, or counted back from the prompt's end if negative
-(``pos(-1)`` is ``last``). ``+`` adds a group and ``-`` removes one, from left to right.
+one over the tokens of the vision tower or the projector. Besides the groups of ``models.tokens`` there are ``answer``,
+the positions after the prompt; ``patch(row,column)`` and ``box(left,top,right,bottom)``, both with the picture's number
+as an optional last argument; and ``pos(i)``, the i-th real token of the row, or counted back from the prompt's end if
+negative (``pos(-1)`` is ``last``). ``+`` adds a group and ``-`` removes one, from left to right.
 """
 
 import re
@@ -31,10 +31,7 @@ _COUNTS = {"patch": (2, 3), "box": (4, 5), "pos": (1, 1)}
 
 
 class Masks:
-    """The masks of one batch, each computed once and shared by its cells.
-
-    ``examples`` are those of the batch, whose boxes locate ``object``; None if no group needs them.
-    """
+    """The masks of one batch, each computed once for all cells; only the group ``object`` needs ``examples``."""
 
     def __init__(self, llava: Llava, inputs: Inputs, examples: Sequence[Example] | None) -> None:
         self.llava, self.inputs, self.examples = llava, inputs, examples
@@ -75,7 +72,7 @@ def is_pictured(text: str) -> bool:
 def group_mask(
     inputs: Inputs, text: str, llava: Llava, examples: Sequence[Example] | None = None
 ) -> Bool[Tensor, "example pos"]:
-    """True at the columns of a group, for every example of the batch; ``examples`` are only needed for ``object``.
+    """True at the columns of a group, for every example of the batch; only the group ``object`` needs ``examples``.
 
     Raises:
         UserError: If the syntax is invalid, or an example has no such position.
@@ -96,7 +93,7 @@ def picture_mask(
     An image token selects its patch; ``all`` selects every token of every picture, including the class token.
 
     Raises:
-        UserError: As ``group_mask``; if the group is not one of image tokens, or examples that share a picture select
+        UserError: As ``group_mask``; also if the group holds text tokens, or examples that share a picture select
             different tokens of it.
     """
     if not is_pictured(text):

@@ -1,8 +1,8 @@
 """The options of each operation, with their checks and defaults.
 
-``OPERATIONS["ablate"].options`` is the options class of that operation; an ``InterventionPlan`` holds an instance. Its
-fields are the options of ``patch-sweep`` too (see ``records.options``), so this file imports no torch. A new operation
-adds its options class and one entry of ``OPERATIONS`` here, and one file in ``interventions.operations``.
+``OPERATIONS["ablate"].options`` is the options class of ablation; an ``InterventionPlan`` holds an instance. The fields
+are also options of ``patch-sweep`` (see ``records.options``), so this file imports no torch. A new operation needs an
+options class and an entry of ``OPERATIONS`` here, and a file in ``interventions.operations``.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class PatchOptions:
     """Options of ``patch`` and ``attribute``."""
 
     direction: Direction = "denoise"
-    """Clean into the corrupt run, or corrupt into the clean run."""
+    """`denoise` puts clean values into the corrupt run, `noise` corrupt values into the clean run."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -73,7 +73,7 @@ class SkipOptions:
     """Options of ``skip``."""
 
     hidden: Flag = False
-    """No other position attends to the skipped positions there."""
+    """No other position attends to the skipped positions in the skipped layers."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -89,7 +89,7 @@ class SteerOptions:
     alpha: float = 1.0
     """Length of the added vector, below 0 to steer away."""
     unit: Literal["norm", "absolute"] = "norm"
-    """Unit of alpha, the activation's mean norm over data set and group, or that of the activation."""
+    """Unit of alpha: the activation's mean norm over data set and group, or the activation's own unit."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -126,15 +126,10 @@ Options = PatchOptions | AblateOptions | SkipOptions | SteerOptions | Transplant
 
 
 class Operation(NamedTuple):
-    """The options of an operation in a plan, and the defaults of a sweep.
+    """The options class of an operation, and its default sites, token groups and window in a sweep.
 
-    Args:
-        options: Class of its options.
-        sites: Default sites.
-        tokens: Default token groups.
-        window: Default window.
-        whole_blocks: Name of the site of its cells if it acts on whole blocks; None if the plan chooses sites.
-        by_head: Whether it can be limited to some heads.
+    ``whole_blocks`` names the site of its cells if it acts on whole blocks; None if the plan chooses sites. ``by_head``
+    is True if it can be limited to some heads.
     """
 
     options: type[Options]
@@ -151,7 +146,7 @@ OPERATIONS: dict[Op, Operation] = {
     "patch": Operation(PatchOptions, ("resid_pre",), _GROUPS),
     "attribute": Operation(PatchOptions, ("resid_pre",), _GROUPS),
     "ablate": Operation(AblateOptions, ("attn_out", "mlp_out"), _GROUPS),
-    # A window of one has little effect: neighbouring blocks carry the same information.
+    # A window of one has little effect, because neighbouring blocks carry the same information.
     "knockout": Operation(NoOptions, (), _FLOWS, 5, "pattern"),
     "skip": Operation(SkipOptions, (), ("image",), "onward", "resid_post", by_head=False),
     "steer": Operation(SteerOptions, ("resid_post",), ("image",), by_head=False),
@@ -185,7 +180,7 @@ def check_among(name: str, value: object, known: tuple[str, ...]) -> None:
 
 
 def check_window(window: object) -> None:
-    """Check that ``window`` is one that a plan can have; raise ``UserError`` if not."""
+    """Check that ``window`` is valid in a plan; raise ``UserError`` if not."""
     if window not in WINDOW_KINDS and not (isinstance(window, int) and is_whole(window) and window > 0 and window % 2):
         raise UserError(
             f"window must be an odd number of layers or one of {', '.join(WINDOW_KINDS)}, got {window!r}. "

@@ -39,17 +39,17 @@ class InterventionPlan:
     Args:
         op: The operation.
         sites: As ``parse_sites`` reads them; none for knockout, skip and transplant, which act on whole blocks.
-        layers: ``"0-31"``, ``"3,5,9"``, None for all: one window for each layer.
-        window: Which layers a cell changes. An odd number: so many layers centred on each layer, clipped at the ends of
-            the stack; ``"up-to"``: layer 0 to each layer; ``"onward"``: each layer to the last; ``"together"``: all
+        layers: Layers such as ``"0-31"`` or ``"3,5,9"``, with one window for each; None for all.
+        window: The layers that a cell changes. An odd number: so many layers centred on each layer, clipped at the ends
+            of the stack; ``"up-to"``: layer 0 to each layer; ``"onward"``: each layer to the last; ``"together"``: all
             layers in one cell.
-        tokens: Groups as ``interventions.plan.groups`` describes them, one cell each; ``"patches"`` for each patch of
-            the first picture. For knockouts ``source->target``. None for transplants.
+        tokens: Groups as in ``interventions.plan.groups``, one cell each; ``"patches"`` for each patch of the first
+            picture; ``source->target`` for knockouts; none for transplants.
         heads: For q, k, v, z and knockouts: ``"all"`` for one cell each, ``"0,3-5"`` for one cell each of these,
             ``"0+3"`` for two together; None for all together.
         options: Options of the operation; None for its defaults.
         corruption: How the corrupt run is made.
-        metrics: What is measured.
+        metrics: Metrics of the logits.
         engine: Engine that runs the cells.
 
     Example:

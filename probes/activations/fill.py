@@ -45,15 +45,8 @@ def fill_store(
 ) -> None:
     """Capture and write every missing shard of this process.
 
-    Args:
-        store: A store for as many examples.
-        llava: Returns the model; called if a shard is missing.
-        examples: The examples.
-        sites: The sites to capture.
-        groups: Token groups; each is pooled separately.
-        config: Gives batch size, pooling, preprocessing and the stored dtype.
-        processes: Decide which shards belong to this process.
-        on_progress: Called with the number of examples newly done; first with the number found on disk.
+    ``llava`` returns the model and is called only if a shard is missing. ``processes`` determine the shards of this
+    process. ``on_progress`` is called with numbers of examples: first those found on disk, then those newly done.
 
     Raises:
         UserError: If an activation is not finite, or the disk is full.
@@ -85,7 +78,7 @@ def capture_pooled(
     """By site and token group, one activation for each example, with heads concatenated.
 
     A batch holds its examples once for each group. ``capture`` runs equal rows only once, so a second group of tokens
-    in the same picture costs no second forward pass.
+    in the same picture needs no second forward pass.
 
     Raises:
         UserError: If an example lacks the tokens, or an activation is not finite.

@@ -49,25 +49,12 @@ def plan_shards(n_examples: int, size: int) -> tuple[Shard, ...]:
 
 @dataclass(frozen=True)
 class ActivationStore:
-    """Pooled activations by site and token group.
-
-    Example:
-        >>> import tempfile
-        >>> import torch
-        >>> from models.sites import Site
-        >>> store = ActivationStore(Path(tempfile.mkdtemp()), n_examples=2, shard_size=2)
-        >>> site = Site("projector", None, "out")
-        >>> store.write(store.shards[0], {site: {"image": torch.ones(2, 3)}})
-        >>> store.read(site, "image").shape
-        torch.Size([2, 3])
-    """
+    """Pooled activations by site and token group."""
 
     root: Path
     """The folder with one folder for each site."""
     n_examples: int
-    """Number of examples."""
     shard_size: int
-    """Number of examples in a shard."""
 
     @property
     def shards(self) -> tuple[Shard, ...]:
@@ -108,12 +95,7 @@ class ActivationStore:
                 ) from error
 
     def read(self, site: Site, group: str) -> Float[Tensor, "example d"]:
-        """The activations of all examples at one site, in their order and dtype.
-
-        Raises:
-            FileNotFoundError: If a shard is missing.
-            UserError: If a shard is damaged.
-        """
+        """The activations of all examples at a site, in their order and dtype; ``UserError`` if a shard is damaged."""
         parts = []
         for shard in self.shards:
             with _opened(self.path(site, shard), group) as file:
@@ -169,12 +151,8 @@ def estimate_size(
 ) -> SizeEstimate:
     """Bytes of stored activations.
 
-    Args:
-        widths: Length of one pooled activation by site.
-        n_rows: Number of examples, plus those of the control model.
-        n_groups: Number of token groups.
-        dtype: Stored type.
-        folder: The run directory; it need not exist.
+    ``widths`` are the lengths of one pooled activation by site; ``n_rows`` counts examples and those of the control
+    model.
     """
     size = sum(widths.values()) * n_rows * n_groups * dtype.itemsize
     shards = [path for name in STORES for path in (folder / name).glob("*/*.safetensors")]

@@ -1,6 +1,6 @@
 """Fit several sites at a time. One fit of a few hundred examples is too small to use two cores.
 
-Processes are used, not threads: such a fit is thousands of small steps that need the interpreter's lock.
+These are processes, not threads: a fit is thousands of small steps that hold the interpreter's lock.
 """
 
 import os
@@ -19,21 +19,15 @@ from probes.evaluation.folds import FoldPlan
 from tasks.errors import UserError
 
 Found = TypeVar("Found")
-SMALL = 4_000_000  # numbers in the activations and logits of a site; above, one fit uses all threads well
+SMALL = 4_000_000  # numbers in the activations and logits of a site; a larger fit uses all threads well
 _WORTH = 4  # sites for each process; with fewer, starting it takes longer than it saves
 _PROCESS = 1_000_000_000  # bytes of memory for each process
 
 
 def processes_for(plan: FoldPlan, d: int, n_sites: int, device: str) -> int:
-    """The number of processes to fit sites in: 0 if one site uses all threads, or runs on a GPU; else 1 or more.
+    """The number of processes for fits of width ``d``: 0 if one site uses all threads or runs on a GPU, else 1 or more.
 
     Fits in 1 or more processes run on one thread each, so that the results do not depend on the machine's load.
-
-    Args:
-        plan: Targets and folds.
-        d: Width of the widest site.
-        n_sites: Number of sites.
-        device: Device of the fits.
     """
     n = len(plan.groups)
     labelings = sum(max(1, len(t.classes)) * (1 + len(t.controls)) for t in plan.targets.values())
@@ -44,12 +38,9 @@ def processes_for(plan: FoldPlan, d: int, n_sites: int, device: str) -> int:
 
 
 def each_site(work: Callable[[Site], Found], sites: Sequence[Site], *, processes: int) -> Iterator[Found]:
-    """Results of ``work`` for every site, in order.
+    """Results of ``work`` for every site, in order. ``work`` is pickled for other processes.
 
-    Args:
-        work: Called with a site; it is pickled for other processes.
-        sites: The sites.
-        processes: From `processes_for`: 0 is this process with all threads, 1 is this process with one thread.
+    ``processes`` is the result of `processes_for`: 0 is this process with all threads, 1 is this process with one.
 
     Raises:
         UserError: If a process ends before its site is done.
@@ -82,7 +73,7 @@ def _on_one_thread(work: Callable[[Site], Found], site: Site) -> Found:
 
 
 def _end_with(parent: int) -> None:
-    """End this process two seconds after its parent at the latest; else it waits forever for half a message."""
+    """End this process at most two seconds after its parent, since it would wait forever for half a message."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -60,11 +60,7 @@ def checked_data(probe: BaseEstimator, x: npt.ArrayLike | Tensor) -> Tensor:
 
 
 def encode_classes(labels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """The sorted classes, and the code of each label.
-
-    Raises:
-        UserError: If there are fewer than two classes.
-    """
+    """The sorted classes, and the code of each label; raise ``UserError`` if there are fewer than two classes."""
     check_classification_targets(labels)
     classes, code = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
@@ -96,10 +92,7 @@ def _probabilities(z: Array) -> Array:
 def class_direction(coef: Array, classes: npt.NDArray[Any], class_: object) -> Array:
     """Unit vector along which the logit of ``class_`` rises against the other classes.
 
-    Args:
-        coef: One row for two classes, towards the second; otherwise one row per class.
-        classes: The classes in the order of the rows.
-        class_: One of them.
+    ``coef`` has one row for two classes, which is towards the second; otherwise one row for each class.
 
     Raises:
         UserError: If the class is unknown or the coefficients are all zero.
@@ -123,7 +116,7 @@ def unit(vector: Array) -> Array:
 
 
 class _LinearClassProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """What the classifiers share: ``coef_`` has one row for two classes, towards the second, or one per class."""
+    """The base of the classifiers. ``coef_`` has one row for two classes, towards the second, or one per class."""
 
     coef_: Array
     classes_: npt.NDArray[Any]
@@ -272,7 +265,7 @@ class RidgeClassifierProbe(_LinearClassProbe, _Ridge):
 class MassMeanProbe(_LinearClassProbe):
     """Nearest class mean; for two classes the direction is the difference of means.
 
-    Prediction assumes equal prior odds, probabilities assume that all classes are equally wide.
+    Prediction assumes equal prior odds; probabilities assume that all classes have the same covariance.
 
     Args:
         whiten: Measure distance by the pooled covariance within classes instead of the Euclidean norm.

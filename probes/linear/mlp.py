@@ -1,4 +1,4 @@
-"""Probes with one hidden layer, as scikit-learn estimators. They read labels that no linear probe can.
+"""Probes with one hidden layer, as scikit-learn estimators. They can fit labels that are not linear in the activation.
 
 Training stops after ``patience`` epochs without a lower loss on held-out groups, and keeps the best epoch.
 """
@@ -63,10 +63,7 @@ class MLPProbe(ClassifierMixin, _MLP):  # type: ignore[misc]
     ) -> "MLPProbe":
         """Fit; sets ``network_``, ``n_epochs_`` and ``classes_``.
 
-        Args:
-            x: Activations.
-            y: Labels.
-            groups: Examples of one group are held out together. None makes each example its own group.
+        Examples of one group are held out together; with ``groups`` None, each example is its own group.
 
         Raises:
             UserError: If ``x`` or ``y`` is not finite, or there are fewer than two classes or groups.

@@ -1,6 +1,6 @@
 """The probes by name. To add one, add its estimators here and its option to `probes.config.Probe`.
 
-Results name a probe as `ESTIMATORS` does; the option has hyphens instead of underscores.
+Names in results are those of `ESTIMATORS`; options have hyphens instead of underscores.
 """
 
 from typing import Any, Literal
@@ -22,11 +22,7 @@ INSTEAD = {"logistic": "ridge"}  # probes fitted instead to continuous targets
 
 
 def find_probe(option: str, kind: TargetKind) -> tuple[str, type[Any]]:
-    """The name and the estimator of the probe that is fitted to targets of a kind.
-
-    Args:
-        option: A name, with underscores or hyphens.
-        kind: Kind of the target.
+    """The name and the estimator of the probe for targets of a kind; ``option`` may have underscores or hyphens.
 
     Raises:
         UserError: If there is no such probe, or none for continuous targets.
@@ -48,5 +44,5 @@ def new_probe(estimator: type[Any], seed: int) -> Any:
 
 
 def fit_probe(probe: Any, x: Any, y: Any, groups: Any) -> Any:
-    """The probe, fitted; ``fit`` gets the groups if it takes them, to hold some of them out."""
+    """The fitted probe. ``groups`` are passed to a ``fit`` that takes them, to hold some of them out."""
     return probe.fit(x, y, groups=groups) if has_fit_parameter(probe, "groups") else probe.fit(x, y)

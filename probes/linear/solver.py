@@ -40,10 +40,9 @@ def rotate(
 ) -> Basis:
     """Centre, scale and rotate activations. This is an exact change of coordinates for L2-penalised linear probes.
 
-    Args:
-        x: Activations in float32 or float64; the result has their device and dtype.
-        fitted: True for examples that set mean, scale and axes. None takes all.
-        standardise: Divide each dimension by its standard deviation; constant dimensions become zero.
+    The result has the device and dtype of ``x``, float32 or float64. ``fitted`` is True for examples that determine
+    mean, scale and axes; None takes all. ``standardise`` divides each dimension by its standard deviation; constant
+    dimensions become zero.
     """
     check_activations(x)
     inside = x if fitted is None else x[fitted]
@@ -53,7 +52,7 @@ def rotate(
     scale64 = torch.ones_like(centre64)
     if standardise:
         spread = (inside.to(torch.float64) - centre64).square().mean(0).sqrt()
-        # Rounding gives a constant dimension up to this spread.
+        # By rounding, a constant dimension can have a spread up to this.
         constant = spread <= 10 * torch.finfo(x.dtype).eps * centre64.abs()
         scale64 = torch.where(constant, scale64, spread)
     else:
@@ -108,7 +107,6 @@ class LogisticFit:
     converged: Bool[Tensor, " problem"]
     """True if ``residual`` fell to the tolerance, or to the precision of the dtype."""
     iterations: Int[Tensor, " problem"]
-    """Number of steps."""
 
     def linear(self, problem: int) -> tuple[Float[Tensor, "row rank"], Float[Tensor, " row"]]:
         """Weight and bias of one problem."""
@@ -133,7 +131,7 @@ def solve_logistic(
     products for all problems; converged problems leave the batch.
 
     Args:
-        basis: From `rotate`.
+        basis: The result of `rotate`.
         labels: Class codes from 0; those of examples with zero weight are ignored, but must be valid.
         weights: Weight of each example in each problem; zero leaves it out.
         n_classes: Number of classes of each problem; each class must occur with positive weight.
@@ -276,7 +274,7 @@ def _minimise(batch: _Batch, start: Tensor | None, tol: float, max_iter: int) ->
         distance = batch.dot(newton, newton).sqrt()
         size = (2 * penalty / batch.strength).sqrt().clamp_min(1.0)
         solved = distance <= tol * size
-        done = solved | (failures >= 2)  # two failures, the second without memory, are the precision of the dtype
+        done = solved | (failures >= 2)  # two failures, the second without memory: the dtype's limit
         if iteration == max_iter:
             done = torch.ones_like(done)
         # Dropping problems copies the state, so it waits until an eighth of the batch is done.

@@ -1,4 +1,4 @@
-"""The patch maps of a run: their files, and reading them."""
+"""The files of a run's patch maps, and reading them."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class MapExample:
     id: str
     """The ``example`` of the table's rows."""
     picture: Path
-    """The picture as the model sees it, a square PNG."""
+    """The picture that the model gets, a square PNG."""
     question: str
     """The user's words."""
     answer: str

@@ -15,7 +15,7 @@ from probes.probe_data import ProbeData
 from tasks.errors import UserError
 from tasks.example import Example
 
-DEFAULT = 12  # pictures, enough for a page; at most one in four groups, so that most examples are left for the probes
+DEFAULT = 12  # pictures, enough for a page; at most one in four groups, so that most examples remain for the probes
 _SEED = 2**17  # added to the seed, so that the draw differs from that of the folds
 
 
@@ -34,12 +34,12 @@ class MapPlan:
 
 
 def plan_maps(selection: ProbeData, config: SweepConfig) -> MapPlan:
-    """Draw the examples to map, one of a group, and choose the targets that can be fitted without them.
+    """Draw the examples to map, one of each group, and choose the targets that can be fitted without these groups.
 
     Groups whose absence leaves a class without examples are avoided if there are others.
 
     Raises:
-        UserError: If more maps are asked for than groups can be spared, or the probe gives no probabilities.
+        UserError: If there are too few groups for the maps, or the probe gives no probabilities.
     """
     asked, n = config.probing.maps, selection.n_fitted
     everyone = np.ones(n, dtype=bool)
@@ -93,7 +93,7 @@ def _candidates(examples: Sequence[Example], generator: np.random.Generator) -> 
 
 
 def _spare(n_groups: int, n_candidates: int) -> int:
-    """The number of groups that can be set aside: at most half of them, and two must remain."""
+    """The number of groups that can be left out of fitting: at most half of them, and two must remain."""
     return max(0, min(n_candidates, n_groups // 2, n_groups - 2))
 
 

@@ -16,7 +16,7 @@ from probes.linear.estimators import LogisticProbe
 from probes.linear.registry import find_probe, fit_probe, new_probe
 from probes.linear.solver import rotate
 
-_RANKING = 1e-1  # tolerance that still shows which of three strengths, a factor of ten apart, is best
+_RANKING = 1e-1  # loose tolerance that is enough to rank strengths a factor of ten apart
 
 
 def fit_patch_probes(
@@ -24,17 +24,9 @@ def fit_patch_probes(
 ) -> dict[str, Any]:
     """Fit a probe of class codes for each class target on the training examples.
 
-    Column c of ``predict_proba`` is the class of code c.
-
-    The strength of a logistic probe is the one with the best score over the plan's folds, restricted to the training
+    Column c of ``predict_proba`` is the class of code c. Every class must occur among the training examples. The
+    strength of a logistic probe is the one with the best score over the plan's folds, restricted to the training
     examples, so that the map examples do not influence it.
-
-    Args:
-        x: Pooled activations of one site.
-        targets: Targets of the plan; every class occurs among the training examples.
-        training: True for the examples to fit on.
-        plan: Gives folds, groups and seed.
-        probe: Name of a probe with ``predict_proba``.
     """
     rows = torch.from_numpy(training).to(x.device)
     _, estimator = find_probe(probe, "class")

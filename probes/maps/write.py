@@ -119,7 +119,7 @@ def _patches(llava: Llava, inputs: Inputs) -> Bool[Tensor, "1 pos"]:
 
 
 def _about(llava: Llava, inputs: Inputs, example: Example) -> dict[str, Any]:
-    """The entry of an example in ``maps.json``, without labels; boxes are clipped to what the model sees."""
+    """The entry of an example in ``maps.json``, without labels; boxes are clipped to the model's picture."""
     geometry, side = inputs.geometry[inputs.image_of[0][0]], llava.image_size
     boxes = {}
     for name, bounds in example.boxes.items():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from interventions.in_memory import ablated, knocked_out, patched, skipped, steered
+from interventions.in_memory.context_managers import ablated, knocked_out, patched, skipped, steered
 from models.inputs import Inputs, PaddingSide, prepare
 from models.llava import Llava
 from models.loading.load import Attention, load

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from interventions.in_memory import ablated, attribution, direct_attribution, knocked_out, patch, path_patch, skipped
+from interventions.in_memory.context_managers import ablated, knocked_out, skipped
+from interventions.in_memory.measure import attribution, direct_attribution, patch, path_patch
 from interventions.metrics import find_readout
 from interventions.operations.dataset_statistics import collect_statistics
 from interventions.operations.direct_attribution import direct_logit_attribution

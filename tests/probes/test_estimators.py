@@ -152,7 +152,8 @@ def test_too_few_steps_warn() -> None:
 
 CHECKS = """
 from sklearn.utils.estimator_checks import check_estimator
-from probes.linear import *
+from probes.linear.estimators import *
+from probes.linear.mlp import *
 check_estimator({probe}, on_skip=None)
 """
 
