@@ -129,8 +129,7 @@ def options_of(options: Any) -> Iterator[Option]:
 
 
 def settings_of(options: Any, *, without: tuple[str, ...] = NOT_SETTINGS) -> dict[str, Any]:
-    """The settings of a manifest: every option, with underscores in its name and a value as JSON
-    returns it.
+    """The settings of a manifest: every option, its name with underscores and its value as JSON returns it.
 
     Raises:
         UserError: If a number is not finite, or too large for anything that a command counts.
