@@ -17,11 +17,11 @@ from transformers import LlavaConfig
 
 from benchmarks.random_inputs import Size, llava_config, noise_examples
 from benchmarks.record import DTYPES, Row, Run, compare, machine, model_facts, options, peak_memory, write_rows
-from models.bridges import to_nnsight, to_transformer_lens
 from models.capture import capture, capture_examples
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.loading.load import load
+from models.other_libraries import to_nnsight, to_transformer_lens
 from models.sites import Site
 
 QUESTIONS = 8

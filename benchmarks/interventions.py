@@ -29,10 +29,10 @@ from interventions.operations.build_edits import build_edits
 from interventions.operations.choose_runs import choose_runs
 from interventions.operations.dataset_statistics import DatasetStatistics
 from interventions.plan.plan import InterventionPlan
-from models.bridges import to_nnsight, to_transformer_lens
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.loading.load import load
+from models.other_libraries import to_nnsight, to_transformer_lens
 from tasks.example import Example
 from tasks.scenes.pairs import make_pair
 

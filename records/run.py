@@ -26,7 +26,7 @@ from rich.table import Table
 from records.html import run_html
 from records.manifest import FILE, RunKind, difference, new_manifest, read_manifest, write_manifest
 from records.processes import Processes
-from records.sharing import one_at_a_time
+from records.shared_jobs import one_at_a_time
 from records.tables import clock, write_results
 from tasks.errors import UserError
 

@@ -12,7 +12,7 @@ from interventions.engines.base_runs import Placeholder, Prefix
 from interventions.engines.edits import Cell, Cut, Hold, Write
 from interventions.engines.needed_positions import Between, Inside, LayerEdits, enter, start, step
 from interventions.engines.vision import changed_placeholders, edited_features
-from interventions.engines.writes import boundary_of, first_layer, is_vision, replaces_by_other, value_rows
+from interventions.engines.write_values import boundary_of, first_layer, is_vision, replaces_by_other, value_rows
 from models.llava import Llava
 
 # Largest number of elements of a mask ``example cell pos``; a few such masks exist at once.

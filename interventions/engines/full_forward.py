@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interventions.engines.base_runs import Base, Read, plain_logits
 from interventions.engines.edits import Cell, Cut, Hold, Write
-from interventions.engines.writes import written
+from interventions.engines.write_values import written
 from models.cached_blocks import additive, inference
 from models.hooks import Columns, edited, first_argument, first_output, recorded, with_first_output
 from models.inputs import Inputs

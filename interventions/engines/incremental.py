@@ -20,7 +20,7 @@ from interventions.engines.chunks import Chunk, plan_chunks
 from interventions.engines.edits import Cell
 from interventions.engines.needed_positions import Inside, LayerEdits, Step, mark, start, step
 from interventions.engines.packing import Pack, pack
-from interventions.engines.writes import value_rows
+from interventions.engines.write_values import value_rows
 from models.cached_blocks import KeysValues, Run, inference, run_block, run_keys_values
 from models.hooks import Change, edited, recorded
 from models.llava import Llava

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from interventions.engines.base_runs import PositionFacts, holds_up_to_here
 from interventions.engines.edits import Cut, Write
-from interventions.engines.writes import SUBLAYER, cut_has_effect, replaces_by_other
+from interventions.engines.write_values import SUBLAYER, cut_has_effect, replaces_by_other
 
 
 class EqualTo(NamedTuple):

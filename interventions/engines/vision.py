@@ -8,7 +8,7 @@ from torch import Tensor
 
 from interventions.engines.base_runs import Placeholder, Prefix
 from interventions.engines.edits import Write
-from interventions.engines.writes import boundary_of, written
+from interventions.engines.write_values import boundary_of, written
 from models.cached_blocks import run_projector, run_tower_block
 from models.hooks import edited, recorded
 from models.llava import Llava

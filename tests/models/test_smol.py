@@ -9,12 +9,12 @@ from jinja2.exceptions import TemplateError
 from torch.testing import assert_close
 from transformers import LlavaForConditionalGeneration
 
-from models.bridges import without_looking_for_a_processor
 from models.capture import capture
 from models.inputs import prepare
 from models.llava import Llava
 from models.loading.load import load
 from models.loading.smol import compose
+from models.other_libraries import without_looking_for_a_processor
 from models.sites import Site, all_sites
 from tasks.prompts import vicuna_v1
 from tasks.scenes.questions import FAMILIES, ask

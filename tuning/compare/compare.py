@@ -22,7 +22,7 @@ from records.open_model import describe_model, open_model, other_model
 from records.processes import launched, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, writing
-from records.sharing import one_at_a_time, share_jobs
+from records.shared_jobs import one_at_a_time, share_jobs
 from tasks.errors import UserError, user_errors
 from tuning.compare.config import RUN, TABLE, CompareConfig
 from tuning.compare.data import SurveyedData, open_data, survey_data

@@ -12,11 +12,11 @@ from torch.testing import assert_close
 from transformers import AutoProcessor
 
 from models import bridges
-from models.bridges import to_nnsight, to_transformer_lens, twin
 from models.capture import capture
 from models.inputs import prepare
 from models.llava import Llava
 from models.loading.load import load
+from models.other_libraries import to_nnsight, to_transformer_lens, twin
 from models.sites import all_sites
 from tests.conftest import make_examples, tiny_config
 from tests.models.oracles import values_by_nnsight

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from records.sharing import LOCK, one_at_a_time, share_jobs
+from records.shared_jobs import LOCK, one_at_a_time, share_jobs
 
 ROOT = Path(__file__).parents[2]
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
-from records.sharing import share_jobs
+from records.shared_jobs import share_jobs
 folder, dies = Path(sys.argv[1]), sys.argv[2]
 def run(job):
     print(job.name, flush=True)
