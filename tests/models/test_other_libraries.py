@@ -11,7 +11,7 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoProcessor
 
-from models import bridges
+from models import other_libraries
 from models.capture import capture
 from models.inputs import prepare
 from models.llava import Llava
@@ -76,7 +76,7 @@ def test_transformer_lens_boots_without_the_hub_and_without_pip(llava: Llava, mo
     monkeypatch.setattr(subprocess, "check_call", lambda *a, **k: installed.append(a))
     monkeypatch.setitem(sys.modules, "torchvision", None)  # not there
     monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda name, **_: asked.append(name) or _refuse())
-    by_name = {"hf_model": twin(llava), "tokenizer": bridges._tokenizer(llava)}
+    by_name = {"hf_model": twin(llava), "tokenizer": other_libraries._tokenizer(llava)}
     TransformerBridge.boot_transformers(llava.id, device="cpu", dtype=llava.dtype, **by_name)
     assert len(installed) == 1 and asked == [llava.id, llava.id]  # what it does by itself
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
