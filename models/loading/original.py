@@ -12,22 +12,20 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from tokenizers import AddedToken
 from torch import Tensor
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
-    LlamaTokenizer,
     LlavaConfig,
     LlavaProcessor,
-    PreTrainedTokenizerBase,
 )
 
 from models.loading.checkpoints import stored_tensors, weight_files
 from models.loading.configs import config_of
+from models.loading.llama_tokenizer import llama_tokenizer
 from models.loading.locate import locate
-from models.loading.processors import clip_pictures, fast_tokenizer, llava_processor
+from models.loading.processors import clip_pictures, llava_processor
 from tasks.errors import UserError, one_line
 from tasks.prompts import CHAT_TEMPLATE, IMAGE
 
@@ -79,8 +77,7 @@ def read_original(folder: Path, *, base: str | Path | None = None) -> Original:
     """Config, processor and weights of an original LLaVA folder.
 
     Embeddings and head get rows for ``<image>`` and as padding; each is the mean of the trained rows, so the logits of
-    all other tokens are unchanged. The prompt of one question gets the ids that the authors' code makes; in later
-    turns the text after ``</s>`` begins with a space token, as with LLaMA's older tokenizers.
+    all other tokens are unchanged. Prompts get the ids that the authors' code makes.
 
     Args:
         folder: Holds ``config.json``, the tokenizer, and the weights (``model.layers.*``, ``model.mm_projector.*``, and
@@ -99,7 +96,7 @@ def read_original(folder: Path, *, base: str | Path | None = None) -> Original:
     language, files = language_files(folder, base)
     text = described if language == folder else _read_json(language / "config.json")
     _check_language(text, language)
-    tokenizer = _tokenizer(language)
+    tokenizer = llama_tokenizer(language)
     stored = dict(stored_tensors(files))
     inside = any(".vision_tower." in key for key in stored)
     name = described["mm_vision_tower"].rstrip("/")
@@ -211,36 +208,6 @@ def _vision(name: str, tower: Path | None) -> tuple[Any, CLIPImageProcessorPil]:
         if (tower / "preprocessor_config.json").is_file():
             return vision, CLIPImageProcessorPil.from_pretrained(tower)
     return vision, clip_pictures(int(vision.image_size))
-
-
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """LLaMA's tokenizer with ``<image>`` as its next token.
-
-    The texts before and after a picture are tokenized separately, as in the original code: the text after ``<image>``
-    begins with a space token.
-    """
-    fast = folder / "tokenizer.json"
-    try:
-        if not (folder / "tokenizer.model").is_file():
-            if not fast.is_file():
-                raise FileNotFoundError("none")
-            if not json.loads(fast.read_text())["model"].get("byte_fallback"):  # LLaMA's class would make wrong ids
-                raise UserError("a tokenizer.json of another kind")
-        llama: Any = LlamaTokenizer.from_pretrained(folder, legacy=True)
-    except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"checkpoint folder must hold LLaMA's tokenizer.model, got {reason} in {folder.name}. "
-            "Copy it from the language model."
-        ) from error
-    llama.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
-    return fast_tokenizer(
-        llama.backend_tokenizer,
-        bos_token=llama.bos_token,
-        eos_token=llama.eos_token,
-        unk_token=llama.unk_token,
-        pad_token=llama.pad_token or llama.unk_token,  # as the original code pads
-    )
 
 
 def _config(described: dict[str, Any], text: dict[str, Any], vision: Any, tokenizer: Any, rows: int) -> LlavaConfig:
