@@ -115,12 +115,13 @@ def run_sweep(
 
     device = own_device(config.model.device)
     processes = join_processes(device)
-    given, llava = llava, open_model(config.model, device=device, seed=config.seed, given=llava)
+    given = llava
+    llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
     selection = data or at_size(selection, config, llava.image_size)
     sites = _sites(config, llava)
     depths = [depth(site, llava) for site in sites]
 
-    estimate = _estimate(config, llava, selection, sites)
+    estimate = _estimate(config, llava, selection, sites, device)
     if config.dry_run:
         return estimate
     check_space(
@@ -240,7 +241,9 @@ def _has_control_model(config: SweepConfig) -> bool:
     return config.probing.controls and not config.model.name.startswith("random:")
 
 
-def _estimate(config: SweepConfig, llava: Llava, selection: ProbeData, sites: Sequence[Site]) -> Estimate:
+def _estimate(
+    config: SweepConfig, llava: Llava, selection: ProbeData, sites: Sequence[Site], device: str
+) -> Estimate:
     """Bytes and seconds of the captures, the control model's included."""
     n = len(selection.examples)
     n_rows = n + (selection.n_fitted if _has_control_model(config) else 0)
@@ -258,7 +261,7 @@ def _estimate(config: SweepConfig, llava: Llava, selection: ProbeData, sites: Se
     in_tower = sum(p.numel() for p in llava.vision_blocks.parameters())
     patches = llava.grid[0] * llava.grid[1]
     flops = 2 * n_rows * (positions * in_blocks + patches * in_tower * len(layout.images))
-    return Estimate(size, flops / matmul_speed(llava.device, llava.dtype), n, len(sites))
+    return Estimate(size, flops / matmul_speed(device, llava.dtype), n, len(sites))
 
 
 def _control_model(llava: Llava, config: SweepConfig, *, keep: bool) -> Llava:

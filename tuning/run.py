@@ -20,7 +20,7 @@ from tuning.cost.estimate import Estimate, cost_of_run, estimate_run, measure_fi
 from tuning.data.prompt_format import PromptFormat
 from tuning.data.samples import Samples, Survey, skipped_error, survey_usable, write_skipped
 from tuning.data.scene_mix import FIRST_CAPTION_SCENE, SceneMix, SceneQuestions
-from tuning.data.sources import Source, Subset, first_of, open_source
+from tuning.data.sources import Source, Subset, first_of, open_source, spread_over
 from tuning.plan.apply import apply_plan
 from tuning.plan.choose_layers import describe_choice
 from tuning.plan.connector import with_connector
@@ -31,6 +31,8 @@ from tuning.training.out_of_memory import advise_when_out_of_memory
 from tuning.training.save import bytes_of_model, save_model, write_json
 from tuning.training.torch_compile import check_compiling
 from tuning.training.trainer import PlanTrainer, train
+
+_ESTIMATED_FROM = 256  # samples that a dry run reads; their mean length is then within a few per cent of that of all
 
 
 class FinishedTuning(NamedTuple):
@@ -65,6 +67,8 @@ class Prepared(NamedTuple):
     resolved: Resolved
     samples: Samples
     survey: Survey
+    n_samples: int
+    """Number of samples that the data have; a dry run surveys some of them."""
     eval_sets: dict[str, Samples]
     eval_surveys: dict[str, Survey]
 
@@ -116,12 +120,14 @@ def run_tuning(
         if before.get("data") == training_source(config).digest:
             return finished_tuning(folder) if processes.is_main else None
     prepared = prepare_run(config, device, on_note=on_note, on_progress=on_progress)
-    llava, resolved, samples, survey, eval_sets, eval_surveys = prepared
+    llava, resolved, samples, survey, n_samples, eval_sets, eval_surveys = prepared
     skipped = {"skipped.csv": survey.skipped, **{f"skipped-{n}.csv": own.skipped for n, own in eval_surveys.items()}}
     for bad in skipped.values():
         if bad and not config.data.skip_bad:
             raise skipped_error(bad)
-    estimate = estimate_run(config, llava, resolved, samples, survey, processes.world)
+    estimate = estimate_run(
+        config, llava, resolved, samples, survey, processes.world, n_samples=n_samples, device=device
+    )
     if config.dry_run:
         return estimate
     data = samples.source.digest
@@ -193,6 +199,8 @@ def prepare_run(
 ) -> Prepared:
     """Load the model, resolve the plan and survey the data; the plan is not applied.
 
+    A dry run takes the model's shapes alone, and a spread of the samples.
+
     Raises:
         UserError: If one of them cannot be used.
     """
@@ -202,19 +210,23 @@ def prepare_run(
         on_note(describe_choice(Path(plan.layers.removeprefix("auto:")), llava.n_layers))
     resolved = resolve(plan, llava)
     with user_errors(ValueError, OSError):
-        source = training_source(config)
+        source, scored, how = training_source(config), evaluation_sources(config), scoring_format(config)
+        n_samples = len(source)
+        if config.dry_run:
+            source = spread_over(source, _ESTIMATED_FROM)
+            scored = {name: spread_over(own, _ESTIMATED_FROM) for name, own in scored.items()}
         survey = survey_usable(llava, source, config.prompt_format, "reading samples", on_progress)
-        scored, how = evaluation_sources(config), scoring_format(config)
         surveys = {name: survey_usable(llava, own, how, "reading questions") for name, own in scored.items()}
         eval_sets = {name: Samples(llava, own, surveys[name], how) for name, own in scored.items()}
     samples = Samples(llava, source, survey, config.prompt_format)
-    return Prepared(llava, resolved, samples, survey, eval_sets, surveys)
+    return Prepared(llava, resolved, samples, survey, n_samples, eval_sets, surveys)
 
 
 def _load(config: TuningConfig, device: str) -> Llava:
-    """The model before training, in float32."""
+    """The model before training, in float32; without values for a dry run."""
     seed = config.optimisation.seed
-    llava = open_model(replace(config.model, dtype="float32"), device=device, seed=seed)
+    wide = replace(config.model, dtype="float32")
+    llava = open_model(wide, device=device, seed=seed, weights=not config.dry_run)
     return with_connector(llava, config.connector, seed=seed)
 
 

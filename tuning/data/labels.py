@@ -147,6 +147,7 @@ def _tokens(llava: Llava, parts: Sequence[_Part], *, bos: bool) -> Encoded:
     ids: list[int] = []
     owners: list[int] = []
     part_index = 0
+    image_id, n_image_tokens = llava.image_token_id, llava.n_image_tokens  # looked up once: configs are slow
     for token, (first, last) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
         if first == last:  # the beginning-of-text token has no characters
             ids.append(token)
@@ -158,9 +159,9 @@ def _tokens(llava: Llava, parts: Sequence[_Part], *, bos: bool) -> Encoded:
         if len(spanned) > 1:
             raise UnusableSampleError(f"the token {text[first:last]!r} is answer in part")
         owner = spanned.pop()
-        if token == llava.image_token_id:
-            ids += [token] * llava.n_image_tokens
-            owners += [-1] * llava.n_image_tokens
+        if token == image_id:
+            ids += [token] * n_image_tokens
+            owners += [-1] * n_image_tokens
         else:
             ids.append(token)
             owners.append(owner)

@@ -73,6 +73,12 @@ def first_of(source: Source, n: int | None) -> Source:
     return source if n is None or n >= len(source) else Subset(source, range(n))
 
 
+def spread_over(source: Source, n: int) -> Source:
+    """``n`` samples at equal distances; the source itself if it has no more."""
+    total = len(source)
+    return source if n >= total else Subset(source, [index * total // n for index in range(n)])
+
+
 def open_source(spec: str, images: Path | None = None, *, scenes: SceneMix | None = None) -> Source:
     """Open the source that ``spec`` names.
 
