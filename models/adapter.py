@@ -41,7 +41,7 @@ class Adapter:
         processor: Tokenizer and picture processor.
         id: The name it was loaded by.
         revision: The commit on the hub, if it came from there.
-        weight_hash: Hash of the weights.
+        weight_hash: Hash of weights, config, tokenizer and picture processor.
     """
 
     model: LlavaForConditionalGeneration

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.utils import logging
@@ -15,20 +14,21 @@ from models.adapter import Attention
 from models.hooks import CaptureError, Recorder, Selection
 from models.llava import Llava
 from models.loading.checkpoints import (
-    hash_files,
+    hash_model,
     hash_random,
     random_weights,
     read_weights,
     stored_tensors,
     weight_files,
 )
+from models.loading.config_checks import broken_files, check_config, check_json_files, without_extras
 from models.loading.configs import SIZES, config_of
 from models.loading.locate import Located, locate, unknown_model
 from models.loading.original import is_original, read_original
 from models.loading.processors import offline_processor, read_processor
 from models.precision import DTYPES, parse_dtype
 from models.sites import PARTS, Site, all_sites
-from tasks.errors import UserError, one_line
+from tasks.errors import UserError
 
 # Random weights with more parameters are not checked on a forward pass: it would take minutes on a CPU, and the same
 # code is tested on small models.
@@ -113,8 +113,9 @@ def _random(
     attn: str,
 ) -> Llava:
     _check_architecture(config, name)
+    without_extras(config, attn)
     if torch.device(device).type == "meta":
-        return Llava(_on_meta(config, dtype, attn), processor, name, None, hash_random(config, seed, dtype))
+        return Llava(_on_meta(config, dtype), processor, name, None, hash_random(config, seed, dtype))
     weights = dict(random_weights(_shapes(config), seed=seed, dtype=dtype))
     if config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
@@ -127,9 +128,8 @@ def _shapes(config: LlavaConfig) -> dict[str, torch.Size]:
         return {key: tensor.shape for key, tensor in LlavaForConditionalGeneration(config).state_dict().items()}
 
 
-def _on_meta(config: LlavaConfig, dtype: torch.dtype, attn: str) -> LlavaForConditionalGeneration:
+def _on_meta(config: LlavaConfig, dtype: torch.dtype) -> LlavaForConditionalGeneration:
     """The model without values."""
-    config._attn_implementation = attn
     with torch.device("meta"):
         model: Any = LlavaForConditionalGeneration(config)
     empty: LlavaForConditionalGeneration = model.to(dtype).eval()
@@ -165,36 +165,34 @@ def _from_folder(
     else:
         if base is not None:
             raise UserError(f"base is for original stage-1 folders, got {str(base)!r} with {name}. Leave it out.")
-        try:
-            config = LlavaConfig.from_pretrained(folder)
-        except (OSError, ValueError, TypeError, LookupError, StrictDataclassError) as error:
-            raise UserError(
-                f"config.json must be readable, got {one_line(error)} in {folder.name}. Download it again."
-            ) from error
+        check_json_files(folder)
+        with broken_files("config.json", folder.name, "Download it again."):
+            config = LlavaConfig.from_pretrained(folder, local_files_only=True)
         _check_architecture(config, name)
         files, processor = () if on_meta else tuple(weight_files(folder)), read_processor(folder, config)
         stored = stored_tensors(files)
+    without_extras(config, attn)
     if on_meta:
         declared = config.dtype if config.dtype in DTYPES.values() else torch.float32
-        return Llava(_on_meta(config, dtype or declared, attn), processor, name, revision, "")
-    weights = read_weights(stored, _shapes(config), where=folder.name, tied=bool(config.tie_word_embeddings))
+        return Llava(_on_meta(config, dtype or declared), processor, name, revision, "")
+    identity = hash_model(files, config, processor)
+    with broken_files("config.json", folder.name, "Download it again."):
+        shapes = _shapes(config)
+    weights = read_weights(stored, shapes, where=folder.name, tied=bool(config.tie_word_embeddings))
     kept = next(iter(weights.values())).dtype
     chosen = dtype or (torch.float32 if device.type == "cpu" or kept not in DTYPES.values() else kept)
-    return Llava(_build(config, weights, chosen, device, attn), processor, name, revision, hash_files(files))
+    return Llava(_build(config, weights, chosen, device, attn), processor, name, revision, identity)
 
 
 def _check_architecture(config: Any, name: str) -> None:
-    """Check that the model is CLIP, a projector and LLaMA, and that the features come from one vision layer."""
+    """Check that the model is CLIP, a projector and LLaMA, and its config."""
     parts = config.model_type, config.vision_config.model_type, config.text_config.model_type
     if parts != ("llava", "clip_vision_model", "llama"):
         raise UserError(
             "checkpoint must be LLaVA-1.5 (model_type llava with clip_vision_model and llama), got "
             f"{' with '.join(parts)} in {name}. Other architectures are not supported."
         )
-    if not isinstance(config.vision_feature_layer, int):
-        raise UserError(
-            f"vision_feature_layer must be one layer, got {config.vision_feature_layer} in {name}. LLaVA-1.5 reads -2."
-        )
+    check_config(config, name)
 
 
 def _validate(llava: Llava, *, forward: bool) -> None:
