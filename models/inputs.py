@@ -221,8 +221,9 @@ def prepare(
         prompts: One text for each example, with one ``<image>`` for each of its pictures; vicuna_v1 around the
             question if None.
         padding_side: Where short rows are filled up.
-        preprocess: ``"pad"`` pastes the picture on a square of CLIP's mean colour first, as LLaVA-1.5 was trained;
-            ``"hf"`` scales the shortest edge and crops the centre, as Hugging Face's processor does by default.
+        preprocess: ``"pad"`` pastes the picture on a square of the mean colour first, as LLaVA-1.5 was trained;
+            ``"hf"`` is the checkpoint's own picture processor, which in most scales the shortest edge and crops the
+            centre.
         answers: Whether the answer and the end-of-text mark follow the prompt.
 
     Raises:
@@ -364,7 +365,7 @@ def _distinct(llava: Adapter, examples: Sequence[Example], preprocess: Preproces
     for picture in (picture for example in examples for picture in example.pictures):
         if id(picture) in row_of_picture:
             continue
-        image, geometry = open_rgb(picture, llava.image_size, preprocess)
+        image, geometry = open_rgb(llava, picture, preprocess)
         content = content_hash(image)
         if content not in row_of_content:
             row_of_content[content] = len(found.keys)

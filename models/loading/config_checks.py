@@ -146,7 +146,8 @@ def without_extras(config: LlavaConfig, attention: str) -> LlavaConfig:
     An attention kernel named in config.json would be fetched from a hub and run; a quantisation that is left over there
     does not describe plain weights.
     """
-    for part in (config, config.text_config, config.vision_config):
+    parts: list[Any] = [config, config.text_config, config.vision_config]
+    for part in parts:
         if hasattr(part, "quantization_config"):
             del part.quantization_config
     config._attn_implementation = attention

@@ -173,8 +173,8 @@ def _from_folder(
         stored = stored_tensors(files)
     without_extras(config, attn)
     if on_meta:
-        declared = config.dtype if config.dtype in DTYPES.values() else torch.float32
-        return Llava(_on_meta(config, dtype or declared), processor, name, revision, "")
+        declared = config.dtype if isinstance(config.dtype, torch.dtype) and config.dtype in DTYPES.values() else None
+        return Llava(_on_meta(config, dtype or declared or torch.float32), processor, name, revision, "")
     identity = hash_model(files, config, processor)
     with broken_files("config.json", folder.name, "Download it again."):
         shapes = _shapes(config)

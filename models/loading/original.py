@@ -7,12 +7,12 @@ inside the folder or beside it, and stage-1 folders, which hold only a projector
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import (
-    CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -24,7 +24,7 @@ from models.loading.config_checks import broken_files, check_config, check_json_
 from models.loading.configs import config_of
 from models.loading.llama_tokenizer import llama_tokenizer
 from models.loading.locate import locate
-from models.loading.processors import clip_pictures, llava_processor
+from models.loading.processors import clip_pictures, llava_processor, read_pictures, with_padding
 from tasks.errors import UserError
 from tasks.prompts import CHAT_TEMPLATE, IMAGE
 
@@ -126,6 +126,8 @@ def read_original(folder: Path, *, base: str | Path | None = None, weights: bool
             stacklevel=2,
         )
     processor = llava_processor(tokenizer, pictures, config, chat_template=CHAT_TEMPLATE)
+    if described.get("image_aspect_ratio") == "pad":
+        processor = with_padding(processor)
     return Original(
         config, processor, tuple(files), _convert(stored, config, text["vocab_size"], folder.name) if weights else {}
     )
@@ -204,7 +206,7 @@ def _tower_folder(name: str, folder: Path, *, needed: bool) -> Path | None:
         ) from error
 
 
-def _vision(name: str, tower: Path | None) -> tuple[Any, CLIPImageProcessorPil]:
+def _vision(name: str, tower: Path | None) -> tuple[Any, Any]:
     """The config and the picture processor of the vision tower."""
     vision: Any
     if tower is None:
@@ -213,7 +215,7 @@ def _vision(name: str, tower: Path | None) -> tuple[Any, CLIPImageProcessorPil]:
     else:
         vision = CLIPVisionConfig.from_pretrained(tower)
         if (tower / "preprocessor_config.json").is_file():
-            return vision, CLIPImageProcessorPil.from_pretrained(tower)
+            return vision, read_pictures(tower, SimpleNamespace(vision_config=vision))
     return vision, clip_pictures(int(vision.image_size))
 
 

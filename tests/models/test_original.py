@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sentencepiece
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import (
+    AutoImageProcessor,
     AutoTokenizer,
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -292,6 +295,10 @@ def test_the_converted_folder_opens_in_plain_transformers(
     again = AutoTokenizer.from_pretrained(out)(prompt).input_ids
     assert again == load(folder).tokenizer(prompt).input_ids
     check_same(load(out), authors.half().float())
+    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    wanted = load(folder).inputs(photograph, "What?").pixel_values
+    pictures: Any = AutoImageProcessor.from_pretrained(out, backend="pil")  # pads, as this model was trained
+    assert torch.equal(pictures(photograph, return_tensors="pt")["pixel_values"], wanted)
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "out must not exist" in capsys.readouterr().err

@@ -241,6 +241,19 @@ def test_the_output_opens_in_plain_transformers_with_plan_and_cost_beside(run: R
     assert "out must hold the same run or none" in again.err
 
 
+@pytest.mark.parametrize("stage", ["1", "2"])
+def test_the_saved_processor_prepares_pictures_as_in_training(
+    stage: str, run: Run, base: Path, llava_json: LlavaRows, tmp_path: Path
+) -> None:
+    rows = [{"id": str(i), "image": f"{i}.png", "conversations": turns("<image>\nWhat?", "red")} for i in range(2)]
+    data = ("--data", str(llava_json(rows)), "--images", str(tmp_path))
+    done = run("--stage", stage, "--steps", "1", "--train", "projector", "--layers", "none", *data)
+    assert done.code == 0, done.err
+    trained = read_pixels(load(base), Picture("0", lambda: Image.open(tmp_path / "0.png")), RECIPES[int(stage)].prompt_format.preprocess)
+    plain: Any = AutoImageProcessor.from_pretrained(tmp_path / "run", backend="pil")
+    assert torch.equal(plain(Image.open(tmp_path / "0.png"), return_tensors="pt")["pixel_values"][0], trained)
+
+
 @pytest.mark.parametrize("train", ["projector", "projector,vision,final_norm"])
 def test_lora_is_written_for_peft_or_merged_and_both_agree(train: str, run: Run, base: Path, tmp_path: Path) -> None:
     from peft import PeftModel

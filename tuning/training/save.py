@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from models.llava import Llava
+from models.loading.processors import with_padding
+from models.pixels import Preprocess
 from records.manifest import write_atomically
 from tuning.plan.apply import apply_plan
 from tuning.plan.lora import adapter_tensors, remove_lora, write_adapter
@@ -24,6 +26,7 @@ def save_model(
     *,
     merge: bool = False,
     reload: Callable[[], Llava] | None = None,
+    preprocess: Preprocess = "pad",
 ) -> None:
     """Write weights, config and processor; untrained weights are bitwise those that were loaded.
 
@@ -37,6 +40,7 @@ def save_model(
         folder: The run directory.
         merge: Merge LoRA factors into the weights.
         reload: Loads the model as before training; given if frozen weights are rounded (bfloat16) or sharded.
+        preprocess: How pictures were prepared for training; the saved processor prepares them alike.
     """
     fresh = folder / ".model.partial"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -47,7 +51,8 @@ def save_model(
     else:
         whole = _whole(llava, resolved, tensors, reload=reload)
         whole.model.save_pretrained(fresh)
-    llava.processor.save_pretrained(fresh)
+    processor = with_padding(llava.processor) if preprocess == "pad" else llava.processor
+    processor.save_pretrained(fresh)
     for entry in sorted(fresh.iterdir()):
         target = folder / entry.name
         if target.is_dir():
