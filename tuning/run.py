@@ -294,4 +294,5 @@ def _save(config: TuningConfig, trainer: PlanTrainer, folder: Path, *, is_main: 
                 merge=config.merge,
                 reload=(lambda: _load(config, "cpu")) if changed else None,
                 preprocess=config.prompt_format.preprocess,
+                base=config.model.name,
             )

@@ -192,12 +192,15 @@ def hash_files(files: Sequence[Path]) -> str:
         return hashlib.sha256(b"".join(pool.map(digest, files))).hexdigest()[:16]
 
 
-def hash_model(files: Sequence[Path], config: LlavaConfig, processor: LlavaProcessor) -> str:
-    """A hash of all that determines what a checkpoint computes: weight files, config, tokenizer, picture processor."""
+def hash_model(files: Sequence[Path], config: LlavaConfig, processor: LlavaProcessor, lora: object = None) -> str:
+    """A hash of all that determines what a checkpoint computes: weight files, config, tokenizer, picture processor.
+
+    ``lora`` are the settings of LoRA factors, if their file is among ``files``.
+    """
     tokenizer: Any = processor.tokenizer
     pictures = {k: v for k, v in processor.image_processor.to_dict().items() if not k.endswith(("_type", "_class"))}
     special = tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token
-    described = [hash_files(files), _sizes(config), pictures, tokenizer.backend_tokenizer.to_str(), special]
+    described = [hash_files(files), _sizes(config), pictures, tokenizer.backend_tokenizer.to_str(), special, lora]
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from models.loading.checkpoints import (
 from models.loading.config_checks import broken_files, check_config, check_json_files, without_extras
 from models.loading.configs import SIZES, config_of
 from models.loading.locate import Located, locate, unknown_model
+from models.loading.lora import Lora, merge, no_base, read_lora
 from models.loading.original import is_original, read_original
 from models.loading.processors import offline_processor, read_processor
 from models.precision import DTYPES, parse_dtype
@@ -50,16 +51,17 @@ def load(
 
     Args:
         name_or_path: ``"smol"`` or ``"smol-stage1"`` (embedded); a checkpoint folder or Hugging Face id in either
-            llava-hf layout or the original one (``liuhaotian/llava-v1.5-7b``); ``"random:llava-1.5-7b"``,
-            ``"random:llava-1.5-13b"`` or ``"random:tiny"`` (random weights and a byte-level tokenizer); or a config,
-            which also gets random weights.
+            llava-hf layout or the original one (``liuhaotian/llava-v1.5-7b``), or of LoRA factors, which are merged
+            into their base; ``"random:llava-1.5-7b"``, ``"random:llava-1.5-13b"`` or ``"random:tiny"`` (random weights
+            and a byte-level tokenizer); or a config, which also gets random weights.
         device: The device of the weights; on ``"meta"`` the model has shapes and no values, for estimates.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or a torch dtype; None is float32 on a CPU and the
             checkpoint's dtype elsewhere.
         revision: A branch, tag or commit of a Hugging Face id.
         attn: The attention implementation; every site can be captured with both.
         seed: Seed of random weights.
-        base: The language model (folder or Hugging Face id) of an original stage-1 folder.
+        base: The language model (folder or Hugging Face id) of an original stage-1 folder, or the model that LoRA
+            factors are added to if it is not the one that their ``adapter_config.json`` names.
         validate: Whether to check that image tokens match the patch grid, that the captured last ``resid_post`` gives
             the model's logits, and that every site fires. Random models above 1e9 parameters skip the last two.
 
@@ -154,32 +156,66 @@ def _build(
     return placed
 
 
+class _Read(NamedTuple):
+    """A checkpoint folder in transformers' layout."""
+
+    config: Any
+    processor: LlavaProcessor
+    files: tuple[Path, ...]
+    stored: Iterable[tuple[str, Tensor]]
+
+
+def _read_folder(folder: Path, name: str, base: str | Path | None, *, weights: bool) -> _Read:
+    """Config, processor and weights; files and weights are empty without ``weights``."""
+    if is_original(folder):
+        config, processor, files, tensors = read_original(folder, base=base, weights=weights)
+        return _Read(config, processor, files if weights else (), tensors.items())
+    if base is not None:
+        raise UserError(
+            f"base is for original stage-1 folders and LoRA factors, got {str(base)!r} with {name}. Leave it out."
+        )
+    check_json_files(folder)
+    with broken_files("config.json", folder.name, "Download it again."):
+        config = LlavaConfig.from_pretrained(folder, local_files_only=True)
+    _check_architecture(config, name)
+    files = tuple(weight_files(folder)) if weights else ()
+    return _Read(config, read_processor(folder, config), files, stored_tensors(files))
+
+
+def _read_lora(folder: Path, name: str, lora: Lora, base: str | Path | None, *, weights: bool) -> _Read:
+    """The base model of LoRA factors, with their own processor if it was saved with them."""
+    lora = lora._replace(base=str(base or lora.base))
+    try:
+        below = locate(lora.base, weights=weights)
+    except UserError as error:
+        raise no_base(lora, error) from error
+    read = _read_folder(below.folder, name, None, weights=weights)
+    if (folder / "tokenizer_config.json").is_file():
+        read = read._replace(processor=read_processor(folder, read.config))
+    return read._replace(files=(*read.files, lora.file))
+
+
 def _from_folder(
     located: Located, *, base: str | Path | None, device: torch.device, dtype: torch.dtype | None, attn: Attention
 ) -> Llava:
     folder, name, revision = located
     on_meta = device.type == "meta"
-    if is_original(folder):
-        config, processor, files, tensors = read_original(folder, base=base, weights=not on_meta)
-        stored: Iterable[tuple[str, Tensor]] = tensors.items()
+    lora = None if is_original(folder) else read_lora(folder)
+    if lora is None:
+        config, processor, files, stored = _read_folder(folder, name, base, weights=not on_meta)
     else:
-        if base is not None:
-            raise UserError(f"base is for original stage-1 folders, got {str(base)!r} with {name}. Leave it out.")
-        check_json_files(folder)
-        with broken_files("config.json", folder.name, "Download it again."):
-            config = LlavaConfig.from_pretrained(folder, local_files_only=True)
-        _check_architecture(config, name)
-        files, processor = () if on_meta else tuple(weight_files(folder)), read_processor(folder, config)
-        stored = stored_tensors(files)
+        config, processor, files, stored = _read_lora(folder, name, lora, base, weights=not on_meta)
     without_extras(config, attn)
     if on_meta:
         declared = config.dtype if isinstance(config.dtype, torch.dtype) and config.dtype in DTYPES.values() else None
         return Llava(_on_meta(config, dtype or declared or torch.float32), processor, name, revision, "")
-    identity = hash_model(files, config, processor)
     with broken_files("config.json", folder.name, "Download it again."):
+        identity = hash_model(files, config, processor, lora and (lora.alpha, lora.rank_stabilised))
         shapes = _shapes(config)
     weights = read_weights(stored, shapes, where=folder.name, tied=bool(config.tie_word_embeddings))
     kept = next(iter(weights.values())).dtype
+    if lora is not None:
+        weights = merge(weights, lora)
     chosen = dtype or (torch.float32 if device.type == "cpu" or kept not in DTYPES.values() else kept)
     return Llava(_build(config, weights, chosen, device, attn), processor, name, revision, identity)
 

@@ -4,15 +4,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
 import torch
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from PIL import Image
+from transformers import AutoImageProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 from models.llava import Llava
 from models.loading.load import load
+from models.pixels import read_pixels
+from tasks.example import Picture
 from tasks.scenes.questions import FAMILIES
 from tests.tuning.conftest import LlavaRows, turns
 from tuning.cli import main
@@ -249,7 +252,8 @@ def test_the_saved_processor_prepares_pictures_as_in_training(
     data = ("--data", str(llava_json(rows)), "--images", str(tmp_path))
     done = run("--stage", stage, "--steps", "1", "--train", "projector", "--layers", "none", *data)
     assert done.code == 0, done.err
-    trained = read_pixels(load(base), Picture("0", lambda: Image.open(tmp_path / "0.png")), RECIPES[int(stage)].prompt_format.preprocess)
+    picture = Picture("0", lambda: Image.open(tmp_path / "0.png"))
+    trained = read_pixels(load(base), picture, "hf" if stage == "1" else "pad")
     plain: Any = AutoImageProcessor.from_pretrained(tmp_path / "run", backend="pil")
     assert torch.equal(plain(Image.open(tmp_path / "0.png"), return_tensors="pt")["pixel_values"][0], trained)
 
@@ -276,6 +280,11 @@ def test_lora_is_written_for_peft_or_merged_and_both_agree(train: str, run: Run,
         ours, theirs, start = (m(input_ids=ids, pixel_values=pixels).logits for m in (merged, adapted, plain))
     assert not torch.allclose(start, ours, atol=1e-3)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    # The folder of factors is a model of its own.
+    added = load(tmp_path / "run")
+    assert added.id == "run" and added.weight_hash != load(base).weight_hash
+    for name, tensor in merged.state_dict().items():
+        torch.testing.assert_close(added.model.state_dict()[name], tensor, atol=1e-6, rtol=1e-5)
 
 
 def test_a_bf16_run_leaves_frozen_weights_bitwise(run: Run, base: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def save_model(
     merge: bool = False,
     reload: Callable[[], Llava] | None = None,
     preprocess: Preprocess = "pad",
+    base: str | None = None,
 ) -> None:
     """Write weights, config and processor; untrained weights are bitwise those that were loaded.
 
@@ -41,13 +42,15 @@ def save_model(
         merge: Merge LoRA factors into the weights.
         reload: Loads the model as before training; given if frozen weights are rounded (bfloat16) or sharded.
         preprocess: How pictures were prepared for training; the saved processor prepares them alike.
+        base: The name of the base model in an adapter's config; folders are written as absolute paths. None is the
+            model's id.
     """
     fresh = folder / ".model.partial"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     adapter = resolved.plan.method == "lora" and not merge
     if adapter:
-        write_adapter(fresh, adapter_tensors(tensors), resolved, llava.id)
+        write_adapter(fresh, adapter_tensors(tensors), resolved, _base_name(base or llava.id))
     else:
         whole = _whole(llava, resolved, tensors, reload=reload)
         whole.model.save_pretrained(fresh)
@@ -59,6 +62,11 @@ def save_model(
             shutil.rmtree(target)
         entry.replace(target)
     fresh.rmdir()
+
+
+def _base_name(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.is_dir() else name
 
 
 def bytes_of_model(resolved: Resolved, *, merge: bool = False) -> int:
