@@ -68,8 +68,8 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> L
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = silent or f": {one_line(error)[:150]}"
         raise UserError(
-            f"model must be in the local Hugging Face cache or on a hub that can be reached, got {name!r:.100}{reason}. "
-            f"Give a folder, or one of {', '.join(EMBEDDED)}, which need no download."
+            f"model must be in the local Hugging Face cache or on a hub that can be reached, got {name!r:.100}"
+            f"{reason}. Give a folder, or one of {', '.join(EMBEDDED)}, which need no download."
         ) from error
     return Located(folder, name, folder.name)
 
