@@ -66,11 +66,7 @@ class Estimate:
                 f"steps      {self.steps:,}",
                 f"compute    {self.flops.total / 1e12:.3g} TFLOP a step ({self.flops.forward / 1e12:.3g} forward), "
                 f"{self.ratio:.2f} of full tuning{as_if}",
-                *(
-                    []
-                    if self.seconds is None
-                    else [f"time       at least {self.seconds:.3g} s a step, no step was run"]
-                ),
+                *([] if self.seconds is None else [f"time       at least {self.seconds:.3g} s a step, no step was run"]),
                 "memory     " + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in gigabytes.items()),
             ]
         )
