@@ -26,11 +26,11 @@ _JSON = (
 )  # fmt: skip
 # The largest sizes are several times those of any published model; building them on the meta device takes seconds.
 _TEXT = {
-    "vocab_size": 2**24, "hidden_size": 2**17, "intermediate_size": 2**20, "num_hidden_layers": 1000,
+    "vocab_size": 2**24, "hidden_size": 2**17, "intermediate_size": 2**20, "num_hidden_layers": 256,
     "num_attention_heads": 2**12, "num_key_value_heads": 2**12, "head_dim": 2**12, "max_position_embeddings": 2**31,
 }  # fmt: skip
 _VISION = {
-    "hidden_size": 2**17, "intermediate_size": 2**20, "num_hidden_layers": 1000, "num_attention_heads": 2**12,
+    "hidden_size": 2**17, "intermediate_size": 2**20, "num_hidden_layers": 256, "num_attention_heads": 2**12,
     "image_size": 2**13, "patch_size": 2**13,
 }  # fmt: skip
 

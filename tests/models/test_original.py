@@ -362,7 +362,7 @@ def test_cropped_pictures_are_pointed_out(write: Write, ratio: object) -> None:
         ({"mm_vision_select_layer": 0}, r"vision_feature_layer must be one layer, in \[1, 3\] or \[-3, -1\], got 0"),
         ({"mm_vision_select_layer": -4}, "vision_feature_layer must be one layer"),
         ({"hidden_act": "hardly"}, "hidden_act must be an activation of transformers, got 'hardly'"),
-        ({"num_hidden_layers": 10**6}, r"num_hidden_layers must be an integer in \[1, 1000\], got 1000000"),
+        ({"num_hidden_layers": 10**6}, r"num_hidden_layers must be an integer in \[1, 256\], got 1000000"),
         ({"num_hidden_layers": -1}, "num_hidden_layers must be an integer"),
         ({"num_attention_heads": 0}, "got .* in llava-original"),
         ({"num_key_value_heads": 5}, "num_attention_heads must be a multiple of 5, got 6"),

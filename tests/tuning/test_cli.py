@@ -321,6 +321,32 @@ def test_a_run_goes_on_from_its_last_checkpoint(run: Run, command: Run, tmp_path
     assert "settings.seed was 0, is 1" in changed.err
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "run.json",
+        "state.json",
+        "weights.safetensors",
+        "optimizer.json",
+        "optimizer.safetensors",
+        "random-0.safetensors",
+    ],
+)
+def test_a_damaged_checkpoint_is_named(name: str, run: Run, tmp_path: Path) -> None:
+    assert run("--layers", "1", "--train", "none", "--save-every", "1", "--steps", "1").code == 0
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    whole = (checkpoint / name).read_bytes()
+    for damaged in (None, b"", whole[: len(whole) // 2]):
+        (checkpoint / name).unlink(missing_ok=True)
+        if damaged is not None:
+            (checkpoint / name).write_bytes(damaged)
+        elif name.startswith("random"):
+            (checkpoint / name).write_bytes(b"")
+        done = run("--layers", "1", "--train", "none", "--save-every", "1", "--resume", str(checkpoint), "--steps", "1")
+        assert done.code == 2 and "Traceback" not in done.err
+        assert name in done.err or (damaged is None and "checkpoint" in done.err)
+
+
 def test_another_plan_or_data_cannot_resume_a_checkpoint(run: Run, tmp_path: Path) -> None:
     assert run("--layers", "1", "--save-every", "2").code == 0
     there = str(tmp_path / "run" / "checkpoint-2")
