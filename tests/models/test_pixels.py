@@ -22,6 +22,7 @@ from models.inputs import prepare
 from models.llava import Llava
 from models.loading.load import load
 from models.loading.processors import clip_pictures, offline_processor, with_padding
+from models.loading.smol import compose
 from models.pixels import Preprocess
 from tasks.errors import UserError
 from tasks.example import Box, Example, Picture
@@ -158,3 +159,11 @@ def test_padding_keeps_every_other_setting() -> None:
         assert getattr(padded, name) == getattr(processor.image_processor, name)
     assert padded.do_pad and not getattr(clip_pictures(28), "do_pad", False)
     assert not isinstance(processor.image_processor, LlavaImageProcessorPil)  # the model's own does not change
+
+
+def test_smol_prepares_pictures_as_it_was_trained_in_plain_transformers() -> None:
+    folder = compose("smol-stage1")
+    plain: Any = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    llava = load("smol-stage1", validate=False)
+    for image in photographs():
+        assert torch.equal(plain(image, return_tensors="pt")["pixel_values"], pixels(llava, image, "pad"))
