@@ -226,7 +226,7 @@ def _check_architecture(config: Any, name: str) -> None:
     if parts != ("llava", "clip_vision_model", "llama"):
         raise UserError(
             "checkpoint must be LLaVA-1.5 (model_type llava with clip_vision_model and llama), got "
-            f"{' with '.join(parts)} in {name}. Other architectures are not supported."
+            f"{' with '.join(map(str, parts))[:100]} in {name}. Other architectures are not supported."
         )
     check_config(config, name)
 

@@ -1,5 +1,6 @@
 """Find a model's files: ``locate(name)`` for embedded checkpoints, folders and Hugging Face ids."""
 
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
@@ -81,20 +82,22 @@ def _hub_answers(name: str, revision: str | None) -> bool:
         HfHubHTTPError: If the hub answers that it has no such model.
         HFValidationError: If the name cannot be one.
     """
-    answers: Queue[Exception | None] = Queue()
+    answers: Queue[HfHubHTTPError | HFValidationError | bool] = Queue()
 
     def ask() -> None:
-        try:
-            model_info(name, revision=revision, timeout=_WAIT)
-            answers.put(None)
-        except Exception as error:  # raised by the caller, or the same as no answer
-            answers.put(error)
+        with suppress(Exception):  # whatever the transport raises is no answer
+            try:
+                model_info(name, revision=revision, timeout=_WAIT)
+                answers.put(True)
+            except (HfHubHTTPError, HFValidationError) as error:
+                answers.put(error)
+        answers.put(False)
 
     Thread(target=ask, daemon=True).start()  # looking up a host's address has no time limit of its own
     try:
         answer = answers.get(timeout=_WAIT)
     except Empty:
         return False
-    if isinstance(answer, HfHubHTTPError | HFValidationError):
-        raise answer
-    return answer is None
+    if isinstance(answer, bool):
+        return answer
+    raise answer

@@ -42,6 +42,8 @@ def read_processor(folder: Path, config: Any) -> LlavaProcessor:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         except Exception as error:  # the tokenizers library raises nothing more special
             raise ValueError(error) from error
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise TypeError(f"model_max_length {tokenizer.model_max_length!r:.40}")
         template = folder / "chat_template.jinja"
         chat = template.read_text() if template.is_file() else tokenizer.chat_template
     return llava_processor(tokenizer, read_pictures(folder, config), config, chat_template=chat)

@@ -223,6 +223,7 @@ def test_another_architecture_is_refused(copied: Path, change: dict[str, object]
         (None, "vision_feature_layer", 17),
         (None, "image_token_index", 10**9),
         (None, "image_token_index", -1),
+        (None, "model_type", 3),
         (None, "text_config", 3),
         (None, "vision_config", []),
         (None, "transformers_weights", "other.safetensors"),
@@ -243,6 +244,13 @@ def test_a_config_out_of_range_ends_in_one_sentence(copied: Path, part: str | No
 def test_json_files_that_are_no_mapping_are_named(copied: Path, name: str, content: str) -> None:
     (copied / name).write_text(content)
     with pytest.raises(UserError, match=rf"{name} must "):
+        load(copied)
+
+
+def test_a_longest_text_that_is_no_number_is_refused(copied: Path) -> None:
+    described = json.loads((copied / "tokenizer_config.json").read_text())
+    (copied / "tokenizer_config.json").write_text(json.dumps({**described, "model_max_length": "long"}))
+    with pytest.raises(UserError, match="tokenizer must be readable, got model_max_length 'long'"):
         load(copied)
 
 
