@@ -34,6 +34,7 @@ class Adapter:
     """A LLaVA-1.5 stack: the Hugging Face model in ``eval()`` mode, its processor, and the sizes of both.
 
     ``id`` is the name it was loaded by, ``revision`` its commit on the hub, if it came from there.
+    ``weight_hash`` is a hash of weights, config, tokenizer and picture processor.
     """
 
     model: LlavaForConditionalGeneration

@@ -215,7 +215,8 @@ def prepare(
         prompts: One text for each example, with one ``<image>`` for each of its pictures; None uses vicuna_v1.
         padding_side: Where short rows are padded.
         preprocess: ``"pad"`` first pastes the picture on a square of CLIP's mean colour, as in LLaVA-1.5's training;
-            ``"hf"`` scales the shortest edge and crops the centre, as Hugging Face's processor does by default.
+            ``"hf"`` is the checkpoint's own picture processor, which usually scales the shortest edge and
+            crops the centre.
         answers: Whether the answer and the end-of-text token follow the prompt.
 
     Raises:
@@ -356,7 +357,7 @@ def _distinct(llava: Adapter, examples: Sequence[Example], preprocess: Preproces
     for picture in (picture for example in examples for picture in example.pictures):
         if id(picture) in row_of_picture:
             continue
-        image, geometry = open_rgb(picture, llava.image_size, preprocess)
+        image, geometry = open_rgb(llava, picture, preprocess)
         content = content_hash(image)
         if content not in row_of_content:
             row_of_content[content] = len(found.keys)

@@ -1,13 +1,14 @@
 """From a picture to the pixels of the vision tower's input, and back. Its size is checked before it is decoded."""
 
+import copy
 import io
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessorPil
+from transformers import LlavaImageProcessorPil
 
 from models.adapter import Adapter
 from tasks.errors import UserError
@@ -46,24 +47,24 @@ def read_pixels(llava: Adapter, picture: Picture, preprocess: Preprocess = "pad"
     Args:
         llava: The model.
         picture: The picture.
-        preprocess: ``"pad"`` pastes it on a square of CLIP's mean colour, as LLaVA-1.5 was trained; ``"hf"`` scales the
-            shortest edge and crops the centre, as Hugging Face's processor does by default.
+        preprocess: ``"pad"`` pastes it on a square of the mean colour first, as LLaVA-1.5 was trained; ``"hf"`` is the
+            checkpoint's own picture processor, which in most scales the shortest edge and crops the centre.
 
     Raises:
         UserError: See ``open_rgb``.
     """
-    return to_pixels(llava, open_rgb(picture, llava.image_size, preprocess)[0], preprocess)
+    return to_pixels(llava, open_rgb(llava, picture, preprocess)[0], preprocess)
 
 
-def open_rgb(picture: Picture, size: int, preprocess: Preprocess) -> tuple[Image.Image, Geometry]:
-    """A picture in RGB, and the map from its pixels to those of a model input of ``size`` x ``size`` pixels.
+def open_rgb(llava: Adapter, picture: Picture, preprocess: Preprocess) -> tuple[Image.Image, Geometry]:
+    """A picture in RGB, and the map from its pixels to those of the model's input.
 
     Raises:
         UserError: If the picture cannot be read, or is so elongated that preparing it would exhaust memory.
     """
     try:
         with picture.open() as opened:
-            geometry = _geometry(opened, size, preprocess, picture.key)  # checks the size before decoding
+            geometry = _geometry(llava, opened, preprocess, picture.key)  # checks the size before decoding
             return opened.convert("RGB"), geometry
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
         raise UserError(f"picture must be readable, got {picture.key!r} ({error}). Replace or remove it.") from error
@@ -72,7 +73,7 @@ def open_rgb(picture: Picture, size: int, preprocess: Preprocess) -> tuple[Image
 def to_pixels(llava: Adapter, image: Image.Image, preprocess: Preprocess) -> Float[Tensor, "3 H W"]:
     """An RGB picture as float32 input of the vision tower."""
     processor = image_processor(llava)
-    if preprocess == "pad":
+    if _pads(llava, preprocess):
         image = expand_to_square(image, tuple(int(channel * 255) for channel in processor.image_mean))
     values: Tensor = processor(image, return_tensors="pt")["pixel_values"][0]
     return values.to(torch.float32)
@@ -88,14 +89,16 @@ def to_png(llava: Adapter, values: Float[Tensor, "3 H W"]) -> bytes:
     return buffer.getvalue()
 
 
-def image_processor(llava: Adapter) -> CLIPImageProcessorPil:
-    """CLIP's preprocessing at the model's picture size, with the checkpoint's mean and standard deviation."""
-    size = llava.image_size
-    own = getattr(llava.processor, "image_processor", None)
-    given = {name: getattr(own, name) for name in ("image_mean", "image_std", "rescale_factor") if hasattr(own, name)}
-    return CLIPImageProcessorPil(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, do_convert_rgb=False, **given
-    )
+def image_processor(llava: Adapter) -> Any:
+    """The checkpoint's own picture processor, for RGB pictures that are padded already if they are to be."""
+    own: Any = copy.copy(llava.processor.image_processor)
+    own.do_pad = own.do_convert_rgb = False
+    return own
+
+
+def _pads(llava: Adapter, preprocess: Preprocess) -> bool:
+    own: Any = llava.processor.image_processor
+    return preprocess == "pad" or (isinstance(own, LlavaImageProcessorPil) and bool(own.do_pad))
 
 
 def expand_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
@@ -111,22 +114,28 @@ def expand_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image
     return canvas
 
 
-def _geometry(image: Image.Image, size: int, preprocess: Preprocess, key: str) -> Geometry:
+def _geometry(llava: Adapter, image: Image.Image, preprocess: Preprocess, key: str) -> Geometry:
     """The map from the picture's pixels to the model's, by the integer arithmetic of the preprocessing."""
     width, height = image.size
     short, long = min(image.size), max(image.size)
+    size: Any = llava.processor.image_processor.size
+    before_x, before_y, whole_x, whole_y = 0, 0, width, height
+    if _pads(llava, preprocess):
+        before_x, before_y, whole_x, whole_y = (long - width) // 2, (long - height) // 2, long, long
+        short = long
+    if size.height and size.width:
+        new_width, new_height = size.width, size.height
+    else:
+        other = int(size.shortest_edge * long / short)
+        new_width, new_height = (size.shortest_edge, other) if whole_x <= whole_y else (other, size.shortest_edge)
     # The intermediate picture is a square of the long side, or a strip of the model's height.
-    between = long * long if preprocess == "pad" else size * int(size * long / short)
+    between = max(whole_x * whole_y, new_width * new_height)
     limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and max(between, width * height) > limit:
+    if limit is not None and between > limit:
         raise UserError(
             f"picture must take at most {limit} pixels to prepare, got {width} x {height} in {key!r}, which takes "
-            f"{max(between, width * height)}. Shrink it, or crop it if it is elongated."
+            f"{between}. Shrink it, or crop it if it is elongated."
         )
-    if preprocess == "pad":
-        scale = size / long
-        return Geometry(width, height, scale, scale, scale * ((long - width) // 2), scale * ((long - height) // 2))
-    other = int(size * long / short)
-    new_width, new_height = (size, other) if width <= height else (other, size)
-    left, top = (new_width - size) // 2, (new_height - size) // 2
-    return Geometry(width, height, new_width / width, new_height / height, float(-left), float(-top))
+    scale_x, scale_y = new_width / whole_x, new_height / whole_y
+    left, top = (new_width - llava.image_size) // 2, (new_height - llava.image_size) // 2
+    return Geometry(width, height, scale_x, scale_y, scale_x * before_x - left, scale_y * before_y - top)

@@ -311,4 +311,6 @@ def _save(config: TuningConfig, trainer: PlanTrainer, folder: Path, given: Llava
                 folder,
                 merge=config.merge,
                 reload=(lambda: _load(config, "cpu", given)) if changed else None,
+                preprocess=config.prompt_format.preprocess,
+                base=config.model.name,
             )

@@ -13,13 +13,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import LlavaConfig
+from transformers import LlavaConfig, LlavaProcessor
 
+from models.loading.config_checks import read_json
 from tasks.errors import UserError
 
 _RULE = "normal-fan-in-1"  # identifies how random weights are drawn; change it when they change
 _NORM_SPREAD = 0.1  # random norm gains differ from 1, so that the output of a norm differs from its input
 _SHOWN = 3  # keys named in an error
+_QUANTISED = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
+# What bitsandbytes, GPTQ, AWQ and compressed-tensors store beside or instead of a weight.
+_SCALES = re.compile(
+    r"\.(SCB|(nested_)?absmax|(nested_)?quant_map|quant_state\..*|qweight|qzeros|scales|g_idx|(weight|input)_scale\w*|"
+    r"weight_(packed|shape|zero_point))$"
+)
 
 
 def canonical(key: str) -> str:
@@ -55,6 +62,8 @@ def read_weights(
             continue
         if name not in own:
             unexpected.append(key)
+        elif not tensor.is_floating_point():
+            raise UserError(f"checkpoint key {key!r} must hold floating-point numbers, got {tensor.dtype} in {where}.")
         elif tensor.shape != shapes[own[name]]:
             raise UserError(
                 f"checkpoint key {key!r} must have shape {tuple(shapes[own[name]])}, got {tuple(tensor.shape)} in "
@@ -87,13 +96,24 @@ def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
             try:
                 with safe_open(path, framework="pt") as file:
                     for key in file.keys():  # noqa: SIM118
-                        yield key, file.get_tensor(key)
-            except SafetensorError as error:
+                        yield key, _plain(key, file.get_tensor(key), path)
+            except (SafetensorError, OSError) as error:
                 raise UserError(
                     f"checkpoint file must be complete, got {path.name} ({error}). Download it again."
                 ) from error
         else:
-            yield from _read_bin(path).items()
+            for key, tensor in _read_bin(path).items():
+                yield key, _plain(key, tensor, path)
+
+
+def _plain(key: str, tensor: Tensor, path: Path) -> Tensor:
+    """``tensor``, if it holds weights as they are."""
+    if tensor.dtype in _QUANTISED or _SCALES.search(key):
+        raise UserError(
+            f"checkpoint must hold weights as float32, bfloat16 or float16, got quantised ones ({key!r}, "
+            f"{str(tensor.dtype).removeprefix('torch.')}) in {path.parent.name}. Use it before quantisation."
+        )
+    return tensor
 
 
 def _read_bin(path: Path) -> dict[str, Tensor]:
@@ -112,32 +132,53 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a checkpoint folder: safetensors if there are any, else ``.bin``.
+    """The weight files of a checkpoint folder: those that transformers reads.
+
+    These are ``model.safetensors``, or the files in its index, or ``pytorch_model.bin``, or the files in its index. A
+    folder without any of them may hold one set of ``.safetensors`` or ``pytorch_model*.bin`` files.
 
     Raises:
-        UserError: If there are none, or a file of the index is missing.
+        UserError: If there are none or several sets, or a file of the index is missing.
     """
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not files:
+    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        whole, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
+        if whole.is_file():
+            return [whole]
+        if index.is_file():
+            return _indexed(index)
+    found = weights_beside(folder, "*.safetensors") or weights_beside(folder, "pytorch_model*.bin")
+    if not found:
         raise UserError(
             f"checkpoint folder must hold *.safetensors (or pytorch_model*.bin), got none in {folder.name}. "
             "Download the weights."
         )
-    stem = "model" if files[0].suffix == ".safetensors" else "pytorch_model"
-    index = folder / f"{stem}{files[0].suffix}.index.json"
-    if not index.is_file():
-        return files
-    try:
-        named = set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{index.name} must hold a weight_map, got {error!r}. Download it again.") from error
-    absent = sorted(named - {file.name for file in files})
-    if absent:
+    sets = sorted({re.sub(r"-\d+-of-\d+$", "", path.stem) for path in found})
+    if len(sets) > 1:
         raise UserError(
-            f"checkpoint folder must hold every file of its index, got no {_some(absent)} in {folder.name}. "
+            f"checkpoint folder must hold one set of weights, got {_some(sets)} in {folder.name}. "
+            "Name the right one model.safetensors, or remove the others."
+        )
+    return found
+
+
+def weights_beside(folder: Path, pattern: str) -> list[Path]:
+    """The regular files of a pattern, without LoRA factors."""
+    return sorted(path for path in folder.glob(pattern) if path.is_file() and path.stem != "adapter_model")
+
+
+def _indexed(index: Path) -> list[Path]:
+    """The files that an index names, all of its folder."""
+    described = read_json(index).get("weight_map")
+    if not isinstance(described, dict) or not all(isinstance(name, str) for name in described.values()):
+        raise UserError(f"{index.name} must hold a weight_map, got none in {index.parent.name}. Download it again.")
+    named = sorted(set(described.values()))
+    absent = [name for name in named if Path(name).name != name or not (index.parent / name).is_file()]
+    if absent or not named:
+        raise UserError(
+            f"checkpoint folder must hold every file of its index, got no {_some(absent)} in {index.parent.name}. "
             "Download the weights again."
         )
-    return [file for file in files if file.name in named]
+    return [index.parent / name for name in named]
 
 
 def hash_files(files: Sequence[Path]) -> str:
@@ -151,13 +192,30 @@ def hash_files(files: Sequence[Path]) -> str:
         return hashlib.sha256(b"".join(pool.map(digest, files))).hexdigest()[:16]
 
 
-def hash_random(config: LlavaConfig, seed: int, dtype: torch.dtype) -> str:
-    """A hash of all that determines random weights: the config without names and versions, seed and dtype."""
+def hash_model(files: Sequence[Path], config: LlavaConfig, processor: LlavaProcessor, lora: object = None) -> str:
+    """A hash of all that determines what a checkpoint computes: weight files, config, tokenizer, picture processor.
+
+    ``lora`` are the settings of LoRA factors, if their file is among ``files``.
+    """
+    tokenizer: Any = processor.tokenizer
+    pictures = {k: v for k, v in processor.image_processor.to_dict().items() if not k.endswith(("_type", "_class"))}
+    special = tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token
+    described = [hash_files(files), _sizes(config), pictures, tokenizer.backend_tokenizer.to_str(), special, lora]
+    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _sizes(config: LlavaConfig) -> dict[str, Any]:
+    """A config without names and versions."""
     sizes: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     for part in (sizes, sizes["text_config"], sizes["vision_config"]):
         for key in ("transformers_version", "dtype", "_name_or_path", "architectures", "name_or_path"):
             part.pop(key, None)
-    described = json.dumps([_RULE, seed, str(dtype), sizes], sort_keys=True)
+    return sizes
+
+
+def hash_random(config: LlavaConfig, seed: int, dtype: torch.dtype) -> str:
+    """A hash of all that determines random weights: the config without names and versions, seed and dtype."""
+    described = json.dumps([_RULE, seed, str(dtype), _sizes(config)], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 

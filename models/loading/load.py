@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.utils import logging
@@ -16,20 +15,22 @@ from models.adapter import Attention
 from models.hooks import CaptureError, Recorder, Selection
 from models.llava import Llava
 from models.loading.checkpoints import (
-    hash_files,
+    hash_model,
     hash_random,
     random_weights,
     read_weights,
     stored_tensors,
     weight_files,
 )
+from models.loading.config_checks import broken_files, check_config, check_json_files, without_extras
 from models.loading.configs import SIZES, config_of
 from models.loading.locate import Located, locate, unknown_model
+from models.loading.lora import Lora, merge, no_base, read_lora
 from models.loading.original import is_original, read_original
 from models.loading.processors import offline_processor, read_processor
 from models.precision import DTYPES, parse_dtype
 from models.sites import PARTS, Site, all_sites
-from tasks.errors import UserError, one_line
+from tasks.errors import UserError
 
 # Random weights with more parameters are not checked on a forward pass: it would take minutes on a CPU, and the same
 # code is tested on small models.
@@ -51,16 +52,17 @@ def load(
 
     Args:
         name_or_path: ``"smol"`` or ``"smol-stage1"`` (embedded); a checkpoint folder or Hugging Face id in either
-            llava-hf layout or the original one (``liuhaotian/llava-v1.5-7b``); ``"random:llava-1.5-7b"``,
-            ``"random:llava-1.5-13b"`` or ``"random:tiny"`` (random weights and a byte-level tokenizer); or a config,
-            which also gets random weights.
+            llava-hf layout or the original one (``liuhaotian/llava-v1.5-7b``), or of LoRA factors, which are merged
+            into their base; ``"random:llava-1.5-7b"``, ``"random:llava-1.5-13b"`` or ``"random:tiny"`` (random weights
+            and a byte-level tokenizer); or a config, which also gets random weights.
         device: The device of the weights; on ``"meta"`` the model has shapes and no values, for estimates.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or a torch dtype; None is float32 on a CPU and the
             checkpoint's dtype elsewhere.
         revision: A branch, tag or commit of a Hugging Face id.
         attn: The attention implementation; every site can be captured with both.
         seed: Seed of random weights.
-        base: The language model (folder or Hugging Face id) of an original stage-1 folder.
+        base: The language model (folder or Hugging Face id) of an original stage-1 folder, or the model that LoRA
+            factors are added to if it is not the one that their ``adapter_config.json`` names.
         validate: Whether to check that image tokens match the patch grid, that the captured last ``resid_post`` gives
             the model's logits, and that every site fires. Random models above 1e9 parameters skip the last two.
 
@@ -114,8 +116,9 @@ def _random(
     attn: str,
 ) -> Llava:
     _check_architecture(config, name)
+    without_extras(config, attn)
     if torch.device(device).type == "meta":
-        return Llava(_on_meta(config, dtype, attn), processor, name, None, hash_random(config, seed, dtype))
+        return Llava(_on_meta(config, dtype), processor, name, None, hash_random(config, seed, dtype))
     weights = dict(random_weights(_shapes(config), seed=seed, dtype=dtype))
     if config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
@@ -140,9 +143,8 @@ def hide_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
 
 
-def _on_meta(config: LlavaConfig, dtype: torch.dtype, attn: str) -> LlavaForConditionalGeneration:
+def _on_meta(config: LlavaConfig, dtype: torch.dtype) -> LlavaForConditionalGeneration:
     """The model without values."""
-    config._attn_implementation = attn
     with torch.device("meta"):
         model: Any = LlavaForConditionalGeneration(config)
     empty: LlavaForConditionalGeneration = model.to(dtype).eval()
@@ -162,47 +164,79 @@ def _build(
     return placed
 
 
+class _Read(NamedTuple):
+    """A checkpoint folder in transformers' layout."""
+
+    config: Any
+    processor: LlavaProcessor
+    files: tuple[Path, ...]
+    stored: Iterable[tuple[str, Tensor]]
+
+
+def _read_folder(folder: Path, name: str, base: str | Path | None, *, weights: bool) -> _Read:
+    """Config, processor and weights; files and weights are empty without ``weights``."""
+    if is_original(folder):
+        config, processor, files, tensors = read_original(folder, base=base, weights=weights)
+        return _Read(config, processor, files if weights else (), tensors.items())
+    if base is not None:
+        raise UserError(
+            f"base is for original stage-1 folders and LoRA factors, got {str(base)!r} with {name}. Leave it out."
+        )
+    check_json_files(folder)
+    with broken_files("config.json", folder.name, "Download it again."):
+        config = LlavaConfig.from_pretrained(folder, local_files_only=True)
+    _check_architecture(config, name)
+    files = tuple(weight_files(folder)) if weights else ()
+    return _Read(config, read_processor(folder, config), files, stored_tensors(files))
+
+
+def _read_lora(folder: Path, name: str, lora: Lora, base: str | Path | None, *, weights: bool) -> _Read:
+    """The base model of LoRA factors, with their own processor if it was saved with them."""
+    lora = lora._replace(base=str(base or lora.base))
+    try:
+        below = locate(lora.base, weights=weights)
+    except UserError as error:
+        raise no_base(lora, error) from error
+    read = _read_folder(below.folder, name, None, weights=weights)
+    if (folder / "tokenizer_config.json").is_file():
+        read = read._replace(processor=read_processor(folder, read.config))
+    return read._replace(files=(*read.files, lora.file))
+
+
 def _from_folder(
     located: Located, *, base: str | Path | None, device: torch.device, dtype: torch.dtype | None, attn: Attention
 ) -> Llava:
     folder, name, revision = located
     on_meta = device.type == "meta"
-    if is_original(folder):
-        config, processor, files, tensors = read_original(folder, base=base, weights=not on_meta)
-        stored: Iterable[tuple[str, Tensor]] = tensors.items()
+    lora = None if is_original(folder) else read_lora(folder)
+    if lora is None:
+        config, processor, files, stored = _read_folder(folder, name, base, weights=not on_meta)
     else:
-        if base is not None:
-            raise UserError(f"base is for original stage-1 folders, got {str(base)!r} with {name}. Leave it out.")
-        try:
-            config = LlavaConfig.from_pretrained(folder)
-        except (OSError, ValueError, TypeError, LookupError, StrictDataclassError) as error:
-            raise UserError(
-                f"config.json must be readable, got {one_line(error)} in {folder.name}. Download it again."
-            ) from error
-        _check_architecture(config, name)
-        files, processor = () if on_meta else tuple(weight_files(folder)), read_processor(folder, config)
-        stored = stored_tensors(files)
+        config, processor, files, stored = _read_lora(folder, name, lora, base, weights=not on_meta)
+    without_extras(config, attn)
     if on_meta:
-        declared = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-        return Llava(_on_meta(config, dtype or declared, attn), processor, name, revision, "")
-    weights = read_weights(stored, _shapes(config), where=folder.name, tied=bool(config.tie_word_embeddings))
+        declared = config.dtype if isinstance(config.dtype, torch.dtype) and config.dtype in DTYPES.values() else None
+        return Llava(_on_meta(config, dtype or declared or torch.float32), processor, name, revision, "")
+    with broken_files("config.json", folder.name, "Download it again."):
+        identity = hash_model(files, config, processor, lora and (lora.alpha, lora.rank_stabilised))
+        shapes = _shapes(config)
+    weights = read_weights(stored, shapes, where=folder.name, tied=bool(config.tie_word_embeddings))
     kept = next(iter(weights.values())).dtype
+    if lora is not None:
+        weights = merge(weights, lora)
     chosen = dtype or (torch.float32 if device.type == "cpu" or kept not in DTYPES.values() else kept)
-    return Llava(_build(config, weights, chosen, device, attn), processor, name, revision, hash_files(files))
+    return Llava(_build(config, weights, chosen, device, attn), processor, name, revision, identity)
 
 
 def _check_architecture(config: Any, name: str) -> None:
-    """Check that the model is CLIP, a projector and LLaMA, and that the features come from one vision layer."""
+    """Check that the model is CLIP, a projector and LLaMA, and its config."""
     parts = config.model_type, config.vision_config.model_type, config.text_config.model_type
     if parts != ("llava", "clip_vision_model", "llama"):
         raise UserError(
             "checkpoint must be LLaVA-1.5 (model_type llava with clip_vision_model and llama), got "
-            f"{' with '.join(parts)} in {name}. Other architectures are not supported."
+            f"{' with '.join(map(str, parts))[:100]} in {name}. Other architectures are not supported."
         )
-    if not isinstance(config.vision_feature_layer, int):
-        raise UserError(
-            f"vision_feature_layer must be one layer, got {config.vision_feature_layer} in {name}. LLaVA-1.5 reads -2."
-        )
+    check_config(config, name)
 
 
 def _validate(llava: Llava, *, forward: bool) -> None:

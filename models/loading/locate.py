@@ -1,15 +1,18 @@
 """Find a model's files: ``locate(name)`` for embedded checkpoints, folders and Hugging Face ids."""
 
-import os
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 from typing import NamedTuple
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, model_info, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from models.loading.configs import EMBEDDED, SIZES
-from tasks.errors import UserError
+from tasks.errors import UserError, one_line
 
+_WAIT = 8.0  # seconds for a hub's answer; then only the local cache is read
 _PICKLED = ("pytorch_model*.bin", "mm_projector.bin")  # read as plain tensors only
 
 
@@ -44,22 +47,57 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> L
         return Located(compose(name), name, None)
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
             raise UserError(f"checkpoint folder must hold config.json, got none in {path.name!r}. Check the path.")
         return Located(path, path.resolve().name, None)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise unknown_model(name)
     small = ["*.json", "*.txt", "*.model", "*.jinja"]
+    patterns = [[*small, "*.safetensors"], [*small, *_PICKLED]] if weights else [small]
+    silent = ""
     try:
-        patterns = [*small, "*.safetensors"] if weights else small
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-        if weights and not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, *_PICKLED]))
+        if constants.HF_HUB_OFFLINE:
+            silent = " (offline mode is on)"
+        elif not _hub_answers(name, revision):
+            silent = " (no hub answered)"
+        for allowed in patterns:
+            folder = Path(
+                snapshot_download(name, revision=revision, allow_patterns=allowed, local_files_only=bool(silent))
+            )
+            if any(folder.glob("*.safetensors")):
+                break
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        reason = silent or f": {one_line(error)[:150]}"
         raise UserError(
-            f"model must be in the local Hugging Face cache or on a hub that can be reached, got {name!r}{offline}: "
-            f"{reason} Give a folder, or one of {', '.join(EMBEDDED)}, which need no download."
+            f"model must be in the local Hugging Face cache or on a hub that can be reached, got {name!r:.100}"
+            f"{reason}. Give a folder, or one of {', '.join(EMBEDDED)}, which need no download."
         ) from error
     return Located(folder, name, folder.name)
+
+
+def _hub_answers(name: str, revision: str | None) -> bool:
+    """Whether a hub answers within seconds, also behind a proxy or a mirror that does not.
+
+    Raises:
+        HfHubHTTPError: If the hub answers that it has no such model.
+        HFValidationError: If the name cannot be one.
+    """
+    answers: Queue[HfHubHTTPError | HFValidationError | bool] = Queue()
+
+    def ask() -> None:
+        with suppress(Exception):  # whatever the transport raises is no answer
+            try:
+                model_info(name, revision=revision, timeout=_WAIT)
+                answers.put(True)
+            except (HfHubHTTPError, HFValidationError) as error:
+                answers.put(error)
+        answers.put(False)
+
+    Thread(target=ask, daemon=True).start()  # looking up a host's address has no time limit of its own
+    try:
+        answer = answers.get(timeout=_WAIT)
+    except Empty:
+        return False
+    if isinstance(answer, bool):
+        return answer
+    raise answer

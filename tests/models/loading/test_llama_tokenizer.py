@@ -1,0 +1,166 @@
+"""LLaMA's tokenizer: the ids of SentencePiece itself, part by part, as the authors' code makes them."""
+
+import io
+import json
+import random
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from models.loading.llama_tokenizer import llama_tokenizer
+from tasks.errors import UserError
+from tasks.prompts import LETTER, SHORT, SYSTEM
+
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+WORDS = [
+    "And",
+    " ",
+    "  ",
+    "   ",
+    "    ",
+    "\n",
+    "where",
+    "picture",
+    "USER:",
+    "ASSISTANT:",
+    "\u00e9",
+    "\u732b",
+    "1",
+    "23",
+    ".",
+    "\t",
+    SPACE,
+]
+
+
+def trained(**changes: Any) -> bytes:
+    """A SentencePiece model whose runs of spaces have the lowest score and the first places, as in LLaMA's."""
+    learned = io.BytesIO()
+    corpus = [SYSTEM, SHORT, LETTER, "And where does the return value of a picture go?", "USER: x ASSISTANT: y"]
+    settings = {
+        "vocab_size": 420, "model_type": "bpe", "byte_fallback": True, "character_coverage": 1.0, "pad_id": -1,
+        "unk_id": 0, "bos_id": 1, "eos_id": 2, "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False, "minloglevel": 2,
+    }  # fmt: skip
+    trainer: Any = sentencepiece.SentencePieceTrainer
+    trainer.train(sentence_iterator=iter(corpus * 3), model_writer=learned, **(settings | changes))
+    model: Any = sentencepiece_model_pb2.ModelProto.FromString(learned.getvalue())  # type: ignore[attr-defined]
+    space = next(piece for piece in model.pieces if piece.piece == SPACE)
+    space.score = -1e9
+    runs = [model.SentencePiece(piece=SPACE * n, score=-1e9, type=1) for n in (2, 4, 8, 3, 5, 6, 7)]
+    first = 3 + 256
+    kept = list(model.pieces)
+    del model.pieces[:]
+    model.pieces.extend([*kept[:first], *runs, *kept[first:]])
+    return bytes(model.SerializeToString())
+
+
+@pytest.fixture(scope="module")
+def sentences() -> bytes:
+    return trained()
+
+
+def tokenizer_of(folder: Path, sentences: bytes, **described: object) -> PreTrainedTokenizerBase:
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(sentences)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", **described}))
+    return llama_tokenizer(folder)
+
+
+def ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    found: list[int] = tokenizer(text).input_ids
+    assert found[0] == 1
+    return found[1:]
+
+
+def texts(n: int) -> list[str]:
+    drawn = random.Random(0)
+    return ["".join(drawn.choices(WORDS, k=drawn.randint(1, 12))) for _ in range(n)]
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_runs_of_spaces_become_the_pieces_of_sentencepiece(tmp_path: Path, sentences: bytes, legacy: bool) -> None:
+    oracle: Any = sentencepiece.SentencePieceProcessor(model_proto=sentences)
+    tokenizer = tokenizer_of(tmp_path, sentences, legacy=legacy)
+    assert tokenizer.convert_ids_to_tokens(ids(tokenizer, "And  where"))[-2:] != [SPACE * 2, "where"]
+    for text in ("And  where", "\n    return", "    And\n    And", " And", "  ", *texts(500)):
+        assert ids(tokenizer, text) == oracle.encode(text), text
+
+
+def test_mistral_s_own_tokenizer_agrees_with_sentencepiece(tmp_path: Path) -> None:
+    if not find_spec("mistral_common"):
+        pytest.skip("mistral-common is not installed")
+    package: Any = import_module("mistral_common")
+    sentences = (Path(package.__file__).parent / "data" / "tokenizer.model.v1").read_bytes()
+    oracle: Any = sentencepiece.SentencePieceProcessor(model_proto=sentences)
+    tokenizer = tokenizer_of(tmp_path, sentences)
+    assert tokenizer.convert_ids_to_tokens(ids(tokenizer, "And  where")) == [f"{SPACE}And", SPACE, f"{SPACE}where"]
+    for text in texts(2000):
+        assert ids(tokenizer, text) == oracle.encode(text), text
+
+
+@pytest.mark.parametrize("described", [{"legacy": True}, {"legacy": None}, {}, {"legacy": False}])
+def test_each_part_begins_as_in_the_authors_code(
+    tmp_path: Path, sentences: bytes, described: dict[str, object]
+) -> None:
+    oracle: Any = sentencepiece.SentencePieceProcessor(model_proto=sentences)
+    tokenizer = tokenizer_of(tmp_path / "llama", sentences, **described)
+    image = oracle.vocab_size()
+
+    def authors(text: str) -> list[int]:
+        """LLaMA's slow tokenizer in transformers 4.37, on each text between pictures."""
+        found: list[int] = []
+        for number, part in enumerate(text.split("<image>")):
+            found += [image] * bool(number)
+            for turn, words in enumerate(part.split("</s>")):
+                found += [2] * bool(turn)
+                if not words:
+                    continue
+                if described.get("legacy") is False and turn:  # without the space that SentencePiece adds
+                    mark = oracle.encode("\n")
+                    found += oracle.encode("\n" + words)[len(mark) :]
+                else:
+                    found += oracle.encode(words)
+        return found
+
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    for text in (
+        "USER: <image>\nAnd where? ASSISTANT: picture</s>USER: And</s>USER: a ASSISTANT: b</s>",
+        "<image> And",
+        " And where",
+        "</s>USER: And",
+        "And</s> where</s>  And",
+        "<image><image>  picture</s>",
+        "",
+    ):
+        assert ids(tokenizer, text) == authors(text), text
+        assert ids(again, text) == authors(text), text
+    wanted = ["</s>", "U" if described.get("legacy") is False else SPACE]
+    found = tokenizer.convert_ids_to_tokens(ids(tokenizer, "And</s>U: And"))
+    assert found[found.index("</s>") :][:2] in (wanted, ["</s>", f"{SPACE}U"])
+
+
+def test_text_comes_back_when_it_is_decoded(tmp_path: Path, sentences: bytes) -> None:
+    tokenizer = tokenizer_of(tmp_path, sentences, legacy=False)
+    for text in ("And  where", " And", "\n    return \u732b"):
+        assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "unigram", "vocab_size": 330},
+        {"remove_extra_whitespaces": True},
+        {"normalization_rule_name": "nmt_nfkc"},
+    ],
+)
+def test_a_sentencepiece_model_of_another_kind_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=r"must hold LLaMA's tokenizer\.model, got .* in "):
+        tokenizer_of(tmp_path, trained(**changes))

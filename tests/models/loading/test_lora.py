@@ -1,0 +1,104 @@
+"""Folders of LoRA factors are models: their base with the factors merged, as PEFT merges them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+from transformers import LlavaForConditionalGeneration
+
+from models.loading.load import load
+from tasks.errors import UserError
+
+
+def factors(folder: Path, base: Path, **settings: Any) -> dict[str, torch.Tensor]:
+    """Write random factors with PEFT; returns the weights that PEFT merges."""
+    from peft import LoraConfig, get_peft_model
+
+    model = LlavaForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+    chosen = {"r": 4, "lora_alpha": 6, "target_modules": r".*language_model.*\.(q_proj|down_proj)"} | settings
+    adapted: Any = get_peft_model(model, LoraConfig(**chosen))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    adapted.save_pretrained(folder)
+    return {k: v.clone() for k, v in adapted.merge_and_unload().state_dict().items()}
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"modules_to_save": ["linear_1"]}])
+def test_factors_are_merged_as_peft_merges_them(checkpoint: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    merged = factors(tmp_path / "factors", checkpoint, **settings)
+    described = json.loads((tmp_path / "factors" / "adapter_config.json").read_text())
+    assert described["base_model_name_or_path"] == str(checkpoint)
+    llava, base = load(tmp_path / "factors"), load(checkpoint)
+    assert llava.id == "factors" and llava.weight_hash != base.weight_hash
+    before = base.model.state_dict()
+    changed = 0
+    for name, tensor in llava.model.state_dict().items():
+        assert_close(tensor, merged[name], atol=1e-6, rtol=1e-5)
+        changed += not torch.equal(tensor, before[name])
+    assert changed == 6 + 2 * len(settings.get("modules_to_save", []))
+    assert load(tmp_path / "factors", device="meta").n_layers == llava.n_layers
+    described["lora_alpha"] = 7
+    (tmp_path / "factors" / "adapter_config.json").write_text(json.dumps(described))
+    assert load(tmp_path / "factors").weight_hash != llava.weight_hash
+
+
+def test_the_base_can_be_given(checkpoint: Path, tmp_path: Path) -> None:
+    factors(tmp_path / "factors", checkpoint)
+    path = tmp_path / "factors" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "elsewhere"}))
+    with pytest.raises(UserError, match="must name the base model of the LoRA factors in factors, got 'elsewhere'"):
+        load(tmp_path / "factors")
+    assert load(tmp_path / "factors", base=checkpoint).n_layers == 3
+    with pytest.raises(UserError, match="base is for original stage-1 folders and LoRA factors"):
+        load(checkpoint, base=checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "LOHA"}, "peft_type of an adapter must be 'LORA', got 'LOHA'"),
+        ({"use_dora": True}, "use_dora"),
+        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
+        ({"lora_alpha": "much"}, "lora_alpha must be a number"),
+        ({"base_model_name_or_path": None}, "base_model_name_or_path must name the base"),
+    ],
+)
+def test_other_adapters_are_refused(checkpoint: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    factors(tmp_path / "factors", checkpoint)
+    path = tmp_path / "factors" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(UserError, match=message) as caught:
+        load(tmp_path / "factors")
+    assert len(str(caught.value)) < 400
+
+
+def test_factors_that_do_not_fit_and_folders_with_both_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    factors(tmp_path / "factors", checkpoint)
+    both = Path(shutil.copytree(checkpoint, tmp_path / "both"))
+    for path in (tmp_path / "factors").glob("adapter_*"):
+        shutil.copy(path, both)
+    with pytest.raises(UserError, match="either whole weights or LoRA factors, got both in both"):
+        load(both)
+    path = tmp_path / "factors" / "adapter_model.safetensors"
+    right = load_file(path)
+    first = next(key for key in right if "lora_A" in key)
+    for wrong in (
+        {**right, first: torch.zeros(4, 5)},
+        {k: v for k, v in right.items() if k != first},
+        {**right, "base_model.model.model.elsewhere.lora_A.weight": torch.zeros(4, 48)},
+        {**right, "base_model.model.lm_head.weight": torch.zeros(3, 48)},
+    ):
+        save_file(wrong, path)
+        with pytest.raises(UserError, match="LoRA factors must fit their base model"):
+            load(tmp_path / "factors")
+    path.unlink()
+    with pytest.raises(UserError, match=r"must hold the LoRA factors adapter_model\.safetensors, got none"):
+        load(tmp_path / "factors")
