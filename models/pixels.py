@@ -12,6 +12,7 @@ from transformers import CLIPImageProcessorPil
 from models.adapter import Adapter
 from tasks.errors import UserError
 from tasks.example import Box, Picture
+from tasks.pictures import check_prepared
 
 Preprocess = Literal["hf", "pad"]
 
@@ -117,12 +118,7 @@ def _geometry(image: Image.Image, size: int, preprocess: Preprocess, key: str) -
     short, long = min(image.size), max(image.size)
     # The intermediate picture is a square of the long side, or a strip of the model's height.
     between = long * long if preprocess == "pad" else size * int(size * long / short)
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and max(between, width * height) > limit:
-        raise UserError(
-            f"picture must take at most {limit} pixels to prepare, got {width} x {height} in {key!r}, which takes "
-            f"{max(between, width * height)}. Shrink it, or crop it if it is elongated."
-        )
+    check_prepared(image.size, max(between, width * height), key)
     if preprocess == "pad":
         scale = size / long
         return Geometry(width, height, scale, scale, scale * ((long - width) // 2), scale * ((long - height) // 2))

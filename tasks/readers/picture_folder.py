@@ -7,13 +7,9 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
 from tasks.errors import UserError
 from tasks.example import Picture
-from tasks.pictures import open_picture
-
-_EXIF_ORIENTATION = 0x0112
+from tasks.pictures import not_regular, open_picture, picture_size
 
 
 class PictureFolder:
@@ -21,7 +17,7 @@ class PictureFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))
-        self.stats: dict[str, tuple[int, int]] = {}  # relative path -> bytes (-1: missing), time of change
+        self.stats: dict[str, tuple[int, int]] = {}  # relative path -> bytes (-1: no file), time of change
         self._keys: dict[str, str] = {}  # relative path -> the first path with equal bytes
         self._sizes: dict[str, tuple[int, int] | None] = {}
 
@@ -39,8 +35,9 @@ class PictureFolder:
                 )
             try:
                 stat = resolved.stat()
-                self.stats[name] = (stat.st_size, stat.st_mtime_ns)
-            except OSError:
+                regular = not_regular(resolved) is None
+                self.stats[name] = (stat.st_size, stat.st_mtime_ns) if regular else (-1, 0)
+            except (OSError, ValueError):  # ValueError: a name that no file system can hold
                 self.stats[name] = (-1, 0)  # ``check_pictures`` reports it
         return name
 
@@ -70,9 +67,7 @@ class PictureFolder:
         """Width and height of the upright picture in pixels, from its header; None if it cannot be read."""
         if name not in self._sizes:
             try:
-                with Image.open(self.root / name) as image:
-                    turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-                    self._sizes[name] = (image.height, image.width) if turned else (image.width, image.height)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+                self._sizes[name] = picture_size(self.root / name)
+            except UserError:
                 self._sizes[name] = None  # opening the picture raises the error
         return self._sizes[name]
