@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from tasks.errors import UserError
 from tasks.example import Target
-from tasks.readers.rows import RowReader, is_missing, row_id
+from tasks.readers.rows import RowReader, is_label, is_missing, row_id
 from tasks.readers.tables import Table
 
 _CONTINUOUS_ABOVE = 20  # a column of floats with more distinct values is continuous
@@ -26,7 +26,7 @@ class _Column:
         if is_missing(value):
             self.empty_row = number if self.empty_row is None else self.empty_row
             return
-        kind = type(value).__name__ if isinstance(value, bool | int | float | str) else "other"
+        kind = type(value).__name__ if is_label(value) else "other"
         self.types.add(kind)
         if kind != "other" and len(self.values) <= _CONTINUOUS_ABOVE:
             self.values.add(value)
@@ -133,7 +133,11 @@ class Scan:
         name, _, override = text.rpartition(":") if text not in self._columns and ":" in text else (text, "", "")
         if name not in readable:
             known = ", ".join(readable) or "no labels"
-            why = "" if name not in self._columns else " (its values are missing, nested, or of mixed types)"
+            why = (
+                ""
+                if name not in self._columns
+                else " (its values are missing, nested, of mixed types, or beyond 64 bits)"
+            )
             raise UserError(f"target must be a label column, got {name!r}{why}. The file has: {known}.")
         column = self._columns[name]
         if column.empty_row is not None:
