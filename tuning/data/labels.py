@@ -5,6 +5,7 @@ characters of an answer with others raises ``UnusableSampleError``, which caller
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from tasks.prompts import IMAGE, SYSTEM, plain
 from tuning.data.conversation import Conversation, UnusableSampleError
 from tuning.data.prompt_format import OnLong, Recipe
 
+_PARALLELISM = "TOKENIZERS_PARALLELISM"
+_PARALLEL = os.environ.get(_PARALLELISM)  # what the user decided
 IGNORED = -100  # the label of tokens without a loss, which torch's cross-entropy ignores
 
 
@@ -130,7 +133,8 @@ def measure(
         except UnusableSampleError as error:
             found[index] = error
     image, n_image = llava.image_token_id, llava.n_image_tokens
-    encodings = _tokenise(llava.tokenizer, ["".join(part.text for part in own) for own in parts.values()])
+    with _all_cores():
+        encodings = _tokenise(llava.tokenizer, ["".join(part.text for part in own) for own in parts.values()])
     for index, (ids, offsets) in zip(parts, encodings, strict=True):
         try:
             owners = _owners(parts[index], offsets)
@@ -264,6 +268,18 @@ def _tokens(llava: Llava, parts: Sequence[_Part], *, plain_words: bool = False) 
     if len(row):  # no position predicts the first token
         labels[0] = IGNORED
     return Encoded(row, labels, torch.zeros_like(row), torch.arange(len(row)), owner_row)
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """Tokenise on every core unless the environment decides; afterwards on one, as processes that fork later need."""
+    if _PARALLEL is None:
+        os.environ[_PARALLELISM] = "true"
+    try:
+        yield
+    finally:
+        if _PARALLEL is None:
+            os.environ[_PARALLELISM] = "false"
 
 
 @contextmanager

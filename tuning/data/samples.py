@@ -26,6 +26,7 @@ from tuning.data.conversation import Conversation, UnusableSampleError
 from tuning.data.labels import IGNORED, Encoded, encode, measure
 from tuning.data.prompt_format import PromptFormat
 from tuning.data.sources import Source
+from tuning.data.stored_lengths import StoredLengths
 
 FAILED = "failed"  # key of the error in place of a sample
 _SHOWN = 3  # samples named in an error message
@@ -99,39 +100,51 @@ def survey(
         UserError: If a picture's path leaves its folder.
     """
     n = len(source)
-    lengths, labelled = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    stored = StoredLengths(llava, source.digest, n, prompt_format)
+    table = stored.table
     pictured = np.zeros(n, dtype=bool)
     skipped: dict[int, Skipped] = {}
     unread: Counter[str] = Counter()
-    cut = 0
+    found_all = True
     for start in range(0, n, _SURVEYED):
         indices = range(start, min(n, start + _SURVEYED))
-        read: dict[int, Conversation] = {}
+        unmeasured: dict[int, Conversation] = {}
         for index in indices:
             try:
-                read[index] = source[index]
+                conversation = source[index]
             except UnusableSampleError as error:
                 skipped[index] = Skipped(index, error.sample or str(index), str(error))
-        sizes = measure(
-            llava,
-            list(read.values()),
-            recipe=prompt_format.recipe,
-            max_length=_longest(llava, prompt_format),
-            on_long=prompt_format.on_long,
-        )
-        for (index, conversation), size in zip(read.items(), sizes, strict=True):
-            if isinstance(size, UnusableSampleError):
-                skipped[index] = Skipped(index, conversation.id, str(size))
                 continue
-            lengths[index], labelled[index], is_cut = size
             pictured[index] = bool(conversation.pictures)
-            cut += is_cut
             unread.update(conversation.unread)
+            if not table[index, 0]:
+                unmeasured[index] = conversation
+        if unmeasured:
+            longest = _longest(llava, prompt_format)
+            sizes = measure(
+                llava,
+                list(unmeasured.values()),
+                recipe=prompt_format.recipe,
+                max_length=longest,
+                on_long=prompt_format.on_long,
+            )
+            for (index, conversation), size in zip(unmeasured.items(), sizes, strict=True):
+                if isinstance(size, UnusableSampleError):
+                    skipped[index] = Skipped(index, conversation.id, str(size))
+                else:
+                    table[index] = size
+                    found_all = False
         if on_progress is not None:
             for index in indices:
                 on_progress(index + 1)
-    left_out = tuple(skipped[index] for index in sorted(skipped))
-    return Survey(lengths, pictured, labelled, cut, left_out, tuple(unread.most_common()))
+    if not found_all:
+        stored.save()
+    lengths, labelled, cut = table.copy().T
+    left_out = sorted(skipped)
+    for column in (lengths, labelled, cut, pictured):
+        column[left_out] = 0
+    reasons = tuple(skipped[index] for index in left_out)
+    return Survey(lengths, pictured, labelled, int(cut.sum()), reasons, tuple(unread.most_common()))
 
 
 def survey_usable(

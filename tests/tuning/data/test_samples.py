@@ -18,8 +18,10 @@ from tasks.example import Example
 from tasks.prompts import LETTER, SHORT
 from tasks.scenes.questions import FAMILIES
 from tests.tuning.conftest import LlavaRows, samples_of, turns
+from tuning.data import samples as samples_module
+from tuning.data import stored_lengths
 from tuning.data.conversation import UnusableSampleError
-from tuning.data.labels import IGNORED, encode
+from tuning.data.labels import IGNORED, encode, measure
 from tuning.data.llava_json import LlavaFile
 from tuning.data.prompt_format import PromptFormat
 from tuning.data.samples import GroupedSampler, Samples, collate, survey
@@ -230,6 +232,37 @@ def test_long_samples_are_cut_and_counted_or_left_out(llava: Llava, llava_json: 
     assert left.skipped[0].reason.startswith("longer than the context")
     limit = llava.config.text_config.max_position_embeddings
     assert survey(llava, source, PromptFormat()).lengths.tolist() == [limit]  # never past the model's own context
+
+
+def test_lengths_are_kept_for_the_next_run_and_pictures_are_still_checked(
+    llava: Llava, llava_json: LlavaRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LACCOLITH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(stored_lengths, "SMALLEST", 1)
+    path = llava_json([*GOOD, {"id": "bad", "conversations": turns("a")}])
+    first = survey(llava, LlavaFile(path), PromptFormat())
+    (file,) = (tmp_path / "cache" / "lengths").iterdir()
+
+    calls: list[int] = []
+    monkeypatch.setattr(
+        samples_module, "measure", lambda llava, some, **k: (calls.append(len(some)), measure(llava, some, **k))[1]
+    )
+    again = survey(llava, LlavaFile(path), PromptFormat())
+    assert calls == []
+    for name in ("lengths", "labelled", "pictured"):
+        assert getattr(first, name).tolist() == getattr(again, name).tolist()
+    assert (first.cut, first.skipped) == (again.cut, again.skipped)
+    survey(llava, LlavaFile(path), PromptFormat(max_length=200))  # another format has lengths of its own
+    assert calls == [3]
+    damaged = bytearray(file.read_bytes())
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+    assert survey(llava, LlavaFile(path), PromptFormat()).lengths.tolist() == first.lengths.tolist()
+    assert calls == [3, 3]
+    (path.parent / "2.jpg").unlink()
+    assert survey(llava, LlavaFile(path), PromptFormat()).kept.tolist() == [0, 1]
+    file.write_bytes(b"")
+    assert survey(llava, LlavaFile(path), PromptFormat()).kept.tolist() == [0, 1]
 
 
 def test_a_table_of_questions_is_a_source(tmp_path: Path, llava: Llava) -> None:
