@@ -48,17 +48,12 @@ def make_site(site: int, n: int, d: int, device: str) -> tuple[Tensor, list[Tens
     return x.to(device), [t.to(device) for t in targets]
 
 
-def training_weights(n: int, device: str) -> Tensor:
-    """Weights of the five training sets, one row each."""
-    fold = torch.arange(n, device=device) % FOLDS
-    return torch.stack([(fold != k).float() for k in range(FOLDS)])
-
-
 def solve_site(x: Tensor, targets: list[Tensor], tol: float) -> tuple[Any, list[LogisticFit]]:
     """Solve all problems of a site, from strong to weak penalties, each started from the one before."""
     basis = rotate(x)
     labels = torch.stack([t for t in targets for _ in range(FOLDS)])
-    weights = training_weights(len(x), str(x.device)).repeat(len(targets), 1)
+    fold = torch.arange(len(x), device=x.device) % FOLDS
+    weights = torch.stack([(fold != k).float() for k in range(FOLDS)]).repeat(len(targets), 1)
     sizes = [k for k in CLASSES for _ in range(FOLDS)]
     fits: list[LogisticFit] = []
     for strength in STRENGTHS:

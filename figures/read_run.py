@@ -4,6 +4,7 @@ The drawing libraries are not imported here.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +52,10 @@ class SavedMaps(NamedTuple):
     """``maps.json``: number ``k``, id, question, labels, boxes and classes of each example."""
     pictures: Path
     """The folder that holds the pictures, as ``<k>.png``."""
+
+    def picture(self, example: Mapping[str, Any]) -> Path:
+        """The picture of one of ``examples``."""
+        return self.pictures / f"{example['k']}.png"
 
 
 def kind_of_run(folder: Path) -> str:
@@ -134,12 +139,25 @@ def read_saved(path: Path) -> pd.DataFrame:
 
 
 def read_maps(folder: Path) -> SavedMaps | None:
-    """The maps of a probe sweep; None if it made none."""
+    """The maps of a probe sweep; None if it made none.
+
+    Raises:
+        RunError: If the files cannot be read, or name pictures outside the run.
+    """
     if not all((folder / name).is_file() for name in (MAPS, EXAMPLES)):
         return None
-    examples = json.loads((folder / EXAMPLES).read_text(encoding="utf-8"))
-    table = read_saved(folder / MAPS)
-    return SavedMaps(table, examples, folder / PICTURES) if examples and not table.empty else None
+    try:
+        examples = json.loads((folder / EXAMPLES).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{EXAMPLES} must be readable JSON, got {str(folder / EXAMPLES)!r} ({error}).") from error
+    saved = SavedMaps(read_saved(folder / MAPS), examples, folder / PICTURES)
+    if not isinstance(examples, list) or not all(isinstance(entry, dict) and "example" in entry for entry in examples):
+        raise RunError(f"{EXAMPLES} must be a list of examples, got another value in {str(folder)!r}. Run it again.")
+    for entry in examples:
+        inside = saved.picture(entry).resolve().is_relative_to(folder.resolve()) if "k" in entry else False
+        if type(entry.get("k")) is not int or not inside:
+            raise RunError(f"k must be the number of a picture of the run, got {entry.get('k')!r}. Run it again.")
+    return saved if examples and not saved.table.empty else None
 
 
 def read_picture(path: Path) -> Picture | None:

@@ -33,7 +33,7 @@ from figures.read_run import (
     read_table,
 )
 from figures.score_by_layer import draw_score_by_layer
-from figures.style import Panels, Width, figure_of, save_figure
+from figures.style import Panels, Width, figure_of, file_name, save_figure
 
 _BY_LAYER = ("knockout", "skip", "transplant")  # operations with curves
 
@@ -67,10 +67,12 @@ def draw_run(
         >>> [paths.png.name for paths in draw_run(run)]
         ['token_map.png', 'curves.png']
     """
+    if out is None and (folder / "figures").is_symlink():
+        raise RunError(f"figures must be a folder of the run, got a link at {str(folder / 'figures')!r}. Name another.")
     paths = []
     for drawing in figures_of(folder, width=width, example=example):
         try:
-            paths.append(save_figure(drawing.axes, (out or folder / "figures") / drawing.name))
+            paths.append(save_figure(drawing.axes, (out or folder / "figures") / file_name(drawing.name)))
         finally:
             plt.close(figure_of(drawing.axes))
     return tuple(paths)
@@ -146,7 +148,7 @@ def _draw_maps(folder: Path, width: Width, example: int) -> Iterator[Drawing]:
         raise RunError(f"example must be in [0, {len(maps.examples)}) for {str(folder)!r}, got {example}.")
     entry = maps.examples[example]
     of_example = maps.table[maps.table["example"].astype(str) == str(entry["example"])]
-    picture = read_picture(maps.pictures / f"{entry['k']}.png")
+    picture = read_picture(maps.picture(entry))
     for target in dict.fromkeys(of_example["target"]):
         classes = entry.get("classes", {}).get(target, [])
         drawn = draw_probe_map(

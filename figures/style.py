@@ -6,6 +6,8 @@ figures can be read in grey.
 Source: Okabe and Ito 2008, "Color Universal Design", https://jfly.uni-koeln.de/color/.
 """
 
+import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,8 +81,10 @@ PLAN_MARKERS = {
     "LoRA on the band": "v",
 }
 
+_LONGEST = 100  # characters of a file's name before its ending
 _SETTINGS: dict[Any, Any] = {  # keys of matplotlib's rcParams
     "font.size": 8.0,
+    "text.parse_math": False,  # a name may hold "$"
     "axes.titlesize": 8.5,
     "axes.labelsize": 8.0,
     "xtick.labelsize": 7.0,
@@ -147,6 +151,17 @@ def figure_of(drawn: Figure | Panels) -> Figure:
     if figure is None:
         raise ValueError("drawn must belong to a figure, got Axes that were removed from theirs. Draw again.")
     return figure
+
+
+def file_name(text: str) -> str:
+    """``text`` as a file's name: letters, digits, ``-``, ``.`` and ``_``; other texts get distinct names.
+
+    Example:
+        >>> file_name("probe_map_colour"), file_name("../../x")
+        ('probe_map_colour', '_.._x-9cdf6a50')
+    """
+    safe = re.sub(r"[^\w.-]+", "_", text, flags=re.ASCII).lstrip(".")[:_LONGEST]
+    return safe if safe == text else f"{safe}-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def save_figure(drawn: Figure | Panels, stem: Path) -> FigurePaths:

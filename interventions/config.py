@@ -1,5 +1,6 @@
 """The settings of a patch sweep. Their fields are the options of ``patch-sweep``; see ``records.options``."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -113,17 +114,23 @@ class InterventionOptions:
         """The options of all operations that have any."""
         return self.patch, self.ablate, self.skip, self.steer, self.transplant
 
-    def _options(self, seed: int) -> Options:
-        """The options of the operation; raise ``UserError`` if one of another operation is given."""
-        kind = OPERATIONS[self.op].options
-        given: list[tuple[str, type]] = [("steer-file", SteerOptions)] if self.steer_file is not None else []
-        for options in self.by_operation:
-            pairs = zip(options_of(options), options_of(type(options)()), strict=True)
-            given += [(ours.name, type(options)) for ours, default in pairs if ours.value != default.value]
-        for name, owner in given:
-            if owner is not kind:
+    def check_given(self, names: Collection[str]) -> None:
+        """Raise ``UserError`` if an option that was given belongs to another operation."""
+        owners: dict[str, type] = {"steer-file": SteerOptions}
+        owners |= {option.name: type(options) for options in self.by_operation for option in options_of(options)}
+        for name, owner in owners.items():
+            if name in names and owner is not OPERATIONS[self.op].options:
                 ops = " or ".join(op for op, operation in OPERATIONS.items() if operation.options is owner)
                 raise UserError(f"{name} must go with op {ops}, got op {self.op!r}.")
+
+    def _options(self, seed: int) -> Options:
+        """The options of the operation; raise ``UserError`` if one of another operation is not at its default."""
+        kind = OPERATIONS[self.op].options
+        changed = {"steer-file"} if self.steer_file is not None else set()
+        for options in self.by_operation:
+            pairs = zip(options_of(options), options_of(type(options)()), strict=True)
+            changed |= {ours.name for ours, default in pairs if ours.value != default.value}
+        self.check_given(changed)
         found = next((options for options in self.by_operation if type(options) is kind), kind())
         return replace(found, seed=seed) if isinstance(found, AblateOptions) else found
 
@@ -162,12 +169,17 @@ class PatchConfig:
     dry_run: DryRun = False
     config: ConfigFile = None
 
+    def check_given(self, names: Collection[str]) -> None:
+        """Raise ``UserError`` if an option that was given has no effect with the others."""
+        self.intervention.check_given(names)
+        if self.corruption.kind != "noise" and {"noise-scale", "noise-seed"}.intersection(names):
+            raise UserError(f"noise-scale and noise-seed must go with corruption noise, got {self.corruption.kind!r}.")
+
     @cached_property
     def plan(self) -> "InterventionPlan":
         """The plan of the settings."""
         corruption = replace(self.corruption, seeds=tuple(self.noise_seeds) or self.corruption.seeds)
-        if corruption.kind != "noise" and corruption != Corruption(corruption.kind):
-            raise UserError(f"noise-scale and noise-seed must go with corruption noise, got {corruption.kind!r}.")
+        self.check_given(("noise-scale",) if corruption != Corruption(corruption.kind) else ())
         return self.intervention.plan(corruption, seed=self.seed)
 
     @property

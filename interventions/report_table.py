@@ -1,6 +1,6 @@
 """The table at the end of a patch sweep: where each group of positions matters most.
 
-``summarise(results)`` makes the rows, ``render_summary`` a table for the terminal. Both see saved results only.
+``summarise(results)`` makes the rows, ``render_summary`` a table for the terminal. Both read saved results only.
 """
 
 import pandas as pd

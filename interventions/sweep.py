@@ -108,9 +108,9 @@ def run_patch_sweep(
     directions = {} if file is None else load_directions(file)
     device = own_device(config.model.device)
     processes = join_processes(device)
-    llava = open_model(config.model, device=device, seed=config.seed, given=llava)
+    llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
     sweep = _prepare(config, llava, device, pairs, directions)
-    estimate = _estimate(sweep)
+    estimate = _estimate(sweep, device)
     if config.dry_run:
         return estimate
     check_space(estimate.size, config.folder, what="values", advice="Use fewer pairs, layers or tokens.")
@@ -198,7 +198,7 @@ def _prepare(
     options = config.plan.options
     donor = None
     if isinstance(options, TransplantOptions):
-        donor = other_model(config.model, options.donor, device=device, seed=config.seed)
+        donor = other_model(config.model, options.donor, device=device, seed=config.seed, weights=not config.dry_run)
     specs = tuple(config.plan.cells(llava))
     if pairs is None:
         question = vicuna_v1("?")
@@ -248,7 +248,7 @@ def _check_settings(config: PatchConfig) -> None:
         raise UserError("steer-file must be given for op 'steer', got none. Save a direction as safetensors first.")
 
 
-def _estimate(sweep: _Sweep) -> PatchEstimate:
+def _estimate(sweep: _Sweep, device: str) -> PatchEstimate:
     config, llava, real = sweep.config, sweep.llava, sweep.first.layout[0].real
     n, n_cells = len(sweep.pairs.pairs), len(sweep.specs)
     in_blocks = sum(p.numel() for p in llava.blocks.parameters())
@@ -259,7 +259,7 @@ def _estimate(sweep: _Sweep) -> PatchEstimate:
     return PatchEstimate(
         n_pairs=n,
         n_cells=n_cells,
-        seconds=n * runs * a_run / matmul_speed(llava.device, llava.dtype),
+        seconds=n * runs * a_run / matmul_speed(device, llava.dtype),
         size=n * n_cells * len(config.plan.metrics) * _ROW,
         free=free_bytes(config.folder),
     )

@@ -34,6 +34,7 @@ _DEFINED_IN = {
     "path_patch": "interventions.in_memory",
     "skipped": "interventions.in_memory",
     "steered": "interventions.in_memory",
+    "tune": "tuning",
 }
 _SUBMODULES = {"figures": "figures", "tuning": "tuning"}
 

@@ -3,28 +3,6 @@
 It also converts examples to model inputs. It does not depend on probes, interventions, training or run directories.
 """
 
-from models.activations import Activations
-from models.capture import capture, capture_examples
-from models.inputs import Inputs, prepare
-from models.llava import Llava
-from models.loading.load import load, randomised
-from models.sites import Site, all_sites, depth, find_sites
-from models.tokens import box, patch, token_mask
+import lazy_loader
 
-__all__ = [
-    "Activations",
-    "Inputs",
-    "Llava",
-    "Site",
-    "all_sites",
-    "box",
-    "capture",
-    "capture_examples",
-    "depth",
-    "find_sites",
-    "load",
-    "patch",
-    "prepare",
-    "randomised",
-    "token_mask",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # each name is imported on first use

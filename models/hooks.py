@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -190,7 +191,8 @@ def _noting(fired: set[Site], site: Site, change: Change, value: Tensor) -> Tens
 
 
 def _by_head(d_head: int, change: Change, value: Tensor) -> Tensor:
-    return change(_heads(value, d_head)).flatten(-2)
+    heads = rearrange(value, "... (head d_head) -> ... head d_head", d_head=d_head)
+    return rearrange(change(heads), "... head d_head -> ... (head d_head)")
 
 
 def _check_fired(llava: Adapter, wanted: Iterable[Site], fired: Iterable[Site]) -> None:
@@ -287,11 +289,9 @@ class Recorder:
 
         def keep(name: str) -> RemovableHandle:
             tap = self._llava.tap(Site(site.part, site.layer, name))
-            width = tap.d_head
-            assert width is not None
-            return tap.module.register_forward_hook(
-                lambda m, args, output: parts.__setitem__(name, _heads(output, width).transpose(1, 2))
-            )
+            assert tap.d_head is not None
+            by_head = partial(rearrange, pattern="batch pos (head d) -> batch head pos d", d=tap.d_head)
+            return tap.module.register_forward_hook(lambda m, args, output: parts.__setitem__(name, by_head(output)))
 
         def weigh(module: nn.Module, args: object, output: object) -> None:
             weights = attention_pattern(self._llava, site, parts.pop("q"), parts.pop("k"))
@@ -353,8 +353,3 @@ def _turned(x: Tensor) -> Tensor:
     """(a, b) -> (-b, a) by halves: what rotary embeddings multiply with the sine."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((-second, first), dim=-1)
-
-
-def _heads(value: Tensor, d_head: int) -> Tensor:
-    """``... (head d_head)`` -> ``... head d_head``."""
-    return value.view(*value.shape[:-1], -1, d_head)

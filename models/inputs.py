@@ -213,7 +213,7 @@ def prepare(
     preprocess: Preprocess = "pad",
     answers: bool = False,
 ) -> Inputs:
-    """The examples as one padded batch on the model's device.
+    """The examples as one padded batch on the model's device (the CPU for a model on ``"meta"``).
 
     Args:
         llava: Gives the tokenizer, the image-token count, the picture size and the longest prompt.
@@ -277,7 +277,7 @@ def prepare(
         padding_side=padding_side,
         examples=tuple(examples),
         preprocess=preprocess,
-    ).to(llava.device)
+    ).to("cpu" if llava.device.type == "meta" else llava.device)  # positions need values
 
 
 def _tokenise(llava: Adapter, example: Example, prompt: str, answers: bool) -> tuple[list[int], Layout]:

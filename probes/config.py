@@ -40,7 +40,7 @@ RUN = RunKind(
 Tokens = Literal["auto", "image", "object", "question", "last", "all"]
 TEXT_TOKENS: tuple[Tokens, ...] = ("question", "last", "all")  # choices that include text tokens
 Pool = Literal["mean", "max", "box", "none"]
-Probe = Literal["logistic", "ridge", "mass-mean", "mlp"]
+Probe = Literal["logistic", "ridge", "mass-mean", "mlp"]  # as in `probes.linear.registry`, which imports torch
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from models.sites import Site
 from probes.activations.store import ActivationStore
 from probes.config import SweepConfig
 from probes.evaluation.controls import pixel_features
-from probes.evaluation.cross_validation import Kind, Result, evaluate
+from probes.evaluation.cross_validation import Result, evaluate
 from probes.evaluation.folds import FoldPlan, Mask
 from probes.evaluation.parallel import each_site, processes_for
 from probes.evaluation.refit import Rows, refit
@@ -29,9 +29,7 @@ COLUMNS = (
     "model", "part", "site", "layer", "name", "depth", "tokens", "pool", "target", "probe", "metric", "split",
     "score", "lower", "upper", "control", "selectivity", "chance", "shuffled", "random_init", "accuracy", "n", "p", "q",
 )  # fmt: skip
-_PROBES: dict[str, Kind] = {"logistic": "logistic", "ridge": "ridge", "mass-mean": "mass_mean", "mlp": "mlp"}
 _PIXEL_SIDE = 16  # 768 numbers for each picture, about the width of a small model
-_CHUNK = 256  # pictures opened at a time
 
 
 class FittedSites(NamedTuple):
@@ -89,10 +87,8 @@ def fit_sites(
                 rows.extend(_rows(result, plan, where, random_init.get(target)))
             on_progress(1)
         if with_pixels:
-            where = {
-                "part": "pixels", "site": "pixels", "layer": None, "name": "pixels", "depth": 0.0,
-                "tokens": group, "pool": "none",
-            }  # fmt: skip
+            where = {"part": "pixels", "site": "pixels", "layer": None, "name": "pixels", "depth": 0.0}
+            where |= {"tokens": group, "pool": "none"}
             for result in _evaluate(_pixels(examples, group), plan, config).values():
                 rows.extend(_rows(result, plan, where, None))
     table = pd.DataFrame(rows)
@@ -128,7 +124,7 @@ def _fit_site(
 
 def _evaluate(x: Float[Tensor, "example d"], plan: FoldPlan, config: SweepConfig) -> Mapping[str, Result]:
     x = x.to(device=config.fit_device, dtype=torch.float32)
-    return evaluate(x, plan, probe=_PROBES[config.probing.probe])
+    return evaluate(x, plan, probe=config.probing.probe)
 
 
 def _rows(result: Result, plan: FoldPlan, where: dict[str, Any], random_init: float | None) -> Iterator[dict[str, Any]]:
@@ -168,11 +164,8 @@ def _rows(result: Result, plan: FoldPlan, where: dict[str, Any], random_init: fl
 
 def _pixels(examples: Sequence[Example], group: str) -> Float[Tensor, "example d"]:
     """Raw pixels of each example's first picture; for object tokens only those inside its focus box."""
-    parts = []
-    for start in range(0, len(examples), _CHUNK):
-        chunk = [examples[i] for i in range(start, min(start + _CHUNK, len(examples)))]
-        parts.append(pixel_features([_region(example, group).resize((64, 64)) for example in chunk], size=_PIXEL_SIDE))
-    return torch.cat(parts)
+    regions = (_region(examples[i], group).resize((64, 64)) for i in range(len(examples)))
+    return torch.cat([pixel_features([region], size=_PIXEL_SIDE) for region in regions])
 
 
 def _region(example: Example, group: str) -> Image.Image:

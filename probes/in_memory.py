@@ -12,7 +12,7 @@ from torch import Tensor
 from models.llava import Llava
 from models.sites import Site
 from probes.config import Pool, Probe, ProbeOptions, SiteOptions, SweepConfig, Tokens
-from probes.linear.saving import FittedProbe, directions_of, load_probes
+from probes.linear.saving import PROBES, FittedProbe, directions_of, load_probes
 from probes.probe_data import data_of
 from probes.report_table import render_summary, summarise
 from records.html import table_html
@@ -133,7 +133,7 @@ def probe(
         )
         finished = run_sweep(config, llava=llava, data=data, figures=False)
         assert isinstance(finished, FinishedRun)  # one process, no dry run
-        linear = load_probes(config.folder) if probe != "mlp" else ()
+        linear = load_probes(config.folder) if (config.folder / PROBES).is_file() else ()
     return ProbeResult(finished.results, linear)
 
 

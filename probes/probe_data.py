@@ -15,7 +15,7 @@ from probes.evaluation.folds import FoldPlan, plan_folds
 from tasks.dataset import Dataset, join, pick
 from tasks.errors import UserError, user_errors
 from tasks.example import Example, Target
-from tasks.readers.load_dataset import check_pictures, load_dataset
+from tasks.readers.load_dataset import BadPicture, check_pictures, load_dataset
 from tasks.scenes.datasets import scenes_dataset
 from tasks.scenes.scene import SIZE
 
@@ -23,16 +23,6 @@ SCENES = "scenes"
 SCENE_TARGETS = ("kind", "category", "colour", "place", "count")
 SCENE_LIMIT = 200  # about four minutes for smol on two cores
 TYPE = "control_type"  # the label with the types of the control task; scenes have it
-
-
-@dataclass(frozen=True)
-class SkippedExample:
-    """An example that is left out."""
-
-    id: str
-    """The example."""
-    reason: str
-    """Why it is left out."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +43,7 @@ class ProbeData:
     """The labels to read."""
     tokens: Mapping[str, str]
     """Token group by target."""
-    skipped: tuple[SkippedExample, ...] = ()
+    skipped: tuple[BadPicture, ...] = ()
     """Examples left out because a picture cannot be read."""
 
     @property
@@ -197,13 +187,13 @@ def _load(config: SweepConfig, size: int) -> tuple[Dataset, Dataset | None, str]
 
 def _readable(
     fitted: Dataset, transfer: Dataset | None, data: DataOptions
-) -> tuple[Sequence[Example], int, tuple[SkippedExample, ...]]:
+) -> tuple[Sequence[Example], int, tuple[BadPicture, ...]]:
     """The examples with readable pictures, the number of them to fit on, and the skipped examples."""
     both, first = _both(fitted, transfer), len(fitted.examples)
     if data.spec == SCENES:
         return both, first, ()
     bad = [check_pictures(fitted), [] if transfer is None else check_pictures(transfer)]
-    skipped = tuple(SkippedExample(item.id, " ".join(item.reason.split())) for part in bad for item in part)
+    skipped = tuple(BadPicture(item.id, " ".join(item.reason.split())) for part in bad for item in part)
     if skipped and not data.skip_bad:
         more = f" {len(skipped) - 1} more examples have bad pictures." if len(skipped) > 1 else ""
         raise UserError(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.utils.validation import has_fit_parameter
 
 from figures import draw_run
 from models.llava import Llava
@@ -22,10 +23,11 @@ from probes.activations.store import STORES, ActivationStore, SizeEstimate, esti
 from probes.config import RUN, TEXT_TOKENS, SweepConfig
 from probes.evaluation.folds import FoldPlan
 from probes.fit_sites import fit_sites
+from probes.linear.registry import find_probe
 from probes.linear.saving import save_probes
 from probes.maps.files import TABLE
 from probes.maps.map_plan import plan_maps
-from probes.maps.write import map_steps, write_maps
+from probes.maps.write import write_maps
 from probes.probe_data import ProbeData, at_size, fold_plans, select
 from probes.report_table import render_summary
 from records.manifest import write_atomically
@@ -115,12 +117,13 @@ def run_sweep(
 
     device = own_device(config.model.device)
     processes = join_processes(device)
-    given, llava = llava, open_model(config.model, device=device, seed=config.seed, given=llava)
+    given = llava
+    llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
     selection = data or at_size(selection, config, llava.image_size)
     sites = _sites(config, llava)
     depths = [depth(site, llava) for site in sites]
 
-    estimate = _estimate(config, llava, selection, sites)
+    estimate = _estimate(config, llava, selection, sites, device)
     if config.dry_run:
         return estimate
     check_space(
@@ -148,7 +151,7 @@ def run_sweep(
         store = captured(STORES[0], lambda: llava, selection.examples)
         processes.wait()
         if processes.is_main and maps.examples and not run.is_finished and not (config.folder / TABLE).is_file():
-            steps = map_steps(sites, selection, maps)
+            steps = len(sites) * len(selection.groups) + len(maps.examples)
             write_maps(
                 llava, store, sites, depths, selection, plans, maps, config,
                 lambda n: on_progress("mapping patches", n, steps),
@@ -175,12 +178,14 @@ def run_sweep(
 
 def _check_probe(plan: FoldPlan, config: SweepConfig) -> None:
     """Check that the probe can be fitted to the plan's targets and folds."""
+    name = config.probing.probe
     for target in plan.targets.values():
-        if config.probing.probe == "mass-mean" and target.kind == "continuous":
-            raise UserError(f"probe must not be mass-mean for the continuous target {target.name!r}. Use ridge.")
+        _, estimator = find_probe(name, target.kind)
         training = (plan.fitted & (target.fold != k) for k in range(plan.folds))
-        if config.probing.probe == "mlp" and any(len(np.unique(plan.groups[rows])) < 2 for rows in training):
-            raise UserError("probe mlp must have two groups in every training set, got one. Use more groups or folds.")
+        if has_fit_parameter(estimator, "groups") and any(len(np.unique(plan.groups[rows])) < 2 for rows in training):
+            raise UserError(
+                f"probe {name} must have two groups in every training set, got one. Use more groups or folds."
+            )
 
 
 def finished_sweep(folder: Path, *, figures: bool = True) -> FinishedRun:
@@ -240,7 +245,7 @@ def _has_control_model(config: SweepConfig) -> bool:
     return config.probing.controls and not config.model.name.startswith("random:")
 
 
-def _estimate(config: SweepConfig, llava: Llava, selection: ProbeData, sites: Sequence[Site]) -> Estimate:
+def _estimate(config: SweepConfig, llava: Llava, selection: ProbeData, sites: Sequence[Site], device: str) -> Estimate:
     """Bytes and seconds of the captures, the control model's included."""
     n = len(selection.examples)
     n_rows = n + (selection.n_fitted if _has_control_model(config) else 0)
@@ -258,7 +263,7 @@ def _estimate(config: SweepConfig, llava: Llava, selection: ProbeData, sites: Se
     in_tower = sum(p.numel() for p in llava.vision_blocks.parameters())
     patches = llava.grid[0] * llava.grid[1]
     flops = 2 * n_rows * (positions * in_blocks + patches * in_tower * len(layout.images))
-    return Estimate(size, flops / matmul_speed(llava.device, llava.dtype), n, len(sites))
+    return Estimate(size, flops / matmul_speed(device, llava.dtype), n, len(sites))
 
 
 def _control_model(llava: Llava, config: SweepConfig, *, keep: bool) -> Llava:

@@ -141,9 +141,9 @@ def _parse(
         given = [*_tokens(given, options, command), *given]
     # A type with the sub-commands as members, from which tyro makes the parser, the help and the completion.
     union: Any = Union[tuple(_member(sub) for sub in subcommands)]  # noqa: UP007
-    errors = io.StringIO()
+    errors, printed = io.StringIO(), io.TextIOWrapper(_HelpPage(), encoding=sys.stdout.encoding)
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(printed):
             parsed = tyro.cli(
                 union,
                 prog=command,
@@ -154,8 +154,18 @@ def _parse(
             )
     except SystemExit as end:
         if not end.code:
+            printed.seek(0)
+            print(_plain_panels(printed.read()), end="")
             raise
         raise UserError(f"{_sentence(errors.getvalue())} See {command} --help.") from None
+    if hasattr(parsed, "check_given"):  # by names, because an option may be given its default value
+        parsed.check_given(
+            {
+                argument.partition("=")[0].removeprefix("--").replace("_", "-")
+                for argument in given
+                if argument[:2] == "--"
+            }
+        )
     return chosen, parsed
 
 
@@ -171,6 +181,19 @@ def _member(sub: Subcommand) -> Any:
 def _unknown(what: str, given: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(given, known, n=1)
     return f"{what}, got {given!r}. " + (f"Did you mean {close[0]!r}?" if close else "See --help.")
+
+
+class _HelpPage(io.BytesIO):
+    """Text that tyro formats as for the terminal."""
+
+    def isatty(self) -> bool:
+        return sys.__stdout__ is not None and sys.__stdout__.isatty()
+
+
+def _plain_panels(text: str) -> str:
+    """The help without tyro's line about the sub-command in every panel, and without a rule that it leaves on top."""
+    note = r"[^\n]*\(source subcommand: [^\n]*\n"
+    return re.sub(note, "", re.sub(rf"((?:╭[^\n]*| -+ *)\n){note}[^\n]*\n", r"\1", text))
 
 
 def _sentence(box: str) -> str:

@@ -12,7 +12,9 @@ from records.options import ModelOptions
 from tasks.errors import UserError, user_errors
 
 
-def open_model(options: ModelOptions, *, device: str, seed: int, given: Llava | None = None) -> Llava:
+def open_model(
+    options: ModelOptions, *, device: str, seed: int, given: Llava | None = None, weights: bool = True
+) -> Llava:
     """Load the model that ``options`` name.
 
     Args:
@@ -20,12 +22,15 @@ def open_model(options: ModelOptions, *, device: str, seed: int, given: Llava | 
         device: The device of this process.
         seed: Seed of random weights.
         given: The same model with unchanged weights, if it is in memory; it is returned.
+        weights: False gives a model on the device meta, which has shapes and dtype but no values, for an estimate.
 
     Raises:
         UserError: If the model cannot be loaded, or ``given`` is another model.
     """
     dtype = getattr(torch, options.dtype) if options.dtype else None
     if given is None:
+        if not weights:
+            dtype, device = dtype or (torch.float32 if device == "cpu" else None), "meta"
         with user_errors(ValueError, OSError, ModuleNotFoundError):
             return load(
                 options.name, device=device, dtype=dtype, revision=options.revision, attn=options.attn, seed=seed
@@ -47,16 +52,15 @@ def open_model(options: ModelOptions, *, device: str, seed: int, given: Llava | 
     return given
 
 
-def other_model(options: ModelOptions, name: str, *, device: str, seed: int) -> Llava:
-    """Load another model with the other settings of ``options``.
+def other_model(options: ModelOptions, name: str, *, device: str, seed: int, weights: bool = True) -> Llava:
+    """Load another model with the other settings of ``options``; ``weights`` as in `open_model`.
 
     Raises:
         UserError: If the model cannot be loaded.
     """
     same = name == options.name
-    return open_model(
-        replace(options, name=name, revision=options.revision if same else None), device=device, seed=seed
-    )
+    named = replace(options, name=name, revision=options.revision if same else None)
+    return open_model(named, device=device, seed=seed, weights=weights)
 
 
 def describe_model(llava: Llava) -> dict[str, Any]:

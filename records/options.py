@@ -24,6 +24,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 from tyro import conf, constructors
 
+from tasks.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -70,6 +72,7 @@ DryRun = Annotated[Flag, conf.arg(help="Check everything, print what the run tak
 ConfigFile = Annotated[
     OrDefault[Path], conf.arg(help="YAML file whose keys are these options; the command line takes precedence.")
 ]
+LARGEST = 2**32  # numbers of options are smaller: counts, seeds, rates
 # They do not change the results, so that runs that differ in them are equal.
 NOT_SETTINGS = ("out", "overwrite", "dry_run", "config")
 
@@ -126,8 +129,17 @@ def options_of(options: Any) -> Iterator[Option]:
 
 
 def settings_of(options: Any, *, without: tuple[str, ...] = NOT_SETTINGS) -> dict[str, Any]:
-    """The settings of a manifest: every option with underscores, as JSON returns it."""
-    values = {option.name.replace("-", "_"): plain(option.value) for option in options_of(options)}
+    """The settings of a manifest: every option with underscores, as JSON returns it.
+
+    Raises:
+        UserError: If a number is not finite, or too large for anything that a command counts.
+    """
+    values: dict[str, Any] = {}
+    for option in options_of(options):
+        value = values[option.name.replace("-", "_")] = plain(option.value)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not abs(number) < LARGEST:  # false for NaN
+                raise UserError(f"{option.name} must be between -2^32 and 2^32, got {number}. Give a smaller number.")
     return {name: value for name, value in values.items() if name not in without}
 
 

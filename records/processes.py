@@ -15,17 +15,13 @@ from models.precision import fast_bfloat16
 from tasks.errors import UserError
 
 
-def _nobody() -> None:
-    return None
-
-
 @dataclass(frozen=True)
 class Processes:
     """This process among ``world``; ``wait`` returns when all of them have called it."""
 
     rank: int = 0
     world: int = 1
-    wait: Callable[[], None] = _nobody
+    wait: Callable[[], None] = lambda: None
 
     @property
     def is_main(self) -> bool:

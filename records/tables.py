@@ -15,12 +15,6 @@ def write_results(folder: Path, results: pd.DataFrame) -> None:
     write_atomically(folder / "results.parquet", results.to_parquet(index=False))
 
 
-def saved_results(folder: Path) -> pd.DataFrame | None:
-    """The results of a run; None if it is not finished."""
-    path = folder / "results.parquet"
-    return pd.read_parquet(path) if path.is_file() else None
-
-
 def read_results(folder: Path, kind: RunKind) -> pd.DataFrame:
     """The results of a finished run.
 
@@ -29,10 +23,10 @@ def read_results(folder: Path, kind: RunKind) -> pd.DataFrame:
     """
     if read_manifest(folder, kind) is None:
         raise UserError(f"run must be a folder that {kind.command} wrote, got {str(folder)!r}. Check the path.")
-    results = saved_results(folder)
-    if results is None:
+    path = folder / "results.parquet"
+    if not path.is_file():
         raise UserError(f"run must be finished, got one without results in {str(folder)!r}. Start it again to resume.")
-    return results
+    return pd.read_parquet(path)
 
 
 def clock(seconds: float) -> str:

@@ -97,10 +97,12 @@ def missing_imports(text: str) -> list[str]:
 def command_lines(text: str) -> Iterator[list[str]]:
     """The words of each of our commands in a page's shell blocks, and of those in its sentences that name ``--out``."""
     blocks = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-    shell = [line for kind, code in blocks.findall(text) if kind == "bash" for line in unfolded(code)]
+    loops = dict(re.findall(r"for (\w+) in ([\w-]+)", text))  # the first value of each variable
+    shell = [line for kind, code in blocks.findall(text) if kind in ("", "bash") for line in unfolded(code)]
     for line in [*shell, *(code for code in re.findall(r"`([^`\n]+)`", blocks.sub("", text)) if "--out" in code)]:
-        words = shlex.split(re.sub(r"\$\w+", "1", line).partition(";")[0], comments=True)
-        if words and Path(words[0]).name in COMMANDS:
+        if Path(line.partition(" ")[0]).name in COMMANDS:
+            filled = re.sub(r"\$(\w+)", lambda name: loops.get(name[1], "1"), line)
+            words = shlex.split(filled.partition(";")[0], comments=True)
             yield [Path(words[0]).name, *words[1:]]
 
 
@@ -139,8 +141,9 @@ def test_stale_imports_and_options_of_a_document_are_found(parse: Callable[[Sequ
     assert missing_imports("```python\nfrom tuning.plan.layers import gone\n```\n") == ["tuning.plan.layers.gone"]
     elsewhere = "```python\nfrom tuning.plan.layers import parse_layers\n```\n"  # of models.layer_ranges
     assert missing_imports(elsewhere) == ["tuning.plan.layers.parse_layers"]
-    (words,) = command_lines("```bash\nprobe-sweep --model smol \\\n  --gone 3  # comment\n```\n")
-    assert words == ["probe-sweep", "--model", "smol", "--gone", "3"]
+    for kind in ("", "bash"):
+        (words,) = command_lines(f"```{kind}\nprobe-sweep --model smol \\\n  --gone 3  # comment\n```\n")
+        assert words == ["probe-sweep", "--model", "smol", "--gone", "3"]
     with pytest.raises(UserError, match="--gone"):
         parse(words)
 

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 
 from models.llava import Llava
@@ -15,12 +17,13 @@ from records.processes import join_processes, own_device
 from records.progress import OnProgress, ProgressBars, silent
 from records.run import Run, writing
 from tasks.errors import UserError, user_errors
+from tasks.html import rows_html
 from tuning.config import RUN, SCENES, TuningConfig, check_numbers, is_bf16
 from tuning.cost.estimate import Estimate, cost_of_run, estimate_run, measure_first
 from tuning.data.prompt_format import PromptFormat
 from tuning.data.samples import Samples, Survey, skipped_error, survey_usable, write_skipped
 from tuning.data.scene_mix import FIRST_CAPTION_SCENE, SceneMix, SceneQuestions
-from tuning.data.sources import Source, Subset, first_of, open_source
+from tuning.data.sources import Source, Subset, first_of, open_source, spread_over
 from tuning.plan.apply import apply_plan
 from tuning.plan.choose_layers import describe_choice
 from tuning.plan.connector import with_connector
@@ -32,9 +35,18 @@ from tuning.training.save import bytes_of_model, save_model, write_json
 from tuning.training.torch_compile import check_compiling
 from tuning.training.trainer import PlanTrainer, train
 
+_ESTIMATED_FROM = 256  # samples that a dry run reads; their mean length is then within a few per cent of that of all
+
 
 class FinishedTuning(NamedTuple):
-    """A finished run."""
+    """A finished run. It shows what trained and what that cost.
+
+    Example:
+        >>> plan = {"trainable": 5, "total": 100}
+        >>> cost = {"steps": 2, "step_seconds_median": None, "closed_form_ratio": 0.8}
+        >>> str(FinishedTuning(Path("runs/band"), plan, cost)).splitlines()[:2]
+        ['trained: 5 of 100 parameters (5.00%)', 'steps:   2']
+    """
 
     folder: Path
     """The run directory, which opens in plain transformers."""
@@ -43,19 +55,22 @@ class FinishedTuning(NamedTuple):
     cost: dict[str, Any]
     """``cost.json``: steps, operations, time and memory."""
 
-    def __str__(self) -> str:
-        """Lines for people."""
+    def __repr__(self) -> str:
+        return "\n".join(f"{name + ':':<9}{value}" for name, value in self._rows())
+
+    def _repr_html_(self) -> str:
+        return rows_html(["", ""], self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
         trained, total = self.plan["trainable"], self.plan["total"]
         seconds = self.cost["step_seconds_median"]
-        return "\n".join(
-            [
-                f"trained: {trained:,} of {total:,} parameters ({trained / total:.2%})",
-                f"steps:   {self.cost['steps']}" + (f", {seconds:.3g} s each" if seconds else ""),
-                f"compute: {self.cost['closed_form_ratio']:.2f} of full tuning",
-                f"model:   {self.folder}",
-                f"cost:    {self.folder / 'cost.json'}",
-            ]
-        )
+        return [
+            ("trained", f"{trained:,} of {total:,} parameters ({trained / total:.2%})"),
+            ("steps", f"{self.cost['steps']}" + (f", {seconds:.3g} s each" if seconds else "")),
+            ("compute", f"{self.cost['closed_form_ratio']:.2f} of full tuning"),
+            ("model", str(self.folder)),
+            ("cost", str(self.folder / "cost.json")),
+        ]
 
 
 class Prepared(NamedTuple):
@@ -65,6 +80,8 @@ class Prepared(NamedTuple):
     resolved: Resolved
     samples: Samples
     survey: Survey
+    n_samples: int
+    """Number of samples that the data have; a dry run surveys some of them."""
     eval_sets: dict[str, Samples]
     eval_surveys: dict[str, Survey]
 
@@ -72,6 +89,8 @@ class Prepared(NamedTuple):
 def run_tuning(
     config: TuningConfig,
     *,
+    llava: Llava | None = None,
+    source: Source | None = None,
     command: Sequence[str] = (),
     on_note: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress | None = None,
@@ -80,6 +99,8 @@ def run_tuning(
 
     Args:
         config: The options.
+        llava: The model of ``config``, if it is in memory; a copy is trained.
+        source: The samples, if they are in memory; otherwise ``config.data`` is read.
         command: The command line, for the manifest.
         on_note: Called with each line for the user.
         on_progress: Called with (stage, newly done, total); None shows bars in a terminal or notebook.
@@ -113,15 +134,18 @@ def run_tuning(
         )
     if run.is_finished and not (config.overwrite or config.dry_run or config.resume):
         before = read_manifest(folder, RUN) or {}
-        if before.get("data") == training_source(config).digest:
+        if before.get("data") == (training_source(config) if source is None else source).digest:
             return finished_tuning(folder) if processes.is_main else None
-    prepared = prepare_run(config, device, on_note=on_note, on_progress=on_progress)
-    llava, resolved, samples, survey, eval_sets, eval_surveys = prepared
+    given = llava
+    prepared = prepare_run(config, device, llava=given, source=source, on_note=on_note, on_progress=on_progress)
+    llava, resolved, samples, survey, n_samples, eval_sets, eval_surveys = prepared
     skipped = {"skipped.csv": survey.skipped, **{f"skipped-{n}.csv": own.skipped for n, own in eval_surveys.items()}}
     for bad in skipped.values():
         if bad and not config.data.skip_bad:
             raise skipped_error(bad)
-    estimate = estimate_run(config, llava, resolved, samples, survey, processes.world)
+    estimate = estimate_run(
+        config, llava, resolved, samples, survey, processes.world, n_samples=n_samples, device=device
+    )
     if config.dry_run:
         return estimate
     data = samples.source.digest
@@ -161,7 +185,7 @@ def run_tuning(
                 model_bytes=bytes_of_model(resolved, merge=config.merge),
                 on_note=on_note if processes.is_main else lambda line: None,
                 on_progress=on_progress if processes.is_main else silent,
-                on_trained=lambda trainer: _save(config, trainer, folder, is_main=processes.is_main),
+                on_trained=lambda trainer: _save(config, trainer, folder, given, is_main=processes.is_main),
             )
         cost = cost_of_run(config, measured, trained, estimate, llava.device, processes.world)
         if processes.is_main:
@@ -188,33 +212,46 @@ def prepare_run(
     config: TuningConfig,
     device: str,
     *,
+    llava: Llava | None = None,
+    source: Source | None = None,
     on_note: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress = silent,
 ) -> Prepared:
     """Load the model, resolve the plan and survey the data; the plan is not applied.
 
+    A dry run takes the model's shapes alone, and a spread of the samples.
+
     Raises:
         UserError: If one of them cannot be used.
     """
-    llava = _load(config, device)
+    llava = _load(config, device, llava)
     plan = config.layer_plan
     if plan.layers.startswith("auto:"):
         on_note(describe_choice(Path(plan.layers.removeprefix("auto:")), llava.n_layers))
     resolved = resolve(plan, llava)
     with user_errors(ValueError, OSError):
-        source = training_source(config)
-        survey = survey_usable(llava, source, config.prompt_format, "reading samples", on_progress)
+        source = training_source(config) if source is None else source
         scored, how = evaluation_sources(config), scoring_format(config)
+        n_samples = len(source)
+        if config.dry_run:
+            source = spread_over(source, _ESTIMATED_FROM)
+            scored = {name: spread_over(own, _ESTIMATED_FROM) for name, own in scored.items()}
+        survey = survey_usable(llava, source, config.prompt_format, "reading samples", on_progress)
         surveys = {name: survey_usable(llava, own, how, "reading questions") for name, own in scored.items()}
         eval_sets = {name: Samples(llava, own, surveys[name], how) for name, own in scored.items()}
     samples = Samples(llava, source, survey, config.prompt_format)
-    return Prepared(llava, resolved, samples, survey, eval_sets, surveys)
+    return Prepared(llava, resolved, samples, survey, n_samples, eval_sets, surveys)
 
 
-def _load(config: TuningConfig, device: str) -> Llava:
-    """The model before training, in float32."""
+def _load(config: TuningConfig, device: str, given: Llava | None) -> Llava:
+    """The model before training, in float32, copied from ``given`` if it is in memory; without values for a dry run."""
     seed = config.optimisation.seed
-    llava = open_model(replace(config.model, dtype="float32"), device=device, seed=seed)
+    if given is None:
+        wide = replace(config.model, dtype="float32")
+        llava = open_model(wide, device=device, seed=seed, weights=not config.dry_run)
+    else:
+        model: Any = deepcopy(given.model)
+        llava = replace(given, model=model.to(device, torch.float32))
     return with_connector(llava, config.connector, seed=seed)
 
 
@@ -269,7 +306,7 @@ def _check_options(config: TuningConfig) -> None:
         )
 
 
-def _save(config: TuningConfig, trainer: PlanTrainer, folder: Path, *, is_main: bool) -> None:
+def _save(config: TuningConfig, trainer: PlanTrainer, folder: Path, given: Llava | None, *, is_main: bool) -> None:
     tensors = trainer.full_tensors()
     changed = is_bf16(config.model) or trainer.is_sharded  # the frozen weights are read again
     if is_main:
@@ -280,5 +317,5 @@ def _save(config: TuningConfig, trainer: PlanTrainer, folder: Path, *, is_main: 
                 tensors,
                 folder,
                 merge=config.merge,
-                reload=(lambda: _load(config, "cpu")) if changed else None,
+                reload=(lambda: _load(config, "cpu", given)) if changed else None,
             )

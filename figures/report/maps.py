@@ -61,7 +61,7 @@ def probe_maps(folder: Path, results: pd.DataFrame) -> Json | None:
                 "shape": [height, width],
                 "classes": classes,
                 "packed": packs,
-                "picture": thumbnail(maps.pictures / f"{entry['k']}.png", side),
+                "picture": thumbnail(maps.picture(entry), side),
             }
         )
     scale = {"colours": colour_scale(SEQUENTIAL), "low": 0, "high": 1, "label": "probability of the example's label"}

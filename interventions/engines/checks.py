@@ -6,13 +6,11 @@ import torch
 from torch import Tensor
 
 from interventions.engines.base_runs import Base
-from interventions.engines.edits import Cell, Cut, Write
+from interventions.engines.edits import HEAD_SITES, Cell, Cut, Write
 from models.inputs import Inputs
 from models.llava import Llava
 from models.sites import Site, check_site
 from tasks.errors import UserError
-
-_BY_HEAD = ("q", "k", "v", "z")
 
 
 def check_cells(llava: Llava, base: Base, cells: Sequence[Cell]) -> None:
@@ -72,7 +70,7 @@ def _check_write(llava: Llava, base: Base, write: Write) -> None:
         if bool((mask & (base.inputs.attention_mask == 0)).any()):
             raise UserError(f"mask at {str(site)!r} must not hold padding, got some. Combine it with attention_mask.")
     if write.heads is not None:
-        if site.name not in _BY_HEAD:
+        if site.name not in HEAD_SITES:
             raise UserError(f"heads must be None at {str(site)!r}, got {write.heads}. Only q, k, v and z have heads.")
         _check_heads(write.heads, shape[2], f"{str(site)!r}")
     if isinstance(write.value, str):
@@ -107,7 +105,7 @@ def site_shape(llava: Llava, inputs: Inputs, site: Site) -> tuple[int, ...]:
         d_head = llava.tap(Site("vision_tower", 0, "q")).d_head
         assert d_head is not None
         width = n_heads * d_head if tower or site.name == "in" else llava.d_model
-    if site.name in _BY_HEAD:
+    if site.name in HEAD_SITES:
         assert d_head is not None
         return rows, tokens, n_kv_heads if site.name in ("k", "v") else n_heads, d_head
     return rows, tokens, width

@@ -15,6 +15,7 @@ from models.sites import Site
 
 # The other run's value at the same site and position.
 OTHER: Literal["other"] = "other"
+HEAD_SITES = ("q", "k", "v", "z")  # names of the sites that have an axis for the heads
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,7 @@
-"""The full engine: one forward of the whole model with hooks for each cell. It is slow and simple: the oracle."""
+"""The full engine: one forward of the whole model with hooks for each cell.
+
+It is slow and simple, and the reference for the other engine.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager

@@ -7,8 +7,8 @@ They hold for ``llava.generate``, ``llava.logits``, ``llava.capture`` and ``llav
 also after an exception. Nested ones act together, as the edits of one cell: in the order of the forward pass, and at
 one site the outer one first.
 
-Tokens are named as in ``interventions.plan.groups`` and found in every batch that runs. Generated tokens stand after
-the prompt, where an answer would: ``answer`` names them, ``all`` and ``text`` include them, and ``last`` as the target
+Tokens are named as in ``interventions.plan.groups`` and found in every batch that runs. Generated tokens come after
+the prompt, as an answer does: ``answer`` names them, ``all`` and ``text`` include them, and ``last`` as the target
 of a knockout is the prompt's last position and every generated position. What is done at a position depends only on
 that position, so generating with a key-value cache equals recomputing the whole sequence at every step.
 """
@@ -71,7 +71,7 @@ def ablated(
             on ``reference``, or, without one, on the batch with its pictures exchanged.
         heads: Which heads of q, k, v or z, such as 3 or ``"0+3"``; None means all.
         reference: A batch or examples; None means the batch that runs. The model runs on it without interventions.
-        seed: Which pictures are exchanged with which.
+        seed: Seed of the exchange of pictures.
 
     Example:
         >>> import numpy as np
@@ -109,12 +109,12 @@ def knocked_out(
     layers: LayerRange | None = None,
     heads: Heads | None = None,
 ) -> Iterator[None]:
-    """Attention knockout: queries of ``target`` do not see keys of ``source``.
+    """Attention knockout: positions of ``target`` do not attend to those of ``source``.
 
     Args:
         llava: The model.
-        source: The positions that are hidden.
-        target: The positions from which they are hidden; ``"last"`` is the prompt's last position and every position
+        source: The positions that are no longer attended to.
+        target: The positions that no longer attend to them; ``"last"`` is the prompt's last position and every position
             after it, so that all generated tokens are predicted without the source.
         layers: In which blocks, such as ``"10-20"`` or 12; None means all.
         heads: In which query heads, such as 3 or ``"0+3"``; None means all.
@@ -133,13 +133,13 @@ def knocked_out(
 
 @contextmanager
 def skipped(llava: Llava, *, layers: LayerRange, tokens: str = "image", visible: bool = True) -> Iterator[None]:
-    """Let positions pass blocks of the language model unchanged.
+    """Skip blocks of the language model: the residual stream of some positions stays as it is.
 
     Args:
         llava: The model.
         layers: Which blocks, such as ``"10-20"`` or 12.
         tokens: Which positions.
-        visible: Whether other positions see them there as keys and values.
+        visible: Whether other positions still attend to them in these blocks.
 
     Example:
         >>> import numpy as np
@@ -174,9 +174,9 @@ def steered(
         llava: The model.
         site: Such as ``"resid_post"``.
         direction: ``d_model``, or ``layer d_model`` with one for each layer; it is scaled to length 1.
-        alpha: How far; negative steers away.
+        alpha: Length of the added vector, in ``unit``; negative steers away.
         layers: The blocks that a short name means, such as ``"10-20"`` or 12; None means all.
-        unit: ``"norm"``: ``alpha`` counts mean norms of the activation over ``reference``; ``"absolute"``.
+        unit: ``"norm"`` for the mean norm of the activation over ``reference``; ``"absolute"`` for 1.
         tokens: Which positions; ``"last+answer"`` for the prompt's last position and all generated ones.
         reference: A batch or examples; None means the batch that runs.
 
@@ -298,7 +298,7 @@ def _statistics(
 
 
 def _writes_from(source: Inputs, spec: CellSpec, masks: Masks) -> tuple[Write, ...]:
-    """Writes of what a run on ``source`` has at the prompt positions of the cell's group, matched in order."""
+    """Writes of the activations of a run on ``source`` at the prompt positions of the group, matched in order."""
     llava, inputs, source = masks.llava, masks.inputs, source.own_pictures()
     if len(source) != len(inputs):
         raise UserError(f"source must have {len(inputs)} examples, as the batch that runs, got {len(source)}.")

@@ -7,6 +7,7 @@ Each builds the cells of a plan and runs them on the engines that ``patch-sweep`
 """
 
 from collections.abc import Sequence
+from typing import get_args
 
 import pandas as pd
 import torch
@@ -26,7 +27,7 @@ from interventions.operations.dataset_statistics import DatasetStatistics
 from interventions.operations.direct_attribution import direct_logit_attribution
 from interventions.operations.path_patching import Head, ReceiverInput, path_cells
 from interventions.plan.cells import CellSpec
-from interventions.plan.options import Metric, PatchOptions, check_among
+from interventions.plan.options import Direction, Metric, Op, PatchOptions, check_among
 from interventions.plan.plan import InterventionPlan
 from models.inputs import Inputs
 from models.layer_ranges import LayerRange, layer_text
@@ -36,7 +37,7 @@ from records.resampling import bootstrap_means
 from tasks.errors import UserError
 
 Answers = str | Sequence[str] | None
-_LOGITS = 2**26  # numbers of all patched logits together that are kept: 256 MB
+_LOGITS = 2**26  # patched logits are kept up to so many numbers: 256 MB in float32
 
 
 def patch(
@@ -55,7 +56,7 @@ def patch(
     engine: EngineName = "incremental",
     seed: int = 0,
 ) -> Effects:
-    """Activation patching: how much of the clean run's answer each layer's activation brings back.
+    """Activation patching: how much each layer's activation moves the corrupt run towards the clean run.
 
     Args:
         llava: The model.
@@ -71,7 +72,7 @@ def patch(
         foils: What answers are compared with; None takes the corrupt run's most likely other token.
         metric: What is read.
         engine: ``"incremental"`` or ``"full"``; both give the same numbers.
-        seed: Of the intervals.
+        seed: Seed of the bootstrap intervals.
 
     Source: Vig et al. 2020, arXiv 2004.12265; Meng et al. 2022, arXiv 2202.05262.
 
@@ -83,11 +84,7 @@ def patch(
         >>> patch(llava, black, white, site="resid_pre", layers=0, tokens="image").recovered.round(3).tolist()
         [1.0]
     """
-    groups = (tokens,) if isinstance(tokens, str) else tuple(tokens)
-    plan = InterventionPlan(
-        "patch", sites=(str(site),), layers=layer_text(layers), tokens=groups, heads=heads_text(heads),
-        options=PatchOptions("noise" if direction == "noise" else "denoise"), metrics=(metric,),
-    )  # fmt: skip
+    plan = _plan("patch", site, layers, tokens, heads, direction, metric)
     specs = plan.cells(llava)
     run = _Runs(llava, clean, corrupt, answers, foils, metric, direction)
     cells = build_edits(specs, llava, run.inputs, run.inputs.examples, DatasetStatistics(plan))
@@ -123,11 +120,7 @@ def attribution(
         >>> attribution(llava, black, white, site="resid_post", tokens="image").values.shape
         torch.Size([4, 1])
     """
-    groups = (tokens,) if isinstance(tokens, str) else tuple(tokens)
-    plan = InterventionPlan(
-        "attribute", sites=(str(site),), layers=layer_text(layers), tokens=groups, heads=heads_text(heads),
-        options=PatchOptions("noise" if direction == "noise" else "denoise"), metrics=(metric,),
-    )  # fmt: skip
+    plan = _plan("attribute", site, layers, tokens, heads, direction, metric)
     specs = plan.cells(llava)
     run = _Runs(llava, clean, corrupt, answers, foils, metric, direction)
     found = attribute(
@@ -188,7 +181,7 @@ def direct_attribution(
     """Direct logit attribution: what each layer and head writes into the logit difference.
 
     ``answers`` and ``foils`` are as for ``patch``, by default the most and the second most likely token; ``seed`` is
-    that of the intervals.
+    that of the bootstrap intervals.
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 
@@ -218,20 +211,26 @@ def direct_attribution(
     return DirectEffects(table, shares)
 
 
+def _plan(
+    op: Op, site: str | Site, layers: LayerRange | None, tokens: str | Sequence[str], heads: Heads | None,
+    direction: str, metric: Metric,
+) -> InterventionPlan:  # fmt: skip
+    """The plan of one site."""
+    groups = (tokens,) if isinstance(tokens, str) else tuple(tokens)
+    return InterventionPlan(
+        op, sites=(str(site),), layers=layer_text(layers), tokens=groups, heads=heads_text(heads),
+        options=PatchOptions("noise" if direction == "noise" else "denoise"), metrics=(metric,),
+    )  # fmt: skip
+
+
 class _Runs:
     """The two runs of a comparison, what is read from them, and the summary of cells."""
 
     def __init__(
-        self,
-        llava: Llava,
-        clean: Inputs,
-        corrupt: Inputs,
-        answers: Answers,
-        foils: Answers,
-        metric: Metric,
+        self, llava: Llava, clean: Inputs, corrupt: Inputs, answers: Answers, foils: Answers, metric: Metric,
         direction: str,
-    ) -> None:
-        check_among("direction", direction, ("denoise", "noise"))
+    ) -> None:  # fmt: skip
+        check_among("direction", direction, get_args(Direction))
         if len(clean) != len(corrupt):
             raise UserError(f"corrupt must have {len(clean)} examples, as clean, got {len(corrupt)}.")
         clean, corrupt = (batch.laid_out("right", answers=answers is None) for batch in (clean, corrupt))

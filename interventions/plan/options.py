@@ -5,8 +5,7 @@ fields are the options of ``patch-sweep`` too (see ``records.options``), so this
 adds its options class and one entry of ``OPERATIONS`` here, and one file in ``interventions.operations``.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from records.options import Flag, NotAnOption, named
@@ -14,6 +13,7 @@ from tasks.errors import UserError
 
 Op = Literal["patch", "ablate", "knockout", "skip", "steer", "attribute", "transplant"]
 OPS: tuple[Op, ...] = get_args(Op)
+Direction = Literal["denoise", "noise"]
 Metric = Literal["logit_difference", "log_prob", "probability", "kl", "accuracy"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 WindowKind = Literal["up-to", "onward", "together"]
@@ -44,12 +44,12 @@ class Corruption:
 class PatchOptions:
     """Options of ``patch`` and ``attribute``."""
 
-    direction: Literal["denoise", "noise"] = "denoise"
+    direction: Direction = "denoise"
     """Clean into the corrupt run, or corrupt into the clean run."""
 
     def __post_init__(self) -> None:
         """Check the values."""
-        check_among("direction", self.direction, ("denoise", "noise"))
+        check_among("direction", self.direction, get_args(Direction))
 
 
 @dataclass(frozen=True)
@@ -191,11 +191,3 @@ def check_window(window: object) -> None:
             f"window must be an odd number of layers or one of {', '.join(WINDOW_KINDS)}, got {window!r}. "
             "It is centred on each layer."
         )
-
-
-def check_keys(name: str, data: Mapping[str, Any], kind: Any) -> None:
-    """Check that every key is a field of the dataclass ``kind``; raise ``UserError`` if not."""
-    known = [f.name for f in fields(kind)]
-    unknown = sorted(set(data) - set(known))
-    if unknown:
-        raise UserError(f"{name} must have no keys but {', '.join(known) or 'none'}, got {unknown[0]!r}.")

@@ -2,14 +2,13 @@
 
 plan = InterventionPlan("patch", sites=("resid_pre",), tokens=("image", "question", "last"))
 plan.cells(llava)  # 3 x n_layers CellSpecs; interventions.operations.build_edits makes the edits of each
-InterventionPlan.from_dict(json.loads(text))  # raises on unknown keys and values
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from interventions.engines.edits import HEAD_SITES
 from interventions.engines.names import EngineName, check_engine
 from interventions.plan.cells import CellSpec, count_heads
 from interventions.plan.groups import PATCHES, is_pictured, parse_group
@@ -25,16 +24,12 @@ from interventions.plan.options import (
     PatchOptions,
     WindowKind,
     check_among,
-    check_keys,
     check_window,
 )
 from models.layer_ranges import format_layers, parse_layers
 from models.llava import Llava
 from models.sites import Part, Site, parse_sites
-from records.options import plain
 from tasks.errors import UserError
-
-HEAD_SITES = ("q", "k", "v", "z")
 
 
 @dataclass(frozen=True)
@@ -61,8 +56,6 @@ class InterventionPlan:
         >>> plan = InterventionPlan("knockout", tokens=("image->last",), window=5)
         >>> plan.options
         NoOptions()
-        >>> InterventionPlan.from_dict(plan.to_dict()) == plan
-        True
     """
 
     op: Op
@@ -101,36 +94,6 @@ class InterventionPlan:
         self._check_window()
         self._check_tokens()
         self._check_heads()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that ``json.dumps`` writes and ``from_dict`` reads."""
-        found: dict[str, Any] = plain(asdict(self))
-        return found
-
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> "InterventionPlan":
-        """The plan of a mapping, as ``to_dict`` or a person writes it.
-
-        Raises:
-            UserError: If a key or a value is invalid.
-        """
-        check_keys("plan", data, InterventionPlan)
-        if "op" not in data:
-            raise UserError(f"plan must have the key op, got keys {sorted(data)}. One of {', '.join(OPS)}.")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        check_among("op", values["op"], OPS)
-        op: Op = values["op"]
-        kinds: dict[str, Any] = {"options": OPERATIONS[op].options, "corruption": Corruption}
-        for key, kind in kinds.items():
-            inner = values.get(key)
-            if inner is None:
-                values.pop(key, None)
-                continue
-            if not isinstance(inner, Mapping):
-                raise UserError(f"{key} must be a mapping, got {inner!r}.")
-            check_keys(key, inner, kind)
-            values[key] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in inner.items()})
-        return InterventionPlan(**values)
 
     def cells(self, llava: Llava) -> list[CellSpec]:
         """Every intervention of the plan on ``llava``, in the order site, tokens, head, layer."""

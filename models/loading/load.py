@@ -1,6 +1,7 @@
 """Load a LLaVA-1.5 model by name, folder or config, and validate it: ``load(name_or_path)`` returns a ``Llava``."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def load(
             llava-hf layout or the original one (``liuhaotian/llava-v1.5-7b``); ``"random:llava-1.5-7b"``,
             ``"random:llava-1.5-13b"`` or ``"random:tiny"`` (random weights and a byte-level tokenizer); or a config,
             which also gets random weights.
-        device: The device of the weights.
+        device: The device of the weights; on ``"meta"`` the model has shapes and no values, for estimates.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or a torch dtype; None is float32 on a CPU and the
             checkpoint's dtype elsewhere.
         revision: A branch, tag or commit of a Hugging Face id.
@@ -83,9 +84,12 @@ def load(
     if config is not None:
         llava = _random(config, offline_processor(config), f"{name}@{seed}", seed, dtype or torch.float32, device, attn)
     else:
-        llava = _from_folder(locate(name, revision), base=base, device=torch.device(device), dtype=dtype, attn=attn)
+        on_meta = torch.device(device).type == "meta"
+        located = locate(name, revision, weights=not on_meta)
+        llava = _from_folder(located, base=base, device=torch.device(device), dtype=dtype, attn=attn)
     if validate:
-        _validate(llava, forward=config is None or llava.model.num_parameters() < _CHECK_RANDOM_BELOW)
+        small = config is None or llava.model.num_parameters() < _CHECK_RANDOM_BELOW
+        _validate(llava, forward=small and llava.device.type != "meta")
     return llava
 
 
@@ -110,10 +114,8 @@ def _random(
     attn: str,
 ) -> Llava:
     _check_architecture(config, name)
-    if torch.device(device).type == "meta":  # sizes without values, for estimates
-        with torch.device("meta"):
-            empty: Any = LlavaForConditionalGeneration(config)
-        return Llava(empty.to(dtype).eval(), processor, name, None, hash_random(config, seed, dtype))
+    if torch.device(device).type == "meta":
+        return Llava(_on_meta(config, dtype, attn), processor, name, None, hash_random(config, seed, dtype))
     weights = dict(random_weights(_shapes(config), seed=seed, dtype=dtype))
     if config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
@@ -126,20 +128,36 @@ def _shapes(config: LlavaConfig) -> dict[str, torch.Size]:
         return {key: tensor.shape for key, tensor in LlavaForConditionalGeneration(config).state_dict().items()}
 
 
+@contextmanager
+def hide_progress_bars() -> Iterator[None]:
+    """In this context, transformers shows no progress bars of its own."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
+
+
+def _on_meta(config: LlavaConfig, dtype: torch.dtype, attn: str) -> LlavaForConditionalGeneration:
+    """The model without values."""
+    config._attn_implementation = attn
+    with torch.device("meta"):
+        model: Any = LlavaForConditionalGeneration(config)
+    empty: LlavaForConditionalGeneration = model.to(dtype).eval()
+    return empty
+
+
 def _build(
     config: LlavaConfig, weights: dict[str, Tensor], dtype: torch.dtype, device: torch.device | str, attn: str
 ) -> LlavaForConditionalGeneration:
     """The model with the given weights, which are not copied if dtype and device agree."""
     config.architectures = ["LlavaForConditionalGeneration"]
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
-    try:
+    with hide_progress_bars():
         model: Any = LlavaForConditionalGeneration.from_pretrained(
             None, config=config, state_dict=weights, dtype=dtype, attn_implementation=attn
         )
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
     placed: LlavaForConditionalGeneration = model.to(device).eval()
     return placed
 
@@ -148,8 +166,9 @@ def _from_folder(
     located: Located, *, base: str | Path | None, device: torch.device, dtype: torch.dtype | None, attn: Attention
 ) -> Llava:
     folder, name, revision = located
+    on_meta = device.type == "meta"
     if is_original(folder):
-        config, processor, files, tensors = read_original(folder, base=base)
+        config, processor, files, tensors = read_original(folder, base=base, weights=not on_meta)
         stored: Iterable[tuple[str, Tensor]] = tensors.items()
     else:
         if base is not None:
@@ -161,8 +180,11 @@ def _from_folder(
                 f"config.json must be readable, got {one_line(error)} in {folder.name}. Download it again."
             ) from error
         _check_architecture(config, name)
-        files, processor = tuple(weight_files(folder)), read_processor(folder, config)
+        files, processor = () if on_meta else tuple(weight_files(folder)), read_processor(folder, config)
         stored = stored_tensors(files)
+    if on_meta:
+        declared = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+        return Llava(_on_meta(config, dtype or declared, attn), processor, name, revision, "")
     weights = read_weights(stored, _shapes(config), where=folder.name, tied=bool(config.tie_word_embeddings))
     kept = next(iter(weights.values())).dtype
     chosen = dtype or (torch.float32 if device.type == "cpu" or kept not in DTYPES.values() else kept)

@@ -30,8 +30,10 @@ class Located(NamedTuple):
     revision: str | None
 
 
-def locate(name: str, revision: str | None = None) -> Located:
+def locate(name: str, revision: str | None = None, *, weights: bool = True) -> Located:
     """The folder of an embedded name, a path or a Hugging Face id; embedded models are composed, ids are downloaded.
+
+    Without ``weights``, only the small files of a Hugging Face id are downloaded.
 
     Raises:
         UserError: If the folder has no ``config.json``, the name is unknown, or the download fails.
@@ -49,8 +51,9 @@ def locate(name: str, revision: str | None = None) -> Located:
         raise unknown_model(name)
     small = ["*.json", "*.txt", "*.model", "*.jinja"]
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, "*.safetensors"]))
-        if not any(folder.glob("*.safetensors")):
+        patterns = [*small, "*.safetensors"] if weights else small
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        if weights and not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*small, *_PICKLED]))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

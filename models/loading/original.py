@@ -75,7 +75,7 @@ def is_original(folder: Path) -> bool:
         return False
 
 
-def read_original(folder: Path, *, base: str | Path | None = None) -> Original:
+def read_original(folder: Path, *, base: str | Path | None = None, weights: bool = True) -> Original:
     """Config, processor and weights of an original LLaVA folder.
 
     Embeddings and head get rows for ``<image>`` and as padding; each is the mean of the trained rows, so the logits of
@@ -87,6 +87,7 @@ def read_original(folder: Path, *, base: str | Path | None = None) -> Original:
             the vision tower, or its name in ``config.json``). A stage-1 folder holds only ``config.json`` and
             ``mm_projector.bin``.
         base: The language model (folder or Hugging Face id) of a stage-1 folder.
+        weights: Whether to read the weights; otherwise ``tensors`` is empty.
 
     Raises:
         UserError: If the folder is of another architecture or incomplete, or ``base`` or the tower cannot be found.
@@ -100,8 +101,8 @@ def read_original(folder: Path, *, base: str | Path | None = None) -> Original:
     text = described if language == folder else _read_json(language / "config.json")
     _check_language(text, language)
     tokenizer = _tokenizer(language)
-    stored = dict(stored_tensors(files))
-    inside = any(".vision_tower." in key for key in stored)
+    stored = dict(stored_tensors(files)) if weights else {}
+    inside = not weights or any(".vision_tower." in key for key in stored)
     name = described["mm_vision_tower"].rstrip("/")
     tower = _tower_folder(name, folder, needed=not inside)
     if tower is not None and not inside:
@@ -122,7 +123,7 @@ def read_original(folder: Path, *, base: str | Path | None = None) -> Original:
             stacklevel=2,
         )
     processor = llava_processor(tokenizer, pictures, config, chat_template=CHAT_TEMPLATE)
-    return Original(config, processor, tuple(files), _convert(stored, config))
+    return Original(config, processor, tuple(files), _convert(stored, config) if weights else {})
 
 
 def _check(described: dict[str, Any], folder: Path) -> None:

@@ -8,7 +8,7 @@ result.score.value, result.score.lower, result.selectivity
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probes.evaluation.folds import FoldPlan, TargetPlan
-from probes.evaluation.jobs import Job, fit_estimator, fit_logistic, fit_ridge
+from probes.evaluation.jobs import BATCHED, Job, fit_estimator
 from probes.evaluation.scores import (
     Score,
     permutation_p_classes,
@@ -25,12 +25,13 @@ from probes.evaluation.scores import (
     score_classes,
     score_values,
 )
+from probes.linear.registry import TargetKind, find_probe, new_probe
 from probes.linear.solver import check_activations, rotate
 from tasks.errors import UserError
 
 # Weights of the L2 penalty, strong to weak, for standardised activations; scikit-learn's C = 1 / strength.
 STRENGTHS = (300.0, 30.0, 3.0)
-Kind = Literal["logistic", "ridge", "mass_mean", "mlp"]
+KINDS: tuple[TargetKind, ...] = ("class", "continuous")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Result:
 
     target: str
     """Name of the target."""
-    kind: Literal["class", "continuous"]
+    kind: TargetKind
     """Kind of the target."""
     probe: str
     """The fitted probe; ridge regression replaces logistic regression for continuous targets."""
@@ -85,7 +86,7 @@ def evaluate(
     x: Float[Tensor, "example d_model"],
     plan: FoldPlan,
     *,
-    probe: Kind | Any = "logistic",
+    probe: Any = "logistic",
     strengths: Sequence[float] = STRENGTHS,
     tol: float = 1e-2,
 ) -> Mapping[str, Result]:
@@ -97,8 +98,8 @@ def evaluate(
     Args:
         x: Activations of one site; float32 or float64, on any device.
         plan: From `plan_folds`.
-        probe: ``"logistic"``, ``"ridge"``, ``"mass_mean"``, ``"mlp"``, or an unfitted estimator with scikit-learn's
-            interface, which is cloned for each fold; no strength is chosen for it.
+        probe: A name in `probes.linear.registry.ESTIMATORS`, or an unfitted estimator with scikit-learn's interface,
+            which is cloned for each fold; no strength is chosen for it.
         strengths: Penalties to choose from.
         tol: Tolerance of the logistic solver, relative to the norm of the coefficients: 1 % from the optimum changes
             predictions only at near ties. The inner fits, which only rank the strengths, stop at three times this.
@@ -124,22 +125,18 @@ def evaluate(
         )
     if not strengths or min(strengths) <= 0:
         raise UserError(f"strengths must be positive, got {list(strengths)}. Give at least one penalty.")
-    if isinstance(probe, str) and probe not in get_args(Kind):
-        raise UserError(f"probe must be 'logistic', 'ridge', 'mass_mean', 'mlp' or an estimator, got {probe!r}.")
     path = sorted(strengths, reverse=True)
     predictions: dict[tuple[str, str], npt.NDArray[np.generic]] = {}
     chosen: dict[str, tuple[float, ...]] = {}
     used: dict[str, str] = {}
     basis = None
-    for kind in ("class", "continuous"):
+    for kind in KINDS:
         targets = [t for t in plan.targets.values() if t.kind == kind]
         if not targets:
             continue
-        name = probe if isinstance(probe, str) else type(probe).__name__
-        if probe == "logistic" and kind == "continuous":
-            name = "ridge"
-        if probe in ("logistic", "ridge"):
-            fit = fit_logistic if name == "logistic" else fit_ridge
+        name, estimator = find_probe(probe, kind) if isinstance(probe, str) else (type(probe).__name__, type(probe))
+        fit = BATCHED.get(estimator) if isinstance(probe, str) else None
+        if fit is not None:
             basis = basis or rotate(x, fitted=torch.from_numpy(plan.fitted).to(x.device))
             ranked = partial(fit, basis, tol=3 * tol)
             picks = choose_strengths(targets, path, plan.folds, ranked)
@@ -148,7 +145,8 @@ def evaluate(
         else:
             picks = {t.name: [] for t in targets}
             jobs, at = _outer_jobs(targets, plan, {})
-            outputs = fit_estimator(x, jobs, probe, plan.groups, plan.seed)
+            unfitted = new_probe(estimator, plan.seed) if isinstance(probe, str) else probe
+            outputs = fit_estimator(x, jobs, unfitted, plan.groups)
         for job, output in zip(jobs, outputs, strict=True):
             whole = predictions.setdefault((job.target.name, job.labels_of), np.zeros_like(job.labels))
             mine = job.target.fold == job.fold

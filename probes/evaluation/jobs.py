@@ -1,6 +1,6 @@
 """Fit the probes of a cross-validation in batches, and predict every example with each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +11,16 @@ from sklearn.base import clone
 from torch import Tensor
 
 from probes.evaluation.folds import Mask, TargetPlan
-from probes.linear.estimators import LogisticProbe, MassMeanProbe, RidgeClassifierProbe, RidgeProbe
-from probes.linear.mlp import MLPProbe, MLPRegressorProbe
+from probes.linear.estimators import LogisticProbe, RidgeClassifierProbe, RidgeProbe
+from probes.linear.registry import ESTIMATORS, fit_probe
 from probes.linear.ridge import solve_ridge
 from probes.linear.solver import Basis, LogisticFit, solve_logistic
 from records.resampling import Codes
-from tasks.errors import UserError
 
 # Rows of coefficients times examples in a batch. About ten copies of this many floats are held (2.4 GB in float32).
 BATCH = 60_000_000
 Output = npt.NDArray[np.generic]
-_OURS = (LogisticProbe, MassMeanProbe, MLPProbe, MLPRegressorProbe, RidgeClassifierProbe, RidgeProbe)  # take tensors
+_OURS = tuple(estimator for by_kind in ESTIMATORS.values() for estimator in by_kind.values())  # they take tensors
 
 
 @dataclass(frozen=True)
@@ -129,30 +128,24 @@ def _indicators(job: Job) -> npt.NDArray[np.float64]:
     return indicators
 
 
-def fit_estimator(x: Tensor, jobs: Sequence[Job], probe: Any, groups: Codes, seed: int) -> list[Output]:
-    """Predictions for every example by a new estimator for each job."""
+# Estimators whose probes are fitted together, at several strengths. All others are fitted one by one.
+BATCHED: dict[type[Any], Callable[..., list[list[Output]]]] = {
+    LogisticProbe: fit_logistic,
+    RidgeClassifierProbe: fit_ridge,
+    RidgeProbe: fit_ridge,
+}
+
+
+def fit_estimator(x: Tensor, jobs: Sequence[Job], estimator: Any, groups: Codes) -> list[Output]:
+    """Predictions for every example by a clone of ``estimator`` for each job."""
     outputs = []
+    ours = isinstance(estimator, _OURS)
+    data = x if ours else x.cpu().numpy()
     for job in jobs:
-        estimator = _estimator(probe, job.target.kind, seed)
-        ours = isinstance(estimator, _OURS)
-        data = x if ours else x.cpu().numpy()
         train, labels = torch.from_numpy(job.train).to(x.device) if ours else job.train, job.labels[job.train]
         if job.target.kind == "class" and len(np.unique(labels)) == 1:
             outputs.append(np.full(len(x), labels[0]))
             continue
-        if isinstance(estimator, (MLPProbe, MLPRegressorProbe)):
-            estimator.fit(data[train], labels, groups=groups[job.train])
-        else:
-            estimator.fit(data[train], labels)
-        outputs.append(np.asarray(estimator.predict(data)))
+        probe = fit_probe(clone(estimator), data[train], labels, groups[job.train])
+        outputs.append(np.asarray(probe.predict(data)))
     return outputs
-
-
-def _estimator(probe: Any, kind: str, seed: int) -> Any:
-    if probe == "mlp":
-        return MLPProbe(seed=seed) if kind == "class" else MLPRegressorProbe(seed=seed)
-    if probe == "mass_mean":
-        if kind == "continuous":
-            raise UserError("probe 'mass_mean' must have a class target, got a continuous one. Use 'ridge'.")
-        return MassMeanProbe()
-    return clone(probe)

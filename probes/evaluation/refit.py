@@ -1,6 +1,7 @@
 """Probes on all examples, with the strength that cross-validation chose."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from probes.evaluation.cross_validation import Result
 from probes.evaluation.folds import FoldPlan, Mask, TargetPlan
-from probes.linear.estimators import LogisticProbe, MassMeanProbe, RidgeClassifierProbe, RidgeProbe
+from probes.linear.estimators import LogisticProbe
+from probes.linear.registry import ESTIMATORS
 from probes.linear.solver import Basis, rotate, solve_logistic, to_original
 
 # Relative to the norm of the coefficients. It is smaller than in cross-validation, which uses only the largest class.
@@ -20,7 +22,7 @@ Rows = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
 def refit(x: Float[Tensor, "example d"], plan: FoldPlan, results: Mapping[str, Result]) -> dict[str, Rows]:
-    """By target, coefficients "row d" and intercepts of a probe fitted on all fitted examples; none for MLPs.
+    """By target, coefficients "row d" and intercepts of a linear probe fitted on all fitted examples.
 
     The strength is the median of the folds' strengths.
 
@@ -30,17 +32,16 @@ def refit(x: Float[Tensor, "example d"], plan: FoldPlan, results: Mapping[str, R
         results: From `evaluate`.
     """
     strengths = {name: sorted(r.strengths)[len(r.strengths) // 2] for name, r in results.items() if r.strengths}
-    logistic = [target for name, target in plan.targets.items() if results[name].probe == "logistic"]
-    found: dict[str, LogisticProbe | RidgeProbe | RidgeClassifierProbe | MassMeanProbe] = {}
+    estimators = {name: ESTIMATORS[results[name].probe][target.kind] for name, target in plan.targets.items()}
+    logistic = [target for name, target in plan.targets.items() if estimators[name] is LogisticProbe]
+    found: dict[str, Any] = {}
     if logistic:
         everyone = np.ones(len(x), dtype=bool)
         found.update(fit_logistic_probes(rotate(x), logistic, everyone, strengths))
-    for name, target in plan.targets.items():
-        if results[name].probe == "mass_mean":
-            found[name] = MassMeanProbe().fit(x, target.truth)
-        elif results[name].probe == "ridge":
-            kind = RidgeProbe if target.kind == "continuous" else RidgeClassifierProbe
-            found[name] = kind(strengths[name]).fit(x, target.truth)
+    for name, estimator in estimators.items():
+        if name not in found and hasattr(estimator, "direction"):
+            probe = estimator(strengths[name]) if name in strengths else estimator()
+            found[name] = probe.fit(x, plan.targets[name].truth)
     return {
         name: (np.atleast_2d(probe.coef_).astype(np.float32), np.atleast_1d(probe.intercept_).astype(np.float32))
         for name, probe in found.items()

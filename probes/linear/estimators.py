@@ -199,7 +199,20 @@ class LogisticProbe(_LinearClassProbe):
         return _probabilities(_logits(self, x))
 
 
-class RidgeProbe(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+class _Ridge(BaseEstimator):  # type: ignore[misc]
+    def __init__(self, strength: float = 100.0, *, standardise: bool = True) -> None:
+        self.strength, self.standardise = strength, standardise
+
+    def _solve(self, data: Tensor, target: Array) -> tuple[Array, Array]:
+        """Coefficients and intercepts, one row for each row of ``target``."""
+        basis = rotate(data, standardise=self.standardise)
+        ones = data.new_ones(len(data))
+        fit = solve_ridge(basis, torch.from_numpy(target).to(data.device), ones, [self.strength])
+        coef, intercept = to_original(basis, fit.weight[0], fit.bias[0])
+        return coef.double().cpu().numpy(), intercept.double().cpu().numpy()
+
+
+class RidgeProbe(RegressorMixin, _Ridge):  # type: ignore[misc]
     """Ridge regression of a number, with scikit-learn's objective at ``alpha = strength``, in closed form.
 
     Args:
@@ -212,9 +225,6 @@ class RidgeProbe(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         [16.0]
     """
 
-    def __init__(self, strength: float = 100.0, *, standardise: bool = True) -> None:
-        self.strength, self.standardise = strength, standardise
-
     def fit(self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike | Tensor) -> "RidgeProbe":
         """Fit; sets ``coef_`` (a vector) and ``intercept_`` (a number).
 
@@ -222,7 +232,7 @@ class RidgeProbe(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             ValueError: If ``x`` or ``y`` is not finite.
         """
         data, values = training_data(self, x, y)
-        coef, intercept = _ridge(data, values.astype(np.float64)[None], self.strength, self.standardise)
+        coef, intercept = self._solve(data, values.astype(np.float64)[None])
         self.coef_, self.intercept_ = coef[0], intercept[0]
         return self
 
@@ -236,21 +246,16 @@ class RidgeProbe(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return unit(self.coef_)
 
 
-class RidgeClassifierProbe(_LinearClassProbe):
+class RidgeClassifierProbe(_LinearClassProbe, _Ridge):
     """Ridge regression on class indicators; the class with the largest output is predicted.
 
-    Args:
-        strength: Weight of the L2 penalty.
-        standardise: Scale each dimension to unit variance before fitting; ``coef_`` still applies to ``x`` as given.
+    The arguments are those of `RidgeProbe`.
 
     Example:
         >>> probe = RidgeClassifierProbe(strength=1.0).fit([[0.0], [0.1], [2.0], [2.1]], ["cat", "cat", "dog", "dog"])
         >>> probe.predict([[1.9]]).tolist()
         ['dog']
     """
-
-    def __init__(self, strength: float = 100.0, *, standardise: bool = True) -> None:
-        self.strength, self.standardise = strength, standardise
 
     def fit(self, x: npt.ArrayLike | Tensor, y: npt.ArrayLike | Tensor) -> "RidgeClassifierProbe":
         """Fit; sets ``coef_``, ``intercept_``, ``classes_``, with a row for every class.
@@ -260,16 +265,8 @@ class RidgeClassifierProbe(_LinearClassProbe):
         """
         data, labels = training_data(self, x, y)
         self.classes_, code = encode_classes(labels)
-        indicators = np.eye(len(self.classes_))[code].T
-        self.coef_, self.intercept_ = _ridge(data, indicators, self.strength, self.standardise)
+        self.coef_, self.intercept_ = self._solve(data, np.eye(len(self.classes_))[code].T)
         return self
-
-
-def _ridge(data: Tensor, target: Array, strength: float, standardise: bool) -> tuple[Array, Array]:
-    basis = rotate(data, standardise=standardise)
-    fit = solve_ridge(basis, torch.from_numpy(target).to(data.device), data.new_ones(len(data)), [strength])
-    coef, intercept = to_original(basis, fit.weight[0], fit.bias[0])
-    return coef.double().cpu().numpy(), intercept.double().cpu().numpy()
 
 
 class MassMeanProbe(_LinearClassProbe):

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from probes.config import TEXT_TOKENS, SweepConfig
 from probes.evaluation.folds import Mask, encode
+from probes.linear.registry import find_probe
 from probes.probe_data import ProbeData
 from tasks.errors import UserError
 from tasks.example import Example
@@ -49,10 +50,11 @@ def plan_maps(selection: ProbeData, config: SweepConfig) -> MapPlan:
         return MapPlan((), (), everyone, (f"no maps: tokens {config.sites.tokens!r} are not image tokens alone",))
     if not names:
         return MapPlan((), (), everyone, ("no maps: every target is continuous",))
-    if config.probing.probe == "ridge":
+    name, estimator = find_probe(config.probing.probe, "class")
+    if not hasattr(estimator, "predict_proba"):
         if asked is not None:
-            raise UserError(f"maps must be 0 for probe ridge, got {asked}. Ridge gives no probabilities; use logistic.")
-        return MapPlan((), (), everyone, ("no maps: probe ridge gives no probabilities",))
+            raise UserError(f"maps must be 0 for probe {name}, got {asked}. It gives no probabilities; use logistic.")
+        return MapPlan((), (), everyone, (f"no maps: probe {name} gives no probabilities",))
     examples = [selection.examples[i] for i in range(n)]
     owner = np.array([example.group for example in examples])
     classes, codes = {}, {}

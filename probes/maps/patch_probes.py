@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,19 +12,19 @@ from probes.evaluation.cross_validation import STRENGTHS, choose_strengths
 from probes.evaluation.folds import FoldPlan, InnerSplit, Mask, TargetPlan
 from probes.evaluation.jobs import fit_logistic
 from probes.evaluation.refit import fit_logistic_probes
-from probes.linear.estimators import LogisticProbe, MassMeanProbe
-from probes.linear.mlp import MLPProbe
+from probes.linear.estimators import LogisticProbe
+from probes.linear.registry import find_probe, fit_probe, new_probe
 from probes.linear.solver import rotate
 
 _RANKING = 1e-1  # tolerance that still shows which of three strengths, a factor of ten apart, is best
 
-PatchProbe = LogisticProbe | MassMeanProbe | MLPProbe  # classes are codes: column c of predict_proba is class c
-
 
 def fit_patch_probes(
     x: Float[Tensor, "example d"], targets: Sequence[TargetPlan], training: Mask, plan: FoldPlan, probe: str
-) -> dict[str, PatchProbe]:
+) -> dict[str, Any]:
     """Fit a probe of class codes for each class target on the training examples.
+
+    Column c of ``predict_proba`` is the class of code c.
 
     The strength of a logistic probe is the one with the best score over the plan's folds, restricted to the training
     examples, so that the map examples do not influence it.
@@ -33,14 +34,13 @@ def fit_patch_probes(
         targets: Targets of the plan; every class occurs among the training examples.
         training: True for the examples to fit on.
         plan: Gives folds, groups and seed.
-        probe: ``"logistic"``, ``"mass-mean"`` or ``"mlp"``.
+        probe: Name of a probe with ``predict_proba``.
     """
     rows = torch.from_numpy(training).to(x.device)
-    if probe == "mass-mean":
-        return {t.name: MassMeanProbe().fit(x[rows], t.truth[training]) for t in targets}
-    if probe == "mlp":
+    _, estimator = find_probe(probe, "class")
+    if estimator is not LogisticProbe:
         groups = plan.groups[training]
-        return {t.name: MLPProbe(seed=plan.seed).fit(x[rows], t.truth[training], groups=groups) for t in targets}
+        return {t.name: fit_probe(new_probe(estimator, plan.seed), x[rows], t.truth[training], groups) for t in targets}
     if not targets:
         return {}
     basis = rotate(x, fitted=rows)

@@ -27,16 +27,11 @@ from probes.evaluation.folds import FoldPlan, TargetPlan
 from probes.evaluation.parallel import each_site, processes_for
 from probes.maps.files import ABOUT, COLUMNS, PICTURES, TABLE
 from probes.maps.map_plan import MapPlan
-from probes.maps.patch_probes import PatchProbe, fit_patch_probes
+from probes.maps.patch_probes import fit_patch_probes
 from probes.probe_data import ProbeData
 from records.manifest import write_atomically
 from tasks.errors import user_errors
 from tasks.example import Example, Label
-
-
-def map_steps(sites: Sequence[Site], selection: ProbeData, maps: MapPlan) -> int:
-    """The number of steps that ``write_maps`` reports."""
-    return len(sites) * len(selection.groups) + len(maps.examples)
 
 
 def write_maps(
@@ -53,6 +48,7 @@ def write_maps(
     """Fit the probes, map the examples in turn, and write pictures, ``maps.json``, then ``maps.parquet``.
 
     The arguments are those of `probes.fit_sites.fit_sites`; ``maps`` has examples, and ``llava`` filled the store.
+    ``on_progress`` is called with 1 for each token group of a site, and for each example.
     Memory holds the probes' coefficients and one example's image tokens at all sites.
 
     Raises:
@@ -61,7 +57,7 @@ def write_maps(
     plans = {group: plan.fitted_only() for group, plan in folds.items()}
     targets = {name: plans[selection.tokens[name]].targets[name] for name in maps.targets}
     classes = {name: [str(label) for label in target.classes] for name, target in targets.items()}
-    probes: dict[Site, dict[str, PatchProbe]] = {site: {} for site in sites}
+    probes: dict[Site, dict[str, Any]] = {site: {} for site in sites}
     for group, plan in plans.items():
         mine = [target for name, target in targets.items() if selection.tokens[name] == group]
         work = partial(_fit_site, group=group, store=store, targets=mine, maps=maps, plan=plan, config=config)
@@ -109,7 +105,7 @@ def _fit_site(
     maps: MapPlan,
     plan: FoldPlan,
     config: SweepConfig,
-) -> dict[str, PatchProbe]:
+) -> dict[str, Any]:
     x = store.read(site, group)[: len(maps.training)].to(device=config.fit_device, dtype=torch.float32)
     return fit_patch_probes(x, targets, maps.training, plan, config.probing.probe)
 

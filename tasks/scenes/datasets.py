@@ -12,7 +12,7 @@ from tasks.example import Example, Target
 from tasks.prompts import CAPTION
 from tasks.scenes.drawings import NOUNS
 from tasks.scenes.questions import about
-from tasks.scenes.scene import COLOURS, SIZE, Scene, Split, make_scene
+from tasks.scenes.scene import COLOURS, MOST_SCENES, SIZE, Scene, Split, make_scene
 
 _OBJECT_TARGETS = tuple(Target(name, scope="object") for name in ("kind", "category", "colour", "place", "drawing"))
 
@@ -30,7 +30,8 @@ def scenes_dataset(*, split: str = "test", n: int, seed: int = 0, size: int = SI
         size: Width and height of the pictures in pixels.
 
     Raises:
-        UserError: If a split is unknown or repeated, ``n`` is below 1, or ``size`` is too small for a scene.
+        UserError: If a split is unknown or repeated, ``n`` is not in [1, a million], or ``size`` is too
+            small for a scene.
 
     Example:
         >>> data = scenes_dataset(n=3)
@@ -43,8 +44,8 @@ def scenes_dataset(*, split: str = "test", n: int, seed: int = 0, size: int = SI
         raise UserError(f"split must be 'train', 'test', 'unseen' or several joined by '+', got {split!r}.")
     if len(set(names)) < len(names):
         raise UserError(f"split must name each split once, got {split!r}.")
-    if n < 1:
-        raise UserError(f"n must be >= 1, got {n}.")
+    if not 1 <= n <= MOST_SCENES:
+        raise UserError(f"n must be in [1, {MOST_SCENES:,}] for scenes, got {n:,}. Ask for fewer.")
     places = [(part, i) for k, part in enumerate(parts) for i in range(n // len(parts) + (k < n % len(parts)))]
 
     def scene(index: int) -> Scene:

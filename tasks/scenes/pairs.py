@@ -13,7 +13,17 @@ from tasks.errors import UserError
 from tasks.example import Box, Example
 from tasks.scenes.drawings import KINDS
 from tasks.scenes.questions import Family, ask
-from tasks.scenes.scene import COLOURS, PLACES, SIZE, Scene, SceneObject, Split, drawing_families, make_scene
+from tasks.scenes.scene import (
+    COLOURS,
+    MOST_SCENES,
+    PLACES,
+    SIZE,
+    Scene,
+    SceneObject,
+    Split,
+    drawing_families,
+    make_scene,
+)  # fmt: skip
 
 Attribute = Literal["kind", "colour", "place", "drawing"]
 ATTRIBUTES: tuple[Attribute, ...] = get_args(Attribute)
@@ -101,12 +111,14 @@ def make_pairs(
     size: int = SIZE,
     length: Callable[[str], int] | None = None,
 ) -> list[ScenePair]:
-    """The first ``n`` pairs of an attribute; see ``make_pair``.
+    """The first ``n`` pairs of an attribute, at most a million; see ``make_pair``.
 
     Example:
         >>> [pair.attribute for pair in make_pairs("kind", n=2)]
         ['kind', 'kind']
     """
+    if n > MOST_SCENES:
+        raise UserError(f"n must be at most {MOST_SCENES:,} pairs of scenes, got {n:,}. Ask for fewer.")
     return [make_pair(i, attribute, split=split, seed=seed, size=size, length=length) for i in range(n)]
 
 

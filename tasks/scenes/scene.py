@@ -23,6 +23,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (165, 80, 215),
     "white": (240, 240, 240),
 }
+MOST_SCENES = 1_000_000  # of one data set: more are a slip of the keyboard
 SIZE = 112
 _NOISE = 6.0  # standard deviation of the pixel noise, of 255: visible, but much weaker than a drawing
 

@@ -1,6 +1,7 @@
 """Which figures a run directory gets, and the command, run as a process."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from PIL import Image
 
 from figures.read_run import RunError, kind_of_run
 from figures.runs import draw_patch_run, draw_run, figures_of
-from figures.style import figure_of
+from figures.style import figure_of, file_name
 from tests.figures.tables import compare_table, evaluations_table, map_table, patch_table, probe_table
 
 ROOT = Path(__file__).parents[2]
@@ -225,3 +226,70 @@ def test_help_tells_what_is_drawn_from_which_run() -> None:
     text = "\n".join(printed)
     for word in ("probe-sweep", "patch-sweep", "layerwise-finetune", "score_by_layer", "--width", "--out", "examples:"):
         assert word in text
+
+
+def test_a_name_in_a_table_writes_nothing_outside_the_run(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", "laccolith probe-sweep", probe_table())
+    add_maps(folder)
+    renamed = map_table().replace({"target": {"kind": "../../x$y"}})
+    renamed.to_parquet(folder / "maps.parquet", index=False)
+    told = json.loads((folder / "maps.json").read_text().replace('"kind"', '"../../x$y"'))
+    (folder / "maps.json").write_text(json.dumps(told))
+    paths = [path for saved in draw_run(folder) for path in saved]
+    assert {path.parent for path in paths} == {folder / "figures"}
+    assert all(path.is_file() for path in paths)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize("k", ["../../secret", "0", None, 1.5, [0]])
+def test_a_picture_outside_the_run_is_not_read(tmp_path: Path, k: object) -> None:
+    folder = run_folder(tmp_path / "run", "laccolith probe-sweep", probe_table())
+    add_maps(folder)
+    told = json.loads((folder / "maps.json").read_text())
+    told[0]["k"] = k
+    (folder / "maps.json").write_text(json.dumps(told))
+    with pytest.raises(RunError, match="k must be the number of a picture of the run"):
+        list(figures_of(folder))
+
+
+def test_links_out_of_a_run_are_not_followed(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", "laccolith probe-sweep", probe_table())
+    add_maps(folder)
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "figures").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="figures must be a folder of the run, got a link"):
+        draw_run(folder)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    (folder / "maps" / "0.png").rename(tmp_path / "secret.png")
+    (folder / "maps" / "0.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(RunError, match="k must be the number of a picture of the run"):
+        list(figures_of(folder))
+
+
+@pytest.mark.parametrize("damaged", ["[" * 100_000, "{", '{"k": 0}', "[1]", "[{}]"])
+def test_damaged_maps_are_one_sentence(tmp_path: Path, damaged: str) -> None:
+    folder = run_folder(tmp_path / "run", "laccolith probe-sweep", probe_table())
+    add_maps(folder)
+    (folder / "maps.json").write_text(damaged)
+    with pytest.raises(RunError, match="maps.json must be"):
+        list(figures_of(folder))
+
+
+def test_names_of_files_are_safe_and_distinct() -> None:
+    names = [
+        "probe_map_colour",
+        "../../x",
+        "..//..//x",
+        "a/b",
+        "a b",
+        "é",
+        "è",
+        "x" * 300,
+        "x" * 301,
+        "\ud83d",
+        ".hidden",
+    ]
+    files = [file_name(name) for name in names]
+    assert files[0] == names[0]
+    assert len(set(files)) == len(names)
+    assert all(re.fullmatch(r"[\w-][\w.-]{0,110}", name, re.ASCII) for name in files)

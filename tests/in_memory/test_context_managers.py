@@ -1,8 +1,13 @@
-"""Interventions while generating equal a loop that recomputes the whole sequence with torch hooks at every step."""
+"""Interventions while generating equal a loop that recomputes the whole sequence with torch hooks at every step.
+
+Every manager, and every pair of them, runs with both attention implementations, both paddings, and batches of
+one and three. The loop runs each example on its own, without padding and cache, so one result serves all of these.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from itertools import combinations
+from functools import cache
+from itertools import combinations, product
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,16 +18,17 @@ from torch.testing import assert_close
 from interventions.in_memory import ablated, knocked_out, patched, skipped, steered
 from models.inputs import Inputs, PaddingSide, prepare
 from models.llava import Llava
+from models.loading.load import Attention, load
 from tasks.errors import UserError
-from tests.conftest import make_examples
+from tests.conftest import make_examples, tiny_config
 
-STEPS = 4
+STEPS = 3
 DIRECTION = torch.randn(48, generator=torch.Generator().manual_seed(5))
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums in another order
 
 
 class Row(NamedTuple):
-    """One example on its own: where its parts stand, and what a run on the other picture has."""
+    """One example on its own: positions, the other picture's stream after block 0, and the batch's mean there."""
 
     image: list[int]
     last: int
@@ -66,7 +72,6 @@ class Case(NamedTuple):
 
 
 CASES = {
-    # in the order in which the edits of one cell act: what is held comes before what is written after a block
     "skipped": Case(lambda llava, inputs, other: skipped(llava, layers="1-2", tokens="image"), range(1, 3), kept),
     "knocked_out": Case(lambda llava, inputs, other: knocked_out(llava, source="image", target="last"), range(3), None),
     "zero": Case(
@@ -84,6 +89,10 @@ CASES = {
         pushed,
     ),
 }  # fmt: skip
+
+
+# The order of nesting matters only for these, which write at the same positions of a site.
+PAIRS = [*combinations(CASES, 2), ("steered", "zero"), ("patched", "mean")]
 
 
 @contextmanager
@@ -116,9 +125,15 @@ def hooked(llava: Llava, row: Row, cases: Sequence[Case]) -> Iterator[None]:
             handle.remove()
 
 
+@cache
 @torch.inference_mode()
-def by_hand(llava: Llava, inputs: Inputs, other: Inputs, cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
-    """Tokens, and the first step's logits, of every example on its own; the whole sequence runs at every step."""
+def by_hand(llava: Llava, names: tuple[str, ...], n: int) -> tuple[Tensor, Tensor]:
+    """Tokens, and the first step's logits, of every example on its own; the whole sequence runs at every step.
+
+    What leaves a block is first held by ``skipped``, then changed by the outer manager, then by the inner one.
+    """
+    inputs, other = batch(llava, n, "right")
+    cases = [CASES[name] for name in sorted(names, key=lambda name: name != "skipped")]
     streams: list[Tensor] = []
 
     def note(module: Any, args: Any, output: Tensor) -> None:
@@ -149,6 +164,8 @@ def by_hand(llava: Llava, inputs: Inputs, other: Inputs, cases: Sequence[Case]) 
     return torch.stack(tokens), torch.stack(first)
 
 
+@cache
+@torch.inference_mode(False)
 def batch(llava: Llava, n: int, side: PaddingSide) -> tuple[Inputs, Inputs]:
     examples = make_examples(4)
     shown = [examples[(i + 1) % 4].pictures for i in range(n)]
@@ -158,32 +175,39 @@ def batch(llava: Llava, n: int, side: PaddingSide) -> tuple[Inputs, Inputs]:
     return prepare(llava, examples[:n], padding_side=side), prepare(llava, others, padding_side=side)
 
 
-def check(llava: Llava, names: Sequence[str], n: int, side: PaddingSide) -> None:
-    inputs, other = batch(llava, n, side)
-    cases = [CASES[name] for name in names]
-    tokens, logits = by_hand(llava, inputs, other, cases)
-    with ExitStack() as stack:
-        for case in cases:
-            stack.enter_context(case.open(llava, inputs, other))
-        assert_close(llava.logits(inputs), logits, **TOLERANCE)
-        found = llava.generate_tokens(inputs, STEPS)
-        uncached = llava.generate_tokens(inputs, STEPS, use_cache=False)
-    assert torch.equal(found, tokens[:, : found.shape[1]])
-    assert torch.equal(uncached, found)
+@pytest.fixture(scope="module")
+def models(llava: Llava) -> dict[Attention, Llava]:
+    """The same weights with both attention implementations."""
+    return {"sdpa": llava, "eager": load(tiny_config(), seed=0, attn="eager", validate=False)}
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+def check(models: dict[Attention, Llava], names: tuple[str, ...], n: int) -> None:
+    tokens, logits = by_hand(models["sdpa"], names, n)
+    sides: tuple[PaddingSide, ...] = ("left", "right")
+    for llava, side in product(models.values(), sides):
+        inputs, other = batch(llava, n, side)
+        with ExitStack() as stack:
+            for name in names:
+                stack.enter_context(CASES[name].open(llava, inputs, other))
+            assert_close(llava.logits(inputs), logits, **TOLERANCE)
+            found = llava.generate_tokens(inputs, STEPS)
+            if len(names) == 1:
+                assert torch.equal(llava.generate_tokens(inputs, STEPS, use_cache=False), found)
+        assert torch.equal(found, tokens[:, : found.shape[1]])
+
+
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("name", CASES)
 def test_generation_equals_recomputing_everything_at_every_step(
-    llava: Llava, name: str, n: int, side: PaddingSide
+    models: dict[Attention, Llava], name: str, n: int
 ) -> None:
-    check(llava, [name], n, side)
+    check(models, (name,), n)
 
 
-@pytest.mark.parametrize("names", combinations(CASES, 2), ids="-".join)
-def test_nested_pairs_act_together(llava: Llava, names: tuple[str, str]) -> None:
-    check(llava, names, 3, "right")
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("names", PAIRS, ids="-".join)
+def test_nested_pairs_act_together(models: dict[Attention, Llava], names: tuple[str, str], n: int) -> None:
+    check(models, names, n)
 
 
 def test_each_intervention_changes_what_is_written(llava: Llava) -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
+from probes.config import Probe
 from probes.linear.estimators import LogisticProbe, MassMeanProbe, RidgeClassifierProbe, RidgeProbe
 from probes.linear.mlp import MLPProbe, MLPRegressorProbe
+from probes.linear.registry import ESTIMATORS, INSTEAD, find_probe
 
 PROBES = [
     LogisticProbe(),
@@ -199,3 +202,26 @@ def test_errors_name_the_argument_and_the_remedy(probe: object) -> None:
     broken[4, 0] = np.nan
     with pytest.raises(ValueError, match="NaN or infinity in example 4"):
         fresh.fit(broken, y)
+
+
+def test_the_choices_of_the_option_are_the_registered_probes() -> None:
+    assert [option.replace("-", "_") for option in get_args(Probe)] == list(ESTIMATORS)
+
+
+@pytest.mark.parametrize("option", get_args(Probe))
+def test_every_registered_probe_fits_classes_and_only_those_with_a_regressor_fit_numbers(option: str) -> None:
+    name, estimator = find_probe(option, "class")
+    assert is_classifier(estimator())
+    number = INSTEAD.get(name, name)
+    if "continuous" in ESTIMATORS[number]:
+        found, estimator = find_probe(option, "continuous")
+        assert found == number
+        assert is_regressor(estimator())
+    else:
+        with pytest.raises(ValueError, match=f"probe '{option}' must have a class target"):
+            find_probe(option, "continuous")
+
+
+def test_an_unknown_probe_is_an_error() -> None:
+    with pytest.raises(ValueError, match="probe must be 'logistic', 'ridge', 'mass_mean', 'mlp'"):
+        find_probe("svm", "class")

@@ -333,7 +333,7 @@ def test_a_data_file_that_changed_cannot_resume_a_checkpoint(run: Run, llava_jso
         (["--device", "tpu"], "device must be cpu, cuda"),
         (["--model", "no/where/at/all"], "model must be one of smol"),
         (["--resume", "nowhere"], "resume must name an existing checkpoint"),
-        (["--keep-prefix", "--layers", "1"], "keep-prefix must have a frozen part to keep"),
+        (["--keep-prefix", "--layers", "1"], "keep-prefix must have frozen layers below"),
         (["--layers", "auto:nowhere"], "auto must name a finished run"),
         (["--connector", "linear", "--method", "lora", "--layers", "1"], "connector must be kept where LoRA"),
         (["--layers", "every:nan"], "every must count layers in [1, 3], got nan"),

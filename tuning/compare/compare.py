@@ -88,7 +88,8 @@ def run_compare(
     _check_options(config, device)
     data = open_data(config.data)
     run = Run(config.out, RUN, config.settings, command=command, overwrite=config.overwrite)
-    llava = open_model(replace(config.model, dtype="float32"), device=device, seed=0)
+    wide = replace(config.model, dtype="float32")
+    llava = open_model(wide, device=device, seed=0, weights=not config.dry_run)
     plans, known, n_layers = chosen_plans(config, llava), known_plans(config, llava), llava.n_layers
     resolved = {plan.name: resolve(plan, llava) for plan in known if plan.name != START}
     jobs = _jobs(config, plans)

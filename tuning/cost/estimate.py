@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from models.llava import Llava
+from records.processes import matmul_speed
 from tuning.config import TuningConfig, is_bf16
 from tuning.cost.flops import Flops, Shape, closed_form
 from tuning.cost.measure import Cost, Memory, estimate_memory, measure_step
@@ -28,19 +29,23 @@ class Estimate:
 
     Args:
         resolved: The plan.
-        survey: The survey of the data.
+        survey: The survey of the data, or of samples spread over it.
+        n_samples: Number of samples that the data have.
         steps: Optimizer steps.
         flops: Operations of one optimizer step.
         ratio: Operations relative to full tuning with the projector.
         memory: Memory of one process.
+        seconds: Lower bound of a step's time, from the measured speed of a matrix product; None but in a dry run.
     """
 
     resolved: Resolved
     survey: Survey
+    n_samples: int
     steps: int
     flops: Flops
     ratio: float
     memory: Memory
+    seconds: float | None = None
 
     def __str__(self) -> str:
         """The estimate as lines of text."""
@@ -52,20 +57,35 @@ class Estimate:
             "in all": self.memory.total,
         }
         as_if = ", as if all of its blocks trained at once" if self.resolved.plan.method == "lisa" else ""
+        read = len(self.survey.lengths)
+        data = self.survey.describe() + (f" (read from {self.n_samples:,})" if read < self.n_samples else "")
         return "\n".join(
             [
                 self.resolved.summary(),
-                f"data       {self.survey.describe()}",
+                f"data       {data}",
                 f"steps      {self.steps:,}",
                 f"compute    {self.flops.total / 1e12:.3g} TFLOP a step ({self.flops.forward / 1e12:.3g} forward), "
                 f"{self.ratio:.2f} of full tuning{as_if}",
+                *(
+                    []
+                    if self.seconds is None
+                    else [f"time       at least {self.seconds:.3g} s a step, no step was run"]
+                ),
                 "memory     " + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in gigabytes.items()),
             ]
         )
 
 
 def estimate_run(
-    config: TuningConfig, llava: Llava, resolved: Resolved, samples: Samples, survey: Survey, world: int
+    config: TuningConfig,
+    llava: Llava,
+    resolved: Resolved,
+    samples: Samples,
+    survey: Survey,
+    world: int,
+    *,
+    n_samples: int,
+    device: str,
 ) -> Estimate:
     """Steps, operations and memory of a run, computed from plan and survey.
 
@@ -76,10 +96,13 @@ def estimate_run(
         samples: The training samples.
         survey: Their survey.
         world: Number of processes.
+        n_samples: Number of samples that the data have; more than were surveyed in a dry run.
+        device: The device of the run; a dry run measures the speed of a matrix product there.
     """
     o = config.optimisation
     per_step = o.batch_size * o.grad_accum * world
-    steps = o.steps or max(1, round(o.epochs * -(-len(samples) // per_step)))
+    usable = round(len(samples) * n_samples / len(survey.lengths))
+    steps = o.steps or max(1, round(o.epochs * -(-usable // per_step)))
     length = int(samples.lengths.mean())
     learned = round(o.batch_size * float(survey.labelled[survey.kept].mean()))
     shape = Shape(o.batch_size, length, round(o.batch_size * float(samples.pictured.mean())), learned)
@@ -91,7 +114,9 @@ def estimate_run(
     if will_shard():
         weights, gradients, optimizer = (size // world for size in (memory.weights, memory.gradients, memory.optimizer))
         memory = Memory(weights, gradients, optimizer, memory.activations)
-    return Estimate(resolved, survey, steps, flops, one.total / full.total, memory)
+    bf16 = is_bf16(config.model)
+    seconds = flops.total / matmul_speed(device, torch.bfloat16 if bf16 else torch.float32) if config.dry_run else None
+    return Estimate(resolved, survey, n_samples, steps, flops, one.total / full.total, memory, seconds)
 
 
 def measure_first(config: TuningConfig, llava: Llava, resolved: Resolved, samples: Samples, estimate: Estimate) -> Cost:

@@ -39,6 +39,8 @@ class LlavaFile:
     Source: ``preprocess_multimodal`` of Liu et al. 2024, arXiv 2310.03744.
     """
 
+    is_file = True  # the digest covers the bytes of all samples
+
     def __init__(self, path: Path, images: Path | None = None, *, follow_links: bool = False) -> None:
         """Read the file once to index its samples.
 

@@ -100,7 +100,8 @@ def survey(
         UserError: If a picture's path leaves its folder.
     """
     n = len(source)
-    stored = StoredLengths(llava, source.digest, n, prompt_format)
+    is_file = getattr(source, "is_file", False)  # other digests may be given by the user
+    stored = StoredLengths(llava, source.digest if is_file else None, n, prompt_format)
     table = stored.table
     pictured = np.zeros(n, dtype=bool)
     skipped: dict[int, Skipped] = {}

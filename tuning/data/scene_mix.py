@@ -8,7 +8,7 @@ import numpy as np
 from tasks.errors import UserError
 from tasks.scenes.drawings import NOUNS
 from tasks.scenes.questions import FAMILIES, Family, ask, ask_for_caption, with_caption
-from tasks.scenes.scene import COLOURS, Scene, Split, make_scene
+from tasks.scenes.scene import COLOURS, MOST_SCENES, Scene, Split, make_scene
 from tuning.data.conversation import Conversation, from_examples
 
 # Scenes on which neither the embedded tower nor the embedded checkpoints were trained
@@ -53,10 +53,11 @@ class SceneMix:
         Raises:
             UserError: If a number is out of its range.
         """
-        if n < 1 or not 1 <= questions <= len(FAMILIES) + 1 or not (0 <= text_share <= 1 and 0 <= caption_share <= 1):
+        most, shares = len(FAMILIES) + 1, (text_share, caption_share)
+        if not (1 <= n <= MOST_SCENES and 1 <= questions <= most and all(0 <= share <= 1 for share in shares)):
             raise UserError(
-                f"scenes must have n >= 1, questions in [1, {len(FAMILIES) + 1}] and shares in [0, 1], got "
-                f"{n}, {questions}, {text_share}, {caption_share}. Correct them."
+                f"scenes must have n in [1, {MOST_SCENES:,}], questions in [1, {most}] and shares in [0, 1], got {n}, "
+                f"{questions}, {text_share}, {caption_share}. Correct them."
             )
         self.name = "scenes"
         self._n, self._seed, self._questions, self._stage, self._first = n, seed, questions, stage, first

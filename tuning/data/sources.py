@@ -62,6 +62,7 @@ class Subset:
         self._source, self._indices = source, indices
         chosen = hashlib.sha256(json.dumps([int(i) for i in indices]).encode()).hexdigest()[:8]
         self.digest = f"{source.digest}-{chosen}"
+        self.is_file = getattr(source, "is_file", False)
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -75,6 +76,12 @@ class Subset:
 def first_of(source: Source, n: int | None) -> Source:
     """The first ``n`` samples; the source itself if it has no more or ``n`` is None."""
     return source if n is None or n >= len(source) else Subset(source, range(n))
+
+
+def spread_over(source: Source, n: int) -> Source:
+    """``n`` samples at equal distances; the source itself if it has no more."""
+    total = len(source)
+    return source if n >= total else Subset(source, [index * total // n for index in range(n)])
 
 
 def open_source(

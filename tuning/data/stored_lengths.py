@@ -29,18 +29,18 @@ Table = Int[np.ndarray, "sample 3"]  # tokens, labelled tokens, 1 if cut; zeros 
 class StoredLengths:
     """The table of lengths of one data set for one tokenizer and prompt format."""
 
-    def __init__(self, llava: Llava, digest: str, n: int, prompt_format: PromptFormat) -> None:
+    def __init__(self, llava: Llava, digest: str | None, n: int, prompt_format: PromptFormat) -> None:
         """Read the table, or begin an empty one.
 
         Args:
             llava: Its tokenizer and number of image tokens decide the lengths.
-            digest: Of the data.
+            digest: Of the file; None for other data, whose lengths are not kept.
             n: Number of samples.
             prompt_format: How samples become tokens.
         """
         self._path: Path | None = None
         self.table: Table = np.zeros((n, 3), dtype=np.int64)
-        if n < SMALLEST:
+        if digest is None or n < SMALLEST:
             return
         limits = [llava.n_image_tokens, llava.image_token_id, llava.config.text_config.max_position_embeddings]
         tokenizer = hashlib.sha256(llava.tokenizer._tokenizer.to_str().encode()).hexdigest()

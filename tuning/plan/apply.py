@@ -25,8 +25,8 @@ def apply_plan(llava: Llava, resolved: Resolved, *, seed: int = 0, low_precision
     Args:
         llava: Changed in place.
         resolved: The plan, resolved on this model.
-        seed: Seed of the factors' initial values, and of the blocks drawn under ``lisa``.
-        low_precision: Keep frozen parameters in bfloat16 and trained ones in float32, which small updates need.
+        seed: Seed of the initial LoRA factors, or of the blocks that ``lisa`` draws.
+        low_precision: Convert frozen parameters to bfloat16. Trained ones stay in float32, which small updates need.
 
     Example:
         >>> from models.loading.load import load
@@ -81,16 +81,12 @@ def draw_blocks(llava: Llava, resolved: Resolved, *, step: int, seed: int) -> tu
 
 
 def set_checkpointing(llava: Llava, first_block: int | None, first_vision: int | None = None) -> None:
-    """Recompute blocks in the backward pass instead of keeping their activations, from the first that has a gradient.
+    """Recompute activations in the backward pass, from block ``first_block`` of the language model on.
 
-    Blocks below build no graph. Reentrant checkpointing, transformers' default, loses the gradients of a block whose
-    input requires none: the first block above a frozen prefix.
-
-    Args:
-        llava: Changed in place.
-        first_block: The lowest block of the language model to checkpoint; None for no checkpointing.
-        first_vision: The same for the vision tower.
+    ``first_vision`` is the same for the vision tower; without ``first_block`` nothing is recomputed. Blocks below need
+    no gradients.
     """
+    # Reentrant checkpointing, transformers' default, loses the gradients of a block whose input requires none.
     run = partial(checkpoint, use_reentrant=False)
     stacks = ((llava.blocks, first_block), (llava.vision_blocks, first_vision if first_block is not None else None))
     for blocks, first in stacks:
@@ -104,19 +100,13 @@ def set_checkpointing(llava: Llava, first_block: int | None, first_vision: int |
 def applied(
     llava: Llava, resolved: Resolved, *, seed: int = 0, checkpointing: bool = False, low_precision: bool = False
 ) -> Iterator[None]:
-    """Apply the plan within the block, and restore the loaded model afterwards.
+    """Apply the plan in this context, with gradient checkpointing if ``checkpointing``, and remove it afterwards.
 
-    Args:
-        llava: A model with one type of weights.
-        resolved: The plan.
-        seed: As in ``apply_plan``.
-        checkpointing: Use gradient checkpointing.
-        low_precision: As in ``apply_plan``; frozen parameters return to their type, rounded to bfloat16.
+    ``low_precision`` leaves the frozen parameters rounded to bfloat16. All parameters must have one dtype.
     """
     dtype = llava.dtype
     apply_plan(llava, resolved, seed=seed, low_precision=low_precision)
-    first = resolved.first_block if checkpointing else None
-    set_checkpointing(llava, first, resolved.first_vision)
+    set_checkpointing(llava, resolved.first_block if checkpointing else None, resolved.first_vision)
     try:
         yield
     finally:

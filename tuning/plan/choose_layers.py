@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from figures.effects import fraction_name, with_effect
+from figures.effects import as_text, fraction_name, with_effect
+from figures.layer_axis import layers_of
 from tasks.errors import UserError
 
 # The share of the evidence that a band must hold. With much more, one noisy layer far away stretches the band.
@@ -21,39 +22,26 @@ _METRICS = ("logit_difference", "log_prob", "probability", "accuracy")  # the mo
 
 
 class Chosen(NamedTuple):
-    """A chosen band.
-
-    Args:
-        layers: The band.
-        rule: The rule, in one sentence.
-        evidence: Columns ``layer, evidence, chosen``; the evidence sums to 1.
-    """
+    """A chosen band."""
 
     layers: tuple[int, ...]
+    """The band."""
     rule: str
+    """How it was chosen, in one sentence."""
     evidence: pd.DataFrame
-
-
-class _Evidence(NamedTuple):
-    by_layer: NDArray[np.float64]
-    what: str
+    """Columns ``layer, evidence, chosen``; the evidence sums to 1."""
 
 
 def choose_layers(run: Path, n_layers: int) -> Chosen:
-    """The shortest band of layers that holds 80 % of a run's evidence; among equally short ones the one with most.
+    """The shortest band of layers that holds 80 % of a run's evidence; of several, the one that holds most.
 
-    In a probe run, the evidence of a layer is the gain in the cross-validated score of ``resid_post`` over the best
-    layer below (for the first layer: over the model's input, if it was probed), averaged over targets.
+    In a probe run, the evidence of a layer is how much the cross-validated score of ``resid_post`` exceeds the best
+    score below (for layer 0: that of the model's input, if it was probed), averaged over targets.
 
-    In a patch run, the evidence is, averaged over groups of positions:
-
-    - the change of the effect across the layer, if the residual stream was patched, or all layers up to or from the
-      layer were changed;
-    - the size of the effect, if each cell changes a part of one layer (an attention pattern, an output).
-
-    The effect is the recovered fraction if the patched run starts from the corrupt one, and the lost fraction if it
-    starts from the clean one. It is computed from the logit difference if the run has it, and from groups of image
-    tokens (``image``, ``image->last``) if there are any.
+    In a patch run, it is the size of the effect (the recovered or lost fraction), averaged over groups of positions.
+    If the residual stream was patched, or windows run from layer 0 or to the last layer, it is the change of the effect
+    across the layer. Groups of image tokens (``image``, ``image->last``) and the logit difference are used alone if the
+    run has them.
 
     Args:
         run: The run directory, or its ``results.csv``.
@@ -70,15 +58,15 @@ def choose_layers(run: Path, n_layers: int) -> Chosen:
             f"auto must name a finished run of probe-sweep or patch-sweep, got {str(run)!r} ({error}). Check the path."
         ) from error
     if set(table.columns) >= _PROBE_COLUMNS:
-        found = _probe_evidence(table, n_layers, run)
+        by_layer, what = _probe_evidence(table, n_layers, run)
     elif set(table.columns) >= _PATCH_COLUMNS:
-        found = _patch_evidence(table, n_layers, run)
+        by_layer, what = _patch_evidence(table, n_layers, run)
     else:
         raise UserError(f"auto must name a run of probe-sweep or patch-sweep, got {str(run)!r} with other columns.")
-    total = found.by_layer.sum()
+    total = by_layer.sum()
     if not total > 0:
         raise UserError(f"auto must find evidence at some layer, got none in {str(run)!r}. Name the layers yourself.")
-    shares = found.by_layer / total
+    shares = by_layer / total
     sums = np.concatenate([[0.0], np.cumsum(shares)])
     bands = [
         (stop - start, -(sums[stop] - sums[start]), start)
@@ -89,7 +77,7 @@ def choose_layers(run: Path, n_layers: int) -> Chosen:
     length, held, start = min(bands)
     band = tuple(range(start, start + length))
     named = f"layers {band[0]}-{band[-1]} hold" if length > 1 else f"layer {band[0]} holds"
-    rule = f"shortest band with at least {_COVERED:.0%} of the evidence ({found.what}): {named} {-held:.0%}"
+    rule = f"shortest band with at least {_COVERED:.0%} of the evidence ({what}): {named} {-held:.0%}"
     chosen = [layer in band for layer in range(n_layers)]
     return Chosen(band, rule, pd.DataFrame({"layer": range(n_layers), "evidence": shares, "chosen": chosen}))
 
@@ -104,7 +92,8 @@ def describe_choice(run: Path, n_layers: int) -> str:
     return "\n".join([f"auto: {chosen.rule}", *rows])
 
 
-def _probe_evidence(table: pd.DataFrame, n_layers: int, run: Path) -> _Evidence:
+def _probe_evidence(table: pd.DataFrame, n_layers: int, run: Path) -> tuple[NDArray[np.float64], str]:
+    """The evidence of each layer, and what it is in words."""
     blocks = table[(table["part"] == "language_model") & (table["split"] == "cv") & table["layer"].notna()]
     after = blocks[blocks["name"] == "resid_post"]
     entry = blocks[(blocks["name"] == "resid_pre") & (blocks["layer"] == 0)].groupby("target")["score"].mean()
@@ -116,66 +105,49 @@ def _probe_evidence(table: pd.DataFrame, n_layers: int, run: Path) -> _Evidence:
         best = np.maximum.accumulate(np.concatenate([[start], _by_layer(rows, "score", n_layers)]))
         gains.append(np.diff(best))
     names = ", ".join(map(str, after["target"].unique()))
-    return _Evidence(
-        np.mean(gains, axis=0), f"gain in cross-validated probe score over the layers below, mean of {names}"
-    )
+    return np.mean(gains, axis=0), f"gain in cross-validated probe score over the layers below, mean of {names}"
 
 
-def _patch_evidence(table: pd.DataFrame, n_layers: int, run: Path) -> _Evidence:
+def _patch_evidence(table: pd.DataFrame, n_layers: int, run: Path) -> tuple[NDArray[np.float64], str]:
+    """The evidence of each layer, and what it is in words."""
     rows = table[table["layer"].notna() & table["recovered"].notna()]
-    metric = ""
-    if "metric" in rows:
-        present = set(rows["metric"])
-        metric = next((name for name in _METRICS if name in present), "")
-        rows = rows[rows["metric"] == metric] if metric else rows
-    groups = rows["tokens"].astype(str)
-    of_image = groups.str.fullmatch(r"image(->.*)?")
+    metric = next((name for name in _METRICS if name in set(rows.get("metric", ()))), "")
+    if metric:
+        rows = rows[rows["metric"] == metric]
+    of_image = rows["tokens"].astype(str).str.fullmatch(r"image(->.*)?")
     rows = rows[of_image] if of_image.any() else rows
     _check_depth(rows["layer"], n_layers, run)
-    found = []
     keys = [key for key in ("op", "tokens", "name", "head") if key in rows]
+    found, kind = [], "size"
     for _, cells in rows.groupby(keys, dropna=False):
         effect = _by_layer(with_effect(cells), "effect", n_layers)
-        found.append(np.abs(_across(cells, effect, n_layers)))
-    changed = any(_is_cumulative(cells, n_layers) for _, cells in rows.groupby(keys, dropna=False))
+        sites, fixed_end = cells["site"].astype(str), _fixed_end(cells, n_layers)
+        if fixed_end is None and not (sites.str.contains("hook_resid").all() and (cells["op"] != "skip").all()):
+            found.append(np.abs(effect))
+            continue
+        kind = "change"
+        if fixed_end == "first":
+            effects = [0.0, *effect]  # with no layer changed the effect is 0
+        elif fixed_end == "last" or sites.str.contains("resid_pre").all():
+            effects = [*effect, 0.0]  # after the last block the effect is 0
+        else:
+            effects = [effect[0], *effect]
+        found.append(np.abs(np.diff(effects)))
     ops = ", ".join(map(str, rows["op"].unique()))
-    tokens = ", ".join(str(group) for group in rows["tokens"].dropna().unique())
-    what = f"{'change' if changed else 'size'} of the {fraction_name(rows)}"
-    return _Evidence(
-        np.mean(found, axis=0),
-        what + (f" of the {metric}" if metric else "") + f" under {ops}" + (f" of {tokens}" if tokens else ""),
-    )
+    tokens = ", ".join(map(str, rows["tokens"].dropna().unique()))
+    what = f"{kind} of the {fraction_name(rows)}" + (f" of the {metric}" if metric else "")
+    return np.mean(found, axis=0), what + f" under {ops}" + (f" of {tokens}" if tokens else "")
 
 
-def _across(cells: pd.DataFrame, effect: NDArray[np.float64], n_layers: int) -> NDArray[np.float64]:
-    """The evidence of each layer: the change of the effect across it, or the effect itself."""
-    if not _is_cumulative(cells, n_layers):
-        return effect
-    entering = _ends(cells, n_layers) == "onward" or cells["site"].astype(str).str.contains("resid_pre").all()
-    if _ends(cells, n_layers) == "up-to":
-        return np.diff(np.concatenate([[0.0], effect]))  # with no layer changed the effect is 0
-    if entering:
-        return np.diff(np.concatenate([effect, [0.0]]))  # past the last block the effect is 0
-    return np.diff(np.concatenate([effect[:1], effect]))  # after a block: its change of the effect before it
-
-
-def _is_cumulative(cells: pd.DataFrame, n_layers: int) -> bool:
-    stream = cells["site"].astype(str).str.contains("hook_resid").all() and (cells["op"] != "skip").all()
-    return bool(stream) or _ends(cells, n_layers) is not None
-
-
-def _ends(cells: pd.DataFrame, n_layers: int) -> str | None:
-    """``up-to`` if windows run from the first layer to the cell's, ``onward`` if from there to the last, else None."""
-    if "window" not in cells:
+def _fixed_end(cells: pd.DataFrame, n_layers: int) -> str | None:
+    """``first`` if every window runs from layer 0 to the cell's, ``last`` if from there to the last, else None."""
+    windows = as_text(cells).get("window", pd.Series(dtype=str))
+    if windows.empty or not windows.all():
         return None
-    parts = cells["window"].astype(str).str.extract(r"^(\d+)(?:-(\d+))?$")
-    start, stop = parts[0].astype(float), parts[1].fillna(parts[0]).astype(float)
-    layer = cells["layer"].astype(float)
-    if (start == 0).all() and (stop == layer).all():
-        return "up-to"
-    if (start == layer).all() and (stop == n_layers - 1).all():
-        return "onward"
-    return None
+    both = [(layers_of(window), int(layer)) for window, layer in zip(windows, cells["layer"], strict=True)]
+    if all(layers == list(range(layer + 1)) for layers, layer in both):
+        return "first"
+    return "last" if all(layers == list(range(layer, n_layers)) for layers, layer in both) else None
 
 
 def _by_layer(rows: pd.DataFrame, column: str, n_layers: int) -> NDArray[np.float64]:

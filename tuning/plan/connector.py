@@ -19,14 +19,15 @@ _ACTIVATION = {"linear": "linear", "mlp": "gelu"}
 
 
 def is_linear(llava: Llava) -> bool:
-    """True if the connector is one linear map: its second map is the identity."""
+    """True if the connector is one linear map: its second map is the identity, which on meta the config implies."""
+    has_activation = bool(llava.config.projector_hidden_act != "linear")
+    if has_activation or llava.device.type == "meta":
+        return not has_activation
     projector: Any = llava.projector
     second = projector.linear_2
     with torch.no_grad():
-        return (
-            llava.config.projector_hidden_act == "linear"
-            and second.weight.device.type != "meta"
-            and torch.equal(second.weight, torch.eye(*second.weight.shape, dtype=second.weight.dtype).to(second.weight))
+        return bool(
+            torch.equal(second.weight, torch.eye(*second.weight.shape, dtype=second.weight.dtype).to(second.weight))
             and (second.bias is None or not bool(second.bias.any()))
         )
 
@@ -51,7 +52,8 @@ def with_connector(llava: Llava, connector: Connector, *, seed: int) -> Llava:
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     for linear in (projector.linear_1, projector.linear_2):
-        new = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        bias, device = linear.bias is not None, "meta" if linear.weight.device.type == "meta" else None
+        new = nn.Linear(linear.in_features, linear.out_features, bias=bias, device=device)
         linear.load_state_dict(new.state_dict())
     torch.random.set_rng_state(state)
     if connector == "linear":

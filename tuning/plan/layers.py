@@ -48,20 +48,15 @@ def select_layers(spec: str, n_layers: int) -> tuple[int, ...]:
         start = (n_layers - count) // 2
         return tuple(range(start, start + count))
     if kind == "random":
-        count_text, at, seed = value.partition("@")
+        count_text, _, seed = value.partition("@")
         count = _count(count_text, n_layers, spec)
-        if not at or not seed.isdecimal():
+        if not seed.isdecimal():
             raise UserError(f"random must have a number of layers and a seed, got {spec!r}. Write random:8@0.")
         drawn = np.random.default_rng(int(seed)).choice(n_layers, size=count, replace=False)
         return tuple(sorted(int(layer) for layer in drawn))
     if kind in ("every", "first", "last"):
-        count = _count(value, n_layers, spec)
-        found = {
-            "every": range(0, n_layers, count),
-            "first": range(count),
-            "last": range(n_layers - count, n_layers),
-        }
-        return tuple(found[kind])
+        k = _count(value, n_layers, spec)
+        return tuple({"every": range(0, n_layers, k), "first": range(k), "last": range(n_layers - k, n_layers)}[kind])
     raise UserError(f"layers must be one of {SPECS}, got {spec!r}. Layers count from 0 and ranges are inclusive.")
 
 

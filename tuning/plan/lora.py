@@ -1,6 +1,5 @@
 """LoRA factors on a plan's linear maps: add, remove and merge them with PEFT, and write adapters in PEFT's format."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from torch import Tensor
 from models.llava import Llava
 from tuning.plan.resolve import Resolved
 
-_ADAPTER = "default"  # PEFT's own name for the one adapter
-
 
 def is_factor(name: str) -> bool:
     """True for the name of a LoRA factor."""
@@ -21,13 +18,7 @@ def is_factor(name: str) -> bool:
 
 
 def add_lora(llava: Llava, resolved: Resolved, *, seed: int) -> None:
-    """Add factors to the plan's linear maps: A drawn from ``seed``, B zero. No parameter requires a gradient then.
-
-    Args:
-        llava: Changed in place.
-        resolved: A plan of method ``lora``.
-        seed: Of A's initial values.
-    """
+    """Add LoRA factors to the plan's linear maps in place: A drawn from ``seed``, B zero; none requires a gradient."""
     from peft import inject_adapter_in_model  # takes a second to import
 
     state = torch.random.get_rng_state()
@@ -67,31 +58,27 @@ def remove_lora(llava: Llava, *, merge: bool) -> None:
             delattr(llava.model, leftover)
 
 
-def adapter_tensors(trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The factors and the fully trained modules under the names of PEFT's adapter files."""
-    tensors = {}
-    for name, tensor in trained.items():
-        key = name.replace(f".{_ADAPTER}.", ".") if ".lora_" in name else name
-        tensors[f"base_model.model.{key}"] = tensor.detach().to("cpu", torch.float32).contiguous()
-    return tensors
-
-
-def write_adapter(folder: Path, tensors: Mapping[str, Tensor], resolved: Resolved, base: str) -> None:
+def write_adapter(folder: Path, trained: Mapping[str, Tensor], resolved: Resolved, base: str) -> None:
     """Write an adapter that ``PeftModel.from_pretrained(model, folder)`` opens on the base model.
 
     Args:
         folder: An existing folder.
-        tensors: From ``adapter_tensors``.
+        trained: The factors and all fully trained tensors, by name.
         resolved: The plan.
         base: Name or path of the base model.
     """
+    tensors = {
+        # PEFT leaves the adapter's name out of the names of its factors in files
+        f"base_model.model.{name.replace('.default.', '.') if is_factor(name) else name}": tensor.detach()
+        .to("cpu", torch.float32)
+        .contiguous()
+        for name, tensor in trained.items()
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     full = {name.rpartition(".")[0] for name in resolved.parameters}
     # A module is saved with its submodules: the tower's embeddings with the patch embedding.
     outermost = sorted(name for name in full if not any(name.startswith(f"{other}.") for other in full))
     config = _lora_config(resolved, outermost)
     config.base_model_name_or_path = base
     config.inference_mode = True
-    save_file(dict(tensors), folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    described = config.to_dict()
-    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in described.items()}
-    (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, default=str) + "\n")
+    config.save_pretrained(folder)

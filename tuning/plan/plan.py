@@ -2,10 +2,9 @@
 
 Blocks of the language model are named by a layer spec (``tuning.plan.layers``), other parts by name: ``projector``,
 ``vision`` (or ``vision:20``: the tower from block 20 on), ``embeddings``, ``final_norm``, ``lm_head``. Parts that LLaVA
-computes but does not use (the tower's last block) never train.
+computes but does not use (the vision tower's last block) never train.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
@@ -99,20 +98,5 @@ class LayerPlan:
         return self.name or "+".join(parts) + ("" if self.method == "full" else f" ({self.method})")
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON data."""
-        described = asdict(self)
-        described["train"] = list(self.train)
-        return described
-
-    @staticmethod
-    def from_dict(described: Mapping[str, Any]) -> "LayerPlan":
-        """The plan that ``to_dict`` wrote."""
-        own = dict(described)
-        return LayerPlan(
-            **{
-                **own,
-                "train": tuple(own.get("train", ())),
-                "lora": Lora(**own.get("lora", {})),
-                "lisa": Lisa(**own.get("lisa", {})),
-            }
-        )
+        """The plan as JSON data."""
+        return asdict(self)

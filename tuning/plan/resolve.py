@@ -1,6 +1,6 @@
 """Resolve a layer plan on a model: which parameters train, in groups by learning rate."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,53 +18,43 @@ from tuning.plan.plan import COMPONENTS, METHODS, LayerPlan
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-_UNUSED = ("post_layernorm",)  # of the tower: follows the blocks, and LLaVA reads before the last one
-
-
 @dataclass(frozen=True)
 class Group:
-    """Parameters of one part of the model.
-
-    Args:
-        name: ``block 6``, ``projector``, ``vision block 3``, ``vision embeddings``, ...
-        names: The parameters' names in ``llava.model.named_parameters()``.
-        count: Number of weights.
-        trained: Number of weights that train.
-    """
+    """Parameters of one part of the model."""
 
     name: str
+    """``block 6``, ``projector``, ``vision block 3``, ``vision embeddings``, ..."""
     names: tuple[str, ...]
+    """The parameters' names in ``llava.model.named_parameters()``."""
     count: int
+    """Number of weights."""
     trained: int
+    """Number of weights that train."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A plan on a model: which parameters train, and how deep gradients must go.
-
-    Args:
-        plan: The plan.
-        layers: Blocks of the language model that train.
-        parameters: Names of the parameters that train in full; under ``lisa`` that may train.
-        lora_modules: Names of the linear maps with LoRA factors.
-        groups: All parts of the model.
-        n_layers: Blocks of the language model.
-        lora_count: Number of weights in all factors.
-        first_block: The lowest block with gradients; ``n_layers`` if there is none.
-        first_vision: The lowest block of the tower with gradients; None if there is none.
-        notes: Notes for the user.
-    """
+    """A plan on a model: which parameters train, and the lowest block that needs gradients."""
 
     plan: LayerPlan
     layers: tuple[int, ...]
+    """Blocks of the language model that train."""
     parameters: tuple[str, ...]
+    """Names of the parameters that train in full; with ``lisa``, those that may train."""
     lora_modules: tuple[str, ...]
+    """Names of the linear maps with LoRA factors."""
     groups: tuple[Group, ...]
+    """All parts of the model."""
     n_layers: int
+    """Number of blocks of the language model."""
     lora_count: int
+    """Number of weights in all LoRA factors."""
     first_block: int
+    """The lowest block with gradients; ``n_layers`` if there is none."""
     first_vision: int | None
+    """The lowest block of the vision tower with gradients; None if there is none."""
     notes: tuple[str, ...]
+    """Notes for the user."""
 
     @property
     def total(self) -> int:
@@ -96,12 +86,31 @@ class Resolved:
         }
 
     def summary(self) -> str:
-        """Layers, counts and shares, for people."""
-        return plan_text(self)
+        """Layers, counts and shares as text."""
+        lines = [f"{word:<11}{text}" for word, text in _headings(self).items()]
+        for part, (count, trained) in _trained_by_part(self).items():
+            lines.append(f"{part:<13}{trained:>14,} of {count:>14,} train ({trained / max(count, 1):.1%})")
+        if self.lora_count:
+            lines.append(f"{'LoRA factors':<13}{self.lora_count:>14,}")
+        lines.append(f"{'in all':<13}{self.trained:>14,} of {self.total:>14,} train ({self.trained / self.total:.2%})")
+        return "\n".join([*lines, _depth(self), *(f"note: {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:
-        """``summary`` for notebooks."""
-        return plan_html(self)
+        """``summary`` as an HTML table, for notebooks."""
+        rows = [
+            (part, f"{trained:,}", f"{count:,}", f"{trained / max(count, 1):.1%}")
+            for part, (count, trained) in _trained_by_part(self).items()
+        ]
+        if self.lora_count:
+            rows.append(("LoRA factors", f"{self.lora_count:,}", "", ""))
+        rows.append(("in all", f"{self.trained:,}", f"{self.total:,}", f"{self.trained / self.total:.2%}"))
+        return rows_html(
+            ("part", "train", "of", "share"),
+            rows,
+            title="; ".join(f"{word} {text}" for word, text in _headings(self).items()),
+            caption=". ".join((_depth(self), *self.notes)),
+            right=(False, True, True, True),
+        )
 
 
 def resolve(plan: LayerPlan, llava: Llava) -> Resolved:
@@ -147,8 +156,8 @@ def resolve(plan: LayerPlan, llava: Llava) -> Resolved:
             f"plan must train something, got layers {plan.layers!r} and train {','.join(plan.train) or 'nothing'!r}. "
             f"Name layers, or one of {', '.join(COMPONENTS)}."
         )
-    vision = [int(name.rsplit(" ", 1)[1]) for name in wanted if name.startswith("vision block")]
-    first_vision = 0 if "vision embeddings" in wanted else min(vision, default=None)
+    vision = [index for index in range(llava.n_vision_layers) if f"vision block {index}" in wanted]
+    first_vision = min(vision, default=None)
     below = first_vision is not None or bool(wanted & {"projector", "embeddings"})
     first_block = 0 if below else min(layers, default=llava.n_layers)
     return Resolved(
@@ -174,34 +183,32 @@ def _parts(llava: Llava) -> dict[str, tuple[tuple[str, ...], int]]:
     """All parameters of the model by part, in the order of the forward pass."""
     names = {id(parameter): name for name, parameter in llava.model.named_parameters()}
     counts = {name: parameter.numel() for name, parameter in llava.model.named_parameters()}
-    left = dict.fromkeys(counts)
+    left = set(counts)
     parts: dict[str, tuple[tuple[str, ...], int]] = {}
 
-    def take(part: str, modules: Iterable[nn.Module], *, unless: tuple[str, ...] = ()) -> None:
-        found = [names[id(p)] for module in modules for p in module.parameters()]
-        own = [name for name in dict.fromkeys(found) if name in left and not any(word in name for word in unless)]
-        for name in own:
-            del left[name]
+    def take(part: str, module: nn.Module, *, unless: str | None = None) -> None:
+        found = [names[id(parameter)] for parameter in module.parameters()]
+        own = tuple(name for name in found if name in left and not (unless and unless in name))
+        left.difference_update(own)
         if own:
-            parts[part] = tuple(own), sum(counts[name] for name in own)
+            parts[part] = own, sum(counts[name] for name in own)
 
     used = llava.vision_layer
     for index, block in enumerate(llava.vision_blocks):
-        take(f"vision block {index}" if index < used else f"vision unused block {index}", [block])
-    take("vision embeddings", [llava.vision_tower], unless=_UNUSED)
-    take("vision unused norm", [llava.vision_tower])
+        take(f"vision block {index}" if index < used else f"vision unused block {index}", block)
+    take("vision embeddings", llava.vision_tower, unless="post_layernorm")  # LLaVA reads the tower before this norm
+    take("vision unused norm", llava.vision_tower)
     if is_linear(llava):  # its second map stays the identity
-        take("projector", [llava.projector], unless=("linear_2",))
-        take("projector identity", [llava.projector])
+        take("projector", llava.projector, unless="linear_2")
+        take("projector identity", llava.projector)
     else:
-        take("projector", [llava.projector])
-    take("embeddings", [llava.model.get_input_embeddings()])
+        take("projector", llava.projector)
+    take("embeddings", llava.model.get_input_embeddings())
     for index, block in enumerate(llava.blocks):
-        take(f"block {index}", [block])
-    take("final_norm", [llava.module_at(Site("language_model", None, "final_norm"))])
-    take("lm_head", [llava.model.get_output_embeddings()])
-    if left:
-        raise AssertionError(f"every parameter must belong to a part, got {next(iter(left))}")
+        take(f"block {index}", block)
+    take("final_norm", llava.module_at(Site("language_model", None, "final_norm")))
+    take("lm_head", llava.model.get_output_embeddings())
+    assert not left, f"every parameter must belong to a part, got {min(left)}"
     return parts
 
 
@@ -209,9 +216,10 @@ def _components(
     train: Sequence[str], llava: Llava, parts: Mapping[str, tuple[tuple[str, ...], int]]
 ) -> tuple[set[str], list[str]]:
     """The parts that ``train`` names, and notes about them."""
-    wanted: set[str] = set()
-    notes: list[str] = []
     kinds = [text.partition(":")[0] for text in train]
+    wanted = set(kinds) - {"vision"}
+    notes: list[str] = []
+    used = llava.vision_layer
     if len(set(kinds)) < len(kinds):
         raise UserError(f"train must name each component once, got {','.join(train)}. Leave the repetition out.")
     for text, kind in zip(train, kinds, strict=True):
@@ -222,14 +230,12 @@ def _components(
                 "Blocks of the language model are named with --layers."
             )
         if kind != "vision":
-            wanted.add(kind)
             continue
-        used = llava.vision_layer
         first = int(start or 0)
         if first >= used:
             raise UserError(
-                f"vision must start at a block in [0, {used}), got {first}. LLaVA reads the tower after block "
-                f"{used - 1}; what comes later is never used."
+                f"vision must start at a block in [0, {used}), got {first}. LLaVA uses the output of block {used - 1} "
+                "of the tower, not the blocks after it."
             )
         wanted |= {f"vision block {index}" for index in range(first, used)}
         if first == 0:
@@ -262,37 +268,6 @@ def _lora_modules(llava: Llava, layers: Sequence[int], rank: int) -> tuple[tuple
     return tuple(found), count
 
 
-def plan_text(resolved: Resolved) -> str:
-    """The plan as lines of text."""
-    lines = [f"{word:<11}{text}" for word, text in _headings(resolved).items()]
-    for part, (count, trained) in _trained_by_part(resolved).items():
-        lines.append(f"{part:<13}{trained:>14,} of {count:>14,} train ({trained / max(count, 1):.1%})")
-    if resolved.lora_count:
-        lines.append(f"{'LoRA factors':<13}{resolved.lora_count:>14,}")
-    trained, total = resolved.trained, resolved.total
-    lines.append(f"{'in all':<13}{trained:>14,} of {total:>14,} train ({trained / total:.2%})")
-    return "\n".join([*lines, _depth(resolved), *(f"note: {note}" for note in resolved.notes)])
-
-
-def plan_html(resolved: Resolved) -> str:
-    """The plan as an HTML table."""
-    rows = [
-        (part, f"{trained:,}", f"{count:,}", f"{trained / max(count, 1):.1%}")
-        for part, (count, trained) in _trained_by_part(resolved).items()
-    ]
-    if resolved.lora_count:
-        rows.append(("LoRA factors", f"{resolved.lora_count:,}", "", ""))
-    trained, total = resolved.trained, resolved.total
-    rows.append(("in all", f"{trained:,}", f"{total:,}", f"{trained / total:.2%}"))
-    return rows_html(
-        ("part", "train", "of", "share"),
-        rows,
-        title="; ".join(f"{word} {text}" for word, text in _headings(resolved).items()),
-        caption=". ".join((_depth(resolved), *resolved.notes)),
-        right=(False, True, True, True),
-    )
-
-
 def _headings(resolved: Resolved) -> dict[str, str]:
     plan, layers = resolved.plan, layer_spec(resolved.layers, resolved.n_layers)
     lora, lisa = plan.lora, plan.lisa
@@ -321,11 +296,10 @@ def _trained_by_part(resolved: Resolved) -> dict[str, tuple[int, int]]:
 
 
 def _depth(resolved: Resolved) -> str:
-    where = f"at block {resolved.first_block}"
-    if resolved.first_block == resolved.n_layers:
-        where = "above the blocks"
-    if resolved.below_blocks:
-        where = "below the blocks"
     if resolved.first_vision is not None:
         where = f"at block {resolved.first_vision} of the vision tower"
+    elif resolved.below_blocks:
+        where = "below the blocks"
+    else:
+        where = f"at block {resolved.first_block}" if resolved.first_block < resolved.n_layers else "above the blocks"
     return f"gradients stop {where}"

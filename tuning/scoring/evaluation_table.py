@@ -29,15 +29,10 @@ _TYPES: Any = {"set": str, "data": str, "family": str, "metric": str, "interval"
 
 
 def score_sets(llava: Llava, sets: Mapping[str, Samples], *, step: int) -> dict[str, pd.DataFrame]:
-    """The answers to every evaluation set by its name, from ``tuning.scoring.answers.score_answers``.
-
-    Args:
-        llava: The model.
-        sets: Samples by name.
-        step: Optimizer steps done, for the message.
+    """The answers to every evaluation set by its name, from ``score_answers``.
 
     Raises:
-        UserError: If a log-probability is not finite.
+        UserError: If a log-probability is not finite; the message names ``step``.
     """
     answers = {}
     for name, samples in sets.items():
@@ -52,26 +47,26 @@ def score_sets(llava: Llava, sets: Mapping[str, Samples], *, step: int) -> dict[
 
 
 def tabulate(
-    answers: pd.DataFrame, *, step: int, name: str, data: str = "", chance: Mapping[str, float] | None = None
+    answers: pd.DataFrame, *, step: int, name: str, data: str = "", chance: Mapping[Any, float] | None = None
 ) -> pd.DataFrame:
-    """One row for each question family and metric of an evaluation; family ``all`` is all answers together.
+    """One row for each question family and metric of an evaluation; family ``all`` holds all answers.
 
     Args:
-        answers: ``group, family, right, log_prob, tokens``, one row an answer; in ``all`` alone if without a family.
-        step: Optimizer steps done.
-        name: Of the evaluation set.
-        data: Names what was asked, so that rows about other data are told apart.
-        chance: Share of right answers of a guess by family, where it is known.
+        answers: ``group, family, right, log_prob, tokens``, one row per answer.
+        step: Number of optimizer steps done.
+        name: Name of the evaluation set.
+        data: Digest of the questions.
+        chance: Share of right answers of a random guess by family, where it is known.
 
     Returns:
         ``step, set, data, family, metric, score, lower, upper, chance, n, interval``. Metric ``accuracy`` is the share
-        of right answers, ``log_prob_per_token`` is in nats. ``n`` counts pictures (samples, where none is shown), which
-        are drawn with all their answers; where all agree, the interval has no width, however few they are.
+        of right answers; ``log_prob_per_token`` is in nats. ``n`` is the number of pictures (samples, if there are no
+        pictures), which the bootstrap draws with all their answers.
     """
-    known = chance or {}
-    counted = answers.assign(answers=1.0, chance=[known.get(str(family), np.nan) for family in answers["family"]])
+    guess = chance or {}
+    counted = answers.assign(answers=1.0, chance=[guess.get(str(family), np.nan) for family in answers["family"]])
     rows = []
-    for family in [*(f for f in dict.fromkeys(map(str, answers["family"])) if f), ALL]:
+    for family in [*filter(None, answers["family"].unique()), ALL]:
         chosen = counted if family == ALL else counted[counted["family"] == family]
         sums = chosen.groupby("group", sort=False)[_SUMS].sum()
         guessed = float(chosen["chance"].mean(skipna=False))
@@ -81,11 +76,7 @@ def tabulate(
             )
             rows.append(
                 {
-                    "step": step,
-                    "set": name,
-                    "data": data,
-                    "family": family,
-                    "metric": metric,
+                    **{"step": step, "set": name, "data": data, "family": family, "metric": metric},
                     "score": float(sums[above].sum() / sums[below].sum()),
                     "lower": float(lower[0]),
                     "upper": float(upper[0]),
@@ -102,20 +93,20 @@ def table_of(answers: Mapping[str, pd.DataFrame], sets: Mapping[str, Samples], *
     tables = []
     for name, own in answers.items():
         source = sets[name].source
-        chance = {str(family): share for family, share in CHANCE.items()} if isinstance(source, SceneQuestions) else {}
+        chance = CHANCE if isinstance(source, SceneQuestions) else {}
         tables.append(tabulate(own, step=step, name=name, data=source.digest, chance=chance))
     return pd.concat(tables, ignore_index=True)
 
 
 def in_log(rows: pd.DataFrame) -> dict[str, float]:
-    """An evaluation as a line of the log has it: ``set/family`` for accuracies, and ``set/log_prob_per_token``."""
+    """The scores of an evaluation as entries of the log: ``set/family`` for accuracies, ``set/log_prob_per_token``."""
     kept = rows[(rows["metric"] == "accuracy") | (rows["family"] == ALL)]
     tails = kept["family"].where(kept["metric"] == "accuracy", kept["metric"])
     return dict(zip(kept["set"] + "/" + tails, map(float, kept["score"]), strict=True))
 
 
 def add_rows(folder: Path, rows: pd.DataFrame) -> None:
-    """Adds rows to the table of a run, in place of those of the same step, and of other data under the same name."""
+    """Add rows to the table of a run; they replace rows of the same set and step, or of the same set on other data."""
     old = _read(folder)
     if old is not None:
         data = dict(zip(rows["set"], rows["data"], strict=True))
@@ -125,19 +116,17 @@ def add_rows(folder: Path, rows: pd.DataFrame) -> None:
 
 
 def trim_rows(folder: Path, step: int) -> None:
-    """Drops what was found after ``step``: it is found again."""
+    """Drop the rows after ``step``, which a resumed run computes again."""
     old = _read(folder)
-    if old is None:
-        return
-    kept = old[old["step"] <= step]
-    if kept.empty:
-        (folder / EVALUATIONS).unlink()
+    kept = None if old is None else old[old["step"] <= step]
+    if kept is None or kept.empty:
+        (folder / EVALUATIONS).unlink(missing_ok=True)
     else:
         write_atomically(folder / EVALUATIONS, kept.to_csv(index=False).encode())
 
 
 def _read(folder: Path) -> pd.DataFrame | None:
     path = folder / EVALUATIONS
-    return (
-        pd.read_csv(path, dtype=_TYPES, keep_default_na=False, na_values={"chance": [""]}) if path.is_file() else None
-    )
+    if not path.is_file():
+        return None
+    return pd.read_csv(path, dtype=_TYPES, keep_default_na=False, na_values={"chance": [""]})

@@ -11,14 +11,7 @@ from tasks.errors import UserError
 
 
 def check_launcher(*, bf16: bool) -> None:
-    """Check that the launcher's settings agree with the run.
-
-    Args:
-        bf16: Whether the run uses bfloat16.
-
-    Raises:
-        UserError: If the launcher selects DeepSpeed or another precision.
-    """
+    """Raise ``UserError`` if the launcher selects DeepSpeed or another precision than the run's."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise UserError("processes must be shared by DDP or FSDP, got DeepSpeed. Launch with --use_fsdp.")
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -34,11 +27,8 @@ def make_accelerator(device: str, *, bf16: bool, find_unused: bool) -> Accelerat
 
     Args:
         device: Device of this process.
-        bf16: Whether products run in bfloat16.
-        find_unused: Whether a step may leave some trained parameters without a gradient.
-
-    Raises:
-        UserError: If the launcher's settings contradict the run.
+        bf16: Run matrix products in bfloat16.
+        find_unused: A step may leave some trained parameters without a gradient.
     """
     check_launcher(bf16=bf16)
     if device.startswith("cuda"):

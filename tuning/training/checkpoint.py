@@ -32,27 +32,20 @@ _BYTES_PER_NUMBER = 12
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in ``folder``, by step."""
+    found = [entry for entry in folder.iterdir() if _NAME.fullmatch(entry.name)] if folder.is_dir() else []
+    return sorted(found, key=checkpoint_step)
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the latest step in ``folder``; None if there is none."""
-    found = [entry for entry in folder.iterdir() if _NAME.fullmatch(entry.name)] if folder.is_dir() else []
-    return max(found, key=lambda entry: int(entry.name.removeprefix("checkpoint-")), default=None)
+    return next(reversed(checkpoints(folder)), None)
 
 
 def checkpoint_step(path: Path) -> int:
-    """The optimizer step of a checkpoint.
-
-    Raises:
-        UserError: If its name is not ``checkpoint-N``.
-    """
-    match = _NAME.fullmatch(path.name)
-    if match is None:
-        raise UserError(f"resume must name a folder checkpoint-N, got {str(path)!r}. See the run's folder.")
-    return int(match[1])
-
-
-def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write whole tensors by name, from ``tuning.training.sharding.gathered``."""
-    save_file(dict(tensors), path)
+    """The optimizer step in the name of a checkpoint."""
+    return int(path.name.removeprefix("checkpoint-"))
 
 
 def read_weights_into(path: Path, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -65,7 +58,7 @@ def read_weights_into(path: Path, parameters: Mapping[str, nn.Parameter]) -> Non
     if saved.keys() != parameters.keys():
         odd = min(saved.keys() ^ parameters.keys())
         raise UserError(
-            f"checkpoint must hold what the plan trains, got a difference in {odd!r}. Resume with its own plan."
+            f"checkpoint must hold what the plan trains, got a difference in {odd!r}. Resume with the same plan."
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -73,12 +66,7 @@ def read_weights_into(path: Path, parameters: Mapping[str, nn.Parameter]) -> Non
 
 
 def optimizer_tensors(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
-    """The optimizer's state as tensors by ``parameter/key``, sharded as it is.
-
-    Args:
-        optimizer: Any whose state is tensors and numbers.
-        names: Parameter names by ``id(parameter)``.
-    """
+    """The optimizer's state as tensors by ``parameter/key``; ``names`` holds parameter names by ``id(parameter)``."""
     return {
         f"{names[id(parameter)]}/{key}": torch.as_tensor(value)
         for parameter, state in optimizer.state.items()
@@ -87,7 +75,7 @@ def optimizer_tensors(optimizer: Optimizer, names: Mapping[int, str]) -> dict[st
 
 
 def write_optimizer(folder: Path, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Write the whole state tensors (``optimizer_tensors`` through ``gathered``) and the groups' hyperparameters."""
+    """Write the gathered ``optimizer_tensors`` and the groups' hyperparameters."""
     save_file(dict(tensors), folder / "optimizer.safetensors")
     groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     (folder / "optimizer.json").write_text(json.dumps(groups))
@@ -114,34 +102,26 @@ def read_optimizer(folder: Path, optimizer: Optimizer, names: Mapping[int, str])
 
 def write_random(folder: Path, rank: int) -> None:
     """Write the random states of Python, NumPy and torch in this process."""
-    version, inner, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
-    tensors = {"cpu": torch.random.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64))}
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002
+    tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        tensors |= {f"cuda{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
-    numbers = {
-        "python": json.dumps([version, list(inner), gauss]),
-        "numpy": json.dumps([str(kind), int(position), int(has_gauss), float(cached)]),
-    }
-    save_file(tensors, _random_file(folder, rank), metadata=numbers)
+        tensors["cuda"] = torch.stack(torch.cuda.get_rng_state_all())
+    states = {"python": json.dumps(random.getstate()), "numpy": json.dumps(numpy_state, default=np.ndarray.tolist)}
+    save_file(tensors, _random_file(folder, rank), metadata=states)
 
 
 def read_random(folder: Path, rank: int) -> None:
     """Restore the random states that ``write_random`` wrote."""
     path = _random_file(folder, rank)
     with safe_open(path, framework="pt") as file:
-        numbers = file.metadata()
+        states = file.metadata()
     tensors = load_file(path)
-    version, inner, gauss = json.loads(numbers["python"])
+    version, inner, gauss = json.loads(states["python"])
     random.setstate((version, tuple(inner), gauss))
-    kind, position, has_gauss, cached = json.loads(numbers["numpy"])
-    keys = tensors["numpy"].numpy().astype(np.uint32)
-    np.random.set_state((kind, keys, position, has_gauss, cached))  # noqa: NPY002
-    torch.random.set_rng_state(tensors["cpu"])
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            if f"cuda{index}" in tensors:
-                torch.cuda.set_rng_state(tensors[f"cuda{index}"], index)
+    np.random.set_state(json.loads(states["numpy"]))  # noqa: NPY002
+    torch.set_rng_state(tensors["cpu"])
+    if torch.cuda.is_available() and "cuda" in tensors:
+        torch.cuda.set_rng_state_all(list(tensors["cuda"])[: torch.cuda.device_count()])
 
 
 def _random_file(folder: Path, rank: int) -> Path:
@@ -162,18 +142,15 @@ def finish(folder: Path, *, keep: int) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     fresh.rename(folder)
-    whole = sorted(
-        (entry for entry in folder.parent.iterdir() if _NAME.fullmatch(entry.name)), key=checkpoint_step, reverse=True
-    )
-    for old in whole[keep:]:
+    for old in checkpoints(folder.parent)[:-keep]:
         shutil.rmtree(old)
 
 
-def check_resume(path: Path, facts: dict[str, object]) -> None:
+def check_resume(path: Path, facts: Mapping[str, object]) -> None:
     """Check that a checkpoint belongs to a run with these settings.
 
     Raises:
-        UserError: If it is not a checkpoint or belongs to another run; the message lists the differences.
+        UserError: If it is not a checkpoint, or belongs to another run; the message names the first difference.
     """
     if not (path / FACTS).is_file() or not (path / STATE).is_file():
         raise UserError(
@@ -185,39 +162,27 @@ def check_resume(path: Path, facts: dict[str, object]) -> None:
             name, before, after = _first_difference(key, saved.get(key), value)
             raise UserError(
                 f"resume must continue the same run, got another {name}: it was {before!r}, is {after!r}. "
-                "Start anew in another folder, or give the run's own settings."
+                "Choose another folder for a new run, or give the settings of the interrupted run."
             )
 
 
 def _first_difference(key: str, before: object, after: object) -> tuple[str, object, object]:
     if isinstance(before, dict) and isinstance(after, dict):
-        for name in {**before, **after}:
-            if before.get(name) != after.get(name):
-                return _first_difference(f"{key}.{name}", before.get(name), after.get(name))
+        name = next(name for name in {**before, **after} if before.get(name) != after.get(name))
+        return _first_difference(f"{key}.{name}", before.get(name), after.get(name))
     return key, before, after
 
 
 def check_disk(folder: Path, resolved: Resolved, options: RunOptions, *, model_bytes: int = 0) -> None:
-    """Check that the disk has room for the checkpoints of a run, less those that exist, and for its model.
-
-    Args:
-        folder: The run directory.
-        resolved: The plan.
-        options: How many checkpoints are kept.
-        model_bytes: Size of what is written after training.
-
-    Raises:
-        UserError: If it has not.
-    """
+    """Raise ``UserError`` if the disk has no room for a run's checkpoints and ``model_bytes`` for its tuned model."""
     existing = sum(file.stat().st_size for file in folder.glob("checkpoint-*/*") if file.is_file())
     one = resolved.trained * _BYTES_PER_NUMBER if options.save_every else 0
     # The new one is written before the old one is removed.
     needed = max(one, one * (options.keep + 1) - existing) + model_bytes
-    if not needed:
-        return
-    many = f"{options.keep + 1} checkpoints" if one else ""
-    what = " and ".join(part for part in (many, "the model" if model_bytes else "") if part)
-    check_space(needed, folder, what=what, advice=f"Make room{', or use --save-every 0' if one else ''}.")
+    if needed:
+        sizes = {f"{options.keep + 1} checkpoints": one, "the model": model_bytes}
+        what = " and ".join(name for name, size in sizes.items() if size)
+        check_space(needed, folder, what=what, advice=f"Make room{', or use --save-every 0' if one else ''}.")
 
 
 def is_finished(path: Path) -> bool:

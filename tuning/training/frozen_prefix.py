@@ -29,29 +29,42 @@ from tuning.training.sharding import will_shard
 
 
 class KeptPrefix:
-    """The residual stream that enters block ``first`` (or the final norm, past the last block), by sample."""
+    """The residual stream of each sample that enters block ``first``; above the last block, the final norm."""
 
-    def __init__(self, llava: Llava, resolved: Resolved, folder: Path, *, identity: str) -> None:
-        """Create the folder; delete what it holds of another model, data set or plan.
-
-        Args:
-            llava: The model.
-            resolved: The plan; the prefix ends at its ``first_block``.
-            folder: Folder of the files.
-            identity: Identifies weights, data and prompt format.
+    def __init__(
+        self,
+        llava: Llava,
+        resolved: Resolved,
+        samples: Samples,
+        folder: Path,
+        *,
+        optimisation: Optimisation,
+        bf16: bool = False,
+    ) -> None:
+        """Create ``folder``; delete what it holds of another model, data set or plan.
 
         Raises:
-            UserError: If the plan trains a part below the first block.
+            UserError: If the plan has no frozen prefix, there is only one epoch, the model is sharded, or the disk is
+                too small.
         """
+        if will_shard():
+            raise UserError("keep-prefix must have the whole model in every process, got FSDP. Leave one of them out.")
         if resolved.below_blocks or resolved.plan.method == "lisa":
             raise UserError(
-                "keep-prefix must have a frozen part to keep, got a plan that trains what feeds the first block "
-                f"({resolved.plan.label}). Leave out projector, vision, embeddings and lisa, or --keep-prefix."
+                f"keep-prefix must have frozen layers below the trained ones, got the plan {resolved.plan.label!r}. "
+                "Train neither projector, vision, embeddings nor with lisa, or leave out --keep-prefix."
+            )
+        per_step = optimisation.batch_size * optimisation.grad_accum * launched()
+        epochs = optimisation.epochs if optimisation.steps is None else optimisation.steps * per_step / len(samples)
+        if epochs <= 1:
+            raise UserError(
+                f"keep-prefix must have a second epoch, which reads what the first stores, got {epochs:.3g} epochs. "
+                "Give --epochs 2 or more, or leave it out."
             )
         self.first = resolved.first_block
         self._llava, self._folder = llava, folder
-        mark = folder / "identity.txt"
-        wanted = f"{identity} block {self.first}"
+        identity = json.dumps([llava.weight_hash, samples.source.digest, asdict(samples.prompt_format), bf16])
+        mark, wanted = folder / "identity.txt", f"{identity} block {self.first}"
         processes = join_processes(str(llava.device))
         if processes.is_main:
             if folder.exists() and (not mark.is_file() or mark.read_text() != wanted):
@@ -59,20 +72,9 @@ class KeptPrefix:
             folder.mkdir(parents=True, exist_ok=True)
             mark.write_text(wanted)
         processes.wait()
-
-    def check_disk(self, n_tokens: int, *, n_bytes: int = 4) -> None:
-        """Check that the disk has room for the prefix, less what is stored already.
-
-        Args:
-            n_tokens: Tokens of all samples.
-            n_bytes: Bytes per number.
-
-        Raises:
-            UserError: If it has not.
-        """
-        existing = sum(file.stat().st_size for file in self._folder.glob("*/*.safetensors"))
-        needed = max(0, n_tokens * self._llava.d_model * n_bytes - existing)
-        check_space(needed, self._folder, what="keep-prefix", advice="Leave it out, or choose another --out.")
+        existing = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
+        needed = int(samples.lengths.sum()) * llava.d_model * (2 if bf16 else 4) - existing
+        check_space(max(0, needed), folder, what="keep-prefix", advice="Leave it out, or choose another --out.")
 
     def read(self, sample: int) -> Float[Tensor, "pos d_model"] | None:
         """The stored prefix of a sample, or None."""
@@ -85,7 +87,7 @@ class KeptPrefix:
 
     @contextmanager
     def writing(self, samples: Int[Tensor, " batch"], lengths: Int[Tensor, " batch"]) -> Iterator[None]:
-        """Store the prefix of one batch during its forward pass within the block."""
+        """In this context, the forward pass of one batch stores its prefix."""
         rows = [int(sample) for sample in samples]
 
         def keep(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
@@ -105,7 +107,7 @@ class KeptPrefix:
 
     @contextmanager
     def blocks_above(self) -> Iterator[None]:
-        """Within the block, the language model consists of block ``first`` and those above."""
+        """In this context, the language model starts at block ``first``."""
         language = self._llava.language_model
         whole = self._llava.blocks
         language.layers = nn.ModuleList(list(whole)[self.first :])
@@ -123,27 +125,3 @@ class KeptPrefix:
         shelf = self._folder / f"{sample // 1000:05d}"  # a folder of a million files is slow
         shelf.mkdir(exist_ok=True)
         return shelf / f"{sample:08d}.safetensors"
-
-
-def make_keeper(
-    llava: Llava, resolved: Resolved, samples: Samples, folder: Path, *, optimisation: Optimisation, bf16: bool = False
-) -> KeptPrefix:
-    """A ``KeptPrefix`` for all samples.
-
-    Raises:
-        UserError: If the plan has no frozen prefix, there is only one epoch, the model is sharded, or the disk is too
-            small.
-    """
-    if will_shard():
-        raise UserError("keep-prefix must have the whole model in every process, got FSDP. Leave one of them out.")
-    identity = json.dumps([llava.weight_hash, samples.source.digest, asdict(samples.prompt_format), bf16])
-    keeper = KeptPrefix(llava, resolved, folder, identity=identity)
-    per_step = optimisation.batch_size * optimisation.grad_accum * launched()
-    epochs = optimisation.epochs if optimisation.steps is None else optimisation.steps * per_step / len(samples)
-    if epochs <= 1:
-        raise UserError(
-            f"keep-prefix must have a second epoch that reads what the first kept, got {epochs:.3g} epochs. "
-            "Give --epochs 2 or more, or leave it out."
-        )
-    keeper.check_disk(int(samples.lengths.sum()), n_bytes=2 if bf16 else 4)
-    return keeper

@@ -23,7 +23,7 @@ def loss_positions(labels: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"
 
 @contextmanager
 def head_at(llava: Llava, positions: Bool[Tensor, "batch pos"]) -> Iterator[None]:
-    """Within the block, the model's logits are ``1 position vocab``: those at ``positions``, row by row."""
+    """In this context, the model's logits are those at ``positions``, row by row: shape ``1 position vocab``."""
 
     def pick(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (args[0][positions.to(args[0].device)][None],)
@@ -37,16 +37,10 @@ def head_at(llava: Llava, positions: Bool[Tensor, "batch pos"]) -> Iterator[None
 
 @contextmanager
 def head_at_labels(llava: Llava, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Within the block, the head runs at the labelled positions; yields the model arguments that give the full loss.
-
-    Args:
-        llava: The model.
-        inputs: Its arguments, labels included.
-    """
-    labels: Tensor = inputs["labels"]
-    positions = loss_positions(labels)
+    """In this context, the head runs at labelled positions only; yields model arguments that give the same loss."""
+    positions = loss_positions(inputs["labels"])
     with head_at(llava, positions):
-        yield {**inputs, "shift_labels": F.pad(labels[:, 1:], (0, 1), value=IGNORED)[positions][None]}
+        yield {**inputs, "shift_labels": inputs["labels"].roll(-1, 1)[positions][None]}
 
 
 def loss_of(llava: Llava, inputs: Mapping[str, Any]) -> Tensor:

@@ -9,26 +9,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from tuning.training.sharding import as_number
+from tuning.training.sharding import as_number, whole
 
 
 def with_zero_gradients(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
     """``loss`` plus zero times every trained parameter, so that each receives a gradient of zero."""
     for parameter in parameters:
         if parameter.requires_grad:
-            total: Tensor = parameter.sum()
-            loss = loss + 0.0 * (total.full_tensor() if isinstance(total, DTensor) else total)
+            loss = loss + 0.0 * whole(parameter.sum())
     return loss
 
 
 @contextmanager
 def zero_gradients_in_forward(model: nn.Module, parameters: Callable[[], Iterable[Tensor]]) -> Iterator[None]:
-    """Within the block, a loss of ``model`` without a graph receives ``with_zero_gradients`` inside the forward pass.
-
-    DDP looks there for the parameters that take part in a step.
-    """
+    """In this context, the forward pass adds zero gradients to a loss that has none, as DDP needs."""
 
     def add_zero(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not output["loss"].requires_grad and torch.is_grad_enabled():
@@ -42,7 +37,7 @@ def zero_gradients_in_forward(model: nn.Module, parameters: Callable[[], Iterabl
 
 
 def drop_zero_gradients(parameters: Iterable[Tensor]) -> None:
-    """Set all gradients to None if all of them are zero: the optimizer's momentum would still move the weights."""
+    """Set all gradients to None if all are zero; otherwise the optimizer's momentum would still move the weights."""
     planned = list(parameters)
     if not any(as_number(p.grad.norm()) for p in planned if p.grad is not None):
         for parameter in planned:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from models.llava import Llava
+from models.loading.load import hide_progress_bars
 from records.manifest import write_atomically
 from tuning.plan.apply import apply_plan
-from tuning.plan.lora import adapter_tensors, remove_lora, write_adapter
+from tuning.plan.lora import remove_lora, write_adapter
 from tuning.plan.resolve import Resolved
 
 
@@ -43,10 +44,19 @@ def save_model(
     fresh.mkdir(parents=True)
     adapter = resolved.plan.method == "lora" and not merge
     if adapter:
-        write_adapter(fresh, adapter_tensors(tensors), resolved, llava.id)
+        write_adapter(fresh, tensors, resolved, llava.id)
     else:
-        whole = _whole(llava, resolved, tensors, reload=reload)
-        whole.model.save_pretrained(fresh)
+        whole = llava
+        if reload is not None:
+            whole = reload()
+            apply_plan(whole, resolved)  # adds the LoRA factors that are merged below
+        with torch.no_grad():
+            for name, parameter in whole.model.named_parameters():
+                if name in tensors:
+                    parameter.copy_(tensors[name])
+        remove_lora(whole, merge=True)
+        with hide_progress_bars():
+            whole.model.save_pretrained(fresh)
     llava.processor.save_pretrained(fresh)
     for entry in sorted(fresh.iterdir()):
         target = folder / entry.name
@@ -60,22 +70,6 @@ def bytes_of_model(resolved: Resolved, *, merge: bool = False) -> int:
     """Bytes that ``save_model`` writes: factors and the parts trained beside them, or the whole float32 model."""
     adapter = resolved.plan.method == "lora" and not merge
     return (resolved.trained if adapter else resolved.total) * 4
-
-
-def _whole(
-    llava: Llava, resolved: Resolved, tensors: Mapping[str, Tensor], *, reload: Callable[[], Llava] | None
-) -> Llava:
-    """The model with its trained tensors, factors merged."""
-    whole = llava
-    if reload is not None:
-        whole = reload()
-        apply_plan(whole, resolved)  # factors to merge, if the plan has them
-    with torch.no_grad():
-        for name, parameter in whole.model.named_parameters():
-            if name in tensors:
-                parameter.copy_(tensors[name])
-    remove_lora(whole, merge=True)
-    return whole
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -19,23 +18,17 @@ from tasks.errors import UserError
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor gathered from all shards, detached."""
-    plain = tensor.detach()
-    return plain.full_tensor() if isinstance(plain, DTensor) else plain
+    """The tensor gathered from all shards."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Whole tensors on the CPU, gathered one after the other, so that no device holds all of them.
-
-    Args:
-        tensors: By name, in the same order in every process.
-        keep: Whether this process keeps them; all processes take part.
-    """
+    """Whole tensors on the CPU, gathered one by one, so that no device holds all of them; empty without ``keep``."""
     found = {}
     for name, tensor in tensors.items():
-        own = whole(tensor)
+        gathered_tensor = whole(tensor.detach())  # every process takes part
         if keep:
-            found[name] = own.to("cpu").contiguous()
+            found[name] = gathered_tensor.to("cpu").contiguous()
     return found
 
 
@@ -52,11 +45,9 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def describe(model: nn.Module) -> str | None:
-    """One line on how much of a sharded model this process holds; None if it is not sharded."""
+def describe(model: nn.Module) -> str:
+    """One line on how much of a sharded model this process holds."""
     parameters = list(model.parameters())
-    if not any(isinstance(parameter, DTensor) for parameter in parameters):
-        return None
     own = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in parameters)
     return f"sharded by FSDP: process 0 holds {own:,} of {sum(p.numel() for p in parameters):,} numbers"
 
@@ -102,8 +93,6 @@ def prepare_fsdp(accelerator: Any, llava: Llava) -> bool:
     return True
 
 
-def as_number(value: Any) -> float | None:
-    """A norm as a float, gathered if it is sharded."""
-    if value is None:
-        return None
-    return float(value.full_tensor() if isinstance(value, DTensor) else torch.as_tensor(value))
+def as_number(norm: Tensor | None) -> float:
+    """A gradient norm as a float, gathered from all shards; 0 if there is no gradient."""
+    return 0.0 if norm is None else float(whole(norm))

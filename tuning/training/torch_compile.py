@@ -15,20 +15,14 @@ from models.llava import Llava
 from records.processes import launched
 from tasks.errors import UserError
 
-_KINDS = 64  # graphs per block; torch's default is 8, after which it silently runs without compiling
+_KINDS = 64  # graphs per block (trained or frozen, one row or several); above torch's default of 8 nothing compiles
 _LONG = 512  # positions from which the score matrices of eager attention cost more than its fused passes save
 
 
 def check_compiling(device: str, *, keep_prefix: bool = False) -> None:
-    """Check that blocks can be compiled on this machine.
+    """Raise ``UserError`` if blocks cannot be compiled in this run.
 
-    Args:
-        device: Device of the run.
-        keep_prefix: Whether the run stores the frozen prefix's output.
-
-    Raises:
-        UserError: If the run stores its prefix, has several processes, or is on a CPU without a C++ compiler or
-            Python's headers.
+    The run must not keep its prefix, must have one process, and on a CPU needs a C++ compiler and Python's headers.
     """
     if keep_prefix:
         raise UserError(
@@ -54,17 +48,10 @@ def check_compiling(device: str, *, keep_prefix: bool = False) -> None:
 def compiled(
     llava: Llava, *, longest: int, backend: str = "inductor"
 ) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Within the block, the language model's blocks are compiled; one graph serves all sequence lengths.
+    """In this context, the language model's blocks are compiled; one graph serves all sequence lengths.
 
-    All blocks of a kind share a graph: trained or frozen, with or without a gradient of the input, one row or several.
-    If no row is long, blocks on a CPU use eager attention meanwhile: the compiler fuses its softmax and mask, while
-    torch's fused kernel with a custom mask is slower in the backward pass. Parameter names do not change; values
-    change by rounding.
-
-    Args:
-        llava: Changed in place, and restored.
-        longest: Positions of the longest row.
-        backend: Backend of ``torch.compile``.
+    Results change by rounding only. On a CPU, blocks use eager attention if ``longest``, the length of the longest row,
+    is small: the compiler fuses its softmax and mask, while torch's fused attention has a slow backward pass.
 
     Yields:
         A function that opens a context in which the blocks run uncompiled.

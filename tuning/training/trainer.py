@@ -19,6 +19,7 @@ import torch
 from accelerate import skip_first_batches
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -35,7 +36,7 @@ from tuning.scoring.answers import collator, model_inputs
 from tuning.scoring.evaluation_table import add_rows, in_log, score_sets, table_of, trim_rows
 from tuning.training import checkpoint, sharding
 from tuning.training.accelerator import make_accelerator
-from tuning.training.frozen_prefix import KeptPrefix, make_keeper
+from tuning.training.frozen_prefix import KeptPrefix
 from tuning.training.log import add_to_log, trim_log
 from tuning.training.loss import head_at_labels
 from tuning.training.no_gradient import drop_zero_gradients, with_zero_gradients, zero_gradients_in_forward
@@ -48,21 +49,18 @@ class LossNotFiniteError(UserError):
 
 
 class Trained(NamedTuple):
-    """A finished training run.
-
-    Args:
-        steps: Optimizer steps in all.
-        losses: Logged training losses by step.
-        step_seconds: Wall-clock seconds of each optimizer step of this process, without the first.
-        data_seconds: Seconds that each of these steps waited for its samples; not part of ``step_seconds``.
-        tokens: Positions that this process ran through the language model in all its steps, padding included.
-    """
+    """A finished training run."""
 
     steps: int
+    """Number of optimizer steps."""
     losses: dict[int, float]
+    """Logged training losses by step."""
     step_seconds: tuple[float, ...]
+    """Wall-clock seconds of each optimizer step of this process, without the first."""
     data_seconds: tuple[float, ...]
+    """Seconds that each of these steps waited for its samples; not part of ``step_seconds``."""
     tokens: int
+    """Positions that this process ran through the language model, padding included."""
 
 
 def train(
@@ -94,12 +92,12 @@ def train(
         optimisation: Learning rates, batch size, steps, seed.
         options: Checkpoints, logging, gradient checkpointing, compilation.
         folder: Existing folder for checkpoints, the log and the table of evaluations.
-        bf16: Run products in bfloat16.
-        by_modality: Batches with and without pictures apart.
-        keep_prefix: Store the frozen layers' output on disk.
-        eval_every: Steps between evaluations; 0 for one at the end.
-        facts: Must be equal for a checkpoint to be resumed (settings, model, data).
-        eval_sets: Samples to score on the way, by name.
+        bf16: Run matrix products in bfloat16.
+        by_modality: Batches hold samples with pictures or without, not both.
+        keep_prefix: Store the output of the frozen layers on disk and read it in later epochs.
+        eval_every: Steps between evaluations; if 0, the only evaluation is after the last step.
+        facts: Settings, model and data. They are saved with each checkpoint and must be equal to resume from it.
+        eval_sets: Samples to score during training, by name.
         resume: A checkpoint to resume from, or None.
         model_bytes: Size of what ``on_trained`` writes; the disk must have room for it.
         on_note: Called with each line for the user.
@@ -126,25 +124,16 @@ def train(
         raise UserError("lisa must run in one process, got several. Use --method full or lora to share the work.")
     keeper = None
     if keep_prefix:
-        keeper = make_keeper(llava, resolved, samples, folder / "prefix", optimisation=optimisation, bf16=bf16)
-    first = resolved.first_block if options.gradient_checkpointing else None
-    if resolved.plan.method == "lisa" and first is not None:
-        first = 0  # any of the plan's blocks may be drawn
+        keeper = KeptPrefix(llava, resolved, samples, folder / "prefix", optimisation=optimisation, bf16=bf16)
+    first = None
+    if options.gradient_checkpointing:
+        first = 0 if resolved.plan.method == "lisa" else resolved.first_block  # lisa may draw any of the plan's blocks
     set_checkpointing(llava, first, resolved.first_vision)
     trainer = PlanTrainer(
-        llava,
-        resolved,
-        samples,
-        optimisation,
-        options,
-        folder,
-        facts,
-        keeper=keeper,
-        bf16=bf16,
-        by_modality=by_modality,
-    )
-    trainer.eval_every, trainer.eval_sets = eval_every, dict(eval_sets or {})
-    trainer.on_note, trainer.on_progress = on_note, on_progress
+        llava, resolved, samples, optimisation, options, folder, facts,
+        keeper=keeper, bf16=bf16, by_modality=by_modality, eval_every=eval_every, eval_sets=eval_sets,
+        on_note=on_note, on_progress=on_progress,
+    )  # fmt: skip
     try:
         longest = int(samples.lengths.max())
         with compiled(llava, longest=longest) if options.compile else nullcontext(nullcontext) as trainer.uncompiled:
@@ -162,20 +151,7 @@ def train(
 
 
 class PlanTrainer:
-    """The training loop of one plan and its state.
-
-    Args:
-        llava: The model, with the plan applied.
-        resolved: The plan.
-        samples: The training samples.
-        optimisation: Learning rates, batch size, steps, seed.
-        options: Checkpoints, logging, workers.
-        folder: For checkpoints, log and evaluations.
-        facts: Written into checkpoints, and compared on resuming.
-        keeper: Stores the frozen prefix's output, or None.
-        bf16: Run products in bfloat16.
-        by_modality: Batches with and without pictures apart.
-    """
+    """The training loop of one plan and its state. Arguments as for ``train``; ``keeper`` stores the frozen prefix."""
 
     def __init__(
         self,
@@ -190,13 +166,15 @@ class PlanTrainer:
         keeper: KeptPrefix | None = None,
         bf16: bool = False,
         by_modality: bool = True,
+        eval_every: int = 0,
+        eval_sets: Mapping[str, Samples] | None = None,
+        on_note: Callable[[str], None] = lambda line: None,
+        on_progress: OnProgress = silent,
     ) -> None:
         self.llava, self.resolved, self.samples, self.keeper = llava, resolved, samples, keeper
         self.optimisation, self.options, self.folder, self.facts = optimisation, options, folder, dict(facts or {})
-        self.eval_sets: dict[str, Samples] = {}
-        self.eval_every = 0
-        self.on_note: Callable[[str], None] = lambda line: None
-        self.on_progress: OnProgress = silent
+        self.eval_every, self.eval_sets = eval_every, dict(eval_sets or {})
+        self.on_note, self.on_progress = on_note, on_progress
         self.uncompiled: Callable[[], AbstractContextManager[None]] = nullcontext  # blocks run without torch.compile
         self.step, self.tokens = 0, 0
         self.losses: dict[int, float] = {}
@@ -219,11 +197,7 @@ class PlanTrainer:
         batch_size = self.optimisation.batch_size
         group = batch_size * self.optimisation.grad_accum * self.accelerator.num_processes
         self._sampler = GroupedSampler(
-            self.samples,
-            group=group,
-            seed=self.optimisation.seed,
-            by_modality=by_modality,
-            even=self.is_sharded,
+            self.samples, group=group, seed=self.optimisation.seed, by_modality=by_modality, even=self.is_sharded
         )
         if not len(self._sampler):
             raise UserError(f"data must fill a step of {group} samples under FSDP, got fewer of each kind. Add some.")
@@ -240,14 +214,15 @@ class PlanTrainer:
         """Run all steps that remain, from the checkpoint ``resume`` if it is given."""
         if resume is not None:
             self._load(resume)
-        self._trim()
+        if self.accelerator.is_main_process:  # what follows the checkpoint is written again
+            trim_rows(self.folder, self.step)
+            trim_log(self.folder, self.step, evaluations=not self.eval_every)
         self._logged_step = self.step
         if self.accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.accelerator.device)  # by now the model is sharded
         self.on_progress("training", self.step, self.steps)
-        line = sharding.describe(self.llava.model)
-        if line is not None:
-            self.on_note(line)
+        if self.is_sharded:
+            self.on_note(sharding.describe(self.llava.model))
         while self.step < self.steps:
             self._run_epoch(*divmod(self.step, self._steps_in_epoch), resume)
             resume = None
@@ -299,7 +274,7 @@ class PlanTrainer:
                 self.accelerator.backward(loss)
             self._loss_sum += loss.detach()
         largest = self.optimisation.clip or math.inf
-        norm = sharding.as_number(self.accelerator.clip_grad_norm_(self._model.parameters(), largest)) or 0.0
+        norm = sharding.as_number(self.accelerator.clip_grad_norm_(self._model.parameters(), largest))
         self._check_finite("norm of the gradient", norm)
         if self._may_lack_gradient:
             drop_zero_gradients(self.planned().values())
@@ -311,15 +286,10 @@ class PlanTrainer:
         return norm, rate
 
     def compute_loss(self, batch: Mapping[str, Any], n_labels: Tensor) -> Tensor:
-        """The loss of one batch: its sum over labelled tokens, divided by those of the whole step.
-
-        Args:
-            batch: From the loader.
-            n_labels: Labelled tokens of the step, over all its batches and processes.
-        """
+        """The loss of one batch: its sum over labelled tokens, divided by ``n_labels``, their number in the step."""
         self.tokens += batch["input_ids"].numel()
-        unused = ("owner", "sample", "prefix")
-        inputs = model_inputs({name: value for name, value in batch.items() if name not in unused}, self.llava)
+        given = {name: value for name, value in batch.items() if name not in ("owner", "sample", "prefix")}
+        inputs = model_inputs(given, self.llava)
         with ExitStack() as stack:
             if self.keeper is not None and "prefix" in batch:
                 stack.enter_context(self.keeper.blocks_above())
@@ -331,19 +301,19 @@ class PlanTrainer:
                 stack.enter_context(self.on_disk())
                 stack.enter_context(self.keeper.writing(batch["sample"], lengths))
             inputs = stack.enter_context(head_at_labels(self.llava, inputs))
-            if self._may_lack_gradient and not self.is_sharded:  # FSDP: after the forward pass, on the shards
+            if self._may_lack_gradient and not self.is_sharded:  # with FSDP, below
                 stack.enter_context(zero_gradients_in_forward(self.llava.model, lambda: self.planned().values()))
             loss: Tensor = self._model(**inputs, num_items_in_batch=n_labels).loss
         loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
         if not loss.requires_grad and torch.is_grad_enabled():
-            sharding.reshard(self.llava.model)  # no backward pass does so, and the optimizer holds the shards
+            sharding.reshard(self.llava.model)  # otherwise the backward pass does so; the optimizer holds shards
             loss = with_zero_gradients(loss, self.planned().values())
         return loss
 
     def _check_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
             last = checkpoint.last_checkpoint(self.folder)
-            kept = f"The last good checkpoint is {last.name}" if last else "No checkpoint had been written yet"
+            kept = f"The last checkpoint is {last.name}" if last else "There is no checkpoint yet"
             raise LossNotFiniteError(
                 f"{what} must be finite, got {value} at step {self.step + 1}. {kept}; lower --lr and start again."
             )
@@ -412,10 +382,9 @@ class PlanTrainer:
         self.accelerator.wait_for_everyone()
         checkpoint.write_random(fresh, self.accelerator.process_index)
         weights = self.full_tensors()
-        state = checkpoint.optimizer_tensors(self.optimizer, self._names())
-        state = sharding.gathered(state, keep=is_main)
+        state = sharding.gathered(checkpoint.optimizer_tensors(self.optimizer, self._names()), keep=is_main)
         if is_main:
-            checkpoint.write_weights(fresh / "weights.safetensors", weights)
+            save_file(weights, fresh / "weights.safetensors")
             checkpoint.write_optimizer(fresh, self.optimizer, state)
             progress = {"step": self.step, "steps": self.steps, "losses": self.losses}
             (fresh / checkpoint.STATE).write_text(json.dumps({**progress, "schedule": self.schedule.state_dict()}))
@@ -436,12 +405,6 @@ class PlanTrainer:
 
     def _names(self) -> dict[int, str]:
         return {id(parameter): name for name, parameter in self.planned().items()}
-
-    def _trim(self) -> None:
-        """Drop log lines and evaluations after the current step: they are written again."""
-        if self.accelerator.is_main_process:
-            trim_rows(self.folder, self.step)
-            trim_log(self.folder, self.step, evaluations=not self.eval_every)
 
 
 def _now() -> float:

@@ -206,7 +206,9 @@ def test_lisa_draws_by_seed_and_step_and_lets_the_rest_rest(fresh: Llava) -> Non
 
 def test_a_plan_survives_json(llava: Llava) -> None:
     for plan in PLANS.values():
-        assert LayerPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+        read = json.loads(json.dumps(plan.to_dict()))
+        parts = {"train": tuple(read["train"]), "lora": Lora(**read["lora"]), "lisa": Lisa(**read["lisa"])}
+        assert LayerPlan(**{**read, **parts}) == plan
         json.dumps(resolve(plan, llava).to_dict())
 
 

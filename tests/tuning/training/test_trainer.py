@@ -298,7 +298,7 @@ def _counting(plain: Any, opened: list[int]) -> Any:
 
 def test_keeping_a_prefix_that_trains_is_refused(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
     for plan in (LayerPlan("1"), PLANS["lisa"]):
-        with pytest.raises(UserError, match="keep-prefix must have a frozen part to keep"):
+        with pytest.raises(UserError, match="keep-prefix must have frozen layers below"):
             go(fresh, plan, tmp_path, samples_of(fresh, mix), keep_prefix=True)
 
 
@@ -307,7 +307,7 @@ def test_keeping_a_prefix_that_no_epoch_reads_or_no_process_has_is_refused(
 ) -> None:
     samples = samples_of(fresh, mix)
     once = Optimisation(steps=len(samples) // 2, batch_size=2)
-    with pytest.raises(UserError, match="keep-prefix must have a second epoch that reads .*, got 1 epochs"):
+    with pytest.raises(UserError, match="keep-prefix must have a second epoch, which reads .*, got 1 epochs"):
         go(fresh, LayerPlan("1", ()), tmp_path, samples, optimisation=once, keep_prefix=True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -1,0 +1,17 @@
+from .curves import draw_curves as draw_curves
+from .effect_grid import draw_head_map as draw_head_map
+from .effect_grid import draw_token_map as draw_token_map
+from .effects import with_effect as with_effect
+from .patch_map import draw_patch_map as draw_patch_map
+from .patch_map import draw_probe_map as draw_probe_map
+from .plans.cost import draw_cost_ratios as draw_cost_ratios
+from .plans.cost import draw_cost_retention as draw_cost_retention
+from .plans.learning_curve import draw_learning_curve as draw_learning_curve
+from .plans.plan_diagram import draw_plan_diagram as draw_plan_diagram
+from .plans.scores import draw_accuracy as draw_accuracy
+from .plans.scores import draw_retention as draw_retention
+from .read_run import example_table as example_table
+from .report.page import build_report as build_report
+from .runs import draw_run as draw_run
+from .score_by_layer import draw_score_by_layer as draw_score_by_layer
+from .style import save_figure as save_figure

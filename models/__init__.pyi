@@ -1,0 +1,15 @@
+from .activations import Activations as Activations
+from .capture import capture as capture
+from .capture import capture_examples as capture_examples
+from .inputs import Inputs as Inputs
+from .inputs import prepare as prepare
+from .llava import Llava as Llava
+from .loading.load import load as load
+from .loading.load import randomised as randomised
+from .sites import Site as Site
+from .sites import all_sites as all_sites
+from .sites import depth as depth
+from .sites import find_sites as find_sites
+from .tokens import box as box
+from .tokens import patch as patch
+from .tokens import token_mask as token_mask

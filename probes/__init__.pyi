@@ -1,0 +1,22 @@
+from .config import SweepConfig as SweepConfig
+from .in_memory import ProbeResult as ProbeResult
+from .in_memory import direction as direction
+from .in_memory import probe as probe
+from .linear.estimators import (
+    LogisticProbe as LogisticProbe,
+)
+from .linear.estimators import (
+    MassMeanProbe as MassMeanProbe,
+)
+from .linear.estimators import (
+    RidgeClassifierProbe as RidgeClassifierProbe,
+)
+from .linear.estimators import (
+    RidgeProbe as RidgeProbe,
+)
+from .linear.mlp import MLPProbe as MLPProbe
+from .linear.mlp import MLPRegressorProbe as MLPRegressorProbe
+from .linear.saving import FittedProbe as FittedProbe
+from .linear.saving import load_probes as load_probes
+from .maps.files import read_maps as read_maps
+from .sweep import run_sweep as run_sweep
