@@ -128,7 +128,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         return files
     try:
-        named = set(json.loads(index.read_text())["weight_map"].values())
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{index.name} must hold a weight_map, got {error!r}. Download it again.") from error
     absent = sorted(named - {file.name for file in files})

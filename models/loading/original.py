@@ -225,7 +225,9 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         if not (folder / "tokenizer.model").is_file():
             if not fast.is_file():
                 raise FileNotFoundError("none")
-            if not json.loads(fast.read_text())["model"].get("byte_fallback"):  # LLaMA's class would make wrong ids
+            if not json.loads(fast.read_text(encoding="utf-8"))["model"].get(
+                "byte_fallback"
+            ):  # LLaMA's class would make wrong ids
                 raise UserError("a tokenizer.json of another kind")
         llama: Any = LlamaTokenizer.from_pretrained(folder, legacy=True)
     except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
@@ -280,7 +282,7 @@ def _convert(stored: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        described: Any = json.loads(path.read_text())
+        described: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"config.json must be readable, got {error} in {path.parent.name}.") from error
     if not isinstance(described, dict):

@@ -33,7 +33,7 @@ def read_processor(folder: Path, config: Any) -> LlavaProcessor:
             f"{folder.name}. Download them."
         ) from error
     template = folder / "chat_template.jinja"
-    chat = template.read_text() if template.is_file() else tokenizer.chat_template
+    chat = template.read_text(encoding="utf-8") if template.is_file() else tokenizer.chat_template
     return llava_processor(tokenizer, pictures, config, chat_template=chat)
 
 

@@ -83,7 +83,7 @@ class SurveyedData(NamedTuple):
         """
         used = {n: hashlib.sha256(s.lengths.tobytes()).hexdigest()[:16] for n, s in self.surveys.items()}
         path = folder / _USED
-        before = json.loads(path.read_text()) if path.is_file() else used
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else used
         differing = [name for name in used if before.get(name) != used[name]]
         if differing:
             raise UserError(
