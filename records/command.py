@@ -92,6 +92,7 @@ def run_command(
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     known = (*subcommands, Subcommand("report", Report, _report))
     is_main = os.environ.get("RANK", "0") == "0"
+    os.environ["MPLBACKEND"] = "agg"  # commands write files; another environment's backend may not exist here
     with contextlib.closing(ProgressBars(is_main=is_main)) as bars:
         try:
             if arguments[:1] == ["--version"]:

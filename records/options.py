@@ -64,6 +64,9 @@ Preprocess = Annotated[
 Images = Annotated[
     OrDefault[Path], conf.arg(help="Folder of the picture paths in the file. [default: the file's own folder]")
 ]
+FollowLinks = Annotated[
+    Flag, conf.arg(help="Follow links in the picture folder that lead out of it. Otherwise such pictures are an error.")
+]
 SkipBad = Annotated[Flag, conf.arg(help="Leave out examples that cannot be used, and list them in skipped.csv.")]
 Seed = Annotated[int, conf.arg(help="Seed of every random draw.")]
 Out = Annotated[OrDefault[Path], conf.arg(help="Run directory. [default: a folder in runs/ named after the settings]")]
@@ -74,7 +77,7 @@ ConfigFile = Annotated[
 ]
 LARGEST = 2**32  # numbers of options are smaller: counts, seeds, rates
 # They do not change the results, so that runs that differ in them are equal.
-NOT_SETTINGS = ("out", "overwrite", "dry_run", "config")
+NOT_SETTINGS = ("out", "overwrite", "dry_run", "config", "follow_links")
 
 
 @dataclass(frozen=True)
