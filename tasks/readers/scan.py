@@ -11,6 +11,7 @@ from tasks.readers.rows import RowReader, is_label, is_missing, row_id
 from tasks.readers.tables import Table
 
 _CONTINUOUS_ABOVE = 20  # a column of floats with more distinct values is continuous
+_LARGEST = 1e100  # of continuous labels: their squares, and the sums of these, must be finite
 _OVERRIDES = ("", "class", "continuous", "image", "object")
 
 
@@ -21,6 +22,8 @@ class _Column:
     types: set[str] = field(default_factory=set)
     values: set[object] = field(default_factory=set)  # at most one more than the limit of a class
     empty_row: int | None = None  # the first row without a value
+    lowest: float = math.inf
+    highest: float = -math.inf
 
     def add(self, value: object, number: int) -> None:
         if is_missing(value):
@@ -30,6 +33,8 @@ class _Column:
         self.types.add(kind)
         if kind != "other" and len(self.values) <= _CONTINUOUS_ABOVE:
             self.values.add(value)
+        if isinstance(value, int | float) and kind != "other":
+            self.lowest, self.highest = min(self.lowest, value), max(self.highest, value)
 
     @property
     def readable(self) -> bool:
@@ -153,5 +158,21 @@ class Scan:
             raise UserError(
                 f"target {name!r} must hold numbers to be continuous, got text or truth values. Use :class."
             )
+        if override == "continuous" or (not override and column.kind == "continuous"):
+            _check_range(text, column)
         changed: dict[str, Any] = {"scope" if override in ("image", "object") else "kind": override} if override else {}
         return replace(readable[name], **changed)
+
+
+def _check_range(target: str, column: _Column) -> None:
+    """Check that squares of a continuous label neither overflow nor vanish."""
+    if max(-column.lowest, column.highest) > _LARGEST:
+        raise UserError(
+            f"target {target!r} must hold numbers between -1e100 and 1e100 to be continuous, got {column.lowest:g} to "
+            f"{column.highest:g}. Rescale them, or use :class."
+        )
+    if 0 < column.highest - column.lowest < 1 / _LARGEST:
+        raise UserError(
+            f"target {target!r} must hold numbers that differ by 1e-100 or more to be continuous, got a range of "
+            f"{column.highest - column.lowest:g}. Rescale them, or use :class."
+        )
