@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from tasks.errors import UserError
 
@@ -145,7 +145,7 @@ def _reading(source: str | Path | bytes, name: str) -> Iterator[None]:
         raise UserError(
             f"picture must have at most {Image.MAX_IMAGE_PIXELS} pixels, got more in {name!r}. Shrink it first."
         ) from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise UserError(
             f"picture must be a readable image file ({', '.join(FORMATS)}), got {name!r}. Replace or remove it."
         ) from error

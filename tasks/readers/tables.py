@@ -92,7 +92,7 @@ class Parquet:
         if twice is not None:
             raise UserError(f"data must have each column once, got {twice!r} twice in {path.name!r}. Rename one.")
         self.columns: tuple[str, ...] = tuple(names)
-        self._starts = [0, *np.cumsum([group.num_rows for group in groups]).tolist()]
+        self._starts: list[int] = [0, *np.cumsum([group.num_rows for group in groups]).tolist()]
         largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=0)
         self._batch = max(1, min(_ROWS, int(_BYTES / max(1, largest))))
         self._held: tuple[int, Any] | None = None
