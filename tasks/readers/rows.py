@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.errors import UserError, shown, shown_text
+from tasks.errors import UserError, printable, shown, shown_text
 from tasks.example import Box, Example, Label, Picture
 from tasks.readers.media import PICTURES, given_pictures, unread_media
 from tasks.readers.picture_folder import PictureFolder
@@ -97,7 +97,7 @@ class RowReader:
         """
         pictures = self._pictures(row, where)
         labels: dict[str, Label] = {
-            key: float(value) if key in floats else value
+            key: float(value) if key in floats else printable(value) if isinstance(value, str) else value
             for key, value in {**self.labels(row), "answer": row.get(self.answer_column)}.items()
             if is_label(value)
         }
@@ -111,7 +111,7 @@ class RowReader:
             labels=labels,
             boxes=self._boxes(row, pictures, where),
             focus=row.get("focus"),
-            family=str(row.get("family") or ""),
+            family=printable(str(row.get("family") or "")),
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from tasks.errors import UserError
+from tasks.errors import UserError, printable
 from tasks.example import Target
 from tasks.readers.rows import RowReader, is_label, is_missing, row_id
 from tasks.readers.tables import Table
@@ -136,6 +136,8 @@ class Scan:
 
     def _target(self, text: str, readable: dict[str, Target]) -> Target:
         name, _, override = text.rpartition(":") if text not in self._columns and ":" in text else (text, "", "")
+        if name in readable and printable(name) != name:  # it is drawn, printed and written
+            raise UserError(f"target must be a name without control characters, got {name!r}. Rename the column.")
         if name not in readable:
             known = ", ".join(readable) or "no labels"
             why = (

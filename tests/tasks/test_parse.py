@@ -196,3 +196,16 @@ def test_messages_are_short_and_hold_no_control_characters() -> None:
     assert printable("\u202eabc \ud83d 猫 é\n", keep="\n") == "\\u202eabc \\ud83d 猫 é\n"
     assert cut("abcdefghij", 7) == "ab...ij"
     assert len(shown(["x" * 1000] * 1000)) <= 80
+
+
+def test_what_is_drawn_printed_or_written_holds_no_control_characters(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    row = {"question": "?", "answer": "x", "family": "sum\x1b[2J", "colour": "red\x1b[31m", "na\x1bme": "a"}
+    path.write_text(json.dumps(row))
+    example = read_table(path).examples[0]
+    assert (example.family, example.labels["colour"]) == ("sum\\x1b[2J", "red\\x1b[31m")
+    with pytest.raises(UserError, match="a name without control characters"):
+        read_table(path, targets=["na\x1bme"])
+    row["$x$ \\frac"] = "b"  # only odd, and drawn as it is written
+    path.write_text(json.dumps(row))
+    assert read_table(path, targets=["$x$ \\frac"]).targets[0].name == "$x$ \\frac"

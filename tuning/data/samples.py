@@ -20,7 +20,7 @@ from models.llava import Llava
 from models.pixels import read_pixels
 from records.manifest import write_atomically
 from records.progress import OnProgress, silent
-from tasks.errors import UserError, shown_text
+from tasks.errors import UserError, printable, shown_text
 from tasks.example import Picture
 from tuning.data.conversation import Conversation, UnusableSampleError
 from tuning.data.labels import IGNORED, Encoded, encode, measure
@@ -354,5 +354,6 @@ def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
     """Write the samples left out as a table with columns sample (index from 0), id and reason."""
     import pandas as pd
 
-    table = pd.DataFrame(list(skipped), columns=list(Skipped._fields))
+    rows = [bad._replace(id=printable(bad.id), reason=printable(bad.reason)) for bad in skipped]
+    table = pd.DataFrame(rows, columns=list(Skipped._fields))
     write_atomically(path, table.to_csv(index=False).encode())
