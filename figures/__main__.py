@@ -10,6 +10,7 @@ Each figure is written as .svg and .png, and the paths are printed.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.out is not None and len(set(names)) < len(names):
         parser.error(f"with --out, runs must have different names, got {', '.join(names)}. Draw them one by one.")
 
+    os.environ["MPLBACKEND"] = "agg"  # importing fails on the name of a backend that does not exist here
     import matplotlib as mpl  # takes seconds, which --help does not need
 
     mpl.use("Agg")

@@ -8,6 +8,8 @@ Source: Okabe and Ito 2008, "Color Universal Design", https://jfly.uni-koeln.de/
 
 import hashlib
 import re
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,9 +84,13 @@ PLAN_MARKERS = {
 }
 
 _LONGEST = 100  # characters of a file's name before its ending
+_NO_GLYPH = "missing from font(s)"  # in Matplotlib's warnings
+_MISSING = "figures: no installed font has some characters of a name; the tables and the report show them"
+_said: set[str] = set()
 _SETTINGS: dict[Any, Any] = {  # keys of matplotlib's rcParams
     "font.size": 8.0,
     "text.parse_math": False,  # a name may hold "$"
+    "text.usetex": False,  # LaTeX is not needed, and a name may hold "_"
     "axes.titlesize": 8.5,
     "axes.labelsize": 8.0,
     "xtick.labelsize": 7.0,
@@ -171,7 +177,20 @@ def save_figure(drawn: Figure | Panels, stem: Path) -> FigurePaths:
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = FigurePaths(stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg"))
     frame = "tight" if figure.get_layout_engine() is None else None
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(_SETTINGS), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         figure.savefig(paths.png, bbox_inches=frame)
         figure.savefig(paths.svg, bbox_inches=frame, metadata={"Date": None})
+    _say_once(caught)
     return paths
+
+
+def _say_once(caught: Sequence[warnings.WarningMessage]) -> None:
+    """Repeat warnings, but those of characters that no font has as one line, once in a process."""
+    for warning in caught:
+        if _NO_GLYPH in str(warning.message):
+            if _NO_GLYPH not in _said:
+                _said.add(_NO_GLYPH)
+                print(_MISSING, file=sys.stderr)
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

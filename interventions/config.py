@@ -25,6 +25,7 @@ from records.manifest import RunKind
 from records.options import (
     ConfigFile,
     DryRun,
+    FollowLinks,
     Images,
     ModelOptions,
     OrDefault,
@@ -142,6 +143,7 @@ class PairOptions:
     spec: Annotated[str, named("data")] = "scenes"
     """`scenes`, or a JSONL or Parquet file with the columns clean, corrupt (pictures), question, answer, foil."""
     images: Images = None
+    follow_links: FollowLinks = False
     attribute: Annotated[str, named("pair")] = "colour"
     """What differs between the scenes of a pair: `kind`, `colour`, `place` or `drawing`."""
     split: OrDefault[str] = None

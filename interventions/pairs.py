@@ -95,7 +95,7 @@ def _read(path: Path, options: PairOptions) -> Pairs:
     if options.split is not None:
         raise UserError(f"split must not be given for pairs of a file, got {options.split!r}. Leave it out.")
     table = open_table(path)
-    folder = PictureFolder(options.images or path.parent)
+    folder = PictureFolder(options.images or path.parent, follow_links=options.follow_links)
     rows: list[tuple[Row, str]] = []
     for number, row in enumerate(table):
         if options.limit is not None and number >= options.limit:

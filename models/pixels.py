@@ -13,6 +13,7 @@ from transformers import LlavaImageProcessorPil
 from models.adapter import Adapter
 from tasks.errors import UserError
 from tasks.example import Box, Picture
+from tasks.pictures import check_prepared
 
 Preprocess = Literal["hf", "pad"]
 
@@ -130,12 +131,7 @@ def _geometry(llava: Adapter, image: Image.Image, preprocess: Preprocess, key: s
         new_width, new_height = (size.shortest_edge, other) if whole_x <= whole_y else (other, size.shortest_edge)
     # The intermediate picture is a square of the long side, or a strip of the model's height.
     between = max(whole_x * whole_y, new_width * new_height)
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and between > limit:
-        raise UserError(
-            f"picture must take at most {limit} pixels to prepare, got {width} x {height} in {key!r}, which takes "
-            f"{between}. Shrink it, or crop it if it is elongated."
-        )
+    check_prepared(image.size, between, key)
     scale_x, scale_y = new_width / whole_x, new_height / whole_y
     left, top = (new_width - llava.image_size) // 2, (new_height - llava.image_size) // 2
     return Geometry(width, height, scale_x, scale_y, scale_x * before_x - left, scale_y * before_y - top)

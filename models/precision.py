@@ -36,7 +36,7 @@ def has_fast_bfloat16() -> bool:
     listing = Path("/proc/cpuinfo")
     if not listing.is_file():
         return True
-    text = listing.read_text()
+    text = listing.read_text(encoding="utf-8")
     flags = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")
     return any(name in flags.split() for name in _INSTRUCTIONS)
 

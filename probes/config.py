@@ -9,6 +9,7 @@ from records.options import (
     ConfigFile,
     DryRun,
     DtypeName,
+    FollowLinks,
     Images,
     ModelOptions,
     OrDefault,
@@ -50,6 +51,7 @@ class DataOptions:
     spec: Annotated[str, named("data")] = "scenes"
     """`scenes`, or a JSONL or Parquet file of your own."""
     images: Images = None
+    follow_links: FollowLinks = False
     split: OrDefault[str] = None
     """Examples to fit and cross-validate probes on. [default: test for scenes, else all]"""
     transfer: OrDefault[str] = None

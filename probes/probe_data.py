@@ -5,6 +5,7 @@ All errors in the user's data are found here, before a model is loaded.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -170,7 +171,8 @@ def _load(config: SweepConfig, size: int) -> tuple[Dataset, Dataset | None, str]
         return fitted, scenes_dataset(split=transfer, n=n_transfer, seed=seed, size=size), SCENES
     targets = config.probing.targets or None
     with user_errors(OSError):
-        fitted = load_dataset(data.spec, data.images, split=data.split, limit=data.limit, targets=targets)
+        read = partial(load_dataset, data.spec, data.images, targets=targets, follow_links=data.follow_links)
+        fitted = read(split=data.split, limit=data.limit)
         if data.transfer in (None, "none"):
             return fitted, None, Path(data.spec).name
         if data.split is None or data.split == data.transfer:
@@ -178,7 +180,7 @@ def _load(config: SweepConfig, size: int) -> tuple[Dataset, Dataset | None, str]
                 f"split must be given, and another than transfer, got split {data.split!r} with transfer "
                 f"{data.transfer!r}. Name the split that probes are fitted on."
             )
-        other = load_dataset(data.spec, data.images, split=data.transfer, limit=data.transfer_limit, targets=targets)
+        other = read(split=data.transfer, limit=data.transfer_limit)
         return fitted, other, Path(data.spec).name
 
 

@@ -30,7 +30,8 @@ from tyro import conf
 
 from records.options import Option, options_of
 from records.progress import OnProgress, ProgressBars
-from tasks.errors import UserError, user_errors
+from tasks.errors import UserError, one_line, printable, user_errors
+from tasks.readers.parse import decode_text, parse_yaml
 
 _NARROWEST = 120  # columns of a table if the output is not a terminal
 
@@ -89,6 +90,7 @@ def run_command(
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     known = (*subcommands, Subcommand("report", Report, _report))
     is_main = os.environ.get("RANK", "0") == "0"
+    os.environ["MPLBACKEND"] = "agg"  # commands write files; another environment's backend may not exist here
     with contextlib.closing(ProgressBars(is_main=is_main)) as bars:
         try:
             if arguments[:1] == ["--version"]:
@@ -105,7 +107,7 @@ def run_command(
             result = subcommand.run(options, terminal)
         except UserError as error:
             bars.close()
-            print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"{name}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
             raise SystemExit(2) from error
         except KeyboardInterrupt as interrupt:
             bars.close()
@@ -250,13 +252,12 @@ def read_yaml(path: Path, options: set[str], command: str) -> dict[str, Any]:
     Raises:
         UserError: If the file cannot be read, is not a mapping, or has an unknown or repeated key.
     """
-    import yaml
-
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"config must be a readable YAML file, got {str(path)!r} ({reason}).") from error
+        if not path.is_file():
+            raise ValueError("there is no such file")
+        loaded = parse_yaml(decode_text(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"config must be a readable YAML file, got {str(path)!r} ({one_line(error)}).") from error
     if not isinstance(loaded, dict | None):
         raise UserError(
             f"config must be a mapping of options, got a {type(loaded).__name__} in {str(path)!r}. Write key: value."

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
+from tasks.readers.parse import parse_json
 
 FILE = "manifest.json"
 FORMAT = 1
@@ -75,7 +76,7 @@ def read_manifest(folder: Path, kind: RunKind) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"manifest must be readable JSON, got {str(path)!r} ({error}). Use another folder.") from error
     if not isinstance(manifest, dict) or manifest.get("kind") != kind.kind:

@@ -17,6 +17,7 @@
 ``records.command`` makes the command line; ``settings_of`` makes the manifest's settings.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -64,6 +65,9 @@ Preprocess = Annotated[
 Images = Annotated[
     OrDefault[Path], conf.arg(help="Folder of the picture paths in the file. [default: the file's own folder]")
 ]
+FollowLinks = Annotated[
+    Flag, conf.arg(help="Follow links in the picture folder that lead out of it. Otherwise such pictures are an error.")
+]
 SkipBad = Annotated[Flag, conf.arg(help="Leave out examples that cannot be used, and list them in skipped.csv.")]
 Seed = Annotated[int, conf.arg(help="Seed of every random draw.")]
 Out = Annotated[OrDefault[Path], conf.arg(help="Run directory. [default: a folder in runs/ named after the settings]")]
@@ -72,9 +76,9 @@ DryRun = Annotated[Flag, conf.arg(help="Check everything, print what the run tak
 ConfigFile = Annotated[
     OrDefault[Path], conf.arg(help="YAML file whose keys are these options; the command line takes precedence.")
 ]
-LARGEST = 2**32  # numbers of options are smaller: counts, seeds, rates
+LARGEST = 2**32  # whole numbers of options are smaller: counts and seeds
 # These do not change the results, so runs that differ only in them are equal.
-NOT_SETTINGS = ("out", "overwrite", "dry_run", "config")
+NOT_SETTINGS = ("out", "overwrite", "dry_run", "config", "follow_links")
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,9 @@ def settings_of(options: Any, *, without: tuple[str, ...] = NOT_SETTINGS) -> dic
     for option in options_of(options):
         value = values[option.name.replace("-", "_")] = plain(option.value)
         for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int | float) and not abs(number) < LARGEST:  # false for NaN
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{option.name} must be a finite number, got {number}. Give another one.")
+            if isinstance(number, int) and abs(number) > LARGEST:
                 raise UserError(f"{option.name} must be between -2^32 and 2^32, got {number}. Give a smaller number.")
     return {name: value for name, value in values.items() if name not in without}
 

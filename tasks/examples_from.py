@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from tasks.errors import UserError
 from tasks.example import Example, Label, Picture
-from tasks.pictures import open_picture
+from tasks.pictures import open_picture, upright
 
 ImageLike = Image.Image | np.ndarray | str | Path | Picture
 
@@ -37,7 +37,7 @@ def picture_from(image: ImageLike) -> Picture:
         image = _from_array(image)
     if not isinstance(image, Image.Image):
         raise UserError(f"image must be a PIL image, an array or a path, got {type(image).__name__}.")
-    rgb = ImageOps.exif_transpose(image).convert("RGB")
+    rgb = upright(image).convert("RGB")
     return Picture(f"pixels:{content_hash(rgb)[:16]}", rgb.copy)
 
 

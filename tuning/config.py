@@ -13,6 +13,7 @@ from records.options import (
     ConfigFile,
     DryRun,
     Flag,
+    FollowLinks,
     Images,
     ModelOptions,
     OrDefault,
@@ -43,6 +44,7 @@ Connector = Literal["keep", "linear", "mlp"]
 NOT_SETTINGS = (
     "out", "overwrite", "dry_run", "config", "device", "attn", "gradient_checkpointing", "compile", "keep_prefix",
     "save_every", "keep", "log_every", "eval_every", "workers", "eval_data", "eval_limit", "resume", "merge",
+    "follow_links",
 )  # fmt: skip
 
 
@@ -105,6 +107,7 @@ class DataOptions:
     spec: Annotated[str, named("data")] = SCENES
     """`scenes`, a JSON file in LLaVA's layout (any size), or a JSONL or Parquet file of questions."""
     images: Images = None
+    follow_links: FollowLinks = False
     scenes: int = 4000
     """Number of scenes, if the data are scenes."""
     format_prompts: bool = True
@@ -122,6 +125,8 @@ class DataOptions:
     """Largest number of tokens in a sample, image tokens included."""
     on_long: OnLong = "cut"
     """Cut longer samples, or leave them out."""
+    preprocess: OrDefault[Literal["pad", "hf"]] = None
+    """Pad pictures to a square as LLaVA-1.5 does, or crop as CLIP's processor does. [default: pad; hf in stage 1]"""
 
 
 @dataclass(frozen=True)
@@ -236,7 +241,13 @@ class TuningConfig:
     @property
     def prompt_format(self) -> PromptFormat:
         """The stage's format with the longest length of this run."""
-        return replace(self.recipe.prompt_format, max_length=self.data.max_length, on_long=self.data.on_long)
+        given = self.recipe.prompt_format
+        return replace(
+            given,
+            max_length=self.data.max_length,
+            on_long=self.data.on_long,
+            preprocess=self.data.preprocess or given.preprocess,
+        )
 
     @property
     def settings(self) -> dict[str, Any]:

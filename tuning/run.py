@@ -159,6 +159,10 @@ def run_tuning(
                 for name, bad in skipped.items():
                     if bad or name == "skipped.csv":
                         write_skipped(folder / name, bad)
+        if survey.unread:
+            on_note(survey.describe_unread())
+        if config.data.follow_links:
+            on_note("links in the picture folder are followed, also out of it")
         for name, bad in skipped.items():
             if bad:
                 on_note(f"{len(bad)} samples left out, see {folder / name}")
@@ -230,10 +234,28 @@ def prepare_run(
             source = spread_over(source, _ESTIMATED_FROM)
             scored = {name: spread_over(own, _ESTIMATED_FROM) for name, own in scored.items()}
         survey = survey_usable(llava, source, config.prompt_format, "reading samples", on_progress)
+        check_pictured(resolved, survey)
         surveys = {name: survey_usable(llava, own, how, "reading questions") for name, own in scored.items()}
         eval_sets = {name: Samples(llava, own, surveys[name], how) for name, own in scored.items()}
     samples = Samples(llava, source, survey, config.prompt_format)
     return Prepared(llava, resolved, samples, survey, n_samples, eval_sets, surveys)
+
+
+def check_pictured(resolved: Resolved, survey: Survey) -> None:
+    """Check that gradients can reach what trains.
+
+    Raises:
+        UserError: If only the projector or the vision tower trains, and no sample has a picture.
+    """
+    needs_pictures = not resolved.layers and all(
+        part == "projector" or part.startswith("vision") for part in resolved.plan.train
+    )
+    if needs_pictures and not survey.pictured[survey.kept].any():
+        raise UserError(
+            "data must have pictures where only the projector or the vision tower trains, got "
+            f"{len(survey.kept)} samples without one: no gradient reaches the weights. Add pictures, or train blocks "
+            "with --layers."
+        )
 
 
 def _load(config: TuningConfig, device: str, given: Llava | None) -> Llava:
@@ -252,7 +274,8 @@ def training_source(config: TuningConfig) -> Source:
     """The samples that a run trains on."""
     data = config.data
     scenes = SceneMix(data.scenes, format_prompts=data.format_prompts, apart=not data.in_turn, stage=config.stage)
-    return first_of(open_source(data.spec, data.images, scenes=scenes), data.limit)
+    source = open_source(data.spec, data.images, scenes=scenes, follow_links=data.follow_links)
+    return first_of(source, data.limit)
 
 
 def evaluation_sources(config: TuningConfig) -> dict[str, Source]:
@@ -264,7 +287,7 @@ def evaluation_sources(config: TuningConfig) -> dict[str, Source]:
         if config.stage == 1:  # a stage-1 model answers no questions, so captions are scored by likelihood
             return {"captions": SceneMix(data.eval_limit, stage=1, first=FIRST_CAPTION_SCENE)}
         return {"seen": SceneQuestions(data.eval_limit, format_prompts=data.format_prompts)}
-    source = open_source(data.eval_spec, data.images)
+    source = open_source(data.eval_spec, data.images, follow_links=data.follow_links)
     return {"eval": Subset(source, range(min(data.eval_limit, len(source))))}
 
 
@@ -273,7 +296,8 @@ def scoring_format(config: TuningConfig) -> PromptFormat:
     # A cut answer would count as right if its remaining part is right.
     if config.stage == 1 and config.data.eval_spec == SCENES:
         return replace(config.prompt_format, on_long="refuse")
-    return PromptFormat("vicuna_v1", max_length=config.data.max_length, on_long="refuse")
+    scored = PromptFormat("vicuna_v1", max_length=config.data.max_length, on_long="refuse")
+    return replace(scored, preprocess=config.data.preprocess or scored.preprocess)
 
 
 def _check_options(config: TuningConfig) -> None:

@@ -45,7 +45,7 @@ def read_processor(folder: Path, config: Any) -> LlavaProcessor:
         if not isinstance(tokenizer.model_max_length, int | float):
             raise TypeError(f"model_max_length {tokenizer.model_max_length!r:.40}")
         template = folder / "chat_template.jinja"
-        chat = template.read_text() if template.is_file() else tokenizer.chat_template
+        chat = template.read_text(encoding="utf-8") if template.is_file() else tokenizer.chat_template
     return llava_processor(tokenizer, read_pictures(folder, config), config, chat_template=chat)
 
 

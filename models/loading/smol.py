@@ -159,7 +159,7 @@ def compose(name: EmbeddedName) -> Path:
     """
     if name not in EMBEDDED:
         raise UserError(f"name must be one of {', '.join(EMBEDDED)}, got {name!r}.")
-    metadata = json.loads((PARTS / "parts.json").read_text())
+    metadata = json.loads((PARTS / "parts.json").read_text(encoding="utf-8"))
     files = metadata["checkpoints"][name]
     recipe = [_FORMAT, GGUF_SHA256, metadata["lora_scale"], metadata["vision_config"], CHAT_TEMPLATE]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())

@@ -257,7 +257,7 @@ def assign_folds(
         if np.bincount(truth.astype(np.int64)).max() < folds:
             raise UserError(
                 f"target {name!r} must have a class with at least folds={folds} examples, got none. "
-                "Use fewer folds or more examples."
+                "Use fewer folds or more examples; if the values are numbers to predict, add :continuous to the target."
             )
         splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(truth, truth, group)
     with warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """Your own data: ``read_table`` makes a ``Dataset`` of a JSONL or Parquet file and a folder of pictures.
 
-One row is one example. Columns: ``image`` (a path relative to the folder) or ``images`` (a list of them),
+One row is one example. Columns: ``image`` (a path in the folder, ``data:image/png;base64,...``, or bytes as
+``datasets`` writes them) or ``images`` (a list of them),
 ``question``, ``answer``, and optionally ``id``, ``group``, ``split``, ``family``, ``boxes`` (name -> [left, top, right,
 bottom] in pixels) and ``focus`` (the name of one box). Every other column is a label that probes may read. The file is
 checked once; rows and pictures are read again on demand, so memory stays flat.
@@ -46,6 +47,7 @@ def load_dataset(
     seed: int = 0,
     size: int = SIZE,
     targets: Sequence[str] | None = None,
+    follow_links: bool = False,
 ) -> Dataset:
     """The data set called ``spec``: ``"scenes"``, or the path of a JSONL or Parquet file.
 
@@ -57,6 +59,7 @@ def load_dataset(
         seed: Seed of the scenes.
         size: Width and height of the scenes in pixels.
         targets: See ``read_table``.
+        follow_links: See ``read_table``.
 
     Raises:
         UserError: If the data are invalid.
@@ -68,7 +71,7 @@ def load_dataset(
     if spec == "scenes":
         n = _DEFAULT_SCENES if limit is None else limit
         return scenes_dataset(split=split or "test", n=n, seed=seed, size=size)
-    return read_table(spec, images, split=split, limit=limit, targets=targets)
+    return read_table(spec, images, split=split, limit=limit, targets=targets, follow_links=follow_links)
 
 
 def read_table(
@@ -81,6 +84,7 @@ def read_table(
     image_column: str | None = None,
     question_column: str = "question",
     answer_column: str = "answer",
+    follow_links: bool = False,
 ) -> Dataset:
     """The examples of a JSONL (``.jsonl``) or Parquet (``.parquet``) file, each made when it is indexed.
 
@@ -99,6 +103,7 @@ def read_table(
         image_column: The column of picture paths; None for ``image`` or ``images``, whichever a row has.
         question_column: The column of questions.
         answer_column: The column of answers.
+        follow_links: Whether links in the folder may lead out of it.
 
     Raises:
         UserError: If the file, a row, a target or a split is invalid; the message names the line (JSONL) or row
@@ -119,7 +124,7 @@ def read_table(
     if limit is not None and limit < 1:
         raise UserError(f"limit must be >= 1, got {limit}. Leave it out for all rows.")
     table = open_table(path)
-    reader = RowReader(image_column, question_column, answer_column, PictureFolder(folder))
+    reader = RowReader(image_column, question_column, answer_column, PictureFolder(folder, follow_links=follow_links))
     scan = Scan(table, reader, split)
     kept = scan.kept[:limit]
     if not kept:

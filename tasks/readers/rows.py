@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.errors import UserError
-from tasks.example import Box, Example, Label
+from tasks.errors import UserError, printable, shown, shown_text
+from tasks.example import Box, Example, Label, Picture
+from tasks.readers.media import PICTURES, given_pictures, unread_media
 from tasks.readers.picture_folder import PictureFolder
 from tasks.readers.tables import Row
 
+_FAR = 1e9  # pixels; also refuses NaN and whole numbers that no float holds
 _RESERVED = ("id", "image", "images", "question", "answer", "group", "split", "family", "boxes", "focus")
 
 
@@ -22,42 +24,46 @@ class RowReader:
     answer_column: str
     folder: PictureFolder
 
-    def _pictures(self, row: Row, where: str) -> list[str]:
-        """The relative paths of the row's pictures."""
-        columns = (self.image_column,) if self.image_column else ("image", "images")
-        given = [row[column] for column in columns if row.get(column) is not None]
+    def _pictures(self, row: Row, where: str) -> list[Picture]:
+        """The row's pictures."""
+        columns = (self.image_column,) if self.image_column else PICTURES
+        given = [found for column in columns if (found := given_pictures(row.get(column)))]
         if self.image_column and self.image_column not in row:
             raise _unknown_column("image_column", self.image_column, row, where)
         if len(given) > 1:
             raise UserError(f"row must have image or images, got both in {where}. Keep one of the two columns.")
-        names = given[0] if given and isinstance(given[0], list) else given
-        return [self.folder.add(name, where) for name in names]
+        if not given and (medium := unread_media(row, (self.image_column or "image",))) is not None:
+            raise UserError(
+                f"picture must be in the column image or images, got {medium!r} in {where}, which is not read. Rename "
+                "the column, or drop the row."
+            )
+        return [self.folder.read(value, where) for value in (given[0] if given else [])]
 
     def _text(self, row: Row, role: str, column: str, where: str) -> str:
         if column not in row:
             raise _unknown_column(f"{role}_column", column, row, where)
         value = row[column]
-        if not isinstance(value, str | int | float):
-            raise UserError(f"{role} must be text, got {value!r} in {where}. Write it as a string.")
+        if not isinstance(value, str | int | float) or is_missing(value):
+            raise UserError(f"{role} must be text, got {shown(value)} in {where}. Write it as a string.")
         return str(value)
 
-    def _boxes(self, row: Row, names: Sequence[str], where: str) -> dict[str, Box]:
+    def _boxes(self, row: Row, pictures: Sequence[Picture], where: str) -> dict[str, Box]:
         """The boxes of a row, in its first picture."""
         given = row.get("boxes")
         if isinstance(given, list) and all(isinstance(pair, tuple) for pair in given):
             given = dict(given)  # pyarrow returns a map as pairs
         if given is not None and not isinstance(given, dict):
             raise UserError(
-                f"boxes must map names to [left, top, right, bottom], got {given!r} in {where}. Use a mapping."
+                f"boxes must map names to [left, top, right, bottom], got {shown(given)} in {where}. Use a mapping."
             )
         boxes = {}
-        size = self.folder.size(names[0]) if given and names else None
+        size = self.folder.size(pictures[0]) if given and pictures else None
         for name, corners in (given or {}).items():
             if corners is None:  # a Parquet struct has every name in every row
                 continue
-            found = f"got {name}: {corners!r} in {where}."
+            found = f"got {shown_text(str(name))}: {shown(corners)} in {where}."
             numbers = isinstance(corners, list) and all(isinstance(c, int | float) for c in corners)
-            if not numbers or len(corners) != 4 or not all(math.isfinite(c) for c in corners):
+            if not numbers or len(corners) != 4 or not all(abs(c) < _FAR for c in corners):
                 raise UserError(f"box must be [left, top, right, bottom], {found} Give four numbers.")
             box = Box(*map(float, corners))
             if not (box.left < box.right and box.top < box.bottom):
@@ -65,11 +71,16 @@ class RowReader:
             if box.left < 0 or box.top < 0 or (size and (box.right > size[0] or box.bottom > size[1])):
                 extent = f"{size[0]} x {size[1]}" if size else "picture"
                 raise UserError(f"box must lie inside its picture ({extent}), {found} Clip it.")
+            if max(box) <= 1:  # as shares they are a part of the picture, as pixels less than the corner's
+                raise UserError(
+                    f"box must be in pixels, {found} Multiply shares between 0 and 1 by the picture's width and height."
+                )
             boxes[str(name)] = box
         focus = row.get("focus")
-        if focus is not None and focus not in boxes:
+        if focus is not None and not (isinstance(focus, str) and focus in boxes):
             raise UserError(
-                f"focus must be one of the boxes ({', '.join(boxes) or 'none'}), got {focus!r} in {where}. Name a box."
+                f"focus must be one of the boxes ({shown_text(', '.join(boxes) or 'none')}), got {shown(focus)} in "
+                f"{where}. Name a box."
             )
         return boxes
 
@@ -84,29 +95,36 @@ class RowReader:
         Raises:
             UserError: If a value is missing or invalid.
         """
-        names = self._pictures(row, where)
+        pictures = self._pictures(row, where)
         labels: dict[str, Label] = {
-            key: float(value) if key in floats else value
+            key: float(value) if key in floats else printable(value) if isinstance(value, str) else value
             for key, value in {**self.labels(row), "answer": row.get(self.answer_column)}.items()
-            if isinstance(value, str | int | float) and not is_missing(value)
+            if is_label(value)
         }
         return Example(
             id=row_id(row, number),
-            pictures=tuple(self.folder.picture(name) for name in names),
+            pictures=tuple(pictures),
             question=self._text(row, "question", self.question_column, where),
             answer=self._text(row, "answer", self.answer_column, where),
             group=group,
             split=str(row["split"]) if row.get("split") is not None else "all",
             labels=labels,
-            boxes=self._boxes(row, names, where),
+            boxes=self._boxes(row, pictures, where),
             focus=row.get("focus"),
-            family=str(row.get("family") or ""),
+            family=printable(str(row.get("family") or "")),
         )
 
 
 def row_id(row: Row, number: int) -> str:
     """The id of a row; by default its number."""
     return str(row["id"]) if row.get("id") is not None else str(number)
+
+
+def is_label(value: object) -> bool:
+    """Whether a value is text, a truth value, or a number that 64 bits hold."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return False
+    return isinstance(value, str | int | float) and not is_missing(value)
 
 
 def is_missing(value: object) -> bool:
@@ -116,5 +134,6 @@ def is_missing(value: object) -> bool:
 
 def _unknown_column(argument: str, column: str, row: Row, where: str) -> UserError:
     return UserError(
-        f"{argument} must be a column, got {column!r} in {where}. The row has: {', '.join(row) or 'nothing'}."
+        f"{argument} must be a column, got {column!r} in {where}. The row has: "
+        f"{shown_text(', '.join(row) or 'nothing', 160)}."
     )

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from tasks.errors import UserError
+from tasks.errors import UserError, printable
 from tasks.example import Target
-from tasks.readers.rows import RowReader, is_missing, row_id
+from tasks.readers.rows import RowReader, is_label, is_missing, row_id
 from tasks.readers.tables import Table
 
 _CONTINUOUS_ABOVE = 20  # a column of floats with more distinct values is continuous
+_LARGEST = 1e100  # of continuous labels: their squares, and the sums of these, must be finite
 _OVERRIDES = ("", "class", "continuous", "image", "object")
 
 
@@ -21,15 +22,19 @@ class _Column:
     types: set[str] = field(default_factory=set)
     values: set[object] = field(default_factory=set)  # at most one more than the limit of a class
     empty_row: int | None = None  # the first row without a value
+    lowest: float = math.inf
+    highest: float = -math.inf
 
     def add(self, value: object, number: int) -> None:
         if is_missing(value):
             self.empty_row = number if self.empty_row is None else self.empty_row
             return
-        kind = type(value).__name__ if isinstance(value, bool | int | float | str) else "other"
+        kind = type(value).__name__ if is_label(value) else "other"
         self.types.add(kind)
         if kind != "other" and len(self.values) <= _CONTINUOUS_ABOVE:
             self.values.add(value)
+        if isinstance(value, int | float) and kind != "other":
+            self.lowest, self.highest = min(self.lowest, value), max(self.highest, value)
 
     @property
     def readable(self) -> bool:
@@ -131,9 +136,15 @@ class Scan:
 
     def _target(self, text: str, readable: dict[str, Target]) -> Target:
         name, _, override = text.rpartition(":") if text not in self._columns and ":" in text else (text, "", "")
+        if name in readable and printable(name) != name:  # it is drawn, printed and written
+            raise UserError(f"target must be a name without control characters, got {name!r}. Rename the column.")
         if name not in readable:
             known = ", ".join(readable) or "no labels"
-            why = "" if name not in self._columns else " (its values are missing, nested, or of mixed types)"
+            why = (
+                ""
+                if name not in self._columns
+                else " (its values are missing, nested, of mixed types, or beyond 64 bits)"
+            )
             raise UserError(f"target must be a label column, got {name!r}{why}. The file has: {known}.")
         column = self._columns[name]
         if column.empty_row is not None:
@@ -149,5 +160,21 @@ class Scan:
             raise UserError(
                 f"target {name!r} must hold numbers to be continuous, got text or truth values. Use :class."
             )
+        if override == "continuous" or (not override and column.kind == "continuous"):
+            _check_range(text, column)
         changed: dict[str, Any] = {"scope" if override in ("image", "object") else "kind": override} if override else {}
         return replace(readable[name], **changed)
+
+
+def _check_range(target: str, column: _Column) -> None:
+    """Check that squares of a continuous label neither overflow nor vanish."""
+    if max(-column.lowest, column.highest) > _LARGEST:
+        raise UserError(
+            f"target {target!r} must hold numbers between -1e100 and 1e100 to be continuous, got {column.lowest:g} to "
+            f"{column.highest:g}. Rescale them, or use :class."
+        )
+    if 0 < column.highest - column.lowest < 1 / _LARGEST:
+        raise UserError(
+            f"target {target!r} must hold numbers that differ by 1e-100 or more to be continuous, got a range of "
+            f"{column.highest - column.lowest:g}. Rescale them, or use :class."
+        )

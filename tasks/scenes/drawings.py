@@ -13,7 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from tasks.errors import UserError
 
 # category -> noun -> {icon family: glyph}; the last family of each noun is the drawing held out of training.
-NOUNS: dict[str, dict[str, dict[str, str]]] = json.loads(Path(__file__).with_name("nouns.json").read_text())
+NOUNS: dict[str, dict[str, dict[str, str]]] = json.loads(
+    Path(__file__).with_name("nouns.json").read_text(encoding="utf-8")
+)
 CATEGORIES = tuple(NOUNS)
 KINDS = tuple(kind for kinds in NOUNS.values() for kind in kinds)
 CATEGORY_OF = {kind: category for category, kinds in NOUNS.items() for kind in kinds}
@@ -54,4 +56,4 @@ def _font(family: str) -> tuple[Path, dict[str, str]]:
             "qtawesome must be installed to draw scenes. Run: pip install qtawesome==1.4.2"
         ) from error
     paths = {f.suffix: Path(str(f.locate())) for f in files if f.name.startswith(_FONTS[family])}
-    return paths[".ttf"], json.loads(paths[".json"].read_text())
+    return paths[".ttf"], json.loads(paths[".json"].read_text(encoding="utf-8"))

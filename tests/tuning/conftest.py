@@ -55,7 +55,7 @@ def llava_json(tmp_path: Path) -> LlavaRows:
         listed = list(rows)
         for row in listed:
             name = row.get("image")
-            if isinstance(name, str) and not name.startswith("missing"):
+            if isinstance(name, str) and name and not name.startswith("missing"):
                 (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (30, 20), (200, 30, 30)).save(tmp_path / name)
         path = tmp_path / "mix.json"

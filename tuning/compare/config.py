@@ -9,6 +9,7 @@ from records.options import (
     ConfigFile,
     DryRun,
     Flag,
+    FollowLinks,
     Images,
     ModelOptions,
     NameList,
@@ -39,6 +40,7 @@ class CompareData:
     spec: Annotated[str, named("data")] = SCENES
     """`scenes`, a JSON file in LLaVA's layout (any size), or a JSONL or Parquet file of questions."""
     images: Images = None
+    follow_links: FollowLinks = False
     scenes: int = 4000
     """Scenes trained on, if the data are scenes."""
     limit: OrDefault[int] = None

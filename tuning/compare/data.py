@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,7 +78,7 @@ class SurveyedData(NamedTuple):
         """
         used = {n: hashlib.sha256(s.lengths.tobytes()).hexdigest()[:16] for n, s in self.surveys.items()}
         path = folder / _USED
-        before = json.loads(path.read_text()) if path.is_file() else used
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else used
         differing = [name for name in used if before.get(name) != used[name]]
         if differing:
             raise UserError(
@@ -106,9 +107,10 @@ def open_data(data: CompareData) -> OpenData:
             f"{', '.join(data.eval_specs) or 'nothing'}. Rename the files."
         )
     with user_errors(ValueError, OSError):
-        train = open_source(data.spec, data.images, scenes=SceneMix(data.scenes))
+        read = partial(open_source, images=data.images, follow_links=data.follow_links)
+        train = read(data.spec, scenes=SceneMix(data.scenes))
         scored = {
-            name: first_of(open_source(files[name], data.images), data.eval_limit) if name in files
+            name: first_of(read(files[name]), data.eval_limit) if name in files
             else _scenes(data, name)
             for name in names
         }  # fmt: skip

@@ -39,7 +39,7 @@ def name_of_reference(model: str) -> str:
 def read_costs(folder: Path) -> dict[str, dict[str, Any]]:
     """The cost of a step of each timed plan by name, with the step of ``full`` timed in the same session."""
     path = folder / _COSTS
-    costs: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    costs: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     once = _beside(costs[FULL]) if FULL in costs else {}
     return {name: {**once, **cost} for name, cost in costs.items()}  # files of one session may lack these keys
 
@@ -125,7 +125,7 @@ def _read_runs(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """run.json and the answers of each finished run; ``value`` is the log-likelihood of ordinary text."""
     runs = []
     for path in sorted((folder / "runs").glob(f"*/{ANSWERS}")):
-        facts = json.loads((path.parent / "run.json").read_text())
+        facts = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))
         value = float(facts["text_log_likelihood"])
         runs.append(({**facts, "seed": int(facts["seed"]), "value": value}, pd.read_parquet(path)))
     return runs

@@ -35,12 +35,15 @@ class Conversation:
 
     Args:
         id: Identifies it in messages.
-        pictures: Shown before the first question; empty in text-only samples.
+        pictures: In the order of their placeholders; empty in text-only samples.
         turns: At least one.
         apart: Whether each turn attends to the pictures and itself but to no other turn. Several questions about one
             picture then share one sequence without attending to each other's answers.
         families: The family of each question, for scores; empty if unknown.
         shared: Text before the first question of every turn, attended to by all turns if ``apart``.
+        placed: The number of pictures at the beginning of each question and each answer, alternately; empty if all
+            stand before the first question.
+        unread: The keys of the sample in its file that are not read.
     """
 
     id: str
@@ -49,6 +52,8 @@ class Conversation:
     apart: bool = False
     families: tuple[str, ...] = ()
     shared: str = ""
+    placed: tuple[int, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 def from_examples(examples: Sequence[Example], *, apart: bool = False, format_prompts: bool = True) -> Conversation:

@@ -4,10 +4,14 @@ The whole text is tokenised once; a token is labelled if all its characters belo
 characters of an answer with others raises ``UnusableSampleError``, which callers count and list.
 """
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -17,6 +21,8 @@ from tasks.prompts import IMAGE, SYSTEM, plain
 from tuning.data.conversation import Conversation, UnusableSampleError
 from tuning.data.prompt_format import OnLong, Recipe
 
+_PARALLELISM = "TOKENIZERS_PARALLELISM"
+_PARALLEL = os.environ.get(_PARALLELISM)  # what the user decided
 IGNORED = -100  # the label of tokens without a loss, which torch's cross-entropy ignores
 
 
@@ -63,7 +69,7 @@ def encode(
 
     Under ``vicuna_v1`` an answer is labelled from the space after ``ASSISTANT:`` to its end-of-text token; an empty
     answer has no labels. Under ``plain`` (stage 1) the sample is the picture and its first answer with a newline,
-    without the question.
+    without the question. In samples without pictures ``<image>`` is a word like others.
 
     Args:
         llava: Its tokenizer and number of image tokens are used.
@@ -73,29 +79,90 @@ def encode(
         on_long: ``"cut"`` longer samples at the end, as LLaVA does, or raise (``"refuse"``).
 
     Raises:
-        UnusableSampleError: If the sample has no assistant turn, no picture under ``plain``, a placeholder or an
-            end-of-text token in its text, a token that is partly answer, no label (all answers empty or cut off), or
-            an image that would be cut.
+        UnusableSampleError: If the sample has no assistant turn, no picture under ``plain``, a placeholder beside its
+            pictures or an end-of-text token in its text, a token that is partly answer, no label (all answers empty or
+            cut off), or an image that would be cut.
 
     Source: Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning", arXiv 2310.03744; stage 1 from Liu et
         al. 2023, "Visual Instruction Tuning", arXiv 2304.08485.
     """
     _check_words(llava, conversation)
-    if recipe == "plain":
-        encoded = _tokens(llava, _plain_parts(conversation), bos=True)
-    elif conversation.apart and len(conversation.turns) > 1:
+    if conversation.apart and len(conversation.turns) > 1 and recipe != "plain":
         encoded = _encode_apart(llava, conversation)
     else:
-        encoded = _tokens(llava, _vicuna_parts(llava, conversation, range(len(conversation.turns))), bos=True)
+        encoded = _tokens(llava, _parts(llava, conversation, recipe), plain_words=_has_words_like_image(conversation))
     if len(encoded) > max_length:
         if on_long == "refuse":
             raise UnusableSampleError(f"longer than the context: {len(encoded)} tokens, {max_length} allowed")
         encoded = _cut(llava, encoded, max_length)
     if not bool((encoded.labels != IGNORED).any()):
-        raise UnusableSampleError(
-            "nothing to learn: " + ("cut off before its first answer" if encoded.cut else "empty answers")
-        )
+        raise _no_labels(cut=encoded.cut > 0)
     return encoded
+
+
+class Lengths(NamedTuple):
+    """The size of a sample in tokens."""
+
+    total: int
+    """Tokens after cutting, image tokens included."""
+    labelled: int
+    """Tokens with a label."""
+    cut: bool
+    """Whether the end is cut off."""
+
+
+def measure(
+    llava: Llava, conversations: Sequence[Conversation], *, recipe: Recipe, max_length: int, on_long: OnLong
+) -> list[Lengths | UnusableSampleError]:
+    """The sizes of samples as ``encode`` makes them, or why it cannot; all are tokenised in one call.
+
+    Args:
+        llava: Its tokenizer and number of image tokens are used.
+        conversations: The samples.
+        recipe: See ``encode``.
+        max_length: See ``encode``.
+        on_long: See ``encode``.
+    """
+    found: list[Lengths | UnusableSampleError | None] = [None] * len(conversations)
+    parts: dict[int, list[_Part]] = {}
+    for index, conversation in enumerate(conversations):
+        try:
+            _check_words(llava, conversation)
+            if not (conversation.apart and len(conversation.turns) > 1) and not _has_words_like_image(conversation):
+                parts[index] = _parts(llava, conversation, recipe)
+        except UnusableSampleError as error:
+            found[index] = error
+    image, n_image = llava.image_token_id, llava.n_image_tokens
+    with _all_cores():
+        encodings = _tokenise(llava.tokenizer, ["".join(part.text for part in own) for own in parts.values()])
+    for index, (ids, offsets) in zip(parts, encodings, strict=True):
+        try:
+            owners = _owners(parts[index], offsets)
+        except UnusableSampleError as error:
+            found[index] = error
+            continue
+        total = len(ids) + (n_image - 1) * int((ids == image).sum())
+        labelled = int((owners[1:] >= 0).sum())
+        if total <= max_length:
+            found[index] = Lengths(total, labelled, cut=False) if labelled else _no_labels(cut=False)
+    for index, conversation in enumerate(conversations):
+        if found[index] is None:  # turns apart, words like <image>, or too long: few in most data
+            found[index] = _measure_one(llava, conversation, recipe, max_length, on_long)
+    return [one for one in found if one is not None]
+
+
+def _measure_one(
+    llava: Llava, conversation: Conversation, recipe: Recipe, max_length: int, on_long: OnLong
+) -> Lengths | UnusableSampleError:
+    try:
+        encoded = encode(llava, conversation, recipe=recipe, max_length=max_length, on_long=on_long)
+    except UnusableSampleError as error:
+        return error
+    return Lengths(len(encoded), int((encoded.labels != IGNORED).sum()), cut=encoded.cut > 0)
+
+
+def _no_labels(*, cut: bool) -> UnusableSampleError:
+    return UnusableSampleError("nothing to learn: " + ("cut off before its first answer" if cut else "empty answers"))
 
 
 def _check_words(llava: Llava, conversation: Conversation) -> None:
@@ -104,16 +171,29 @@ def _check_words(llava: Llava, conversation: Conversation) -> None:
     eos = _eos(llava)
     for turn in conversation.turns:
         for role, words in (("question", turn.question), ("answer", turn.answer)):
-            if IMAGE in words:
+            if conversation.pictures and IMAGE in words:
                 raise UnusableSampleError(f"a placeholder {IMAGE} in the words of a {role}")
             if eos and eos in words:  # would end the answer
                 raise UnusableSampleError(f"the end-of-text mark {eos} in the words of a {role}")
 
 
+def _has_words_like_image(conversation: Conversation) -> bool:
+    """Whether a sample without pictures has the placeholder in its text."""
+    return not conversation.pictures and any(IMAGE in words for turn in conversation.turns for words in turn)
+
+
+def _parts(llava: Llava, conversation: Conversation, recipe: Recipe) -> list[_Part]:
+    if recipe == "plain":
+        return _plain_parts(conversation)
+    return _vicuna_parts(llava, conversation, range(len(conversation.turns)))
+
+
 def _plain_parts(conversation: Conversation) -> list[_Part]:
     if len(conversation.pictures) != 1:
         raise UnusableSampleError(f"stage 1 needs one picture, has {len(conversation.pictures)}")
-    answer = conversation.turns[0].answer.strip()
+    if any(conversation.placed[1:]):
+        raise UnusableSampleError("stage 1 needs its picture before the caption")
+    answer = conversation.turns[0].answer
     head, _, tail = plain(answer).partition(IMAGE)
     return [_Part(head + IMAGE, -1), _Part(tail, 0 if answer else -1)]
 
@@ -122,63 +202,102 @@ def _vicuna_parts(llava: Llava, conversation: Conversation, turns: Sequence[int]
     """The text of the given turns, split where answers begin and end."""
     eos = _eos(llava)
     parts = [_Part(f"{SYSTEM} ", -1)]
+    placed = conversation.placed
     for index, number in enumerate(turns):
         turn = conversation.turns[number]
-        pictures = f"{IMAGE}\n" * len(conversation.pictures) if index == 0 else ""
-        learned = number if turn.answer.strip() else -1
-        words = f" {turn.answer}" if turn.answer.strip() else ""
-        question = conversation.shared + turn.question if index == 0 else turn.question
-        parts += [_Part(f"USER: {pictures}{question} ASSISTANT:", -1), _Part(words + eos, learned)]
+        first = len(conversation.pictures) if index == 0 else 0
+        before_question, before_answer = placed[2 * number : 2 * number + 2] if placed else (first, 0)
+        question = _with_pictures(before_question, (conversation.shared if index == 0 else "") + turn.question)
+        answer = _with_pictures(before_answer, turn.answer)
+        learned = number if answer else -1
+        parts += [_Part(f"USER: {question} ASSISTANT:", -1), _Part((f" {answer}" if answer else "") + eos, learned)]
     return parts
 
 
-def _tokens(llava: Llava, parts: Sequence[_Part], *, bos: bool) -> Encoded:
-    """Tokenise the parts as one text."""
-    text = "".join(part.text for part in parts)
-    tokenizer = llava.tokenizer
-    encoding: Any = tokenizer(
-        text, return_offsets_mapping=True, return_attention_mask=False, add_special_tokens=bos, verbose=False
-    )
-    bounds = []
-    start = 0
-    for part in parts:
-        bounds.append((start, start + len(part.text), part.owner))
-        start += len(part.text)
-    ids: list[int] = []
-    owners: list[int] = []
-    part_index = 0
-    image_id, n_image_tokens = llava.image_token_id, llava.n_image_tokens  # looked up once: configs are slow
-    for token, (first, last) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
-        if first == last:  # the beginning-of-text token has no characters
-            ids.append(token)
-            owners.append(-1)
-            continue
-        while part_index < len(bounds) - 1 and bounds[part_index][1] <= first:
-            part_index += 1
-        spanned = {owner for begin, end, owner in bounds[part_index:] if begin < last and end > first}
+def _with_pictures(n: int, words: str) -> str:
+    """The text of a turn after ``n`` placeholders, each on a line of its own; LLaVA adds no newline to them alone."""
+    return f"{IMAGE}\n" * n + words if words else "\n".join([IMAGE] * n)
+
+
+_Read = tuple[Int[np.ndarray, " token"], Int[np.ndarray, "token 2"]]  # ids; first and last character of each token
+
+
+def _tokenise(tokenizer: Any, texts: list[str], *, plain_words: bool = False) -> list[_Read]:
+    """Token ids and character offsets of each text, with the beginning-of-text token."""
+    if not texts:
+        return []
+    with _image_as_words(tokenizer) if plain_words else nullcontext():
+        found: Any = tokenizer(
+            texts, return_offsets_mapping=True, return_attention_mask=False, add_special_tokens=True, verbose=False
+        )
+    return [
+        (np.asarray(ids), np.asarray(offsets).reshape(-1, 2))
+        for ids, offsets in zip(found["input_ids"], found["offset_mapping"], strict=True)
+    ]
+
+
+def _owners(parts: Sequence[_Part], offsets: Int[np.ndarray, "token 2"]) -> Int[np.ndarray, " token"]:
+    """The turn whose answer each token belongs to, or -1.
+
+    Raises:
+        UnusableSampleError: If a token joins characters of an answer with others.
+    """
+    ends = np.cumsum([len(part.text) for part in parts])
+    part_owner = np.array([part.owner for part in parts])
+    first, last = offsets[:, 0], offsets[:, 1]
+    begins = np.minimum(np.searchsorted(ends, first, side="right"), len(parts) - 1)
+    stops = np.maximum(begins, np.searchsorted(ends, last - 1, side="right"))
+    owners = np.where(first == last, -1, part_owner[begins])  # the beginning-of-text token has no characters
+    for token in np.flatnonzero((begins != stops) & (first != last)):
+        spanned = {part.owner for part in parts[begins[token] : stops[token] + 1] if part.text}
         if len(spanned) > 1:
-            raise UnusableSampleError(f"the token {text[first:last]!r} is answer in part")
-        owner = spanned.pop()
-        if token == image_id:
-            ids += [token] * n_image_tokens
-            owners += [-1] * n_image_tokens
-        else:
-            ids.append(token)
-            owners.append(owner)
-    owner_row = torch.tensor(owners)
-    row = torch.tensor(ids)
+            text = "".join(part.text for part in parts)
+            raise UnusableSampleError(f"the token {text[first[token] : last[token]]!r} is answer in part")
+    return owners
+
+
+def _tokens(llava: Llava, parts: Sequence[_Part], *, plain_words: bool = False) -> Encoded:
+    """Tokenise the parts as one text; placeholders become image tokens."""
+    ((ids, offsets),) = _tokenise(llava.tokenizer, ["".join(part.text for part in parts)], plain_words=plain_words)
+    owners = _owners(parts, offsets)
+    is_image = ids == llava.image_token_id
+    copies = np.where(is_image, llava.n_image_tokens, 1)
+    row = torch.from_numpy(np.repeat(ids, copies))
+    owner_row = torch.from_numpy(np.repeat(np.where(is_image, -1, owners), copies))
     labels = torch.where(owner_row >= 0, row, torch.full_like(row, IGNORED))
     if len(row):  # no position predicts the first token
         labels[0] = IGNORED
     return Encoded(row, labels, torch.zeros_like(row), torch.arange(len(row)), owner_row)
 
 
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """Tokenise on every core unless the environment decides; afterwards on one, as processes that fork later need."""
+    if _PARALLEL is None:
+        os.environ[_PARALLELISM] = "true"
+    try:
+        yield
+    finally:
+        if _PARALLEL is None:
+            os.environ[_PARALLELISM] = "false"
+
+
+@contextmanager
+def _image_as_words(tokenizer: Any) -> Iterator[None]:
+    """Read ``<image>`` as ordinary characters, as the original tokenizer does, which has no such token."""
+    whole = tokenizer._tokenizer
+    described = json.loads(whole.to_str())
+    described["added_tokens"] = [token for token in described["added_tokens"] if token["content"] != IMAGE]
+    tokenizer._tokenizer = type(whole).from_str(json.dumps(described))
+    try:
+        yield
+    finally:
+        tokenizer._tokenizer = whole
+
+
 def _encode_apart(llava: Llava, conversation: Conversation) -> Encoded:
     """The shared part, then the tokens of each turn, which see the shared part and their own turn."""
-    rows = [
-        _tokens(llava, _vicuna_parts(llava, conversation, [number]), bos=True)
-        for number in range(len(conversation.turns))
-    ]
+    rows = [_tokens(llava, _vicuna_parts(llava, conversation, [number])) for number in range(len(conversation.turns))]
     shortest = min(len(row) for row in rows)
     stacked = torch.stack([row.ids[:shortest] for row in rows])
     differs = (stacked != stacked[0]).any(0).nonzero()

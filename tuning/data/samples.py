@@ -4,6 +4,7 @@
 before the first step. ``Samples`` returns them by index, ``GroupedSampler`` orders them, ``collate`` pads them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +20,18 @@ from models.llava import Llava
 from models.pixels import read_pixels
 from records.manifest import write_atomically
 from records.progress import OnProgress, silent
-from tasks.errors import UserError
+from tasks.errors import UserError, printable, shown_text
 from tasks.example import Picture
 from tuning.data.conversation import Conversation, UnusableSampleError
-from tuning.data.labels import IGNORED, Encoded, encode
+from tuning.data.labels import IGNORED, Encoded, encode, measure
 from tuning.data.prompt_format import PromptFormat
 from tuning.data.sources import Source
+from tuning.data.stored_lengths import StoredLengths
 
 FAILED = "failed"  # key of the error in place of a sample
 _SHOWN = 3  # samples named in an error message
+_UNREAD = 5  # keys named in a line
+_SURVEYED = 256  # samples tokenised together: enough to use every core, few enough for memory
 _MEGABATCHES = 50  # batches sorted by length together: enough to reduce padding, few enough to stay random
 
 
@@ -49,6 +53,7 @@ class Survey:
         labelled: Labelled tokens of each sample.
         cut: Number of samples cut to the longest length.
         skipped: Samples left out.
+        unread: The keys of the file that are not read, with the number of samples that have them.
     """
 
     lengths: Int[np.ndarray, " sample"]
@@ -56,6 +61,7 @@ class Survey:
     labelled: Int[np.ndarray, " sample"]
     cut: int
     skipped: tuple[Skipped, ...]
+    unread: tuple[tuple[str, int], ...] = ()
 
     @property
     def kept(self) -> Int[np.ndarray, " kept"]:
@@ -69,7 +75,14 @@ class Survey:
         return (
             f"{len(kept):,} samples ({text:,} without a picture), {int(self.lengths[kept].sum()):,} tokens, "
             f"{int(self.labelled.sum()):,} labelled; {self.cut:,} cut, {len(self.skipped):,} left out"
+            + (f"; {self.describe_unread()}" if self.unread else "")
         )
+
+    def describe_unread(self) -> str:
+        """The keys of the file that are not read, in one line; empty if all are."""
+        shown_keys = ", ".join(f"{shown_text(key, 40)} ({n:,})" for key, n in self.unread[:_UNREAD])
+        more = f" and {len(self.unread) - _UNREAD} more" if len(self.unread) > _UNREAD else ""
+        return f"not read: {shown_keys}{more}" if self.unread else ""
 
 
 def survey(
@@ -87,25 +100,52 @@ def survey(
         UserError: If a picture's path leaves its folder.
     """
     n = len(source)
-    lengths, labelled = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    is_file = getattr(source, "is_file", False)  # other digests may be given by the user
+    stored = StoredLengths(llava, source.digest if is_file else None, n, prompt_format)
+    table = stored.table
     pictured = np.zeros(n, dtype=bool)
-    skipped: list[Skipped] = []
-    cut = 0
-    for index in range(n):
-        name = str(index)
-        try:
-            conversation = source[index]
-            name = conversation.id
-            encoded = _encode(llava, conversation, prompt_format)
-        except UnusableSampleError as error:
-            skipped.append(Skipped(index, error.sample or name, str(error)))
-        else:
-            lengths[index], pictured[index] = len(encoded), bool(conversation.pictures)
-            labelled[index] = int((encoded.labels != IGNORED).sum())
-            cut += encoded.cut > 0
+    skipped: dict[int, Skipped] = {}
+    unread: Counter[str] = Counter()
+    found_all = True
+    for start in range(0, n, _SURVEYED):
+        indices = range(start, min(n, start + _SURVEYED))
+        unmeasured: dict[int, Conversation] = {}
+        for index in indices:
+            try:
+                conversation = source[index]
+            except UnusableSampleError as error:
+                skipped[index] = Skipped(index, error.sample or str(index), str(error))
+                continue
+            pictured[index] = bool(conversation.pictures)
+            unread.update(conversation.unread)
+            if not table[index, 0]:
+                unmeasured[index] = conversation
+        if unmeasured:
+            longest = _longest(llava, prompt_format)
+            sizes = measure(
+                llava,
+                list(unmeasured.values()),
+                recipe=prompt_format.recipe,
+                max_length=longest,
+                on_long=prompt_format.on_long,
+            )
+            for (index, conversation), size in zip(unmeasured.items(), sizes, strict=True):
+                if isinstance(size, UnusableSampleError):
+                    skipped[index] = Skipped(index, conversation.id, str(size))
+                else:
+                    table[index] = size
+                    found_all = False
         if on_progress is not None:
-            on_progress(index + 1)
-    return Survey(lengths, pictured, labelled, cut, tuple(skipped))
+            for index in indices:
+                on_progress(index + 1)
+    if not found_all:
+        stored.save()
+    lengths, labelled, cut = table.copy().T
+    left_out = sorted(skipped)
+    for column in (lengths, labelled, cut, pictured):
+        column[left_out] = 0
+    reasons = tuple(skipped[index] for index in left_out)
+    return Survey(lengths, pictured, labelled, int(cut.sum()), reasons, tuple(unread.most_common()))
 
 
 def survey_usable(
@@ -188,8 +228,12 @@ class Samples(Dataset[dict[str, Any]]):
 
 
 def _encode(llava: Llava, conversation: Conversation, prompt_format: PromptFormat) -> Encoded:
-    limit = min(prompt_format.max_length, int(llava.config.text_config.max_position_embeddings))
+    limit = _longest(llava, prompt_format)
     return encode(llava, conversation, recipe=prompt_format.recipe, max_length=limit, on_long=prompt_format.on_long)
+
+
+def _longest(llava: Llava, prompt_format: PromptFormat) -> int:
+    return min(prompt_format.max_length, int(llava.config.text_config.max_position_embeddings))
 
 
 def collate(rows: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:
@@ -310,5 +354,6 @@ def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
     """Write the samples left out as a table with columns sample (index from 0), id and reason."""
     import pandas as pd
 
-    table = pd.DataFrame(list(skipped), columns=list(Skipped._fields))
+    rows = [bad._replace(id=printable(bad.id), reason=printable(bad.reason)) for bad in skipped]
+    table = pd.DataFrame(rows, columns=list(Skipped._fields))
     write_atomically(path, table.to_csv(index=False).encode())

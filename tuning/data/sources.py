@@ -7,12 +7,14 @@ grow with the size of ``llava_v1_5_mix665k.json``.
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from tasks.dataset import Dataset
 from tasks.errors import UserError
 from tasks.readers.load_dataset import read_table
+from tasks.readers.tables import Parquet, is_parquet
 from tuning.data.conversation import Conversation, from_examples
 from tuning.data.llava_json import LlavaFile, is_llava_jsonl
 from tuning.data.scene_mix import SceneMix
@@ -46,7 +48,9 @@ class TableFile:
 
     def __getitem__(self, index: int) -> Conversation:
         """The example as a conversation."""
-        return from_examples([self._examples[index]])
+        example = self._examples[index]
+        unread = tuple(key for key in example.labels if key != "answer")
+        return replace(from_examples([example]), unread=unread)
 
 
 class Subset:
@@ -58,6 +62,7 @@ class Subset:
         self._source, self._indices = source, indices
         chosen = hashlib.sha256(json.dumps([int(i) for i in indices]).encode()).hexdigest()[:8]
         self.digest = f"{source.digest}-{chosen}"
+        self.is_file = getattr(source, "is_file", False)
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -79,14 +84,17 @@ def spread_over(source: Source, n: int) -> Source:
     return source if n >= total else Subset(source, [index * total // n for index in range(n)])
 
 
-def open_source(spec: str, images: Path | None = None, *, scenes: SceneMix | None = None) -> Source:
+def open_source(
+    spec: str, images: Path | None = None, *, scenes: SceneMix | None = None, follow_links: bool = False
+) -> Source:
     """Open the source that ``spec`` names.
 
     Args:
-        spec: ``"scenes"``, a ``.json`` or ``.jsonl`` file in LLaVA's layout, or a JSONL or Parquet file with columns
+        spec: ``"scenes"``, a JSON, JSONL or Parquet file in LLaVA's layout, or a JSONL or Parquet file with columns
             ``question`` and ``answer``.
         images: Folder of the picture paths; the file's own folder if None.
         scenes: The source for ``"scenes"``; 4,000 scenes if None.
+        follow_links: Whether links in the picture folder may lead out of it.
 
     Raises:
         UserError: If the file cannot be read.
@@ -94,6 +102,14 @@ def open_source(spec: str, images: Path | None = None, *, scenes: SceneMix | Non
     if spec == "scenes":
         return scenes or SceneMix(4000)
     path = Path(spec)
-    if path.suffix.lower() == ".json" or (path.suffix.lower() in (".jsonl", ".ndjson") and is_llava_jsonl(path)):
-        return LlavaFile(path, images)
-    return TableFile(read_table(path, images))
+    if _is_llava(path):
+        return LlavaFile(path, images, follow_links=follow_links)
+    return TableFile(read_table(path, images, follow_links=follow_links))
+
+
+def _is_llava(path: Path) -> bool:
+    """Whether a file has LLaVA's layout."""
+    ending = path.suffix.lower()
+    if is_parquet(path) and path.is_file():
+        return "conversations" in Parquet(path).columns
+    return ending == ".json" or (ending in (".jsonl", ".ndjson") and is_llava_jsonl(path))

@@ -75,7 +75,8 @@ def run_stage1(work: Path, *, steps: int, seed: int, device: str) -> None:
         trainee.projector.load_state_dict(load_file(warm))
     else:
         cosine = warm_start(trainee.projector, trainee.tower, trainee.language, trainee.tokenizer, seed=seed)
-        (work / "warm.json").write_text(json.dumps({"cosine": cosine}))  # written first: the other file marks the end
+        # Written first: the other file marks the end.
+        (work / "warm.json").write_text(json.dumps({"cosine": cosine}), encoding="utf-8")
         write_tensors(trainee.projector.state_dict(), warm)
         print(f"warm start: cosine of image tokens to their words {cosine:.3f}", flush=True)
     train_language(work, trainee, stage=1, steps=steps, seed=seed)
@@ -118,9 +119,9 @@ def export(work: Path) -> None:
         "sha256": hashes,
         "language_model_sha256": GGUF_SHA256,
         "training": {stage: read_facts(snapshot_path(work, stage)) for stage in STAGES[:3]},
-        "warm_start": json.loads((work / "warm.json").read_text()),
+        "warm_start": json.loads((work / "warm.json").read_text(encoding="utf-8")),
     }
-    (PARTS / "parts.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (PARTS / "parts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {', '.join(parts)} to {PARTS}", flush=True)
 
 

@@ -116,7 +116,7 @@ def score_captions(loaded: Loaded, *, n: int, stage: Literal[1, 2]) -> dict[str,
 @torch.inference_mode()
 def perplexity(loaded: Loaded) -> float:
     """Perplexity of models/embedded/passage.txt, without a picture."""
-    ids = loaded.processor.tokenizer((PARTS / "passage.txt").read_text(), return_tensors="pt").input_ids
+    ids = loaded.processor.tokenizer((PARTS / "passage.txt").read_text(encoding="utf-8"), return_tensors="pt").input_ids
     ids = ids.to(loaded.model.device)
     logits = loaded.model(input_ids=ids).logits
     return math.exp(F.cross_entropy(logits[0, :-1].float(), ids[0, 1:]).item())
@@ -156,7 +156,7 @@ def main(
     for key in ("caption_kinds", "perplexity"):
         print(f"{key}: {record[key]}")
     if out:
-        out.write_text(json.dumps(record, indent=1) + "\n")
+        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def write_optimizer(folder: Path, optimizer: Optimizer, tensors: Mapping[str, Te
     """Write the gathered ``optimizer_tensors`` and the groups' hyperparameters."""
     save_file(dict(tensors), folder / "optimizer.safetensors")
     groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    (folder / "optimizer.json").write_text(json.dumps(groups))
+    (folder / "optimizer.json").write_text(json.dumps(groups), encoding="utf-8")
 
 
 def read_optimizer(folder: Path, optimizer: Optimizer, names: Mapping[int, str]) -> None:
@@ -85,7 +85,9 @@ def read_optimizer(folder: Path, optimizer: Optimizer, names: Mapping[int, str])
         name, _, key = path.rpartition("/")
         by_name.setdefault(name, {})[key] = value
     optimizer.state.clear()
-    for group, saved in zip(optimizer.param_groups, json.loads((folder / "optimizer.json").read_text()), strict=True):
+    for group, saved in zip(
+        optimizer.param_groups, json.loads((folder / "optimizer.json").read_text(encoding="utf-8")), strict=True
+    ):
         for parameter in group["params"]:
             state = by_name.get(names[id(parameter)])
             if state is not None:
@@ -149,7 +151,7 @@ def check_resume(path: Path, facts: Mapping[str, object]) -> None:
             f"resume must name a checkpoint folder, got {str(path)!r}. See the run's folder for checkpoint-N."
         )
     check_files(path)
-    saved = {"processes": 1, **json.loads((path / FACTS).read_text())}
+    saved = {"processes": 1, **json.loads((path / FACTS).read_text(encoding="utf-8"))}
     for key, value in json.loads(json.dumps(facts)).items():
         if saved.get(key) != value:
             name, before, after = _first_difference(key, saved.get(key), value)

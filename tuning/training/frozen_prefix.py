@@ -65,10 +65,10 @@ class KeptPrefix:
         mark, wanted = folder / "identity.txt", f"{identity} block {self.first}"
         processes = join_processes(str(llava.device))
         if processes.is_main:
-            if folder.exists() and (not mark.is_file() or mark.read_text() != wanted):
+            if folder.exists() and (not mark.is_file() or mark.read_text(encoding="utf-8") != wanted):
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            mark.write_text(wanted)
+            mark.write_text(wanted, encoding="utf-8")
         processes.wait()
         existing = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
         needed = int(samples.lengths.sum()) * llava.d_model * (2 if bf16 else 4) - existing

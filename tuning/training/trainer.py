@@ -368,8 +368,10 @@ class PlanTrainer:
             save_file(weights, fresh / "weights.safetensors")
             checkpoint.write_optimizer(fresh, self.optimizer, state)
             progress = {"step": self.step, "steps": self.steps, "losses": self.losses}
-            (fresh / checkpoint.STATE).write_text(json.dumps({**progress, "schedule": self.schedule.state_dict()}))
-            (fresh / checkpoint.FACTS).write_text(json.dumps(self.facts))
+            (fresh / checkpoint.STATE).write_text(
+                json.dumps({**progress, "schedule": self.schedule.state_dict()}), encoding="utf-8"
+            )
+            (fresh / checkpoint.FACTS).write_text(json.dumps(self.facts), encoding="utf-8")
         self.accelerator.wait_for_everyone()
         if is_main:
             checkpoint.finish(target, keep=self.options.keep)

@@ -1,6 +1,7 @@
 """Label masks against hand-made oracles: several turns, words alone, cut, empty answers, and LLaVA's own traps."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from models.llava import Llava
 from tasks.prompts import SYSTEM
 from tests.conftest import make_examples, noise_picture
 from tuning.data.conversation import Conversation, Turn, UnusableSampleError
-from tuning.data.labels import IGNORED, Encoded, encode
+from tuning.data.labels import IGNORED, Encoded, encode, measure
 from tuning.data.prompt_format import PromptFormat
 from tuning.data.samples import collate
 from tuning.scoring.answers import model_inputs
@@ -96,7 +97,7 @@ def test_cutting_never_leaves_a_sample_without_labels_or_half_a_picture(llava: L
 
 
 def test_an_empty_answer_teaches_nothing_and_the_others_still_do(llava: Llava) -> None:
-    encoded = encode(llava, chat(("One?", ""), ("Two?", "yes"), ("Three?", "  ")))
+    encoded = encode(llava, chat(("One?", ""), ("Two?", "yes"), ("Three?", "")))
     pieces = [
         (f"{SYSTEM} USER: <image>\nOne? ASSISTANT:", False),
         ("</s>", False),
@@ -107,7 +108,75 @@ def test_an_empty_answer_teaches_nothing_and_the_others_still_do(llava: Llava) -
     ]
     assert_equals(encoded, oracle(llava, pieces))
     with pytest.raises(UnusableSampleError, match="nothing to learn: empty answers"):
-        encode(llava, chat(("One?", ""), ("Two?", " ")))
+        encode(llava, chat(("One?", ""), ("Two?", "")))
+
+
+def test_an_answer_of_whitespace_is_labelled_as_in_llava(llava: Llava) -> None:
+    encoded = encode(llava, chat(("One?", "  "), ("Two?", "\n")))
+    pieces = [
+        (f"{SYSTEM} USER: <image>\nOne? ASSISTANT:", False),
+        ("   </s>", True),
+        ("USER: Two? ASSISTANT:", False),
+        (" \n</s>", True),
+    ]
+    assert_equals(encoded, oracle(llava, pieces))
+
+
+def test_a_question_of_pictures_alone_gets_no_newline(llava: Llava) -> None:
+    encoded = encode(llava, chat(("", "a cat")))
+    assert_equals(encoded, oracle(llava, [(f"{SYSTEM} USER: <image> ASSISTANT:", False), (" a cat</s>", True)]))
+
+
+def test_pictures_stand_at_the_beginning_of_their_own_turns(llava: Llava) -> None:
+    sample = chat(("Hello.", "Show me."), ("What is it?", "a cat"))
+    later = encode(llava, dataclasses.replace(sample, placed=(0, 0, 1, 0)))
+    pieces = [
+        (f"{SYSTEM} USER: Hello. ASSISTANT:", False),
+        (" Show me.</s>", True),
+        ("USER: <image>\nWhat is it? ASSISTANT:", False),
+        (" a cat</s>", True),
+    ]
+    assert_equals(later, oracle(llava, pieces))
+    answered = encode(llava, dataclasses.replace(sample, placed=(0, 0, 0, 1)))
+    assert llava.tokenizer.decode(answered.labels[answered.labels != IGNORED]) == " Show me.</s> \na cat</s>"
+
+
+def test_a_placeholder_in_a_sample_of_words_is_read_as_characters(llava: Llava) -> None:
+    sample = chat(("What does <image> mean?", "It marks <image>."), pictures=False)
+    encoded = encode(llava, sample)
+    assert llava.image_token_id not in encoded.ids
+    assert "What does <image> mean?" in llava.tokenizer.decode(encoded.ids)
+    assert llava.tokenizer.decode(encoded.labels[encoded.labels != IGNORED]) == " It marks <image>.</s>"
+    other = encode(llava, chat(("What does [image] mean?", "It marks [image]."), pictures=False))
+    assert len(other) == len(encoded)  # one token a character in this vocabulary
+    assert encode(llava, chat(("What?", "cat"))).ids.tolist().count(llava.image_token_id) == llava.n_image_tokens
+
+
+def test_stage_1_keeps_the_spaces_of_a_caption(llava: Llava) -> None:
+    encoded = encode(llava, chat(("Describe.", "  A red cat. \n")), recipe="plain")
+    assert_equals(encoded, oracle(llava, [("<image>", False), ("  A red cat. \n\n", True)]))
+
+
+def test_measuring_many_samples_equals_encoding_each(llava: Llava) -> None:
+    samples = [
+        chat(("What is it?", "a cat")),
+        chat(("What is it?", "a cat"), ("Where?", "left"), apart=True),
+        chat(("One?", "")),
+        chat(("A <image>", "yes"), pictures=False),
+        chat(("Say it.", "word " * 90), pictures=False),
+        chat(("</s>", "yes")),
+        chat(),
+    ]
+    for on_long, longest in (("cut", 120), ("refuse", 120), ("cut", 2000)):
+        found = measure(llava, samples, recipe="vicuna_v1", max_length=longest, on_long=on_long)  # type: ignore[arg-type]
+        assert len(found) == len(samples)
+        for sample, size in zip(samples, found, strict=True):
+            if isinstance(size, UnusableSampleError):
+                with pytest.raises(UnusableSampleError, match=re.escape(str(size))):
+                    encode(llava, sample, max_length=longest, on_long=on_long)  # type: ignore[arg-type]
+            else:
+                encoded = encode(llava, sample, max_length=longest, on_long=on_long)  # type: ignore[arg-type]
+                assert size == (len(encoded), int((encoded.labels != IGNORED).sum()), encoded.cut > 0)
 
 
 def test_no_turn_at_all_is_refused(llava: Llava) -> None:
@@ -176,7 +245,7 @@ def test_the_original_way_falls_into_at_least_one_trap(llava: Llava) -> None:
 
 @pytest.mark.parametrize("words", ["see <image> here", "ends </s> here"])
 def test_marks_in_somebody_s_words_are_refused(words: str, llava: Llava) -> None:
-    for sample in (chat((words, "yes")), chat(("Why?", words))):
+    for sample in (chat((words, "yes")), chat(("Why?", words))):  # beside a picture
         with pytest.raises(UnusableSampleError, match="in the words of a"):
             encode(llava, sample)
 
@@ -187,12 +256,12 @@ def test_a_token_that_is_answer_in_part_is_refused(llava: Llava, monkeypatch: py
     first = int((whole.labels != IGNORED).nonzero()[0])
     plain_call = type(llava.tokenizer).__call__
 
-    def joined(self: object, text: str, **options: object) -> dict[str, list[object]]:
-        found = plain_call(self, text, **options)
-        ids, offsets = list(found["input_ids"]), list(found["offset_mapping"])
+    def joined(self: object, texts: list[str], **options: object) -> dict[str, list[list[object]]]:
+        found = plain_call(self, texts, **options)
+        ids, offsets = list(found["input_ids"][0]), list(found["offset_mapping"][0])
         offsets[first - 1] = (offsets[first - 1][0], offsets[first][1])  # a tokenizer that joins ": cat"
         del ids[first], offsets[first]
-        return {"input_ids": ids, "offset_mapping": offsets}
+        return {"input_ids": [ids], "offset_mapping": [offsets]}
 
     monkeypatch.setattr(type(llava.tokenizer), "__call__", joined)
     with pytest.raises(UnusableSampleError, match="is answer in part"):

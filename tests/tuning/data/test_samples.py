@@ -1,10 +1,12 @@
 """Sources, surveys, batches and orders: nothing is lost in silence, nothing needs to fit in memory."""
 
+import base64
 import json
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -16,8 +18,10 @@ from tasks.example import Example
 from tasks.prompts import LETTER, SHORT
 from tasks.scenes.questions import FAMILIES
 from tests.tuning.conftest import LlavaRows, samples_of, turns
+from tuning.data import samples as samples_module
+from tuning.data import stored_lengths
 from tuning.data.conversation import UnusableSampleError
-from tuning.data.labels import IGNORED, encode
+from tuning.data.labels import IGNORED, encode, measure
 from tuning.data.llava_json import LlavaFile
 from tuning.data.prompt_format import PromptFormat
 from tuning.data.samples import GroupedSampler, Samples, collate, survey
@@ -91,9 +95,8 @@ BAD = {
     "two questions": ([*turns("<image>\nA?"), *turns("B?", "b")], "1.jpg", "turns do not alternate"),
     "unknown role": ([{"from": "system", "value": "x"}, *turns("A?", "b")], "1.jpg", "turns do not alternate"),
     "no placeholder": (turns("What?", "a"), "1.jpg", "1 pictures, 0 placeholders"),
-    "two placeholders": (turns("<image> <image>?", "a"), "1.jpg", "1 pictures, 2 placeholders"),
-    "placeholder later": (turns("What?", "a", "<image>?", "b"), "1.jpg", "1 pictures, 1 placeholders, 0 of them"),
-    "placeholder without picture": (turns("<image>\nWhat?", "a"), None, "0 pictures, 1 placeholders"),
+    "placeholders in two turns": (turns("<image>?", "a", "<image>?", "b"), "1.jpg", "1 pictures, 2 placeholders"),
+    "placeholder of an empty picture": (turns("<image>\nWhat?", "a"), "", "0 pictures, 1 placeholders"),
     "missing picture": (turns("<image>\nWhat?", "a"), "missing.jpg", "its picture 'missing.jpg' is missing"),
     "no list": ("hello", "1.jpg", "conversations is not a list"),
     "empty answers": (turns("<image>\nWhat?", ""), "1.jpg", "nothing to learn: empty answers"),
@@ -103,14 +106,117 @@ BAD = {
 def test_what_cannot_be_trained_on_is_counted_and_listed_with_its_reason(llava: Llava, llava_json: LlavaRows) -> None:
     rows: list[dict[str, object]] = [*GOOD]
     for name, (conversations, image, _) in BAD.items():
-        rows.append({"id": name, "conversations": conversations, **({"image": image} if image else {})})
+        rows.append({"id": name, "conversations": conversations, **({"image": image} if image is not None else {})})
     found = survey(llava, LlavaFile(llava_json(rows)), PromptFormat())
     assert {bad.id for bad in found.skipped} == set(BAD)
     for bad in found.skipped:
         assert BAD[bad.id][2] in bad.reason
     assert found.kept.tolist() == [0, 1, 2]
-    assert "11 left out" in found.describe()
+    assert f"{len(BAD)} left out" in found.describe()
     assert (found.labelled[found.kept] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("sample", "reason"),
+    [
+        ('{"id": "x", "conversations": [{"from": "human", "value": "\\ud83d"}]}', "half a surrogate pair"),
+        ('{"id": "x", "id": "y", "conversations": []}', "the key 'id' is given twice"),
+        ('{"id": ' + "[" * 100 + "]" * 100 + "}", "nested more than 64 levels"),
+    ],
+)
+def test_a_sample_that_is_no_plain_data_is_left_out(sample: str, reason: str, llava: Llava, tmp_path: Path) -> None:
+    path = tmp_path / "mix.json"
+    path.write_text(f"[{json.dumps(GOOD[1])}, {sample}]")
+    found = survey(llava, LlavaFile(path), PromptFormat())
+    assert found.kept.tolist() == [0]
+    assert reason in found.skipped[0].reason
+
+
+MEDIA = {
+    "image_path": {"image_path": "1.jpg"},
+    "Image": {"Image": "1.jpg"},
+    "video": {"video": "clips/7.mp4"},
+    "videos": {"videos": ["clips/7.mp4"]},
+    "audio": {"audio": "7.wav"},
+    "video beside a picture": {"image": "1.jpg", "video": "7.mp4"},
+    "a key of any name": {"source_frame": "frames/0001.PNG"},
+    "base64 under another key": {"photo64": "data:image/png;base64,AAAA"},
+}
+
+
+@pytest.mark.parametrize("name", MEDIA)
+def test_media_under_a_key_that_is_not_read_are_refused(name: str, llava: Llava, llava_json: LlavaRows) -> None:
+    question = "<image>\nWhat?" if "image" in MEDIA[name] else "What?"
+    bad = {"id": name, "conversations": turns(question, "a"), **MEDIA[name]}
+    found = survey(llava, LlavaFile(llava_json([*GOOD, bad])), PromptFormat())
+    assert found.kept.tolist() == [0, 1, 2]
+    assert "media that are not read" in found.skipped[0].reason
+
+
+def test_other_keys_that_are_not_read_are_counted(llava: Llava, llava_json: LlavaRows) -> None:
+    rows = [{**GOOD[0], "model": "gpt-4", "file_name": "1.jpg"}, {**GOOD[1], "model": "", "image_id": 3}]
+    found = survey(llava, LlavaFile(llava_json(rows)), PromptFormat())
+    assert found.unread == (("model", 2), ("file_name", 1), ("image_id", 1))
+    assert "not read: model (2), file_name (1), image_id (1)" in found.describe()
+    assert not survey(llava, LlavaFile(llava_json(GOOD)), PromptFormat()).unread
+
+
+@pytest.mark.parametrize("empty", [None, "", [], float("nan"), {"bytes": None, "path": None}])
+def test_no_picture_may_be_written_in_many_ways(empty: object, llava_json: LlavaRows) -> None:
+    source = LlavaFile(llava_json([{"id": "w", "image": empty, "conversations": turns("Hello.", "Hi.")}]))
+    assert source[0].pictures == ()
+
+
+TRAINED = {
+    "in a later turn": (turns("Hello.", "Hi.", "<image>\nWhat?", "a"), "1.jpg", (0, 0, 1, 0)),
+    "one in each turn": (turns("<image>\nA?", "a", "B?\n<image>", "b"), ["1.jpg", "2.jpg"], (1, 0, 1, 0)),
+    "two marks, one picture": (turns("<image> and <image>?", "a"), "1.jpg", ()),
+    "two marks, two pictures": (turns("<image><image>?", "a"), ["1.jpg", "2.jpg"], ()),
+    "in an answer": (turns("Draw it.", "<image>\nHere."), "1.jpg", (0, 1)),
+    "words alone": (turns("What is <image>?", "A mark."), None, ()),
+    "alone in its turn": (turns("<image>", "a"), "1.jpg", ()),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_llava_trains_on_is_read_as_llava_reads_it(name: str, llava: Llava, llava_json: LlavaRows) -> None:
+    conversations, image, placed = TRAINED[name]
+    llava_json([{"image": "1.jpg"}, {"image": "2.jpg"}])  # draws the pictures
+    row = {"id": name, "conversations": conversations, **({"image": image} if image else {})}
+    source = LlavaFile(llava_json([row]))
+    assert source[0].placed == placed
+    assert len(source[0].pictures) == (0 if image is None else 2 if isinstance(image, list) else 1)
+    found = survey(llava, source, PromptFormat())
+    assert not found.skipped
+    row_ids = encode(llava, source[0]).ids
+    assert int((row_ids == llava.image_token_id).sum()) == len(source[0].pictures) * llava.n_image_tokens
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bytes and path", "path", "base64", "list of structs"])
+@pytest.mark.parametrize("ending", ["parquet", "json", "jsonl"])
+def test_pictures_may_be_embedded(kind: str, ending: str, tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "1.png")
+    data = (tmp_path / "1.png").read_bytes()
+    text = "data:image/png;base64," + base64.b64encode(data).decode()
+    if ending != "parquet" and "bytes" in kind:
+        pytest.skip("JSON has no bytes")
+    if ending != "parquet" and kind == "list of structs":
+        image: object = [{"path": "1.png"}]
+    else:
+        image = {
+            "bytes": {"bytes": data, "path": None}, "bytes and path": {"bytes": data, "path": "x.png"}, "path": "1.png",
+            "base64": text, "list of structs": [{"bytes": data, "path": None}],
+        }[kind]  # fmt: skip
+    rows = [{"id": str(i), "image": image, "conversations": turns("<image>\nWhat?", "a cat")} for i in range(3)]
+    path = tmp_path / f"mix.{ending}"
+    if ending == "parquet":
+        pd.DataFrame(rows).to_parquet(path, row_group_size=2)
+    else:
+        path.write_text(json.dumps(rows) if ending == "json" else "\n".join(map(json.dumps, rows)))
+    source = open_source(str(path))
+    assert isinstance(source, LlavaFile)
+    assert [sample.turns for sample in map(source.__getitem__, (2, 0))] == [(("What?", "a cat"),)] * 2
+    assert source[2].pictures[0].open().getpixel((3, 3)) == (255, 0, 0)
 
 
 def test_a_leading_answer_is_dropped_as_llava_does(llava_json: LlavaRows) -> None:
@@ -126,6 +232,37 @@ def test_long_samples_are_cut_and_counted_or_left_out(llava: Llava, llava_json: 
     assert left.skipped[0].reason.startswith("longer than the context")
     limit = llava.config.text_config.max_position_embeddings
     assert survey(llava, source, PromptFormat()).lengths.tolist() == [limit]  # never past the model's own context
+
+
+def test_lengths_are_kept_for_the_next_run_and_pictures_are_still_checked(
+    llava: Llava, llava_json: LlavaRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LACCOLITH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(stored_lengths, "SMALLEST", 1)
+    path = llava_json([*GOOD, {"id": "bad", "conversations": turns("a")}])
+    first = survey(llava, LlavaFile(path), PromptFormat())
+    (file,) = (tmp_path / "cache" / "lengths").iterdir()
+
+    calls: list[int] = []
+    monkeypatch.setattr(
+        samples_module, "measure", lambda llava, some, **k: (calls.append(len(some)), measure(llava, some, **k))[1]
+    )
+    again = survey(llava, LlavaFile(path), PromptFormat())
+    assert calls == []
+    for name in ("lengths", "labelled", "pictured"):
+        assert getattr(first, name).tolist() == getattr(again, name).tolist()
+    assert (first.cut, first.skipped) == (again.cut, again.skipped)
+    survey(llava, LlavaFile(path), PromptFormat(max_length=200))  # another format has lengths of its own
+    assert calls == [3]
+    damaged = bytearray(file.read_bytes())
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+    assert survey(llava, LlavaFile(path), PromptFormat()).lengths.tolist() == first.lengths.tolist()
+    assert calls == [3, 3]
+    (path.parent / "2.jpg").unlink()
+    assert survey(llava, LlavaFile(path), PromptFormat()).kept.tolist() == [0, 1]
+    file.write_bytes(b"")
+    assert survey(llava, LlavaFile(path), PromptFormat()).kept.tolist() == [0, 1]
 
 
 def test_a_table_of_questions_is_a_source(tmp_path: Path, llava: Llava) -> None:

@@ -1,0 +1,58 @@
+"""Which values of a row are pictures, and which are media that are not read."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+
+PICTURES = ("image", "images")  # the keys that are read
+_NAMES = {
+    "image", "images", "img", "imgs", "image_path", "image_paths", "image_file", "image_url", "img_path", "picture",
+    "pictures", "photo", "photos", "video", "videos", "video_path", "audio", "audios", "audio_path", "sound",
+}  # fmt: skip
+_ENDINGS = {
+    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".npy",
+    ".mp4", ".avi", ".mov", ".mkv", ".webm", ".wav", ".mp3", ".flac", ".ogg", ".m4a", ".ply", ".pcd",
+}  # fmt: skip
+
+
+def given_pictures(value: object) -> list[object]:
+    """The pictures in a value: those of a list, or the value itself; null, NaN, ``""`` and empty structs are none."""
+    values = value if isinstance(value, list) else [value]
+    return [one for one in values if not _is_absent(one)] if len(values) <= 1 else list(values)
+
+
+def unread_media(row: Mapping[str, object], read: Iterable[str], names: Iterable[str] = ()) -> str | None:
+    """The first key of ``row`` that holds a picture, video or sound but is not among ``read``; None if there is none.
+
+    Args:
+        row: The values by key.
+        read: The keys that are read.
+        names: The paths of the pictures that are read; another key may repeat their file names.
+    """
+    known = {PurePosixPath(name).name for name in names}
+    for key, value in row.items():
+        if key in read:
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            if _is_absent(one) or (isinstance(one, str) and PurePosixPath(one).name in known):
+                continue
+            named = key.lower().replace("-", "_") in _NAMES and isinstance(one, str | dict | bytes)
+            if named or _is_medium(one):
+                return key
+    return None
+
+
+def _is_absent(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(one is None for one in value.values())
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _is_medium(value: object) -> bool:
+    if isinstance(value, dict):
+        return isinstance(value.get("bytes"), bytes)
+    if not isinstance(value, str):
+        return False
+    is_path = len(value) < 1000 and not any(mark in value for mark in " \n")
+    written = value.startswith(("data:image/", "data:video/", "data:audio/"))
+    return written or (is_path and PurePosixPath(value).suffix.lower() in _ENDINGS)
