@@ -92,7 +92,7 @@ N_LAYERS = 30
 PLANTED = 12  # the layer in which the planted effect is largest
 
 
-def draw_probing(made: Probing, gain: float, rng: np.random.Generator) -> tuple[torch.Tensor, Array, Array, Array]:
+def draw_probing(made: Probing, gain: float, rng: np.random.Generator) -> tuple[torch.Tensor, Any, Any, Any]:
     """Activations, labels, groups, and True for the new examples, which come last."""
     groups = (made.n + _UNSEEN) // made.group
     group = np.repeat(np.arange(groups), made.group)
@@ -210,7 +210,7 @@ SHARES = {"0.5 to 0.9": (0.5, 0.9), "0.9 to 0.99": (0.9, 0.99)}
 PAIRS = (5, 8, 16, 40, 100)
 
 
-def covered(lower: npt.ArrayLike, upper: npt.ArrayLike, truth: npt.ArrayLike) -> Array:
+def covered(lower: Any, upper: Any, truth: Any) -> Array:
     """1 where the truth lies inside, 0 where not, NaN without an interval."""
     low, high = np.asarray(lower, dtype=float), np.asarray(upper, dtype=float)
     inside = (low <= truth + 1e-12) & (truth - 1e-12 <= high)
@@ -251,11 +251,11 @@ def cells_trial(made: tuple[int, float], seed: int, name: str) -> Trial:
     at = int(row["layer"]) if row["found"] else -1
     truth = effect * np.exp(-0.5 * ((np.arange(N_LAYERS) - PLANTED) / 2) ** 2)
     named = with_effect(table)
-    named_ends = [np.nan if row[end] is None else row[end] for end in ("effect_lower", "effect_upper")]
+    lower, upper = (np.nan if row[end] is None else row[end] for end in ("effect_lower", "effect_upper"))
     return {
         "found": bool(row["found"]), "false_discovery": bool((table["p_adjusted"] < 0.05).any()),
         "alone": float((table["p"] < 0.05).mean()), "right": abs(at - PLANTED) <= 2,
-        "covers": float(covered(*named_ends, truth[at])),
+        "covers": float(covered(lower, upper, truth[at])),
         "plain": float(covered(named["effect_lower"][at], named["effect_upper"][at], truth[at])) if at >= 0 else np.nan,
     }  # fmt: skip
 
@@ -296,7 +296,8 @@ def plans_trial(made: tuple[int, float], seed: int, name: str) -> Trial:
                 truths = truths | {plan: rate}
     answers = pd.concat(rows).assign(condition="seen", family="")
     found = summarise_plans(answers, pd.DataFrame(words)).set_index(["plan", "family"])
-    band, text = found.loc["band", "all"], found.loc["band", "text"]
+    band: Any = found.loc["band", "all"]
+    text: Any = found.loc["band", "text"]
     apart = differences(answers, "band").iloc[0]
     mean = np.exp(0.5 * 0.05**2)
     return {

@@ -154,7 +154,7 @@ def score_values(truth: Array, predicted: Array, groups: Codes, *, source: Sourc
     of_mean = float((sums**2).sum() / len(truth)) * n_groups / max(n_groups - 1, 1)
     unbiased = float(errors.sum() / (squares.sum() + of_mean))
     influence = (errors / errors.sum() if errors.sum() > 0 else 0 * errors) - squares / squares.sum()
-    extra = dependence(0) * float(np.clip(share, 0, 1)) if source == "cv" else 0.0
+    extra = dependence(0) if source == "cv" else 0.0  # in full at any R2: the choice of the penalty varies too
     error = float(influence.std() * n_groups / max(n_groups - 1, 1) ** 0.5 * (1 + extra) ** 0.5)
     spread = Spread("continuous", influence, error, _degrees(influence), 1 - unbiased)
     return {"r2": _score("r2", 1 - share, spread, len(truth), source)}
