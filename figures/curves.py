@@ -23,7 +23,7 @@ def draw_curves(
     """A metric of the changed run by the layer (from 0) that is changed, one panel for each metric.
 
     There is one curve for each token group, or for each knockout source → target, where the target cannot attend to the
-    source. The axis label names the window of layers changed with each layer. Bands are 95 % bootstrap intervals of the
+    source. The axis label names the window of layers changed with each layer. Bands are 95 % intervals of the
     mean over n pairs. Solid line: mean of the clean run; dashed: of the corrupt run. For a transplant of layers these
     are the donor and the recipient without a transplant, both on the clean picture. The arguments are described in
     ``figures.panels``.

@@ -10,7 +10,7 @@ import pandas as pd
 
 from figures.layer_axis import layers_of
 
-SIGNIFICANT = 0.05  # threshold of ``p_adjusted``
+SIGNIFICANT = 0.05  # threshold of ``p_adjusted`` and ``p_max``
 METRICS = {
     "logit_difference": "logit difference (logits)",
     "log_prob": "log-probability of the answer (nats)",
@@ -23,6 +23,8 @@ _TEXT = ("tokens", "head", "window", "name", "part", "site")
 
 def with_effect(results: pd.DataFrame) -> pd.DataFrame:
     """The table with the column ``effect``, and ``effect_lower`` and ``effect_upper`` where it has intervals.
+
+    ``best_effect`` with its ends is that of the best cell, corrected for the choice of the cell.
 
     The effect is the recovered fraction where the corrupt run was changed (0: as corrupt, 1: as clean), and the lost
     fraction, 1 - recovered, where the clean run was (0: as clean, 1: as corrupt). 0 is always no effect. The ends of an
@@ -37,6 +39,11 @@ def with_effect(results: pd.DataFrame) -> pd.DataFrame:
     lost = results["unchanged"] == "clean" if "unchanged" in results else pd.Series(False, index=results.index)
     low, high = "recovered_lower", "recovered_upper"
     sources = {"effect": ("recovered", "recovered"), "effect_lower": (low, high), "effect_upper": (high, low)}
+    sources |= {
+        "best_effect": ("best_recovered", "best_recovered"),
+        "best_effect_lower": ("best_lower", "best_upper"),
+        "best_effect_upper": ("best_upper", "best_lower"),
+    }
     found = {
         name: results[kept].astype(float).where(~lost, 1 - results[swapped].astype(float))
         for name, (kept, swapped) in sources.items()

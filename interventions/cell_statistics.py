@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -13,13 +14,20 @@ from interventions.metrics import recovered_fraction
 from interventions.operations.attribution import attribution_gap
 from interventions.plan.cells import KEYS, CellSpec
 from interventions.plan.options import Metric
-from records.resampling import adjust_p, bootstrap_means, bootstrap_ratios, sign_flip_p
+from records.intervals import Intervals, mean_intervals, quantile, ratio_intervals, share_intervals
+from records.resampling import NORMAL, adjust_p, select_best, sign_flip_tests
 
 COLUMNS = (
-    "model", *KEYS, "part", "name", "metric", "value", "lower", "upper", "clean", "corrupt", "unchanged", "recovered",
-    "recovered_lower", "recovered_upper", "n", "n_undefined", "p", "p_adjusted",
+    "model", *KEYS, "part", "name", "metric", "value", "lower", "upper", "interval", "clean", "corrupt", "unchanged",
+    "recovered", "recovered_lower", "recovered_upper", "n", "n_undefined", "p", "p_adjusted", "p_max", "best_share",
+    "best_recovered", "best_lower", "best_upper",
 )  # fmt: skip
+INTERVAL = "95% t over pairs, corrected for skewness; recovered: Fieller over pairs"
+SHARE_INTERVAL = "95% Wilson over pairs"
+_RANGE: dict[Metric, tuple[float, float]] = {"probability": (0.0, 1.0), "kl": (0.0, np.inf)}
 Values = Float[Tensor, "cell metric example"]
+Array = npt.NDArray[np.float64]
+Cells = Float[Array, "cell example"]
 Levels = Float[Tensor, "metric example"]
 
 
@@ -53,23 +61,83 @@ def summarise_cells(
         # The sums can cancel if some examples have clean above corrupt and others below.
         whole = abs(below[0].sum()) >= undefined_below * max(1, int(defined.sum()))
         recovered = above.sum(1) / below[0].sum() if whole else np.full(len(specs), np.nan)
-        interval = bootstrap_means(value, seed=seed)
-        fraction = bootstrap_ratios(above, below if whole else np.zeros_like(above), seed=seed)
+        is_share = metric == "accuracy"
+        interval = share_intervals(value, np.ones_like(value)) if is_share else mean_intervals(value)
+        interval = Intervals(*(np.clip(end, *_RANGE.get(metric, (-np.inf, np.inf))) for end in interval))
+        fraction = _fractions(above, below if whole else np.zeros_like(above), is_share=is_share)
         moved = value - (of_clean if unchanged == "clean" else of_corrupt)
         # Rounding errors count as no effect, since their sign can be the same in every example.
-        p = sign_flip_p(np.where(np.abs(moved) < undefined_below, 0.0, moved), seed=seed)
+        tests = sign_flip_tests(np.where(np.abs(moved) < undefined_below, 0.0, moved), seed=seed)
+        residuals = above - np.nan_to_num(recovered)[:, None] * below
+        best = _best_cells(keys, recovered, fraction, residuals, lost=unchanged == "clean", seed=seed)
         parts.append(
             keys.assign(
                 model=model, metric=metric, value=value.mean(1), lower=interval.lower, upper=interval.upper,
-                clean=of_clean.mean(), corrupt=of_corrupt.mean(), unchanged=unchanged, recovered=recovered,
-                recovered_lower=fraction.lower, recovered_upper=fraction.upper, n=value.shape[1],
-                n_undefined=int((~defined).sum()), p=p, p_adjusted=adjust_p(p), cell=range(len(specs)),
+                interval=SHARE_INTERVAL if is_share else INTERVAL, clean=of_clean.mean(), corrupt=of_corrupt.mean(),
+                unchanged=unchanged, recovered=recovered, recovered_lower=fraction.lower,
+                recovered_upper=fraction.upper, n=value.shape[1], n_undefined=int((~defined).sum()), p=tests.p,
+                p_adjusted=adjust_p(tests.p), p_max=tests.p_max, cell=range(len(specs)), **best,
             )
         )  # fmt: skip
     table = pd.concat(parts).sort_values("cell", kind="stable")
     table = table[list(COLUMNS)].astype({"layer": "Int64", "head": "str"}).reset_index(drop=True)
     # The column of heads stays text if there are none.
     return table.assign(head=table["head"].where(table["head"].notna() & (table["head"] != "None")))
+
+
+def _fractions(above: Cells, below: Cells, *, is_share: bool) -> Intervals:
+    """Intervals of the recovered fraction. If it is a share of pairs, each pair is recovered or not."""
+    if not is_share:
+        return ratio_intervals(above, below)
+    if (below >= 0).all() or (below <= 0).all():
+        return share_intervals(np.abs(above), np.abs(below))
+    # Clean is right in some pairs, corrupt in others. Two recovered pairs and two that are not are added, as Agresti
+    # and Coull do for a share, so that pairs that agree are not taken to agree with certainty.
+    sign = np.sign(below.sum(1, keepdims=True))
+    added = np.tile([1.0, 1.0, 0.0, 0.0], (len(above), 1)) * sign, np.tile(sign, (1, 4))
+    found = ratio_intervals(np.concatenate([above, added[0]], 1), np.concatenate([below, added[1]], 1))
+    seen = above.sum(1) / below.sum(1)
+    return Intervals(np.minimum(found.lower, seen), np.maximum(found.upper, seen))
+
+
+def _best_cells(
+    keys: pd.DataFrame, recovered: Array, interval: Intervals, residuals: Cells, *, lost: bool, seed: int
+) -> dict[str, Array]:
+    """Columns about the cell with the largest effect of each activation and token group (single patches are one group).
+
+    ``best_share`` is the share of bootstrap draws in which a cell is the best; ``best_recovered`` with its interval is
+    the best cell's recovered fraction, corrected for the choice of the cell, and NaN for other cells.
+    """
+    found = {name: np.full(len(keys), np.nan) for name in ("best_share", "best_recovered", "best_lower", "best_upper")}
+    effect, ends = (1 - recovered, (1 - interval.upper, 1 - interval.lower)) if lost else (recovered, interval)
+    error = (ends[1] - ends[0]) / 2 / quantile(residuals.shape[1] - 1 or 1)
+    error = np.where(np.abs(residuals).max(1, initial=0.0) < 1e-12, 0.0, error)  # every pair has the same fraction
+    known = np.isfinite(effect) & np.isfinite(error)
+    groups = pd.Series(np.arange(len(keys))).groupby([keys["part"], keys["name"], grouped_tokens(keys)], dropna=False)
+    for _, group in groups:
+        cells = group.to_numpy()[known[group.to_numpy()]]
+        if not len(cells):
+            continue
+        sign = np.sign(effect[cells]) + (effect[cells] == 0)
+        best = select_best(
+            np.abs(effect[cells]), error[cells], residuals[cells] * sign[:, None] * (-1.0 if lost else 1.0), seed=seed
+        )
+        found["best_share"][cells] = best.shares
+        cell, up = cells[best.place], sign[best.place]
+        towards = effect[cell] - up * abs(effect[cell] - ends[0 if up > 0 else 1][cell]) * best.highest / NORMAL
+        corrected = effect[cell] - up * best.optimism * error[cell]
+        values = np.array([corrected, *sorted((towards, ends[1 if up > 0 else 0][cell]))])
+        if lost:
+            values = (1 - values)[[0, 2, 1]]
+        for name, value in zip(("best_recovered", "best_lower", "best_upper"), values.tolist(), strict=True):
+            found[name][cell] = value
+    return found
+
+
+def grouped_tokens(rows: pd.DataFrame) -> "pd.Series[str]":
+    """The token group of each row, with all single patches as one group."""
+    tokens = rows["tokens"].astype("str")
+    return tokens.where(~tokens.str.startswith("patch("), "patches")
 
 
 def list_values(

@@ -9,11 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from figures.effects import SIGNIFICANT, fraction_name, with_effect
+from interventions.cell_statistics import grouped_tokens
 
 _GROUPED = ("part", "name", "tokens", "metric")
+_CELL = ("layer", "window", "head", "value", "lower", "upper", "p_adjusted", "p_max")  # empty without a best cell
+_EFFECT = ("effect", "effect_lower", "effect_upper")
 _KEPT = (
-    *_GROUPED, "layer", "window", "head", "value", "lower", "upper", "clean", "corrupt", "effect", "effect_lower",
-    "effect_upper", "p_adjusted", "n", "n_undefined",
+    *_GROUPED, *_CELL, "clean", "corrupt", *_EFFECT, "n", "n_undefined",
 )  # fmt: skip
 _SHORT = {"logit_difference": "logit diff.", "log_prob": "log prob."}
 
@@ -21,11 +23,14 @@ _SHORT = {"logit_difference": "logit diff.", "log_prob": "log prob."}
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
     """One row for each activation, token group (single patches as one) and metric: its cell with the largest effect.
 
-    The effect is that of ``figures.effects``; ``n_significant`` counts cells whose adjusted p is below 0.05.
+    The effect is that of ``figures.effects``; with its interval it is corrected for the choice of the cell.
+    ``n_significant`` counts cells whose adjusted p is below 0.05. If no cell of the group is significant after
+    correction for the choice among all cells of the run (``p_max``), the cell and its values are empty.
     """
-    rows = with_effect(results).assign(
-        tokens=results["tokens"].where(~results["tokens"].str.startswith("patch("), "patches"), place=results["tokens"]
-    )
+    if "p_max" not in results:  # a table from before this column
+        results = results.assign(p_max=results["p_adjusted"], best_recovered=None, best_lower=None, best_upper=None)
+    rows = with_effect(results)
+    rows = rows.assign(tokens=grouped_tokens(rows), place=rows["tokens"])
     base = rows["clean"].where(rows["unchanged"] == "clean", rows["corrupt"])
     rows = rows.assign(change=(rows["value"] - base).abs())
     found = []
@@ -35,14 +40,14 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
         best = group.iloc[
             int((size if size.notna().any() else group["change"]).to_numpy(dtype=float, na_value=-1).argmax())
         ]
-        found.append(
-            {
-                **{name: best[name] for name in _KEPT},
-                "place": best["place"] if best["place"] != best["tokens"] else "",
-                "n_cells": len(group),
-                "n_significant": int((group["p_adjusted"] < SIGNIFICANT).sum()),
-            }
-        )
+        row = {name: best[name] for name in _KEPT}
+        row |= {"place": best["place"] if best["place"] != best["tokens"] else ""}
+        row |= {name: best[f"best_{name}"] for name in _EFFECT if not pd.isna(best["best_effect"])}
+        is_found = bool((group["p_max"] < SIGNIFICANT).any())
+        if not is_found:
+            row |= dict.fromkeys((*_CELL, *_EFFECT)) | {"place": ""}
+        row |= {"found": is_found, "n_cells": len(group)}
+        found.append(row | {"n_significant": int((group["p_adjusted"] < SIGNIFICANT).sum())})
     return pd.DataFrame(found)
 
 
@@ -57,9 +62,10 @@ def render_summary(results: pd.DataFrame) -> Table:
             "the largest effect of each group"
         ),
         caption=(
-            f"{effect}: share of the difference between clean and corrupt run, with its 95 % interval; value: mean of "
-            "the metric in that cell; undef.: pairs whose clean and corrupt run do not differ; cells: those whose p, "
-            "adjusted for all, is below 0.05, of all in the group"
+            f"{effect}: share of the difference between clean and corrupt run, with its 95 % interval over pairs, "
+            "both corrected for the choice of the cell; layer none: no cell is significant at 5 %, corrected for the "
+            "choice among all cells; value: mean of the metric in that cell; undef.: pairs whose clean and corrupt run "
+            "do not differ; cells: those whose p, adjusted for all, is below 0.05, of all in the group"
         ),
         title_justify="left",
         caption_justify="left",
@@ -76,7 +82,7 @@ def render_summary(results: pd.DataFrame) -> Table:
             f"{part}{row['name']}",
             f"{row['tokens']}{f' {place}' if (place := str(row['place']).removeprefix('patch')) else ''}",
             _SHORT.get(row["metric"], str(row["metric"])),
-            "-" if pd.isna(row["layer"]) else str(int(row["layer"])),
+            "none" if not row["found"] else "-" if pd.isna(row["layer"]) else str(int(row["layer"])),
             "-" if pd.isna(row["head"]) else str(row["head"]),
             _number(row["effect"]),
             f"{_number(row['effect_lower'])}..{_number(row['effect_upper'])}",

@@ -20,14 +20,17 @@ from probes.evaluation.folds import FoldPlan, Mask
 from probes.evaluation.parallel import each_site, processes_for
 from probes.evaluation.refit import Rows, refit
 from probes.evaluation.scores import Score
+from probes.evaluation.selection import Selected, select_sites
 from probes.linear.saving import FittedProbe
 from probes.probe_data import ProbeData
+from probes.report_table import curve_names
 from records.resampling import adjust_p
 from tasks.example import Example
 
 COLUMNS = (
     "model", "part", "site", "layer", "name", "depth", "tokens", "pool", "target", "probe", "metric", "split",
-    "score", "lower", "upper", "control", "selectivity", "chance", "shuffled", "random_init", "accuracy", "n", "p", "q",
+    "score", "lower", "upper", "interval", "control", "selectivity", "chance", "shuffled", "random_init", "accuracy",
+    "n", "p", "q", "p_max", "best_share", "best_score", "best_lower", "best_upper",
 )  # fmt: skip
 _PIXEL_SIDE = 16  # 768 numbers for each picture, about the width of a small model
 
@@ -65,6 +68,7 @@ def fit_sites(
     """
     rows: list[dict[str, Any]] = []
     probes: list[FittedProbe] = []
+    validated: dict[int, Result] = {}  # by the number of the cross-validated row
     examples = selection.examples
     with_pixels = config.probing.controls and all(examples[i].pictures for i in range(len(examples)))
     for group, plan in plans.items():
@@ -84,6 +88,7 @@ def fit_sites(
                 if target in linear:
                     classes = tuple(bare.targets[target].classes.tolist())
                     probes.append(FittedProbe(target, site, group, result.probe, classes, *linear[target]))
+                validated[len(rows)] = result
                 rows.extend(_rows(result, plan, where, random_init.get(target)))
             on_progress(1)
         if with_pixels:
@@ -91,11 +96,14 @@ def fit_sites(
             where |= {"tokens": group, "pool": "none"}
             for result in _evaluate(_pixels(examples, group), plan, config).values():
                 rows.extend(_rows(result, plan, where, None))
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).reindex(columns=["curve", *COLUMNS])
     table["model"] = config.model.name
-    table["q"] = np.nan
+    table["curve"] = curve_names(table)
     for _, family in table[(table["split"] == "cv") & (table["part"] != "pixels")].groupby("target"):
         table.loc[family.index, "q"] = adjust_p(family["p"].to_numpy())
+        curves = list(zip(family["part"], family["curve"], family["tokens"], strict=True))
+        selected = select_sites([validated[i] for i in family.index], curves, seed=config.seed)
+        table.loc[family.index, list(Selected._fields)] = selected
     order = {target.name: number for number, target in enumerate(selection.targets)}
     table = table.sort_values("target", key=lambda names: names.map(order), kind="stable")
     table["layer"] = table["layer"].astype("Int64")
@@ -141,6 +149,7 @@ def _rows(result: Result, plan: FoldPlan, where: dict[str, Any], random_init: fl
             "score": score.value,
             "lower": score.lower,
             "upper": score.upper,
+            "interval": score.interval,
             # A constant prediction recalls one of the classes that occur, whatever the folds' majorities.
             "chance": 1 / len(np.unique(result.truth[mask])) if result.kind == "class" else result.chance,
             "accuracy": scores["accuracy"].value if "accuracy" in scores else np.nan,

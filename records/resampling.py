@@ -1,7 +1,7 @@
-"""Resampling statistics: bootstrap intervals, permutations over groups, sign flips, Benjamini-Hochberg.
+"""Resampling statistics: permutations over groups, sign flips, the best of many cells, Benjamini-Hochberg.
 
 Arrays are ``cell unit`` where many cells share the units (examples, pairs, pictures) that are resampled. All cells use
-the same draws, so cells with equal values get equal numbers.
+the same draws, so cells with equal values get equal numbers. Intervals are in ``records.intervals``.
 """
 
 from typing import NamedTuple
@@ -13,119 +13,80 @@ from scipy.stats import false_discovery_control
 
 Array = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
-DRAWS = 2000  # bootstrap draws: each end of a 95 % interval then rests on 50 of them
+DRAWS = 2000  # bootstrap draws: each end of a 95 % range then rests on 50 of them
 FLIPS = 9999  # the smallest p-value is 1e-4, which survives the correction for some hundred cells
 TAIL = (1 - 0.95) / 2  # share of the draws below, and above, a 95 % interval
+NORMAL = 1.959964  # standard errors on either side of a 95 % interval
 _EXACT_UP_TO = 13  # with 13 units there are 8,192 sign patterns, few enough to try all
 _CHUNK = 2**24  # numbers held at a time
 
 
-class Intervals(NamedTuple):
-    """The ends of one interval for each cell."""
+class Best(NamedTuple):
+    """The best of several estimates on the same units, with the error that comes from choosing it."""
 
-    lower: Float[Array, "*cell"]
-    upper: Float[Array, "*cell"]
-
-
-class GroupDraws(NamedTuple):
-    """Bootstrap draws of groups, shared by all scores on the same examples."""
-
-    group: Int[Codes, " example"]
-    """Group code of each example, from 0."""
-    counts: Float[Array, "draw group"]
-    """How often each draw takes each group."""
+    place: int
+    """Of the largest estimate."""
+    shares: Float[Array, " cell"]
+    """Share of bootstrap draws in which each cell has the largest estimate."""
+    optimism: float
+    """Mean difference between the best estimate of a draw and what that cell was drawn around, in standard errors."""
+    highest: float
+    """The upper end of that difference's 95 % range, at least 1.96: standard errors below the estimate."""
 
 
-def draw_counts(n: int, *, draws: int, generator: np.random.Generator) -> Float[Array, "draw unit"]:
-    """How often each bootstrap draw of ``n`` out of ``n`` units, with replacement, takes each unit."""
-    return generator.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
-
-
-def draw_indices(n: int, *, draws: int, generator: np.random.Generator) -> Int[Codes, "draw unit"]:
-    """The units that each bootstrap draw takes, as indices below ``n``."""
-    return generator.integers(n, size=(draws, n))
-
-
-def draw_groups(groups: npt.ArrayLike, *, draws: int, generator: np.random.Generator) -> GroupDraws:
-    """Bootstrap draws of as many groups as there are."""
-    names, code = np.unique(np.asarray(groups), return_inverse=True)
-    return GroupDraws(code.astype(np.int64), draw_counts(len(names), draws=draws, generator=generator))
-
-
-def percentile_interval(draws: Float[Array, "*cell draw"], *, tail: float = TAIL) -> Intervals:
-    """The percentile interval of each cell over its draws; NaN draws are left out.
-
-    Args:
-        draws: A statistic in each draw.
-        tail: Share of the draws on either side of the interval.
-
-    Example:
-        >>> import numpy as np
-        >>> percentile_interval(np.arange(101.0), tail=0.1)
-        Intervals(lower=np.float64(10.0), upper=np.float64(90.0))
-    """
-    return Intervals(*np.nanquantile(draws, [tail, 1 - tail], axis=-1))
-
-
-def bootstrap_means(
-    values: Float[Array, "cell unit"], *, seed: int, tail: float = TAIL, draws: int = DRAWS
-) -> Intervals:
-    """Percentile bootstrap intervals of the mean over units.
-
-    Args:
-        values: Finite.
-        seed: Of the draws.
-        tail: Share of the draws on either side of the interval.
-        draws: Number of draws.
-
-    Source: Efron 1979, "Bootstrap Methods: Another Look at the Jackknife", Annals of Statistics 7.
-
-    Example:
-        >>> import numpy as np
-        >>> bootstrap_means(np.ones((1, 5)), seed=0)
-        Intervals(lower=array([1.]), upper=array([1.]))
-    """
-    return bootstrap_ratios(values, np.ones_like(values), seed=seed, tail=tail, draws=draws)
-
-
-def bootstrap_ratios(
-    numerators: Float[Array, "cell unit"],
-    denominators: Float[Array, "cell unit"],
+def select_best(
+    estimates: Float[Array, " cell"],
+    errors: Float[Array, " cell"],
+    influence: Float[Array, "cell unit"],
     *,
     seed: int,
-    tail: float = TAIL,
     draws: int = DRAWS,
-) -> Intervals:
-    """Percentile bootstrap intervals of sum(numerators) / sum(denominators), resampled together.
+) -> Best:
+    """Which cell is best, how sure that is, and how much its estimate owes to being chosen.
 
-    An interval is NaN if more than ``tail`` of the draws have a denominator of 0.
+    Draws are the estimates plus normal errors that are correlated over cells as the influence of the units is. They
+    are drawn around the estimates, so the spread of the best cell in them is wider than that of the best estimate.
 
     Args:
-        numerators: 0 for units that do not count in a cell.
-        denominators: 0 for units that do not count in a cell.
+        estimates: Finite.
+        errors: Standard error of each estimate.
+        influence: What each unit adds to each estimate; only its correlations over cells count.
         seed: Of the draws.
-        tail: Share of the draws on either side of the interval.
         draws: Number of draws.
+
+    Source: Tibshirani & Tibshirani 2009, "A Bias Correction for the Minimum Error Rate in Cross-Validation", Annals of
+        Applied Statistics 3; multiplier draws: Chernozhukov, Chetverikov & Kato 2013, arXiv 1212.6906.
+
+    Example:
+        >>> import numpy as np
+        >>> best = select_best(np.array([0.5, 0.9]), np.array([0.01, 0.01]), np.eye(2), seed=0)
+        >>> best.place, best.shares.tolist()
+        (1, [0.0, 1.0])
     """
-    n_cells, n = numerators.shape
-    generator = np.random.default_rng(seed)
-    at_once = max(1, _CHUNK // n)
-    blocks = [
-        draw_counts(n, draws=min(at_once, draws - start), generator=generator) for start in range(0, draws, at_once)
-    ]
-    lower, upper = np.full(n_cells, np.nan), np.full(n_cells, np.nan)
-    step = max(1, _CHUNK // draws)
-    for start in range(0, n_cells, step):
-        part = slice(start, start + step)
-        above, below = (
-            np.concatenate([values[part] @ counts.T for counts in blocks], axis=1)
-            for values in (numerators, denominators)
-        )
-        ratios = np.divide(above, below, out=np.full_like(above, np.nan), where=below != 0)
-        kept = np.isnan(ratios).mean(1) <= tail
-        if kept.any():
-            lower[part][kept], upper[part][kept] = percentile_interval(ratios[kept], tail=tail)
-    return Intervals(lower, upper)
+    if len(estimates) == 1:
+        return Best(0, np.ones(1), 0.0, NORMAL)
+    draws = min(draws, max(1, _CHUNK // len(estimates)))
+    length = np.sqrt((influence**2).sum(1, keepdims=True))
+    unit = np.divide(influence, length, out=np.zeros_like(influence), where=length > 0)
+    normal = np.random.default_rng(seed).normal(size=(draws, influence.shape[1])) @ unit.T
+    winner = (estimates + errors * normal).argmax(1)
+    chosen = normal[np.arange(draws), winner]
+    shares = np.bincount(winner, minlength=len(estimates)) / draws
+    highest = max(float(np.quantile(chosen, 1 - TAIL)), NORMAL)
+    return Best(int(np.argmax(estimates)), shares, float(chosen.mean()), highest)
+
+
+def location_range(shares: Float[Array, " cell"]) -> tuple[int, int]:
+    """The first and the last cell of the range that holds the best one in 95 % of the draws; cells are in order.
+
+    Example:
+        >>> import numpy as np
+        >>> location_range(np.array([0.01, 0.3, 0.69, 0.0]))
+        (1, 2)
+    """
+    below = np.cumsum(shares)
+    above = below[-1] * (1 - TAIL)
+    return int(np.argmax(below > TAIL * below[-1])), int(np.argmax(below >= above - 1e-9))
 
 
 def shuffle_over_groups(groups: npt.ArrayLike, *, generator: np.random.Generator) -> Int[Codes, " example"]:
@@ -176,23 +137,35 @@ def permutation_p(observed: float, null: Float[Array, " draw"]) -> float:
     return float((1 + hits) / (1 + len(null)))
 
 
-def sign_flip_p(differences: Float[Array, "cell unit"], *, seed: int, flips: int = FLIPS) -> Float[Array, " cell"]:
-    """Two-sided p-value of each cell's mean difference under random signs.
+class SignFlips(NamedTuple):
+    """The p-values of a family of cells."""
 
-    With 13 units or fewer all sign patterns are tried and the p-value is exact. Otherwise the observed signs count as
-    one of the draws, so the p-value is never 0.
+    p: Float[Array, " cell"]
+    """Of each cell alone."""
+    p_max: Float[Array, " cell"]
+    """Adjusted for the choice among all cells: the probability that any is below 0.05 without an effect is 5 %."""
+
+
+def sign_flip_tests(differences: Float[Array, "cell unit"], *, seed: int, flips: int = FLIPS) -> SignFlips:
+    """Two-sided p-values of each cell's mean difference under random signs, alone and for the largest of all cells.
+
+    With 13 units or fewer all sign patterns are tried and p is exact. Otherwise the observed signs count as one of the
+    draws, so p is never 0. All cells share the signs. The largest of all cells is that of |sum| / root of the sum of
+    squares, step by step without the cells that are larger.
 
     Args:
-        differences: Changed minus unchanged run; under the null hypothesis either sign is equally likely.
+        differences: Changed minus unchanged run; under the null hypothesis all units' signs are equally likely, flipped
+            in all cells together.
         seed: Of the signs.
         flips: Number of patterns drawn.
 
-    Source: Fisher 1935, "The Design of Experiments", section 21; Phipson & Smyth 2010, as `permutation_p`.
+    Source: Fisher 1935, "The Design of Experiments", section 21; Phipson & Smyth 2010, as `permutation_p`; Westfall &
+        Young 1993, "Resampling-Based Multiple Testing", algorithm 4.1.
 
     Example:
         >>> import numpy as np
-        >>> sign_flip_p(np.ones((1, 4)), seed=0)
-        array([0.125])
+        >>> sign_flip_tests(np.stack([np.ones(4), np.array([1.0, -1.0, 1.0, -1.0])]), seed=0).p
+        array([0.125, 1.   ])
     """
     n_cells, n = differences.shape
     exact = n <= _EXACT_UP_TO
@@ -201,15 +174,47 @@ def sign_flip_p(differences: Float[Array, "cell unit"], *, seed: int, flips: int
         signs = 1.0 - 2.0 * bits
     else:
         signs = 1.0 - 2.0 * np.random.default_rng(seed).integers(0, 2, size=(flips, n)).astype(np.float64)
-    p = np.empty(n_cells)
+    length = np.sqrt((differences**2).sum(1, keepdims=True))
+    unit = np.divide(differences, length, out=np.zeros_like(differences), where=length > 0)
+    seen = np.abs(unit.sum(1))
+    order = np.argsort(seen, kind="stable")
+    p, p_max = np.empty(n_cells), np.empty(n_cells)
+    largest = np.zeros(len(signs))
     step = max(1, _CHUNK // len(signs))
     for start in range(0, n_cells, step):
-        part = differences[start : start + step]
-        seen = np.abs(part.sum(1))[:, None]
-        slack = 1e-9 * np.abs(part).sum(1)[:, None]  # the observed signs must count as a hit in spite of rounding
-        hits = (np.abs(part @ signs.T) >= seen - slack).sum(1)
-        p[start : start + step] = hits / len(signs) if exact else (hits + 1) / (flips + 1)
-    return p
+        cells = order[start : start + step]
+        drawn = np.abs(unit[cells] @ signs.T)
+        # The observed signs must count as a hit in spite of rounding.
+        slack = seen[cells, None] - 1e-9 * np.abs(unit[cells]).sum(1)[:, None]
+        running = np.maximum(np.maximum.accumulate(drawn, axis=0), largest)
+        largest = running[-1]
+        for found, null in ((p, drawn), (p_max, running)):
+            hits = (null >= slack).sum(1)
+            found[cells] = hits / len(signs) if exact else (hits + 1) / (flips + 1)
+    p_max[order] = np.maximum.accumulate(p_max[order][::-1])[::-1]
+    return SignFlips(p, p_max)
+
+
+def adjust_max(observed: Float[Array, " cell"], null: Float[Array, "cell draw"]) -> Float[Array, " cell"]:
+    """One-sided p-values of a family of cells, adjusted for the choice among them by the largest of each draw.
+
+    Args:
+        observed: Statistics in comparable units, for example in standard deviations of their null.
+        null: The same under the null hypothesis; a draw is one permutation, the same for all cells.
+
+    Source: Westfall & Young 1993, "Resampling-Based Multiple Testing", algorithm 4.1 (step-down).
+
+    Example:
+        >>> import numpy as np
+        >>> adjust_max(np.array([3.0, 0.0]), np.array([[0.0, 1.0, 2.0], [0.0, 1.0, 4.0]]))
+        array([0.5, 1. ])
+    """
+    order = np.argsort(observed, kind="stable")
+    running = np.maximum.accumulate(null[order], axis=0)
+    p = np.array([permutation_p(float(value), draws) for value, draws in zip(observed[order], running, strict=True)])
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[::-1])[::-1]
+    return adjusted
 
 
 def adjust_p(p: Float[Array, " cell"]) -> Float[Array, " cell"]:

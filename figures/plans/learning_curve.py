@@ -34,7 +34,7 @@ def draw_learning_curve(
 ) -> list[Axes]:
     """Scores by optimizer step, one curve for each run: accuracy of each question family, and log-probability.
 
-    Bands are 95 % bootstrap intervals over pictures; titles give n. The dashed line is the score of a random guess, if
+    Bands are 95 % intervals over pictures; titles give n. The dashed line is the score of a random guess, if
     the table has it. If the table has no families, the only panel of a metric is ``all``.
 
     - ``table``: Evaluations of one run, or of several with a column ``run``.

@@ -24,7 +24,7 @@ def draw_accuracy(
 ) -> list[Axes]:
     """Accuracy by question family, one panel for each condition, one mark for each plan.
 
-    Bars are 95 % bootstrap intervals over scenes (or pictures) and seeds; titles give n. Dashed lines are the score of
+    Bars are 95 % intervals over scenes (or pictures) and seeds; titles give n. Dashed lines are the score of
     a random guess, if the table has it. Families are in the order of the table, ``all`` last. The arguments are
     described in ``figures.panels``.
 

@@ -25,7 +25,7 @@ from figures.report.tables import plain_value
 from figures.style import DIVERGING
 
 Json = dict[str, Any]
-INTERVAL = "95 % percentile bootstrap over pairs, 2,000 draws"
+INTERVAL = "95 % over pairs"
 _SIDE = 336  # pixels of the picture
 _SPARE = 0.04  # margin of a panel, as a share of the range that is drawn
 

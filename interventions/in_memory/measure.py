@@ -33,7 +33,7 @@ from models.inputs import Inputs
 from models.layer_ranges import LayerRange, layer_text
 from models.llava import Llava
 from models.sites import Site
-from records.resampling import bootstrap_means
+from records.intervals import mean_intervals
 from tasks.errors import UserError
 
 Answers = str | Sequence[str] | None
@@ -72,7 +72,7 @@ def patch(
         foils: Answers to compare with; None takes the corrupt run's most likely other token.
         metric: Metric of the logits.
         engine: ``"incremental"`` or ``"full"``; both give the same numbers.
-        seed: Seed of the bootstrap intervals.
+        seed: Seed of the sign flips and of the choice of the best cell.
 
     Source: Vig et al. 2020, arXiv 2004.12265; Meng et al. 2022, arXiv 2202.05262.
 
@@ -176,12 +176,11 @@ def path_patch(
 
 
 def direct_attribution(
-    llava: Llava, inputs: Inputs, *, answers: Answers = None, foils: Answers = None, seed: int = 0
+    llava: Llava, inputs: Inputs, *, answers: Answers = None, foils: Answers = None
 ) -> DirectEffects:
     """Direct logit attribution: the contribution of each layer and head to the logit difference.
 
-    ``answers`` and ``foils`` are as for ``patch``, by default the most and the second most likely token; ``seed`` is
-    that of the bootstrap intervals.
+    ``answers`` and ``foils`` are as for ``patch``, by default the most and the second most likely token.
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 
@@ -204,7 +203,7 @@ def direct_attribution(
     for layer, by_head in enumerate(shares.heads):
         parts += [("head", layer, head, value) for head, value in enumerate(by_head)]
     array = torch.stack([value for *_, value in parts]).double().cpu().numpy()
-    interval = bootstrap_means(array, seed=seed)
+    interval = mean_intervals(array)
     table = pd.DataFrame([part[:3] for part in parts], columns=["component", "layer", "head"])
     table = table.astype({"layer": "Int64", "head": "Int64"})
     table = table.assign(value=array.mean(1), lower=interval.lower, upper=interval.upper, n=len(inputs))

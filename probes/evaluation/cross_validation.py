@@ -17,20 +17,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probes.evaluation.folds import FoldPlan, TargetPlan
-from probes.evaluation.jobs import BATCHED, Job, fit_estimator
+from probes.evaluation.jobs import BATCHED, Job, fit_estimator, refit_ridge
 from probes.evaluation.scores import (
+    Permuted,
     Score,
-    permutation_p_classes,
-    permutation_p_continuous,
+    Source,
+    gain_in_error,
+    permute_classes,
+    permute_values,
     score_classes,
     score_values,
+    standardise,
 )
 from probes.linear.registry import TargetKind, find_probe, new_probe
-from probes.linear.solver import check_activations, rotate
+from probes.linear.solver import Basis, check_activations, rotate
 from tasks.errors import UserError
 
 # Weights of the L2 penalty, strong to weak, for standardised activations; scikit-learn's C = 1 / strength.
 STRENGTHS = (300.0, 30.0, 3.0)
+# Ridge regression on labels that cannot be read needs a penalty under which it predicts the mean: with weak ones only,
+# R2 lies below that of a constant. Each costs one Cholesky factorisation.
+RIDGE_STRENGTHS = (1e6, 3e4, 3e3, *STRENGTHS)
 KINDS: tuple[TargetKind, ...] = ("class", "continuous")
 
 
@@ -62,13 +69,18 @@ class Result:
     """By control (``"shuffled"``, ``"control_task"``, ``"majority"``), then metric."""
     transfer: Mapping[str, Mapping[str, Score]]
     """By transfer set, then metric."""
-    p_value: float
-    """Of the main metric against labels shuffled over groups."""
+    permuted: Permuted
+    """The main metric of the real labels and of labels shuffled over groups, in comparable units."""
 
     @property
     def score(self) -> Score:
         """The main score."""
         return self.scores[self.metric]
+
+    @property
+    def p_value(self) -> float:
+        """Share of the shuffles over groups that score at least as well as the real labels."""
+        return self.permuted.p_value
 
     @property
     def chance(self) -> float:
@@ -87,7 +99,7 @@ def evaluate(
     plan: FoldPlan,
     *,
     probe: Any = "logistic",
-    strengths: Sequence[float] = STRENGTHS,
+    strengths: Sequence[float] | None = None,
     tol: float = 1e-2,
 ) -> Mapping[str, Result]:
     """Out-of-fold predictions, scores, controls, transfer scores and a p-value for every target of the plan.
@@ -100,7 +112,7 @@ def evaluate(
         plan: From `plan_folds`.
         probe: A name in `probes.linear.registry.ESTIMATORS`, or an unfitted estimator with scikit-learn's interface,
             which is cloned for each fold; no strength is chosen for it.
-        strengths: Penalties to choose from.
+        strengths: Penalties to choose from; None takes ``STRENGTHS``, and ``RIDGE_STRENGTHS`` for ridge regression.
         tol: Tolerance of the logistic solver, relative to the norm of the coefficients: 1 % from the optimum changes
             predictions only at near ties. The inner fits, which only rank the strengths, stop at three times this.
 
@@ -123,12 +135,12 @@ def evaluate(
         raise UserError(
             f"x must have one example per label ({len(plan.groups)}), got {len(x)}. Pass all of the plan's."
         )
-    if not strengths or min(strengths) <= 0:
+    if strengths is not None and (not strengths or min(strengths) <= 0):
         raise UserError(f"strengths must be positive, got {list(strengths)}. Give at least one penalty.")
-    path = sorted(strengths, reverse=True)
     predictions: dict[tuple[str, str], npt.NDArray[np.generic]] = {}
     chosen: dict[str, tuple[float, ...]] = {}
     used: dict[str, str] = {}
+    nulls: dict[str, npt.NDArray[np.float64]] = {}
     basis = None
     for kind in KINDS:
         targets = [t for t in plan.targets.values() if t.kind == kind]
@@ -138,10 +150,14 @@ def evaluate(
         fit = BATCHED.get(estimator) if isinstance(probe, str) else None
         if fit is not None:
             basis = basis or rotate(x, fitted=torch.from_numpy(plan.fitted).to(x.device))
+            path = sorted(strengths or (STRENGTHS if name == "logistic" else RIDGE_STRENGTHS), reverse=True)
             ranked = partial(fit, basis, tol=3 * tol)
             picks = choose_strengths(targets, path, plan.folds, ranked)
             jobs, at = _outer_jobs(targets, plan, picks)
             outputs = fit(basis, jobs, at, tol)[0]
+            if kind == "continuous":
+                for t in targets:
+                    nulls[t.name] = _refitted(basis, t, plan, picks[t.name])
         else:
             picks = {t.name: [] for t in targets}
             jobs, at = _outer_jobs(targets, plan, {})
@@ -154,7 +170,24 @@ def evaluate(
         for t in targets:
             chosen[t.name] = tuple(picks[t.name])
             used[t.name] = name
-    return {name: _result(t, plan, predictions, chosen[name], used[name]) for name, t in plan.targets.items()}
+    return {
+        name: _result(t, plan, predictions, chosen[name], used[name], nulls.get(name))
+        for name, t in plan.targets.items()
+    }
+
+
+def _refitted(basis: Basis, t: TargetPlan, plan: FoldPlan, picks: Sequence[float]) -> npt.NDArray[np.float64]:
+    """By how much less than the training mean ridge regression errs on each row of shuffled labels, refitted to it.
+
+    The strengths are those of the real labels.
+    """
+    shuffled = np.zeros((len(plan.permutations), len(t.truth)))
+    shuffled[:, plan.fitted] = t.truth[plan.fitted].astype(np.float64)[plan.permutations]
+    constant = np.zeros_like(shuffled)
+    for k in range(plan.folds):
+        constant[:, t.fold == k] = shuffled[:, plan.fitted & (t.fold != k)].mean(1, keepdims=True)
+    predicted = refit_ridge(basis, t, shuffled, plan.fitted, picks)
+    return gain_in_error(*(part[:, plan.fitted] for part in (shuffled, predicted, constant)))
 
 
 def _outer_jobs(
@@ -218,12 +251,14 @@ def _result(
     predictions: Mapping[tuple[str, str], npt.NDArray[np.generic]],
     strengths: tuple[float, ...],
     probe: str,
+    refitted: npt.NDArray[np.float64] | None,
 ) -> Result:
     def scores(truth: npt.NDArray[Any], predicted: npt.NDArray[Any], where: str) -> Mapping[str, Score]:
+        source: Source = "cv" if where == "fitted" else "transfer"
         mask = plan.fitted if where == "fitted" else plan.transfer[where]
         if t.kind == "class":
-            return score_classes(truth[mask], predicted[mask], len(t.classes), plan.resamples[where])
-        return score_values(truth[mask], predicted[mask], plan.resamples[where])
+            return score_classes(truth[mask], predicted[mask], len(t.classes), plan.groups[mask], source=source)
+        return score_values(truth[mask], predicted[mask], plan.groups[mask], source=source)
 
     real = predictions[t.name, "real"]
     constant: npt.NDArray[Any] = np.zeros_like(t.truth)
@@ -235,9 +270,11 @@ def _result(
     inside: Any = t.truth[plan.fitted]
     guess: Any = real[plan.fitted]
     if t.kind == "class":
-        p_value = permutation_p_classes(inside, guess, len(t.classes), plan.permutations)
+        permuted = permute_classes(inside, guess, len(t.classes), plan.permutations)
+    elif refitted is not None:
+        permuted = standardise(float(gain_in_error(inside, guess, constant[plan.fitted])), refitted)
     else:
-        p_value = permutation_p_continuous(inside, guess, plan.permutations)
+        permuted = permute_values(inside, guess - constant[plan.fitted], plan.permutations)
     return Result(
         target=t.name,
         kind=t.kind,
@@ -251,7 +288,7 @@ def _result(
         scores=scores(t.truth, real, "fitted"),
         controls=controls,
         transfer={name: scores(t.truth, real, name) for name in plan.transfer},
-        p_value=p_value,
+        permuted=permuted,
     )
 
 

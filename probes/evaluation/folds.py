@@ -1,4 +1,4 @@
-"""Folds, control labels and resamples, drawn once and shared by every site of a sweep.
+"""Folds, control labels and permutations, drawn once and shared by every site of a sweep.
 
 plan = plan_folds({"colour": colours, "count": counts}, groups, folds=5, seed=0)
 for site in sites:
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from probes.evaluation.controls import control_labels
-from records.resampling import Codes, GroupDraws, draw_groups, draw_permutations, shuffle_over_groups
+from records.resampling import Codes, draw_permutations, shuffle_over_groups
 from tasks.errors import UserError
 
 Mask = npt.NDArray[np.bool_]
@@ -63,8 +63,6 @@ class FoldPlan:
     """True for examples of the cross-validation, False for those of transfer sets."""
     transfer: Mapping[str, Mask]
     """Sets of examples that no probe is fitted on, by name."""
-    resamples: Mapping[str, GroupDraws]
-    """Bootstrap draws, for ``"fitted"`` and each transfer set."""
     permutations: Codes
     """Shuffles of the fitted examples."""
     folds: int
@@ -73,7 +71,7 @@ class FoldPlan:
     """Seed of all random choices."""
 
     def fitted_only(self) -> "FoldPlan":
-        """The same folds over the fitted examples, without transfer sets and controls."""
+        """The same folds over the fitted examples, without transfer sets, controls and permutations."""
         keep = self.fitted
         targets = {}
         for name, target in self.targets.items():
@@ -94,7 +92,7 @@ class FoldPlan:
             groups=np.unique(self.groups[keep], return_inverse=True)[1],  # counted from 0, as in a plan of their own
             fitted=np.ones(int(keep.sum()), dtype=bool),
             transfer={},
-            resamples={"fitted": self.resamples["fitted"]},
+            permutations=self.permutations[:0],
         )
 
 
@@ -107,10 +105,10 @@ def plan_folds(
     transfer: Mapping[str, npt.ArrayLike] | None = None,
     types: npt.ArrayLike | None = None,
     controls: Sequence[Control] = ("shuffled", "control_task"),
-    n_resamples: int = 1000,
+    n_permutations: int = 1000,
     seed: int = 0,
 ) -> FoldPlan:
-    """Grouped, stratified folds for each target, with its control labels, bootstrap draws and permutations.
+    """Grouped, stratified folds for each target, with its control labels and permutations.
 
     Strengths are chosen inside the training folds. With four folds or more, the probe fitted without folds k and k + 1
     is scored on k + 1 for outer fold k and on k for outer fold k + 1. This needs half the fits of separate inner folds
@@ -126,7 +124,7 @@ def plan_folds(
         types: Types of the control task, as fine as they recur. None takes the group; then types do not recur across
             folds and the control task scores at chance.
         controls: Controls to prepare.
-        n_resamples: Number of bootstrap draws, and of permutations.
+        n_permutations: Number of shuffles of the labels, for p-values.
         seed: Seed of all random choices.
 
     Raises:
@@ -156,10 +154,8 @@ def plan_folds(
         generator = np.random.default_rng([seed, number])
         targets[name] = _plan_target(name, labels, group, grain, fitted, folds, name in continuous, controls, generator)
     generator = np.random.default_rng([seed, 1 << 20])
-    everyone = {"fitted": fitted, **sets}
-    resamples = {k: draw_groups(group[m], draws=n_resamples, generator=generator) for k, m in everyone.items()}
-    permutations = draw_permutations(group[fitted], draws=n_resamples, generator=generator)
-    return FoldPlan(targets, group, fitted, sets, resamples, permutations, folds, seed)
+    permutations = draw_permutations(group[fitted], draws=n_permutations, generator=generator)
+    return FoldPlan(targets, group, fitted, sets, permutations, folds, seed)
 
 
 def _codes(values: npt.ArrayLike, argument: str) -> Codes:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from probes.evaluation.folds import Mask, TargetPlan
 from probes.linear.estimators import LogisticProbe, RidgeClassifierProbe, RidgeProbe
+from probes.linear.mlp import MLPProbe
 from probes.linear.registry import ESTIMATORS, fit_probe
 from probes.linear.ridge import solve_ridge
 from probes.linear.solver import Basis, LogisticFit, solve_logistic
@@ -65,7 +66,7 @@ def fit_logistic(
                 fit = solve_logistic(basis, labels, weights, sizes, level, start=fit, tol=tol)
                 z = fit.weight @ basis.rows.T + fit.bias[:, None]
                 for place, i in enumerate(solvable):
-                    predicted[i] = present[i][_decide(z[fit.rows[place]])]
+                    predicted[i] = present[i][_decide(z[fit.rows[place]], batch[i].labels[batch[i].train])]
             outputs[s].extend(predicted)
     return outputs
 
@@ -88,8 +89,13 @@ def _recode(labels: Output, classes: Output) -> Codes:
     return np.minimum(np.searchsorted(classes, labels), len(classes) - 1).astype(np.int64)
 
 
-def _decide(z: Tensor) -> Codes:
-    code = (z[0] > 0).long() if len(z) == 1 else z.argmax(0)
+def _decide(z: Tensor, training: Output) -> Codes:
+    """The class with the largest ratio of probability to frequency in training, since recalls weigh classes equally.
+
+    Source: Menon et al. 2021, "Long-Tail Learning via Logit Adjustment", arXiv 2007.07314.
+    """
+    prior = torch.from_numpy(np.unique(training, return_counts=True)[1]).to(z).log()
+    code = (z[0] > prior[1] - prior[0]).long() if len(z) == 1 else (z - prior[:, None]).argmax(0)
     decided: Codes = code.cpu().numpy()
     return decided
 
@@ -117,8 +123,33 @@ def fit_ridge(
         for i, end, block in zip(members, ends, y, strict=True):
             for s, level in enumerate(strengths[i]):
                 mine = z[level][end - len(block) : end].cpu().numpy()
-                outputs[s][i] = mine.argmax(0) if jobs[i].target.kind == "class" else mine[0]
+                outputs[s][i] = mine[0]
+                if jobs[i].target.kind == "class":  # as in `_decide`; a class without examples has an output of 0
+                    share = block[:, jobs[i].train].mean(1, keepdims=True)
+                    outputs[s][i] = (mine / np.maximum(share, 1 / len(rows))).argmax(0)
     return outputs
+
+
+def refit_ridge(
+    basis: Basis, target: TargetPlan, shuffled: npt.NDArray[np.float64], fitted: Mask, strengths: Sequence[float]
+) -> npt.NDArray[np.float64]:
+    """Out-of-fold predictions "draw example" of ridge regression fitted to each row of shuffled values.
+
+    Args:
+        basis: All examples.
+        target: Its folds.
+        shuffled: One row of values for each draw; only fitted examples count.
+        fitted: True for examples to fit on.
+        strengths: The penalty of each fold.
+    """
+    rows = basis.rows.to(torch.float64)
+    y = torch.from_numpy(shuffled).to(rows.device)
+    predicted = np.zeros_like(shuffled)
+    for k, level in enumerate(strengths):
+        fit = solve_ridge(basis, y, torch.from_numpy(fitted & (target.fold != k)).to(rows), [level])
+        mine = torch.from_numpy(target.fold == k).to(rows.device)
+        predicted[:, target.fold == k] = (fit.weight[0] @ rows[mine].T + fit.bias[0][:, None]).cpu().numpy()
+    return predicted
 
 
 def _indicators(job: Job) -> npt.NDArray[np.float64]:
@@ -136,6 +167,13 @@ BATCHED: dict[type[Any], Callable[..., list[list[Output]]]] = {
 }
 
 
+def _balanced(probe: MLPProbe, data: Any, training: Output) -> Output:
+    """Predictions as in `_decide`."""
+    share = np.unique(training, return_counts=True)[1] / len(training)
+    predicted: Output = probe.classes_[(probe.predict_proba(data) / share).argmax(1)]
+    return predicted
+
+
 def fit_estimator(x: Tensor, jobs: Sequence[Job], estimator: Any, groups: Codes) -> list[Output]:
     """Predictions for every example by a clone of ``estimator`` for each job."""
     outputs = []
@@ -147,5 +185,7 @@ def fit_estimator(x: Tensor, jobs: Sequence[Job], estimator: Any, groups: Codes)
             outputs.append(np.full(len(x), labels[0]))
             continue
         probe = fit_probe(clone(estimator), data[train], labels, groups[job.train])
-        outputs.append(np.asarray(probe.predict(data)))
+        outputs.append(
+            _balanced(probe, data, labels) if isinstance(probe, MLPProbe) else np.asarray(probe.predict(data))
+        )
     return outputs

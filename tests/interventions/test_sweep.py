@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.calibration import cell_table, cells_trial
 from interventions.cell_statistics import COLUMNS, KEYS, list_values, summarise_cells
 from interventions.config import InterventionOptions, PairOptions, PatchConfig
 from interventions.metrics import find_readout, measure
@@ -27,11 +28,12 @@ from interventions.plan.options import (
     SteerOptions,
     TransplantOptions,
 )
-from interventions.report_table import summarise
+from interventions.report_table import render_summary, summarise
 from interventions.sweep import PatchEstimate, run_patch_sweep
 from models.inputs import prepare
 from models.llava import Llava
 from models.loading.load import load
+from records.html import table_html
 from records.options import ModelOptions
 from records.resampling import adjust_p
 from records.run import FinishedRun
@@ -151,7 +153,11 @@ def test_values_by_example_make_up_the_table(finished: FinishedRun) -> None:
 
 def test_intervals_hold_the_value_and_p_is_adjusted_for_all_cells_of_a_metric(finished: FinishedRun) -> None:
     results = finished.results
-    assert ((results["lower"] <= results["value"] + 1e-9) & (results["value"] <= results["upper"] + 1e-9)).all()
+    known = results[results["lower"].notna()]  # equal values in all pairs, as KL at the clean run, have no interval
+    assert len(known) > len(results) / 2
+    assert ((known["lower"] <= known["value"] + 1e-9) & (known["value"] <= known["upper"] + 1e-9)).all()
+    assert (known["lower"] < known["upper"]).all()
+    assert (results["p_max"] >= results["p"] - 1e-12).all()
     for _, group in results.groupby("metric"):
         np.testing.assert_allclose(group["p_adjusted"], adjust_p(group["p"].to_numpy(dtype=float)))
     tried = results["p"] * 2**6  # six pairs, all signs tried; the observed ones and their mirror count at least
@@ -412,9 +418,26 @@ def made_up(
 def test_planted_effect_is_found_and_its_absence_too() -> None:
     table, _ = made_up(lambda clean: clean)
     assert table["recovered"].tolist() == pytest.approx([0.0, 1.0])
-    assert table["recovered_lower"].tolist() == pytest.approx([0.0, 1.0])
+    assert table["recovered_lower"].isna().all()  # all pairs are equal, which says nothing of how they vary
+    assert table["p_max"].tolist() == [1.0, 1e-4]
+    assert table["best_share"].tolist() == [0.0, 1.0]
     assert table["p"].tolist() == [1.0, 1e-4]
     assert table["head"].isna().all()
+
+
+def test_on_noise_no_cell_is_named_and_a_planted_one_is_with_its_effect_corrected() -> None:
+    found = [cells_trial((20, 0.0), seed, "noise") for seed in range(40)]
+    assert sum(trial["found"] for trial in found) <= 6  # 40 at 5 %: three standard errors are 4
+    assert all(cells_trial((20, 0.5), seed, "planted")["right"] for seed in range(5))
+    table = cell_table(20, 0.5, np.random.default_rng(0), seed=0)
+    row = summarise(table).iloc[0]
+    assert row["effect"] < table["recovered"].max()  # the best of thirty owes something to luck
+    assert row["effect_lower"] < 0.5 < row["effect_upper"]
+    noise = summarise(cell_table(20, 0.0, np.random.default_rng(0), seed=0)).iloc[0]
+    assert not noise["found"]
+    assert noise[["layer", "effect", "effect_lower", "value"]].isna().all()
+    shown = table_html(render_summary(cell_table(20, 0.0, np.random.default_rng(0), seed=0)))
+    assert ">none</td>" in shown
 
 
 def test_what_rounding_leaves_in_every_pair_is_no_effect() -> None:

@@ -77,7 +77,7 @@ def test_side_by_side_gives_the_same_table(tmp_path: Path, monkeypatch: pytest.M
 
 
 def plan(n: int) -> FoldPlan:
-    return plan_folds({"label": [i % 4 for i in range(n)]}, list(range(n)), n_resamples=2)
+    return plan_folds({"label": [i % 4 for i in range(n)]}, list(range(n)), n_permutations=2)
 
 
 def test_small_fits_get_processes_and_large_ones_all_threads(

@@ -225,14 +225,20 @@ def test_folds_of_the_control_model_are_those_of_the_model(tmp_path: Path) -> No
                     assert str(getattr(ours, field.name)) == str(getattr(theirs, field.name)), field.name
 
 
-def test_onset_is_the_first_layer_near_the_peak_whose_interval_is_above_chance() -> None:
+def test_onset_is_the_first_significant_layer_near_the_peak() -> None:
     curve = pd.DataFrame(
-        {"score": [0.5, 0.75, 0.92, 1.0], "lower": [0.4, 0.7, 0.9, 0.95], "chance": 0.5, "layer": [0, 1, 2, 3]}
+        {
+            "score": [0.5, 0.75, 0.92, 1.0],
+            "p_max": [0.9, 0.01, 0.01, 0.01],
+            "best_score": np.nan,
+            "chance": 0.5,
+            "layer": [0, 1, 2, 3],
+        }
     )
     onset = onset_row(curve.assign(score=[0.5, 0.75, 0.96, 1.0]))
     assert onset is not None
     assert onset["layer"] == 2  # 0.96 is 92 % of the gain of 0.5
-    assert onset_row(curve.assign(lower=0.4)) is None
+    assert onset_row(curve.assign(p_max=0.06)) is None
 
 
 COMMAND = [

@@ -4,59 +4,18 @@ from scipy.stats import false_discovery_control, permutation_test
 
 from records import resampling
 from records.resampling import (
+    adjust_max,
     adjust_p,
-    bootstrap_means,
-    bootstrap_ratios,
-    draw_groups,
+    location_range,
     permutation_p,
+    select_best,
     shuffle_over_groups,
-    sign_flip_p,
+    sign_flip_tests,
 )
 
 
 def noise(*shape: int, mean: float = 0.0, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(mean, 1.0, shape)
-
-
-def test_interval_of_a_mean_is_the_normal_one_for_many_examples() -> None:
-    values = noise(3, 400, mean=2.0)
-    found = bootstrap_means(values, seed=0)
-    error = values.std(1) / 20
-    np.testing.assert_allclose(found.lower, values.mean(1) - 1.96 * error, atol=0.2 * error.max())
-    np.testing.assert_allclose(found.upper, values.mean(1) + 1.96 * error, atol=0.2 * error.max())
-    wider = bootstrap_means(values, seed=0, tail=0.005)
-    assert (wider.lower < found.lower).all() and (wider.upper > found.upper).all()
-
-
-def test_interval_covers_the_true_mean_as_often_as_it_says() -> None:
-    values = noise(400, 60, mean=1.0, seed=3)
-    found = bootstrap_means(values, seed=1, draws=1000)
-    covered = ((found.lower <= 1.0) & (found.upper >= 1.0)).mean()
-    assert 0.90 < covered < 0.98  # 400 trials of 0.95: three standard errors are 0.033
-
-
-def test_equal_values_have_an_interval_of_no_width_and_equal_cells_equal_intervals() -> None:
-    found = bootstrap_means(np.full((2, 9), 0.25), seed=0)
-    np.testing.assert_allclose(np.stack(found), 0.25)
-    values = noise(1, 30).repeat(2, 0)
-    twice = bootstrap_means(values, seed=5)
-    assert twice.lower[0] == twice.lower[1]
-    assert twice.lower[0] != bootstrap_means(values, seed=6).lower[0]
-
-
-def test_ratio_of_proportional_parts_is_certain_however_they_vary() -> None:
-    parts = noise(1, 50) ** 2
-    found = bootstrap_ratios(0.3 * parts, parts, seed=0)
-    np.testing.assert_allclose(np.concatenate(found), 0.3)
-
-
-def test_examples_that_do_not_count_leave_the_ratio_alone_and_none_leave_no_interval() -> None:
-    above, below = np.array([[1.0, 1.0, 0.0, 0.0]]), np.array([[2.0, 2.0, 0.0, 0.0]])
-    found = bootstrap_ratios(np.pad(above, ((0, 0), (0, 8))), np.pad(below, ((0, 0), (0, 8))), seed=0)
-    assert np.isnan(np.concatenate(found)).all()  # two of twelve: 11 % of the draws have neither
-    many = np.tile(above, 5), np.tile(below, 5)
-    np.testing.assert_allclose(np.concatenate(bootstrap_ratios(*many, seed=0)), 0.5)
-    assert np.isnan(np.concatenate(bootstrap_ratios(above * 0, below * 0, seed=0))).all()
 
 
 @pytest.mark.parametrize("n", [6, 9])
@@ -65,30 +24,63 @@ def test_p_equals_scipys_exact_one(n: int) -> None:
     expected = [
         permutation_test((row,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue for row in values
     ]
-    np.testing.assert_allclose(sign_flip_p(values, seed=0), expected)
+    np.testing.assert_allclose(sign_flip_tests(values, seed=0).p, expected)
 
 
 def test_drawn_p_is_near_the_exact_one_and_never_zero() -> None:
     values = np.stack([noise(20, mean=0.3), noise(20, mean=5.0)])
-    found = sign_flip_p(values, seed=0)
+    found = sign_flip_tests(values, seed=0).p
     signs = 1.0 - 2.0 * ((np.arange(2**20)[:, None] >> np.arange(20)) & 1)
     exact = (np.abs(signs @ values[0]) >= abs(values[0].sum()) - 1e-9).mean()
     assert abs(found[0] - exact) < 0.02  # 9,999 draws: three standard errors are 0.015
     assert found[1] == 1 / 10000
 
 
-def test_bootstrap_in_chunks_gives_the_same_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = noise(3, 50)
-    whole = bootstrap_means(values, seed=0)
-    monkeypatch.setattr(resampling, "_CHUNK", 4000)  # 80 of 2,000 draws, 2 of 3 cells at a time
-    np.testing.assert_allclose(np.stack(bootstrap_means(values, seed=0)), np.stack(whole), rtol=1e-12)
+def test_sign_flips_in_chunks_give_the_same_p(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = noise(7, 30, mean=0.3)
+    whole = sign_flip_tests(values, seed=0)
+    monkeypatch.setattr(resampling, "_CHUNK", 20_000)  # 2 of 7 cells at a time
+    np.testing.assert_array_equal(np.stack(sign_flip_tests(values, seed=0)), np.stack(whole))
 
 
-def test_draws_of_groups_take_as_many_groups_as_there_are() -> None:
-    drawn = draw_groups(["b", "a", "b", "c"], draws=200, generator=np.random.default_rng(0))
-    assert drawn.group.tolist() == [1, 0, 1, 2]
-    assert (drawn.counts.sum(1) == 3).all()
-    np.testing.assert_allclose(drawn.counts.mean(0), 1, atol=0.2)  # three standard errors of 200 draws
+def test_p_max_of_noise_is_small_in_5_percent_of_families_and_single_cells_are_not_adjusted() -> None:
+    found = 0
+    for seed in range(200):
+        shared = noise(1, 16, seed=seed)
+        tests = sign_flip_tests(shared + noise(20, 16, seed=1000 + seed), seed=seed, flips=499)
+        assert (tests.p_max >= tests.p).all()
+        found += bool((tests.p_max < 0.05).any())
+    assert 2 <= found <= 20  # 200 families at 5 %: three standard errors are 9
+    alone = sign_flip_tests(noise(1, 30, mean=0.4), seed=0)
+    assert alone.p_max.tolist() == alone.p.tolist()
+
+
+def test_p_max_finds_a_planted_cell_among_noise_and_no_other() -> None:
+    values = noise(30, 40)
+    values[7] += 1.5
+    assert np.flatnonzero(sign_flip_tests(values, seed=0).p_max < 0.05).tolist() == [7]
+
+
+def test_largest_statistics_are_adjusted_step_by_step() -> None:
+    null = noise(3, 999)
+    adjusted = adjust_max(np.array([9.0, 2.2, 0.0]), null)
+    assert adjusted[0] == 1 / 1000
+    # the cell above it is out of the way, so the second is compared with the two that are left
+    assert adjusted[1] == permutation_p(2.2, null[1:].max(0))
+    assert adjusted[2] == permutation_p(0.0, null[2])
+
+
+def test_best_of_equal_cells_is_corrected_and_a_clear_one_is_not() -> None:
+    units = np.eye(30)
+    equal = select_best(np.full(30, 0.5), np.full(30, 0.1), units, seed=0)
+    assert equal.optimism == pytest.approx(2.04, abs=0.1)  # mean of the largest of 30 normal numbers
+    assert equal.shares.max() < 0.06
+    assert location_range(equal.shares) == (0, 29)
+    clear = select_best(np.where(np.arange(30) == 4, 2.0, 0.5), np.full(30, 0.1), units, seed=0)
+    assert clear.shares[4] == 1
+    assert location_range(clear.shares) == (4, 4)
+    assert abs(clear.optimism) < 0.1
+    assert clear.highest == pytest.approx(1.96, abs=0.15)
 
 
 def test_permutation_p_counts_the_observed_value_once() -> None:
@@ -117,12 +109,12 @@ def test_groups_of_unequal_sizes_are_dealt_out_again() -> None:
 
 
 def test_no_difference_at_all_has_p_one() -> None:
-    np.testing.assert_array_equal(sign_flip_p(np.zeros((2, 5)), seed=0), 1.0)
-    np.testing.assert_array_equal(sign_flip_p(np.zeros((2, 50)), seed=0), 1.0)
+    np.testing.assert_array_equal(sign_flip_tests(np.zeros((2, 5)), seed=0).p, 1.0)
+    np.testing.assert_array_equal(sign_flip_tests(np.zeros((2, 50)), seed=0).p, 1.0)
 
 
 def test_p_is_uniform_without_an_effect() -> None:
-    p = sign_flip_p(noise(600, 30, seed=4), seed=0, flips=999)
+    p = sign_flip_tests(noise(600, 30, seed=4), seed=0, flips=999).p
     assert abs((p < 0.05).mean() - 0.05) < 0.03  # three standard errors are 0.027
     assert abs((p < 0.5).mean() - 0.5) < 0.07
 
@@ -138,6 +130,6 @@ def test_adjustment_is_that_of_benjamini_and_hochberg_and_skips_what_is_undefine
 
 
 def test_hundreds_of_cells_without_effect_are_not_called_effects() -> None:
-    p = sign_flip_p(noise(300, 40, seed=9), seed=0)
+    p = sign_flip_tests(noise(300, 40, seed=9), seed=0).p
     assert (p < 0.05).sum() > 3  # what the correction is for
     assert (adjust_p(p) < 0.05).sum() == 0

@@ -1,6 +1,7 @@
 """Choose a layer band from the table of a probe or patch run: ``choose_layers(run, n_layers)``, the spec ``auto:RUN``.
 
-The band is the shortest one that holds most of the evidence. Rule and evidence are returned with it.
+The band is the shortest one that holds most of the evidence. Rule and evidence are returned with it. Only sites and
+cells that are significant after correction for the choice among all of the run (``p_max``) are evidence.
 """
 
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from figures.effects import as_text, fraction_name, with_effect
+from figures.effects import SIGNIFICANT, as_text, fraction_name, with_effect
 from figures.layer_axis import layers_of
 from tasks.errors import UserError
 
@@ -18,6 +19,8 @@ from tasks.errors import UserError
 _COVERED = 0.8
 _PROBE_COLUMNS = {"part", "name", "layer", "target", "split", "score", "chance"}
 _PATCH_COLUMNS = {"op", "site", "layer", "tokens", "recovered"}
+# p-values corrected for the choice among all sites or cells; tables from before p_max hold false discovery rates
+_CORRECTED = ("p_max", "q", "p_adjusted")
 _METRICS = ("logit_difference", "log_prob", "probability", "accuracy")  # the most sensitive first; kl has no direction
 
 
@@ -43,12 +46,15 @@ def choose_layers(run: Path, n_layers: int) -> Chosen:
     across the layer. Groups of image tokens (``image``, ``image->last``) and the logit difference are used alone if the
     run has them.
 
+    The choice among many layers must not be one of noise: the score of a site that is not significant after correction
+    for the choice among all sites (``p_max``) counts as chance, and the effect of such a cell as 0.
+
     Args:
         run: The run directory, or its ``results.csv``.
         n_layers: Number of layers of the model.
 
     Raises:
-        UserError: If there is no such table, the model has another depth, or no layer has evidence.
+        UserError: If there is no such table, the model has another depth, or no site or cell is significant.
     """
     path = run / "results.csv" if run.is_dir() else run
     try:
@@ -57,15 +63,22 @@ def choose_layers(run: Path, n_layers: int) -> Chosen:
         raise UserError(
             f"auto must name a finished run of probe-sweep or patch-sweep, got {str(run)!r} ({error}). Check the path."
         ) from error
-    if set(table.columns) >= _PROBE_COLUMNS:
+    is_tested = bool(set(_CORRECTED) & set(table.columns))
+    if is_tested and set(table.columns) >= _PROBE_COLUMNS:
         by_layer, what = _probe_evidence(table, n_layers, run)
-    elif set(table.columns) >= _PATCH_COLUMNS:
+    elif is_tested and set(table.columns) >= _PATCH_COLUMNS:
         by_layer, what = _patch_evidence(table, n_layers, run)
     else:
-        raise UserError(f"auto must name a run of probe-sweep or patch-sweep, got {str(run)!r} with other columns.")
+        raise UserError(
+            f"auto must name a run of probe-sweep or patch-sweep, got {str(run)!r} with other columns. "
+            "Run the sweep again if its table holds no corrected p-values."
+        )
     total = by_layer.sum()
     if not total > 0:
-        raise UserError(f"auto must find evidence at some layer, got none in {str(run)!r}. Name the layers yourself.")
+        raise UserError(
+            f"auto must find a layer that is significant, corrected for the choice among all (p_max < {SIGNIFICANT}), "
+            f"got none in {str(run)!r}. Use more examples, or name the layers yourself."
+        )
     shares = by_layer / total
     sums = np.concatenate([[0.0], np.cumsum(shares)])
     bands = [
@@ -92,9 +105,14 @@ def describe_choice(run: Path, n_layers: int) -> str:
     return "\n".join([f"auto: {chosen.rule}", *rows])
 
 
+def _is_significant(rows: pd.DataFrame) -> "pd.Series[bool]":
+    return rows[next(name for name in _CORRECTED if name in rows)] < SIGNIFICANT
+
+
 def _probe_evidence(table: pd.DataFrame, n_layers: int, run: Path) -> tuple[NDArray[np.float64], str]:
     """The evidence of each layer, and what it is in words."""
     blocks = table[(table["part"] == "language_model") & (table["split"] == "cv") & table["layer"].notna()]
+    blocks = blocks.assign(score=blocks["score"].where(_is_significant(blocks), blocks["chance"]))
     after = blocks[blocks["name"] == "resid_post"]
     entry = blocks[(blocks["name"] == "resid_pre") & (blocks["layer"] == 0)].groupby("target")["score"].mean()
     _check_depth(after["layer"], n_layers, run)
@@ -120,7 +138,9 @@ def _patch_evidence(table: pd.DataFrame, n_layers: int, run: Path) -> tuple[NDAr
     keys = [key for key in ("op", "tokens", "name", "head") if key in rows]
     found, kind = [], "size"
     for _, cells in rows.groupby(keys, dropna=False):
-        effect = _by_layer(with_effect(cells), "effect", n_layers)
+        found_effect = with_effect(cells)
+        found_effect["effect"] = found_effect["effect"].where(_is_significant(cells), 0.0)
+        effect = _by_layer(found_effect, "effect", n_layers)
         sites, fixed_end = cells["site"].astype(str), _fixed_end(cells, n_layers)
         if fixed_end is None and not (sites.str.contains("hook_resid").all() and (cells["op"] != "skip").all()):
             found.append(np.abs(effect))

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from models.llava import Llava
+from records.intervals import ratio_intervals, share_intervals
 from records.manifest import write_atomically
-from records.resampling import bootstrap_ratios
 from tasks.errors import UserError
 from tasks.scenes.questions import CHANCE
 from tuning.data.samples import Samples
@@ -18,7 +18,7 @@ from tuning.scoring.answers import score_answers
 
 EVALUATIONS = "evaluations.csv"
 ALL = "all"
-INTERVAL = "95% percentile bootstrap over pictures"
+INTERVALS = {"accuracy": "95% Wilson over pictures", "log_prob_per_token": "95% Fieller over pictures"}
 _METRICS = {"accuracy": ("right", "answers"), "log_prob_per_token": ("log_prob", "tokens")}
 _SUMS = ["right", "answers", "log_prob", "tokens"]
 _TYPES: Any = {"set": str, "data": str, "family": str, "metric": str, "interval": str}
@@ -61,9 +61,8 @@ def tabulate(
         sums = chosen.groupby("group", sort=False)[_SUMS].sum()
         guessed = float(chosen["chance"].mean(skipna=False))
         for metric, (above, below) in _METRICS.items():
-            lower, upper = bootstrap_ratios(
-                sums[[above]].to_numpy(dtype=float).T, sums[[below]].to_numpy(dtype=float).T, seed=0, tail=0.025
-            )
+            parts = sums[[above]].to_numpy(dtype=float).T, sums[[below]].to_numpy(dtype=float).T
+            lower, upper = share_intervals(*parts) if metric == "accuracy" else ratio_intervals(*parts)
             rows.append(
                 {
                     **{"step": step, "set": name, "data": data, "family": family, "metric": metric},
@@ -72,7 +71,7 @@ def tabulate(
                     "upper": float(upper[0]),
                     "chance": guessed if metric == "accuracy" else np.nan,
                     "n": len(sums),
-                    "interval": INTERVAL,
+                    "interval": INTERVALS[metric],
                 }
             )
     return pd.DataFrame(rows)

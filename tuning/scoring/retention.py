@@ -1,7 +1,8 @@
 """Scores of several plans side by side: accuracy and retention by condition and question family, with intervals.
 
-Retention is a plan's accuracy divided by that of full tuning with the same seeds. Scenes and seeds are resampled for
-both plans together, so that a difficulty common to both cancels.
+Retention is a plan's accuracy divided by that of full tuning with the same seeds. Intervals are about other scenes and
+other seeds, and pair both plans, so that a difficulty common to both cancels. With one seed they are about other scenes
+only, and say so.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -11,20 +12,29 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from records.resampling import DRAWS, draw_indices, percentile_interval
+from records.intervals import crossed, effective_size, mean_intervals, quantile, ratio_intervals, wilson
 from tasks.errors import UserError
 
-# What was resampled for the interval of retention
-INTERVAL = "percentile bootstrap over scenes and seeds, paired with full"
-ONE_SEED = "percentile bootstrap over scenes, paired with full"
-UNTRAINED = "percentile bootstrap over scenes, paired with full, and over full's seeds"
-RANGE = "range over seeds"
+# What the interval of retention is about
+INTERVAL = "95% t over scenes and seeds, paired with full"
+ONE_SEED = "95% t over scenes, paired with full; this seed only, as one seed gives no interval over seeds"
+UNTRAINED = "95% t over scenes and full's seeds, paired with full"
+TEXT = "95% t over seeds"
+ONE_TEXT = "none: one seed gives no interval over seeds"
 NO_PAIR = "none: no seed is shared with full"
+REFERENCE = "none: the reference itself"
+# What the interval of a difference is about
+DIFFERENCE = "95% t over scenes and seeds, paired"
+DIFFERENCE_ONE_SEED = "95% t over scenes, paired; this seed only"
+# What the interval of a score is about
+SCORE = "95% Wilson over scenes and seeds"
+SCORE_ONE_SEED = "95% Wilson over scenes; this seed only"
 _COLUMNS = [
-    "plan", "condition", "family", "metric", "score", "score_lower", "score_upper", "chance", "retention", "lower",
-    "upper", "n", "seeds", "interval",
+    "plan", "condition", "family", "metric", "score", "score_lower", "score_upper", "score_interval", "chance",
+    "retention", "lower", "upper", "n", "seeds", "interval",
 ]  # fmt: skip
-_DIFFERENCES = ["plan", "condition", "family", "difference", "lower", "upper", "n", "seeds"]
+_DIFFERENCES = ["plan", "condition", "family", "difference", "lower", "upper", "n", "seeds", "interval"]
+_REFERENCE = {"lower": np.nan, "upper": np.nan, "interval": REFERENCE}
 _UNDEFINED = {"retention": np.nan, "lower": np.nan, "upper": np.nan, "interval": NO_PAIR}
 
 
@@ -44,19 +54,9 @@ class _Answers(NamedTuple):
         """Share of right answers, mean over seeds."""
         return float((self.right.to_numpy().sum(1) / self.asked.sum()).mean())
 
-    def draw_seeds(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """The seeds of each bootstrap draw."""
-        return draw_indices(len(self.right), draws=DRAWS, generator=rng)
-
-    def draw_scenes(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """The ids of each bootstrap draw."""
-        return draw_indices(len(self.asked), draws=DRAWS, generator=rng)
-
-    def scores(self, seeds: NDArray[np.int64], scenes: NDArray[np.int64]) -> NDArray[np.float64]:
-        """``score`` in each bootstrap draw."""
-        right = self.right.to_numpy()
-        by_seed = np.stack([right[:, drawn].sum(1) / self.asked[drawn].sum() for drawn in scenes])  # draw x seed
-        return np.asarray(np.take_along_axis(by_seed, seeds, axis=1).mean(1), dtype=float)
+    def per_scene(self) -> NDArray[np.float64]:
+        """Right answers ``seed`` by ``id``, scaled so that their mean is the score."""
+        return np.asarray(self.right.to_numpy() * (len(self.asked) / self.asked.sum()), dtype=float)
 
 
 def summarise(
@@ -66,7 +66,6 @@ def summarise(
     full: str = "full",
     untrained: Collection[str] = (),
     chance: Mapping[str, Mapping[str, float]] | None = None,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """One row for each plan, condition and family.
 
@@ -77,17 +76,17 @@ def summarise(
         full: The plan that the others are compared with.
         untrained: Plans that train nothing. Their seed has no effect, so they are compared with all seeds of ``full``.
         chance: Share of right answers of a random guess by condition and family, where it is known.
-        seed: Seed of the bootstrap.
 
     Returns:
-        Columns ``plan, condition, family, metric, score, score_lower, score_upper, chance, retention, lower, upper, n,
-        seeds, interval``. Family ``all`` holds all answers. Condition ``passage`` is ordinary text: its score is the
-        exponential of ``value``, and its intervals are ranges over seeds.
+        Columns ``plan, condition, family, metric, score, score_lower, score_upper, score_interval, chance,
+        retention, lower, upper, n, seeds, interval``. Family ``all`` holds all answers. Condition ``passage`` is
+        ordinary text: its score is the exponential of ``value``, and its intervals are over seeds; with one seed there
+        is none.
 
         ``score``, its interval and ``seeds`` cover all seeds of the plan. ``retention``, ``lower`` and ``upper`` cover
         the seeds that the plan shares with ``full``, so with fewer seeds than ``full`` retention is not the quotient of
-        the two scores in this table. ``interval`` says what was resampled. Retention is NaN if no seed is shared or
-        full tuning scores 0.
+        the two scores in this table. ``interval`` and ``score_interval`` say what the intervals are about. Retention
+        is NaN if no seed is shared or full tuning scores 0; that of ``full`` is 1 by definition.
 
     Raises:
         UserError: If plans or seeds have answers to different questions.
@@ -103,26 +102,27 @@ def summarise(
         }
         by_plan = _by_plan(chosen)
         for plan, own in by_plan.items():
-            rows.append({"plan": plan, **cell, **_compare(own, by_plan[full], seed, trains=plan not in untrained)})
+            compared = _compare(own, by_plan[full], trains=plan not in untrained)
+            rows.append({"plan": plan, **cell, **compared, **(_REFERENCE if plan == full else {})})
     full_words = words[words["plan"] == full]
     for name, own_words in words.groupby("plan", sort=False):
-        rows.append({"plan": name, **_compare_text(own_words, full_words, trains=name not in untrained)})
+        compared = _compare_text(own_words, full_words, trains=name not in untrained)
+        rows.append({"plan": name, **compared, **(_REFERENCE if name == full else {})})
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def differences(answers: pd.DataFrame, plan: str, *, untrained: Collection[str] = (), seed: int = 0) -> pd.DataFrame:
+def differences(answers: pd.DataFrame, plan: str, *, untrained: Collection[str] = ()) -> pd.DataFrame:
     """The accuracy of one plan minus that of each other plan, paired by scene and seed.
 
     Args:
         answers: As for ``summarise``.
         plan: The plan that is compared with the others.
         untrained: Plans whose seed has no effect; they are left out.
-        seed: Seed of the bootstrap.
 
     Returns:
-        ``plan, condition, family, difference, lower, upper, n, seeds``, one row for each other plan, condition and
-        family. ``difference`` is over the seeds that both plans have; ``lower`` and ``upper`` are a 95 % percentile
-        bootstrap over scenes and these seeds. Plans that share no seed with ``plan`` are left out.
+        ``plan, condition, family, difference, lower, upper, n, seeds, interval``, one row for each other plan,
+        condition and family. ``difference`` is over the seeds that both plans have; ``lower`` and ``upper`` are a 95 %
+        interval about other scenes and other seeds. Plans that share no seed with ``plan`` are left out.
 
     Raises:
         UserError: If there are no answers of ``plan``, or plans have answers to different questions.
@@ -138,9 +138,7 @@ def differences(answers: pd.DataFrame, plan: str, *, untrained: Collection[str] 
             if name == plan or mine.right.empty:
                 continue
             _check_same_questions(mine, other)
-            rng = np.random.default_rng(seed)
-            scenes, seeds = mine.draw_scenes(rng), mine.draw_seeds(rng)
-            lower, upper = percentile_interval(mine.scores(seeds, scenes) - other.scores(seeds, scenes))
+            lower, upper = _paired(mine.per_scene(), other.per_scene(), ratio=False)
             rows.append(
                 {
                     "plan": name,
@@ -151,6 +149,7 @@ def differences(answers: pd.DataFrame, plan: str, *, untrained: Collection[str] 
                     "upper": upper,
                     "n": len(mine.asked),
                     "seeds": len(mine.right),
+                    "interval": DIFFERENCE_ONE_SEED if len(mine.right) == 1 else DIFFERENCE,
                 }
             )
     return pd.DataFrame(rows, columns=_DIFFERENCES)
@@ -181,16 +180,17 @@ def _check_same_questions(own: _Answers, other: _Answers) -> None:
         raise UserError("plans must be asked the same to be compared, got different questions. Score them again.")
 
 
-def _compare(own: _Answers, full: _Answers, seed: int, *, trains: bool) -> dict[str, Any]:
+def _compare(own: _Answers, full: _Answers, *, trains: bool) -> dict[str, Any]:
     """Score and retention of a plan: the score over all its seeds, retention over those that it shares with full."""
     _check_same_questions(own, full)
-    rng = np.random.default_rng(seed)
-    scenes, seeds = own.draw_scenes(rng), own.draw_seeds(rng)
-    score_lower, score_upper = percentile_interval(own.scores(seeds, scenes))
+    score = own.score()
+    varied = crossed(own.per_scene() - score * own.asked * (len(own.asked) / own.asked.sum()))
+    ends = wilson(score, effective_size(score, varied.variance, len(own.asked)), degrees=varied.degrees)
     found = {
-        "score": own.score(),
-        "score_lower": score_lower,
-        "score_upper": score_upper,
+        "score": score,
+        "score_lower": float(ends.lower),
+        "score_upper": float(ends.upper),
+        "score_interval": SCORE_ONE_SEED if len(own.right) == 1 else SCORE,
         "n": len(own.asked),
         "seeds": len(own.right),
         **_UNDEFINED,
@@ -202,24 +202,43 @@ def _compare(own: _Answers, full: _Answers, seed: int, *, trains: bool) -> dict[
     base = whole.score()
     if base == 0:
         return found
-    if len(mine.right) < len(own.right):
-        seeds = mine.draw_seeds(rng)
-    below = whole.scores(seeds if trains else whole.draw_seeds(rng), scenes)
-    ratios = np.divide(mine.scores(seeds, scenes), below, out=np.full_like(below, np.nan), where=below > 0)
-    found["lower"], found["upper"] = percentile_interval(ratios)
+    above = mine.per_scene() if trains else np.tile(mine.per_scene().mean(0), (len(whole.right), 1))
+    found["lower"], found["upper"] = _paired(above, whole.per_scene(), ratio=True)
     return found | {"retention": mine.score() / base}
 
 
+def _paired(above: NDArray[np.float64], below: NDArray[np.float64], *, ratio: bool) -> tuple[float, float]:
+    """The interval of the ratio or the difference of two means over seeds and scenes.
+
+    Two scenes that only one of both plans answers are added, so that plans without a different answer are not taken to
+    be equal with certainty.
+
+    Source: Bonett & Price 2012, "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on
+        Paired Data", J. Educational and Behavioral Statistics 37.
+    """
+    one = np.concatenate([above, np.tile([1.0, 0.0], (len(above), 1))], 1)
+    two = np.concatenate([below, np.tile([0.0, 1.0], (len(below), 1))], 1)
+    seen = above.mean() / below.mean() if ratio else above.mean() - below.mean()
+    centre = one.mean() / two.mean() if ratio else one.mean() - two.mean()
+    varied = crossed((one - centre * two) / two.mean() if ratio else one - two - centre)
+    half = float(quantile(varied.degrees)) * varied.variance**0.5
+    lowest = 0.0 if ratio else -1.0
+    return max(lowest, min(seen, centre - half)), max(seen, centre + half)
+
+
 def _compare_text(own: pd.DataFrame, full: pd.DataFrame, *, trains: bool) -> dict[str, Any]:
-    """Score and retention of a plan on ordinary text; the intervals are ranges over seeds."""
+    """Score and retention of a plan on ordinary text; the intervals are over seeds."""
+    own, full = own.sort_values("seed"), full.sort_values("seed")
     values = np.exp(own["value"])
+    ends = mean_intervals(values.to_numpy()[None])  # of a probability, so that it stays in 0 to 1
     found = {
         "condition": "passage",
         "family": "text",
         "metric": "probability of a token",
         "score": values.mean(),
-        "score_lower": values.min(),
-        "score_upper": values.max(),
+        "score_lower": np.clip(ends.lower[0], 0.0, 1.0),
+        "score_upper": np.clip(ends.upper[0], 0.0, 1.0),
+        "score_interval": ONE_TEXT if len(values) == 1 else TEXT,
         "n": 1,
         "seeds": len(values),
         **_UNDEFINED,
@@ -228,6 +247,11 @@ def _compare_text(own: pd.DataFrame, full: pd.DataFrame, *, trains: bool) -> dic
         values, full = values[own["seed"].isin(full["seed"])], full[full["seed"].isin(own["seed"])]
     if values.empty:
         return found
-    base = np.exp(full["value"]).mean()
-    ratios = {"retention": values.mean() / base, "lower": values.min() / base, "upper": values.max() / base}
-    return found | ratios | {"interval": RANGE}
+    above, below = values.to_numpy(), np.exp(full["value"].to_numpy())
+    ratio = ratio_intervals((above if trains else np.full_like(below, above.mean()))[None], below[None])
+    return found | {
+        "retention": above.mean() / below.mean(),
+        "lower": max(ratio.lower[0], 0.0),
+        "upper": ratio.upper[0],
+        "interval": ONE_TEXT if len(below) == 1 else TEXT,
+    }

@@ -17,7 +17,7 @@ def probe_table(path: Path, scores: list[float]) -> Path:
     """A probe run whose score by layer is given."""
     rows = [
         {"part": "language_model", "name": "resid_post", "layer": layer, "target": target, "split": "cv",
-         "score": score, "chance": 0.1}
+         "score": score, "chance": 0.1, "p_max": 0.001 if score > 0.1 else 0.9}
         for target in ("kind", "place")
         for layer, score in enumerate(scores)
     ]  # fmt: skip
@@ -40,7 +40,14 @@ def test_auto_takes_the_shortest_band_in_which_probes_gain(tmp_path: Path) -> No
 def test_auto_reads_the_drop_of_a_patch_run(tmp_path: Path) -> None:
     recovered = [1.0, 1.0, 0.9, 0.4, 0.1, 0.05, 0.0, 0.0]
     rows = [
-        {"op": "patch", "site": f"blocks.{i}.hook_resid_pre", "layer": i, "tokens": "image", "recovered": r}
+        {
+            "op": "patch",
+            "site": f"blocks.{i}.hook_resid_pre",
+            "layer": i,
+            "tokens": "image",
+            "recovered": r,
+            "p_max": 0.001,
+        }
         for i, r in enumerate(recovered)
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
@@ -48,17 +55,34 @@ def test_auto_reads_the_drop_of_a_patch_run(tmp_path: Path) -> None:
 
 
 def test_auto_refuses_a_run_without_evidence_or_of_another_depth(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="auto must find evidence"):
+    with pytest.raises(UserError, match="auto must find a layer that is significant"):
         choose_layers(probe_table(tmp_path / "flat", [0.1] * 8), 8)
     with pytest.raises(UserError, match="got layers 0 to 7"):
         choose_layers(probe_table(tmp_path / "deep", [0.1] * 4 + [0.9] * 4), 4)
+
+
+def test_auto_takes_no_evidence_from_what_is_not_significant(tmp_path: Path) -> None:
+    run = probe_table(tmp_path / "run", [0.1, 0.1, 0.9, 0.9, 0.9, 0.95, 0.9, 0.9])
+    table = pd.read_csv(run / "results.csv")
+    lucky = table["layer"] == 0
+    table[lucky] = table[lucky].assign(score=0.8, p_max=0.2)
+    table.to_csv(run / "results.csv", index=False)
+    assert choose_layers(run, 8).layers == (2,)
+    table.assign(p_max=0.2).to_csv(run / "results.csv", index=False)
+    with pytest.raises(UserError, match="auto must find a layer that is significant, corrected for the choice"):
+        choose_layers(run, 8)
+    noise = patch_table(tmp_path / "noise", [0.4, 0.1, 0.3, 0.2], p_max=0.3)
+    with pytest.raises(UserError, match="Use more examples, or name the layers yourself"):
+        choose_layers(noise, 4)
+    table.drop(columns="p_max").assign(q=0.01).to_csv(run / "results.csv", index=False)  # from before p_max
+    assert choose_layers(run, 8).layers == (0,)
 
 
 def patch_table(path: Path, recovered: list[float], **columns: object) -> Path:
     """A patch run with one cell a layer; ``{i}`` in a column is the layer."""
     rows = [
         {"op": "patch", "site": "blocks.{i}.hook_resid_pre", "layer": i, "window": "{i}", "tokens": "image",
-         "metric": "logit_difference", "unchanged": "corrupt", "recovered": r, **columns}
+         "metric": "logit_difference", "unchanged": "corrupt", "recovered": r, "p_max": 0.001, **columns}
         for i, r in enumerate(recovered)
     ]  # fmt: skip
     filled = [{k: v.format(i=row["layer"]) if isinstance(v, str) else v for k, v in row.items()} for row in rows]

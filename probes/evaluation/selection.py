@@ -1,0 +1,61 @@
+"""What a choice among many sites allows to say: adjusted p-values, and the best site of each curve with its score."""
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from probes.evaluation.cross_validation import Result
+from records.intervals import quantile
+from records.resampling import NORMAL, adjust_max, select_best
+
+_NAN = float("nan")
+
+
+class Selected(NamedTuple):
+    """One site among the sites of a target."""
+
+    p_max: float
+    """p-value adjusted for the choice among all sites of the target."""
+    best_share: float
+    """Share of bootstrap draws in which the site is the best of its curve."""
+    best_score: float = _NAN
+    """Only for the best site of a curve: its score, corrected for the choice of the site."""
+    best_lower: float = _NAN
+    """Lower end of its interval, which allows for the choice."""
+    best_upper: float = _NAN
+    """Upper end."""
+
+
+def select_sites(results: Sequence[Result], curves: Sequence[Hashable], *, seed: int) -> list[Selected]:
+    """How each site of one target fares in the choice among all of them.
+
+    The null hypothesis of ``p_max`` is that the labels can be exchanged between groups at every site. Then the largest
+    score of all sites is distributed as that of shuffled labels, which are the same shuffles at all sites.
+
+    Args:
+        results: One for each site, from the same folds.
+        curves: The curve of each site; a best site is looked for in each.
+        seed: Of the draws.
+    """
+    permuted = [result.permuted for result in results]
+    p_max = adjust_max(np.array([p.observed for p in permuted]), np.stack([p.null for p in permuted]))
+    found = [Selected(float(p), 0.0) for p in p_max]
+    for curve in dict.fromkeys(curves):
+        members = [i for i, other in enumerate(curves) if other == curve]
+        scores = [results[i].score for i in members]
+        z = np.array([quantile(score.spread.degrees) for score in scores])
+        errors = np.array([(score.upper - score.lower) / 2 for score in scores]) / z
+        values = np.array([score.value for score in scores])
+        if not np.isfinite(values + errors).all():
+            continue
+        best = select_best(values, errors, np.stack([score.spread.influence for score in scores]), seed=seed)
+        for i, share in zip(members, best.shares.tolist(), strict=True):
+            found[i] = found[i]._replace(best_share=share)
+        chosen, wider = scores[best.place], float(z[best.place]) / NORMAL
+        found[members[best.place]] = found[members[best.place]]._replace(
+            best_score=chosen.spread.below(best.optimism),
+            best_lower=chosen.spread.below(best.highest * wider),
+            best_upper=chosen.upper,
+        )
+    return found

@@ -1,0 +1,99 @@
+"""Intervals: known values, coverage in small simulations of ``benchmarks.calibration``, and what has no interval."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, ttest_1samp
+
+from benchmarks.calibration import PAIRS, pairs_trials
+from records.intervals import (
+    crossed,
+    effective_size,
+    mean_intervals,
+    ratio_intervals,
+    share_intervals,
+    wilson,
+)
+
+
+def noise(*shape: int, mean: float = 0.0, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(mean, 1.0, shape)
+
+
+def test_a_share_of_single_answers_has_scipys_wilson_interval() -> None:
+    right = (np.arange(20) < 17).astype(float)[None]
+    expected = binomtest(17, 20).proportion_ci(method="wilson")
+    np.testing.assert_allclose(
+        np.concatenate(share_intervals(right, np.ones_like(right))), [expected.low, expected.high]
+    )
+
+
+def test_a_mean_of_symmetric_values_has_scipys_t_interval() -> None:
+    half = noise(12)
+    values = np.concatenate([half, -half]) + 3
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(np.concatenate(mean_intervals(values[None])), [expected.low, expected.high])
+
+
+@pytest.mark.parametrize("n", PAIRS)
+def test_intervals_over_pairs_cover_the_truth(n: int) -> None:
+    for what, hits in pairs_trials(n, 1000).items():
+        known = hits[~np.isnan(hits)]
+        # 1,000 trials of 95 %: three standard errors are 2 points. Few skewed values are the hardest.
+        assert np.mean(known) > (0.89 if n < 10 else 0.92), what
+        if "3 answers" not in what and "recovered" not in what:
+            assert np.mean(known) < 0.985, what
+
+
+def test_no_interval_has_zero_width() -> None:
+    ones = np.ones((1, 8))
+    assert share_intervals(ones, ones).lower[0] == pytest.approx(0.676, abs=0.001)
+    assert share_intervals(ones - 1, ones).upper[0] == pytest.approx(0.324, abs=0.001)
+    for found in (mean_intervals(0.25 * ones), ratio_intervals(0.3 * ones, ones), mean_intervals(ones[:, :1])):
+        assert np.isnan(np.concatenate(found)).all()  # nothing is known of how such values vary
+
+
+def test_a_ratio_whose_denominator_may_be_zero_has_no_interval() -> None:
+    above, below = noise(1, 40, seed=1), noise(1, 40, seed=2)
+    assert np.isnan(np.concatenate(ratio_intervals(above, below))).all()
+    lower, upper = ratio_intervals(above + 5, below + 10)
+    assert lower[0] < 0.5 < upper[0]
+
+
+def test_units_that_do_not_count_leave_the_interval_alone() -> None:
+    above, below = noise(1, 9, mean=2.0), noise(1, 9, mean=4.0, seed=1)
+    padded = (np.pad(x, ((0, 0), (0, 30))) for x in (above, below))
+    np.testing.assert_allclose(
+        np.concatenate(ratio_intervals(*padded)), np.concatenate(ratio_intervals(above, below)), rtol=1e-9
+    )
+    right, asked = np.array([[1.0, 0.0, 1.0, 1.0]]), np.ones((1, 4))
+    padded = (np.pad(x, ((0, 0), (0, 30))) for x in (right, asked))
+    np.testing.assert_allclose(np.concatenate(share_intervals(*padded)), np.concatenate(share_intervals(right, asked)))
+
+
+def test_answers_of_a_unit_that_agree_count_once() -> None:
+    right = (np.arange(40) % 4 > 0).astype(float)[None]
+    once = np.concatenate(share_intervals(right, np.ones_like(right)))
+    thrice = np.concatenate(share_intervals(3 * right, 3 * np.ones_like(right)))
+    np.testing.assert_allclose(thrice, once, atol=0.01)  # 40 estimated groups have Student's quantile
+
+
+def test_wilson_is_wider_with_few_degrees_of_freedom_and_contains_the_share() -> None:
+    narrow, wide = wilson(0.9, 30.0), wilson(0.9, 30.0, degrees=2.0)
+    assert wide.lower < narrow.lower < 0.9 < narrow.upper < wide.upper <= 1
+    assert wilson(0.0, 5.0).lower == 0
+    assert effective_size(0.5, 0.25 / 80, 7) == pytest.approx(80)
+    assert effective_size(1.0, 0.0, 7) == 7
+
+
+def test_crossed_means_vary_with_both_seeds_and_scenes() -> None:
+    rng = np.random.default_rng(0)
+    means, variances = [], []
+    for _ in range(400):
+        found = crossed(0.3 * rng.normal(size=(4, 1)) + rng.normal(size=(1, 25)) + rng.normal(size=(4, 25)))
+        means.append(found.mean)
+        variances.append(found.variance)
+    expected = 0.3**2 / 4 + 1 / 25 + 1 / 100
+    assert np.var(means) == pytest.approx(expected, rel=0.25)  # 400 draws: three standard errors are 0.21
+    assert np.mean(variances) == pytest.approx(expected, rel=0.1)
+    alone = crossed(rng.normal(size=(1, 25)))
+    assert alone.degrees == 24
