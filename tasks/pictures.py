@@ -6,6 +6,7 @@ Every command opens pictures here: regular files only, raster formats only, and 
 import io
 import os
 import stat
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,11 @@ _UPRIGHT = {
 }
 _TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 _ELONGATED = 500  # times as long as wide: less than a pixel of the short side is left in the model's input
+# What Pillow's parser of EXIF raises on damaged entries.
+_DAMAGED_EXIF = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, EOFError,
+    struct.error,
+)  # fmt: skip
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -163,7 +169,7 @@ def _orientation(image: Image.Image) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the damaged entries beside it
             found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # the parser of EXIF raises whatever a damaged entry leads to
+    except _DAMAGED_EXIF:
         return 1
     return found if isinstance(found, int) else 1
 
