@@ -22,7 +22,7 @@ from probes.evaluation.scores import (
     score_values,
 )
 from probes.evaluation.selection import select_sites
-from records.resampling import adjust_p, draw_permutations
+from records.resampling import draw_permutations
 
 
 def noise(n: int, d: int, *, seed: int) -> Tensor:
@@ -59,18 +59,18 @@ def test_a_planted_direction_is_found_at_its_layer_and_not_at_others(probe: obje
     assert scores[2] > 0.85
     assert all(score < 0.5 for layer, score in enumerate(scores) if layer != 2)
     assert found[2].score.lower > found[2].chance == pytest.approx(1 / 3, abs=0.05)
-    p_values = adjust_p(np.array([result.p_value for result in found]))
-    assert p_values[2] < 0.01
-    assert (p_values > p_values[2]).tolist() == [True, True, False, True, True]
-    assert select_sites(found, [0] * 5, seed=0)[2].best_share == 1
+    chosen = select_sites(found, [0] * 5, seed=0)
+    assert [site.p_max < 0.005 for site in chosen] == [False, False, True, False, False]
+    assert chosen[2].best_share == 1
 
 
 def test_shuffled_labels_score_at_chance_where_real_ones_do_not() -> None:
     layers, labels, groups = planted()
-    result = cross_validate(layers[2], {"colour": labels}, groups)["colour"]
-    assert result.score.value > 0.85
-    shuffled = result.controls["shuffled"]["balanced_accuracy"]
-    assert shuffled.lower < 1 / 3 + 0.01 and shuffled.upper > 1 / 3 - 0.01  # 0.26 with these labels
+    results = [cross_validate(layers[2], {"colour": labels}, groups, seed=seed)["colour"] for seed in range(8)]
+    assert min(result.score.value for result in results) > 0.85
+    shuffled = [result.controls["shuffled"]["balanced_accuracy"] for result in results]
+    assert np.mean([score.value for score in shuffled]) == pytest.approx(1 / 3, abs=0.04)
+    assert sum(score.lower < 1 / 3 < score.upper for score in shuffled) >= 6  # of eight at 95 %
 
 
 def test_a_label_leaked_through_duplicate_images_is_caught_by_grouping() -> None:
