@@ -22,7 +22,7 @@ def draw_curves(
 ) -> list[Axes]:
     """A metric of the changed run by the layer (from 0) that is changed, one panel for each metric.
 
-    There is one curve for each token group, or for each knockout source → target, where the target cannot attend to the
+    There is one curve for each token group or knockout; in a knockout source → target, the target cannot attend to the
     source. The axis label names the window of layers changed with each layer. Bands are 95 % bootstrap intervals of the
     mean over n pairs. Solid line: mean of the clean run; dashed: of the corrupt run. For a transplant of layers these
     are the donor and the recipient without a transplant, both on the clean picture. The arguments are described in
@@ -36,7 +36,7 @@ def draw_curves(
     """
     rows = as_text(results[results["layer"].notna()])
     if rows.empty:
-        raise ValueError("results must hold at least one row with a layer, got none. Choose rows of blocks.")
+        raise ValueError("results must contain at least one row with a layer, got none. Choose rows of blocks.")
     transplant = rows["op"].iloc[0] == "transplant"
     levels = ("donor", "recipient") if transplant else ("clean run", "corrupt run")
     metrics = [str(metric) for metric in dict.fromkeys(rows["metric"])]

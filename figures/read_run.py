@@ -80,7 +80,7 @@ def kind_of_run(folder: Path) -> str:
                 if columns >= set(_COLUMNS[kind]):
                     return kind
     raise RunError(
-        f"RUN must hold a manifest.json or a table of a run, got neither in {str(folder)!r}. "
+        f"RUN must contain a manifest.json or a table of a run, got neither in {str(folder)!r}. "
         f"Give what {PROBE}, {PATCH} or {TUNE} wrote with --out."
     )
 
@@ -150,7 +150,7 @@ def read_picture(path: Path) -> Picture | None:
 
 
 def example_table(name: str) -> pd.DataFrame:
-    """A table of the gallery, measured on ``smol``, for examples.
+    """A gallery table, measured on ``smol``, for use in examples.
 
     Example:
         >>> from figures import example_table

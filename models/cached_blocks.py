@@ -1,8 +1,8 @@
 """Run single blocks, on some positions, with the keys and values of earlier runs.
 
 ``run_cached`` stores the residual stream, keys and values of every layer; ``run_block`` runs one decoder layer on any
-positions of any runs, with chosen keys and values. Attention is causal, so everything before a change equals the run
-without it exactly.
+positions of any runs, with chosen keys and values. Attention is causal, so everything before a change is exactly as in
+the unchanged run.
 """
 
 from collections.abc import Iterator, Sequence
@@ -180,7 +180,7 @@ class _Stop(Exception):  # noqa: N818
 
 @dataclass(eq=False)
 class _Taker:
-    """A cache that stores the keys and values of one call and stops the block."""
+    """A cache that stores the keys and values of one call and ends the block's forward pass."""
 
     found: KeysValues | None = None
 

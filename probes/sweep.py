@@ -1,4 +1,4 @@
-"""The probe sweep: at which sites labels can be read, from pictures to table and figure.
+"""The probe sweep: capture activations, fit and score probes at every site, write table and figure.
 
 finished = run_sweep(SweepConfig(data=DataOptions(limit=200)))
 finished.results, finished.figures[0]
@@ -214,7 +214,7 @@ def _check_settings(config: SweepConfig) -> None:
             raise UserError(f"{name} must be >= {lowest}, got {value}.")
     if config.sites.pool == "none" and config.sites.tokens != "last":
         raise UserError(
-            f"pool must be mean, max or box for tokens {config.sites.tokens!r}, got 'none'. A probe reads one "
+            f"pool must be mean, max or box for tokens {config.sites.tokens!r}, got 'none'. A probe takes one "
             "activation of an example; only --tokens last leaves one without pooling."
         )
 

@@ -1,6 +1,6 @@
 """What all commands share: options, run directories, tables, resampling statistics, processes, progress and errors.
 
-It does not depend on what a command computes. Probes, interventions and tuning import from its modules.
+The package imports ``models``, ``tasks`` and ``figures``; ``probes``, ``interventions`` and ``tuning`` import it.
 """
 
 import lazy_loader

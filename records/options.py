@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def named(option: str) -> Any:
-    """Give an option another name than its field."""
+    """Give an option a name that differs from its field's."""
     return conf.arg(name=option)
 
 
@@ -73,7 +73,7 @@ ConfigFile = Annotated[
     OrDefault[Path], conf.arg(help="YAML file whose keys are these options; the command line takes precedence.")
 ]
 LARGEST = 2**32  # numbers of options are smaller: counts, seeds, rates
-# These do not change the results, so runs that differ only in them are equal.
+# These do not change the results. Manifests leave them out.
 NOT_SETTINGS = ("out", "overwrite", "dry_run", "config")
 
 

@@ -1,7 +1,7 @@
 """Resampling statistics: bootstrap intervals, permutations over groups, sign flips, Benjamini-Hochberg.
 
 Arrays are ``cell unit`` where many cells share the units (examples, pairs, pictures) that are resampled. All cells use
-the same draws, so cells with equal values get equal numbers.
+the same draws, so cells with equal values get equal intervals and p-values.
 """
 
 from typing import NamedTuple
@@ -73,8 +73,8 @@ def bootstrap_means(
     """Percentile bootstrap intervals of the mean over units.
 
     Args:
-        values: Finite.
-        seed: Of the draws.
+        values: Finite values.
+        seed: Seed of the draws.
         tail: Share of the draws on either side of the interval.
         draws: Number of draws.
 
@@ -101,9 +101,9 @@ def bootstrap_ratios(
     An interval is NaN if more than ``tail`` of the draws have a denominator of 0.
 
     Args:
-        numerators: 0 for units that do not count in a cell.
-        denominators: 0 for units that do not count in a cell.
-        seed: Of the draws.
+        numerators: Numerator of each unit; 0 for units that do not count in a cell.
+        denominators: Denominator of each unit; 0 for units that do not count in a cell.
+        seed: Seed of the draws.
         tail: Share of the draws on either side of the interval.
         draws: Number of draws.
     """
@@ -158,7 +158,7 @@ def shuffle_over_groups(groups: npt.ArrayLike, *, generator: np.random.Generator
 def draw_permutations(
     groups: npt.ArrayLike, *, draws: int, generator: np.random.Generator
 ) -> Int[Codes, "draw example"]:
-    """Rows of indices, each from `shuffle_over_groups`."""
+    """Rows of indices, each the result of one `shuffle_over_groups`."""
     return np.stack([shuffle_over_groups(groups, generator=generator) for _ in range(draws)])
 
 
@@ -184,10 +184,10 @@ def sign_flip_p(differences: Float[Array, "cell unit"], *, seed: int, flips: int
 
     Args:
         differences: Changed minus unchanged run; under the null hypothesis either sign is equally likely.
-        seed: Of the signs.
+        seed: Seed of the random signs.
         flips: Number of patterns drawn.
 
-    Source: Fisher 1935, "The Design of Experiments", section 21; Phipson & Smyth 2010, as `permutation_p`.
+    Source: Fisher 1935, "The Design of Experiments", section 21; Phipson & Smyth 2010, as in `permutation_p`.
 
     Example:
         >>> import numpy as np

@@ -1,7 +1,7 @@
 """Several processes in one folder: locks, and jobs that several processes share without a launcher.
 
 To share the jobs of ``share_jobs``, start the same command again, at the same time or later. Each process takes jobs
-that no other process has, and all wait for the last. A lock ends with its process, so another can take the job over.
+that no other process runs, and all wait for the last one. If a process dies, its lock ends and another takes the job.
 """
 
 import time

@@ -237,7 +237,7 @@ def prepare_run(
 
 
 def _load(config: TuningConfig, device: str, given: Llava | None) -> Llava:
-    """The model before training in float32, a copy of ``given`` if that is a model; in a dry run without values."""
+    """The float32 model before training: a copy of ``given`` if that is not None; in a dry run without values."""
     seed = config.optimisation.seed
     if given is None:
         wide = replace(config.model, dtype="float32")
@@ -269,8 +269,8 @@ def evaluation_sources(config: TuningConfig) -> dict[str, Source]:
 
 
 def scoring_format(config: TuningConfig) -> PromptFormat:
-    """The format of scored samples: that of LLaVA-1.5's evaluation for questions, stage 1's for captions."""
-    # A cut answer would count as right if its remaining part is right.
+    """The format of scored samples: for questions LLaVA-1.5's evaluation format, for captions stage 1's format."""
+    # A truncated answer would count as right if the remaining part is right.
     if config.stage == 1 and config.data.eval_spec == SCENES:
         return replace(config.prompt_format, on_long="refuse")
     return PromptFormat("vicuna_v1", max_length=config.data.max_length, on_long="refuse")

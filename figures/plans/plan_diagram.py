@@ -47,7 +47,7 @@ def draw_plan_diagram(
     plans = plans[plans["layers"].notna() & (plans["layers"].astype(str) != "")]
     if plans.empty:
         raise ValueError(
-            "table must hold at least one plan with layers, got none. Run layerwise-finetune compare first."
+            "table must contain at least one plan with layers, got none. Run layerwise-finetune compare first."
         )
     n_layers = n_layers or 1 + max((max(_blocks(ranges, 0), default=-1) for ranges in plans["layers"]), default=-1)
     step = STEPS[width]

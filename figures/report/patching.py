@@ -31,7 +31,7 @@ _SPARE = 0.04  # margin of a panel, as a share of the range that is drawn
 
 
 def by_metric(results: pd.DataFrame) -> pd.DataFrame:
-    """The table with effects and their intervals, one metric after the other."""
+    """The table with effects and their intervals, sorted by metric."""
     return pd.concat([of_metric(results, str(metric)) for metric in dict.fromkeys(results["metric"])])
 
 

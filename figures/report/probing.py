@@ -26,7 +26,7 @@ def probe_curves(results: pd.DataFrame) -> Json:
     """
     sites = results[results["part"].isin(PARTS)]
     if sites.empty:
-        raise ValueError("results must hold at least one site, got none. Run probe-sweep first.")
+        raise ValueError("results must contain at least one site, got none. Run probe-sweep first.")
     others = [str(split) for split in dict.fromkeys(results["split"]) if split != "cv"]
     series = [{"key": "score", "label": "score, cross-validated", "colour": "score", "mark": True}]
     for split in others:

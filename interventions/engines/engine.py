@@ -1,6 +1,6 @@
 """Run interventions: ``base = prepare_base(llava, inputs, other, readout=...)``, then ``run_cells(llava, base, ...)``.
 
-Two engines give the same numbers. ``"full"`` runs the whole model once for each cell; ``"incremental"`` computes only
+Two engines give the same numbers. ``"full"`` runs the complete model once per cell; ``"incremental"`` computes only
 what a cell can change, for many cells at a time.
 """
 

@@ -3,7 +3,7 @@
     effects = patch(llava, clean, corrupt, site="resid_post", layers="0-31", tokens="image")
     effects.recovered, effects.table, effects.plot()
 
-Each runs cells of a plan on the engines of ``patch-sweep``, so the numbers are the same.
+Each runs cells of a plan on the engines of ``patch-sweep`` and gives the same numbers.
 """
 
 from collections.abc import Sequence
@@ -266,7 +266,7 @@ class _Runs:
         return self.summary(specs, found[..., 0], found[..., 1:] if kept else None, seed)
 
     def summary(self, specs: Sequence[CellSpec], values: Tensor, logits: Tensor | None, seed: int) -> Effects:
-        """The values as a table and tensors."""
+        """Summarise the values as a table and tensors."""
         clean, corrupt = (self.score(found).cpu() for found in (self.clean_logits, self.corrupt_logits))
         table = summarise_cells(
             specs, (self.metric,), values[:, None], clean, corrupt, model=self.llava.id,

@@ -1,4 +1,4 @@
-"""Directions in activation space, ``d_model`` or ``layer d_model``: ``load_directions(path)`` reads them by name."""
+"""Directions in activation space, ``d_model`` or ``layer d_model``: ``load_directions(path)`` reads a file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ def load_directions(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise UserError(f"directions must be a safetensors file, got {str(path)!r} ({error}).") from error
     if not found:
-        raise UserError(f"directions must hold at least one, got none in {str(path)!r}.")
+        raise UserError(f"directions must contain at least one, got none in {str(path)!r}.")
     return found
 
 

@@ -22,7 +22,7 @@ INSTEAD = {"logistic": "ridge"}  # probes fitted instead to continuous targets
 
 
 def find_probe(option: str, kind: TargetKind) -> tuple[str, type[Any]]:
-    """The name and the estimator of the probe for targets of a kind; ``option`` may have underscores or hyphens.
+    """The name and the estimator of a probe for one kind of target; ``option`` may have underscores or hyphens.
 
     Raises:
         UserError: If there is no such probe, or none for continuous targets.

@@ -143,10 +143,10 @@ def solve_logistic(
     Raises:
         UserError: If a strength is not positive or a problem lacks a class.
 
-    Source: Nocedal & Wright, Numerical Optimization, 2006, algorithm 7.4; the diagonal preconditioner is ours.
+    Source: Nocedal & Wright, Numerical Optimization, 2006, algorithm 7.4; the diagonal preconditioner is new.
     """
     if not bool((strength > 0).all()):
-        raise UserError(f"strength must be positive, got {float(strength.min())}. Without it there may be no optimum.")
+        raise UserError(f"strength must be positive, got {float(strength.min())}. With 0 there may be no optimum.")
     _check_classes(labels, weights, n_classes)
     order = sorted(range(len(n_classes)), key=lambda p: n_classes[p])
     widths = [1 if n_classes[p] == 2 else n_classes[p] for p in order]
@@ -246,7 +246,7 @@ class _Batch:
 
     def diagonal(self, curvature: Tensor) -> Tensor:
         """Approximate diagonal of the Hessian, with the mean curvature of a row for each of its examples."""
-        # Without a minimum, a perfectly fitted row gives the intercept no curvature.
+        # Without this lower bound, a perfectly fitted row gives the intercept no curvature.
         data = torch.maximum(curvature, 1e-4 * self.total[self.owner])[:, None] * self.spectrum
         return self.strength[self.owner, None] * self.penalised + data
 

@@ -123,7 +123,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def digest(*modules: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers; a resumed run must start from the same."""
+    """SHA-256 of all parameters and buffers; a resumed run must start from the same values."""
     found = hashlib.sha256()
     for module in modules:
         for key, value in module.state_dict().items():

@@ -98,7 +98,7 @@ def set_checkpointing(llava: Llava, first_block: int | None, first_vision: int |
 def applied(
     llava: Llava, resolved: Resolved, *, seed: int = 0, checkpointing: bool = False, low_precision: bool = False
 ) -> Iterator[None]:
-    """In this context the plan is applied, with gradient checkpointing if ``checkpointing``.
+    """Context manager: apply the plan, with gradient checkpointing if ``checkpointing``.
 
     ``low_precision`` leaves the frozen parameters rounded to bfloat16. All parameters must have one dtype.
     """
