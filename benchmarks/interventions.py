@@ -6,7 +6,7 @@ at every layer) with base runs, against the same loop with engine ``full``, Tran
 image patched at every layer, base runs included, against one plain forward, for models of full size:
 ``python -m benchmarks.interventions --questions c --models random:llava-1.5-7b --dtype bfloat16``.
 
-All sides of (b) give the same logits; the record holds the largest difference. The loops of other libraries follow
+All sides of (b) give the same logits; the record contains the largest difference. The loops of other libraries follow
 their usual use: the clean run is cached once at the needed sites, then each cell is one forward with hooks
 (TransformerLens) or in a trace (nnsight).
 """

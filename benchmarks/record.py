@@ -39,7 +39,7 @@ class Row:
     high: float
     repeats: int
     ratio: float
-    """``median`` relative to that of the side ``against``."""
+    """``median`` divided by the median of the side ``against``."""
     against: str
     model: str = ""
     difference: float | None = None

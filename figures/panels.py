@@ -1,4 +1,4 @@
-"""The panels of a figure: the caller's own Axes, or those of a new figure, with its legend and title.
+"""The panels of a figure: the caller's Axes, or the Axes of a new figure with a legend and a title.
 
 The drawing functions of this package share these arguments:
 

@@ -48,8 +48,8 @@ def draw_patch_map(
 ) -> list[Axes]:
     """Effect of each patch of the grid, drawn on a picture, one panel for each layer (from 0) and activation.
 
-    Colours and marks are those of ``draw_token_map``; the larger the effect, the more opaque the colour. The picture is
-    that of the first pair; effects are those of all n pairs.
+    Colours and marks are those of ``draw_token_map``; the larger the effect, the more opaque the colour. The picture
+    belongs to the first pair; effects are over all n pairs.
 
     - ``results``: The table of a patch sweep; rows of other token groups are left out.
     - ``picture``: ``H W 3``; None for a blank one.

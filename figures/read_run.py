@@ -55,7 +55,7 @@ class SavedMaps(NamedTuple):
 
 
 def kind_of_run(folder: Path) -> str:
-    """The command that wrote the folder, from its manifest or, without one, its tables; ``RunError`` if unknown."""
+    """The command that wrote the folder, by its manifest or, if it has none, its tables; ``RunError`` if unknown."""
     if not folder.is_dir():
         raise RunError(f"RUN must be a folder, got {str(folder)!r}. Give what a command wrote with --out.")
     manifest = folder / "manifest.json"

@@ -76,7 +76,7 @@ def draw_run(
 
 
 def figures_of(folder: Path, *, width: Width = "two", example: int = 0) -> Iterator[Drawing]:
-    """The figures of a finished run, the main one first; the caller closes them. Arguments as in ``draw_run``."""
+    """The figures of a finished run, the main one first; the caller closes them. Arguments: see ``draw_run``."""
     kind = kind_of_run(folder)
     if kind == TUNE:
         yield from _draw_tuning(folder, width)

@@ -39,7 +39,7 @@ def draw_score_by_layer(
     in ``figures.panels``.
 
     Raises:
-        ValueError: If the table holds no score of any site, or ``axes`` are not one for each target.
+        ValueError: If the table contains no score of any site, or ``axes`` are not one for each target.
 
     Example:
         >>> from figures import draw_score_by_layer, example_table

@@ -1,6 +1,6 @@
 """The style of all figures: sizes, a colour, line style and marker for each style key such as ``score``, and saving.
 
-The colours are near those of Okabe and Ito; any two that can occur in one figure are distinct under deuteranopia and
+The colours are near Okabe and Ito's palette; any two that can occur in one figure are distinct under deuteranopia and
 protanopia too (``tests/figures/test_style.py`` simulates both). Line styles or markers repeat the information, so
 figures can be read in grey.
 Source: Okabe and Ito 2008, "Color Universal Design", https://jfly.uni-koeln.de/color/.

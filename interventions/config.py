@@ -67,7 +67,7 @@ class InterventionOptions:
     """Token group: `image`, `object`, `question`, `last`, `text`, `all`, `answer`, `patch(2,3)`, `image-object`, or
     `patches` for each patch; for knockouts `image->last`. [default: image, question, last]"""
     sources: Annotated[Repeated[str], named("from")] = ()
-    """knockout: the group that the other no longer attends to."""
+    """knockout: the group of keys, which the target no longer attends to."""
     targets: Annotated[Repeated[str], named("to")] = ()
     """knockout: the group that no longer attends to `--from`."""
     heads: OrDefault[str] = None

@@ -42,7 +42,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """All pairs of a sweep in the order in which they run, with a hash of everything that can change a result."""
+    """The pairs of a sweep in the order of the run, and a hash of everything in them that affects results."""
 
     name: str
     pairs: tuple[Pair, ...]

@@ -3,7 +3,7 @@
 ``capture(llava, inputs, sites, tokens="image", pool="mean")`` handles one batch, ``capture_examples`` a data set of any
 size in constant memory. Attention is causal, so a row is cut after its last wanted position, rows that are equal up to
 there are run once, each distinct picture passes the vision tower once, the run stops after the last wanted layer, and
-no logits are computed. The values equal those of a full forward exactly.
+no logits are computed. The values are exactly equal to those of a full forward pass.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -112,7 +112,7 @@ class Llava(Adapter):
     ) -> str | list[str]:
         """The model's text after each prompt: one string, or a list for several.
 
-        Rows are padded on the left, so each text equals that of its example alone. Interventions apply at every step.
+        Rows are padded on the left, so texts do not depend on the batch. Interventions apply at every step.
 
         Args:
             images: As for ``inputs``; or a batch that ``inputs`` made, whose answers are cut off.

@@ -61,7 +61,7 @@ class Estimate:
     seconds: float
     """Lower bound of the capture's time, from its matrix products and the measured speed of one."""
     n_examples: int
-    """Number of examples, including those of the transfer split."""
+    """Number of examples, including the transfer split."""
     n_sites: int
 
     def __str__(self) -> str:
@@ -244,7 +244,7 @@ def _has_control_model(config: SweepConfig) -> bool:
 
 
 def _estimate(config: SweepConfig, llava: Llava, selection: ProbeData, sites: Sequence[Site], device: str) -> Estimate:
-    """Bytes and seconds of the captures, including those of the control model."""
+    """Bytes and seconds of the captures, including the control model."""
     n = len(selection.examples)
     n_rows = n + (selection.n_fitted if _has_control_model(config) else 0)
     size = estimate_size(

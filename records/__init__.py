@@ -1,6 +1,6 @@
 """What all commands share: options, run directories, tables, resampling statistics, processes, progress and errors.
 
-The package imports ``models``, ``tasks`` and ``figures``; ``probes``, ``interventions`` and ``tuning`` import it.
+The package imports ``models`` and ``tasks``; the module ``command`` also imports ``figures.report``.
 """
 
 import lazy_loader

@@ -112,7 +112,7 @@ class Option(NamedTuple):
 
 
 def options_of(options: Any) -> Iterator[Option]:
-    """Every option of a dataclass instance, including those of nested dataclasses."""
+    """Every option of a dataclass instance, including options of nested dataclasses."""
     hints = get_type_hints(type(options), include_extras=True)
     for field in fields(options):
         value = getattr(options, field.name)

@@ -73,7 +73,7 @@ class Run:
         overwrite: Replace the run in the directory.
 
     Raises:
-        UserError: If the folder holds other files, or a run with other settings and ``overwrite`` is False.
+        UserError: If the folder contains other files, or a run with other settings and ``overwrite`` is False.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """True if the directory holds the run's last file."""
+        """True if the directory contains the results, which are written last."""
         return (self.folder / self.kind.last).exists()
 
     def prepare(self, **known: Any) -> None:
@@ -101,7 +101,7 @@ class Run:
         ``known`` are further entries of the manifest, such as ``model`` and ``data``; a resumed run must have the same.
 
         Raises:
-            UserError: If the directory cannot be written or holds another run.
+            UserError: If the directory cannot be written or contains another run.
         """
         self.manifest |= known
         about = {"command": self._command, "started": clock(self._started), "finished": None, "seconds": None}

@@ -75,7 +75,7 @@ def share_jobs(
 def _done_here(
     folder: Path, is_done: Callable[[Path], bool], run: Callable[[Path], None], on_done: Callable[[Path], None]
 ) -> bool:
-    """True if a job is done; run it if no other process does."""
+    """True if a job is done; run it if it is not done and no other process runs it."""
     if not is_done(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)

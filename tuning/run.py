@@ -35,7 +35,7 @@ from tuning.training.save import bytes_of_model, save_model, write_json
 from tuning.training.torch_compile import check_compiling
 from tuning.training.trainer import PlanTrainer, train
 
-_ESTIMATED_FROM = 256  # samples that a dry run reads; their mean length is within a few per cent of that of all samples
+_ESTIMATED_FROM = 256  # samples that a dry run reads; their mean length is within a few per cent of the overall mean
 
 
 class FinishedTuning(NamedTuple):

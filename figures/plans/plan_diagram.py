@@ -32,7 +32,7 @@ def draw_plan_diagram(
     count from 0, in the order of the forward pass.
 
     - ``table``: One or more rows for each plan, with the columns ``plan, layers, train, method``, such as
-      ``compare.csv``. ``layers`` holds numbers and ranges (``3,6-9``), ``all`` or ``none``; plans without it are left
+      ``compare.csv``. ``layers`` holds numbers and ranges (``3,6-9``), ``all`` or ``none``; plans that lack it are left
       out. ``train`` lists the other parts with commas.
     - ``n_layers``: Blocks of the language model; by default one more than the largest number in the table.
 

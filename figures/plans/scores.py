@@ -117,7 +117,7 @@ def draw_retention(
 
 
 def _beyond(rows: pd.DataFrame) -> set[str]:
-    """Plans too far below all others for one scale; ``rows`` has one row for each plan."""
+    """Plans whose scores are too low to be drawn on the scale of the others; ``rows`` has one row for each plan."""
     far = rows["upper"] < _FAR
     others = rows.loc[~far, "lower"].dropna()
     return {str(plan) for plan in rows.index[far]} if len(others) and (others >= _NEAR).all() else set()

@@ -46,7 +46,7 @@ def drawn_values(series: Mapping[str, Sequence[Any]], levels: Mapping[str, Any])
 
 
 class SiteAxis(NamedTuple):
-    """The places of sites in the order of the forward pass."""
+    """The axis positions of sites, in the order of the forward pass."""
 
     x: Json
     """The axis for the page: ``label``, ``parts`` (``label, from, to``) and ``ticks`` (place and label)."""

@@ -43,7 +43,7 @@ def build_report(runs: Sequence[Path], *, budget: int = BUDGET) -> Report:
         budget: Largest size in bytes; examples that do not fit are left out and counted on the page.
 
     Raises:
-        RunError: If a folder holds no finished run.
+        RunError: If a folder contains no finished run.
         ValueError: If there is no run, its files contradict each other, or the tables alone exceed the budget.
 
     Example:

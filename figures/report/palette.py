@@ -1,4 +1,4 @@
-"""The colours of the page: those of all figures in light mode, lighter ones near them in dark mode."""
+"""The colours of the page: in light mode those of the figures, in dark mode similar but lighter ones."""
 
 from collections.abc import Mapping
 from typing import Any

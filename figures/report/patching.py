@@ -132,7 +132,7 @@ def patch_map(folder: Path, results: pd.DataFrame) -> Json | None:
         "values": values,
         "picture": thumbnail(picture, _SIDE) if picture.is_file() else "",
     }
-    caption = f"{_meaning(rows)} The picture is that of the first pair; effects are those of all {count_pairs(rows)}. "
+    caption = f"{_meaning(rows)} The picture shows the first pair; effects are over all {count_pairs(rows)}. "
     return maps_section(caption + _DOTS, "metric, part, activation", _scale(rows), choices, [example])
 
 

@@ -22,7 +22,7 @@ _CONTROLS = {
 def probe_curves(results: pd.DataFrame) -> Json:
     """Score by layer with intervals, controls and chance, one panel for each target.
 
-    Raises ``ValueError`` if the table holds no score of any site.
+    Raises ``ValueError`` if the table contains no score of any site.
     """
     sites = results[results["part"].isin(PARTS)]
     if sites.empty:

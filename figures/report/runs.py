@@ -26,7 +26,7 @@ _OPS = {
 def describe_run(folder: Path, *, most_rows: int) -> Json:
     """The part of the page about a finished run, with at most ``most_rows`` rows of each table.
 
-    Raises ``RunError`` if the folder holds no finished run, and ``ValueError`` if its files contradict each other.
+    Raises ``RunError`` if the folder contains no finished run, and ``ValueError`` if its files contradict each other.
     """
     kind = kind_of_run(folder)
     path = folder / "manifest.json"

@@ -24,9 +24,9 @@ class PositionFacts(NamedTuple):
     Args:
         relevant: Real tokens that a readout can depend on.
         readout: Where logits are read.
-        same: Embedding and position id equal those of the other run.
+        same: Embedding and position id equal the other run's.
         common: ``same`` is True here and at every earlier position.
-        aligned: Padding and position ids equal those of the other run here and at every earlier position.
+        aligned: Padding and position ids equal the other run's here and at every earlier position.
     """
 
     relevant: Bool[Tensor, "example pos"]

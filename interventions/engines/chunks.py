@@ -1,4 +1,4 @@
-"""Divide cells into chunks that fit into memory, sorted by their first layer, and sort their edits by layer."""
+"""Sort cells by first layer, divide them into chunks that fit into memory, and sort each chunk's edits by layer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -46,7 +46,7 @@ def applied(
 ) -> Iterator[None]:
     """Apply the edits of a cell to forwards on ``inputs`` while the context is open.
 
-    ``others`` holds activations of the run on ``other``, for edits that write them. ``columns`` returns the columns
+    ``others`` holds the other run's activations, for edits that write them. ``columns`` returns the columns
     that the current forward computes (``tracked_columns``); None means all.
     """
     writes = [e for e in cell.edits if isinstance(e, Write)]

@@ -228,7 +228,7 @@ class _ChunkRun:
         return allowed
 
     def _other_values(self, layer: int, edits: LayerEdits, asked: Step) -> dict[Site, _OtherValues]:
-        """The other run's values inside a block, recomputed at the positions where cells take them."""
+        """The other run's values inside a block, recomputed at the positions where cells write them."""
         llava, prefix, facts = self._llava, self._prefix, self._prefix.facts
         taken: dict[Site, Tensor] = {}
         for edit in edits.inside:

@@ -1,6 +1,6 @@
 """Which positions of which cells have to be computed, layer by layer.
 
-The residual stream of a position at the input of a block equals that of the base run, of the other run, of both or of
+At the input of a block, the residual stream at a position equals the stream of the base run, the other run, both or
 neither. A position still equals a run after the block if it and all earlier positions equalled it before the block, and
 no edit applies. Only positions that equal neither run are computed. Masks have axes ``example cell pos``.
 """
@@ -66,7 +66,7 @@ class Step(NamedTuple):
     """What one block computes at each position.
 
     Args:
-        own: Key and value equal those of neither run.
+        own: Key and value equal neither run's.
         compute: The output has to be computed.
         serve: Key and value have to be computed, but not the output.
         held: The output is the input (``Hold``).
@@ -88,13 +88,13 @@ def start(first_layers: list[int], facts: PositionFacts) -> EqualTo:
 
 
 def enter(status: EqualTo, edits: LayerEdits, facts: PositionFacts) -> None:
-    """Update the masks for all writes at the input of a block."""
+    """Update the equality masks for all writes at the input of a block."""
     for edit in edits.between:
         mark(status, edit, facts)
 
 
 def mark(status: EqualTo, edit: Between, facts: PositionFacts) -> None:
-    """Update the masks for one write at the input of a block."""
+    """Update the equality masks for one write at the input of a block."""
     base, other = status.base[:, edit.cell], status.other[:, edit.cell]
     if edit.rows is None:
         base.copy_(torch.where(edit.mask, facts.common, base))

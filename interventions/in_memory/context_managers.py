@@ -109,7 +109,7 @@ def knocked_out(
     layers: LayerRange | None = None,
     heads: Heads | None = None,
 ) -> Iterator[None]:
-    """Attention knockout: positions of ``target`` do not attend to those of ``source``.
+    """Attention knockout: positions of ``target`` do not attend to positions of ``source``.
 
     Args:
         llava: The model.
@@ -139,7 +139,7 @@ def skipped(llava: Llava, *, layers: LayerRange, tokens: str = "image", visible:
         llava: The model.
         layers: The blocks, such as ``"10-20"`` or 12.
         tokens: The positions that skip them.
-        visible: Whether other positions still attend to them in these blocks.
+        visible: Whether other positions still attend to the skipped positions in these blocks.
 
     Example:
         >>> import numpy as np

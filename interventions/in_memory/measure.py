@@ -149,8 +149,8 @@ def path_patch(
     """Path patching: the direct effect of each sending head on the queries, keys or values of later heads.
 
     ``senders`` are heads as (layer, head), each patched on its own. ``receivers`` are changed together and are in later
-    layers; ``entrance`` is their input that changes. ``tokens`` are positions of the receivers, ``sender_tokens`` of
-    the senders. Other arguments are those of ``patch``.
+    layers; ``entrance`` is the input of them that changes. ``tokens`` are the receivers' positions, ``sender_tokens``
+    the senders'. Other arguments are those of ``patch``.
 
     Source: Wang et al. 2022, arXiv 2211.00593; Goldowsky-Dill et al. 2023, arXiv 2304.05969.
 
@@ -180,8 +180,8 @@ def direct_attribution(
 ) -> DirectEffects:
     """Direct logit attribution: the contribution of each layer and head to the logit difference.
 
-    ``answers`` and ``foils`` are as for ``patch``, by default the most and the second most likely token; ``seed`` is
-    that of the bootstrap intervals.
+    ``answers`` and ``foils`` are as for ``patch``, by default the most and the second most likely token. ``seed`` seeds
+    the bootstrap intervals.
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 

@@ -17,7 +17,7 @@ from tasks.example import Example
 def edits(spec: CellSpec, batch: PreparedBatch) -> tuple[Edit, ...]:
     """Write zero, the mean, or the other run's activation at the site in every layer of the window.
 
-    For ``"resample"`` the other run must be that of ``resampled_examples``.
+    For ``"resample"`` the other run must be on ``resampled_examples``.
 
     Source: mean ablation of image tokens in Neo et al. 2024, "Towards Interpreting Visual Information Processing in
         Vision-Language Models", arXiv 2410.07149; resample ablation in Chan et al. 2022, "Causal Scrubbing".

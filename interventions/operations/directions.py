@@ -36,7 +36,7 @@ def direction_at(directions: Mapping[str, Tensor], name: str, site: Site) -> Flo
     if given.dim() != 1:
         raise UserError(
             f"direction {name!r} must be d_model, or layer d_model with a row for {str(site)!r}, got shape "
-            f"{tuple(directions[name].shape)}. One vector serves every site."
+            f"{tuple(directions[name].shape)}. A single vector is used at every site."
         )
     length = float(given.norm())
     if not 0 < length < float("inf"):

@@ -1,4 +1,4 @@
-"""Steering: add a direction, such as that of a mass-mean probe, to an activation."""
+"""Steering: add a direction, such as a mass-mean probe's, to an activation."""
 
 from interventions.engines.edits import Edit, Write
 from interventions.operations.directions import fitting_direction

@@ -57,7 +57,7 @@ class Term(NamedTuple):
 
 
 def parse_group(text: str) -> tuple[Term, ...]:
-    """The terms of a group, left to right."""
+    """Parse a group into its terms, from left to right."""
     pieces = _SPLIT.split(text.replace(" ", ""))
     signs = [1, *(1 if mark == "+" else -1 for mark in pieces[1::2])]
     return tuple(_term(sign, piece, text) for sign, piece in zip(signs, pieces[::2], strict=True))

@@ -1,6 +1,6 @@
 """Fill a store with pooled activations, captured in batches that do not depend on the number of processes.
 
-Batches never cross shards, so a resumed run and a run on several processes write the same bytes. Memory holds one
+Batches never cross shards, so a resumed run and a run on several processes write the same bytes. Memory contains one
 shard's pooled activations.
 """
 

@@ -151,8 +151,8 @@ def estimate_size(
 ) -> SizeEstimate:
     """Bytes of stored activations.
 
-    ``widths`` are the lengths of one pooled activation by site; ``n_rows`` counts examples and those of the control
-    model.
+    ``widths`` are the lengths of one pooled activation by site; ``n_rows`` counts examples, including the control
+    model's.
     """
     size = sum(widths.values()) * n_rows * n_groups * dtype.itemsize
     shards = [path for name in STORES for path in (folder / name).glob("*/*.safetensors")]

@@ -107,7 +107,7 @@ def class_direction(coef: Array, classes: npt.NDArray[Any], class_: object) -> A
 
 
 def unit(vector: Array) -> Array:
-    """``vector`` at length 1; raises UserError if all its entries are zero."""
+    """``vector`` divided by its length; raises ``UserError`` if all its entries are zero."""
     length = np.linalg.norm(vector)
     if length == 0:
         raise UserError("coef_ must be non-zero to give a direction, got all zeros. The probe ignores its input.")

@@ -1,6 +1,6 @@
 """Fitted linear probes of a run as safetensors files.
 
-``probes.safetensors`` holds coefficients and intercepts. ``directions.safetensors`` holds unit vectors named
+``probes.safetensors`` contains coefficients and intercepts. ``directions.safetensors`` contains unit vectors named
 ``target=class@site``, such as ``colour=red@resid_post``, with one row per layer for sites in blocks; ``patch-sweep
 --steer-file`` takes it.
 """
@@ -88,7 +88,7 @@ def load_probes(folder: Path) -> tuple[FittedProbe, ...]:
     """The probes in the run directory of a probe sweep.
 
     Raises:
-        UserError: If the folder holds no readable ``probes.safetensors``.
+        UserError: If the folder contains no readable ``probes.safetensors``.
 
     Example:
         >>> load_probes(Path("no_run"))  # doctest: +ELLIPSIS

@@ -99,7 +99,7 @@ class LogisticFit:
     weight: Float[Tensor, "row rank"]
     """Coefficients; one row for a binary problem, one row per class otherwise."""
     bias: Float[Tensor, " row"]
-    """Unpenalised intercepts; those of a multinomial problem sum to zero."""
+    """Unpenalised intercepts; in a multinomial problem they sum to zero."""
     rows: tuple[slice, ...]
     """The rows of ``weight`` of each problem."""
     residual: Float[Tensor, " problem"]
@@ -132,7 +132,7 @@ def solve_logistic(
 
     Args:
         basis: The result of `rotate`.
-        labels: Class codes from 0; those of examples with zero weight are ignored, but must be valid.
+        labels: Class codes from 0; codes of examples with zero weight are ignored, but must be valid.
         weights: Weight of each example in each problem; zero leaves it out.
         n_classes: Number of classes of each problem; each class must occur with positive weight.
         strength: Weight of the penalty; positive.

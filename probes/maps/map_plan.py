@@ -16,7 +16,7 @@ from tasks.errors import UserError
 from tasks.example import Example
 
 DEFAULT = 12  # pictures, enough for a page; at most one in four groups, so that most examples remain for the probes
-_SEED = 2**17  # added to the seed, so that the draw differs from that of the folds
+_SEED = 2**17  # added to the seed, so that the draw differs from the draw of the folds
 
 
 @dataclass(frozen=True)

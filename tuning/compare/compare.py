@@ -1,7 +1,7 @@
 """Several plans from the same start, on the same data in the same order: ``run_compare`` writes ``compare.csv``.
 
 Each plan and seed is a separate run in the comparison's folder; it is finished once its answers are written. A killed
-comparison resumes with the next run, and several processes may share one. The table holds all finished runs.
+comparison resumes with the next run, and several processes may share one. The table contains all finished runs.
 """
 
 import shutil
@@ -71,7 +71,7 @@ def run_compare(
         The finished comparison; if ``config.dry_run`` is set, text that lists the plans that would run.
 
     Raises:
-        UserError: If a plan is unknown, ``full`` is missing, the folder holds another comparison, or a launcher started
+        UserError: If a plan is unknown, ``full`` is missing, the folder has another comparison, or a launcher started
             several processes.
 
     Example:

@@ -71,7 +71,7 @@ class SurveyedData(NamedTuple):
         return {_TRAIN: self.train_survey, **self.eval_surveys}
 
     def record(self, folder: Path) -> list[str]:
-        """Write digests of the used samples and lists of the others into ``folder``; returns a line about each list.
+        """Write digests of the used samples and lists of the unused ones into ``folder``; return a line per list.
 
         Raises ``UserError`` if the finished runs of the comparison used other samples.
         """

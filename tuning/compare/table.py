@@ -72,7 +72,7 @@ def compare_table(
 
     Columns: ``plan, layers, train, method, trainable`` (number of weights that train; 0 for untrained models);
     ``flops_ratio`` (counted), ``closed_form_ratio``, ``step_time_ratio``, all relative to ``full`` in the same session
-    and NaN if not timed; ``peak_memory`` and ``optimizer_bytes`` of a step; then those of
+    and NaN if not timed; ``peak_memory`` and ``optimizer_bytes`` of a step; then the columns of
     ``tuning.scoring.retention.summarise``, where ``lower`` and ``upper`` are the interval of ``retention``. ``layers``
     holds numbers and ranges and always names the last block, so that ``full`` shows the model's depth.
 

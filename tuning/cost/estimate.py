@@ -101,9 +101,9 @@ def estimate_run(
 
 
 def measure_first(config: TuningConfig, llava: Llava, resolved: Resolved, samples: Samples, estimate: Estimate) -> Cost:
-    """Operations and bytes of the first batch; weights and random states do not change.
+    """FLOPs and memory of the first batch; weights and random states do not change.
 
-    With FSDP one device may not hold the whole model and its gradients, so nothing is run: the cost holds the closed
+    With FSDP the full model and its gradients may not fit on one device, so nothing is run: the cost has the closed
     form and the estimated memory, and ``flops`` is None.
     """
     rows = config.optimisation.batch_size

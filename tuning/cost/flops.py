@@ -196,7 +196,7 @@ def count_flops(llava: Llava, batch: dict[str, Any]) -> Flops:
     def fused_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
         return int(sdpa_backward_flop_count(grad, query, key, value))
 
-    # The counter supports fused attention on GPUs only, and counts that of CPUs as 0.
+    # The counter supports fused attention on GPUs only; on CPUs it counts it as 0.
     aten = torch.ops.aten
     on_cpu = {
         aten._scaled_dot_product_flash_attention_for_cpu: fused,

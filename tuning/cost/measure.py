@@ -42,7 +42,7 @@ class Memory:
 class Cost:
     """The measured cost of a step; ``flops`` is None if nothing was run, ``closed_form`` is computed from the sizes.
 
-    ``seconds`` are those of each timed step, optimizer included; ``tokens`` is the number of positions in a step. On a
+    ``seconds`` lists the timed steps, optimizer included; ``tokens`` is the number of positions in a step. On a
     CPU ``peak_memory`` is not measured but the sum over ``memory``, in bytes.
     """
 

@@ -61,7 +61,7 @@ def trained_parameters(llava: Llava) -> dict[str, nn.Parameter]:
 
 
 def planned_parameters(llava: Llava, resolved: Resolved) -> dict[str, nn.Parameter]:
-    """All parameters that the plan may change, by name; under ``lisa`` also those of blocks that are frozen now."""
+    """All parameters that the plan may change, by name; under ``lisa`` also those in currently frozen blocks."""
     wanted = set(resolved.parameters)
     return {name: parameter for name, parameter in llava.model.named_parameters() if name in wanted or is_factor(name)}
 

@@ -45,7 +45,7 @@ from tuning.training.torch_compile import check_compiling, compiled
 
 
 class LossNotFiniteError(UserError):
-    """The loss or the gradient became NaN or infinite; the weights are those of the step before."""
+    """The loss or the gradient became NaN or infinite; the weights are unchanged since the step before."""
 
 
 class Trained(NamedTuple):
