@@ -107,7 +107,7 @@ def read_table(path: Path, kind: str) -> pd.DataFrame:
 
 
 def read_saved(path: Path) -> pd.DataFrame:
-    """A table in Parquet or CSV, with the same types from either; ``RunError`` if it cannot be read."""
+    """Read a table from Parquet or CSV; the types are the same. ``RunError`` if it cannot be read."""
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)

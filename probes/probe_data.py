@@ -200,7 +200,7 @@ def _readable(
     kept = [i for i, example in enumerate(both) if example.id not in unreadable[i >= first]]
     n_fitted = sum(i < first for i in kept)
     if n_fitted == 0:
-        raise UserError(f"pictures must be readable in some example, got none of {len(both)}. See the image folder.")
+        raise UserError(f"some example must have readable pictures, got none of {len(both)}. Check the image folder.")
     return pick(both, kept), n_fitted, skipped
 
 

@@ -1,8 +1,8 @@
 """Attribution patching: an estimate of activation patching for all cells at once, from one gradient.
 
 ``attribute`` estimates the patched run's metric to first order in the patched activation; ``attribution_gap`` compares
-the estimate with exact patching. It takes two forwards and one backward pass for any number of cells. It is exact only
-if the model is linear between the site and the metric.
+the estimate with exact patching. The estimate takes two forward passes and one backward pass for all cells. It is exact
+only if the model is linear between the site and the metric.
 """
 
 from collections.abc import Callable, Sequence

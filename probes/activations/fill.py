@@ -1,7 +1,7 @@
 """Fill a store with pooled activations, captured in batches that do not depend on the number of processes.
 
-Batches never cross shards, so a resumed run and a run on several processes write the same bytes. Memory contains one
-shard's pooled activations.
+Batches never cross shards, so a resumed run and a run on several processes write the same bytes. Only one
+shard's pooled activations are in memory.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -17,7 +17,7 @@ COLUMNS = ("target", "site", "part", "name", "layer", "depth", "example", "row",
 
 @dataclass(frozen=True)
 class MapExample:
-    """One example with maps."""
+    """An example that has maps."""
 
     id: str
     """The ``example`` of the table's rows."""

@@ -77,7 +77,7 @@ def compare_table(
     holds numbers and ranges and always names the last block, so that ``full`` shows the model's depth.
 
     Rows follow the order of ``plans``; reference models come last. ``trainable`` is called for finished plans. Raises
-    ``UserError`` if no run of full tuning is finished, or a run had another plan of that name.
+    ``UserError`` if no run of full tuning is finished, or a run used a different plan of the same name.
     """
     described = {plan.name: plan for plan in plans}
     runs = _read_runs(folder)

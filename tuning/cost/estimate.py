@@ -76,7 +76,7 @@ def estimate_run(
     n_samples: int,
     device: str,
 ) -> Estimate:
-    """Steps, operations and memory of a run, computed from plan and survey; ``world`` is the number of processes.
+    """Steps, FLOPs and memory of a run, computed from plan and survey; ``world`` is the number of processes.
 
     A dry run surveys only some of the ``n_samples`` samples, and measures the speed of a matrix product on ``device``.
     """

@@ -95,7 +95,7 @@ def run_stage2(work: Path, *, steps: int, seed: int, device: str, mix: Mix) -> N
 
 
 def export(work: Path) -> None:
-    """Copy the parts to models/embedded, with their hashes and how they were trained."""
+    """Copy the parts to models/embedded; write their hashes and training settings beside them."""
     parts = {
         "tower.safetensors": "tower.safetensors",
         "projector-stage1.safetensors": "projector-stage1-folded.safetensors",
