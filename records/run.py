@@ -98,7 +98,7 @@ class Run:
     def prepare(self, **known: Any) -> None:
         """Create, resume or empty the directory.
 
-        ``known`` are further entries of the manifest, such as ``model`` and ``data``; a resumed run must have equal ones.
+        ``known`` are further entries of the manifest, such as ``model`` and ``data``; a resumed run must have them too.
 
         Raises:
             UserError: If the directory cannot be written or contains another run.

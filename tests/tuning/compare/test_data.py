@@ -141,7 +141,7 @@ def test_plans_are_never_scored_on_other_samples(config: CompareConfig) -> None:
         f"1 samples left out, see {config.out / f'skipped-{name}.csv'}" for name in ("train", "asked")
     ]
     away.rename(path.with_name("b.png"))
-    with pytest.raises(UserError, match="got other samples that can be used for train, asked"):
+    with pytest.raises(UserError, match="got a change in the samples that can be used for train, asked"):
         run_compare(config)
     path.with_name("b.png").rename(away)
     assert set(compare(config)["plan"]) == {"start", "full", "middle band"}
