@@ -30,7 +30,7 @@ METHODS = ("capture", "transformers", "nnsight", "transformer_lens")
 
 
 def small_config(*, tiny: bool = False) -> LlavaConfig:
-    """A model in which matrix products take most of the time; ``tiny`` for the memory of many examples."""
+    """A model in which matrix products take most of the time; ``tiny`` is for memory with many examples."""
     if tiny:
         return llava_config(Size(64, 128, 2, 4, 2), Size(32, 64, 2, 4), side=2)
     return llava_config(Size(768, 2048, 12, 12, 4), Size(256, 1024, 6, 4), side=12)
@@ -70,7 +70,7 @@ def last_sites(llava: Llava) -> list[Site]:
 
 
 def measure_time(llava: Llava, repeats: int) -> Iterator[Row]:
-    """Questions (a) and (b)."""
+    """Time captures of one batch, and of eight questions about one picture (questions a and b)."""
     sites, libraries = last_sites(llava), peers(llava)
     alone = prepare(llava, noise_examples(BATCH, llava.image_size)[:])
     asked = prepare(llava, noise_examples(QUESTIONS, llava.image_size, QUESTIONS)[:])
@@ -113,7 +113,7 @@ def run_many(method: str, n: int) -> float:
 
 
 def measure_memory(sizes: tuple[int, int], methods: Sequence[str]) -> Iterator[Row]:
-    """Question (c): each method and size in its own process."""
+    """Measure the peak memory of each method and number of examples, in one process each (question c)."""
     for method in methods:
         peaks = {}
         for n in sizes:

@@ -1,4 +1,4 @@
-"""Cost of interventions against whole forwards, TransformerLens and nnsight: ``python -m benchmarks.interventions``.
+"""Cost of interventions against full forwards, TransformerLens and nnsight: ``python -m benchmarks.interventions``.
 
 Three questions: (a) one cell of each kind of sweep with engine ``incremental``, against one plain forward of the same
 pair, without base runs; (b) a whole map (image, question and last position patched at every layer, and three knockouts
@@ -6,7 +6,7 @@ at every layer) with base runs, against the same loop with engine ``full``, Tran
 image patched at every layer, base runs included, against one plain forward, for models of full size:
 ``python -m benchmarks.interventions --questions c --models random:llava-1.5-7b --dtype bfloat16``.
 
-All sides of (b) give the same logits; the record holds the largest difference. The loops of other libraries follow
+All sides of (b) give the same logits; the record contains the largest difference. The loops of other libraries follow
 their usual use: the clean run is cached once at the needed sites, then each cell is one forward with hooks
 (TransformerLens) or in a trace (nnsight).
 """
@@ -52,7 +52,7 @@ class Job:
 
 
 def small_config(*, tiny: bool = False) -> LlavaConfig:
-    """16 layers and 576 image tokens at the width of a small language model; ``tiny`` to check the benchmark itself."""
+    """16 layers and 576 image tokens at the width of a small language model; ``tiny`` is for tests of the benchmark."""
     if tiny:
         return llava_config(Size(48, 96, 3, 6, 2), Size(32, 64, 2, 4), side=4, patch=7)
     return llava_config(Size(576, 1536, 16, 9, 3), Size(192, 768, 6, 4), side=24)
@@ -82,7 +82,7 @@ def job(llava: Llava, name: str, plan: InterventionPlan) -> Job:
 
 
 def single_sweeps(llava: Llava) -> Iterator[Job]:
-    """The sweeps of question (a)."""
+    """One sweep of each kind, for `measure_cells`."""
     height, width = llava.grid
     for tokens in ("image", "question", "last", f"patch({height // 2},{width // 2})"):
         plan = InterventionPlan("patch", sites=("resid_pre",), tokens=(tokens,))
@@ -95,7 +95,7 @@ def single_sweeps(llava: Llava) -> Iterator[Job]:
 
 
 def whole_map(llava: Llava) -> tuple[Job, Job]:
-    """The map: patches, which start from the corrupt run, and knockouts, which start from the clean one."""
+    """The map: patches, which change the corrupt run, and knockouts, which change the clean run."""
     patches = InterventionPlan("patch", sites=("resid_pre",), tokens=("image", "question", "last"))
     knockouts = InterventionPlan("knockout", tokens=FLOWS, window=WINDOW)
     return job(llava, "patches", patches), job(llava, "knockouts", knockouts)
@@ -205,7 +205,7 @@ def _additive(inputs: Inputs, cut: Cut, dtype: torch.dtype) -> Tensor:
 
 
 def measure_cells(llava: Llava, repeats: int) -> Iterator[Row]:
-    """Question (a); the time of engine ``incremental`` is that of one cell."""
+    """Time one cell of each sweep with engine ``incremental``, against one plain forward (question a)."""
     for work in single_sweeps(llava):
         at, n = readout(work.inputs), len(work.cells)
         base = prepare_base(llava, work.inputs, work.other, readout=at)
@@ -223,7 +223,7 @@ def measure_cells(llava: Llava, repeats: int) -> Iterator[Row]:
 
 
 def measure_map(llava: Llava, repeats: int, peers: Sequence[str]) -> Iterator[Row]:
-    """Question (b)."""
+    """Time the whole map with each engine and library, base runs included (question b)."""
     jobs = whole_map(llava)
     loops: dict[str, Callable[[Job], list[Tensor]]] = {
         "incremental": lambda work: run_ours(llava, work, "incremental"),
@@ -239,7 +239,7 @@ def measure_map(llava: Llava, repeats: int, peers: Sequence[str]) -> Iterator[Ro
 
 
 def measure_image(llava: Llava, repeats: int) -> Iterator[Row]:
-    """Question (c), and the peak memory of the process."""
+    """Time the image patched at every layer against one plain forward, and measure peak memory (question c)."""
     work = job(llava, "whole image", InterventionPlan("patch", sites=("resid_pre",), tokens=("image",)))
     sides: dict[str, Run] = {
         "one plain forward": partial(plain_logits, llava, work.inputs, readout(work.inputs)),

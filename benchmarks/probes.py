@@ -3,7 +3,7 @@
     python -m benchmarks.probes                            # 12 sites x 4 targets x 5 folds x 5 strengths, 4,000 x 1,024
     python -m benchmarks.probes --device cuda --size llava-7b  # 33 sites, 10,000 x 4,096
 
-The whole loop would take hours. By default a seeded sample of its problems is timed, at least one for each target and
+The full loop would take hours. By default a seeded sample of its problems is timed, at least one for each target and
 strength, and extrapolated by the mean; ``--full`` times all. The two take turns in one process with the same number of
 threads. Each problem of the scikit-learn loop starts from zero coefficients.
 """
@@ -71,7 +71,7 @@ def tighten(model: LogisticRegression, x: np.ndarray, y: np.ndarray) -> np.ndarr
 
 
 def run(size: str, device: str, *, full: bool, repeats: int, budget: float, clock: str) -> dict[str, Any]:
-    """Seconds of both sides, their ratio, and the largest differences between coefficients."""
+    """Seconds of both solvers, their ratio, and the largest differences between coefficients."""
     sites, n, d = SIZES[size]
     rng = np.random.default_rng(0)
     now = CLOCKS[clock]

@@ -39,7 +39,7 @@ class Row:
     high: float
     repeats: int
     ratio: float
-    """``median`` relative to that of the side ``against``."""
+    """``median`` divided by the median of the side ``against``."""
     against: str
     model: str = ""
     difference: float | None = None
@@ -94,7 +94,7 @@ def machine(device: str) -> dict[str, object]:
         "load_average": os.getloadavg()[0],
         **{name: version(name) for name in ("torch", "transformers", "scikit-learn", "nnsight", "transformer-lens")},
     }
-    return facts if torch.cuda.is_available() or not on_gpu else {**facts, "not_run": "no CUDA device at hand."}
+    return facts if torch.cuda.is_available() or not on_gpu else {**facts, "not_run": "no CUDA device."}
 
 
 def model_facts(llava: Llava, *, batch: int) -> dict[str, object]:
@@ -131,7 +131,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
 
 
 def write_rows(folder: Path, name: str, title: str, rows: Sequence[Row], facts: Mapping[str, object]) -> Path:
-    """Write and print the record of a comparison, as ``write_record`` does."""
+    """Write and print the record of a comparison with ``write_record``."""
     cells = (
         (r.model, r.question, r.side, f"{r.median:.4g}", f"{r.low:.4g}", f"{r.high:.4g}", r.repeats, f"{r.ratio:.3f}",
          r.against, "" if r.difference is None else f"{r.difference:.1e}")

@@ -6,8 +6,8 @@
     python -m benchmarks.tuning_cost --model tiny                                # seconds; checks the script
 
 All plans take turns in one process on one batch of noise (a picture and ``--text-tokens`` words per row): forward,
-backward, AdamW. On a GPU the batch is the largest that full tuning fits without checkpointing, and weights, gradients
-and moments are in bfloat16, which takes half the memory of ``layerwise-finetune --dtype bfloat16``;
+backward, AdamW. On a GPU the batch is the largest for which full tuning has memory without checkpointing. Weights,
+gradients and moments are in bfloat16 and take half as much memory as ``layerwise-finetune --dtype bfloat16``;
 ``--precision mixed`` measures the latter. Step time includes the optimizer, the closed form does not.
 """
 
@@ -70,7 +70,7 @@ def build_plans(llava: Llava) -> dict[str, Resolved]:
 
 
 def largest_batch(llava: Llava, full: Resolved, text_tokens: int, limit: int, *, mixed: bool) -> int:
-    """The largest batch of 1, 2, 3, 4, 6, 8, 12, ... rows that full tuning fits on the GPU, at most ``limit``."""
+    """The largest batch of 1, 2, 3, 4, 6, 8, 12, ... rows that fits on the GPU under full tuning, at most ``limit``."""
     fits = 0
     for rows in (n for k in range(12) for n in ((2**k, 3 * 2 ** (k - 1)) if k else (1,))):
         if rows > limit:

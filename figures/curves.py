@@ -36,7 +36,7 @@ def draw_curves(
     """
     rows = as_text(results[results["layer"].notna()])
     if rows.empty:
-        raise ValueError("results must hold at least one row with a layer, got none. Choose rows of blocks.")
+        raise ValueError("results must contain at least one row with a layer, got none. Choose rows of blocks.")
     transplant = rows["op"].iloc[0] == "transplant"
     levels = ("donor", "recipient") if transplant else ("clean run", "corrupt run")
     metrics = [str(metric) for metric in dict.fromkeys(rows["metric"])]

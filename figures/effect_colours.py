@@ -19,7 +19,7 @@ _DARK = 0.6  # share of the range above which marks are white, to show on dark c
 
 
 def symmetric_range(effect: "pd.Series[float]") -> Normalize:
-    """A range around 0 that holds all effects, with a half range of 0.1 to 2."""
+    """A symmetric range around 0 that covers the effects; its ends are between 0.1 and 2 from 0."""
     most = float(effect.abs().max()) if effect.notna().any() else 1.0
     half = min(max(most, _NARROWEST), _WIDEST)
     return Normalize(-half, half)

@@ -29,7 +29,7 @@ def draw_token_map(
 ) -> list[Axes]:
     """Effect by layer (from 0) and token group, one panel for each activation that was changed.
 
-    Red: the recovered (lost) fraction of the difference between clean and corrupt run; blue: change the other way. A
+    Red: recovered (or lost) fraction of the difference between clean and corrupt run; blue: a negative fraction. A
     dot: p, adjusted over the run, is below 0.05; a minus sign: the same, with a negative effect. Grey: undefined, since
     clean and corrupt run do not differ. The title gives n. ``metric`` is by default the table's first; the other
     arguments are described in ``figures.panels``.

@@ -24,7 +24,7 @@ class Span(NamedTuple):
 
 
 def layers_of(ranges: str) -> list[int]:
-    """The layers that a saved table writes as numbers and ranges: ``1,4-6`` is [1, 4, 5, 6].
+    """Parse the layers in a saved table: ``1,4-6`` is [1, 4, 5, 6].
 
     The text is not checked, since commands of this project wrote it; ``models.layer_ranges`` parses user input.
     """

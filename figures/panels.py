@@ -1,4 +1,4 @@
-"""The panels of a figure: the caller's own Axes, or those of a new figure, with its legend and title.
+"""The panels of a figure: the caller's Axes, or the Axes of a new figure with a legend and a title.
 
 The drawing functions of this package share these arguments:
 
@@ -54,7 +54,7 @@ def open_panels(
     legend: bool = False,
     legend_columns: int | None = None,
 ) -> Iterator[Opened]:
-    """In this context, the panels are open in this package's style; at the end the legend and the title are added.
+    """Context manager: yield the panels in this package's style; at the end add the legend and the title.
 
     ``wanted`` names the panels for the error message. ``columns``, ``heights``, ``extra`` and ``sharey`` are for a new
     figure: ``heights`` is the height of each row, or of all rows, and ``extra`` the space above and below, in inches.
@@ -75,7 +75,7 @@ def open_panels(
             given = [axes] if isinstance(axes, Axes) else list(np.asarray(axes, dtype=object).flat)
             if len(given) != len(wanted):
                 raise ValueError(
-                    f"axes must hold {len(wanted)} Axes, one for each of {', '.join(wanted)}, got {len(given)}. "
+                    f"axes must contain {len(wanted)} Axes, one for each of {', '.join(wanted)}, got {len(given)}. "
                     "Select rows of the table, or make more panels."
                 )
             opened = Opened(given, own=False, columns=len(given))
@@ -90,7 +90,7 @@ def open_panels(
 
 
 def draw_level(panel: Axes, value: float, concept: str, label: str | None = None, *, zorder: int = 2) -> None:
-    """Draw a horizontal line in the colour and dashes of a concept."""
+    """Draw a horizontal line in the colour and dashes of a style key, such as ``chance``."""
     colour, dashes = COLOURS[concept], LINES[concept][0]
     panel.axhline(value, color=colour, linestyle=dashes, linewidth=1.0, label=label, zorder=zorder)
 

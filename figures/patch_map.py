@@ -48,8 +48,8 @@ def draw_patch_map(
 ) -> list[Axes]:
     """Effect of each patch of the grid, drawn on a picture, one panel for each layer (from 0) and activation.
 
-    Colours and marks are those of ``draw_token_map``; the larger the effect, the more opaque the colour. The picture is
-    that of the first pair; effects are those of all n pairs.
+    Colours and marks are those of ``draw_token_map``; the larger the effect, the more opaque the colour. The picture
+    belongs to the first pair; effects are over all n pairs.
 
     - ``results``: The table of a patch sweep; rows of other token groups are left out.
     - ``picture``: ``H W 3``; None for a blank one.
@@ -64,7 +64,7 @@ def draw_patch_map(
     """
     rows = with_patches(of_metric(results, metric))
     if rows.empty:
-        raise ValueError("results must hold at least one row of a patch, got none. Use --tokens patches.")
+        raise ValueError("results must contain at least one row of a patch, got none. Use --tokens patches.")
     shape = int(rows["row"].max()) + 1, int(rows["col"].max()) + 1
     norm = symmetric_range(rows["effect"])
     keys = list(dict.fromkeys(zip(rows["part"], rows["name"], rows["layer"].astype("Int64"), strict=True)))
@@ -103,7 +103,7 @@ def draw_probe_map(
     width: Width = "two",
     legend: bool = True,
 ) -> list[Axes]:
-    """Probability that a probe gives to an example's own label at each single patch, drawn on its picture.
+    """Probability that a probe assigns to an example's true label at each patch, drawn on its picture.
 
     One panel for each layer. The probe was fitted on pooled tokens of other examples. Colours range from 0 to 1 in all
     such figures; the line across the bar is chance. The white frame is the object that the label belongs to.

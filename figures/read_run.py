@@ -55,7 +55,7 @@ class SavedMaps(NamedTuple):
 
 
 def kind_of_run(folder: Path) -> str:
-    """The command that wrote the folder, from its manifest or, without one, its tables; ``RunError`` if unknown."""
+    """The command that wrote the folder, by its manifest or, if it has none, its tables; ``RunError`` if unknown."""
     if not folder.is_dir():
         raise RunError(f"RUN must be a folder, got {str(folder)!r}. Give what a command wrote with --out.")
     manifest = folder / "manifest.json"
@@ -80,7 +80,7 @@ def kind_of_run(folder: Path) -> str:
                 if columns >= set(_COLUMNS[kind]):
                     return kind
     raise RunError(
-        f"RUN must hold a manifest.json or a table of a run, got neither in {str(folder)!r}. "
+        f"RUN must contain a manifest.json or a table of a run, got neither in {str(folder)!r}. "
         f"Give what {PROBE}, {PATCH} or {TUNE} wrote with --out."
     )
 
@@ -107,7 +107,7 @@ def read_table(path: Path, kind: str) -> pd.DataFrame:
 
 
 def read_saved(path: Path) -> pd.DataFrame:
-    """A table in Parquet or CSV, with the same types from either; ``RunError`` if it cannot be read."""
+    """Read a table from Parquet or CSV; the types are the same. ``RunError`` if it cannot be read."""
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
@@ -150,7 +150,7 @@ def read_picture(path: Path) -> Picture | None:
 
 
 def example_table(name: str) -> pd.DataFrame:
-    """A table of the gallery, measured on ``smol``, for examples.
+    """A gallery table, measured on ``smol``, for use in examples.
 
     Example:
         >>> from figures import example_table

@@ -76,7 +76,7 @@ def draw_run(
 
 
 def figures_of(folder: Path, *, width: Width = "two", example: int = 0) -> Iterator[Drawing]:
-    """The figures of a finished run, the main one first; the caller closes them. Arguments as in ``draw_run``."""
+    """The figures of a finished run, the main one first; the caller closes them. Arguments: see ``draw_run``."""
     kind = kind_of_run(folder)
     if kind == TUNE:
         yield from _draw_tuning(folder, width)
@@ -104,7 +104,7 @@ def draw_patch_run(results: pd.DataFrame, picture: Picture | None = None, *, wid
     ``picture`` (``H W 3``) is drawn below the map of patches; None for a blank one.
     """
     if results.empty:
-        raise ValueError("results must hold at least one row, got none. Run patch-sweep first.")
+        raise ValueError("results must contain at least one row, got none. Run patch-sweep first.")
     op = str(results["op"].iloc[0])
     if (results["head"].notna() & (results["head"].astype(str) != "")).any():
         yield Drawing("head_map", draw_head_map(results, width=width))
@@ -156,7 +156,7 @@ def _read_plan(folder: Path) -> tuple[pd.DataFrame, int]:
     if not plan.is_file() or not config.is_file():
         missing = plan.name if not plan.is_file() else config.name
         raise RunError(
-            f"RUN must hold {missing} for a plan diagram, got none in {str(folder)!r}. "
+            f"RUN must contain {missing} for a plan diagram, got none in {str(folder)!r}. "
             "Start an unfinished run again; of a run that saved adapters alone, draw the comparison."
         )
     saved, model = json.loads(plan.read_text(encoding="utf-8")), json.loads(config.read_text(encoding="utf-8"))

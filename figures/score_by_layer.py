@@ -39,7 +39,7 @@ def draw_score_by_layer(
     in ``figures.panels``.
 
     Raises:
-        ValueError: If the table holds no score of any site, or ``axes`` are not one for each target.
+        ValueError: If the table contains no score of any site, or ``axes`` are not one for each target.
 
     Example:
         >>> from figures import draw_score_by_layer, example_table
@@ -48,7 +48,7 @@ def draw_score_by_layer(
     """
     sites = results[results["part"].isin(PARTS)]
     if sites.empty:
-        raise ValueError("results must hold at least one site, got none. Run probe-sweep first.")
+        raise ValueError("results must contain at least one site, got none. Run probe-sweep first.")
     name = name or main_name(sites)
     sites = sites[belongs(sites, name)]
     spans = place_parts(sites)

@@ -1,6 +1,6 @@
-"""The style of all figures: sizes, one colour, line style and marker for each concept, and saving.
+"""The style of all figures: sizes, a colour, line style and marker for each style key such as ``score``, and saving.
 
-The colours are near those of Okabe and Ito; any two that can occur in one figure are distinct under deuteranopia and
+The colours are near Okabe and Ito's palette; any two that can occur in one figure are distinct under deuteranopia and
 protanopia too (``tests/figures/test_style.py`` simulates both). Line styles or markers repeat the information, so
 figures can be read in grey.
 Source: Okabe and Ito 2008, "Color Universal Design", https://jfly.uni-koeln.de/color/.
@@ -29,7 +29,7 @@ Panels = Axes | Sequence[Axes] | npt.NDArray[np.object_]
 # Inches: one column of a two-column page, and both; journals use about 89 and 183 mm.
 WIDTHS: dict[str, float] = {"one": 3.5, "two": 7.2}
 
-# concept -> colour, the same in every figure
+# style key -> colour, the same in every figure
 COLOURS = {
     "score": "#0072B2",
     "transfer": "#C85C00",
@@ -42,7 +42,7 @@ COLOURS = {
     "corrupt": "#C85C00",
     "undefined": "#DDDDDD",
 }
-# concept -> line style and marker: concepts of one figure differ in at least one of them
+# style key -> line style and marker: the keys of one figure differ in at least one of them
 LINES: dict[str, tuple[Any, str]] = {
     "score": ("-", "o"),
     "transfer": ("-", "s"),
@@ -53,8 +53,8 @@ LINES: dict[str, tuple[Any, str]] = {
     "clean": ("-", ""),
     "corrupt": ((0, (5, 3)), ""),
 }
-OPEN = frozenset({"transfer"})  # concepts with white markers, since small shapes look similar
-# Colours and markers of curves that have no concept, in this order.
+OPEN = frozenset({"transfer"})  # style keys with white markers, since small shapes look similar
+# Colours and markers of curves that have no style key, in this order.
 SERIES = ("#0072B2", "#EFA60B", "#CC79A7", "#35C3FA", "#333333", "#844F28")
 SERIES_MARKERS = ("o", "s", "^", "D", "v", "X")
 # For fractions and effects, in a symmetric range around 0: red above, blue below, white at 0.
@@ -115,9 +115,9 @@ _SETTINGS: dict[Any, Any] = {  # keys of matplotlib's rcParams
 
 @contextmanager
 def style() -> Iterator[None]:
-    """In this context, Matplotlib has the style of this package.
+    """Context manager: apply this package's style to Matplotlib.
 
-    Matplotlib's interactive mode, which a notebook's backend sets with the first figure, is kept, so that later figures
+    Matplotlib's interactive mode, which a notebook's backend sets at the first figure, is kept, so that later figures
     show.
     """
     interactive = mpl.is_interactive()
@@ -161,7 +161,7 @@ def file_name(text: str) -> str:
 
 
 def save_figure(drawn: Figure | Panels, stem: Path) -> FigurePaths:
-    """Write the whole figure of the Axes to ``stem.png`` and ``stem.svg``; return both paths.
+    """Write the figure that contains the Axes to ``stem.png`` and ``stem.svg``; return both paths.
 
     Figures of this package have a layout engine and keep their width; the frame of any other is fitted to its content.
 

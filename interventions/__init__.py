@@ -1,7 +1,7 @@
 """Changes to a forward pass and what they do to the answer: patching, ablation, knockout, skipping, steering, and more.
 
-Plans, operations and engines are sub-packages; ``in_memory`` has the short forms for a notebook, ``sweep`` the command
-``patch-sweep``. The package uses models and examples. It does not depend on probes or training.
+``in_memory`` contains short functions for notebooks; ``sweep`` implements the command ``patch-sweep``. The package
+imports ``models``, ``records``, ``tasks`` and ``figures``, but neither ``probes`` nor ``tuning``.
 """
 
 import lazy_loader

@@ -13,9 +13,9 @@ from records.manifest import write_atomically
 
 @dataclass(frozen=True, eq=False)
 class BatchValues:
-    """The metrics of each pair of a batch, in each cell, in the clean run and in the corrupt run.
+    """Metrics of a batch by pair: in every cell, in the clean run and in the corrupt run.
 
-    If ``values`` are estimates of attribution patching, ``exact`` holds the values of exact patching, or None.
+    If ``values`` are estimated by attribution patching, ``exact`` may hold the exactly patched values; else it is None.
     """
 
     values: Float[Tensor, "cell metric example"]

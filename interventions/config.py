@@ -60,7 +60,7 @@ class InterventionOptions:
     """Activation to change: `resid_pre`, `z`, `vision:resid_post`, `projector:out`. [default: resid_pre; for ablate
     attn_out and mlp_out; for steer resid_post]"""
     layers: OrDefault[str] = None
-    """Layers, as `0-31` or `3,5,9`. [default: all]"""
+    """Layers, such as `0-31` or `3,5,9`. [default: all]"""
     window: OrDefault[str] = None
     """Layers changed together: an odd number around each layer, `up-to`, `onward`, or `together`. [default: 1; 5 for
     knockout, onward for skip, up-to for transplant]"""
@@ -68,7 +68,7 @@ class InterventionOptions:
     """Token group: `image`, `object`, `question`, `last`, `text`, `all`, `answer`, `patch(2,3)`, `image-object`, or
     `patches` for each patch; for knockouts `image->last`. [default: image, question, last]"""
     sources: Annotated[Repeated[str], named("from")] = ()
-    """knockout: the group that the other no longer attends to."""
+    """knockout: the group of keys, which the target no longer attends to."""
     targets: Annotated[Repeated[str], named("to")] = ()
     """knockout: the group that no longer attends to `--from`."""
     heads: OrDefault[str] = None
@@ -83,16 +83,16 @@ class InterventionOptions:
     metrics: Annotated[Repeated[Metric], named("metric")] = ()
     """`logit_difference`, `log_prob`, `probability`, `kl` or `accuracy`. [default: logit_difference, accuracy]"""
     engine: EngineName = "incremental"
-    """`incremental` computes only what can change; `full` runs whole forwards. Both give the same numbers."""
+    """`incremental` computes only what can change; `full` runs complete forward passes. Both give the same numbers."""
 
     def plan(self, corruption: Corruption, *, seed: int = 0) -> "InterventionPlan":
-        """The plan of these options, with the defaults of the operation; ``seed`` is that of resample ablation."""
+        """The plan of these options, with the operation's defaults; ``seed`` is the seed of resample ablation."""
         from interventions.plan.groups import is_pictured  # imports torch, which --help does not need
         from interventions.plan.plan import InterventionPlan
 
         default = OPERATIONS[self.op]
         if bool(self.sources) != bool(self.targets):
-            raise UserError("from must go with to, got one of the two. A knockout needs a source and a target.")
+            raise UserError("from must go with to, got only one. A knockout needs a source and a target.")
         sites = tuple(self.sites) or default.sites
         tokens = (*self.tokens, *(f"{source}{FLOW}{target}" for source in self.sources for target in self.targets))
         if not tokens:
@@ -112,7 +112,7 @@ class InterventionOptions:
 
     @property
     def by_operation(self) -> tuple[Options, ...]:
-        """The options of all operations that have any."""
+        """The options of each operation that has options."""
         return self.patch, self.ablate, self.skip, self.steer, self.transplant
 
     def check_given(self, names: Collection[str]) -> None:
@@ -125,7 +125,7 @@ class InterventionOptions:
                 raise UserError(f"{name} must go with op {ops}, got op {self.op!r}.")
 
     def _options(self, seed: int) -> Options:
-        """The options of the operation; raise ``UserError`` if one of another operation is not at its default."""
+        """The operation's options; raise ``UserError`` if an option of another operation differs from its default."""
         kind = OPERATIONS[self.op].options
         changed = {"steer-file"} if self.steer_file is not None else set()
         for options in self.by_operation:
@@ -155,7 +155,7 @@ class PairOptions:
 
 @dataclass(frozen=True)
 class PatchConfig:
-    """Run every intervention on every pair. Equal settings give equal results, in any run directory."""
+    """Run every intervention on every pair. Results depend only on the settings, not on the run directory."""
 
     intervention: InterventionOptions = field(default_factory=InterventionOptions)
     model: ModelOptions = field(default_factory=ModelOptions)

@@ -31,8 +31,8 @@ class Readout:
     """Where the logits of a batch are read, and the expected tokens.
 
     Args:
-        columns: The prompt's last position, and those of the teacher-forced answer but the last; -1 at unused slots.
-        expected: The next token: that of the answer, then the end-of-text token; -1 at unused slots.
+        columns: The prompt's last position, and all of the teacher-forced answer but its last; -1 at unused slots.
+        expected: The next token: the answer's tokens, then the end-of-text token; -1 at unused slots.
         n_words: Number of slots of the answer itself, without the end-of-text token.
         fork: Slot of the first token in which answer and foil differ; 0 without a foil.
         foil: Token of the foil at ``fork``; -1 without a foil.
@@ -66,7 +66,7 @@ def find_readout(llava: Llava, inputs: Inputs, foils: Sequence[str] | None = Non
     answers = []
     for row, layout in enumerate(inputs.layout):
         if layout.prompt_stop >= layout.real.stop:
-            raise UserError("inputs must hold answers, got prompts alone. Call prepare with answers=True.")
+            raise UserError("inputs must contain answers, got prompts alone. Call prepare with answers=True.")
         answers.append([int(token) for token in inputs.input_ids[row, layout.prompt_stop : layout.real.stop]])
     width = max(len(answer) for answer in answers)
     columns = torch.full((len(inputs), width), -1, dtype=torch.int64)
@@ -86,7 +86,7 @@ def find_readout(llava: Llava, inputs: Inputs, foils: Sequence[str] | None = Non
 
 
 def answer_tokens(llava: Llava, prompt: str, answer: str) -> list[int]:
-    """The tokens of an answer after a prompt, and the end-of-text token, as ``prepare`` writes them."""
+    """The tokens that ``prepare`` writes after a prompt: the answer and the end-of-text token."""
     tokenizer: Any = llava.tokenizer
     eos = tokenizer.eos_token
     before = list(tokenizer(prompt)["input_ids"])

@@ -42,7 +42,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """All pairs of a sweep in the order in which they run, with a hash of everything that can change a result."""
+    """The pairs of a sweep in the order of the run, and a hash of everything in them that affects results."""
 
     name: str
     pairs: tuple[Pair, ...]
@@ -52,7 +52,7 @@ class Pairs:
 def load_pairs(
     options: PairOptions, *, seed: int, size: int = SIZE, length: Callable[[str], int] | None = None
 ) -> Pairs:
-    """The pairs of the settings. Pictures of a file are opened once to check them.
+    """The pairs of the settings. The pictures that a file names are opened once to check them.
 
     Scenes are ``size`` pixels wide and high. ``length`` counts the tokens of an answer; the foil of a scene is chosen
     to have as many.
@@ -108,7 +108,7 @@ def _read(path: Path, options: PairOptions) -> Pairs:
             if not isinstance(row.get(column), str) or not row[column]:
                 raise UserError(
                     f"pair must have text in {', '.join(_COLUMNS)}, got {row.get(column)!r} for {column!r} in {where}. "
-                    "The row has: " + (", ".join(row) or "nothing") + "."
+                    "The row has: " + (", ".join(row) or "no columns") + "."
                 )
         for column in ("clean", "corrupt"):
             folder.add(row[column], where)

@@ -45,10 +45,10 @@ def run_batch(
     preprocess: Preprocess = "pad",
     exact: bool = False,
 ) -> BatchValues:
-    """Run every cell on a batch of pairs; ``exact`` also patches exactly when the plan estimates by attribution.
+    """Run every cell on a batch of pairs; ``exact`` also patches exactly if the plan is attribution.
 
-    ``resampled`` is a part of ``resampled_pairs``. With noise as corruption, values of patched cells and of the corrupt
-    run are means over its seeds.
+    ``resampled`` is the batch's part of ``resampled_pairs``. If the corruption is noise, patched cells and the corrupt
+    run have means over its seeds.
     """
     plan = statistics.plan
     examples = [pair.clean for pair in pairs]
@@ -130,7 +130,7 @@ def _batch(llava: Llava, examples: Sequence[Example], preprocess: Preprocess) ->
 
 
 def _logits_of(llava: Llava, base: Base, inputs: Inputs, readout: Readout) -> Tensor:
-    """The logits of an unchanged run, taken from the base runs if it is one of them."""
+    """The logits of an unchanged run, taken from the base runs if they include it."""
     if inputs is base.inputs:
         return base.logits
     if inputs is not base.other or base.prefix is None or base.prefix.other is None:

@@ -44,10 +44,10 @@ _ROW = 40  # upper bound of the bytes of a row of values.parquet and its copy in
 
 @dataclass(frozen=True)
 class PatchEstimate:
-    """The cost of a sweep: numbers of pairs and cells, time, bytes that it writes, and free bytes on the disk.
+    """The cost of a sweep: number of pairs and of cells, time, bytes to write, and free bytes on the disk.
 
     ``seconds`` is estimated from the matrix products of the base runs of every pair and the measured speed of one
-    product. Cells of engine ``full`` count as one run each; those of ``incremental`` take less than a run and are left
+    product. Cells of engine ``full`` count as one run each; cells of ``incremental`` take less than a run and are left
     out.
     """
 
@@ -135,7 +135,7 @@ def run_patch_sweep(
 
 
 def finished_patch_sweep(folder: Path) -> FinishedRun:
-    """The finished run in ``folder``, with its figures drawn; raise ``UserError`` if it holds no finished run."""
+    """The finished run in ``folder``, with its figures drawn; raise ``UserError`` if there is none."""
     results = read_results(folder, RUN)
     with writing(folder):
         drawn = figures.draw_run(folder)
@@ -215,7 +215,7 @@ def _prepare(
 
 
 def _batch_runner(sweep: _Sweep) -> Callable[[int], BatchValues]:
-    """A function that runs a batch. Statistics of the whole data set are computed here."""
+    """A function that runs one batch. Statistics over the data set are computed here, once."""
     llava, donor, plan, preprocess = sweep.llava, sweep.donor, sweep.config.plan, sweep.config.pairs.preprocess
     if donor is not None:
         return lambda batch: run_transplants(
@@ -304,7 +304,7 @@ def _write_tables(sweep: _Sweep) -> pd.DataFrame:
         saved = sweep.read(batch)
         if saved is None:
             raise UserError(
-                f"batch must be whole, got none in {str(sweep.path(batch))!r}. Start again: the others are kept."
+                f"batch must be complete, got none in {str(sweep.path(batch))!r}. Start again: the others are kept."
             )
         found.append(saved)
     values, clean, corrupt = (

@@ -3,7 +3,7 @@
     llava = lc.load("smol")
     effects = lc.patch(llava, clean, corrupt, site="resid_post", layers=12, tokens="image")
 
-This file only lists the module of each name. If a file or folder of the user hides a package, the import raises an
+This file only lists the module of each name. If a file or folder of the user shadows a package, the import raises an
 error.
 """
 

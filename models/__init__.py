@@ -1,6 +1,6 @@
 """LLaVA-1.5: loading it, naming its activations, locating tokens, capturing, generating.
 
-It also converts examples to model inputs. It does not depend on probes, interventions, training or run directories.
+It also converts examples to model inputs. Of the other packages, it imports only ``tasks``.
 """
 
 import lazy_loader

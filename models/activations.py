@@ -1,4 +1,4 @@
-"""``Activations``: the values of a run by site, as ``models.capture`` returns them."""
+"""``Activations``: the values of a run by site; the result of ``models.capture``."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Activations(Mapping[Site, Tensor]):
         return self.by_site[self.site(site)]
 
     def site(self, name: Site | str) -> Site:
-        """The captured site with this name.
+        """The captured site that has this name.
 
         Raises:
             UserError: If no captured site, or more than one, has the name.

@@ -97,7 +97,7 @@ class Adapter:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the patch grid."""
+        """Number of rows and of columns of the patch grid."""
         side = self.image_size // int(self.config.vision_config.patch_size)
         return side, side
 
@@ -119,7 +119,7 @@ class Adapter:
 
     @property
     def pad_token_id(self) -> int:
-        """The id at padded positions: the tokenizer's own, or another one if that is the image token."""
+        """The id at padded positions: the tokenizer's padding id, or a different one if that is the image token."""
         candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0, 1)
         return next(token for token in candidates if isinstance(token, int) and token != self.image_token_id)
 
@@ -217,7 +217,7 @@ class Adapter:
         return embedded
 
     def run_language_model(self, embeddings: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        """The final norm's output, for rows that start at column 0; padding, if any, follows the tokens of a row.
+        """The final norm's output. Rows start at column 0 and may end in padding.
 
         Attention is causal, so padding after a row changes nothing and no mask is needed.
         """

@@ -1,8 +1,8 @@
 """Run single blocks, on some positions, with the keys and values of earlier runs.
 
 ``run_cached`` stores the residual stream, keys and values of every layer; ``run_block`` runs one decoder layer on any
-positions of any runs, with chosen keys and values. Attention is causal, so everything before a change equals the run
-without it exactly.
+positions of any runs, with chosen keys and values. Attention is causal, so everything before a change is exactly as in
+the unchanged run.
 """
 
 from collections.abc import Iterator, Sequence
@@ -96,7 +96,7 @@ def run_block(
         layer: The block, counted from 0.
         resid: The residual stream before the block; the queries of a row may belong to different runs.
         position_ids: Positions for the rotary embedding.
-        earlier: Keys and values before those of the queries.
+        earlier: Keys and values that come before the keys and values of the queries.
         allowed: True where a query attends to a key (of ``earlier``, then of the queries), at least one for each query;
             a head axis of size 1 applies to all heads.
     """
@@ -168,7 +168,7 @@ class _Joined:
     earlier: Sequence[KeysValues]
 
     def update(self, keys: Tensor, values: Tensor, *unused: object, **also_unused: object) -> tuple[Tensor, Tensor]:
-        """All keys and values, those of the call last. Attention calls this."""
+        """All keys and values; the ones of this call come last. Attention calls this."""
         found = zip(*self.earlier, (keys, values), strict=True)
         joined_keys, joined_values = (torch.cat(parts, dim=2) for parts in found)
         return joined_keys, joined_values
@@ -180,7 +180,7 @@ class _Stop(Exception):  # noqa: N818
 
 @dataclass(eq=False)
 class _Taker:
-    """A cache that stores the keys and values of one call and stops the block."""
+    """A cache that stores the keys and values of one call and ends the block's forward pass."""
 
     found: KeysValues | None = None
 

@@ -1,9 +1,9 @@
-"""Capture activations at some sites and tokens, without computing anything else.
+"""Capture activations at some sites and tokens, and compute nothing else.
 
 ``capture(llava, inputs, sites, tokens="image", pool="mean")`` handles one batch, ``capture_examples`` a data set of any
-size in constant memory. Attention is causal, so a row is cut after its last wanted position, rows that agree up to
+size in constant memory. Attention is causal, so a row is cut after its last wanted position, rows that are equal up to
 there are run once, each distinct picture passes the vision tower once, the run stops after the last wanted layer, and
-no logits are computed. The values equal those of a full forward exactly.
+no logits are computed. The values are exactly equal to those of a full forward pass.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,7 +86,7 @@ def capture(
         torch.Size([1, 48])
     """
     if not sites:
-        raise UserError("sites must hold at least one site, got none. all_sites(llava) lists what there is.")
+        raise UserError("sites must contain at least one site, got none. all_sites(llava) lists what there is.")
     if pool not in _POOLS:
         raise UserError(f"pool must be one of {', '.join(_POOLS)}, got {pool!r}. Pick one of them.")
     if dtype is not None and not dtype.is_floating_point:
@@ -96,7 +96,7 @@ def capture(
     if changed is not None:
         inputs = inputs.own_pictures()  # interventions may differ between examples with the same picture
         if any(site.name == "pattern" for site in sites):
-            raise UserError("sites must not be patterns while an intervention is active. Capture them without it.")
+            raise UserError("sites must not be patterns while an intervention is active. Close it first.")
     examples = examples or inputs.examples or None
     wanted = _wanted(llava, inputs, tokens, pool, examples)
     whole_pictures = isinstance(tokens, str) and tokens == "all" and pool != "box"
@@ -154,7 +154,7 @@ def capture_examples(
         tokens: A token group.
         pool: See ``capture``.
         batch_size: Rows that are run together.
-        dtype: Of the values; None keeps the run's.
+        dtype: Type of the values; None keeps the run's.
         padding_side: See ``prepare``.
         preprocess: See ``prepare``.
         batches: What ``plan_batches`` returned, or a part of it, to resume; None plans here.
@@ -189,7 +189,7 @@ def plan_batches(examples: Sequence[Example], *, tokens: Group, batch_size: int)
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}. It counts rows that are run together.")
     if len(examples) == 0:
-        raise UserError("examples must hold at least one example, got none. Check the limit and the split.")
+        raise UserError("examples must contain at least one example, got none. Check the limit and the split.")
     shared = isinstance(tokens, (BoxGroup, PatchGroup)) or tokens in ("image", "object")
     if not shared:
         return [tuple(range(i, min(i + batch_size, len(examples)))) for i in range(0, len(examples), batch_size)]
@@ -234,7 +234,7 @@ def _run_whole(
     recorders: Sequence["Recorder"],
     changed: Callable[[Inputs], AbstractContextManager[None]],
 ) -> None:
-    """One forward of the whole model on the padded batch, with interventions."""
+    """One forward of the full model on the padded batch, with interventions."""
     run: Callable[[], object] = partial(llava.model, **inputs.model_kwargs(), logits_to_keep=1, use_cache=False)
     for recorder in recorders:
         run = partial(recorder.run, run, stop=False)
@@ -269,7 +269,7 @@ def _wanted(
             )
         wanted = tokens.to(inputs.input_ids.device)
         if bool((wanted & (inputs.attention_mask == 0)).any()):
-            raise UserError("tokens must not hold padding, got some. Combine the mask with attention_mask.")
+            raise UserError("tokens must not contain padding, got some. Combine the mask with attention_mask.")
     else:
         wanted = token_mask(inputs, tokens, llava, examples)
     if pool == "box":
@@ -277,7 +277,7 @@ def _wanted(
     empty = (~wanted.any(1)).nonzero().flatten().tolist()
     if empty:
         raise UserError(
-            f"tokens must hold at least one position of every example, got none in row {empty[0]} of the batch. "
+            f"tokens must contain at least one position of every example, got none in row {empty[0]} of the batch. "
             "Choose another group, or leave the example out."
         )
     return wanted
@@ -292,7 +292,7 @@ def _plan(
     whole_pictures: bool,
     whole_rows: bool = False,
 ) -> _Plan:
-    """Which rows run, and which values come from which row; ``whole_rows`` runs the padded batch."""
+    """The rows to run, and the row that each value comes from; ``whole_rows`` runs the padded batch."""
     ids, chosen = inputs.input_ids.tolist(), [row.nonzero().flatten().tolist() for row in wanted.cpu()]
     parts = {site.part for site in sites}
     selections: dict[Part, Selection] = {}
@@ -348,7 +348,7 @@ def _picture_tokens(
         ]
     if not found:
         raise UserError(
-            f"tokens must hold image tokens for the sites of the {part.replace('_', ' ')}, got none in row {example} "
+            f"tokens must contain image tokens for sites of the {part.replace('_', ' ')}, got none in row {example} "
             "of the batch. Use the group 'image' or 'object', or sites of the language model."
         )
     return found

@@ -25,12 +25,12 @@ Pool = Literal["none", "mean", "max", "box"]
 
 
 class CaptureError(UserError):
-    """A run whose activations cannot be used: a site did not fire, or values are not finite."""
+    """The activations of a run cannot be used: a site did not fire, or values are not finite."""
 
 
 @contextmanager
 def recorded(llava: Adapter, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]]:
-    """The values of the forward that runs inside, by site; q, k, v and z with an axis for the heads.
+    """Yield the values of the forward pass inside the context, by site; q, k, v and z have an axis for the heads.
 
     Raises:
         UserError: If the model lacks a site or it is a pattern.
@@ -51,7 +51,7 @@ def recorded(llava: Adapter, sites: Iterable[Site]) -> Iterator[dict[Site, Tenso
 
 @contextmanager
 def edited(llava: Adapter, changes: Mapping[Site, Change]) -> Iterator[None]:
-    """Change the values at sites in every forward that runs inside.
+    """Change the values at sites in every forward pass inside the context.
 
     A change returns a new tensor and does not modify its argument. A change at ``resid_mid`` reaches both the MLP and
     the sum after it. Hooks that are already on the modules, such as those by which transformers collects hidden states,
@@ -295,7 +295,7 @@ class Recorder:
         picked = value[:, self._span] if whole else value[row, token]
         inside = mask.reshape(*mask.shape, *[1] * (picked.dim() - 2))
         if self._pool == "none":
-            # a copy even of a view, so that a few tokens do not keep the whole run in memory
+            # a copy even of a view, so that a few tokens do not keep the full run in memory
             kept = picked.masked_fill(~inside, 0) if self._padded else picked.clone()
             self._values[site] = kept
         elif self._pool == "max":
@@ -310,7 +310,7 @@ class Recorder:
 
 
 def _common_span(selection: Selection) -> slice | None:
-    """The tokens, if every row of the run is selected in order with the same consecutive tokens; else None."""
+    """The span of tokens if every row of the run is selected, in order, with the same consecutive tokens; else None."""
     row, token, _, _ = selection
     n, length = token.shape
     first = int(token[0, 0])

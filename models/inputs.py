@@ -113,9 +113,9 @@ class Inputs:
         )
 
     def select(self, rows: Sequence[int]) -> "Inputs":
-        """The batch of the given examples alone, in the order given, with only the pictures they show.
+        """The batch of the given examples only, in the order given, with the pictures that they show.
 
-        Padding keeps its length, so that positions mean the same before and after.
+        The padded length stays the same, so positions stay valid.
 
         Raises:
             UserError: If ``rows`` is empty or the batch has no such example.
@@ -235,7 +235,7 @@ def prepare(
         ((0,), (0,))
     """
     if not examples:
-        raise UserError("examples must hold at least one example, got none. Check the limit and the split.")
+        raise UserError("examples must contain at least one example, got none. Check the limit and the split.")
     if prompts is not None and len(prompts) != len(examples):
         raise UserError(
             f"prompts must have one text for each of {len(examples)} examples, got {len(prompts)}. "

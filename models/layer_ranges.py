@@ -1,6 +1,6 @@
 """Layer ranges such as ``0-3,7``: ``parse_layers`` reads them, ``format_layers`` writes them.
 
-Indices count from 0 and both ends of a range are included. The same notation serves for heads.
+Indices count from 0 and both ends of a range are included. Heads use the same notation.
 """
 
 import re

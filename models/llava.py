@@ -1,4 +1,4 @@
-"""``Llava``: a LLaVA-1.5 model with the methods that a user calls, as ``load`` returns it.
+"""``Llava``: the LLaVA-1.5 model that ``load`` returns, with the methods that a user calls.
 
 llava = load("smol")
 inputs = llava.inputs("photo.jpg", "What is this?")
@@ -38,7 +38,7 @@ class Intervention(Protocol):
     """A change to runs while its context manager is open, such as ``interventions.ablated``."""
 
     def hooks(self, llava: "Llava", inputs: Inputs) -> AbstractContextManager[None]:
-        """Change forwards on ``inputs`` that run inside; ``inputs`` may have room for tokens to be generated."""
+        """Change forwards on ``inputs`` inside the context; ``inputs`` may have room for tokens to be generated."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,14 +72,14 @@ class Llava(Adapter):
 
         Args:
             images: One picture (PIL image, array or path) or a list with one for each question; an inner list for a
-                question about several pictures. One picture or one question serves all. None means text alone.
+                question about several pictures. One picture or one question is used for all. None means text only.
             question: One or several.
             answer: Text after the prompts, one or several; None leaves the answer open.
             padding_side: Where short rows are padded.
             preprocess: See ``models.inputs.prepare``.
 
         Raises:
-            UserError: If the numbers of pictures, questions and answers differ, or a picture cannot be used.
+            UserError: If there are not as many pictures, questions and answers, or a picture cannot be used.
         """
         many = images if isinstance(images, list | tuple) else None
         n = max((len(given) for given in (many, _several(question), _several(answer)) if given is not None), default=1)
@@ -112,7 +112,7 @@ class Llava(Adapter):
     ) -> str | list[str]:
         """The model's text after each prompt: one string, or a list for several.
 
-        Rows are padded on the left, so each text equals that of its example alone. Interventions apply at every step.
+        Rows are padded on the left, so texts do not depend on the batch. Interventions apply at every step.
 
         Args:
             images: As for ``inputs``; or a batch that ``inputs`` made, whose answers are cut off.
@@ -204,7 +204,7 @@ class Llava(Adapter):
 
     @contextmanager
     def intervened(self, inputs: Inputs) -> Iterator[None]:
-        """Apply the active interventions to forwards on ``inputs`` that run inside, in inference mode."""
+        """Apply the active interventions to forwards on ``inputs`` inside the context, in inference mode."""
         active = list(self.interventions)
         with inference(self):
             if not active:

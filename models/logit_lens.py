@@ -1,4 +1,4 @@
-"""The logit lens: which words the residual stream at a layer predicts, through the model's own norm and head."""
+"""The logit lens: the words that the residual stream at a layer predicts through the model's final norm and head."""
 
 import pandas as pd
 import torch

@@ -1,4 +1,4 @@
-"""The same weights in TransformerLens and nnsight, without a copy of them.
+"""The model in TransformerLens and nnsight, with shared weights.
 
 Both libraries replace modules of a model, so each gets new modules around the parameters and buffers of ``llava``. A
 change of a weight is visible in both.
@@ -37,10 +37,10 @@ def to_transformer_lens(llava: Adapter) -> "TransformerBridge":
 
 @contextmanager
 def without_looking_for_a_processor() -> Iterator[None]:
-    """Keep TransformerLens from looking up a processor by the model's name.
+    """Prevent TransformerLens from looking up a processor by the model's name.
 
-    It would query the hub for names such as ``smol``, for half a minute without a network, and install torchvision
-    with pip, whose version may not fit torch and then breaks transformers.
+    It would query the hub for names such as ``smol``, for 30 seconds if there is no network, and install torchvision
+    with pip. A torchvision version that does not match torch breaks transformers.
     """
     from transformer_lens.model_bridge.sources.transformers import helpers
 
@@ -62,7 +62,7 @@ def twin(llava: Adapter) -> LlavaForConditionalGeneration:
 
 
 def _tokenizer(llava: Adapter) -> PreTrainedTokenizerBase:
-    """A copy with the settings that keep TransformerLens from loading the tokenizer again by name."""
+    """A copy with settings that prevent TransformerLens from loading the tokenizer again by name."""
     tokenizer = copy.deepcopy(llava.tokenizer)
     tokenizer.init_kwargs["add_bos_token"] = True
     tokenizer.init_kwargs.setdefault("name_or_path", llava.id)

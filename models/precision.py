@@ -1,4 +1,4 @@
-"""Precision of weights, and fast bfloat16 on CPUs without instructions for it.
+"""Dtypes of weights, and fast bfloat16 on CPUs without bfloat16 instructions.
 
 Without AMX or AVX-512 BF16 a bfloat16 matrix product has at most a quarter of float32's speed. Inside
 ``fast_bfloat16()`` each linear map and each attention converts its operands to float32 and rounds the result, which

@@ -148,7 +148,7 @@ def patch_at(inputs: Inputs, example: int, position: int, llava: Adapter) -> Pat
         if first <= position < span.stop:
             return PatchAt(picture, *divmod(position - first, llava.grid[1]))
     raise UserError(
-        f"position must hold a patch of a picture of example {example} of the batch, got {position}. See image_spans."
+        f"position must be that of an image token in row {example} of the batch, got {position}. See image_spans."
     )
 
 

@@ -1,7 +1,7 @@
 """Reading activations: probes with scores and controls, their directions, and maps over the picture.
 
-It uses activations and labels. It does not change a forward pass or train the model. ``probe`` runs on a model in
-memory, ``run_sweep`` is the command ``probe-sweep``.
+The package imports neither ``interventions`` nor ``tuning``. ``probe`` fits probes on the activations of a model in
+memory; ``run_sweep`` implements the command ``probe-sweep``.
 """
 
 import lazy_loader

@@ -72,7 +72,7 @@ class SiteOptions:
     """Activation: `resid_post`, `vision:resid_post`, `projector:out`, `blocks.12.hook_mlp_out`. [default: resid_post of
     both towers, the projector's stages, the language model's input]"""
     layers: OrDefault[str] = None
-    """Layers for sites without one, as `0-31` or `3,5,9`. [default: all]"""
+    """Layers for sites without one, such as `0-31` or `3,5,9`. [default: all]"""
     tokens: Tokens = "auto"
     """Token positions. `auto` takes the patches of the focus box for labels of one object, if there are boxes, and all
     image tokens for other labels."""
@@ -101,7 +101,7 @@ class ProbeOptions:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Fit linear probes layer by layer. Equal settings give equal results.
+    """Fit linear probes layer by layer. The results depend only on the settings.
 
     Example:
         >>> config = SweepConfig(data=DataOptions(limit=50), probing=ProbeOptions(targets=("colour",)))

@@ -89,12 +89,12 @@ def probe(
     Args:
         llava: The model.
         examples: Examples with labels, or a data set.
-        target: Labels to read. In a list of examples, labels that are all floats are numbers, others are classes.
-        sites: Activations, as ``resid_post`` or ``blocks.12.hook_mlp_out``.
-        layers: Layers of sites without one, as ``0-3,7``. None takes all.
+        target: The label to predict. In a list of examples, labels that are all floats are continuous, others classes.
+        sites: Activations, such as ``resid_post`` or ``blocks.12.hook_mlp_out``.
+        layers: Layers of sites without one, such as ``0-3,7``. None takes all.
         tokens: Token positions; ``auto`` takes the focus box for labels of one object, else all image tokens.
         pool: How the tokens become one activation; ``none`` needs ``tokens="last"``.
-        probe: Kind of probe; ``logistic`` becomes ridge regression for numbers.
+        probe: Kind of probe; ``logistic`` becomes ridge regression for continuous labels.
         folds: Folds of the grouped, stratified cross-validation.
         controls: Also score shuffled labels, a control task, raw pixels and a randomly initialised model.
         batch_size: Examples in a batch.
@@ -144,13 +144,13 @@ def direction(
     target: str | None = None,
     site: Site | str,
 ) -> Tensor:
-    """Unit vector in d_model towards a class, or along which a number rises, for steering.
+    """Unit vector in d_model towards a class, or towards larger values of a continuous target, for steering.
 
     Args:
         result: From `probe`, or the probes that `load_probes` reads from a run.
-        class_: The class; None for a target that is a number.
-        target: The label; None if the probes read only one.
-        site: The activation, as ``blocks.12.hook_resid_post``.
+        class_: The class; None for a continuous target.
+        target: The label; None if the probes have only one target.
+        site: The activation, such as ``blocks.12.hook_resid_post``.
 
     Raises:
         UserError: If there is no such probe, or the class is unknown.

@@ -1,6 +1,6 @@
 """The data of a sweep: examples, targets, and the tokens that each target is read from.
 
-All errors in the user's data are found here, before a model is loaded.
+Errors in the user's data are raised here, before a model is loaded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ def select(config: SweepConfig) -> ProbeData:
     wanted = config.probing.targets or (SCENE_TARGETS if config.data.spec == SCENES else ())
     if not wanted:
         known = ", ".join(target.name for target in fitted.targets) or "no label column"
-        raise UserError(f"target must be given at least once for data of your own, got none. The file has: {known}.")
+        raise UserError(f"target must be given at least once for your own data, got none. The file has: {known}.")
     targets = tuple(fitted.target(_plain_name(target, fitted)) for target in dict.fromkeys(wanted))
     examples, n_fitted, skipped = _readable(fitted, transfer, config.data)
     _check_labels(examples, targets)
@@ -124,7 +124,7 @@ def data_of(examples: Sequence[Example] | Dataset, targets: Sequence[str], token
         listed, name, digest = examples, "examples", "in memory"
         wanted = tuple(Target(target, kind=_kind(examples, target)) for target in targets)
     if not len(listed):
-        raise UserError("examples must hold at least one example, got none.")
+        raise UserError("examples must contain at least one example, got none.")
     _check_labels(listed, wanted)
     chosen = _choose_tokens(SiteOptions(tokens=tokens, pool=pool), wanted, listed)
     return ProbeData(name, digest, listed, len(listed), None, wanted, chosen)
@@ -136,7 +136,7 @@ def _kind(examples: Sequence[Example], target: str) -> Literal["class", "continu
 
 
 def _plain_name(target: str, data: Dataset) -> str:
-    """``target`` without the kind in the option of a reader, as in ``age:continuous``."""
+    """``target`` without a suffix for its kind, such as ``:continuous`` in ``age:continuous``."""
     if data.name.startswith(SCENES) or target in {known.name for known in data.targets}:
         return target
     return target.rpartition(":")[0] or target
@@ -202,7 +202,7 @@ def _readable(
     kept = [i for i, example in enumerate(both) if example.id not in unreadable[i >= first]]
     n_fitted = sum(i < first for i in kept)
     if n_fitted == 0:
-        raise UserError(f"pictures must be readable in some example, got none of {len(both)}. See the image folder.")
+        raise UserError(f"some example must have readable pictures, got none of {len(both)}. Check the image folder.")
     return pick(both, kept), n_fitted, skipped
 
 

@@ -1,4 +1,4 @@
-"""The probe sweep: at which sites labels can be read, from pictures to table and figure.
+"""The probe sweep: capture activations, fit and score probes at every site, write table and figure.
 
 finished = run_sweep(SweepConfig(data=DataOptions(limit=200)))
 finished.results, finished.figures[0]
@@ -61,7 +61,7 @@ class Estimate:
     seconds: float
     """Lower bound of the capture's time, from its matrix products and the measured speed of one."""
     n_examples: int
-    """Number of examples, including those of the transfer split."""
+    """Number of examples, including the transfer split."""
     n_sites: int
 
     def __str__(self) -> str:
@@ -214,7 +214,7 @@ def _check_settings(config: SweepConfig) -> None:
             raise UserError(f"{name} must be >= {lowest}, got {value}.")
     if config.sites.pool == "none" and config.sites.tokens != "last":
         raise UserError(
-            f"pool must be mean, max or box for tokens {config.sites.tokens!r}, got 'none'. A probe reads one "
+            f"pool must be mean, max or box for tokens {config.sites.tokens!r}, got 'none'. A probe takes one "
             "activation of an example; only --tokens last leaves one without pooling."
         )
 
@@ -244,7 +244,7 @@ def _has_control_model(config: SweepConfig) -> bool:
 
 
 def _estimate(config: SweepConfig, llava: Llava, selection: ProbeData, sites: Sequence[Site], device: str) -> Estimate:
-    """Bytes and seconds of the captures, including those of the control model."""
+    """Bytes and seconds of the captures, including the control model."""
     n = len(selection.examples)
     n_rows = n + (selection.n_fitted if _has_control_model(config) else 0)
     size = estimate_size(

@@ -1,6 +1,6 @@
 """What all commands share: options, run directories, tables, resampling statistics, processes, progress and errors.
 
-It does not depend on what a command computes. Probes, interventions and tuning import from its modules.
+The package imports ``models`` and ``tasks``; the module ``command`` also imports ``figures.report``.
 """
 
 import lazy_loader

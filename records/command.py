@@ -138,7 +138,7 @@ def _parse(
             if spelt.startswith("--") and not spelt.startswith("--tyro-") and spelt not in ("--help", *known):
                 raise UserError(_unknown(f"option must be one of {command}", argument, known))
         given = [*_tokens(given, options, command), *given]
-    # A type with the sub-commands as members, from which tyro makes the parser, the help and the completion.
+    # A union of the sub-commands, from which tyro makes the parser, the help and the completion.
     union: Any = Union[tuple(_member(sub) for sub in subcommands)]  # noqa: UP007
     errors, printed = io.StringIO(), io.TextIOWrapper(_HelpPage(), encoding=sys.stdout.encoding)
     try:
@@ -190,7 +190,7 @@ class _HelpPage(io.BytesIO):
 
 
 def _plain_panels(text: str) -> str:
-    """The help without tyro's line about the sub-command in every panel, and without an extra rule at the top."""
+    """Remove the line about the sub-command that tyro adds to every panel of the help, and an extra rule at the top."""
     note = r"[^\n]*\(source subcommand: [^\n]*\n"
     return re.sub(note, "", re.sub(rf"((?:╭[^\n]*| -+ *)\n){note}[^\n]*\n", r"\1", text))
 
@@ -208,7 +208,7 @@ def _sentence(box: str) -> str:
         return f"{found[2]} must be one of {', '.join(choices)}, got {found[1]!r}."
     if found := re.match(r"Error parsing --(\S+):.*\b(int|float|INT|FLOAT)\b.*'(.*)'", message):
         return f"{found[1]} must be {'a whole number' if found[2].lower() == 'int' else 'a number'}, got {found[3]!r}."
-    # For a value that a dataclass rejects, show the message of the dataclass, without tyro's name of the field.
+    # For a value that a dataclass rejects, show the dataclass's message, without the field name that tyro adds.
     return re.sub(r"^Error parsing [\w.-]*\w: ", "", message) if not message.startswith("Error parsing --") else message
 
 

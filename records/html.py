@@ -38,7 +38,7 @@ def run_html(table: Table, *, figure: Path | None, folder: Path, notes: Sequence
 
 
 def picture_html(png: Path | None) -> str:
-    """A picture as an HTML tag: unchanged, reduced, or only its path if it is still too large."""
+    """A picture as an HTML tag: unchanged; reduced if it is too large; only its path if that does not suffice."""
     if png is None or not png.is_file():
         return ""
     data = png.read_bytes()

@@ -48,14 +48,14 @@ class RunKind:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the libraries that compute; results may differ in the last bit between versions."""
+    """The versions of Python and the numerical libraries; results may differ in the last bit between versions."""
     import importlib.metadata  # takes 30 ms, and --help does not need it
 
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 
 def new_manifest(kind: RunKind, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a manifest that are known before anything is loaded; ``settings`` come from ``settings_of``."""
+    """The manifest entries that do not need a model or data; ``settings`` is the result of ``settings_of``."""
     return {
         "kind": kind.kind,
         "format": FORMAT,

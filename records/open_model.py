@@ -17,8 +17,8 @@ def open_model(
 ) -> Llava:
     """Load the model that ``options`` name, on the device of this process.
 
-    ``seed`` is that of random weights. ``given`` is the same model with unchanged weights, if it is in memory; it is
-    returned. Without ``weights`` the model is on the device meta: it has shapes and a dtype, for an estimate.
+    ``seed`` is the seed of random weights. ``given`` is the same model with unchanged weights, if in memory; it is
+    returned. If ``weights`` is False, the model is on the device meta: it has shapes and a dtype, for an estimate.
 
     Raises:
         UserError: If the model cannot be loaded, or ``given`` is another model.
@@ -49,7 +49,7 @@ def open_model(
 
 
 def other_model(options: ModelOptions, name: str, *, device: str, seed: int, weights: bool = True) -> Llava:
-    """Load another model with the other settings of ``options``; ``weights`` as in `open_model`."""
+    """Load another model with the remaining settings of ``options``; ``weights`` is as in `open_model`."""
     same = name == options.name
     named = replace(options, name=name, revision=options.revision if same else None)
     return open_model(named, device=device, seed=seed, weights=weights)

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def named(option: str) -> Any:
-    """Give an option another name than its field."""
+    """Give an option a name that differs from its field's."""
     return conf.arg(name=option)
 
 
@@ -116,7 +116,7 @@ class Option(NamedTuple):
 
 
 def options_of(options: Any) -> Iterator[Option]:
-    """Every option of a dataclass instance, including those of nested dataclasses."""
+    """Every option of a dataclass instance, including options of nested dataclasses."""
     hints = get_type_hints(type(options), include_extras=True)
     for field in fields(options):
         value = getattr(options, field.name)

@@ -17,7 +17,7 @@ from tasks.errors import UserError
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among ``world``; ``wait`` returns when all of them have called it."""
+    """The rank of this process among ``world``. ``wait`` is a barrier: it returns when every process has called it."""
 
     rank: int = 0
     world: int = 1

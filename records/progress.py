@@ -1,4 +1,4 @@
-"""Progress of a long call: a bar for each stage at a terminal or in a notebook, nothing elsewhere and off rank 0.
+"""Progress of a long call: a bar for each stage at a terminal or in a notebook, nothing elsewhere or on other ranks.
 
 run_sweep(config)                                          # shows progress bars in a terminal or notebook
 run_sweep(config, on_progress=silent)                      # shows none

@@ -119,7 +119,7 @@ def shuffle_over_groups(groups: npt.ArrayLike, *, generator: np.random.Generator
 def draw_permutations(
     groups: npt.ArrayLike, *, draws: int, generator: np.random.Generator
 ) -> Int[Codes, "draw example"]:
-    """Rows of indices, each from `shuffle_over_groups`."""
+    """Rows of indices, each the result of one `shuffle_over_groups`."""
     return np.stack([shuffle_over_groups(groups, generator=generator) for _ in range(draws)])
 
 

@@ -1,4 +1,4 @@
-"""The life of a run directory: check, room on the disk, lock, resume or replace, write the results, finish.
+"""Run directories: check settings and disk space, lock, resume or replace, write the results.
 
     run = Run(config.folder, KIND, config.settings, command=command, overwrite=config.overwrite)  # or UserError
     llava = open_model(...)
@@ -8,7 +8,7 @@
         if processes.is_main and not run.is_finished:
             run.finish(results)
 
-The same settings on the same folder resume; other settings raise ``UserError`` unless ``overwrite`` is set.
+Equal settings resume the run in a folder; other settings raise ``UserError`` unless ``overwrite`` is set.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class FinishedRun:
     folder: Path
     """The run directory."""
     results: pd.DataFrame
-    """The table, as ``docs/results.md`` describes it."""
+    """The table; ``docs/results.md`` describes the columns."""
     summary: Table
     """A short table for people."""
     figures: tuple[Path, ...] = ()
@@ -73,7 +73,7 @@ class Run:
         overwrite: Replace the run in the directory.
 
     Raises:
-        UserError: If the folder holds other files, or a run with other settings and ``overwrite`` is False.
+        UserError: If the folder contains other files, or a run with other settings and ``overwrite`` is False.
     """
 
     def __init__(
@@ -92,16 +92,16 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """True if the directory holds the run's last file."""
+        """True if the directory contains the results, which are written last."""
         return (self.folder / self.kind.last).exists()
 
     def prepare(self, **known: Any) -> None:
-        """Make, resume or empty the directory.
+        """Create, resume or empty the directory.
 
-        ``known`` are further entries of the manifest, such as ``model`` and ``data``; a resumed run must have the same.
+        ``known`` are further entries of the manifest, such as ``model`` and ``data``; a resumed run must have them too.
 
         Raises:
-            UserError: If the directory cannot be written or holds another run.
+            UserError: If the directory cannot be written or contains another run.
         """
         self.manifest |= known
         about = {"command": self._command, "started": clock(self._started), "finished": None, "seconds": None}
@@ -147,7 +147,7 @@ def check_folder(folder: Path, wanted: Mapping[str, Any], kind: RunKind, *, over
     ``open_run`` then replaces.
 
     Raises:
-        UserError: If the folder is a file, holds files that are not a run's, or holds a different run.
+        UserError: If the folder is a file, contains files that no run wrote, or contains a different run.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out must be a folder, got the file {str(folder)!r}. Choose another name.")
@@ -160,20 +160,20 @@ def check_folder(folder: Path, wanted: Mapping[str, Any], kind: RunKind, *, over
     if foreign or manifest is None:
         seen = foreign or entries
         raise UserError(
-            f"out must be empty or hold a run of {kind.command}, got {seen[0]!r}"
+            f"out must be empty or contain a run of {kind.command}, got {seen[0]!r}"
             f"{f' and {len(seen) - 1} more' if len(seen) > 1 else ''} in {str(folder)!r}. Choose another folder."
         )
     differing = difference(manifest, wanted)
     if differing is not None and not overwrite:
         raise UserError(
-            f"out must hold the same run or none, got a run in {str(folder)!r} that differs: {differing}. "
+            f"out must contain the same run or none, got a run in {str(folder)!r} that differs: {differing}. "
             "Choose another folder with --out, or replace it with --overwrite."
         )
     return differing is None
 
 
 def open_run(folder: Path, manifest: Mapping[str, Any], kind: RunKind, *, overwrite: bool) -> None:
-    """Make the run directory ready: new, resumed, or emptied if ``overwrite`` is set. Raises as ``check_folder``."""
+    """Create or resume the run directory; if ``overwrite`` is set, empty it. Raises as ``check_folder``."""
     resumes = check_folder(folder, manifest, kind, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Raise an ``OSError`` inside the context, for example of a full disk, as ``UserError``."""
+    """Re-raise an ``OSError`` inside the context, such as a full disk, as ``UserError``."""
     try:
         yield
     except OSError as error:
@@ -219,7 +219,7 @@ def free_bytes(folder: Path) -> int:
 def check_space(n_bytes: int, folder: Path, *, what: str, advice: str) -> None:
     """Raise ``UserError`` unless ``n_bytes`` fit on the disk of ``folder`` and leave ``RESERVE``.
 
-    ``what`` names the data and ``advice`` says how to need less, both for the message.
+    For the message, ``what`` names the data and ``advice`` says how to reduce them.
     """
     free = free_bytes(folder)
     if n_bytes + RESERVE > free:

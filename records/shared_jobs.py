@@ -1,7 +1,7 @@
 """Several processes in one folder: locks, and jobs that several processes share without a launcher.
 
 To share the jobs of ``share_jobs``, start the same command again, at the same time or later. Each process takes jobs
-that no other process has, and all wait for the last. A lock ends with its process, so another can take the job over.
+that no other process runs, and all wait for the last one. If a process dies, its lock ends and another takes the job.
 """
 
 import time
@@ -75,7 +75,7 @@ def share_jobs(
 def _done_here(
     folder: Path, is_done: Callable[[Path], bool], run: Callable[[Path], None], on_done: Callable[[Path], None]
 ) -> bool:
-    """True if a job is done; run it if no other process does."""
+    """True if a job is done; run it if it is not done and no other process runs it."""
     if not is_done(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)

@@ -1,4 +1,4 @@
-"""The results of a run. They are written last: a run that has them is finished."""
+"""The results of a run. They are written last, so a run with results is finished."""
 
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ def write_results(folder: Path, results: pd.DataFrame) -> None:
 
 
 def read_results(folder: Path, kind: RunKind) -> pd.DataFrame:
-    """The results of a finished run; raise ``UserError`` if the folder holds no such run."""
+    """The results of a finished run; raise ``UserError`` if the folder contains none."""
     if read_manifest(folder, kind) is None:
         raise UserError(f"run must be a folder that {kind.command} wrote, got {str(folder)!r}. Check the path.")
     path = folder / "results.parquet"

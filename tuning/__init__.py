@@ -1,8 +1,8 @@
 """Layer plans, their training, their cost, and comparisons of several plans.
 
-``tune(llava, data, layers=...)`` is one run, ``run_tuning(TuningConfig(...))`` one with all options, and
-``run_compare(CompareConfig(...))`` several. This package uses models, data and run directories, and the tables that
-probes and interventions write.
+``tune(llava, data, layers=...)`` starts one run, ``run_tuning(TuningConfig(...))`` a run with all options, and
+``run_compare(CompareConfig(...))`` several runs. The package imports neither ``probes`` nor ``interventions``; it reads
+the tables that they write.
 """
 
 import lazy_loader

@@ -131,7 +131,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """The optimizer. Equal options, data and seed give equal weights.
+    """The optimizer. The weights depend only on the options, the data and the seed.
 
     Example:
         >>> Optimisation(steps=300).with_rates(RECIPES[2]).lr
@@ -194,7 +194,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class TuningConfig:
-    """Train the layers of LLaVA-1.5 that a plan names. Equal settings give equal weights.
+    """Train the layers of LLaVA-1.5 that a plan names. The weights depend only on the settings.
 
     Example:
         >>> TuningConfig(plan=PlanOptions(layers="6-16")).folder.name

@@ -36,7 +36,7 @@ def tune(
     The weights are those of ``layerwise-finetune`` with the same options.
 
     Args:
-        llava: A model in memory, of which a float32 copy is trained; or a name or folder.
+        llava: A model in memory (a float32 copy is trained), or a name or folder.
         data: Examples with answers, or a file: LLaVA's JSON, or JSONL or Parquet with ``question`` and ``answer``.
         layers: Blocks of the language model, such as ``6-15`` or ``every:4``; all if None.
         train: Other parts, comma-separated, such as ``projector,lm_head``. If None, the projector, or all parts but the

@@ -35,7 +35,7 @@ from tuning.training.save import bytes_of_model, save_model, write_json
 from tuning.training.torch_compile import check_compiling
 from tuning.training.trainer import PlanTrainer, train
 
-_ESTIMATED_FROM = 256  # samples that a dry run reads; their mean length is within a few per cent of that of all samples
+_ESTIMATED_FROM = 256  # samples that a dry run reads; their mean length is within a few per cent of the overall mean
 
 
 class FinishedTuning(NamedTuple):
@@ -259,7 +259,7 @@ def check_pictured(resolved: Resolved, survey: Survey) -> None:
 
 
 def _load(config: TuningConfig, device: str, given: Llava | None) -> Llava:
-    """The model before training in float32, a copy of ``given`` if that is a model; in a dry run without values."""
+    """The float32 model before training: a copy of ``given`` if that is not None; in a dry run without values."""
     seed = config.optimisation.seed
     if given is None:
         wide = replace(config.model, dtype="float32")
@@ -292,8 +292,8 @@ def evaluation_sources(config: TuningConfig) -> dict[str, Source]:
 
 
 def scoring_format(config: TuningConfig) -> PromptFormat:
-    """The format of scored samples: that of LLaVA-1.5's evaluation for questions, stage 1's for captions."""
-    # A cut answer would count as right if its remaining part is right.
+    """The format of scored samples: for questions LLaVA-1.5's evaluation format, for captions stage 1's format."""
+    # A truncated answer would count as right if the remaining part is right.
     if config.stage == 1 and config.data.eval_spec == SCENES:
         return replace(config.prompt_format, on_long="refuse")
     scored = PromptFormat("vicuna_v1", max_length=config.data.max_length, on_long="refuse")

@@ -1,4 +1,4 @@
-"""The cost of a training step of each plan, alone and against the score that the plan retains.
+"""The cost of a training step of each plan, alone and against the plan's retention.
 
 ``draw_cost_retention(table)`` takes the table of ``layerwise-finetune compare`` (``compare.csv``),
 ``draw_cost_ratios(record)`` the plans in a record of ``benchmarks/tuning_cost.py``.
@@ -59,7 +59,7 @@ def draw_cost_retention(
     shown = [cost for cost in costs if cost in rows and rows[cost].notna().any()]
     if not shown:
         raise ValueError(
-            f"table must hold a cost and a retention under condition {condition!r}, got none. "
+            f"table must contain a cost and a retention under condition {condition!r}, got none. "
             "Run layerwise-finetune compare with --timing-rounds of 1 or more."
         )
     per_line = 5 if width == "two" else 2

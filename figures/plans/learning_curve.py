@@ -43,7 +43,7 @@ def draw_learning_curve(
     The other arguments are described in ``figures.panels``.
 
     Raises:
-        ValueError: If the table holds none of the metrics, or more runs than there are colours, or ``axes`` are not
+        ValueError: If the table has none of the metrics, or more runs than there are colours, or ``axes`` are not
             one for each panel.
 
     Example:
@@ -53,11 +53,11 @@ def draw_learning_curve(
     """
     wanted = _panels(table, metrics)
     if not wanted:
-        raise ValueError(f"table must hold {' or '.join(metrics)}, got none. Train with --eval-data.")
+        raise ValueError(f"table must contain {' or '.join(metrics)}, got none. Train with --eval-data.")
     steps = sorted(set(table["step"].astype(int)))
     runs = list(dict.fromkeys(table["run"])) if "run" in table else [None]
     if len(runs) > len(SERIES):
-        raise ValueError(f"table must hold at most {len(SERIES)} runs, got {len(runs)}. Select some of them.")
+        raise ValueError(f"table must contain at most {len(SERIES)} runs, got {len(runs)}. Select some of them.")
     with open_panels(
         axes, [" ".join(panel) for panel in wanted], width=width, columns=3 if width == "two" else 1, heights=1.55,
         extra=0.5, title=title, default_title="evaluations while training (bands: 95 % intervals)", legend=legend,

@@ -32,7 +32,7 @@ def draw_plan_diagram(
     count from 0, in the order of the forward pass.
 
     - ``table``: One or more rows for each plan, with the columns ``plan, layers, train, method``, such as
-      ``compare.csv``. ``layers`` holds numbers and ranges (``3,6-9``), ``all`` or ``none``; plans without it are left
+      ``compare.csv``. ``layers`` holds numbers and ranges (``3,6-9``), ``all`` or ``none``; plans that lack it are left
       out. ``train`` lists the other parts with commas.
     - ``n_layers``: Blocks of the language model; by default one more than the largest number in the table.
 
@@ -47,7 +47,7 @@ def draw_plan_diagram(
     plans = plans[plans["layers"].notna() & (plans["layers"].astype(str) != "")]
     if plans.empty:
         raise ValueError(
-            "table must hold at least one plan with layers, got none. Run layerwise-finetune compare first."
+            "table must contain at least one plan with layers, got none. Run layerwise-finetune compare first."
         )
     n_layers = n_layers or 1 + max((max(_blocks(ranges, 0), default=-1) for ranges in plans["layers"]), default=-1)
     step = STEPS[width]

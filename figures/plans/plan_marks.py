@@ -19,7 +19,7 @@ Values = Sequence[float] | Sequence[int] | npt.NDArray[np.float64]
 
 
 def mark_plan(panel: Axes, plan: str, x: Values, y: Values, *, bounds: pd.DataFrame, along: str = "y") -> None:
-    """Draw marks in the plan's colour and shape, with a bar from the first to the second column of ``bounds``."""
+    """Draw marks in the plan's colour and shape, with a bar between the two columns ``bounds``."""
     values = np.asarray(y if along == "y" else x, dtype=float)
     low, high = bounds.to_numpy(dtype=float).T
     span = np.clip([values - low, high - values], 0, None)  # rounding may put the value just outside its interval

@@ -35,7 +35,7 @@ def draw_accuracy(
     """
     rows = table[table["metric"] == "accuracy"]
     if rows.empty:
-        raise ValueError("table must hold accuracies, got none. Run layerwise-finetune compare first.")
+        raise ValueError("table must contain accuracies, got none. Run layerwise-finetune compare.")
     conditions = [str(condition) for condition in dict.fromkeys(rows["condition"])]
     plans = [str(plan) for plan in dict.fromkeys(rows["plan"])]
     columns = 5 if width == "two" else 2
@@ -89,7 +89,7 @@ def draw_retention(
     """
     rows = table[(table["family"] == "all") | (table["condition"] == "passage")]
     if rows.empty:
-        raise ValueError("table must hold retention over all families, got none. Run layerwise-finetune compare first.")
+        raise ValueError("table must contain retention over all families, got none. Run layerwise-finetune compare.")
     conditions = [str(condition) for condition in dict.fromkeys(rows["condition"])]
     plans = [str(plan) for plan in dict.fromkeys(rows["plan"])][::-1]
     with open_panels(
@@ -117,7 +117,7 @@ def draw_retention(
 
 
 def _beyond(rows: pd.DataFrame) -> set[str]:
-    """Plans too far below all others for one scale; ``rows`` has one row for each plan."""
+    """Plans whose scores are too low to be drawn on the scale of the others; ``rows`` has one row for each plan."""
     far = rows["upper"] < _FAR
     others = rows.loc[~far, "lower"].dropna()
     return {str(plan) for plan in rows.index[far]} if len(others) and (others >= _NEAR).all() else set()

@@ -1,4 +1,4 @@
-"""One HTML page about saved runs, from their run directories; it imports no other package of the project."""
+"""One HTML page about saved runs, from their run directories; it imports only ``figures``."""
 
 from figures.report.page import build_report
 

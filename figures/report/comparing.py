@@ -1,4 +1,4 @@
-"""The report's sections on tuning: cost against retention of several plans, or loss and cost of one."""
+"""The report's sections on tuning: cost against retention of several plans, or the loss and cost of one plan."""
 
 import json
 from collections.abc import Mapping

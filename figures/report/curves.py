@@ -20,13 +20,13 @@ def curves_section(
 
 
 def numbered_series(number: int, key: str, label: str) -> Json:
-    """The entry of a series without a concept, in the colour and marker of its number."""
+    """The entry of a series without a style key, in the colour and marker of its number."""
     mark = SERIES_MARKERS[number % len(SERIES_MARKERS)]
     return {"key": key, "label": label, "colour": f"s{number % len(SERIES)}", "mark": mark}
 
 
 def number_axis(label: str, steps: Sequence[int]) -> Json:
-    """An axis of whole numbers in rising order."""
+    """An axis of integers in ascending order."""
     parts = [{"label": "", "from": steps[0], "to": steps[-1]}]
     return {"label": label, "parts": parts, "ticks": [[step, str(step)] for step in steps]}
 
@@ -46,7 +46,7 @@ def drawn_values(series: Mapping[str, Sequence[Any]], levels: Mapping[str, Any])
 
 
 class SiteAxis(NamedTuple):
-    """The places of sites in the order of the forward pass."""
+    """The axis positions of sites, in the order of the forward pass."""
 
     x: Json
     """The axis for the page: ``label``, ``parts`` (``label, from, to``) and ``ticks`` (place and label)."""

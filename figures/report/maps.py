@@ -43,7 +43,7 @@ def probe_maps(folder: Path, results: pd.DataFrame) -> Json | None:
         own = [of_example.get(name) for of_example in by_target]
         known = [rows for rows in own if rows is not None]
         if not known:
-            raise ValueError(f"{EXAMPLES} must hold examples of {MAPS}, got {name!r}. Run the sweep again.")
+            raise ValueError(f"{EXAMPLES} must contain examples of {MAPS}, got {name!r}. Run the sweep again.")
         height, width = (max(int(rows[axis].max()) + 1 for rows in known) for axis in ("row", "col"))
         packs = [
             None if rows is None else _pack(rows, labels, (len(choice["sites"]), height, width))
@@ -73,7 +73,7 @@ def probe_maps(folder: Path, results: pd.DataFrame) -> Json | None:
 
 
 def _fitted_on(results: pd.DataFrame, targets: list[str]) -> str:
-    """The token group that each target's probe was fitted on, or the one of all targets."""
+    """The token group that each target's probe was fitted on; one entry if it is the same for all targets."""
     rows = results[results["part"].isin(PARTS)].groupby("target")["tokens"].first()
     known = {target: str(rows[target]) for target in targets if target in rows}
     groups = set(known.values())
@@ -107,7 +107,7 @@ def _pack(rows: pd.DataFrame, classes: list[str], size: tuple[int, int, int]) ->
     """Probabilities and numbers of predicted classes of an example, by site, row and column."""
     place = np.ravel_multi_index((rows["site"], rows["row"], rows["col"]), size)
     if not np.array_equal(np.bincount(place, minlength=int(np.prod(size))), np.ones(np.prod(size))):
-        raise ValueError(f"{MAPS} must hold each patch of each site once, got {len(rows)} rows for {size}.")
+        raise ValueError(f"{MAPS} must contain each patch of each site once, got {len(rows)} rows for {size}.")
     unknown = sorted(set(rows["predicted"].unique()) - set(classes))
     if unknown:
         raise ValueError(f"predicted must be one of the classes in {EXAMPLES}, got {unknown[0]!r}. Sweep again.")

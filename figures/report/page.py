@@ -43,7 +43,7 @@ def build_report(runs: Sequence[Path], *, budget: int = BUDGET) -> Report:
         budget: Largest size in bytes; examples that do not fit are left out and counted on the page.
 
     Raises:
-        RunError: If a folder holds no finished run.
+        RunError: If a folder contains no finished run.
         ValueError: If there is no run, its files contradict each other, or the tables alone exceed the budget.
 
     Example:
@@ -67,7 +67,7 @@ def build_report(runs: Sequence[Path], *, budget: int = BUDGET) -> Report:
 
 
 def _fit(runs: list[Json], budget: int) -> tuple[int, int]:
-    """Keep as many examples as fit, taking turns over the runs; return the numbers of those kept and left out."""
+    """Keep as many examples as fit, in turn from each run; return how many are kept and how many are left out."""
     sections = [section for run in runs for section in run["sections"] if section["type"] == "maps"]
     wanted = [section["examples"] for section in sections]
     for section in sections:

@@ -1,4 +1,4 @@
-"""The colours of the page: those of all figures in light mode, lighter ones near them in dark mode."""
+"""The colours of the page: in light mode those of the figures, in dark mode similar but lighter ones."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ _SAME = {"clean": "control", "corrupt": "transfer", "s0": "score", "s1": "pixels
 
 
 def colours(scheme: str) -> dict[str, str]:
-    """The colour of every concept, and of series by number (``s0``, ``s1``, ...); ``scheme`` is light or dark."""
+    """The colour of each style key (such as ``score``) and numbered series (``s0``); ``scheme`` is light or dark."""
     light = {**COLOURS, **{f"s{number}": colour for number, colour in enumerate(SERIES)}}
     return light if scheme == "light" else {name: _DARK[_SAME.get(name, name)] for name in light}
 
@@ -35,7 +35,7 @@ def as_css() -> str:
 
 
 def dashes(concept: str) -> str | None:
-    """The dashes of a concept's line in SVG; None for a solid line."""
+    """The dashes of a style key's line in SVG; None for a solid line."""
     style = LINES[concept][0] if concept in LINES else "-"
     if isinstance(style, str):
         return None

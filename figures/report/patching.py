@@ -31,7 +31,7 @@ _SPARE = 0.04  # margin of a panel, as a share of the range that is drawn
 
 
 def by_metric(results: pd.DataFrame) -> pd.DataFrame:
-    """The table with effects and their intervals, one metric after the other."""
+    """The table with effects and their intervals, sorted by metric."""
     return pd.concat([of_metric(results, str(metric)) for metric in dict.fromkeys(results["metric"])])
 
 
@@ -132,7 +132,7 @@ def patch_map(folder: Path, results: pd.DataFrame) -> Json | None:
         "values": values,
         "picture": thumbnail(picture, _SIDE) if picture.is_file() else "",
     }
-    caption = f"{_meaning(rows)} The picture is that of the first pair; effects are those of all {count_pairs(rows)}. "
+    caption = f"{_meaning(rows)} The picture shows the first pair; effects are over all {count_pairs(rows)}. "
     return maps_section(caption + _DOTS, "metric, part, activation", _scale(rows), choices, [example])
 
 

@@ -1,4 +1,4 @@
-"""Pictures and numbers as text in the page: thumbnails as ``data:`` URLs, maps as packed bytes."""
+"""Encode pictures and numbers as text for the page: thumbnails as ``data:`` URLs, maps as packed bytes."""
 
 import base64
 import io

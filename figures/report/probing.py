@@ -22,11 +22,11 @@ _CONTROLS = {
 def probe_curves(results: pd.DataFrame) -> Json:
     """Score by layer with intervals, controls and chance, one panel for each target.
 
-    Raises ``ValueError`` if the table holds no score of any site.
+    Raises ``ValueError`` if the table contains no score of any site.
     """
     sites = results[results["part"].isin(PARTS)]
     if sites.empty:
-        raise ValueError("results must hold at least one site, got none. Run probe-sweep first.")
+        raise ValueError("results must contain at least one site, got none. Run probe-sweep first.")
     others = [str(split) for split in dict.fromkeys(results["split"]) if split != "cv"]
     series = [{"key": "score", "label": "score, cross-validated", "colour": "score", "mark": True}]
     for split in others:

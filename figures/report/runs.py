@@ -26,7 +26,7 @@ _OPS = {
 def describe_run(folder: Path, *, most_rows: int) -> Json:
     """The part of the page about a finished run, with at most ``most_rows`` rows of each table.
 
-    Raises ``RunError`` if the folder holds no finished run, and ``ValueError`` if its files contradict each other.
+    Raises ``RunError`` if the folder contains no finished run, and ``ValueError`` if its files contradict each other.
     """
     kind = kind_of_run(folder)
     path = folder / "manifest.json"
@@ -66,7 +66,7 @@ def _tuning_sections(folder: Path, most_rows: int) -> list[Json | None]:
         table = facts_table(folder / name)
         sections.append(None if table is None else table_section(table, title=title, source=name, most_rows=most_rows))
     if all(section is None for section in sections):
-        raise RunError(f"RUN must hold log.jsonl or plan.json, got neither in {str(folder)!r}. Start it again.")
+        raise RunError(f"RUN must contain log.jsonl or plan.json, got neither in {str(folder)!r}. Start it again.")
     return sections
 
 

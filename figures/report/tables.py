@@ -7,12 +7,12 @@ import pandas as pd
 
 Json = dict[str, Any]
 MOST_ROWS = 5000  # largest number of rows of a table
-_EXACT = 2**53  # below it a float holds every whole number exactly
+_EXACT = 2**53  # below it a float holds every integer exactly
 _DIGITS = 6  # significant digits of a number in the page, which shows three decimals
 
 
 def plain_value(value: Any) -> Any:
-    """A value that JSON can hold: a number, text, bool or None; whole numbers exactly, others to six digits."""
+    """A value that JSON can hold: a number, text, bool or None; integers exactly, other numbers to six digits."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return None
     if hasattr(value, "item"):

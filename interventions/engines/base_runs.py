@@ -24,9 +24,9 @@ class PositionFacts(NamedTuple):
     Args:
         relevant: Real tokens that a readout can depend on.
         readout: Where logits are read.
-        same: Embedding and position id equal those of the other run.
+        same: Embedding and position id equal the other run's.
         common: ``same`` is True here and at every earlier position.
-        aligned: Padding and position ids equal those of the other run here and at every earlier position.
+        aligned: Padding and position ids equal the other run's here and at every earlier position.
     """
 
     relevant: Bool[Tensor, "example pos"]
@@ -54,9 +54,9 @@ class Placeholder(NamedTuple):
 class Prefix:
     """The two runs that the incremental engine starts from, up to the last readout.
 
-    ``run`` is that of the batch that is changed, ``other`` that of the other batch; ``other_real`` is True at the other
-    batch's tokens. ``tower`` is the vision tower's run on all distinct pictures of both batches; those of the changed
-    batch come first, in its order.
+    ``run`` is the run of the changed batch, ``other`` the run of the other batch; ``other_real`` is True at the other
+    batch's tokens. ``tower`` is the vision tower's run on all distinct pictures of both batches; the changed
+    batch's pictures come first, in its order.
     """
 
     run: Run
@@ -191,12 +191,12 @@ def _prefix(llava: Llava, inputs: Inputs, other: Inputs | None, readout: Tensor)
 
 
 def holds_up_to_here(mask: Tensor) -> Tensor:
-    """True where the mask holds at this and every earlier position."""
+    """True where the mask is True at this and every earlier position."""
     return (~mask).cumsum(-1, dtype=torch.int32) == 0
 
 
 def _columns(inputs: Inputs, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, real tokens and positions of the first ``n`` columns; a shorter batch is padded at the end."""
+    """Token ids, mask of real tokens, position ids of the first ``n`` columns; a shorter batch is padded at the end."""
     missing = max(0, n - inputs.n_positions)
     ids, real, position_ids = (
         torch.nn.functional.pad(part[:, :n], (0, missing))

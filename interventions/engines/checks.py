@@ -62,11 +62,11 @@ def _check_write(llava: Llava, base: Base, write: Write) -> None:
     shape = site_shape(llava, base.inputs, site)
     _check_mask(write.mask, shape[:2], f"mask at {str(site)!r}")
     if not bool(write.mask.any()):
-        raise UserError(f"mask at {str(site)!r} must hold at least one position, got none.")
+        raise UserError(f"mask at {str(site)!r} must contain at least one position, got none.")
     if site.part == "language_model":
         mask = write.mask.to(base.inputs.attention_mask.device)
         if bool((mask & (base.inputs.attention_mask == 0)).any()):
-            raise UserError(f"mask at {str(site)!r} must not hold padding, got some. Combine it with attention_mask.")
+            raise UserError(f"mask at {str(site)!r} must not contain padding, got some. Combine with attention_mask.")
     if write.heads is not None:
         if site.name not in HEAD_SITES:
             raise UserError(f"heads must be None at {str(site)!r}, got {write.heads}. Only q, k, v and z have heads.")

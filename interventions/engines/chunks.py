@@ -1,4 +1,4 @@
-"""Divide cells into chunks that fit into memory, sorted by their first layer, and sort their edits by layer."""
+"""Sort cells by first layer, divide them into chunks that fit into memory, and sort each chunk's edits by layer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,9 +23,9 @@ _MOST_SCORES = 2**26
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Cells that are computed together: their indices, in ascending order of the first block that each can change.
+    """Cells that are computed together: their indices, sorted by the first block that each can change.
 
-    ``layers`` holds the edits of each block, then those at the output of the last block; ``final`` holds the writes at
+    ``layers`` holds the edits of each block, then the edits at the last block's output; ``final`` holds the writes at
     the output of the final norm.
     """
 
@@ -36,7 +36,7 @@ class Chunk:
 
 
 def plan_chunks(llava: Llava, prefix: Prefix, cells: Sequence[Cell], cells_at_once: int | None) -> Iterator[Chunk]:
-    """The chunks, one by one, each of ``cells_at_once`` cells; None chooses the number by memory."""
+    """Yield chunks of ``cells_at_once`` cells; None chooses the number by memory."""
     first_layers = [first_layer(cell, llava) for cell in cells]
     order = sorted(range(len(cells)), key=lambda number: first_layers[number])
     n_statuses = prefix.facts.relevant.numel()
@@ -122,7 +122,7 @@ def _pictures(llava: Llava, prefix: Prefix, place: int, writes: Sequence[Write])
 
 
 def _shows_other(prefix: Prefix, placeholders: Sequence[Placeholder], writes: Sequence[Write]) -> bool:
-    """True if the projector's output is replaced, for whole pictures, by the other run's at the same columns."""
+    """True if the other run's projector output replaces this run's, for complete pictures at the same columns."""
     last = writes[-1]
     return (
         last.site.part == "projector"
@@ -147,12 +147,12 @@ def _feature_rows(
 
 
 def _ends(llava: Llava, prefix: Prefix, planned: Chunk) -> list[int]:
-    """The ends of the chunks, chosen so that packing stays efficient in every layer."""
+    """The end of each chunk in the sorted cells, chosen so that packing stays efficient in every layer."""
     counts = _counts(llava, prefix, planned)
     n_examples, n_columns = prefix.facts.relevant.shape
     by_head = any(cut.heads is not None for edits in planned.layers for _, cut in edits.cuts)
     rows = n_examples * (llava.n_heads if by_head or llava.attention == "eager" else 1)
-    # A cell attends to its own keys only, but scores are computed for those of all cells. With this many, at most a
+    # A cell attends to its own keys only, but scores are computed for the keys of all cells. With this many, at most a
     # sixth of a block's work.
     most = max(256, llava.d_model)
     while most > 16 and rows * most * (most + 2 * n_columns) > _MOST_SCORES:
@@ -168,7 +168,7 @@ def _ends(llava: Llava, prefix: Prefix, planned: Chunk) -> list[int]:
 
 
 def _counts(llava: Llava, prefix: Prefix, planned: Chunk) -> Int[Tensor, "cell layer"]:
-    """Number of packed positions of each cell in each block, in the example with the most."""
+    """For each cell and block, the largest number of packed positions in any example."""
     n_layers = llava.n_layers
     status = start(planned.first_layers, prefix.facts)
     counts = torch.zeros(len(planned.cells), n_layers, dtype=torch.int64)

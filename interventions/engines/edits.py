@@ -25,7 +25,7 @@ class Write:
     Args:
         site: Any site but ``pattern``.
         mask: The positions: columns of the batch (language model), or the tokens of each row of ``Inputs.pixel_values``
-            (with the class token in the vision tower, without it in the projector).
+            (including the class token in the vision tower, but not in the projector).
         value: ``OTHER`` for the other run's value, or a tensor that broadcasts to the site's activation in this batch:
             ``example pos d_model`` (q, k, v, z: ``example pos head d_head``).
         heads: Heads of q, k, v or z (for k and v, key and value heads); None for all.

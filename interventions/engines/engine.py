@@ -1,6 +1,6 @@
 """Run interventions: ``base = prepare_base(llava, inputs, other, readout=...)``, then ``run_cells(llava, base, ...)``.
 
-Two engines give the same numbers. ``"full"`` runs the whole model once for each cell; ``"incremental"`` computes only
+Two engines give the same numbers. ``"full"`` runs the complete model once per cell; ``"incremental"`` computes only
 what a cell can change, for many cells at a time.
 """
 
@@ -70,7 +70,7 @@ def run_cells(
     if cells_at_once is not None and cells_at_once < 1:
         raise UserError(f"cells_at_once must be at least 1, got {cells_at_once}. None chooses by memory.")
     if engine == "incremental" and base.prefix is None:
-        raise UserError("engine must be 'full' for a base prepared for it, got 'incremental'. Prepare the base anew.")
+        raise UserError("engine must be 'full' for a base prepared for it, got 'incremental'. Prepare a new base.")
     check_cells(llava, base, cells)
     if engine == "full":
         return run_full(llava, base, cells, read)

@@ -1,4 +1,4 @@
-"""The full engine: one forward of the whole model, with hooks, for each cell.
+"""The full engine: one forward pass of the complete model, with hooks, for each cell.
 
 It is slow and simple. The incremental engine is tested against it.
 """
@@ -46,7 +46,7 @@ def applied(
 ) -> Iterator[None]:
     """Apply the edits of a cell to forwards on ``inputs`` while the context is open.
 
-    ``others`` holds activations of the run on ``other``, for edits that write them. ``columns`` returns the columns
+    ``others`` holds the other run's activations, for edits that write them. ``columns`` returns the columns
     that the current forward computes (``tracked_columns``); None means all.
     """
     writes = [e for e in cell.edits if isinstance(e, Write)]
@@ -94,7 +94,7 @@ def _other_values(llava: Llava, other: Inputs | None, sites: set[Site]) -> Mappi
 
 
 def _changes(batch: _Batch, writes: list[Write]) -> dict[Site, Callable[[Tensor], Tensor]]:
-    """The writes of each hooked site, in their order."""
+    """The writes at each hooked site, in the order given."""
     by_site: dict[Site, list[Write]] = {}
     # In the tower, the input of a block is changed at the output of the block below, which the projector may read.
     for write in sorted(writes, key=lambda w: w.site):
@@ -130,7 +130,7 @@ def _apply(batch: _Batch, writes: list[Write], current: Tensor) -> Tensor:
 
 
 def _partners(batch: _Batch) -> list[int]:
-    """For each placeholder of this batch, that of the other batch; 0 if there is none, which no write uses."""
+    """For each placeholder, the index of its partner in the other batch; 0, which no write uses, if it has none."""
     assert batch.other is not None
     found: list[int] = []
     before = 0

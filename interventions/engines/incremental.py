@@ -2,7 +2,7 @@
 
 Each cell of a chunk starts at the first layer that it changes. In a layer, only positions that equal neither run
 (``needed_positions``) are computed: the queries of all cells are packed into one row and pass one native decoder layer
-together. Their keys are those of the base run and the other run, which all cells share, and their own. ``README.md``
+together. They attend to keys of the base run and the other run, which all cells share, and to their own. ``README.md``
 has an example.
 """
 
@@ -165,7 +165,7 @@ class _ChunkRun:
     def _attention(
         self, layer: int, edits: LayerEdits, asked: Step, queries: Pack, servers: Pack | None, served: KeysValues | None
     ) -> tuple[list[KeysValues], Bool[Tensor, "example head query key"]]:
-        """Keys and values besides the queries' own, and which query attends to which key."""
+        """Keys and values that the queries do not compute themselves, and the mask of queries and keys."""
         prefix, n = self._prefix, asked.own.shape[1]
         facts = prefix.facts
         n_examples = len(facts.relevant)
@@ -228,7 +228,7 @@ class _ChunkRun:
         return allowed
 
     def _other_values(self, layer: int, edits: LayerEdits, asked: Step) -> dict[Site, _OtherValues]:
-        """The other run's values inside a block, recomputed at the positions where cells take them."""
+        """The other run's values inside a block, recomputed at the positions where cells write them."""
         llava, prefix, facts = self._llava, self._prefix, self._prefix.facts
         taken: dict[Site, Tensor] = {}
         for edit in edits.inside:

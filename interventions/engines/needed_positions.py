@@ -1,7 +1,7 @@
 """Which positions of which cells have to be computed, layer by layer.
 
-The residual stream of a position at the input of a block equals that of the base run, of the other run, of both or of
-neither. After the block it still equals a run if this and all earlier positions equalled that run before the block, and
+At the input of a block, the residual stream at a position equals the stream of the base run, the other run, both or
+neither. A position still equals a run after the block if it and all earlier positions equalled it before the block, and
 no edit applies. Only positions that equal neither run are computed. Masks have axes ``example cell pos``.
 """
 
@@ -19,7 +19,7 @@ from interventions.engines.write_values import SUBLAYER, cut_has_effect, replace
 
 
 class EqualTo(NamedTuple):
-    """True where the residual stream equals that of the base run, and that of the other run."""
+    """Two masks: where the residual stream equals the base run's, and where it equals the other run's."""
 
     base: Bool[Tensor, "example cell pos"]
     other: Bool[Tensor, "example cell pos"]
@@ -33,7 +33,7 @@ class EqualTo(NamedTuple):
 class Between:
     """A write to the residual stream at the input of a block.
 
-    ``rows`` takes flat (example, pos) indices, those of ``mask`` in order, and returns the values there; None writes
+    ``rows`` takes the flat (example, pos) indices where ``mask`` is True and returns the values there; None writes
     the other run's residual stream.
     """
 
@@ -54,7 +54,7 @@ class Inside:
 
 @dataclass(frozen=True, eq=False)
 class LayerEdits:
-    """The edits of a chunk at the input of a block and inside it; those of one cell keep their order."""
+    """The edits of a chunk at the input of a block and inside it; the edits of one cell keep their order."""
 
     between: list[Between] = field(default_factory=list)
     inside: list[Inside] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Step(NamedTuple):
     """What one block computes at each position.
 
     Args:
-        own: Key and value equal those of neither run.
+        own: Key and value equal neither run's.
         compute: The output has to be computed.
         serve: Key and value have to be computed, but not the output.
         held: The output is the input (``Hold``).
@@ -88,13 +88,13 @@ def start(first_layers: list[int], facts: PositionFacts) -> EqualTo:
 
 
 def enter(status: EqualTo, edits: LayerEdits, facts: PositionFacts) -> None:
-    """Update the masks for all writes at the input of a block."""
+    """Update the equality masks for all writes at the input of a block."""
     for edit in edits.between:
         mark(status, edit, facts)
 
 
 def mark(status: EqualTo, edit: Between, facts: PositionFacts) -> None:
-    """Update the masks for one write at the input of a block."""
+    """Update the equality masks for one write at the input of a block."""
     base, other = status.base[:, edit.cell], status.other[:, edit.cell]
     if edit.rows is None:
         base.copy_(torch.where(edit.mask, facts.common, base))
@@ -126,7 +126,7 @@ def step(status: EqualTo, edits: LayerEdits, next_edits: LayerEdits, facts: Posi
     for edit in sorted(edits.inside, key=lambda e: SUBLAYER.index(e.write.site.name)):
         name = edit.write.site.name
         if name == "resid_mid" and replaces_by_other(edit.write):
-            # The MLP then reads, and adds, the same as in the other run.
+            # The MLP then reads and adds the same values as in the other run.
             mark(after, Between(edit.cell, edit.mask, None), facts)
         elif name not in ("k", "v"):
             _differ(after, edit.cell, _effective(edit, after.base[:, edit.cell], facts))
@@ -151,7 +151,7 @@ def _differ(status: EqualTo, cell: int, mask: Tensor) -> None:
 
 
 def _effective(edit: Inside, unchanged: Tensor, facts: PositionFacts) -> Tensor:
-    """True where a write has an effect. The other run's value has none where both runs have been equal up to there."""
+    """True where a write has an effect: writing the other run's value has none if both runs are equal up to there."""
     if isinstance(edit.write.value, str) and not edit.write.add:
         return edit.mask & ~(facts.common & unchanged)
     return edit.mask

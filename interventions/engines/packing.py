@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 class Pack(NamedTuple):
-    """Packed positions: number i is position ``pos[i]`` of ``cell[i]`` in ``example[i]``, at ``slot[i]`` of its row.
+    """Packed positions: entry i is position ``pos[i]`` of ``cell[i]`` in ``example[i]``, at ``slot[i]`` of its row.
 
-    ``shape`` is the number of rows, and of slots in each; short rows end in empty slots.
+    ``shape`` is the number of rows and the number of slots per row; short rows end in empty slots.
     """
 
     example: Int[Tensor, " n"]
@@ -27,7 +27,7 @@ class Pack(NamedTuple):
 
 
 def pack(mask: Bool[Tensor, "example cell pos"]) -> Pack | None:
-    """The positions where the mask holds, packed cell by cell; None if there are none."""
+    """The positions where the mask is True, packed cell by cell; None if there are none."""
     counts = mask.flatten(1).sum(1)
     width = int(counts.max())
     if width == 0:

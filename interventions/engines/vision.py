@@ -84,7 +84,7 @@ def _first(site: Site, llava: Llava) -> int:
 
 
 def _is_read(site: Site, llava: Llava) -> bool:
-    """True if the projector depends on the site, which then is not above the layer that the projector reads."""
+    """True if the projector depends on the site: it is not above the layer that the projector reads."""
     if site.part == "projector":
         return True
     assert site.layer is not None  # every site of the tower has one

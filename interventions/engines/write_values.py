@@ -47,7 +47,7 @@ def value_rows(
 
 
 def replaces_by_other(write: Write) -> bool:
-    """True if the write makes the site equal to the other run's."""
+    """True if the write makes the activation equal to the other run's."""
     return isinstance(write.value, str) and write.value == OTHER and not write.add and write.heads is None
 
 
@@ -79,6 +79,6 @@ def _layer_of(edit: Edit, llava: Llava) -> int:
 
 
 def cut_has_effect(cut: Cut, real: Bool[Tensor, "example pos"]) -> Bool[Tensor, "example pos"]:
-    """The queries that lose an edge: those of the cut with one of its keys at an earlier position."""
+    """The queries that lose an edge: queries of the cut with at least one of its keys at an earlier position."""
     keys = (cut.keys & real).int()
     return cut.queries & real & (keys.cumsum(1) - keys > 0)

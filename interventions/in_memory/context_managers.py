@@ -9,8 +9,8 @@ outer one first.
 
 Tokens are named as in ``interventions.plan.groups`` and found in every batch that runs. Generated tokens count as an
 answer: they are in ``answer``, ``all`` and ``text``, and ``last`` as the target of a knockout is the prompt's last
-position and every generated one. The change at a position depends only on that position, so generating with a
-key-value cache equals recomputing the whole sequence at every step.
+position and every generated one. The change at a position depends only on that position, so generation with a
+key-value cache gives the same text as recomputing the full sequence at every step.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -68,7 +68,7 @@ def ablated(
         layers: The blocks of a short name, such as ``"10-20"`` or 12; None means all.
         tokens: The positions to change.
         kind: ``"zero"``; ``"mean"`` over the positions of the group and the examples of ``reference``; ``"resample"``
-            for the values of a run on ``reference``, or, without one, on the batch with its pictures exchanged.
+            for the values of a run on ``reference`` or, if None, on the batch with its pictures exchanged.
         heads: Heads of q, k, v or z, such as 3 or ``"0+3"``; None means all.
         reference: A batch or examples; None means the batch that runs. The model runs on it without interventions.
         seed: Seed of the exchange of pictures.
@@ -109,7 +109,7 @@ def knocked_out(
     layers: LayerRange | None = None,
     heads: Heads | None = None,
 ) -> Iterator[None]:
-    """Attention knockout: positions of ``target`` do not attend to those of ``source``.
+    """Attention knockout: positions of ``target`` do not attend to positions of ``source``.
 
     Args:
         llava: The model.
@@ -139,7 +139,7 @@ def skipped(llava: Llava, *, layers: LayerRange, tokens: str = "image", visible:
         llava: The model.
         layers: The blocks, such as ``"10-20"`` or 12.
         tokens: The positions that skip them.
-        visible: Whether other positions still attend to them in these blocks.
+        visible: Whether other positions still attend to the skipped positions in these blocks.
 
     Example:
         >>> import numpy as np
@@ -240,7 +240,7 @@ def patched(
 
 @dataclass(frozen=True, eq=False)
 class _Active:
-    """An active intervention, with those that it is nested in."""
+    """An active intervention and the interventions that it is nested in."""
 
     builders: tuple[BuildEdits, ...]
 
@@ -301,7 +301,7 @@ def _writes_from(source: Inputs, spec: CellSpec, masks: Masks) -> tuple[Write, .
     """Writes of the activations of a run on ``source`` at the prompt positions of the group, matched in order."""
     llava, inputs, source = masks.llava, masks.inputs, source.own_pictures()
     if len(source) != len(inputs):
-        raise UserError(f"source must have {len(inputs)} examples, as the batch that runs, got {len(source)}.")
+        raise UserError(f"source must have {len(inputs)} examples, like the batch that runs, got {len(source)}.")
     theirs = Masks(llava, source, None)
     wanted = _in_prompt(source, theirs.at("language_model", spec.tokens))
     whole = spec.tokens == "all" and spec.part != "language_model"

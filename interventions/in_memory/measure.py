@@ -3,7 +3,7 @@
     effects = patch(llava, clean, corrupt, site="resid_post", layers="0-31", tokens="image")
     effects.recovered, effects.table, effects.plot()
 
-Each runs cells of a plan on the engines of ``patch-sweep``, so the numbers are the same.
+Each runs cells of a plan on the engines of ``patch-sweep`` and gives the same numbers.
 """
 
 from collections.abc import Sequence
@@ -149,8 +149,8 @@ def path_patch(
     """Path patching: the direct effect of each sending head on the queries, keys or values of later heads.
 
     ``senders`` are heads as (layer, head), each patched on its own. ``receivers`` are changed together and are in later
-    layers; ``entrance`` is their input that changes. ``tokens`` are positions of the receivers, ``sender_tokens`` of
-    the senders. Other arguments are those of ``patch``.
+    layers; ``entrance`` is the input of them that changes. ``tokens`` are the receivers' positions, ``sender_tokens``
+    the senders'. Other arguments are those of ``patch``.
 
     Source: Wang et al. 2022, arXiv 2211.00593; Goldowsky-Dill et al. 2023, arXiv 2304.05969.
 
@@ -265,7 +265,7 @@ class _Runs:
         return self.summary(specs, found[..., 0], found[..., 1:] if kept else None, seed)
 
     def summary(self, specs: Sequence[CellSpec], values: Tensor, logits: Tensor | None, seed: int) -> Effects:
-        """The values as a table and tensors."""
+        """Summarise the values as a table and tensors."""
         clean, corrupt = (self.score(found).cpu() for found in (self.clean_logits, self.corrupt_logits))
         table = summarise_cells(
             specs, (self.metric,), values[:, None], clean, corrupt, model=self.llava.id,

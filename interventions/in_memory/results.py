@@ -55,7 +55,7 @@ class Effects(_Table):
 
     @property
     def recovered(self) -> np.ndarray:
-        """The recovered fraction of each cell: 0 as in the corrupt run, 1 as in the clean run."""
+        """The recovered fraction of each cell: 0 equals the corrupt run, 1 the clean run."""
         found: np.ndarray = self.table["recovered"].to_numpy(float)
         return found
 

@@ -17,7 +17,7 @@ from tasks.example import Example
 def edits(spec: CellSpec, batch: PreparedBatch) -> tuple[Edit, ...]:
     """Write zero, the mean, or the other run's activation at the site in every layer of the window.
 
-    For ``"resample"`` the other run must be that of ``resampled_examples``.
+    For ``"resample"`` the other run must be on ``resampled_examples``.
 
     Source: mean ablation of image tokens in Neo et al. 2024, "Towards Interpreting Visual Information Processing in
         Vision-Language Models", arXiv 2410.07149; resample ablation in Chan et al. 2022, "Causal Scrubbing".
@@ -31,7 +31,7 @@ def edits(spec: CellSpec, batch: PreparedBatch) -> tuple[Edit, ...]:
     missing = [site for site in spec.sites if (site, spec.tokens) not in means]
     if missing:
         raise UserError(
-            f"means must hold {str(missing[0])!r} for the group {spec.tokens!r}, got none. Call collect_statistics."
+            f"means must contain {str(missing[0])!r} for group {spec.tokens!r}, got none. Call collect_statistics."
         )
     return tuple(Write(site, mask, means[site, spec.tokens], spec.heads) for site in spec.sites)
 
@@ -39,10 +39,10 @@ def edits(spec: CellSpec, batch: PreparedBatch) -> tuple[Edit, ...]:
 def resampled_examples(examples: Sequence[Example], *, seed: int) -> list[Example]:
     """Every example with the pictures of another example; prompts and answers stay, so that positions agree.
 
-    Pass the whole data set, so that the result does not depend on batches.
+    Pass the complete data set, so that the result does not depend on batches.
 
     Raises:
-        UserError: If an example has no other one with as many pictures, all of them different.
+        UserError: If an example has no other example with the same number of pictures, all of them different.
     """
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
     found: list[Example | None] = [None] * len(examples)
@@ -57,7 +57,7 @@ def resampled_examples(examples: Sequence[Example], *, seed: int) -> list[Exampl
                 break
         else:
             raise UserError(
-                f"examples must hold another one with {len(keys)} other pictures for {mine.id!r}, got none. "
+                f"examples must contain another with {len(keys)} other pictures for {mine.id!r}, got none. "
                 "Resampling needs at least two examples with different pictures."
             )
     return [example for example in found if example is not None]

@@ -1,8 +1,8 @@
 """Attribution patching: an estimate of activation patching for all cells at once, from one gradient.
 
 ``attribute`` estimates the patched run's metric to first order in the patched activation; ``attribution_gap`` compares
-the estimate with exact patching. It takes two forwards and one backward pass for any number of cells. It is exact only
-if the model is linear between the site and the metric.
+the estimate with exact patching. The estimate takes two forward passes and one backward pass for all cells. It is exact
+only if the model is linear between the site and the metric.
 """
 
 from collections.abc import Callable, Sequence
@@ -73,7 +73,7 @@ def attribute(
         specs: Cells of op ``"patch"`` or ``"attribute"`` with one layer each.
         examples: The clean examples of the batch.
         statistics: The result of ``collect_statistics``.
-        score: Computes the metrics from logits at ``readout``; those of an example may depend on its logits only.
+        score: Computes the metrics from logits at ``readout``; an example's metrics may depend on its own logits only.
         readout: Columns of ``inputs`` where logits are read; -1 at unused slots.
         seed: Seed of the noise; only for corruption by noise.
 
@@ -132,7 +132,7 @@ def attribute(
 def attribution_gap(
     estimated: Float[Tensor, "*axes"], exact: Float[Tensor, "*axes"], base: Float[Tensor, "..."]
 ) -> AttributionGap:
-    """Compare estimated metrics with those of exact patching; ``base``, that of the unchanged run, broadcasts."""
+    """Compare estimated with exactly patched metrics; ``base``, the unchanged run's metrics, broadcasts."""
     if estimated.shape != exact.shape or estimated.numel() == 0:
         raise UserError(
             f"estimated and exact must have the same shape and not be empty, got {tuple(estimated.shape)} and "
@@ -149,7 +149,7 @@ def attribution_gap(
 def _run(
     llava: Llava, inputs: Inputs, sites: Sequence[Site], readout: Tensor, noise: Tensor | None
 ) -> tuple[dict[Site, Tensor], Tensor]:
-    """Activations at the sites and logits at the readout; part of a graph if gradients are enabled."""
+    """Activations at the sites and logits at the readout; they have an autograd graph if gradients are enabled."""
 
     def rooted(value: Tensor) -> Tensor:  # frozen weights alone make no graph
         return value if value.requires_grad or not torch.is_grad_enabled() else value.detach().requires_grad_()

@@ -43,7 +43,7 @@ def build_edits(
     """The edits of each cell of ``statistics.plan`` on a batch.
 
     ``inputs`` is ``Runs.inputs``, the batch that is changed; ``examples`` are its clean examples for both directions of
-    patching, since their boxes locate ``object``. ``seed`` is that of the noise; None takes the first of the plan.
+    patching, since their boxes locate ``object``. ``seed`` seeds the noise; None takes the plan's first seed.
 
     Raises:
         UserError: If an example has no position of a group, a statistic is missing, or the operation is transplant.

@@ -24,7 +24,7 @@ class Runs(NamedTuple):
 
 
 def unchanged_run(plan: InterventionPlan) -> Literal["clean", "corrupt"]:
-    """The run that the plan changes; the recipient of a transplant counts as corrupt."""
+    """Name the run that the plan changes; the recipient of a transplant counts as corrupt."""
     denoises = isinstance(plan.options, PatchOptions) and plan.options.direction == "denoise"
     return "corrupt" if denoises or plan.op == "transplant" else "clean"
 
@@ -37,7 +37,7 @@ def choose_runs(
     Args:
         plan: The plan, with its operation, direction and corruption.
         clean: The clean batch.
-        pair: The corrupt examples of the pairs, prepared with the clean answers; without it, a plan that does not patch
+        pair: The corrupt examples of the pairs, prepared with the clean answers; if None, a plan that does not patch
             has no corrupt run.
         resampled: The batch of ``resampled_examples``, for resample ablation.
 
@@ -67,7 +67,7 @@ def corrupt_cell(llava: Llava, inputs: Inputs, statistics: DatasetStatistics, *,
 
 
 def check_positions(inputs: Inputs, other: Inputs) -> None:
-    """Check that two batches have the same positions and as many pictures; raise ``UserError`` if not."""
+    """Raise ``UserError`` unless two batches have the same positions and the same number of pictures."""
     counts = [[len(pictures) for pictures in batch.image_of] for batch in (inputs, other)]
     positions = [(batch.position_ids.tolist(), batch.attention_mask.tolist()) for batch in (inputs, other)]
     if counts[0] != counts[1] or positions[0] != positions[1]:

@@ -1,6 +1,6 @@
 """The corrupt run: another picture, a blank one, or noise on the image embeddings.
 
-The first two are another batch. Noise is an edit of the clean batch; ``draw_noise`` seeds it by picture, so that it
+The first two are separate batches. Noise is an edit of the clean batch; ``draw_noise`` seeds it by picture, so that it
 does not depend on batches or their order.
 """
 

@@ -30,9 +30,9 @@ class DatasetStatistics:
 
     Args:
         plan: The plan.
-        means: By site and group, for mean ablation: ``d_model`` (q, k, v, z: ``head d_head``).
-        norms: By site and group, for steering in norms: the mean L2 norm.
-        directions: By name, for steering: ``d_model`` or ``layer d_model``.
+        means: Mean activation by site and group, for mean ablation: ``d_model`` (q, k, v, z: ``head d_head``).
+        norms: Mean L2 norm by site and group, for steering in norms.
+        directions: Steering directions by name: ``d_model`` or ``layer d_model``.
         deviation: Standard deviation of the image embeddings, for noise.
     """
 
@@ -43,7 +43,7 @@ class DatasetStatistics:
     deviation: float | None = None
 
     def draw_noise(self, llava: Llava, inputs: Inputs, seed: int | None = None) -> Float[Tensor, "image token d_model"]:
-        """The noise of the plan on a batch; with ``seed`` None, from the first seed of the plan."""
+        """The noise of the plan on a batch; ``seed`` None takes the plan's first seed."""
         if self.deviation is None:
             raise UserError("deviation must be given for noise, got None. Call collect_statistics.")
         corruption = self.plan.corruption
@@ -61,10 +61,10 @@ def collect_statistics(
     batch_size: int = 8,
     preprocess: Preprocess = "pad",
 ) -> DatasetStatistics:
-    """The statistics that ``plan`` needs over ``examples``, the clean examples of the whole data set.
+    """The statistics that ``plan`` needs over ``examples``, all clean examples of the data set.
 
     Means and norms are taken over the positions of the group in an example, then over examples with equal weight.
-    ``specs`` is ``plan.cells(llava)``, if already computed; ``directions`` are those of steering, by name.
+    ``specs`` is ``plan.cells(llava)``, if already computed; ``directions`` are the steering directions by name.
 
     Raises:
         UserError: If the plan does not fit the model, an example has no position of a group, or a direction is missing.

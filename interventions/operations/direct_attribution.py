@@ -99,9 +99,7 @@ def _logit_direction(llava: Llava, resid: Stream, normed: Stream, answers: Ids, 
     # bfloat16 rounds each value to 8 bits, so that the comparison finds gross errors only
     slack = _LINEAR if llava.dtype == torch.float32 else 2e-2
     if float((factor * unscaled - normed).norm() / normed.norm()) > slack:
-        raise UserError(
-            f"final norm must scale its input and do no more, got another norm in {llava.id}. RMS norms are supported."
-        )
+        raise UserError(f"final norm must only scale its input (an RMS norm), got another kind of norm in {llava.id}.")
     head: Any = llava.model.get_output_embeddings()
     rows = head.weight[answers.to(llava.device)].double() - head.weight[foils.to(llava.device)].double()
     scaled: Tensor = rows * factor * weight

@@ -1,4 +1,4 @@
-"""Directions in activation space, ``d_model`` or ``layer d_model``: ``load_directions(path)`` reads them by name."""
+"""Directions in activation space, ``d_model`` or ``layer d_model``: ``load_directions(path)`` reads a file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ def load_directions(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise UserError(f"directions must be a safetensors file, got {str(path)!r} ({error}).") from error
     if not found:
-        raise UserError(f"directions must hold at least one, got none in {str(path)!r}.")
+        raise UserError(f"directions must contain at least one, got none in {str(path)!r}.")
     return found
 
 
@@ -36,7 +36,7 @@ def direction_at(directions: Mapping[str, Tensor], name: str, site: Site) -> Flo
     if given.dim() != 1:
         raise UserError(
             f"direction {name!r} must be d_model, or layer d_model with a row for {str(site)!r}, got shape "
-            f"{tuple(directions[name].shape)}. One vector serves every site."
+            f"{tuple(directions[name].shape)}. A single vector is used at every site."
         )
     length = float(given.norm())
     if not 0 < length < float("inf"):

@@ -15,7 +15,7 @@ from interventions.plan.options import PatchOptions
 def edits(spec: CellSpec, batch: PreparedBatch) -> tuple[Edit, ...]:
     """Write the other run's activations at the site in every layer of the window.
 
-    With noise as corruption, denoising adds the noise and then writes clean activations; noising writes activations
+    If the corruption is noise, denoising adds the noise and then writes clean activations; noising writes activations
     that were captured from a noisy run.
 
     Source: Vig et al. 2020, "Investigating Gender Bias in Language Models Using Causal Mediation Analysis",

@@ -1,4 +1,4 @@
-"""Path patching: the direct effect of one head on later heads, through their queries, keys or values.
+"""Path patching: the direct effect of one head (the sender) on later heads (the receivers).
 
 The sender's output is taken from the other run, and everything between sender and receivers is as in the base run. So
 the receivers' input changes by the sender's contribution alone. The q, k or v that the receivers then compute are
@@ -45,16 +45,16 @@ def path_cells(
     sender_tokens: str = "all",
     examples: Sequence[Example] | None = None,
 ) -> list[Cell]:
-    """For each sender, the edits that give all receivers its output in the other run.
+    """For each sender, the cell that passes its output in the other run to all receivers.
 
-    Attention layers and MLPs in between are frozen, so the path is the residual stream alone. (Wang et al. recompute
-    the MLPs in between, and so include paths through them.)
+    Attention layers and MLPs in between are frozen, so the path is the residual stream only. (Wang et al. recompute
+    these MLPs and therefore include paths through them.)
 
     Args:
         llava: The model.
         inputs: The base run, which is changed.
         other: The run that the senders' outputs are taken from.
-        senders: One cell each.
+        senders: The sending heads; each makes one cell.
         receivers: Changed together; each is in a later layer than every sender.
         receiver_input: The input of the receivers that changes: queries, keys or values.
         tokens: Positions of the receivers.

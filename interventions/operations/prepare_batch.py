@@ -25,7 +25,7 @@ Kind = TypeVar("Kind")
 class PreparedBatch:
     """The argument ``batch`` of every operation's ``edits(spec, batch)``.
 
-    ``noise`` is on the image embeddings; None unless the plan patches with noise as corruption. ``noisy`` holds
+    ``noise`` is added to the image embeddings; None unless the plan patches with noise as corruption. ``noisy`` holds
     activations of the noisy run by site and group, in the columns of the batch; only for direction ``"noise"``.
     """
 
@@ -35,7 +35,7 @@ class PreparedBatch:
     noisy: Mapping[tuple[Site, str], Tensor] = field(default_factory=dict)
 
     def options(self, kind: type[Kind]) -> Kind:
-        """The options of the plan, which are of the class ``kind``."""
+        """The plan's options, whose class must be ``kind``."""
         options = self.statistics.plan.options
         assert isinstance(options, kind)
         return options
@@ -49,7 +49,7 @@ def prepare_batch(
     statistics: DatasetStatistics,
     seed: int | None,
 ) -> PreparedBatch:
-    """The batch that the edits of some cells are made from; arguments as for ``build_edits``."""
+    """The batch that the edits of some cells are made from; the arguments are those of ``build_edits``."""
     masks = Masks(llava, inputs, examples)
     plan = statistics.plan
     if not isinstance(plan.options, PatchOptions) or plan.corruption.kind != "noise":

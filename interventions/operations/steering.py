@@ -1,4 +1,4 @@
-"""Steering: add a direction, such as that of a mass-mean probe, to an activation."""
+"""Steering: add a direction, such as a mass-mean probe's, to an activation."""
 
 from interventions.engines.edits import Edit, Write
 from interventions.operations.directions import fitting_direction
@@ -22,7 +22,7 @@ def edits(spec: CellSpec, batch: PreparedBatch) -> tuple[Edit, ...]:
         if options.unit == "norm":
             if (site, spec.tokens) not in statistics.norms:
                 raise UserError(
-                    f"norms must hold {str(site)!r} for the group {spec.tokens!r}, got none. Call collect_statistics, "
+                    f"norms must contain {str(site)!r} for group {spec.tokens!r}, got none. Call collect_statistics, "
                     "or use the unit 'absolute'."
                 )
             length *= statistics.norms[site, spec.tokens]

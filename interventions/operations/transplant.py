@@ -117,7 +117,7 @@ def _check(llava: Llava, donor: Llava, layers: list[int]) -> None:
         llava.tokenizer.get_vocab() != donor.tokenizer.get_vocab()
     ):
         raise UserError(
-            f"donor must have the patch grid and vocabulary of {llava.id}, got others in {donor.id}. "
+            f"donor must have the patch grid and vocabulary of {llava.id}, got different ones in {donor.id}. "
             "Both runs get the recipient's inputs."
         )
     mine, theirs = llava.config.text_config, donor.config.text_config

@@ -57,7 +57,7 @@ class Term(NamedTuple):
 
 
 def parse_group(text: str) -> tuple[Term, ...]:
-    """The terms of a group, left to right."""
+    """Parse a group into its terms, from left to right."""
     pieces = _SPLIT.split(text.replace(" ", ""))
     signs = [1, *(1 if mark == "+" else -1 for mark in pieces[1::2])]
     return tuple(_term(sign, piece, text) for sign, piece in zip(signs, pieces[::2], strict=True))
@@ -75,7 +75,7 @@ def group_mask(
     """True at the columns of a group, for every example of the batch; only the group ``object`` needs ``examples``.
 
     Raises:
-        UserError: If the syntax is invalid, or an example has no such position.
+        UserError: If the syntax is invalid, or an example has no position of the group.
     """
     mask = torch.zeros_like(inputs.input_ids, dtype=torch.bool)
     for term in parse_group(text):
@@ -93,7 +93,7 @@ def picture_mask(
     An image token selects its patch; ``all`` selects every token of every picture, including the class token.
 
     Raises:
-        UserError: As ``group_mask``; also if the group holds text tokens, or examples that share a picture select
+        UserError: As for ``group_mask``; also if the group has text tokens, or examples that share a picture select
             different tokens of it.
     """
     if not is_pictured(text):
@@ -102,7 +102,7 @@ def picture_mask(
             "Use image, object, patch(r,c), box(...), or a site of the language model."
         )
     if inputs.pixel_values is None:
-        raise UserError(f"batch must hold pictures for a site of the {part.replace('_', ' ')}, got none.")
+        raise UserError(f"batch must contain pictures for a site of the {part.replace('_', ' ')}, got none.")
     height, width = llava.grid
     tower = part == "vision_tower"
     length = height * width + (1 if tower else llava.n_class_tokens)
@@ -175,6 +175,6 @@ def _check_not_empty(mask: Tensor, text: str, examples: Sequence[Example] | None
     if empty:
         name = f"row {empty[0]} of the batch" if examples is None else f"example {examples[empty[0]].id!r}"
         raise UserError(
-            f"tokens must hold a position of every example, got none for {text!r} in {name}. "
+            f"tokens must contain a position of every example, got none for {text!r} in {name}. "
             "Choose another group, or leave the example out."
         )

@@ -128,7 +128,7 @@ Options = PatchOptions | AblateOptions | SkipOptions | SteerOptions | Transplant
 class Operation(NamedTuple):
     """The options class of an operation, and its default sites, token groups and window in a sweep.
 
-    ``whole_blocks`` names the site of its cells if it acts on whole blocks; None if the plan chooses sites. ``by_head``
+    ``whole_blocks`` is the site of its cells if it acts on entire blocks; None if the plan chooses sites. ``by_head``
     is True if it can be limited to some heads.
     """
 
@@ -146,7 +146,7 @@ OPERATIONS: dict[Op, Operation] = {
     "patch": Operation(PatchOptions, ("resid_pre",), _GROUPS),
     "attribute": Operation(PatchOptions, ("resid_pre",), _GROUPS),
     "ablate": Operation(AblateOptions, ("attn_out", "mlp_out"), _GROUPS),
-    # A window of one has little effect, because neighbouring blocks carry the same information.
+    # A window of one layer has little effect, because neighbouring blocks carry the same information.
     "knockout": Operation(NoOptions, (), _FLOWS, 5, "pattern"),
     "skip": Operation(SkipOptions, (), ("image",), "onward", "resid_post", by_head=False),
     "steer": Operation(SteerOptions, ("resid_post",), ("image",), by_head=False),

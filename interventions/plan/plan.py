@@ -1,4 +1,4 @@
-"""A set of interventions as plain data, and how it unfolds into cells.
+"""A set of interventions as plain data, and the cells that it expands to.
 
 plan = InterventionPlan("patch", sites=("resid_pre",), tokens=("image", "question", "last"))
 plan.cells(llava)  # 3 x n_layers CellSpecs; interventions.operations.build_edits makes the edits of each
@@ -38,7 +38,7 @@ class InterventionPlan:
 
     Args:
         op: The operation.
-        sites: As ``parse_sites`` reads them; none for knockout, skip and transplant, which act on whole blocks.
+        sites: As ``parse_sites`` reads them; none for knockout, skip and transplant, which act on entire blocks.
         layers: Layers such as ``"0-31"`` or ``"3,5,9"``, with one window for each; None for all.
         window: The layers that a cell changes. An odd number: so many layers centred on each layer, clipped at the ends
             of the stack; ``"up-to"``: layer 0 to each layer; ``"onward"``: each layer to the last; ``"together"``: all
@@ -89,7 +89,7 @@ class InterventionPlan:
             if not isinstance(getattr(self, name), str | None):
                 raise UserError(f"{name} must be text such as '0-3,7', got {getattr(self, name)!r}. Quote it.")
         if not isinstance(self.corruption, Corruption):
-            raise UserError(f"corruption must be a Corruption, got {self.corruption!r}. Corruption() is a pair.")
+            raise UserError(f"corruption must be a Corruption, got {self.corruption!r}. Pass Corruption('blank').")
         self._check_metrics()
         self._check_window()
         self._check_tokens()
@@ -109,7 +109,7 @@ class InterventionPlan:
 
     def _check_metrics(self) -> None:
         if not self.metrics:
-            raise UserError(f"metrics must hold at least one of {', '.join(METRICS)}, got none.")
+            raise UserError(f"metrics must contain at least one of {', '.join(METRICS)}, got none.")
         for metric in self.metrics:
             check_among("metric", metric, METRICS)
         if self.op == "attribute" and "accuracy" in self.metrics:
@@ -161,7 +161,7 @@ class InterventionPlan:
         """The sites of the plan, grouped by part and name."""
         fixed = OPERATIONS[self.op].whole_blocks
         if fixed is not None and self.sites:
-            raise UserError(f"sites must not be given for op {self.op!r}, got {self.sites}. It acts on whole blocks.")
+            raise UserError(f"sites must not be given for op {self.op!r}, got {self.sites}. It acts on entire blocks.")
         if fixed is None and not self.sites:
             raise UserError(f"sites must be given for op {self.op!r}, got none. For example resid_pre.")
         grouped: dict[tuple[Part, str], list[Site]] = {}
@@ -192,7 +192,7 @@ class InterventionPlan:
         return [_Named(part, name, tuple(sites), counts[part]) for (part, name), sites in grouped.items()]
 
     def _windows(self, centres: list[int | None], n_layers: int) -> list[tuple[int | None, str]]:
-        """The layer of each window, and the layers in it as the table writes them."""
+        """The layer that names each window, and the window's layers as text in the table."""
         layers = [layer for layer in centres if layer is not None]
         if not layers:
             return [(None, "")]
@@ -206,7 +206,7 @@ class InterventionPlan:
         return [(at, format_layers(range(max(0, at - half), min(n_layers, at + half + 1)))) for at in layers]
 
     def _groups(self, llava: Llava) -> list[str]:
-        """The groups, with ``patches`` unfolded."""
+        """The groups, with ``patches`` replaced by one group per patch."""
         if self.op == "transplant":
             return [""]
         height, width = llava.grid

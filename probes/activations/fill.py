@@ -1,7 +1,7 @@
 """Fill a store with pooled activations, captured in batches that do not depend on the number of processes.
 
-Batches never cross shards, so a resumed run and a run on several processes write the same bytes. Memory holds one
-shard's pooled activations.
+Batches never cross shards, so a resumed run and a run on several processes write the same bytes. Only one
+shard's pooled activations are in memory.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +45,7 @@ def fill_store(
 ) -> None:
     """Capture and write every missing shard of this process.
 
-    ``llava`` returns the model and is called only if a shard is missing. ``processes`` determine the shards of this
+    ``llava`` returns the model and is called only if a shard is missing. ``processes`` determines the shards of this
     process. ``on_progress`` is called with numbers of examples: first those found on disk, then those newly done.
 
     Raises:
@@ -68,14 +68,14 @@ def fill_store(
 
 
 def stored_dtype(config: SweepConfig, llava: Llava) -> torch.dtype:
-    """The dtype of stored activations: that of the settings, else the model's."""
+    """The dtype of stored activations: the one in the settings or, if None, the model's."""
     return DTYPES[config.sites.stored_as] if config.sites.stored_as else llava.dtype
 
 
 def capture_pooled(
     llava: Llava, examples: Sequence[Example], sites: Sequence[Site], groups: Sequence[str], config: SweepConfig
 ) -> dict[Site, dict[str, Float[Tensor, "example d"]]]:
-    """By site and token group, one activation for each example, with heads concatenated.
+    """The pooled activation of each example by site and token group; heads are concatenated.
 
     A batch holds its examples once for each group. ``capture`` runs equal rows only once, so a second group of tokens
     in the same picture needs no second forward pass.

@@ -58,7 +58,7 @@ class ActivationStore:
 
     @property
     def shards(self) -> tuple[Shard, ...]:
-        """All shards, also those not yet written."""
+        """All shards, including those not yet written."""
         return plan_shards(self.n_examples, self.shard_size)
 
     def path(self, site: Site, shard: Shard) -> Path:
@@ -115,13 +115,13 @@ def _opened(path: Path, group: str) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         raise UserError(
-            f"shard must be a whole safetensors file with {group!r}, got {str(path)!r} ({error}). "
+            f"shard must be a complete safetensors file with {group!r}, got {str(path)!r} ({error}). "
             "Delete the file and start again."
         ) from error
 
 
 def _holds(path: Path, shard: Shard, groups: Sequence[str]) -> bool:
-    """True if the file is whole and has every token group of the shard."""
+    """True if the file is complete and has every token group of the shard."""
     try:
         with safe_open(path, framework="pt") as file:
             present = set(file.keys())
@@ -151,8 +151,8 @@ def estimate_size(
 ) -> SizeEstimate:
     """Bytes of stored activations.
 
-    ``widths`` are the lengths of one pooled activation by site; ``n_rows`` counts examples and those of the control
-    model.
+    ``widths`` are the lengths of one pooled activation by site; ``n_rows`` counts examples, including the control
+    model's.
     """
     size = sum(widths.values()) * n_rows * n_groups * dtype.itemsize
     shards = [path for name in STORES for path in (folder / name).glob("*/*.safetensors")]

@@ -60,7 +60,7 @@ def checked_data(probe: BaseEstimator, x: npt.ArrayLike | Tensor) -> Tensor:
 
 
 def encode_classes(labels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """The sorted classes, and the code of each label; raise ``UserError`` if there are fewer than two classes."""
+    """The sorted classes and the class index of each label; raise ``UserError`` if there are fewer than two classes."""
     check_classification_targets(labels)
     classes, code = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
@@ -90,9 +90,9 @@ def _probabilities(z: Array) -> Array:
 
 
 def class_direction(coef: Array, classes: npt.NDArray[Any], class_: object) -> Array:
-    """Unit vector along which the logit of ``class_`` rises against the other classes.
+    """Unit vector along which the logit of ``class_`` rises relative to the other classes.
 
-    ``coef`` has one row for two classes, which is towards the second; otherwise one row for each class.
+    For two classes ``coef`` has one row, which points towards the second class; otherwise it has one row per class.
 
     Raises:
         UserError: If the class is unknown or the coefficients are all zero.
@@ -107,10 +107,10 @@ def class_direction(coef: Array, classes: npt.NDArray[Any], class_: object) -> A
 
 
 def unit(vector: Array) -> Array:
-    """``vector`` at length 1; raises UserError if all its entries are zero."""
+    """``vector`` divided by its length; raises ``UserError`` if all its entries are zero."""
     length = np.linalg.norm(vector)
     if length == 0:
-        raise UserError("coef_ must be non-zero to give a direction, got all zeros. The probe found nothing.")
+        raise UserError("coef_ must be non-zero to give a direction, got all zeros. The probe ignores its input.")
     scaled: Array = vector / length
     return scaled
 
@@ -128,7 +128,7 @@ class _LinearClassProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return predicted
 
     def direction(self, class_: object) -> Array:
-        """Unit vector towards ``class_``, away from the others."""
+        """Unit vector towards ``class_`` and away from the other classes."""
         check_is_fitted(self)
         return class_direction(self.coef_, self.classes_, class_)
 
@@ -206,7 +206,7 @@ class _Ridge(BaseEstimator):  # type: ignore[misc]
 
 
 class RidgeProbe(RegressorMixin, _Ridge):  # type: ignore[misc]
-    """Ridge regression of a number, with scikit-learn's objective at ``alpha = strength``, in closed form.
+    """Ridge regression for a continuous target in closed form; the objective is scikit-learn's at ``alpha = strength``.
 
     Args:
         strength: Weight of the L2 penalty.
@@ -269,7 +269,7 @@ class MassMeanProbe(_LinearClassProbe):
 
     Args:
         whiten: Measure distance by the pooled covariance within classes instead of the Euclidean norm.
-        shrinkage: Weight of a spherical covariance in the pooled one, 0 to 1; without it, fewer examples than
+        shrinkage: Share of a spherical covariance mixed into the pooled one, in (0, 1]; at 0, fewer examples than
             dimensions leave the covariance singular.
 
     Source: Marks & Tegmark, The Geometry of Truth, 2023, arXiv 2310.06824.

@@ -1,6 +1,6 @@
 """Probes with one hidden layer, as scikit-learn estimators. They can fit labels that are not linear in the activation.
 
-Training stops after ``patience`` epochs without a lower loss on held-out groups, and keeps the best epoch.
+Training stops after ``patience`` epochs without a lower loss on held-out groups; the weights are the best epoch's.
 """
 
 from collections.abc import Callable
@@ -86,7 +86,7 @@ class MLPProbe(ClassifierMixin, _MLP):  # type: ignore[misc]
 
 
 class MLPRegressorProbe(RegressorMixin, _MLP):  # type: ignore[misc]
-    """Regression of a number with one hidden layer of ReLU units; the arguments are those of `MLPProbe`.
+    """Regression of a continuous target with one hidden layer of ReLU units; the arguments are those of `MLPProbe`.
 
     Example:
         >>> import numpy as np

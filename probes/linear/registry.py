@@ -1,6 +1,6 @@
 """The probes by name. To add one, add its estimators here and its option to `probes.config.Probe`.
 
-Names in results are those of `ESTIMATORS`; options have hyphens instead of underscores.
+Results use the names in `ESTIMATORS`; options have hyphens instead of underscores.
 """
 
 from typing import Any, Literal
@@ -22,7 +22,7 @@ INSTEAD = {"logistic": "ridge"}  # probes fitted instead to continuous targets
 
 
 def find_probe(option: str, kind: TargetKind) -> tuple[str, type[Any]]:
-    """The name and the estimator of the probe for targets of a kind; ``option`` may have underscores or hyphens.
+    """The name and the estimator of a probe for one kind of target; ``option`` may have underscores or hyphens.
 
     Raises:
         UserError: If there is no such probe, or none for continuous targets.
@@ -38,7 +38,7 @@ def find_probe(option: str, kind: TargetKind) -> tuple[str, type[Any]]:
 
 
 def new_probe(estimator: type[Any], seed: int) -> Any:
-    """An unfitted probe, with the seed if the estimator has one."""
+    """An unfitted probe; the seed is set if the estimator has one."""
     probe = estimator()
     return probe.set_params(seed=seed) if "seed" in probe.get_params() else probe
 

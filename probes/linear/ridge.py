@@ -12,7 +12,7 @@ from tasks.errors import UserError
 
 
 class RidgeFit(NamedTuple):
-    """Solutions in the coordinates of the basis, in float64."""
+    """Ridge solutions in the coordinates of the basis, in float64."""
 
     weight: Float[Tensor, "strength target rank"]
     bias: Float[Tensor, "strength target"]
@@ -30,7 +30,7 @@ def solve_ridge(
     float64, because the Gram matrix squares the condition number.
     """
     if min(strengths) <= 0:
-        raise UserError(f"strength must be positive, got {min(strengths)}. Without it the optimum may not be unique.")
+        raise UserError(f"strength must be positive, got {min(strengths)}. With 0 the optimum may not be unique.")
     used = weights > 0
     if not bool(used.any()):
         raise UserError("weights must be positive for some example, got none. Check the folds.")

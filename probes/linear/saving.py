@@ -1,7 +1,7 @@
 """Fitted linear probes of a run as safetensors files.
 
-``probes.safetensors`` holds coefficients and intercepts. ``directions.safetensors`` holds unit vectors named
-``target=class@site``, as ``colour=red@resid_post``, with one row per layer for sites in blocks; ``patch-sweep
+``probes.safetensors`` contains coefficients and intercepts. ``directions.safetensors`` contains unit vectors named
+``target=class@site``, such as ``colour=red@resid_post``, with one row per layer for sites in blocks; ``patch-sweep
 --steer-file`` takes it.
 """
 
@@ -55,7 +55,7 @@ class FittedProbe:
     """One number for each row."""
 
     def direction(self, class_: Label | None = None) -> Tensor:
-        """Unit vector in d_model towards ``class_``, or along which the number rises.
+        """Unit vector in d_model towards ``class_``, or towards larger values of a continuous target.
 
         Raises:
             UserError: If the class is unknown, or the probe's coefficients are all zero.
@@ -88,12 +88,12 @@ def load_probes(folder: Path) -> tuple[FittedProbe, ...]:
     """The probes in the run directory of a probe sweep.
 
     Raises:
-        UserError: If the folder holds no readable ``probes.safetensors``.
+        UserError: If the folder contains no readable ``probes.safetensors``.
 
     Example:
         >>> load_probes(Path("no_run"))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        tasks.errors.UserError: folder must hold probes.safetensors, got 'no_run' ...
+        tasks.errors.UserError: folder must contain probes.safetensors, got 'no_run' ...
     """
     try:
         with safe_open(folder / PROBES, framework="np") as file:
@@ -107,12 +107,12 @@ def load_probes(folder: Path) -> tuple[FittedProbe, ...]:
             )  # fmt: skip
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"folder must hold {PROBES}, got {str(folder)!r} ({error}). probe-sweep writes it for linear probes."
+            f"folder must contain {PROBES}, got {str(folder)!r} ({error}). probe-sweep writes it for linear probes."
         ) from error
 
 
 def directions_of(probes: Iterable[FittedProbe]) -> dict[str, Tensor]:
-    """Unit vectors by name; those of one activation in the blocks are stacked to "layer d_model".
+    """Unit vectors by name; the vectors of one activation are stacked over the blocks, "layer d_model".
 
     Layers without a probe have zeros. Probes of single heads and probes whose coefficients are all zero are left out.
     """

@@ -99,7 +99,7 @@ class LogisticFit:
     weight: Float[Tensor, "row rank"]
     """Coefficients; one row for a binary problem, one row per class otherwise."""
     bias: Float[Tensor, " row"]
-    """Unpenalised intercepts; those of a multinomial problem sum to zero."""
+    """Unpenalised intercepts; in a multinomial problem they sum to zero."""
     rows: tuple[slice, ...]
     """The rows of ``weight`` of each problem."""
     residual: Float[Tensor, " problem"]
@@ -132,7 +132,7 @@ def solve_logistic(
 
     Args:
         basis: The result of `rotate`.
-        labels: Class codes from 0; those of examples with zero weight are ignored, but must be valid.
+        labels: Class codes from 0; codes of examples with zero weight are ignored, but must be valid.
         weights: Weight of each example in each problem; zero leaves it out.
         n_classes: Number of classes of each problem; each class must occur with positive weight.
         strength: Weight of the penalty; positive.
@@ -143,10 +143,10 @@ def solve_logistic(
     Raises:
         UserError: If a strength is not positive or a problem lacks a class.
 
-    Source: Nocedal & Wright, Numerical Optimization, 2006, algorithm 7.4; the diagonal preconditioner is ours.
+    Source: Nocedal & Wright, Numerical Optimization, 2006, algorithm 7.4; the diagonal preconditioner is new.
     """
     if not bool((strength > 0).all()):
-        raise UserError(f"strength must be positive, got {float(strength.min())}. Without it there may be no optimum.")
+        raise UserError(f"strength must be positive, got {float(strength.min())}. With 0 there may be no optimum.")
     _check_classes(labels, weights, n_classes)
     order = sorted(range(len(n_classes)), key=lambda p: n_classes[p])
     widths = [1 if n_classes[p] == 2 else n_classes[p] for p in order]
@@ -246,7 +246,7 @@ class _Batch:
 
     def diagonal(self, curvature: Tensor) -> Tensor:
         """Approximate diagonal of the Hessian, with the mean curvature of a row for each of its examples."""
-        # Without a minimum, a perfectly fitted row gives the intercept no curvature.
+        # Without this lower bound, a perfectly fitted row gives the intercept no curvature.
         data = torch.maximum(curvature, 1e-4 * self.total[self.owner])[:, None] * self.spectrum
         return self.strength[self.owner, None] * self.penalised + data
 

@@ -1,6 +1,6 @@
 """Maps over the picture: probes fitted on pooled activations, applied to every patch of a few other examples.
 
-It uses fitted examples and their folds, not scores. ``plan_maps`` chooses the examples, ``write_maps`` makes the maps,
+Their inputs are the fitted examples and folds, not scores. ``plan_maps`` chooses examples, ``write_maps`` makes maps,
 ``read_maps`` reads them.
 """
 

@@ -17,7 +17,7 @@ COLUMNS = ("target", "site", "part", "name", "layer", "depth", "example", "row",
 
 @dataclass(frozen=True)
 class MapExample:
-    """One example with maps."""
+    """An example that has maps."""
 
     id: str
     """The ``example`` of the table's rows."""
@@ -51,7 +51,7 @@ def read_maps(folder: Path) -> Maps | None:
     """The maps of a probe sweep; None if it has none.
 
     Raises:
-        UserError: If the folder holds no run of ``probe-sweep``, or its maps are damaged.
+        UserError: If the folder contains no run of ``probe-sweep``, or its maps are damaged.
 
     Example:
         >>> read_maps(Path("no_run"))

@@ -16,7 +16,7 @@ from tasks.errors import UserError
 from tasks.example import Example
 
 DEFAULT = 12  # pictures, enough for a page; at most one in four groups, so that most examples remain for the probes
-_SEED = 2**17  # added to the seed, so that the draw differs from that of the folds
+_SEED = 2**17  # added to the seed, so that the draw differs from the draw of the folds
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class MapPlan:
 
 
 def plan_maps(selection: ProbeData, config: SweepConfig) -> MapPlan:
-    """Draw the examples to map, one of each group, and choose the targets that can be fitted without these groups.
+    """Draw the examples to map, at most one per group, and keep the targets that can be fitted without these groups.
 
-    Groups whose absence leaves a class without examples are avoided if there are others.
+    Groups without which a class would have no examples to fit on are drawn last.
 
     Raises:
         UserError: If there are too few groups for the maps, or the probe gives no probabilities.
@@ -83,7 +83,7 @@ def plan_maps(selection: ProbeData, config: SweepConfig) -> MapPlan:
 
 
 def _candidates(examples: Sequence[Example], generator: np.random.Generator) -> list[int]:
-    """One random example with a picture from each group, in random order."""
+    """For each group the index of one random example that has a picture; the indices are shuffled."""
     members: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         if example.pictures:
@@ -93,7 +93,7 @@ def _candidates(examples: Sequence[Example], generator: np.random.Generator) -> 
 
 
 def _spare(n_groups: int, n_candidates: int) -> int:
-    """The number of groups that can be left out of fitting: at most half of them, and two must remain."""
+    """The largest number of groups to leave out of fitting: at most half of them, with at least two left."""
     return max(0, min(n_candidates, n_groups // 2, n_groups - 2))
 
 
@@ -105,7 +105,7 @@ def _choose(
     *,
     fill: bool,
 ) -> list[int]:
-    """The first candidates without which every class keeps an example; with ``fill``, then others."""
+    """The first candidates whose groups can be left out without losing a class; with ``fill``, others follow."""
     left = {name: Counter(found.tolist()) for name, found in codes.items()}
     members: dict[str, list[int]] = {}
     for index, group in enumerate(owner.tolist()):

@@ -24,7 +24,7 @@ def fit_patch_probes(
 ) -> dict[str, Any]:
     """Fit a probe of class codes for each class target on the training examples.
 
-    Column c of ``predict_proba`` is the class of code c. Every class must occur among the training examples. The
+    Column c of ``predict_proba`` belongs to class code c. Every class must occur among the training examples. The
     strength of a logistic probe is the one with the best score over the plan's folds, restricted to the training
     examples, so that the map examples do not influence it.
     """

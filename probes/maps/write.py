@@ -49,7 +49,7 @@ def write_maps(
 
     The arguments are those of `probes.fit_sites.fit_sites`; ``maps`` has examples, and ``llava`` filled the store.
     ``on_progress`` is called with 1 for each token group of a site, and for each example.
-    Memory holds the probes' coefficients and one example's image tokens at all sites.
+    The probes' coefficients and one example's image tokens at all sites are in memory at a time.
 
     Raises:
         UserError: If an activation is not finite, or a file cannot be written.

@@ -93,12 +93,12 @@ def test_curves_of_several_runs_can_share_a_figure_of_the_caller() -> None:
     assert draw_curves(KNOCKOUT, axes=axes[0], legend=False) == list(axes[0])
     assert draw_curves(TRANSPLANT, axes=axes[1]) == list(axes[1])
     assert not figure.legends and axes[0, 1].get_legend() is None and axes[1, 1].get_legend() is not None
-    with pytest.raises(ValueError, match="axes must hold 2 Axes, one for each of logit_difference, accuracy, got 1"):
+    with pytest.raises(ValueError, match="axes must contain 2 Axes, one for each of logit_difference, accuracy, got 1"):
         draw_curves(KNOCKOUT, axes=axes[0, 0])
 
 
 def test_a_table_without_layers_raises() -> None:
-    with pytest.raises(ValueError, match="must hold at least one row with a layer, got none"):
+    with pytest.raises(ValueError, match="must contain at least one row with a layer, got none"):
         draw_curves(patch_table(layers=(None,)))
 
 

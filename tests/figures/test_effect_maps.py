@@ -127,7 +127,7 @@ def test_maps_are_drawn_into_axes_of_the_caller_with_the_bar_beside_them() -> No
     _, ax = plt.subplots()
     assert draw_token_map(patch_table(), axes=ax, legend=False) == [ax]
     assert len(figure_of(ax).axes) == 1
-    with pytest.raises(ValueError, match="axes must hold 1 Axes, one for each of resid_pre, got 2"):
+    with pytest.raises(ValueError, match="axes must contain 1 Axes, one for each of resid_pre, got 2"):
         draw_token_map(patch_table(), axes=axes)
 
 

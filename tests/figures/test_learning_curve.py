@@ -50,7 +50,7 @@ def test_several_runs_get_a_curve_each_and_a_legend() -> None:
     (legend,) = figure_of(panels).legends
     assert [text.get_text() for text in legend.get_texts()] == ["linear", "two layers"]
     many = pd.concat([evaluations().assign(run=run) for run in range(7)], ignore_index=True)
-    with pytest.raises(ValueError, match="table must hold at most 6 runs, got 7"):
+    with pytest.raises(ValueError, match="table must contain at most 6 runs, got 7"):
         draw_learning_curve(many)
 
 
@@ -60,7 +60,7 @@ def test_answers_without_families_have_one_panel_a_metric_in_axes_of_the_caller(
     panels = draw_learning_curve(table, axes=axes, title="Captions")
     assert list(axes) == panels
     assert [panel.get_title("left") for panel in panels] == ["captions: all (n = 40)"] * 2
-    with pytest.raises(ValueError, match="axes must hold 2 Axes"):
+    with pytest.raises(ValueError, match="axes must contain 2 Axes"):
         draw_learning_curve(table, axes=axes[0])
-    with pytest.raises(ValueError, match="table must hold accuracy, got none"):
+    with pytest.raises(ValueError, match="table must contain accuracy, got none"):
         draw_learning_curve(table[table["metric"] != "accuracy"], metrics=["accuracy"])

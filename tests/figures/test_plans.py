@@ -56,7 +56,7 @@ def test_accuracy_has_a_panel_for_each_condition_and_the_values_of_the_table() -
     ends = np.array([path.vertices for path in lines.get_paths()])
     assert len(ends) == table.loc[table["metric"] == "accuracy", "family"].nunique()
     assert (ends[..., 1] == 0.25).all()
-    with pytest.raises(ValueError, match="table must hold accuracies"):
+    with pytest.raises(ValueError, match="table must contain accuracies"):
         draw_accuracy(table[table["metric"] != "accuracy"])
 
 
@@ -101,7 +101,7 @@ def test_cost_against_retention_holds_both_columns_and_leaves_out_what_was_not_t
     assert [text.get_text() for text in legend.get_texts()] == [plan for plan in PLANS if plan != "start"]
     assert not any(legend.get_window_extent().overlaps(panel.get_window_extent()) for panel in panels)
     untimed = table.assign(flops_ratio=np.nan, step_time_ratio=np.nan)
-    with pytest.raises(ValueError, match="must hold a cost and a retention under condition 'seen', got none"):
+    with pytest.raises(ValueError, match="must contain a cost and a retention under condition 'seen', got none"):
         draw_cost_retention(untimed)
 
 

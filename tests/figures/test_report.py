@@ -301,7 +301,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a picture is gone": (lambda run: (run / "maps" / "0.png").unlink(), "picture must be readable, got '0.png'"),
     "no picture": (lambda run: (run / "maps" / "1.png").write_text("no"), "picture must be readable, got '1.png'"),
     "rows are gone": (cut_maps, "each patch of each site once"),
-    "another example": (replace("maps.json", "scene-1", "scene-9"), "maps.json must hold examples of maps.parquet"),
+    "another example": (replace("maps.json", "scene-1", "scene-9"), "maps.json must contain examples of maps.parquet"),
     "an unknown class": (replace("maps.json", '"taxi"', '"bus"'), "predicted must be one of the classes"),
 }
 
@@ -338,7 +338,7 @@ def test_every_command_writes_a_page_about_runs_of_any_of_them(
     assert [run["name"] for run in data_of(out.read_text(encoding="utf-8"))["runs"]] == ["a", "b"]
     assert list(out.parent.iterdir()) == [out]
     for arguments, sentence in (
-        ([str(tmp_path), "--out", str(out)], "RUN must hold a manifest.json"),
+        ([str(tmp_path), "--out", str(out)], "RUN must contain a manifest.json"),
         ([str(runs[0]), "--out", str(tmp_path)], ""),
     ):
         with pytest.raises(SystemExit) as end:

@@ -116,7 +116,7 @@ def test_a_run_is_drawn_into_its_folder_and_the_figures_are_closed(tmp_path: Pat
 
 def test_a_tuning_run_gives_the_diagram_of_its_plan_on_its_own_model(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", "laccolith layerwise-finetune", None)
-    with pytest.raises(RunError, match=r"must hold plan\.json for a plan diagram"):
+    with pytest.raises(RunError, match=r"must contain plan\.json for a plan diagram"):
         list(figures_of(folder))
     plan = {"layers": "3-4", "train": ["projector"], "method": "full", "name": "band"}
     (folder / "plan.json").write_text(json.dumps({"plan": plan, "layers": [3, 4]}))
@@ -216,7 +216,7 @@ def test_the_command_refuses_what_is_no_run_before_it_draws_any(tmp_path: Path) 
     bad = run_folder(tmp_path / "bad", None, None)
     printed, errors = call("figures", good, bad, expected=2)
     assert not printed and not (good / "figures").exists()
-    assert errors.startswith("python -m figures: RUN must hold a manifest.json or a table of a run, got neither")
+    assert errors.startswith("python -m figures: RUN must contain a manifest.json or a table of a run, got neither")
     _, errors = call("figures", good, good, "--out", tmp_path, expected=2)
     assert "runs must have different names, got good, good" in errors
 

@@ -64,7 +64,7 @@ def test_curves_are_drawn_into_axes_of_the_caller_which_must_be_one_for_each_tar
     np.testing.assert_allclose(drawn(right, "score")[:, 1], expected)
     draw_score_by_layer(results[results["target"] == "kind"], axes=left, legend=False)
     assert left.get_legend() is None
-    with pytest.raises(ValueError, match="axes must hold 2 Axes, one for each of kind, count, got 1"):
+    with pytest.raises(ValueError, match="axes must contain 2 Axes, one for each of kind, count, got 1"):
         draw_score_by_layer(results, axes=left)
 
 
@@ -136,5 +136,5 @@ def test_low_scores_and_their_intervals_stay_in_the_frame_and_hopeless_ones_are_
 
 def test_table_without_sites_is_refused() -> None:
     results = probe_table()
-    with pytest.raises(ValueError, match="must hold at least one site, got none"):
+    with pytest.raises(ValueError, match="must contain at least one site, got none"):
         draw_score_by_layer(results[results["part"] == "pixels"])

@@ -182,5 +182,5 @@ def test_direction_of_another_width_is_refused(
 
 def test_resampling_needs_another_picture(sweep: Sweep, tmp_path: Path) -> None:
     line = ["--op", "ablate", "--ablation", "resample", "--limit", 1, "--layers", "1"]
-    refused(sweep(*line), "examples must hold another one", "test-0-0")
+    refused(sweep(*line), "examples must contain another with", "test-0-0")
     assert not (tmp_path / "run").exists()

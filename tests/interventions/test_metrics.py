@@ -157,7 +157,7 @@ def test_gradients_flow_through_every_smooth_metric(llava: Llava) -> None:
 
 def test_what_is_missing_is_named(llava: Llava) -> None:
     inputs = batch(llava, 2)
-    with pytest.raises(ValueError, match="must hold answers, got prompts alone"):
+    with pytest.raises(ValueError, match="must contain answers, got prompts alone"):
         find_readout(llava, prepare(llava, make_examples(2)))
     with pytest.raises(ValueError, match="foil must differ from the answer in a token, got 'cat'"):
         find_readout(llava, inputs, ["cat", "cat"])

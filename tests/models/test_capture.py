@@ -322,17 +322,17 @@ def test_values_that_are_not_finite_name_site_and_example(llava: Llava, value: f
 def test_what_cannot_be_captured_is_refused(llava: Llava) -> None:
     examples = make_examples(2, n_pictures=(1, 0))
     inputs, site = prepare(llava, examples), Site("language_model", 1, "resid_post")
-    with pytest.raises(ValueError, match="sites must hold at least one site"):
+    with pytest.raises(ValueError, match="sites must contain at least one site"):
         capture(llava, inputs, [])
     with pytest.raises(ValueError, match=r"layer must be in \[0, 3\)"):
         capture(llava, inputs, [Site("language_model", 3, "resid_post")])
     with pytest.raises(ValueError, match=r"dtype must be floating-point, got torch\.int8"):
         capture(llava, inputs, [site], dtype=torch.int8)
-    with pytest.raises(ValueError, match=r"tokens must hold image tokens for the sites of the vision tower.*row 0"):
+    with pytest.raises(ValueError, match=r"tokens must contain image tokens for sites of the vision tower.*row 0"):
         capture(llava, inputs, [Site("vision_tower", 0, "z")], tokens="last")
     with pytest.raises(ValueError, match="tokens must be a boolean mask of shape"):
         capture(llava, inputs, [site], tokens=torch.ones(1, 1).bool())
-    with pytest.raises(ValueError, match="must not hold padding"):
+    with pytest.raises(ValueError, match="must not contain padding"):
         capture(llava, inputs, [site], tokens=torch.ones_like(inputs.input_ids).bool())
     with pytest.raises(ValueError, match="at least one position of every example, got none in row 1"):
         capture(llava, inputs, [site], tokens=token_mask(inputs, "all", llava) & (inputs.input_ids == 600))

@@ -248,7 +248,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_lengths(llava: Ll
 
 
 def test_unusable_arguments_are_refused(llava: Llava) -> None:
-    with pytest.raises(ValueError, match="examples must hold at least one example, got none"):
+    with pytest.raises(ValueError, match="examples must contain at least one example, got none"):
         prepare(llava, [])
     with pytest.raises(ValueError, match="prompts must have one text for each of 1 examples, got 2"):
         prepare(llava, [_example()], prompts=["a", "b"])

@@ -219,5 +219,5 @@ def test_patches_and_boxes_outside_are_refused(llava: Llava) -> None:
         token_mask(inputs, box(Box(20, 0, 20, 10)), llava)
     with pytest.raises(ValueError, match="box must lie in the part of its picture that the model sees, got"):
         token_mask(inputs, box(Box(0, 0, 40, 40)), llava)  # cropped away: the centre 200 x 200 is left
-    with pytest.raises(ValueError, match="position must hold a patch of a picture of example 0 of the batch, got 0"):
+    with pytest.raises(ValueError, match="position must be that of an image token in row 0 of the batch, got 0"):
         patch_at(inputs, 0, 0, llava)

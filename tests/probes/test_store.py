@@ -64,7 +64,7 @@ def test_truncated_shard_is_refused_by_name_when_read(tmp_path: Path) -> None:
     store = filled(tmp_path)
     path = store.path(SITES[0], store.shards[0])
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(UserError, match="must be a whole safetensors file.*00000.safetensors"):
+    with pytest.raises(UserError, match="must be a complete safetensors file.*00000.safetensors"):
         store.read(SITES[0], "image")
 
 

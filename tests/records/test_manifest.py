@@ -68,7 +68,7 @@ def test_overwrite_replaces_a_different_run_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_folder_with_foreign_files_is_refused_untouched(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"must be empty or hold a run.*'thesis\.tex'"):
+    with pytest.raises(UserError, match=r"must be empty or contain a run.*'thesis\.tex'"):
         check_folder(tmp_path, MANIFEST, KIND, overwrite=overwrite)
     open_run(tmp_path / "run", MANIFEST, KIND, overwrite=False)
     (tmp_path / "run" / "notes.md").write_text("mine")

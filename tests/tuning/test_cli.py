@@ -241,7 +241,7 @@ def test_the_output_opens_in_plain_transformers_with_plan_and_cost_beside(run: R
     assert manifest["settings"]["seed"] == 0
     again = run("--layers", "1")
     assert again.code == 2
-    assert "out must hold the same run or none" in again.err
+    assert "out must contain the same run or none" in again.err
 
 
 @pytest.mark.parametrize("stage", ["1", "2"])
@@ -481,7 +481,7 @@ def test_a_step_that_no_memory_holds_is_one_sentence(run: Run, monkeypatch: pyte
     monkeypatch.setattr("tuning.run.train", fail)
     done = run("--layers", "1")
     assert done.code == 2
-    assert "device must hold a step of 2 samples, got CUDA out of memory. Tried to allocate 2 GB. Lower" in done.err
+    assert "must have room for a step of 2 samples, got CUDA out of memory. Tried to allocate 2 GB. Lower" in done.err
 
 
 def test_data_that_stop_being_readable_are_one_sentence(
@@ -530,7 +530,7 @@ def test_somebody_s_folder_is_left_alone(run: Run, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     done = run("--layers", "1")
-    assert (done.code, "out must be empty or hold a run" in done.err) == (2, True)
+    assert (done.code, "out must be empty or contain a run" in done.err) == (2, True)
     assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
 
 

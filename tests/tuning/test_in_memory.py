@@ -86,7 +86,7 @@ def test_examples_in_memory_are_trained_on_and_a_changed_one_is_noticed(base: Pa
     again = tune(llava, examples, layers="1", out=tmp_path / "list", **STEPS)
     assert again.cost == of_list.cost  # finished, so not run again
     other = examples_from(pictures, question=questions, answer="something else")
-    with pytest.raises(UserError, match="out must hold the same run or none"):
+    with pytest.raises(UserError, match="out must contain the same run or none"):
         tune(llava, other, layers="1", out=tmp_path / "list", **STEPS)
 
 

@@ -1,4 +1,4 @@
 """Several plans side by side: options, data, runs, and the table.
 
-It uses all other folders of ``tuning`` except ``embedded``.
+The package imports every other package of ``tuning`` except ``embedded``.
 """

@@ -1,7 +1,7 @@
 """Several plans from the same start, on the same data in the same order: ``run_compare`` writes ``compare.csv``.
 
-Each plan and seed is a separate run in the comparison's folder, finished once its answers are written. A killed
-comparison resumes with the next run, and several processes may share one. The table holds all finished runs.
+Each plan and seed is a separate run in the comparison's folder; it is finished once its answers are written. A killed
+comparison resumes with the next run, and several processes may share one. The table contains all finished runs.
 """
 
 import shutil
@@ -68,10 +68,10 @@ def run_compare(
         on_progress: Called with (stage, newly done, total); None shows bars in a terminal or notebook.
 
     Returns:
-        The finished comparison; if ``config.dry_run`` is set, a text with the plans that would run.
+        The finished comparison; if ``config.dry_run`` is set, text that lists the plans that would run.
 
     Raises:
-        UserError: If a plan is unknown, ``full`` is missing, the folder holds another comparison, or a launcher started
+        UserError: If a plan is unknown, ``full`` is missing, the folder has another comparison, or a launcher started
             several processes.
 
     Example:
@@ -171,7 +171,7 @@ def chosen_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
         if name not in known:
             raise UserError(f"plan must be one of {', '.join(known)}, got {name!r}. Pick from them.")
     if FULL not in config.plans:
-        raise UserError(f"plans must hold 'full', which the others are compared with, got {', '.join(config.plans)}.")
+        raise UserError(f"plans must contain 'full', the baseline of the others, got {', '.join(config.plans)}.")
     return [plan for plan in plans if plan.name in config.plans]
 
 

@@ -98,10 +98,10 @@ class CompareConfig:
     def settings(self) -> dict[str, Any]:
         """Every option that decides the results; plans and seeds may be added to a comparison.
 
-        Files appear by name; the manifest has digests of their content, ``samples.json`` of the samples used.
+        They name files; digests of the files are in the manifest, digests of the samples used in ``samples.json``.
         """
         more = ("plans", "reference", "seeds", "seed", "images", "skip_bad", "timing_rounds", "keep_weights")
         files = {"data": Path(self.data.spec).name, "eval_data": sorted(Path(s).name for s in self.data.eval_specs)}
-        # a comparison keeps all its scores, so the limit on scored samples must stay the same
+        # scores of finished runs are kept, so the limit on scored samples must stay the same
         no_settings = {*NOT_SETTINGS, *more} - {"eval_limit"}
         return settings_of(self, without=tuple(no_settings)) | files

@@ -72,7 +72,7 @@ class SurveyedData(NamedTuple):
         return {_TRAIN: self.train_survey, **self.eval_surveys}
 
     def record(self, folder: Path) -> list[str]:
-        """Write digests of the used samples and lists of the others into ``folder``; returns a line about each list.
+        """Write digests of the used samples and lists of the unused ones into ``folder``; return a line per list.
 
         Raises ``UserError`` if the finished runs of the comparison used other samples.
         """
@@ -82,8 +82,8 @@ class SurveyedData(NamedTuple):
         differing = [name for name in used if before.get(name) != used[name]]
         if differing:
             raise UserError(
-                f"data must be what they were when the comparison began, got other samples that can be used for "
-                f"{', '.join(differing)}: pictures came or went. Restore them, or choose another folder with --out."
+                f"data must be those with which the comparison began, got a change in the samples that can be used for "
+                f"{', '.join(differing)}: pictures were added or removed. Restore them, or choose another --out."
             )
         skipped = {name: survey.skipped for name, survey in self.surveys.items() if survey.skipped}
         with writing(folder):
@@ -103,7 +103,7 @@ def open_data(data: CompareData) -> OpenData:
     taken = {*SCENE_CONDITIONS, TEXT_CONDITION, _TRAIN}
     if not names or len(files) + (SCENES in data.eval_specs) < len(data.eval_specs) or taken & files.keys():
         raise UserError(
-            f"eval-data must be `scenes` and files with names of their own (none of {', '.join(sorted(taken))}), got "
+            f"eval-data must be `scenes` and files with different names (none of {', '.join(sorted(taken))}), got "
             f"{', '.join(data.eval_specs) or 'nothing'}. Rename the files."
         )
     with user_errors(ValueError, OSError):
@@ -123,7 +123,7 @@ def _scenes(data: CompareData, condition: str) -> Source:
 
 
 def survey_data(data: OpenData, llava: Llava, *, skip_bad: bool, on_progress: OnProgress = silent) -> SurveyedData:
-    """Check every sample once. The tokenizer decides which samples can be used, so all plans use the same.
+    """Check every sample once. Which samples can be used depends on the tokenizer only, so all plans use the same.
 
     Raises ``UserError`` if none can be used, or some cannot and ``skip_bad`` is False.
     """
@@ -143,7 +143,7 @@ def survey_data(data: OpenData, llava: Llava, *, skip_bad: bool, on_progress: On
 
 
 def _with_pictures(source: Source, survey: Survey) -> Survey:
-    """The survey without samples whose pictures do not open: scored pictures are opened before hours of training."""
+    """The survey without samples whose pictures do not open, since scoring comes after hours of training."""
     reasons: dict[str, str | None] = {}
     lengths, skipped = survey.lengths.copy(), list(survey.skipped)
     for index in map(int, survey.kept):

@@ -45,14 +45,14 @@ def read_costs(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def add_costs(folder: Path, measured: Mapping[str, Cost]) -> None:
-    """Add plans that were timed in one process with ``full``; existing entries are kept."""
+    """Add the costs of plans that were timed in one process with ``full``; existing entries are kept."""
     beside = _beside(measured[FULL].to_dict())
     described = {name: {**cost.to_dict(), **beside} for name, cost in measured.items()}
     write_json(folder / _COSTS, {**described, **read_costs(folder)})
 
 
 def _beside(full: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of ``full``'s step that are stored with every plan."""
+    """Step time, FLOPs and closed-form cost of full tuning, stored with every plan as denominators of its ratios."""
     return {BESIDE: full.get("step_seconds_median"), **{name: _sum(full, parts) for name, parts in _TOTALS.items()}}
 
 
@@ -72,12 +72,12 @@ def compare_table(
 
     Columns: ``plan, layers, train, method, trainable`` (number of weights that train; 0 for untrained models);
     ``flops_ratio`` (counted), ``closed_form_ratio``, ``step_time_ratio``, all relative to ``full`` in the same session
-    and NaN if not timed; ``peak_memory`` and ``optimizer_bytes`` of a step; then those of
+    and NaN if not timed; ``peak_memory`` and ``optimizer_bytes`` of a step; then the columns of
     ``tuning.scoring.retention.summarise``, where ``lower`` and ``upper`` are the interval of ``retention``. ``layers``
     holds numbers and ranges and always names the last block, so that ``full`` shows the model's depth.
 
-    Rows follow the order of ``plans``, reference models last; ``trainable`` is called for finished plans. Raises
-    ``UserError`` if no run of full tuning is finished, or a run had another plan of that name.
+    Rows follow the order of ``plans``; reference models come last. ``trainable`` is called for finished plans. Raises
+    ``UserError`` if no run of full tuning is finished, or a run used a different plan of the same name.
     """
     described = {plan.name: plan for plan in plans}
     runs = _read_runs(folder)
@@ -140,7 +140,7 @@ def _stacked(runs: Sequence[tuple[dict[str, Any], pd.DataFrame]]) -> pd.DataFram
 
 
 def plain_layers(plan: LayerPlan, n_layers: int) -> str:
-    """A plan's layers as numbers and ranges, with the last block named."""
+    """A plan's layers as numbers and ranges; the last block is always a number."""
     layers = select_layers(plan.layers, n_layers)
     return f"0-{n_layers - 1}" if len(layers) == n_layers else layer_spec(layers, n_layers)
 

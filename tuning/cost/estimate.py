@@ -25,7 +25,7 @@ FULL = LayerPlan("all", WHOLE, name="full")
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of a run before it starts; ``flops`` are of one optimizer step, ``memory`` of one process."""
+    """The estimated cost of a run: ``flops`` per optimizer step, ``memory`` per process."""
 
     resolved: Resolved
     survey: Survey
@@ -76,9 +76,9 @@ def estimate_run(
     n_samples: int,
     device: str,
 ) -> Estimate:
-    """Steps, operations and memory of a run, computed from plan and survey; ``world`` is the number of processes.
+    """Steps, FLOPs and memory of a run, computed from plan and survey; ``world`` is the number of processes.
 
-    A dry run surveys some of the ``n_samples`` samples, and measures the speed of a matrix product on ``device``.
+    A dry run surveys only some of the ``n_samples`` samples, and measures the speed of a matrix product on ``device``.
     """
     o = config.optimisation
     per_step = o.batch_size * o.grad_accum * world
@@ -101,9 +101,9 @@ def estimate_run(
 
 
 def measure_first(config: TuningConfig, llava: Llava, resolved: Resolved, samples: Samples, estimate: Estimate) -> Cost:
-    """Operations and bytes of the first batch; weights and random states do not change.
+    """FLOPs and memory of the first batch; weights and random states do not change.
 
-    With FSDP one device may not hold the whole model and its gradients, so nothing is run: the cost holds the closed
+    With FSDP the full model and its gradients may not fit on one device, so nothing is run: the cost has the closed
     form and the estimated memory, and ``flops`` is None.
     """
     rows = config.optimisation.batch_size
@@ -134,7 +134,7 @@ def measure_first(config: TuningConfig, llava: Llava, resolved: Resolved, sample
 def cost_of_run(
     config: TuningConfig, measured: Cost, trained: Trained, estimate: Estimate, device: torch.device, world: int
 ) -> dict[str, Any]:
-    """The content of ``cost.json``: operations and time of an optimizer step of one process, bytes of one batch."""
+    """The content of ``cost.json``: FLOPs and time per optimizer step of one process, and peak memory in bytes."""
     on_gpu = device.type == "cuda"
     peak = int(torch.cuda.max_memory_allocated(device)) if on_gpu else measured.peak_memory
     accum = float(config.optimisation.grad_accum)
@@ -152,7 +152,7 @@ def cost_of_run(
     described["compiled"] = config.run.compile
     described["closed_form_ratio"] = estimate.ratio
     described["steps"] = trained.steps
-    # step_seconds leaves out the first step of a process, tokens does not.
+    # step_seconds leaves out the first step of a process, but tokens includes it.
     share = len(trained.step_seconds) / max(1, len(trained.step_seconds) + 1)
     described["tokens_per_second"] = trained.tokens * share / seconds if seconds else None
     described["plan"] = estimate.resolved.plan.to_dict()

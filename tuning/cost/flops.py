@@ -43,11 +43,11 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """Operations of both passes."""
+        """FLOPs of both passes."""
         return self.forward + self.backward
 
     def __mul__(self, times: float) -> "Flops":
-        """The operations of ``times`` such passes."""
+        """The FLOPs of ``times`` passes."""
         return Flops(self.forward * times, self.backward * times)
 
 
@@ -63,10 +63,10 @@ def band_ratio(n_layers: int, layers: Sequence[int], *, below: bool = False, che
 
 
 def closed_form(llava: Llava, resolved: Resolved, shape: Shape, *, checkpointing: bool = False) -> Flops:
-    """The operations of one forward and backward pass of the plan, computed from the model's sizes.
+    """FLOPs of one forward and backward pass under the plan, computed from the model's sizes.
 
     They include the matrix products of the vision tower (its unused last block too), the projector, the blocks with
-    their attention, and the head at labelled tokens. Under ``lisa`` all of the plan's blocks count as trained. The
+    their attention, and the head at labelled tokens. Under ``lisa`` all blocks of the plan count as trained. The
     model need not have LoRA factors. ``checkpointing``: blocks with a gradient run again in the backward pass.
     """
     return _Count(llava, resolved, shape, checkpointing).run()
@@ -196,7 +196,7 @@ def count_flops(llava: Llava, batch: dict[str, Any]) -> Flops:
     def fused_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
         return int(sdpa_backward_flop_count(grad, query, key, value))
 
-    # The counter supports fused attention on GPUs only, and counts that of CPUs as 0.
+    # The counter supports fused attention on GPUs only; on CPUs it counts it as 0.
     aten = torch.ops.aten
     on_cpu = {
         aten._scaled_dot_product_flash_attention_for_cpu: fused,

@@ -42,7 +42,7 @@ class Memory:
 class Cost:
     """The measured cost of a step; ``flops`` is None if nothing was run, ``closed_form`` is computed from the sizes.
 
-    ``seconds`` are those of each timed step, optimizer included; ``tokens`` is the number of positions in a step. On a
+    ``seconds`` lists the timed steps, optimizer included; ``tokens`` is the number of positions in a step. On a
     CPU ``peak_memory`` is not measured but the sum over ``memory``, in bytes.
     """
 
@@ -116,7 +116,7 @@ def batch_shape(llava: Llava, batch: dict[str, Any]) -> Shape:
 def estimate_memory(
     llava: Llava, resolved: Resolved, shape: Shape, *, checkpointing: bool = False, bf16: bool = False
 ) -> Memory:
-    """The estimated memory of a step; activations are within a third of the truth.
+    """The estimated memory of a step; the estimate for activations is within a third of the measured value.
 
     ``bf16``: frozen weights and activations are bfloat16; trained weights are float32 in any case.
     """
@@ -142,7 +142,7 @@ def estimate_memory(
 
 
 def count_activations(run: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """The result of ``run``, and the bytes that autograd keeps for its backward pass, without weights.
+    """The result of ``run``, and the bytes, without weights, that autograd stores for the backward pass.
 
     With checkpointing a block keeps only its input, which is not counted: see ``Cost.peak_memory``.
     """

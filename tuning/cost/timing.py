@@ -26,8 +26,8 @@ def measure_plans(
     """The cost of a step of each plan. The plans take turns, so that a slow minute slows all of them.
 
     The model is restored, but ``bf16`` leaves its weights rounded. Each of the ``rounds`` turns has ``repeats`` timed
-    steps after ``warmup`` others: on a CPU full tuning's second step, which still allocates memory, took half as long
-    again as its third. The clock ``"cpu"`` measures the processor time of this process, for a shared machine.
+    steps after ``warmup`` untimed ones: on a CPU full tuning's second step, which still allocates memory, took 50 %
+    longer than its third. The clock ``"cpu"`` measures the processor time of this process, for a shared machine.
     """
     costs: dict[str, Cost] = {}
     for turn in range(rounds):

@@ -1,4 +1,4 @@
-"""How the embedded checkpoints ``smol`` and ``smol-stage1`` were made. No other folder imports it.
+"""Build the embedded checkpoints ``smol`` and ``smol-stage1``. No other package imports this one.
 
-It has a separate training loop, so that a seed always gives the weights that ship.
+The training loop is separate from ``tuning.training``, so that changes there do not change these weights.
 """

@@ -1,4 +1,4 @@
-"""How ``smol`` and ``smol-stage1`` were made: ``python -m tuning.embedded.build`` trains them from a seed.
+"""Train ``smol`` and ``smol-stage1`` from a seed: ``python -m tuning.embedded.build``.
 
 Four stages, each of which resumes and can run alone with ``--stage``: ``vision`` trains the tower; ``stage1`` trains
 the projector, first on word embeddings, then on captions with a frozen language model; ``stage2`` trains projector and
@@ -45,7 +45,7 @@ def _shipped(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _tower(work: Path) -> CLIPVisionModel:
     path = work / "tower.safetensors"
     if not path.exists():
-        raise FileNotFoundError(f"{path} must exist before this stage. Run --stage vision first.")
+        raise FileNotFoundError(f"{path} must exist before this stage, got no such file. Run --stage vision first.")
     tower = CLIPVisionModel(CLIPVisionConfig(**VISION_CONFIG))
     tower.load_state_dict({k: v.float() for k, v in load_file(path).items()})
     tower.eval().requires_grad_(False)
@@ -96,7 +96,7 @@ def run_stage2(work: Path, *, steps: int, seed: int, device: str, mix: Mix) -> N
 
 
 def export(work: Path) -> None:
-    """Copy the parts to models/embedded, with their hashes and how they were trained."""
+    """Copy the parts to models/embedded; write their hashes and training settings beside them."""
     parts = {
         "tower.safetensors": "tower.safetensors",
         "projector-stage1.safetensors": "projector-stage1-folded.safetensors",

@@ -4,8 +4,8 @@
 the projector on captions. Stage 2 trains the projector, and LoRA on every linear map of the language model, on
 questions in LLaVA-1.5's formats and captions; a quarter of the rows has a caption instead of a picture.
 
-All questions about one picture share its prefix in one row. A block mask limits each to the prefix and itself, and each
-starts at the same position, so a row equals as many separate sequences at a third of their cost.
+All questions about one picture share its prefix in one row. By a block mask each attends to the prefix and itself; each
+starts at the same position. So a row equals separate sequences, one per question, at a third of their cost.
 """
 
 from collections.abc import Iterator, Sequence
@@ -126,7 +126,7 @@ def warm_start(
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows of one prefix and several branches each, as ``batch pos``."""
+    """Rows ``batch pos`` that each consist of one prefix and several branches."""
 
     ids: Tensor
     segment: Tensor
@@ -139,7 +139,7 @@ class Packed:
 
 
 def pack(rows: Sequence[Row], pad: int) -> Packed:
-    """Rows as one padded batch.
+    """Pad rows to one batch.
 
     A branch with an empty prompt has its first label at the end of the prefix, so a row can have only one such branch.
     """

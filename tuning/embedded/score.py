@@ -1,8 +1,8 @@
 """Score an embedded checkpoint with plain transformers: ``python -m tuning.embedded.score smol``.
 
 Each prompt has one question on a scene that training did not use, answered by greedy generation. A blank picture and
-the picture of another scene measure whether answers depend on the picture, the caption as text what the language model
-answers without one, and perplexity on a passage of this project what tuning changed on ordinary text.
+another scene's picture measure whether answers depend on the picture. A caption instead measures what the language
+model answers without a picture. Perplexity on a passage of this project measures what tuning changed on ordinary text.
 """
 
 import json
@@ -97,7 +97,7 @@ def score_condition(loaded: Loaded, condition: Condition, *, n: int) -> pd.DataF
 
 
 def score_captions(loaded: Loaded, *, n: int, stage: Literal[1, 2]) -> dict[str, float]:
-    """Share of objects whose kind the caption names, in its own picture and in another scene's (chance).
+    """Share of objects whose kind the caption names: objects of its own picture, and of another scene's (chance).
 
     The prompt is ``plain`` for stage 1, a request for a caption for stage 2.
     """

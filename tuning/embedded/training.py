@@ -39,7 +39,7 @@ def train(
     """Train in place for ``plan["steps"]`` steps, from the stage's snapshot in ``work`` if there is one.
 
     ``losses`` starts at a given step and yields the loss of each step and a text for the log; its code after a
-    ``yield`` runs after the update. A snapshot holds the parameters of ``modules`` that require a gradient.
+    ``yield`` runs after the update. A snapshot contains the parameters of ``modules`` that require a gradient.
     ``optimizer`` has the peak learning rates.
 
     Raises ``UserError`` if the snapshot has another plan, and ``FloatingPointError`` if a loss is not finite.
@@ -123,7 +123,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def digest(*modules: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers; a resumed run must start from the same."""
+    """SHA-256 of all parameters and buffers; a resumed run must start from the same values."""
     found = hashlib.sha256()
     for module in modules:
         for key, value in module.state_dict().items():

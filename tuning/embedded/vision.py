@@ -3,7 +3,7 @@
 The losses act on the layer that LLaVA reads (hidden state -2). A linear head predicts the kind and the colour of the
 object at each patch, or background; the same head predicts the kind from the mean over an object's box. Two heads
 predict the row and the column of each patch, so that the tower keeps them. The last layer and the class token, which
-LLaVA does not read, predict which kinds the scene holds. The projector maps single patches, so a loss on averages alone
+LLaVA does not read, predict the kinds in the scene. The projector maps single patches, so a loss on averages alone
 would not suffice.
 """
 
@@ -45,7 +45,7 @@ class SceneBatch(NamedTuple):
 
     pixels: Tensor
     kind: Tensor
-    """``batch patch``, with one extra class for background, as ``colour``."""
+    """``batch patch``; like ``colour``, with one extra class for background."""
     colour: Tensor
     slot: Tensor
     """``batch patch``: the object of a patch, -1 for none."""
@@ -54,7 +54,7 @@ class SceneBatch(NamedTuple):
     present: Tensor
     """``batch kind``, multi-hot."""
     row: Tensor
-    """``batch patch``, from 0 at the top left, as ``column``."""
+    """``batch patch``; like ``column``, counted from 0 at the top left."""
     column: Tensor
 
 

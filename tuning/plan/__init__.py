@@ -1,4 +1,4 @@
 """Which parameters train: layer specs, plans, their resolution on a model, LoRA, and the choice of layers from tables.
 
-This package does not depend on data or training.
+The package imports neither ``tuning.data`` nor ``tuning.training``.
 """

@@ -61,7 +61,7 @@ def trained_parameters(llava: Llava) -> dict[str, nn.Parameter]:
 
 
 def planned_parameters(llava: Llava, resolved: Resolved) -> dict[str, nn.Parameter]:
-    """All parameters that the plan may change, by name; under ``lisa`` also those of blocks that are frozen now."""
+    """All parameters that the plan may change, by name; under ``lisa`` also those in currently frozen blocks."""
     wanted = set(resolved.parameters)
     return {name: parameter for name, parameter in llava.model.named_parameters() if name in wanted or is_factor(name)}
 
@@ -98,7 +98,7 @@ def set_checkpointing(llava: Llava, first_block: int | None, first_vision: int |
 def applied(
     llava: Llava, resolved: Resolved, *, seed: int = 0, checkpointing: bool = False, low_precision: bool = False
 ) -> Iterator[None]:
-    """In this context the plan is applied, with gradient checkpointing if ``checkpointing``.
+    """Context manager: apply the plan, with gradient checkpointing if ``checkpointing``.
 
     ``low_precision`` leaves the frozen parameters rounded to bfloat16. All parameters must have one dtype.
     """

@@ -11,7 +11,7 @@ EXTRA_PLANS = ("LISA on the band",)  # run only if named
 def default_plans(
     n_layers: int, *, band: Sequence[int] | None = None, seed: int = 0, lora: Lora | None = None
 ) -> list[LayerPlan]:
-    """No tuning, full tuning, the band and other layers of the same number, LoRA, LISA, projector only.
+    """No tuning, full tuning, the band, other sets of as many layers, LoRA, LISA, projector only.
 
     Args:
         n_layers: Blocks of the language model.
@@ -46,7 +46,7 @@ def default_plans(
 
 
 def _evenly(size: int, n_layers: int) -> str:
-    """A spec of ``size`` layers from 0 on, at distances that differ by at most one."""
+    """A spec of ``size`` layers from 0 on, evenly spaced up to rounding."""
     if n_layers % size == 0:
         return f"every:{n_layers // size}"
     return layer_spec(tuple(round(index * n_layers / size) for index in range(size)), n_layers)

@@ -20,7 +20,7 @@ WHOLE = ("projector", "embeddings", "final_norm", "lm_head")
 
 @dataclass(frozen=True)
 class Lora:
-    """LoRA factors on every linear map of the plan's blocks, with the defaults of LLaVA-1.5's LoRA recipe.
+    """LoRA factors on every linear layer of the plan's blocks; the defaults are from LLaVA-1.5's LoRA recipe.
 
     Source: Hu et al. 2021, "LoRA", arXiv 2106.09685.
 

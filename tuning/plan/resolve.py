@@ -58,7 +58,7 @@ class Resolved:
 
     @property
     def trained(self) -> int:
-        """Number of weights that train; under ``lisa`` that may train."""
+        """Number of weights that train; under ``lisa``, that may train."""
         return sum(group.trained for group in self.groups) + self.lora_count
 
     @property
@@ -134,7 +134,7 @@ def resolve(plan: LayerPlan, llava: Llava) -> Resolved:
         notes.append("embeddings and lm_head are one tensor in this model: training one trains both")
     if plan.method == "lora" and wanted & {"embeddings", "lm_head"}:
         raise UserError(
-            "lora must leave embeddings and lm_head out, got them in train. PEFT's format stores factors and whole "
+            "lora must leave embeddings and lm_head out, got them in train. PEFT's format stores factors and complete "
             "modules; use --method full to train them."
         )
     if plan.method == "lisa" and plan.lisa.active > len(layers):

@@ -1,4 +1,4 @@
 """Scores of a model on questions, the table of evaluations, and retention relative to full tuning.
 
-It does not depend on plans or training.
+The package does not import ``tuning.plan``, and from ``tuning.training`` only ``loss``.
 """

@@ -27,7 +27,7 @@ _TYPES: Any = {"set": str, "data": str, "family": str, "metric": str, "interval"
 def score_sets(llava: Llava, sets: Mapping[str, Samples], *, step: int) -> dict[str, pd.DataFrame]:
     """The answers to every evaluation set by its name, from ``score_answers``.
 
-    Raises ``UserError`` if a log-probability is not finite; the message names ``step``.
+    Raises ``UserError`` if a log-probability is not finite; the message contains ``step``.
     """
     answers = {}
     for name, samples in sets.items():

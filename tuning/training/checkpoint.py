@@ -54,7 +54,7 @@ def read_weights_into(path: Path, parameters: Mapping[str, nn.Parameter]) -> Non
     if saved.keys() != parameters.keys():
         odd = min(saved.keys() ^ parameters.keys())
         raise UserError(
-            f"checkpoint must hold what the plan trains, got a difference in {odd!r}. Resume with the same plan."
+            f"checkpoint must have exactly the plan's parameters, but only one has {odd!r}. Resume with the same plan."
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -172,7 +172,7 @@ def check_disk(folder: Path, resolved: Resolved, options: RunOptions, *, model_b
     """Raise ``UserError`` if the disk has no room for the checkpoints and ``model_bytes`` of a tuned model."""
     existing = sum(file.stat().st_size for file in folder.glob("checkpoint-*/*") if file.is_file())
     one = resolved.trained * _BYTES_PER_NUMBER if options.save_every else 0
-    # The new one is written before the old one is removed.
+    # The new checkpoint is written before the old one is removed.
     needed = max(one, one * (options.keep + 1) - existing) + model_bytes
     if needed:
         sizes = {f"{options.keep + 1} checkpoints": one, "the model": model_bytes}

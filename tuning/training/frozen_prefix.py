@@ -41,12 +41,12 @@ class KeptPrefix:
         optimisation: Optimisation,
         bf16: bool = False,
     ) -> None:
-        """Create ``folder``; delete a prefix there of another model, data set or plan.
+        """Create ``folder``; delete prefixes in it that belong to another model, data set or plan.
 
         Raises ``UserError`` without a frozen prefix or a second epoch, under FSDP, or if the disk is too small.
         """
         if will_shard():
-            raise UserError("keep-prefix must have the whole model in every process, got FSDP. Leave one of them out.")
+            raise UserError("keep-prefix must have the full model in every process, got FSDP. Leave one of them out.")
         if resolved.below_blocks or resolved.plan.method == "lisa":
             raise UserError(
                 f"keep-prefix must have frozen layers below the trained ones, got the plan {resolved.plan.label!r}. "
@@ -85,7 +85,7 @@ class KeptPrefix:
 
     @contextmanager
     def writing(self, samples: Int[Tensor, " batch"], lengths: Int[Tensor, " batch"]) -> Iterator[None]:
-        """In this context, the forward pass of one batch stores its prefix."""
+        """Context manager: the forward pass of one batch writes the input of block ``first``, one file per sample."""
         rows = [int(sample) for sample in samples]
 
         def keep(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
@@ -105,7 +105,7 @@ class KeptPrefix:
 
     @contextmanager
     def blocks_above(self) -> Iterator[None]:
-        """In this context, the language model starts at block ``first``."""
+        """Context manager: the language model starts at block ``first``."""
         language = self._llava.language_model
         whole = self._llava.blocks
         language.layers = nn.ModuleList(list(whole)[self.first :])

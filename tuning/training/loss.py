@@ -23,7 +23,7 @@ def loss_positions(labels: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"
 
 @contextmanager
 def head_at(llava: Llava, positions: Bool[Tensor, "batch pos"]) -> Iterator[None]:
-    """In this context, the model returns logits at ``positions`` only, row by row: shape ``1 position vocab``."""
+    """Context manager: the model returns logits at ``positions`` only, row by row: shape ``1 position vocab``."""
 
     def pick(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (args[0][positions.to(args[0].device)][None],)
@@ -37,7 +37,7 @@ def head_at(llava: Llava, positions: Bool[Tensor, "batch pos"]) -> Iterator[None
 
 @contextmanager
 def head_at_labels(llava: Llava, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """In this context, the head runs at labelled positions only; yields model arguments that give the same loss."""
+    """Context manager: the head runs at labelled positions only; yields model arguments that give the same loss."""
     positions = loss_positions(inputs["labels"])
     with head_at(llava, positions):
         yield {**inputs, "shift_labels": inputs["labels"].roll(-1, 1)[positions][None]}

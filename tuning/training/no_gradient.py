@@ -23,7 +23,7 @@ def with_zero_gradients(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
 
 @contextmanager
 def zero_gradients_in_forward(model: nn.Module, parameters: Callable[[], Iterable[Tensor]]) -> Iterator[None]:
-    """In this context, the forward pass adds zero gradients to a loss that has none, as DDP needs."""
+    """Context manager: the forward pass adds zero gradients to a loss without gradients, as DDP requires."""
 
     def add_zero(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not output["loss"].requires_grad and torch.is_grad_enabled():

@@ -15,6 +15,6 @@ def advise_when_out_of_memory(rows: int) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"device must hold a step of {rows} samples, got {' '.join(str(error).split())} Lower --batch-size and "
-            "raise --grad-accum, or give --dtype bfloat16, --gradient-checkpointing, or fewer --layers."
+            f"device must have room for a step of {rows} samples, got {' '.join(str(error).split())} Lower "
+            "--batch-size and raise --grad-accum, or give --dtype bfloat16, --gradient-checkpointing or fewer --layers."
         ) from error

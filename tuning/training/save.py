@@ -32,7 +32,7 @@ def save_model(
 ) -> None:
     """Write weights, config and processor to ``folder``; untrained weights are bitwise those that were loaded.
 
-    LoRA without ``merge`` is saved as an adapter in PEFT's format, everything else as a whole float32 checkpoint, which
+    LoRA without ``merge`` is saved as an adapter in PEFT's format, everything else as a full float32 checkpoint, which
     holds 16-bit weights exactly. ``merge`` merges the factors into ``llava`` in place. ``tensors`` holds the trained
     tensors (``PlanTrainer.full_tensors``). ``reload`` loads the model as before training; it is needed if frozen
     weights are rounded to bfloat16 or sharded. Files get their final names once all are written. The saved processor
@@ -73,7 +73,7 @@ def _base_name(name: str) -> str:
 
 
 def bytes_of_model(resolved: Resolved, *, merge: bool = False) -> int:
-    """Bytes that ``save_model`` writes: the adapter, or the whole float32 model."""
+    """Bytes that ``save_model`` writes: the adapter, or the full float32 model."""
     adapter = resolved.plan.method == "lora" and not merge
     return (resolved.trained if adapter else resolved.total) * 4
 

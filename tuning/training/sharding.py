@@ -22,7 +22,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Whole tensors on the CPU, gathered one by one to limit the device's memory; empty without ``keep``."""
+    """Full tensors on the CPU, gathered one by one to limit the device's memory; empty if ``keep`` is False."""
     found = {}
     for name, tensor in tensors.items():
         gathered_tensor = whole(tensor.detach())  # every process takes part

@@ -48,7 +48,7 @@ def check_compiling(device: str, *, keep_prefix: bool = False) -> None:
 def compiled(
     llava: Llava, *, longest: int, backend: str = "inductor"
 ) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """In this context, the language model's blocks are compiled; one graph serves all sequence lengths.
+    """Context manager: compile the language model's blocks; one graph serves all sequence lengths.
 
     Yields a function that opens a context in which the blocks run uncompiled. Results change by rounding only. On a
     CPU, blocks use eager attention if the ``longest`` row has at most ``_LONG`` positions: the compiler fuses its

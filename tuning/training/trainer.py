@@ -45,7 +45,7 @@ from tuning.training.torch_compile import check_compiling, compiled
 
 
 class LossNotFiniteError(UserError):
-    """The loss or the gradient became NaN or infinite; the weights are those of the step before."""
+    """The loss or the gradient became NaN or infinite; the weights are unchanged since the step before."""
 
 
 class Trained(NamedTuple):
@@ -132,7 +132,7 @@ def train(
 
 
 class PlanTrainer:
-    """The training loop of one plan and its state. Arguments as for ``train``; ``keeper`` stores the frozen prefix."""
+    """The training loop of one plan and its state. Arguments: see ``train``; ``keeper`` stores the frozen prefix."""
 
     def __init__(
         self,
@@ -267,7 +267,7 @@ class PlanTrainer:
         return norm, rate
 
     def compute_loss(self, batch: Mapping[str, Any], n_labels: Tensor) -> Tensor:
-        """The summed loss of a batch over ``n_labels``, the number of labelled tokens in the whole step."""
+        """The summed loss of a batch, divided by ``n_labels``, the number of labelled tokens in the step."""
         self.tokens += batch["input_ids"].numel()
         given = {name: value for name, value in batch.items() if name not in ("owner", "sample", "prefix")}
         inputs = model_inputs(given, self.llava)

@@ -86,9 +86,9 @@ def test_what_cannot_be_run_is_refused_before_any_forward(
     z, post = Site("language_model", 1, "z"), Site("language_model", 1, "resid_post")
     tower = Site("vision_tower", 0, "z")
     refused: list[tuple[Base, Edit, str]] = [
-        (base, Write(post, none, OTHER), "mask at 'blocks.1.hook_resid_post' must hold at least one position"),
+        (base, Write(post, none, OTHER), "mask at 'blocks.1.hook_resid_post' must contain at least one position"),
         (base, Write(post, every[:, 1:], OTHER), "must be boolean of shape"),
-        (base, Write(post, torch.ones_like(every), OTHER), "must not hold padding"),
+        (base, Write(post, torch.ones_like(every), OTHER), "must not contain padding"),
         (base, Write(Site("language_model", 1, "pattern"), every, OTHER), "must not be a pattern"),
         (base, Write(Site("language_model", 3, "z"), every, OTHER), r"layer must be in \[0, 3\)"),
         (base, Write(z, every, OTHER, (6,)), r"heads must be in \[0, 6\) and not empty"),

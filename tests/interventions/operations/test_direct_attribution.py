@@ -71,7 +71,7 @@ def test_a_norm_that_is_no_scaling_is_refused(monkeypatch: pytest.MonkeyPatch) -
     with torch.no_grad():
         norm.get_parameter("bias").normal_(generator=torch.Generator().manual_seed(0))
     with pytest.raises(
-        ValueError, match="final norm must scale its input and do no more, got another norm in random@0"
+        ValueError, match="final norm must only scale its input .an RMS norm., got another kind of norm in random@0"
     ):
         attribution(model, prepare(model, make_examples(3)))
 
@@ -81,7 +81,7 @@ def test_padding_has_no_logits_to_attribute(llava: Llava) -> None:
     short = min(range(3), key=lambda row: inputs.layout[row].real.stop)
     columns = columns_of(inputs)
     columns[short] = inputs.n_positions - 1
-    with pytest.raises(ValueError, match="tokens must not hold padding, got some"):
+    with pytest.raises(ValueError, match="tokens must not contain padding, got some"):
         direct_logit_attribution(llava, inputs, columns, ANSWERS, FOILS)
 
 

@@ -249,7 +249,7 @@ def test_resampling_gives_nobody_their_own_picture_and_follows_its_seed() -> Non
     swaps = [[e.pictures[0].key for e in resampled_examples(many, seed=seed)] for seed in (0, 0, 1)]
     assert swaps[0] == swaps[1] != swaps[2]
     assert all(key != example.pictures[0].key for key, example in zip(swaps[0], many, strict=True))
-    with pytest.raises(ValueError, match="examples must hold another one with 1 other pictures for 'e[0-2]', got none"):
+    with pytest.raises(ValueError, match="examples must contain another with 1 other pictures for 'e[0-2]', got none"):
         resampled_examples(make_examples(3, n_questions=3), seed=0)
 
 
@@ -371,7 +371,7 @@ def test_directions_come_from_a_file_and_must_have_a_length(llava: Llava, tmp_pa
     with pytest.raises(ValueError, match="directions must be a safetensors file, got .*bad.safetensors"):
         load_directions(tmp_path / "bad.safetensors")
     save_file({}, tmp_path / "empty.safetensors")
-    with pytest.raises(ValueError, match="directions must hold at least one, got none"):
+    with pytest.raises(ValueError, match="directions must contain at least one, got none"):
         load_directions(tmp_path / "empty.safetensors")
     plan = InterventionPlan("steer", sites=("resid_post",), tokens=("last",), options=SteerOptions("dog"))
     with pytest.raises(ValueError, match="direction must be one of none, got 'dog'"):
@@ -384,8 +384,8 @@ def test_missing_statistics_are_named(llava: Llava, clean: Inputs, examples: lis
     transplant = InterventionPlan("transplant", options=TransplantOptions("smol"))
     noisy = InterventionPlan("patch", sites=("z",), tokens=("last",), corruption=Corruption("noise"))
     for plan, message in (
-        (ablate, "means must hold 'blocks.1.hook_mlp_out' for the group 'last', got none"),
-        (steer, "norms must hold 'blocks.1.hook_mlp_out' for the group 'last', got none"),
+        (ablate, "means must contain 'blocks.1.hook_mlp_out' for group 'last', got none"),
+        (steer, "norms must contain 'blocks.1.hook_mlp_out' for group 'last', got none"),
         (transplant, "op must be one of patch, .*got 'transplant'"),
         (noisy, "deviation must be given for noise, got None"),
     ):

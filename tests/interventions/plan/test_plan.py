@@ -49,7 +49,7 @@ def made(data: dict[str, Any]) -> InterventionPlan:
         ({"tokens": []}, "tokens must be given for op 'patch', as in image, got none"),
         ({"tokens": ["image->last"]}, "tokens must be one group for op 'patch', got 'image->last'"),
         ({"heads": "a"}, "heads must be like all, 0,3-5 or 0.3, got 'a'"),
-        ({"metrics": []}, "metrics must hold at least one of logit_difference"),
+        ({"metrics": []}, "metrics must contain at least one of logit_difference"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(change: dict[str, Any], message: str) -> None:
@@ -278,7 +278,7 @@ def test_groups_are_found_by_name_sum_and_difference(llava: Llava, side: str) ->
 def test_groups_without_a_position_are_refused(llava: Llava) -> None:
     examples = make_examples(2)
     inputs = prepare(llava, examples)
-    with pytest.raises(ValueError, match="tokens must hold a position of every example, got none for 'answer' in .*e0"):
+    with pytest.raises(ValueError, match="must contain a position of every example, got none for 'answer' in .*e0"):
         group_mask(inputs, "answer", llava, examples)
     with pytest.raises(ValueError, match=r"pos must be in \[-\d+, \d+\) for row 0 of the batch, got 9999"):
         group_mask(inputs, "pos(9999)", llava)

@@ -180,7 +180,7 @@ def test_another_comparison_s_folder_is_refused(
     with pytest.raises(UserError, match="settings.scenes was 4, is 5"):
         run_compare(replace(settings, data=replace(settings.data, scenes=5)))
     (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="out must be empty or hold a run of layerwise-finetune compare"):
+    with pytest.raises(UserError, match="out must be empty or contain a run of layerwise-finetune compare"):
         run_compare(replace(settings, out=tmp_path))
 
 
@@ -375,7 +375,7 @@ def test_a_launcher_is_refused_before_anything_is_written(
     ("change", "message"),
     [
         ({"plans": ("full", "middle")}, "plan must be one of start, full, middle band"),
-        ({"plans": ("start", "middle band")}, "plans must hold 'full'"),
+        ({"plans": ("start", "middle band")}, "plans must contain 'full'"),
         ({"seeds": (0, 2**32)}, r"seed must be below 2\^32"),
         ({"seeds": (1, 1)}, "seeds must be different numbers"),
         ({"band": "9"}, r"layer must be in \[0, 3\), got 9"),

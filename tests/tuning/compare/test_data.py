@@ -109,7 +109,7 @@ def test_what_changed_is_another_comparison(config: CompareConfig, base: Path, t
     run_compare(config)
     path = Path(config.data.eval_specs[0])
     asked(path, QUESTIONS[:2])
-    with pytest.raises(UserError, match=r"out must hold the same run .* differs: data.pope was"):
+    with pytest.raises(UserError, match=r"out must contain the same run .* differs: data.pope was"):
         run_compare(config)
     asked(path, QUESTIONS)
     changes: dict[str, dict[str, Any]] = {
@@ -141,7 +141,7 @@ def test_plans_are_never_scored_on_other_samples(config: CompareConfig) -> None:
         f"1 samples left out, see {config.out / f'skipped-{name}.csv'}" for name in ("train", "asked")
     ]
     away.rename(path.with_name("b.png"))
-    with pytest.raises(UserError, match="got other samples that can be used for train, asked"):
+    with pytest.raises(UserError, match="got a change in the samples that can be used for train, asked"):
         run_compare(config)
     path.with_name("b.png").rename(away)
     assert set(compare(config)["plan"]) == {"start", "full", "middle band"}
@@ -164,7 +164,7 @@ def test_limits_are_of_files_and_scenes_stay_what_they_were(config: CompareConfi
 @pytest.mark.parametrize("names", [(), ("seen",), ("passage",), ("train",), ("a", "a"), ("scenes", "text")])
 def test_conditions_must_have_names_of_their_own(names: tuple[str, ...], config: CompareConfig, tmp_path: Path) -> None:
     files = [name if name == "scenes" else str(asked(tmp_path / f"{name}.jsonl", QUESTIONS[-1:])) for name in names]
-    with pytest.raises(UserError, match="eval-data must be `scenes` and files with names of their own"):
+    with pytest.raises(UserError, match="eval-data must be `scenes` and files with different names"):
         run_compare(replace(config, data=replace(config.data, eval_specs=tuple(files))))
     assert not config.out.exists()
 
@@ -225,7 +225,7 @@ def test_a_step_that_no_memory_holds_is_one_sentence(config: CompareConfig, monk
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr("tuning.compare.compare.measure_plans", full)
-    with pytest.raises(UserError, match=r"device must hold a step of 1 samples.*Lower --batch-size"):
+    with pytest.raises(UserError, match=r"device must have room for a step of 1 samples.*Lower --batch-size"):
         run_compare(replace(config, timing_rounds=1))
 
 

@@ -277,8 +277,8 @@ def test_the_benchmark_runs_as_a_process_and_says_not_yet_run_without_a_gpu(tmp_
     assert all(abs(row["closed_form_over_counted"] - 1) < 0.03 for row in record["plans"])
     assert len(list(tmp_path.glob("*.png"))) == 1
     if torch.cuda.is_available():
-        pytest.skip("a GPU is at hand; ends where there is none")
+        pytest.skip("this machine has a GPU; the test needs one without")
     none = subprocess.run([*command, "--model", "random:llava-1.5-7b", "--device", "cuda"], cwd=root, env=environment,
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert none.returncode == 0, none.stderr
-    assert "Not yet run: no CUDA device at hand." in none.stdout
+    assert "Not yet run: no CUDA device." in none.stdout

@@ -311,7 +311,7 @@ def test_keeping_a_prefix_that_no_epoch_reads_or_no_process_has_is_refused(
         go(fresh, LayerPlan("1", ()), tmp_path, samples, optimisation=once, keep_prefix=True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="keep-prefix must have the whole model in every process, got FSDP"):
+    with pytest.raises(UserError, match="keep-prefix must have the full model in every process, got FSDP"):
         go(fresh, LayerPlan("1", ()), tmp_path, samples, keep_prefix=True)
 
 
@@ -320,7 +320,7 @@ def test_resuming_another_run_is_refused_with_what_differs(fresh: Llava, mix: Sc
     go(fresh, LayerPlan("1", ()), tmp_path, samples, options=RunOptions(save_every=3), facts={"data": "abc"})
     with pytest.raises(UserError, match="another data: it was 'abc', is 'xyz'"):
         go(fresh, LayerPlan("1", ()), tmp_path, samples, facts={"data": "xyz"}, resume=tmp_path / "checkpoint-3")
-    with pytest.raises(UserError, match="checkpoint must hold what the plan trains"):
+    with pytest.raises(UserError, match="checkpoint must have exactly the plan's parameters"):
         go(fresh, LayerPlan("2", ()), tmp_path, samples, facts={"data": "abc"}, resume=tmp_path / "checkpoint-3")
     with pytest.raises(UserError, match="another processes: it was 1, is 2"):  # of an older run, which did not say
         go(fresh, LayerPlan("1", ()), tmp_path, samples, facts={"processes": 2}, resume=tmp_path / "checkpoint-3")
