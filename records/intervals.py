@@ -82,7 +82,7 @@ def ratio_intervals(
         >>> import numpy as np
         >>> found = ratio_intervals(np.array([[1.0, 2.0, 4.0, 3.0]]), np.array([[3.0, 4.0, 6.0, 5.0]]))
         >>> found.lower.round(2), found.upper.round(2)
-        (array([0.38]), array([0.69]))
+        (array([0.18]), array([0.69]))
     """
     counted = (numerators != 0) | (denominators != 0)
     n = np.maximum(counted.sum(1), 1)
