@@ -1,4 +1,4 @@
-"""The effect of an intervention: the recovered or lost fraction of a metric, and the words that figures use for it.
+"""The effect of an intervention: the recovered or lost fraction of a metric, and the labels that figures use for it.
 
 ``with_effect(results)`` adds the effect to the table of a patch sweep. Only pandas is imported here, so that tables can
 be summarised without the drawing libraries.
@@ -86,7 +86,7 @@ def as_text(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def matches(rows: pd.DataFrame, names: Sequence[str], key: Sequence[object]) -> "pd.Series[bool]":
-    """True for the rows that hold ``key`` in the columns ``names``."""
+    """True for the rows whose columns ``names`` equal ``key``."""
     found = pd.Series(True, index=rows.index)
     for name, value in zip(names, key, strict=True):
         found &= rows[name] == value

@@ -43,7 +43,7 @@ def summarise_cells(
     undefined_below: float,
     seed: int,
 ) -> pd.DataFrame:
-    """One row for each cell and metric, as ``docs/results.md`` describes it.
+    """One row for each cell and metric; ``docs/results.md`` describes the columns.
 
     The recovered fraction of a cell is the ratio of sums over examples, sum(value - corrupt) / sum(clean - corrupt). A
     mean of fractions would be dominated by the few examples whose clean and corrupt run hardly differ. ``unchanged``

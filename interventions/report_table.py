@@ -21,7 +21,7 @@ _SHORT = {"logit_difference": "logit diff.", "log_prob": "log prob."}
 
 
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
-    """One row for each activation, token group (single patches as one) and metric: its cell with the largest effect.
+    """The cell with the largest effect for each activation, token group (single patches count as one) and metric.
 
     The effect is that of ``figures.effects``; with its interval it is corrected for the choice of the cell.
     ``n_significant`` counts cells whose adjusted p is below 0.05. If no cell of the group is significant after

@@ -133,7 +133,7 @@ def _shapes(config: LlavaConfig) -> dict[str, torch.Size]:
 
 @contextmanager
 def hide_progress_bars() -> Iterator[None]:
-    """In this context, transformers shows no progress bars of its own."""
+    """Context manager: transformers shows no progress bars."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
     try:

@@ -173,12 +173,14 @@ def language_files(folder: Path, base: str | Path | None) -> tuple[Path, list[Pa
     """The folder with the language model's config and tokenizer, and the weight files except the tower's."""
     if (folder / "adapter_config.json").is_file():
         raise UserError(
-            f"checkpoint must be whole, got LoRA factors in {folder.name}. Merge them first "
+            f"checkpoint must be complete, got only LoRA factors in {folder.name}. Merge them first "
             "(scripts/merge_lora_weights.py of the original code)."
         )
     whole = bool(weights_beside(folder, "*.safetensors") or weights_beside(folder, "pytorch_model*.bin"))
     if whole and base is not None:
-        raise UserError(f"base is for folders that hold a projector alone, got whole weights in {folder.name}.")
+        raise UserError(
+            f"base must be None unless the folder contains only a projector, got complete weights in {folder.name}."
+        )
     if whole or not (folder / _PROJECTOR).is_file():
         return folder, weight_files(folder)
     if base is None:
@@ -245,8 +247,8 @@ def _convert(stored: dict[str, Tensor], config: Any, vocabulary: int, where: str
     norm = found.get("language_model.norm.weight")
     if norm is not None and float(norm.float().square().mean().sqrt()) < _DELTA_NORM:
         raise UserError(
-            f"checkpoint must be whole, got a delta in {where}: the gains of its last norm are differences. Add it to "
-            "its LLaMA first (llava.model.apply_delta of the original code)."
+            f"checkpoint must be complete, got delta weights in {where}: the gains of its last norm are differences. "
+            "Add it to its LLaMA first (llava.model.apply_delta of the original code)."
         )
     for key in ("language_model.embed_tokens.weight", "lm_head.weight"):
         if key not in found:

@@ -1,6 +1,6 @@
 """Grouped cross-validation of probes: folds, strengths of penalties, scores with intervals, controls, p-values.
 
-Its inputs are activation matrices and labels. It does not handle models or files.
+Its inputs are activation matrices and labels. The package loads no model and writes no file.
 """
 
 from probes.evaluation.cross_validation import evaluate

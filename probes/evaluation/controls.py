@@ -20,7 +20,7 @@ def control_labels(
     A probe that scores well on it memorises types; the real score minus this one is the selectivity.
 
     Args:
-        types: The type of each example, as fine as it recurs: a drawing, a word.
+        types: The type of each example, such as a drawing or a word: the finest that recurs across groups.
         labels: The real labels.
         generator: Source of randomness.
 

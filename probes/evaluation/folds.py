@@ -46,7 +46,7 @@ class TargetPlan:
     controls: Mapping[str, npt.NDArray[np.generic]]
     """The same for each control."""
     fold: Codes
-    """The fold whose probe predicts the example, fitted without it and without its group."""
+    """The fold whose probe predicts the example; it is fitted on other groups."""
     inner: tuple[InnerSplit, ...]
     """The splits that choose the strength."""
 
@@ -121,8 +121,8 @@ def plan_folds(
         continuous: Targets that are real numbers; all others are classes.
         transfer: Masks of examples that are only predicted, never fitted. The probe of one fold predicts such an
             example: that of the fold without its group, or any one if its group is not fitted.
-        types: Types of the control task, as fine as they recur. None takes the group; then types do not recur across
-            folds and the control task scores at chance.
+        types: Type of each example for the control task, such as a drawing or a word: the finest that recurs across
+            groups. None takes the group; then types do not recur across folds and the control task scores at chance.
         controls: Controls to prepare.
         n_permutations: Number of shuffles of the labels, for p-values.
         seed: Seed of all random choices.
@@ -245,7 +245,7 @@ def encode(
 def assign_folds(
     name: str, truth: npt.NDArray[np.generic], group: Codes, folds: int, continuous: bool, seed: int
 ) -> Codes:
-    """Fold of each example. Groups are kept whole, and classes are balanced as far as groups allow."""
+    """Fold of each example. Groups are not split, and classes are balanced as far as the groups allow."""
     fold = np.empty(len(truth), dtype=np.int64)
     if continuous:
         splits = GroupKFold(folds, shuffle=True, random_state=seed).split(truth, groups=group)

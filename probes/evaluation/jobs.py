@@ -103,7 +103,7 @@ def _decide(z: Tensor, training: Output) -> Codes:
 def fit_ridge(
     basis: Basis, jobs: Sequence[Job], strengths: Sequence[Sequence[float]], tol: float
 ) -> list[list[Output]]:
-    """As `fit_logistic`, by ridge regression of values or of class indicators.
+    """Like `fit_logistic`, by ridge regression of values or class indicators.
 
     Jobs with the same training set share one Gram matrix.
     """

@@ -1,4 +1,4 @@
 """Training data: conversations from files and scenes, as token ids with labels, in batches.
 
-It does not depend on plans or training.
+The package imports neither ``tuning.plan`` nor ``tuning.training``.
 """

@@ -13,7 +13,7 @@ class UnusableSampleError(UserError):
     """A sample that cannot be trained on.
 
     Args:
-        reason: Why.
+        reason: The reason.
         sample: The sample's id, or None if it is unknown.
     """
 
@@ -63,7 +63,7 @@ def from_examples(examples: Sequence[Example], *, apart: bool = False, format_pr
         examples: At least one.
         apart: Whether turns are hidden from each other. Then each question has its own format prompt; otherwise only
             the first question of each format, as in LLaVA-1.5's data.
-        format_prompts: Whether questions say how to answer.
+        format_prompts: Whether questions end in a format prompt.
     """
     seen: set[str] = set()
     turns = []

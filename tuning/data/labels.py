@@ -1,6 +1,6 @@
 """A conversation as token ids and labels: exactly the answers and their end-of-text tokens are labelled.
 
-The whole text is tokenised once; a token is labelled if all its characters belong to an answer. A token that joins
+The text is tokenised once; a token is labelled if all its characters belong to an answer. A token that joins
 characters of an answer with others raises ``UnusableSampleError``, which callers count and list.
 """
 
@@ -296,13 +296,13 @@ def _image_as_words(tokenizer: Any) -> Iterator[None]:
 
 
 def _encode_apart(llava: Llava, conversation: Conversation) -> Encoded:
-    """The shared part, then the tokens of each turn, which see the shared part and their own turn."""
+    """Encode the shared part, then each turn; a turn attends to the shared part and itself."""
     rows = [_tokens(llava, _vicuna_parts(llava, conversation, [number])) for number in range(len(conversation.turns))]
     shortest = min(len(row) for row in rows)
     stacked = torch.stack([row.ids[:shortest] for row in rows])
     differs = (stacked != stacked[0]).any(0).nonzero()
     common = int(differs[0]) if len(differs) else shortest
-    # The shared part has no label, and every turn has a token of its own that predicts its first label.
+    # The shared part has no label, and every turn has its own token that predicts its first label.
     firsts = [int((row.labels != IGNORED).nonzero()[0]) for row in rows if bool((row.labels != IGNORED).any())]
     common = max(0, min([common, *(first - 1 for first in firsts), shortest - 1]))
     head = rows[0]

@@ -158,7 +158,7 @@ def survey_usable(
     """``survey`` with at least one usable sample; ``on_progress`` is called with ``stage``.
 
     Raises:
-        UserError: If no sample can be used, or as in ``survey``.
+        UserError: If no sample can be used; also those of ``survey``.
     """
     found = survey(llava, source, prompt_format, on_progress=lambda done: on_progress(stage, 1, len(source)))
     if not len(found.kept):
@@ -281,7 +281,7 @@ def collate(rows: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:
 
 
 def block_mask(segments: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch 1 query key"]:
-    """0 where a query attends (earlier positions of the shared part and of its own turn, itself), else very low."""
+    """0 where a query attends (itself, earlier positions of the shared part and its turn), else a large negative number."""
     n = segments.shape[1]
     earlier = torch.ones(n, n, dtype=torch.bool, device=segments.device).tril()
     key, query = segments[:, None, :], segments[:, :, None]
@@ -290,7 +290,7 @@ def block_mask(segments: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch 1 que
 
 
 class GroupedSampler(Sampler[int]):
-    """A new order in each epoch, a function of seed and epoch alone, so that plans and resumed runs see the same data.
+    """A new order in each epoch, by seed and epoch alone: all plans and resumed runs train on the same data.
 
     With ``by_modality``, no ``group`` consecutive samples mix samples with and without a picture (except the last), and
     samples of similar length are together, which saves LLaVA about a quarter of its training time.

@@ -36,7 +36,7 @@ class Chosen(NamedTuple):
 
 
 def choose_layers(run: Path, n_layers: int) -> Chosen:
-    """The shortest band of layers that holds 80 % of a run's evidence; of several, the one that holds most.
+    """Choose the shortest band of layers with 80 % of a run's evidence; of equally short ones, that with the most.
 
     In a probe run, the evidence of a layer is how much the cross-validated score of ``resid_post`` exceeds the best
     score below (for layer 0: that of the model's input, if it was probed), averaged over targets.
@@ -160,7 +160,7 @@ def _patch_evidence(table: pd.DataFrame, n_layers: int, run: Path) -> tuple[NDAr
 
 
 def _fixed_end(cells: pd.DataFrame, n_layers: int) -> str | None:
-    """``first`` if every window runs from layer 0 to the cell's, ``last`` if from there to the last, else None."""
+    """``first`` if every window starts at layer 0, ``last`` if every window ends at the last layer, else None."""
     windows = as_text(cells).get("window", pd.Series(dtype=str))
     if windows.empty or not windows.all():
         return None

@@ -389,7 +389,7 @@ def test_a_delta_is_recognised_by_its_weights_and_not_by_a_name(write: Write, se
     base = Authors("mlp2x_gelu").llama.state_dict()
     _change_weights(named, lambda weights: {k: v - base[k] if k in base else v for k, v in weights.items()})
     renamed = named.rename(named.with_name("llava-7b"))
-    with pytest.raises(UserError, match="checkpoint must be whole, got a delta in llava-7b"):
+    with pytest.raises(UserError, match="checkpoint must be complete, got delta weights in llava-7b"):
         load(renamed)
 
 
@@ -435,7 +435,7 @@ def test_factors_a_missing_tokenizer_and_a_missing_tower_are_refused(write: Writ
     with pytest.raises(UserError, match="mm_vision_tower must be a folder"):
         load(folder)
     write_tower(folder / "clip", Authors("linear"))
-    with pytest.raises(UserError, match="base is for folders that hold a projector alone"):
+    with pytest.raises(UserError, match="base must be None unless the folder contains only a projector"):
         load(folder, base=folder)
     (folder / "clip" / "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json must be readable"):
