@@ -89,7 +89,7 @@ class Result:
 
     @property
     def selectivity(self) -> float:
-        """Score minus the score of the control task; NaN without one. Above 0, the probe does more than memorise types."""
+        """Score minus that of the control task; NaN without one. Above 0, the probe does more than memorise types."""
         control = self.controls.get("control_task")
         return float("nan") if control is None else self.score.value - control[self.metric].value
 

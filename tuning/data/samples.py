@@ -281,7 +281,7 @@ def collate(rows: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:
 
 
 def block_mask(segments: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch 1 query key"]:
-    """0 where a query attends (itself, earlier positions of the shared part and its turn), else a large negative number."""
+    """0 where a query attends (itself, earlier positions of shared part and turn), else a large negative number."""
     n = segments.shape[1]
     earlier = torch.ones(n, n, dtype=torch.bool, device=segments.device).tril()
     key, query = segments[:, None, :], segments[:, :, None]
