@@ -276,9 +276,9 @@ def cell_table(pairs: int, effect: float, rng: np.random.Generator, *, seed: int
     )  # fmt: skip
 
 
-def plans_trial(made: tuple[int, float], seed: int, name: str) -> Trial:
+def plans_trial(made: tuple[int, float, int], seed: int, name: str) -> Trial:
     """Coverage of scores, retention and differences of two plans, whose seeds differ by 3.7 points."""
-    seeds, level = made
+    seeds, level, questions = made
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     scenes, spread = 60, 0.037 if level < 0.9 else 0.01
     truths = {"full": level, "band": 0.93 * level}
@@ -289,8 +289,10 @@ def plans_trial(made: tuple[int, float], seed: int, name: str) -> Trial:
         for number in range(seeds):
             rate = np.clip(truth + spread * rng.normal(), 0.01, 0.999)
             own = 0.6**0.5 * hard + 0.2**0.5 * shared[number] + 0.2**0.5 * rng.normal(size=scenes)
-            right = own < norm.ppf(rate)
-            rows.append(pd.DataFrame({"plan": plan, "seed": number, "id": np.arange(scenes), "right": right * 1.0}))
+            for _ in range(questions):  # the questions about a scene are half as alike as the plans
+                asked = 0.5**0.5 * own + 0.5**0.5 * rng.normal(size=scenes) if questions > 1 else own
+                right = (asked < norm.ppf(rate)) * 1.0
+                rows.append(pd.DataFrame({"plan": plan, "seed": number, "id": np.arange(scenes), "right": right}))
             words.append({"plan": plan, "seed": number, "value": np.log(0.3 * truth) + 0.05 * rng.normal()})
             if seeds == 1:  # the interval is about this seed alone
                 truths = truths | {plan: rate}
@@ -309,8 +311,9 @@ def plans_trial(made: tuple[int, float], seed: int, name: str) -> Trial:
     }  # fmt: skip
 
 
-PLANS = {f"{seeds} seed{'s' * (seeds > 1)}, level {level:g}": (seeds, level)
+PLANS = {f"{seeds} seed{'s' * (seeds > 1)}, level {level:g}": (seeds, level, 1)
          for level in (0.8, 0.97) for seeds in (1, 2, 3, 5)}  # fmt: skip
+PLANS |= {f"{seeds} seed{'s' * (seeds > 1)}, level 0.8, 7 questions a scene": (seeds, 0.8, 7) for seeds in (1, 3)}
 LAYERS = {
     "30 layers of noise, 2 classes": (0.0, 2), "30 layers of noise, R2": (0.0, 0),
     "30 layers, weak effect, 2 classes": (0.8, 2), "30 layers, strong effect, 2 classes": (2.0, 2),

@@ -12,9 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from benchmarks.calibration import PLANTED, PROBING, layers_trial, probing_lines, probing_trial
-from probes.evaluation import cross_validation as module
 from probes.evaluation.cross_validation import Result, evaluate
 from probes.evaluation.folds import plan_folds
+from probes.evaluation.jobs import BATCHED
 from probes.evaluation.scores import (
     dependence,
     permute_classes,
@@ -22,6 +22,7 @@ from probes.evaluation.scores import (
     score_values,
 )
 from probes.evaluation.selection import select_sites
+from probes.linear.estimators import LogisticProbe
 from records.resampling import draw_permutations
 
 
@@ -137,13 +138,13 @@ def test_the_strength_is_chosen_without_the_test_fold(folds: int, monkeypatch: p
     assert judged == set(range(folds))
 
     trained: list[list[npt.NDArray[np.bool_]]] = []
-    real = vars(module)["fit_logistic"]
+    real = BATCHED[LogisticProbe]
 
     def spy(basis, jobs, strengths, tol):  # type: ignore[no-untyped-def]
         trained.append([job.train.copy() for job in jobs])
         return real(basis, jobs, strengths, tol)
 
-    monkeypatch.setattr(module, "fit_logistic", spy)
+    monkeypatch.setitem(BATCHED, LogisticProbe, spy)
     evaluate(layers[2], plan)
     inner_fits, outer_fits = trained
     assert len(inner_fits) == len(target.inner)

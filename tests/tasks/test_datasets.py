@@ -186,7 +186,7 @@ def test_a_truncated_picture_is_refused_by_name(tmp_path: Path, suffix: str) -> 
 def test_a_missing_file_a_folder_and_a_text_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="picture must exist, got .*nowhere.png"):
         open_picture(tmp_path / "nowhere.png")
-    with pytest.raises(UserError, match="picture must be a readable image file"):
+    with pytest.raises(UserError, match="picture must be a regular file, got a folder"):
         open_picture(tmp_path)
     (tmp_path / "words.png").write_text("not a picture")
     with pytest.raises(UserError, match="picture must be a readable image file, got .*words.png"):

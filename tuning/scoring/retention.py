@@ -138,7 +138,7 @@ def differences(answers: pd.DataFrame, plan: str, *, untrained: Collection[str] 
             if name == plan or mine.right.empty:
                 continue
             _check_same_questions(mine, other)
-            lower, upper = _paired(mine.per_scene(), other.per_scene(), ratio=False)
+            lower, upper = _paired(mine.per_scene(), other.per_scene(), mine.asked.mean(), ratio=False)
             rows.append(
                 {
                     "plan": name,
@@ -203,21 +203,23 @@ def _compare(own: _Answers, full: _Answers, *, trains: bool) -> dict[str, Any]:
     if base == 0:
         return found
     above = mine.per_scene() if trains else np.tile(mine.per_scene().mean(0), (len(whole.right), 1))
-    found["lower"], found["upper"] = _paired(above, whole.per_scene(), ratio=True)
+    found["lower"], found["upper"] = _paired(above, whole.per_scene(), own.asked.mean(), ratio=True)
     return found | {"retention": mine.score() / base}
 
 
-def _paired(above: NDArray[np.float64], below: NDArray[np.float64], *, ratio: bool) -> tuple[float, float]:
-    """The interval of the ratio or the difference of two means over seeds and scenes.
+def _paired(
+    above: NDArray[np.float64], below: NDArray[np.float64], answers: float, *, ratio: bool
+) -> tuple[float, float]:
+    """The interval of the ratio or the difference of two means over seeds and scenes of ``answers`` answers each.
 
-    Two scenes that only one of both plans answers are added, so that plans without a different answer are not taken to
-    be equal with certainty.
+    Two scenes with one answer that only one of both plans gives are added, so that plans without a different answer
+    are not taken to be equal with certainty.
 
     Source: Bonett & Price 2012, "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on
         Paired Data", J. Educational and Behavioral Statistics 37.
     """
-    one = np.concatenate([above, np.tile([1.0, 0.0], (len(above), 1))], 1)
-    two = np.concatenate([below, np.tile([0.0, 1.0], (len(below), 1))], 1)
+    one = np.concatenate([above, np.tile([1 / answers, 0.0], (len(above), 1))], 1)
+    two = np.concatenate([below, np.tile([0.0, 1 / answers], (len(below), 1))], 1)
     seen = above.mean() / below.mean() if ratio else above.mean() - below.mean()
     centre = one.mean() / two.mean() if ratio else one.mean() - two.mean()
     varied = crossed((one - centre * two) / two.mean() if ratio else one - two - centre)
