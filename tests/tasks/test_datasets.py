@@ -189,10 +189,10 @@ def test_a_missing_file_a_folder_and_a_text_are_refused_by_name(tmp_path: Path) 
     with pytest.raises(UserError, match="picture must be a regular file, got a folder"):
         open_picture(tmp_path)
     (tmp_path / "words.png").write_text("not a picture")
-    with pytest.raises(UserError, match="picture must be a readable image file, got .*words.png"):
+    with pytest.raises(UserError, match=r"picture must be a readable image file \(PNG, .*\), got .*words.png"):
         open_picture(tmp_path / "words.png")
     (tmp_path / "empty.png").write_bytes(b"")
-    with pytest.raises(UserError, match="picture must be a readable image file, got .*empty.png"):
+    with pytest.raises(UserError, match=r"picture must be a readable image file \(PNG, .*\), got .*empty.png"):
         open_picture(tmp_path / "empty.png")
 
 
