@@ -48,8 +48,10 @@ def measured(command: str, model: str, folder: Path) -> tuple[str, float, float]
     """The output of a dry run in ``folder``, its peak memory in GB and its processor seconds."""
     module, *words = COMMANDS[command]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # A process inherits the peak memory of the one that it is forked from, so a small shell stands between.
+    shell = ["sh", "-c", '"$@"; exit $?', "sh"]
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED, module, *words, "--model", model, "--dry-run"],
+        [*shell, sys.executable, "-c", MEASURED, module, *words, "--model", model, "--dry-run"],
         cwd=folder, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
