@@ -25,7 +25,7 @@ from figures.report.tables import plain_value
 from figures.style import DIVERGING
 
 Json = dict[str, Any]
-INTERVAL = "95 % over pairs"
+INTERVAL = "95 % intervals over pairs"
 _SIDE = 336  # pixels of the picture
 _SPARE = 0.04  # margin of a panel, as a share of the range that is drawn
 
@@ -195,7 +195,7 @@ def _runs(rows: pd.DataFrame) -> tuple[str, str]:
 
 _DOTS = (
     f"A dot, or a minus where the effect is negative: p, adjusted over the run, is below {SIGNIFICANT}. "
-    f"Intervals, on hover: {INTERVAL}."
+    f"On hover: {INTERVAL}."
 )
 
 

@@ -10,7 +10,7 @@ from figures.report.palette import dashes
 from figures.report.tables import plain_value
 
 Json = dict[str, Any]
-INTERVAL = "95 % over groups"
+INTERVAL = "95 % intervals over groups"
 _LOWEST = -1.0  # lowest R2 that is drawn: it has no lower bound, and one bad probe would flatten all curves
 _CONTROLS = {
     "control": ("control task", "control", False),
@@ -50,8 +50,10 @@ def probe_curves(results: pd.DataFrame) -> Json:
             for target in dict.fromkeys(chosen["target"])
         ]
         choices.append({"label": name, "panels": panels})
-    caption = f"Bands: {INTERVAL}, for each layer alone. Layers count from 0. "
-    caption += "The best of many layers is a little lucky."
+    caption = (
+        f"Bands: {INTERVAL}, for each layer alone; the highest of many layers is partly chance, which the table's "
+    )
+    caption += "`best_score` allows for. Layers count from 0."
     if (sites["metric"] == "r2").any():
         caption += f" R2 below {_LOWEST:g} is drawn at the lower edge."
     return curves_section("Score by layer", caption, series, choices, choose="activation")

@@ -51,7 +51,7 @@ def test_curves_hold_the_scores_intervals_and_controls_of_the_table(tmp_path: Pa
         assert value == pytest.approx(rows.loc[site, "control"], rel=1e-5) and low is None
     assert panel["levels"] == pytest.approx({"chance": 0.5, "pixels": rows.loc["pixels", "score"]}, rel=1e-5)
     assert "n = 60" in panel["subtitle"] and "unseen: n = 20" in panel["subtitle"]
-    assert "bootstrap over groups" in curves["caption"]
+    assert "95 % intervals over groups" in curves["caption"]
 
 
 def test_sites_stand_in_the_order_of_the_forward_pass_with_a_gap_between_parts(tmp_path: Path) -> None:

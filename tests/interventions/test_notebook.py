@@ -25,7 +25,7 @@ def test_a_finished_sweep_shows_its_summary_with_markup_as_text() -> None:
     assert MARKUP in unescape(shown)
     best = summarise(results).query("tokens == 'last' and metric == 'logit_difference'").iloc[0]
     assert best["effect"] > 0.5
-    for cell in ("last", "logit diff.", str(best["layer"]), f"{best['effect']:.2f}", f"{best['value']:.2f}"):
+    for cell in ("last", "logit diff.", str(int(best["layer"])), f"{best['effect']:.2f}", f"{best['value']:.2f}"):
         assert f">{cell}</td>" in shown
     assert "<code>runs/x</code>" in shown
 
