@@ -37,6 +37,11 @@ def read_processor(folder: Path, config: Any) -> LlavaProcessor:
     Raises:
         UserError: If one of them is missing or broken, or the picture processor has a setting that is not supported.
     """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise UserError(
+            f"checkpoint folder must hold tokenizer.json or tokenizer.model, got neither in {folder.name}. "
+            "Download the tokenizer's files."
+        )
     with broken_files("tokenizer", folder.name, "Download the tokenizer's files."):
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
