@@ -23,6 +23,7 @@ NOTEBOOKS = ROOT / "notebooks"
 TIMEOUT = 180  # seconds for a cell, and about that for a notebook
 # No network, no threads beside each other's, and no warning turned into an error by what runs the tests.
 ENVIRONMENT = {
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
