@@ -36,7 +36,10 @@ def llama_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
                 raise FileNotFoundError("none")
             if not json.loads(fast.read_text())["model"].get("byte_fallback"):  # LLaMA's class would make wrong ids
                 raise UserError("a tokenizer.json of another kind")
-        llama: Any = LlamaTokenizer.from_pretrained(folder)
+        try:
+            llama: Any = LlamaTokenizer.from_pretrained(folder)
+        except Exception as error:  # the tokenizers library raises nothing more special
+            raise ValueError(error) from error
         described = folder / "tokenizer_config.json"
         legacy = json.loads(described.read_text()).get("legacy") if described.is_file() else None
         model = _model(written.read_bytes()) if written.is_file() else llama.backend_tokenizer.model

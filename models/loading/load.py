@@ -194,7 +194,7 @@ def _read_lora(folder: Path, name: str, lora: Lora, base: str | Path | None, *, 
     """The base model of LoRA factors, with their own processor if it was saved with them."""
     lora = lora._replace(base=str(base or lora.base))
     try:
-        below = locate(lora.base, weights=weights)
+        below = locate(lora.base, None if base else lora.revision, weights=weights)
     except UserError as error:
         raise no_base(lora, error) from error
     read = _read_folder(below.folder, name, None, weights=weights)
@@ -216,15 +216,16 @@ def _from_folder(
     without_extras(config, attn)
     if on_meta:
         declared = config.dtype if isinstance(config.dtype, torch.dtype) and config.dtype in DTYPES.values() else None
-        return Llava(_on_meta(config, dtype or declared or torch.float32), processor, name, revision, "")
+        with broken_files("config.json", folder.name, "Download it again."):
+            return Llava(_on_meta(config, dtype or declared or torch.float32), processor, name, revision, "")
     with broken_files("config.json", folder.name, "Download it again."):
         identity = hash_model(files, config, processor, lora and (lora.alpha, lora.rank_stabilised))
         shapes = _shapes(config)
     weights = read_weights(stored, shapes, where=folder.name, tied=bool(config.tie_word_embeddings))
     kept = next(iter(weights.values())).dtype
-    if lora is not None:
-        weights = merge(weights, lora)
     chosen = dtype or (torch.float32 if device.type == "cpu" or kept not in DTYPES.values() else kept)
+    if lora is not None:
+        weights = merge(weights, lora, dtype=chosen)
     return Llava(_build(config, weights, chosen, device, attn), processor, name, revision, identity)
 
 

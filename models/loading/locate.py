@@ -7,7 +7,15 @@ from threading import Thread
 from typing import NamedTuple
 
 from huggingface_hub import constants, model_info, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from models.loading.configs import EMBEDDED, SIZES
 from tasks.errors import UserError, one_line
@@ -89,8 +97,12 @@ def _hub_answers(name: str, revision: str | None) -> bool:
             try:
                 model_info(name, revision=revision, timeout=_WAIT)
                 answers.put(True)
-            except (HfHubHTTPError, HFValidationError) as error:
+            except (GatedRepoError, DisabledRepoError):  # the download takes the cache, or says why there is none
+                answers.put(True)
+            except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
                 answers.put(error)
+            except HfHubHTTPError:
+                answers.put(True)
         answers.put(False)
 
     Thread(target=ask, daemon=True).start()  # looking up a host's address has no time limit of its own

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from models.loading.checkpoints import canonical, stored_tensors, weights_beside
@@ -15,8 +16,9 @@ _MERGE = "Or merge the factors: layerwise-finetune --merge, or PEFT's merge_and_
 # Settings that change what the factors compute -> the value that is supported.
 _SUPPORTED = {
     "peft_type": "LORA", "use_dora": False, "fan_in_fan_out": False, "rank_pattern": {}, "alpha_pattern": {},
-    "lora_bias": False,
+    "lora_bias": False, "alora_invocation_tokens": None,
 }  # fmt: skip
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "mica")  # initial factors that PEFT subtracts from the base
 
 
 class Lora(NamedTuple):
@@ -29,6 +31,8 @@ class Lora(NamedTuple):
     rank_stabilised: bool
     """Divide by the root of the rank instead."""
     file: Path
+    revision: str | None = None
+    """Branch, tag or commit of the base."""
 
 
 def read_lora(folder: Path) -> Lora | None:
@@ -52,7 +56,14 @@ def read_lora(folder: Path) -> Lora | None:
             f"checkpoint folder must hold either whole weights or LoRA factors, got both in {folder.name}. Remove "
             f"{_CONFIG} and {_FACTORS}, or move them to a folder of their own."
         )
+    start = described.get("init_lora_weights", True)
+    if isinstance(start, str) and start.lower().split("_")[0] in _CHANGES_BASE:
+        raise UserError(
+            f"init_lora_weights of an adapter must leave its base unchanged, got {start!r:.60} in {folder.name}. Merge "
+            "it into its base model with PEFT's merge_and_unload."
+        )
     base, alpha = described.get("base_model_name_or_path"), described.get("lora_alpha")
+    revision = described.get("revision")
     if not isinstance(base, str) or not base:
         raise UserError(
             f"base_model_name_or_path must name the base of the LoRA factors in {folder.name}, got {base!r:.60}."
@@ -61,7 +72,10 @@ def read_lora(folder: Path) -> Lora | None:
         raise UserError(f"lora_alpha must be a number, got {alpha!r:.60} in {folder.name}. Correct {_CONFIG}.")
     if not (folder / _FACTORS).is_file():
         raise UserError(f"checkpoint folder must hold the LoRA factors {_FACTORS}, got none in {folder.name}.")
-    return Lora(base, float(alpha), bool(described.get("use_rslora")), folder / _FACTORS)
+    return Lora(
+        base, float(alpha), bool(described.get("use_rslora")), folder / _FACTORS,
+        revision if isinstance(revision, str) else None,
+    )  # fmt: skip
 
 
 def no_base(lora: Lora, error: UserError) -> UserError:
@@ -72,8 +86,10 @@ def no_base(lora: Lora, error: UserError) -> UserError:
     )
 
 
-def merge(weights: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
+def merge(weights: dict[str, Tensor], lora: Lora, *, dtype: torch.dtype) -> dict[str, Tensor]:
     """The weights with ``B @ A`` added, and fully trained tensors in place of the base's.
+
+    Tensors that change get ``dtype``, which the model will have: 16 bits of the base would round small changes away.
 
     Raises:
         UserError: If a factor does not fit the base model.
@@ -102,7 +118,7 @@ def merge(weights: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
             raise _misfit(name, lora)
         for key, tensor in weights.items():
             if key == name or tensor is base:  # a tied head
-                merged[key] = value.to(base.dtype)
+                merged[key] = value.to(dtype)
     return merged
 
 

@@ -58,8 +58,10 @@ def remove_lora(llava: Llava, *, merge: bool) -> None:
             delattr(llava.model, leftover)
 
 
-def write_adapter(folder: Path, trained: Mapping[str, Tensor], resolved: Resolved, base: str) -> None:
-    """Write an adapter that ``PeftModel.from_pretrained(model, folder)`` opens on the model ``base`` (a name or path).
+def write_adapter(
+    folder: Path, trained: Mapping[str, Tensor], resolved: Resolved, base: str, revision: str | None
+) -> None:
+    """Write an adapter that ``PeftModel.from_pretrained(model, folder)`` opens on the model ``base``, a name or path.
 
     ``trained`` holds the factors and all fully trained tensors, by name; ``folder`` must exist.
     """
@@ -75,6 +77,6 @@ def write_adapter(folder: Path, trained: Mapping[str, Tensor], resolved: Resolve
     # A module is saved with its submodules: the tower's embeddings with the patch embedding.
     outermost = sorted(name for name in full if not any(name.startswith(f"{other}.") for other in full))
     config = _lora_config(resolved, outermost)
-    config.base_model_name_or_path = base
+    config.base_model_name_or_path, config.revision = base, revision
     config.inference_mode = True
     config.save_pretrained(folder)

@@ -44,7 +44,7 @@ def save_model(
     fresh.mkdir(parents=True)
     adapter = resolved.plan.method == "lora" and not merge
     if adapter:
-        write_adapter(fresh, tensors, resolved, _base_name(base or llava.id))
+        write_adapter(fresh, tensors, resolved, _base_name(base or llava.id), llava.revision)
     else:
         whole = llava
         if reload is not None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.testing import assert_close
 from transformers import LlavaForConditionalGeneration
 
 from models.loading.load import load
+from models.loading.locate import Located
 from tasks.errors import UserError
 
 
@@ -50,6 +52,39 @@ def test_factors_are_merged_as_peft_merges_them(checkpoint: Path, tmp_path: Path
     assert load(tmp_path / "factors").weight_hash != llava.weight_hash
 
 
+def test_small_changes_of_a_16_bit_base_are_kept_in_float32(checkpoint: Path, tmp_path: Path) -> None:
+    halved = tmp_path / "halved"
+    shutil.copytree(checkpoint, halved)
+    weights = load_file(halved / "model.safetensors")
+    save_file(
+        {k: v.to(torch.bfloat16) for k, v in weights.items()}, halved / "model.safetensors", metadata={"format": "pt"}
+    )
+    merged = factors(tmp_path / "factors", halved, lora_alpha=1e-3)
+    llava, base = load(tmp_path / "factors"), load(halved)
+    name = next(key for key in merged if key.endswith("layers.0.self_attn.q_proj.weight") and "language" in key)
+    ours = llava.model.state_dict()[name]
+    assert ours.dtype == torch.float32
+    assert not torch.equal(ours, base.model.state_dict()[name])
+    assert_close(ours, merged[name], atol=1e-8, rtol=1e-6)
+
+
+def test_the_base_has_the_revision_that_the_factors_name(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factors(tmp_path / "factors", checkpoint)
+    path = tmp_path / "factors" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "revision": "v1"}))
+    asked = []
+
+    def locate(name: str, revision: str | None = None, **options: Any) -> Located:
+        asked.append((name, revision))
+        return Located(Path(name), name, None)
+
+    monkeypatch.setattr(sys.modules[load.__module__], "locate", locate)
+    load(tmp_path / "factors")
+    assert asked[1:] == [(str(checkpoint), "v1")]
+
+
 def test_the_base_can_be_given(checkpoint: Path, tmp_path: Path) -> None:
     factors(tmp_path / "factors", checkpoint)
     path = tmp_path / "factors" / "adapter_config.json"
@@ -67,6 +102,8 @@ def test_the_base_can_be_given(checkpoint: Path, tmp_path: Path) -> None:
         ({"peft_type": "LOHA"}, "peft_type of an adapter must be 'LORA', got 'LOHA'"),
         ({"use_dora": True}, "use_dora"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights of an adapter must leave its base unchanged"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
         ({"lora_alpha": "much"}, "lora_alpha must be a number"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path must name the base"),
     ],
