@@ -26,16 +26,16 @@ def render_table(table: pd.DataFrame) -> Table:
         grid.add_row(
             Text(str(name)), str(first["layers"]), f"{int(first['trainable']):,}", share(first["flops_ratio"]),
             share(first["step_time_ratio"]), *(f"{float(overall.loc[c, 'score']):.3f}" for c in conditions),
-            _interval(float(main["retention"]), float(main["lower"]), float(main["upper"]), int(main["seeds"])),
+            _interval(float(main["retention"]), float(main["lower"]), float(main["upper"]), str(main["interval"])),
             "" if passage.empty else f"{float(passage['score'].iloc[0]):.4f}", str(int(main["seeds"])),
         )  # fmt: skip
     return grid
 
 
-def _interval(value: float, lower: float, upper: float, seeds: int) -> str:
+def _interval(value: float, lower: float, upper: float, about: str) -> str:
     """Empty if retention is undefined: full tuning scores 0, or shares no seed with the plan."""
     if np.isnan(value):
         return ""
     if np.isnan(lower):  # of the reference itself
         return f"{value:.3f}"
-    return f"{value:.3f} [{lower:.3f}, {upper:.3f}]{' scenes only, 1 seed' if seeds == 1 else ''}"
+    return f"{value:.3f} [{lower:.3f}, {upper:.3f}]{' scenes only, 1 seed' if 'this seed only' in about else ''}"
