@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
 PICTURES = ("image", "images")  # the keys that are read
+EMBEDDED = "embedded picture"  # the first words of an embedded picture's name
 _NAMES = {
     "image", "images", "img", "imgs", "image_path", "image_paths", "image_file", "image_url", "img_path", "picture",
     "pictures", "photo", "photos", "video", "videos", "video_path", "audio", "audios", "audio_path", "sound",
@@ -27,15 +28,19 @@ def unread_media(row: Mapping[str, object], read: Iterable[str], names: Iterable
     Args:
         row: The values by key.
         read: The keys that are read.
-        names: The paths of the pictures that are read; another key may repeat their file names.
+        names: The paths of the pictures that are read; another key may repeat their file names, and give the
+            one of an embedded picture.
     """
     known = {PurePosixPath(name).name for name in names}
+    is_embedded = any(name.startswith(EMBEDDED) for name in known)
     for key, value in row.items():
         if key in read:
             continue
         for one in value if isinstance(value, list) else [value]:
             if _is_absent(one) or (isinstance(one, str) and PurePosixPath(one).name in known):
                 continue
+            if is_embedded and one is value and isinstance(one, str) and not one.startswith("data:"):
+                continue  # the picture's file name
             named = key.lower().replace("-", "_") in _NAMES and isinstance(one, str | dict | bytes)
             if named or _is_medium(one):
                 return key

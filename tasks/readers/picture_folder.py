@@ -12,6 +12,7 @@ from pathlib import Path
 from tasks.errors import UserError
 from tasks.example import Picture
 from tasks.pictures import not_regular, open_picture, picture_size
+from tasks.readers.media import EMBEDDED
 
 _DATA = "data:"  # begins a picture that is written as text
 
@@ -146,7 +147,7 @@ class PictureFolder:
 
 
 def _embedded(content: bytes) -> Picture:
-    name = f"embedded picture {hashlib.sha256(content).hexdigest()[:16]}"
+    name = f"{EMBEDDED} {hashlib.sha256(content).hexdigest()[:16]}"
     return Picture(key=name, open=partial(open_picture, content, name))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tasks.errors import UserError, cut, printable, shown
 from tasks.readers.load_dataset import read_table
-from tasks.readers.media import given_pictures, unread_media
+from tasks.readers.media import EMBEDDED, given_pictures, unread_media
 from tasks.readers.parse import parse_json, parse_yaml
 
 JSON = {
@@ -183,6 +183,10 @@ def test_what_counts_as_a_picture() -> None:
     assert given_pictures("a.png") == given_pictures(["a.png"]) == ["a.png"]
     assert unread_media({"file": "x/a.png"}, ("image",), ["a.png"]) is None
     assert unread_media({"file": "x/b.png"}, ("image",), ["a.png"]) == "file"
+    embedded = [f"{EMBEDDED} 0123"]
+    assert unread_media({"file_name": "0001.jpg"}, ("image",), embedded) is None
+    assert unread_media({"files": ["0001.jpg"]}, ("image",), embedded) == "files"
+    assert unread_media({"more": "data:image/png;base64,x"}, ("image",), embedded) == "more"
 
 
 def test_messages_are_short_and_hold_no_control_characters() -> None:
