@@ -33,7 +33,7 @@ from records.progress import OnProgress, ProgressBars
 from tasks.errors import UserError, one_line, printable, user_errors
 from tasks.readers.parse import decode_text, parse_yaml
 
-_NARROWEST = 120  # columns of a table if the output is not a terminal
+_NARROWEST = 160  # columns of a table if the output is not a terminal
 
 
 class Terminal(NamedTuple):
