@@ -23,7 +23,8 @@ _SHORT = {"logit_difference": "logit diff.", "log_prob": "log prob."}
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
     """The cell with the largest effect for each activation, token group (single patches count as one) and metric.
 
-    The effect is that of ``figures.effects``; with its interval it is corrected for the choice of the cell.
+    It is the cell for which the table holds an effect corrected for the choice. If only others are significant, it is
+    the largest of these, without an effect. The effect is that of ``figures.effects``.
     ``n_significant`` counts cells whose adjusted p is below 0.05. If no cell of the group is significant after
     correction for the choice among all cells of the run (``p_max``), the cell and its values are empty.
     """
@@ -33,17 +34,21 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(tokens=grouped_tokens(rows), place=rows["tokens"])
     base = rows["clean"].where(rows["unchanged"] == "clean", rows["corrupt"])
     rows = rows.assign(change=(rows["value"] - base).abs())
+    is_corrected = bool(rows["best_effect"].notna().any())
     found = []
     for _, group in rows.groupby(list(_GROUPED), sort=False):
-        size = group["effect"].abs()
+        significant = group[group["p_max"] < SIGNIFICANT]
+        is_found = not significant.empty
+        pool = significant if is_found else group
+        stated = pool[pool["best_effect"].notna()]
         # Without a fraction, the cell with the largest change of the metric.
-        best = group.iloc[
-            int((size if size.notna().any() else group["change"]).to_numpy(dtype=float, na_value=-1).argmax())
-        ]
+        size = pool["effect"].abs() if pool["effect"].notna().any() else pool["change"]
+        largest = int(size.to_numpy(dtype=float, na_value=-1).argmax())
+        best = pool.iloc[largest] if stated.empty else stated.iloc[0]
         row = {name: best[name] for name in _KEPT}
         row |= {"place": best["place"] if best["place"] != best["tokens"] else ""}
-        row |= {name: best[f"best_{name}"] for name in _EFFECT if not pd.isna(best["best_effect"])}
-        is_found = bool((group["p_max"] < SIGNIFICANT).any())
+        if is_corrected:
+            row |= {name: best[f"best_{name}"] for name in _EFFECT}
         if not is_found:
             row |= dict.fromkeys((*_CELL, *_EFFECT)) | {"place": ""}
         row |= {"found": is_found, "n_cells": len(group)}

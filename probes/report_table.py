@@ -34,8 +34,8 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
 
     The peak is that of the cross-validated score over all layers of the activation, or over the projector's stages. Its
     ``score``, ``lower`` and ``upper`` are corrected for the choice of the best; ``peak_first`` to ``peak_last`` is the
-    95 % range of its place; ``p_max`` is adjusted for the choice among all sites of the target. Where no site of the
-    curve is significant, ``peak`` is "none" and these are empty. ``transfer`` is the transfer score at the same site.
+    95 % range of its place; ``p_max`` is adjusted for the choice among all sites of the target. If the peak
+    is not significant, ``peak`` is "none" and these are empty. ``transfer`` is the transfer score at the same site.
     """
     results = _with_selection(results)
     rows = []
@@ -61,11 +61,11 @@ def _peak(curve: pd.DataFrame, results: pd.DataFrame) -> dict[str, object]:
     ]
     row: dict[str, object] = {
         "peak": NONE, "peak_first": "", "peak_last": "", "score": NAN, "lower": NAN, "upper": NAN,
-        "chance": peak["chance"], "selectivity": NAN, "random_init": NAN, "p_max": curve["p_max"].min(),
+        "chance": peak["chance"], "selectivity": NAN, "random_init": NAN, "p_max": peak["p_max"],
         "onset": NONE, "transfer": NAN, "transfer_chance": NAN, "metric": peak["metric"], "n": int(peak["n"]),
     }  # fmt: skip
     single = curve["p_max"].isna().all()  # pixels are one site outside the family, so nothing was chosen
-    if not single and not (curve["p_max"] < SIGNIFICANT).any():
+    if not single and not peak["p_max"] < SIGNIFICANT:
         return row
     is_drawn = curve["best_share"].notna().all()
     onset = None if single else onset_row(curve)

@@ -440,6 +440,25 @@ def test_on_noise_no_cell_is_named_and_a_planted_one_is_with_its_effect_correcte
     assert ">none</td>" in shown
 
 
+def test_the_cell_that_the_summary_names_is_significant_itself() -> None:
+    table = cell_table(20, 0.5, np.random.default_rng(0), seed=0)
+    planted = table["best_recovered"].dropna().index[0]
+    assert table.loc[planted, "p_max"] == table["p_max"].min() < 0.05
+    other = table["p_max"].idxmax()
+    # One larger cell varies so much that it is not significant.
+    table.loc[other, ["recovered", "value"]] = 5.0
+    assert table.loc[other, "p_max"] > 0.05
+    row = summarise(table).iloc[0]
+    assert row["found"] and row["layer"] == table.loc[planted, "layer"]
+    assert row["p_max"] == table["p_max"].min()
+    columns = ["best_recovered", "best_lower", "best_upper"]
+    table.loc[other, columns] = table.loc[planted, columns].to_numpy()
+    table.loc[planted, columns] = np.nan
+    row = summarise(table).iloc[0]
+    assert row["found"] and row["p_max"] < 0.05
+    assert pd.isna(row["effect"])  # no effect that is corrected for the choice
+
+
 def test_what_rounding_leaves_in_every_pair_is_no_effect() -> None:
     assert made_up(lambda clean: clean, unmoved=2e-3)[0]["p"].iloc[0] == pytest.approx(1e-4)
     assert made_up(lambda clean: clean, unmoved=4e-6)[0]["p"].iloc[0] == 1.0
