@@ -334,7 +334,9 @@ def run_regime(kind: str, name: str, trials: int, work: Path | None) -> list[dic
     """The first trials of a regime; those in ``work`` are not run again."""
     torch.set_num_threads(1)
     path = None if work is None else work / f"{kind}-{zlib.crc32(name.encode()):08x}.json"
-    found: list[dict[str, float]] = json.loads(path.read_text()) if path is not None and path.is_file() else []
+    found: list[dict[str, float]] = (
+        json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else []
+    )
     trial, regimes = _RUN[kind]
     for seed in range(len(found), trials):
         found.append({key: float(value) for key, value in trial(regimes[name], seed, name).items()})

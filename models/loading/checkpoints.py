@@ -125,8 +125,8 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
     # The exception of the restricted unpickler depends on the bytes.
     except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
-            f"checkpoint file must be whole and hold plain tensors only, got something else in {path.name}. "
-            "Download it again, or convert it to safetensors."
+            f"checkpoint file must be complete and contain only tensors, got a damaged file or other objects in "
+            f"{path.name}. Download it again, or convert it to safetensors."
         ) from error
     return dict(state)
 

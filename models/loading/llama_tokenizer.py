@@ -1,6 +1,5 @@
 """LLaMA's tokenizer with the ids of SentencePiece, as the authors' code uses it."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase
 
+from models.loading.config_checks import read_json
 from models.loading.processors import fast_tokenizer
 from tasks.errors import UserError
 from tasks.prompts import IMAGE
@@ -34,14 +34,14 @@ def llama_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             fast = folder / "tokenizer.json"
             if not fast.is_file():
                 raise FileNotFoundError("none")
-            if not json.loads(fast.read_text())["model"].get("byte_fallback"):  # LLaMA's class would make wrong ids
+            if not read_json(fast)["model"].get("byte_fallback"):  # LLaMA's class would make wrong ids
                 raise UserError("a tokenizer.json of another kind")
         try:
             llama: Any = LlamaTokenizer.from_pretrained(folder)
         except Exception as error:  # the tokenizers library raises nothing more special
             raise ValueError(error) from error
         described = folder / "tokenizer_config.json"
-        legacy = json.loads(described.read_text()).get("legacy") if described.is_file() else None
+        legacy = read_json(described).get("legacy") if described.is_file() else None
         model = _model(written.read_bytes()) if written.is_file() else llama.backend_tokenizer.model
     except (OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, DecodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

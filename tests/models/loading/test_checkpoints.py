@@ -145,7 +145,7 @@ def test_a_bin_file_with_code_is_refused_and_not_run(copied: Path, tmp_path: Pat
     (copied / "model.safetensors").unlink()
     trap = tmp_path / "trap"
     torch.save({"lm_head.weight": _Trap(trap)}, copied / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"plain tensors only, got something else in pytorch_model\.bin"):
+    with pytest.raises(UserError, match=r"contain only tensors, got .* other objects in pytorch_model\.bin"):
         load(copied)
     assert not trap.exists()
     pickle.loads(pickle.dumps(_Trap(trap)))  # the trap works: plain unpickling does run it
@@ -155,7 +155,7 @@ def test_a_bin_file_with_code_is_refused_and_not_run(copied: Path, tmp_path: Pat
 def test_a_bin_file_of_something_else_is_refused(copied: Path) -> None:
     (copied / "model.safetensors").unlink()
     torch.save([torch.zeros(2)], copied / "pytorch_model.bin")
-    with pytest.raises(UserError, match="plain tensors only"):
+    with pytest.raises(UserError, match="contain only tensors"):
         load(copied)
 
 
@@ -390,7 +390,7 @@ def test_the_offline_tokenizer_writes_any_text_and_one_image_token() -> None:
 @pytest.mark.parametrize("content", [b"hello", b".", b"}u.", b""])
 def test_a_bin_that_is_no_pickle_at_all_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(content)
-    with pytest.raises(UserError, match="plain tensors only"):
+    with pytest.raises(UserError, match="contain only tensors"):
         _read_bin(tmp_path / "pytorch_model.bin")
 
 
