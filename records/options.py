@@ -60,7 +60,8 @@ NumberList = Annotated[tuple[int, ...], _comma_list(int)]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager"]
 Preprocess = Annotated[
-    Literal["pad", "hf"], conf.arg(help="Pad pictures to a square as LLaVA-1.5 does, or crop as CLIP's processor does.")
+    Literal["pad", "hf"],
+    conf.arg(help="Pad pictures to a square as LLaVA-1.5 does, or use the checkpoint's own picture processor (hf)."),
 ]
 Images = Annotated[
     OrDefault[Path], conf.arg(help="Folder of the picture paths in the file. [default: the file's own folder]")

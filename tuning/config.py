@@ -126,7 +126,8 @@ class DataOptions:
     on_long: OnLong = "cut"
     """Cut longer samples, or leave them out."""
     preprocess: OrDefault[Literal["pad", "hf"]] = None
-    """Pad pictures to a square as LLaVA-1.5 does, or crop as CLIP's processor does. [default: pad; hf in stage 1]"""
+    """Pad pictures to a square as LLaVA-1.5 does, or use the checkpoint's own picture processor (hf). [default: pad; hf
+    in stage 1]"""
 
 
 @dataclass(frozen=True)

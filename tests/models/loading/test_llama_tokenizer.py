@@ -153,6 +153,14 @@ def test_text_comes_back_when_it_is_decoded(tmp_path: Path, sentences: bytes) ->
         assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
 
 
+def test_a_tokenizer_that_the_library_cannot_build_is_one_sentence(tmp_path: Path) -> None:
+    model = {"type": "BPE", "vocab": {"<unk>": 0}, "merges": [["a", "b"]], "byte_fallback": True}
+    described = {"version": "1.0", "model": model, "normalizer": {"type": "Unheard"}, "added_tokens": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(UserError, match="must hold LLaMA's tokenizer.model"):
+        llama_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

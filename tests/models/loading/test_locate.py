@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from models.loading import locate
 from tasks.errors import UserError
@@ -52,6 +52,19 @@ def test_a_name_that_a_hub_does_not_have_is_its_answer(monkeypatch: pytest.Monke
         raise RepositoryNotFoundError("no such repository", response=response)
 
     assert "no such repository" in _ask(monkeypatch, answer)[0]
+
+
+@pytest.mark.usefixtures("online")
+@pytest.mark.parametrize(("kind", "status"), [(HfHubHTTPError, 503), (HfHubHTTPError, 429), (GatedRepoError, 403)])
+def test_a_cached_model_is_found_whatever_error_the_hub_answers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: type[HfHubHTTPError], status: int
+) -> None:
+    def answer(*args: Any, **kwargs: Any) -> None:
+        raise kind("refused", response=httpx.Response(status, request=httpx.Request("GET", "https://hub")))
+
+    monkeypatch.setattr(locate, "model_info", answer)
+    monkeypatch.setattr(locate, "snapshot_download", lambda *a, **k: str(tmp_path))  # which takes the cache
+    assert locate.locate("someone/cached").folder == tmp_path
 
 
 def test_offline_mode_is_named() -> None:
