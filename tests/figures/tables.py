@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from tuning.scoring.retention import INTERVAL
+
 PLANS = {
     "start": "none", "full": "0-7", "middle band": "2-4", "last": "5-7", "LoRA on the band": "2-4",
     "projector only": "none",
@@ -83,7 +85,7 @@ def compare_table() -> pd.DataFrame:
                     "condition": condition, "family": family, "metric": "accuracy" if condition != "passage" else "p",
                     "score": 0.15 * index, "score_lower": 0.15 * index - 0.05, "score_upper": 0.15 * index + 0.1,
                     "retention": 0.25 * index, "lower": 0.25 * index - 0.1, "upper": 0.25 * index + 0.15,
-                    "n": 50, "seeds": 3,
+                    "n": 50, "seeds": 3, "interval": INTERVAL,
                 }
                 for family in families
             ]  # fmt: skip
