@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerBase
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from models.sites import Site, check_site
 
@@ -237,6 +238,33 @@ class Adapter:
         """Cosine and sine of the rotary embedding of the language model's queries and keys."""
         cos, sin = _module(self.language_model.rotary_emb)(like, position_ids)
         return cos, sin
+
+    def keys_values(
+        self, layer: int, resid: Float[Tensor, "batch pos d_model"], position_ids: Int[Tensor, "batch pos"]
+    ) -> tuple[Float[Tensor, "batch kv_head pos d_head"], Float[Tensor, "batch kv_head pos d_head"]]:
+        """Keys after rotation, and values, of a block; nothing else of the block runs."""
+        block = self.blocks[layer]
+        attention = _module(block.self_attn)
+        normed = _module(block.input_layernorm)(resid)
+        shape = (*resid.shape[:2], -1, int(attention.head_dim))  # type: ignore[arg-type]
+        keys, values = (
+            _module(linear)(normed).view(shape).transpose(1, 2) for linear in (attention.k_proj, attention.v_proj)
+        )
+        return self._rotated(keys, resid, position_ids), values
+
+    def queries(
+        self, layer: int, resid: Float[Tensor, "batch pos d_model"], position_ids: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch head pos d_head"]:
+        """Queries after rotation of a block; nothing else of the block runs."""
+        block = self.blocks[layer]
+        attention = _module(block.self_attn)
+        shape = (*resid.shape[:2], -1, int(attention.head_dim))  # type: ignore[arg-type]
+        heads = _module(attention.q_proj)(_module(block.input_layernorm)(resid)).view(shape).transpose(1, 2)
+        return self._rotated(heads, resid, position_ids)
+
+    def _rotated(self, heads: Tensor, resid: Tensor, position_ids: Tensor) -> Tensor:
+        rotated: Tensor = apply_rotary_pos_emb(heads, heads, *self.rotary(resid, position_ids))[0]
+        return rotated
 
     def attention_scale(self, site: Site) -> float:
         """The factor on query-key products in the block of ``site``."""

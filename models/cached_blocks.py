@@ -105,7 +105,7 @@ def run_block(
         attention_mask=additive(allowed, resid.dtype),
         position_ids=position_ids,
         position_embeddings=llava.rotary(resid, position_ids),
-        past_key_values=_Joined(earlier),
+        past_key_values=Joined(earlier),
         use_cache=True,
     )
     return first_output(output)
@@ -162,7 +162,7 @@ def run_projector(llava: Adapter, resid: Float[Tensor, "image token d_vision"]) 
 
 
 @dataclass(eq=False)
-class _Joined:
+class Joined:
     """A cache that holds given keys and values and stores nothing."""
 
     earlier: Sequence[KeysValues]

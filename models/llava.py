@@ -25,6 +25,8 @@ from models.layer_ranges import LayerRange
 from models.logit_lens import read_words
 from models.pixels import Preprocess
 from models.sites import Site, find_sites
+from models.token_plans.forward import PlannedBatch, PlannedCache, planned
+from models.token_plans.plan import TokenPlan, parse_token_plan
 from models.tokens import Group
 from tasks.errors import UserError
 from tasks.example import Example
@@ -109,6 +111,7 @@ class Llava(Adapter):
         temperature: int | float = 1.0,
         seed: int = 0,
         use_cache: bool = True,
+        token_plan: str = "all",
     ) -> str | list[str]:
         """The model's text after each prompt: one string, or a list for several.
 
@@ -122,11 +125,14 @@ class Llava(Adapter):
             temperature: Divides the logits before sampling.
             seed: Seed of the sampling.
             use_cache: Keep keys and values. Without it the text is the same, but takes longer.
+            token_plan: In which layers image tokens are computed, such as ``"leave@16"``; see
+                ``models.token_plans.parse_token_plan``.
         """
         inputs = images if isinstance(images, Inputs) else self.inputs(images, question or "")
         tokens = self.generate_tokens(
-            inputs, max_new_tokens, greedy=greedy, temperature=temperature, seed=seed, use_cache=use_cache
-        )
+            inputs, max_new_tokens, greedy=greedy, temperature=temperature, seed=seed, use_cache=use_cache,
+            token_plan=token_plan,
+        )  # fmt: skip
         texts = [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
         alone = len(texts) == 1 and not isinstance(images, list | tuple) and not _several(question)
         return texts[0] if alone else texts
@@ -140,6 +146,7 @@ class Llava(Adapter):
         temperature: int | float = 1.0,
         seed: int = 0,
         use_cache: bool = True,
+        token_plan: str = "all",
     ) -> Tensor:
         """The token ids that ``generate`` decodes, ``example new``; rows that end early are padded."""
         if max_new_tokens < 1:
@@ -151,7 +158,10 @@ class Llava(Adapter):
         draws = {} if greedy else {"temperature": temperature, "top_k": 0, "top_p": 1.0}
         devices = [self.device] if self.device.type == "cuda" else []
         extended = inputs.laid_out("left", answers=False, room=max_new_tokens)
-        with self.intervened(extended), torch.random.fork_rng(devices):
+        plan = parse_token_plan(token_plan, self.n_layers)
+        if not plan.is_all and use_cache:
+            kwargs["past_key_values"] = PlannedCache(self.config.text_config)
+        with self.intervened(extended, plan), torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             found = model.generate(
                 **kwargs, max_new_tokens=max_new_tokens, do_sample=not greedy, use_cache=use_cache,
@@ -160,11 +170,11 @@ class Llava(Adapter):
         tokens: Tensor = found[:, prompts.n_positions :]
         return tokens
 
-    def logits(self, inputs: Inputs) -> Float[Tensor, "example vocab"]:
-        """The next-token logits at the last position of each prompt, float32."""
+    def logits(self, inputs: Inputs, *, token_plan: str = "all") -> Float[Tensor, "example vocab"]:
+        """The next-token logits at the last position of each prompt, float32; ``token_plan`` as for ``generate``."""
         columns = torch.tensor([layout.prompt_stop - 1 for layout in inputs.layout], device=self.device)
         kept = columns.unique()
-        with self.intervened(inputs):
+        with self.intervened(inputs, parse_token_plan(token_plan, self.n_layers)):
             scores = self.model(**inputs.model_kwargs(), logits_to_keep=kept, use_cache=False).logits
         found: Tensor = scores[torch.arange(len(inputs)), torch.searchsorted(kept, columns)].float()
         return found.clone()
@@ -203,10 +213,23 @@ class Llava(Adapter):
         return read_words(self, self.capture(inputs, "resid_post", layers=layers, tokens=tokens), k=k)
 
     @contextmanager
-    def intervened(self, inputs: Inputs) -> Iterator[None]:
-        """Apply the active interventions to forwards on ``inputs`` inside the context, in inference mode."""
+    def intervened(self, inputs: Inputs, plan: TokenPlan | None = None) -> Iterator[None]:
+        """Apply the active interventions or a token plan to forwards on ``inputs`` inside the context.
+
+        Raises:
+            UserError: If there are both.
+        """
         active = list(self.interventions)
         with inference(self):
+            if plan is not None and not plan.is_all:
+                if active:
+                    raise UserError(
+                        f"token plan must be 'all' while an intervention is active, got {plan.text!r}. An intervention "
+                        "needs every position of the language model."
+                    )
+                with planned(self, plan, PlannedBatch.of(inputs)):
+                    yield
+                return
             if not active:
                 yield
                 return
