@@ -15,3 +15,4 @@ from .report.page import build_report as build_report
 from .runs import draw_run as draw_run
 from .score_by_layer import draw_score_by_layer as draw_score_by_layer
 from .style import save_figure as save_figure
+from .token_plans import draw_token_plans as draw_token_plans

@@ -11,6 +11,7 @@ import pandas as pd
 
 Picture = npt.NDArray[np.uint8]  # ``H W 3``
 PROBE, PATCH, COMPARE, TUNE = "probe-sweep", "patch-sweep", "layerwise-finetune compare", "layerwise-finetune"
+INFERENCE = "inference-cost"
 GALLERY = Path(__file__).parent / "gallery"
 # command -> columns that its figures need
 _COLUMNS = {
@@ -20,6 +21,7 @@ _COLUMNS = {
             "clean", "corrupt", "unchanged", "recovered", "n", "p_adjusted"),
     COMPARE: ("plan", "layers", "train", "method", "flops_ratio", "step_time_ratio", "condition", "family", "metric",
               "score", "score_lower", "score_upper", "retention", "lower", "upper", "n"),
+    INFERENCE: ("model", "plan", "split", "prefill_ratio", "accuracy", "kept", "kept_lower", "kept_upper", "n"),
     TUNE: ("step", "set", "family", "metric", "score", "lower", "upper", "n"),
 }  # fmt: skip
 # without these, pandas reads empty text and layers as floats
@@ -76,7 +78,7 @@ def kind_of_run(folder: Path) -> str:
     for table in (folder / "results.parquet", folder / "results.csv"):
         if table.is_file():
             columns = set(read_saved(table).columns)
-            for kind in (PATCH, PROBE):
+            for kind in (PATCH, PROBE, INFERENCE):
                 if columns >= set(_COLUMNS[kind]):
                     return kind
     raise RunError(

@@ -17,6 +17,7 @@ from figures.plans.learning_curve import draw_learning_curve
 from figures.plans.plan_diagram import draw_plan_diagram
 from figures.plans.scores import draw_accuracy, draw_retention
 from figures.read_run import (
+    INFERENCE,
     PATCH,
     PROBE,
     TUNE,
@@ -31,6 +32,7 @@ from figures.read_run import (
 )
 from figures.score_by_layer import draw_score_by_layer
 from figures.style import Panels, Width, figure_of, file_name, save_figure
+from figures.token_plans import draw_token_plans
 
 _BY_LAYER = ("knockout", "skip", "transplant")  # operations with curves
 
@@ -48,7 +50,8 @@ def draw_run(
     """Write all figures of a finished run; return their paths, the main figure first.
 
     Args:
-        folder: A run directory of ``probe-sweep``, ``patch-sweep``, ``layerwise-finetune`` or its ``compare``.
+        folder: A run directory of ``probe-sweep``, ``patch-sweep``, ``layerwise-finetune`` or its ``compare``, or of
+            ``inference-cost``.
         out: The folder of the figures; ``folder/figures`` if None.
         width: Width in columns of a page.
         example: The mapped example of a probe sweep, from 0.
@@ -90,6 +93,8 @@ def figures_of(folder: Path, *, width: Width = "two", example: int = 0) -> Itera
         for name in others:
             yield Drawing(f"score_by_layer_{name}", draw_score_by_layer(table, name=name, width=width))
         yield from _draw_maps(folder, width, example)
+    elif kind == INFERENCE:
+        yield Drawing("cost_against_score", draw_token_plans(table, width=width))
     else:
         yield Drawing("accuracy_by_family", draw_accuracy(table, width=width))
         yield Drawing("retention", draw_retention(table, width=width))

@@ -5,9 +5,11 @@ that the plan computes, packed to the left, with their original positions. Keys 
 made; of frozen tokens only they are.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -284,7 +286,7 @@ class _Call:
 
         if made is not None and getattr(block, "gradient_checkpointing", False) and block.training:
             # transformers takes the keys of frozen tokens away from a layer that it checkpoints itself.
-            call = block.forward
+            call = partial(inspect.unwrap(type(block).forward), block)
             return checkpoint(run, x, use_reentrant=False)  # type: ignore[no-any-return]
         return run(x)
 

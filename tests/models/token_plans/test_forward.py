@@ -4,10 +4,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.loading.load import load
+from models.token_plans.cost import Sizes, cache_bytes, decode, prefill
 from models.token_plans.forward import PlannedBatch, PlannedCache, planned
 from models.token_plans.plan import TokenPlan, parse_token_plan
 from models.token_plans.selection import random_scores
@@ -155,9 +157,10 @@ def test_bad_runs_end_in_one_sentence(llava: Llava) -> None:
     with pytest.raises(UserError, match="prompt must have image tokens under the token plan 'leave@1', got none"):
         llava.generate(blind, token_plan="leave@1")
     inputs = batch(llava, 1)
-    with torch.inference_mode(), planned(llava, parse_token_plan("leave@1", 5), PlannedBatch.of(inputs)):
-        with pytest.raises(UserError, match="cache must be a PlannedCache"):
-            llava.model.generate(**inputs.model_kwargs(), max_new_tokens=2)
+    plan = parse_token_plan("leave@1", 5)
+    refused = pytest.raises(UserError, match="cache must be a PlannedCache")
+    with torch.inference_mode(), planned(llava, plan, PlannedBatch.of(inputs)), refused:
+        llava.model.generate(**inputs.model_kwargs(), max_new_tokens=2)
 
 
 def test_an_active_intervention_refuses_a_token_plan(llava: Llava) -> None:
@@ -167,3 +170,64 @@ def test_an_active_intervention_refuses_a_token_plan(llava: Llava) -> None:
     with knocked_out(llava, layers="0-3"), pytest.raises(UserError, match="must be 'all' while an intervention is act"):
         llava.logits(inputs, token_plan="leave@1")
     assert torch.equal(llava.logits(inputs), llava.logits(inputs, token_plan="all"))
+
+
+@pytest.mark.parametrize(
+    "text", ["all", "leave@2", "1-2:freeze", "hide:0+3", "keep:0.5@1:attention+keep:0.25@3:uniform"]
+)
+def test_counted_products_agree_with_the_closed_form(text: str) -> None:
+    config = tiny_config()
+    config.text_config.num_hidden_layers = N_LAYERS
+    wide = load(config, seed=3, attn="eager")  # the counter knows fused attention on GPUs only
+    inputs = batch(wide, 1)
+    plan, sizes = parse_token_plan(text, N_LAYERS), Sizes.of(wide)
+    n_image = int(PlannedBatch.of(inputs).image.sum())
+    n_text = inputs.n_positions - n_image
+    embeddings = torch.zeros(1, inputs.n_positions, wide.d_model)
+    everything = TokenPlan("all", plan.states, plan.stages)  # runs the packed forward for "all" too
+    cache = PlannedCache(wide.config.text_config)
+    with torch.inference_mode(), planned(wide, everything, PlannedBatch.of(inputs)):
+        with FlopCounterMode(display=False) as counted:
+            wide.language_model(inputs_embeds=embeddings, past_key_values=cache)
+        assert counted.get_total_flops() == pytest.approx(2 * prefill(sizes, plan, n_image, n_text), rel=0.01)
+        with FlopCounterMode(display=False) as counted:
+            wide.language_model(inputs_embeds=embeddings[:, :1], past_key_values=cache)
+        assert counted.get_total_flops() == pytest.approx(2 * decode(sizes, plan, n_image, n_text), rel=0.01)
+    assert cache.n_bytes == cache_bytes(sizes, plan, n_image, n_text, itemsize=4) + 2 * sizes.d_key * 4 * N_LAYERS
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("text", ["1-2:hide", "1-2:freeze", "keep:0.5@1:attention", "freeze:0+leave@3"])
+def test_gradients_equal_the_dense_oracle(text: str, checkpointing: bool, llava: Llava) -> None:
+    inputs = prepare(llava, make_examples(3), answers=True)
+    plan = parse_token_plan(text, N_LAYERS)
+    labels = inputs.input_ids.clone()
+    for row, layout in enumerate(inputs.layout):
+        labels[row, : layout.prompt_stop] = -100
+        labels[row, layout.real.stop :] = -100
+    found = []
+    for way in ("plan", "oracle"):
+        model = llava.model
+        model.zero_grad()
+        if checkpointing and way == "plan":
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.train()
+        try:
+            if way == "plan":
+                with planned(llava, plan, PlannedBatch.of(inputs)):
+                    logits = model(**inputs.model_kwargs(), use_cache=False).logits
+            else:
+                logits = model.lm_head(oracle.last_resid(llava, plan, inputs))
+            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+            loss.backward()
+        finally:
+            model.gradient_checkpointing_disable()
+            model.eval()
+        grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        found.append((float(loss.detach()), grads))
+        model.zero_grad()
+    (loss, grads), (wanted_loss, wanted) = found
+    assert loss == pytest.approx(wanted_loss, rel=1e-5)
+    for name, gradient in grads.items():
+        assert torch.allclose(gradient, wanted.get(name, torch.zeros_like(gradient)), rtol=1e-3, atol=1e-6), name
+    assert {name for name, gradient in wanted.items() if bool(gradient.abs().max() > 1e-6)} <= set(grads)

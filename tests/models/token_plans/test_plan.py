@@ -36,8 +36,13 @@ def test_what_stays_in_the_cache_and_what_a_new_token_costs() -> None:
     assert decode(sizes, plans["leave@2"], 10, 6, n_generated=3) == dense + 2 * 8 * (2 * 20 + 2 * 10)
 
 
+TEXTS = ("enter@2", "leave@4", "2-3", "hide:0-1+4-5", "freeze:1")
+
+
 def test_forms_and_what_they_mean() -> None:
-    read = {text: parse_token_plan(text, 6).states for text in ("enter@2", "leave@4", "2-3", "hide:0-1+4-5", "freeze:1")}
+    read = {
+        text: parse_token_plan(text, 6).states for text in ("enter@2", "leave@4", "2-3", "hide:0-1+4-5", "freeze:1")
+    }
     h, c, f = "hide", "compute", "freeze"
     assert read["enter@2"] == (h, h, c, c, c, c)
     assert read["leave@4"] == (c, c, c, c, h, h)

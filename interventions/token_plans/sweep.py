@@ -1,0 +1,234 @@
+"""Run ``inference-cost``: every plan on every question, the times, table and figure.
+
+finished = run_inference_cost(InferenceConfig(plans="all,leave@16"))
+finished.results, finished.figures[0]
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+import figures
+from interventions.token_plans.config import RUN, InferenceConfig
+from interventions.token_plans.from_run import plan_from_run
+from interventions.token_plans.quality import COLUMNS, score_batch
+from interventions.token_plans.questions import SCENES, Questions, load_questions
+from interventions.token_plans.report_table import render_summary
+from interventions.token_plans.table import tabulate
+from interventions.token_plans.timing import measure
+from models.inputs import prepare
+from models.llava import Llava
+from models.token_plans.cost import Sizes, prefill
+from models.token_plans.plan import TokenPlan, parse_token_plan, parse_token_plans
+from records.manifest import write_atomically
+from records.open_model import describe_model, open_model
+from records.processes import Processes, join_processes, matmul_speed, own_device
+from records.progress import OnProgress, ProgressBars
+from records.run import FinishedRun, Run, writing
+from records.tables import read_results
+from tasks.errors import UserError
+
+
+@dataclass(frozen=True)
+class InferenceEstimate:
+    """The size of a run: numbers of questions and plans, and a lower bound of the time of its forward passes."""
+
+    n_questions: int
+    n_plans: int
+    seconds: float
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"{self.n_questions} questions under {self.n_plans} token plans: at least {self.seconds:.0f} s"
+
+
+def run_inference_cost(
+    config: InferenceConfig,
+    *,
+    llava: Llava | None = None,
+    command: Sequence[str] = (),
+    on_progress: OnProgress | None = None,
+    on_note: Callable[[str], None] = lambda line: None,
+) -> FinishedRun | InferenceEstimate | None:
+    """Measure what token plans cost and keep, or resume a run that was killed.
+
+    Args:
+        config: The settings.
+        llava: The model of ``config``, if it is in memory; otherwise it is loaded.
+        command: The command line, for the manifest.
+        on_progress: Called with (stage, newly done, total); None shows bars in a terminal or notebook.
+        on_note: Called with the estimate, and with the evidence of plans that are chosen from a run.
+
+    Returns:
+        The finished run; the estimate if ``config.dry_run`` is set; None on all processes but rank 0.
+
+    Raises:
+        UserError: If the settings, the data or the model cannot be used.
+
+    Example:
+        >>> from interventions.token_plans.config import QuestionOptions
+        >>> from records.options import ModelOptions
+        >>> config = InferenceConfig(ModelOptions("random:tiny"), QuestionOptions(limit=7), "leave@2", dry_run=True)
+        >>> run_inference_cost(config).n_plans
+        2
+    """
+    on_progress = on_progress or ProgressBars()
+    run = Run(config.folder, RUN, config.settings, command=command, overwrite=config.overwrite)
+    questions = load_questions(config.questions, seed=config.seed)
+    device = own_device(config.model.device)
+    processes = join_processes(device)
+    llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
+    plans, notes = choose_plans(config.plans, llava.n_layers)
+    if config.questions.spec == SCENES:
+        questions = load_questions(config.questions, seed=config.seed, size=llava.image_size)
+    _check_pictured(questions)
+    estimate = _estimate(config, llava, questions, plans, device)
+    if config.dry_run:
+        return estimate
+    for note in (str(estimate), *notes):
+        on_note(note)
+    data = {"name": questions.name, "digest": questions.digest, "n_questions": len(questions.examples)}
+    about = {"model": describe_model(llava), "data": data | {"plans": [plan.text for plan in plans]}}
+    with run.open(processes, **about):
+        _run_batches(config, llava, questions, plans, processes, on_progress)
+        processes.wait()
+        if not processes.is_main:
+            return None
+        if not run.is_finished:
+            times = _times(config, llava, questions, plans, on_progress)
+            batches = enumerate(_batches(config, questions))
+            found = [_read(config.folder, number, len(batch) * len(plans)) for number, batch in batches]
+            answers = pd.concat(found, ignore_index=True)
+            with writing(config.folder):
+                write_atomically(config.folder / "answers.parquet", answers.to_parquet(index=False))
+            run.finish(
+                tabulate(answers, times, plans, Sizes.of(llava), model=config.model.name, itemsize=llava.dtype.itemsize)
+            )
+    return finished_inference_cost(config.folder)
+
+
+def finished_inference_cost(folder: Path) -> FinishedRun:
+    """The finished run in ``folder``, with its figures drawn; raise ``UserError`` if there is none."""
+    results = read_results(folder, RUN)
+    with writing(folder):
+        drawn = figures.draw_run(folder)
+    return FinishedRun(folder, results, render_summary(results), tuple(paths.png for paths in drawn))
+
+
+def choose_plans(text: str | None, n_layers: int) -> tuple[tuple[TokenPlan, ...], tuple[str, ...]]:
+    """The plans of the settings, ``all`` first, and the evidence of those chosen from runs.
+
+    Example:
+        >>> [plan.text for plan in choose_plans("leave@2", 4)[0]]
+        ['all', 'leave@2']
+    """
+    if text is None:
+        half, quarter = n_layers // 2, max(1, n_layers // 4)
+        text = ",".join(
+            (
+                f"leave@{half}", f"freeze:{half}-{n_layers - 1}", f"enter@{quarter}", f"keep:0.5@{quarter}:attention",
+                f"keep:0.5@{quarter}:random@0", f"keep:0.5@{quarter}:uniform", f"{quarter}-{half}:hide",
+                f"{quarter}-{half}:freeze",
+            )
+        )  # fmt: skip
+    pieces, notes = [], []
+    for piece in text.split(","):
+        if piece.strip().startswith("auto:"):
+            chosen = plan_from_run(Path(piece.strip().removeprefix("auto:")), n_layers)
+            notes.append(chosen.evidence)
+            piece = chosen.text
+        pieces.append(piece)
+    found = parse_token_plans(",".join(pieces), n_layers)
+    rest = tuple(plan for plan in found if not plan.is_all)
+    return (parse_token_plan("all", n_layers), *rest), tuple(notes)
+
+
+def _check_pictured(questions: Questions) -> None:
+    for index in range(len(questions.examples)):
+        if not questions.examples[index].pictures:
+            name = questions.examples[index].id
+            raise UserError(f"question must have a picture, got none in {name!r}. A token plan changes image tokens.")
+
+
+def _estimate(
+    config: InferenceConfig, llava: Llava, questions: Questions, plans: Sequence[TokenPlan], device: str
+) -> InferenceEstimate:
+    """Two prefills of every question under every plan, its decoding steps, the vision tower, and the timed rounds."""
+    n = len(questions.examples)
+    sizes = Sizes.of(llava)
+    prompt = prepare(llava, [questions.examples[0]], preprocess=config.questions.preprocess).layout[0]
+    n_image = sum(span.stop - span.start for span in prompt.images)
+    n_text = prompt.prompt_stop - n_image
+    head = llava.config.text_config.vocab_size * llava.d_model
+    step = prefill(sizes, plans[0], 0, 1) + head
+    tower = len(prompt.images) * llava.n_image_tokens * sum(p.numel() for p in llava.vision_blocks.parameters())
+    total = 0.0
+    for plan in plans:
+        once = prefill(sizes, plan, n_image, n_text) + head + tower
+        total += n * (2 * once + config.new_tokens * step)
+        total += (config.rounds + 1) * min(n, config.batch_size) * (once + config.new_tokens * step)
+    return InferenceEstimate(n, len(plans), 2 * total / matmul_speed(device, llava.dtype))
+
+
+def _batches(config: InferenceConfig, questions: Questions) -> list[range]:
+    n = len(questions.examples)
+    return [range(at, min(at + config.batch_size, n)) for at in range(0, n, config.batch_size)]
+
+
+def _run_batches(
+    config: InferenceConfig,
+    llava: Llava,
+    questions: Questions,
+    plans: Sequence[TokenPlan],
+    processes: Processes,
+    on_progress: OnProgress,
+) -> None:
+    """Score and write every batch of this rank (rank, rank + world, ...) that has no complete file yet."""
+    batches = _batches(config, questions)
+    owned = range(processes.rank, len(batches), processes.world)
+    total = sum(len(batches[number]) for number in owned)
+    for number in owned:
+        batch = batches[number]
+        if _read(config.folder, number, len(batch) * len(plans)).empty:
+            examples = [questions.examples[index] for index in batch]
+            found = score_batch(
+                llava, plans, examples, new_tokens=config.new_tokens, preprocess=config.questions.preprocess
+            )
+            with writing(config.folder):
+                path = _path(config.folder, number)
+                path.parent.mkdir(exist_ok=True)
+                write_atomically(path, found.to_parquet(index=False))
+        on_progress("answering", len(batch), total)
+
+
+def _times(
+    config: InferenceConfig, llava: Llava, questions: Questions, plans: Sequence[TokenPlan], on_progress: OnProgress
+) -> pd.DataFrame:
+    """The times of all plans on the first batch; none if ``rounds`` is 0."""
+    if not config.rounds:
+        return pd.DataFrame()
+    first = [questions.examples[index] for index in _batches(config, questions)[0]]
+    inputs = prepare(llava, first, preprocess=config.questions.preprocess)
+    times = measure(
+        llava, plans, inputs, rounds=config.rounds, new_tokens=config.new_tokens,
+        on_round=lambda: on_progress("timing", 1, config.rounds + 1),
+    )  # fmt: skip
+    with writing(config.folder):
+        write_atomically(config.folder / "times.parquet", times.to_parquet(index=False))
+    return times
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / "batches" / f"{number:05d}.parquet"
+
+
+def _read(folder: Path, number: int, n_rows: int) -> pd.DataFrame:
+    """The rows of a batch; empty if it has no complete file."""
+    try:
+        found = pd.read_parquet(io.BytesIO(_path(folder, number).read_bytes()))
+    except (OSError, ValueError):
+        return pd.DataFrame()
+    return found if tuple(found.columns) == COLUMNS and len(found) == n_rows else pd.DataFrame()
