@@ -1,5 +1,6 @@
 """The results of ``inference-cost``: price and quality of every plan, one row for each plan and split."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,10 +61,10 @@ def tabulate(
 
 def _costs(own: pd.DataFrame, plan: TokenPlan, full: TokenPlan, sizes: Sizes, itemsize: int) -> dict[str, float]:
     """Closed forms, as means over the questions; ratios are those of the sums."""
-    prompts = own.groupby(["n_image", "n_text"]).size()
+    prompts = list(Counter(zip(own["n_image"].tolist(), own["n_text"].tolist(), strict=True)).items())
 
     def total(function: Any, of: TokenPlan, **options: Any) -> float:
-        return float(sum(n * function(sizes, of, image, text, **options) for (image, text), n in prompts.items()))
+        return float(sum(n * function(sizes, of, image, text, **options) for (image, text), n in prompts))
 
     found = {}
     for name, convention in zip(("_image", "_text", ""), CONVENTIONS, strict=True):

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from models.inputs import Inputs
 from models.llava import Llava
-from models.token_plans.forward import PlannedCache
+from models.token_plans.forward import PlannedCache, cached_bytes
 from models.token_plans.plan import TokenPlan
 
 
@@ -70,7 +70,7 @@ def _once(llava: Llava, plan: TokenPlan, inputs: Inputs, prompts: Inputs, new_to
             output = llava.model(**kwargs, past_key_values=cache, use_cache=True, logits_to_keep=1)
             token = output.logits[:, -1].argmax(-1, keepdim=True)
             first = now() - began
-            n_bytes = _bytes(cache)
+            n_bytes = cached_bytes(cache)
             began = now()
             for _ in range(new_tokens):
                 mask = torch.cat([mask, torch.ones_like(token)], 1)
@@ -88,8 +88,3 @@ def _once(llava: Llava, plan: TokenPlan, inputs: Inputs, prompts: Inputs, new_to
         "first_token": first, "prefill": clock["stop"] - clock["start"], "decode": decode, "cache_bytes": n_bytes,
         "peak_memory": peak,
     }  # fmt: skip
-
-
-def _bytes(cache: Any) -> int:
-    layers = [layer for layer in cache.layers if layer.is_initialized]
-    return sum(part.numel() * part.element_size() for layer in layers for part in (layer.keys, layer.values))

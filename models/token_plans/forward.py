@@ -69,12 +69,13 @@ class PlannedCache(DynamicCache):
     @property
     def n_bytes(self) -> int:
         """Bytes of the keys and values held."""
-        return sum(
-            part.numel() * part.element_size()
-            for layer in self.layers
-            if layer.is_initialized
-            for part in (layer.keys, layer.values)
-        )
+        return cached_bytes(self)
+
+
+def cached_bytes(cache: DynamicCache) -> int:
+    """Bytes of the keys and values in a cache."""
+    layers: list[Any] = [layer for layer in cache.layers if getattr(layer, "is_initialized", False)]
+    return sum(part.numel() * part.element_size() for layer in layers for part in (layer.keys, layer.values))
 
 
 @contextmanager
@@ -102,7 +103,7 @@ def planned(llava: Adapter, plan: TokenPlan, batch: PlannedBatch) -> Iterator[No
 class _Columns(NamedTuple):
     """Columns of the batch in a packed tensor; -1 in slots without a token. ``full`` if no slot is empty."""
 
-    index: Int[Tensor, "row slot"]
+    place: Int[Tensor, "row slot"]
     full: bool
 
 
@@ -294,24 +295,24 @@ class _Call:
         """The columns of all parts; equal parts give the same object, so that masks are made once."""
         if len(parts) == 1:
             return parts[0]
-        key = tuple(id(part.index) for part in parts)
+        key = tuple(id(part.place) for part in parts)
         if key not in self._joined:
-            index = torch.cat([part.index for part in parts], dim=1)
+            index = torch.cat([part.place for part in parts], dim=1)
             self._joined[key] = _Columns(index, all(part.full for part in parts))
             self._alive.extend(parts)
         return self._joined[key]
 
     def _mask(self, queries: _Columns, keys: _Columns, dtype: torch.dtype) -> Tensor | None:
         """The attention mask of packed queries and keys; None where the kernel's own causal mask is right."""
-        name = (id(queries.index), id(keys.index))
+        name = (id(queries.place), id(keys.place))
         if name not in self._masks:
-            self._alive += [queries.index, keys.index]
-            alone = queries.index.shape[1] == 1
-            own = queries.index is keys.index and self._llava.attention == "sdpa"
+            self._alive += [queries.place, keys.place]
+            alone = queries.place.shape[1] == 1
+            own = queries.place is keys.place and self._llava.attention == "sdpa"
             if keys.full and queries.full and (alone or own):
                 self._masks[name] = None
             else:
-                allowed = (keys.index[:, None] <= queries.index[..., None]) & (keys.index >= 0)[:, None]
-                allowed |= (queries.index < 0)[..., None]  # a query in an empty slot attends to anything
+                allowed = (keys.place[:, None] <= queries.place[..., None]) & (keys.place >= 0)[:, None]
+                allowed |= (queries.place < 0)[..., None]  # a query in an empty slot attends to anything
                 self._masks[name] = additive(allowed[:, None], dtype)
         return self._masks[name]

@@ -113,9 +113,9 @@ def parse_token_plan(text: str, n_layers: int) -> TokenPlan:
         (Keep(share=0.5, layer=2, rule='random', seed=7),)
     """
     text = "".join(text.split())
-    if text == "all":
-        return TokenPlan("all", ("compute",) * n_layers)
     states: list[State] = ["compute"] * n_layers
+    if text == "all":
+        return TokenPlan("all", tuple(states))
     named: dict[int, str] = {}
     stages: list[Keep] = []
     band: State | None = None
