@@ -243,24 +243,30 @@ class Adapter:
         self, layer: int, resid: Float[Tensor, "batch pos d_model"], position_ids: Int[Tensor, "batch pos"]
     ) -> tuple[Float[Tensor, "batch kv_head pos d_head"], Float[Tensor, "batch kv_head pos d_head"]]:
         """Keys after rotation, and values, of a block; nothing else of the block runs."""
-        block = self.blocks[layer]
-        attention = _module(block.self_attn)
-        normed = _module(block.input_layernorm)(resid)
-        shape = (*resid.shape[:2], -1, int(attention.head_dim))  # type: ignore[arg-type]
-        keys, values = (
-            _module(linear)(normed).view(shape).transpose(1, 2) for linear in (attention.k_proj, attention.v_proj)
-        )
+        keys, values = self._heads(layer, resid, "k_proj", "v_proj")
         return self._rotated(keys, resid, position_ids), values
+
+    def keys(
+        self, layer: int, resid: Float[Tensor, "batch pos d_model"], position_ids: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch kv_head pos d_head"]:
+        """Keys after rotation of a block; nothing else of the block runs."""
+        (keys,) = self._heads(layer, resid, "k_proj")
+        return self._rotated(keys, resid, position_ids)
 
     def queries(
         self, layer: int, resid: Float[Tensor, "batch pos d_model"], position_ids: Int[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch head pos d_head"]:
         """Queries after rotation of a block; nothing else of the block runs."""
+        (queries,) = self._heads(layer, resid, "q_proj")
+        return self._rotated(queries, resid, position_ids)
+
+    def _heads(self, layer: int, resid: Tensor, *names: str) -> list[Tensor]:
+        """Outputs of some linear maps of a block's attention, ``batch head pos d_head``."""
         block = self.blocks[layer]
         attention = _module(block.self_attn)
+        normed = _module(block.input_layernorm)(resid)
         shape = (*resid.shape[:2], -1, int(attention.head_dim))  # type: ignore[arg-type]
-        heads = _module(attention.q_proj)(_module(block.input_layernorm)(resid)).view(shape).transpose(1, 2)
-        return self._rotated(heads, resid, position_ids)
+        return [_module(getattr(attention, name))(normed).view(shape).transpose(1, 2) for name in names]
 
     def _rotated(self, heads: Tensor, resid: Tensor, position_ids: Tensor) -> Tensor:
         rotated: Tensor = apply_rotary_pos_emb(heads, heads, *self.rotary(resid, position_ids))[0]

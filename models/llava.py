@@ -217,7 +217,7 @@ class Llava(Adapter):
         """Apply the active interventions or a token plan to forwards on ``inputs`` inside the context.
 
         Raises:
-            UserError: If there are both.
+            UserError: If there are both, or a token plan and no picture.
         """
         active = list(self.interventions)
         with inference(self):
@@ -227,7 +227,13 @@ class Llava(Adapter):
                         f"token plan must be 'all' while an intervention is active, got {plan.text!r}. An intervention "
                         "needs every position of the language model."
                     )
-                with planned(self, plan, PlannedBatch.of(inputs)):
+                batch = PlannedBatch.of(inputs)
+                if not bool(batch.image.any()):
+                    raise UserError(
+                        f"prompt must have image tokens under the token plan {plan.text!r}, got none. Pass a picture, "
+                        "or use 'all'."
+                    )
+                with planned(self, plan, batch):
                     yield
                 return
             if not active:

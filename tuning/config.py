@@ -85,6 +85,9 @@ class PlanOptions:
     """Full weights of the blocks, LoRA factors on them, or LISA: a few blocks at a time."""
     lora: Lora = field(default_factory=Lora)
     lisa: Lisa = field(default_factory=Lisa)
+    token_plan: str = "all"
+    """Layers in which image tokens are computed, in training and scoring: `all`, `6-16:hide`, `leave@16`,
+    `freeze:14-31`, `keep:0.5@2:uniform`. See `inference-cost --help`."""
 
     def resolved(self, stage: Stage) -> LayerPlan:
         """The plan; the stage's recipe replaces options that are not given."""
@@ -92,7 +95,9 @@ class PlanOptions:
         train = ("projector",) if self.layers is not None or self.method == "lora" else recipe.train
         if self.train is not None:
             train = split_names(self.train)
-        return LayerPlan(self.layers or recipe.layers, train, self.method, self.lora, self.lisa)
+        return LayerPlan(
+            self.layers or recipe.layers, train, self.method, self.lora, self.lisa, token_plan=self.token_plan
+        )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from interventions.token_plans.timing import measure
 from models.inputs import prepare
 from models.llava import Llava
 from models.token_plans.cost import Sizes, prefill
-from models.token_plans.plan import TokenPlan, parse_token_plan, parse_token_plans
+from models.token_plans.plan import TokenPlan, parse_token_plan, parse_token_plans, recorded_token_plan
 from records.manifest import write_atomically
 from records.open_model import describe_model, open_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
@@ -81,7 +81,7 @@ def run_inference_cost(
     device = own_device(config.model.device)
     processes = join_processes(device)
     llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
-    plans, notes = choose_plans(config.plans, llava.n_layers)
+    plans, notes = choose_plans(config.plans, llava.n_layers, recorded_token_plan(config.model.name, llava.n_layers))
     if config.questions.spec == SCENES:
         questions = load_questions(config.questions, seed=config.seed, size=llava.image_size)
     _check_pictured(questions)
@@ -118,8 +118,12 @@ def finished_inference_cost(folder: Path) -> FinishedRun:
     return FinishedRun(folder, results, render_summary(results), tuple(paths.png for paths in drawn))
 
 
-def choose_plans(text: str | None, n_layers: int) -> tuple[tuple[TokenPlan, ...], tuple[str, ...]]:
+def choose_plans(
+    text: str | None, n_layers: int, recorded: str = "all"
+) -> tuple[tuple[TokenPlan, ...], tuple[str, ...]]:
     """The plans of the settings, ``all`` first, and the evidence of those chosen from runs.
+
+    ``recorded`` is the plan that the model was trained under; it is added if no plans are given.
 
     Example:
         >>> [plan.text for plan in choose_plans("leave@2", 4)[0]]
@@ -134,6 +138,8 @@ def choose_plans(text: str | None, n_layers: int) -> tuple[tuple[TokenPlan, ...]
                 f"{quarter}-{half}:freeze",
             )
         )  # fmt: skip
+        if recorded not in ("all", *text.split(",")):
+            text = f"{recorded},{text}"
     pieces, notes = [], []
     for piece in text.split(","):
         if piece.strip().startswith("auto:"):

@@ -86,9 +86,13 @@ def prefill(
         stage = plan.stage_at(layer)
         if stage is not None and stage.rule == "attention" and convention == CONVENTIONS[-1]:
             asked = text + (plan.kept(layer - 1, n_image) if layer else n_image)
-            # One query, and the keys of all tokens among which it chooses.
-            total += sizes.d_model * sizes.d_query + asked * sizes.d_model * sizes.d_key + asked * sizes.d_query
+            total += attention_choice(sizes, asked)
     return total
+
+
+def attention_choice(sizes: Sizes, n: int | float) -> float:
+    """Multiply-adds of choosing among ``n`` tokens by attention: one query, the keys of all, and the scores."""
+    return sizes.d_model * sizes.d_query + n * sizes.d_key * sizes.d_model + n * sizes.d_query
 
 
 def decode(sizes: Sizes, plan: TokenPlan, n_image: int, n_text: int, *, n_generated: int = 0) -> float:

@@ -80,15 +80,7 @@ def cached_bytes(cache: DynamicCache) -> int:
 
 @contextmanager
 def planned(llava: Adapter, plan: TokenPlan, batch: PlannedBatch) -> Iterator[None]:
-    """Run every forward of the language model inside the context under ``plan``; the batch is the one that runs.
-
-    Raises:
-        UserError: If the plan changes something and no row of the batch has an image token.
-    """
-    if not plan.is_all and not bool(batch.image.any()):
-        raise UserError(
-            f"prompt must have image tokens under the token plan {plan.text!r}, got none. Pass a picture, or use 'all'."
-        )
+    """Run every forward of the language model inside the context under ``plan``; the batch is the one that runs."""
     module: Any = llava.language_model
     before = module.__dict__.get("forward")
     module.forward = _PlannedForward(llava, plan, batch)
@@ -155,13 +147,16 @@ class _PlannedForward:
         rows, n, _ = inputs_embeds.shape
         start = 0 if cache is None else cache.seen
         device = inputs_embeds.device
-        real = torch.ones((rows, n), dtype=torch.bool, device=device)
-        if attention_mask is not None:
-            real = attention_mask[:, start : start + n].bool()
+        real = torch.ones((rows, start + n), dtype=torch.bool, device=device)
+        dense = None
+        if attention_mask is not None and attention_mask.ndim == 4:  # one row for each query, as in training
+            dense = attention_mask[:, 0] >= 0
+        elif attention_mask is not None:
+            real = attention_mask[:, : start + n].bool()
         if position_ids is None:
-            whole = torch.ones((rows, start + n), device=device) if attention_mask is None else attention_mask
-            position_ids = (whole.long().cumsum(1) - 1).clamp(min=0)[:, start : start + n]
-        call = _Call(self._llava, self._plan, self._batch, cache, start, real, position_ids.expand(rows, n))
+            position_ids = (real.long().cumsum(1) - 1).clamp(min=0)[:, start:]
+        real, position_ids = real[:, start:], position_ids.expand(rows, n)
+        call = _Call(self._llava, self._plan, self._batch, cache, start, real, position_ids, dense)
         stream = call.run(inputs_embeds)
         if cache is not None:
             cache.seen += n
@@ -181,8 +176,10 @@ class _Call:
         start: int,
         real: Bool[Tensor, "row pos"],
         position_ids: Int[Tensor, "row pos"],
+        dense: Bool[Tensor, "row query key"] | None,
     ) -> None:
         self._llava, self._plan, self._batch, self._cache, self._start = llava, plan, batch, cache, start
+        self._dense = dense  # which keys each query may attend to, if that is more than causal
         self._real, self._position_ids = real, position_ids
         n = real.shape[1]
         known = batch.image[:, start : start + n]
@@ -213,10 +210,15 @@ class _Call:
                 packed = self._pack(stream, text | alive if key[0] == "compute" else text)
                 frozen = self._pack(stream, alive) if key[0] == "freeze" else None
                 x, parts = packed.take(stream), key
+                if layer == 0 and key[0] != "compute" and not self._embeddings_train():
+                    x = x.detach()  # no gradient is needed below the layer in which image tokens join
                 waiting = None if frozen is None else frozen.take(stream)
             x = self._block(layer, x, packed, frozen, waiting)
         assert packed is not None
         return packed.put(stream, x)
+
+    def _embeddings_train(self) -> bool:
+        return any(p.requires_grad for p in self._llava.model.get_input_embeddings().parameters())
 
     def _choose(self, stage: Any, layer: int, stream: Tensor, text: Tensor, alive: Tensor) -> Tensor:
         """True at the image tokens that stay from ``layer`` on."""
@@ -308,11 +310,15 @@ class _Call:
         if name not in self._masks:
             self._alive += [queries.place, keys.place]
             alone = queries.place.shape[1] == 1
-            own = queries.place is keys.place and self._llava.attention == "sdpa"
-            if keys.full and queries.full and (alone or own):
+            own = queries.place is keys.place and self._llava.attention == "sdpa" and self._dense is None
+            if keys.full and queries.full and ((alone and self._dense is None) or own):
                 self._masks[name] = None
             else:
                 allowed = (keys.place[:, None] <= queries.place[..., None]) & (keys.place >= 0)[:, None]
+                if self._dense is not None:
+                    rows = torch.arange(len(allowed), device=allowed.device)[:, None, None]
+                    places = queries.place.clamp(min=0)[..., None], keys.place.clamp(min=0)[:, None]
+                    allowed &= self._dense[rows, places[0], places[1]]
                 allowed |= (queries.place < 0)[..., None]  # a query in an empty slot attends to anything
                 self._masks[name] = additive(allowed[:, None], dtype)
         return self._masks[name]

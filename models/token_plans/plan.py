@@ -8,10 +8,12 @@ to them. Text tokens are computed in every layer.
 import re
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 from models.layer_ranges import format_layers, parse_layers
 from tasks.errors import UserError
+from tasks.readers.parse import parse_json
 
 State = Literal["compute", "freeze", "hide"]
 Rule = Literal["attention", "random", "uniform"]
@@ -171,6 +173,26 @@ def parse_token_plans(text: str, n_layers: int) -> tuple[TokenPlan, ...]:
         if names.count(name) > 1:
             raise UserError(f"token plans must be named once each, got {name!r} twice in {text!r}.")
     return plans
+
+
+def recorded_token_plan(folder: str | Path, n_layers: int) -> str:
+    """The token plan that a folder of ``layerwise-finetune`` was trained under; ``"all"`` for any other model.
+
+    Raises:
+        UserError: If ``plan.json`` cannot be read, or its plan does not fit the model.
+
+    Example:
+        >>> recorded_token_plan("smol", n_layers=30)
+        'all'
+    """
+    path = Path(folder) / "plan.json"
+    if not path.is_file():
+        return "all"
+    try:
+        text = parse_json(path.read_bytes())["plan"].get("token_plan", "all")
+        return parse_token_plan(str(text), n_layers).text
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"plan.json must be what layerwise-finetune wrote, got {str(path)!r} ({error}).") from error
 
 
 def _layers(match: re.Match[str], n_layers: int) -> tuple[int, ...]:

@@ -41,7 +41,7 @@ def attention_scores(
     """
     rows = torch.arange(len(resid), device=resid.device)
     query = llava.queries(layer, resid[rows, last][:, None], position_ids[rows, last][:, None])
-    keys, _ = llava.keys_values(layer, resid, position_ids)
+    keys = llava.keys(layer, resid, position_ids)
     keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
     scores = (query @ keys.transpose(-1, -2))[:, :, 0] * llava.attention_scale(Site("language_model", layer, "pattern"))
     seen = visible & (torch.arange(resid.shape[1], device=resid.device) <= last[:, None])

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 import figures
 from models.llava import Llava
+from models.token_plans.plan import parse_token_plan, recorded_token_plan
 from records.manifest import write_atomically
 from records.open_model import describe_model, open_model, other_model
 from records.processes import launched, own_device
@@ -40,7 +41,7 @@ from tuning.compare.table import (
 from tuning.config import RECIPES, Optimisation, check_numbers, is_bf16
 from tuning.cost.timing import measure_plans
 from tuning.plan.apply import apply_plan
-from tuning.plan.default_plans import EXTRA_PLANS, default_plans
+from tuning.plan.default_plans import EXTRA_PLANS, UNDER, default_plans
 from tuning.plan.layers import select_layers
 from tuning.plan.plan import LayerPlan, Lora
 from tuning.plan.resolve import Resolved, resolve
@@ -152,10 +153,15 @@ def known_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
     """All plans with the comparison's band, parts and rank, including those it does not run."""
     band = None if config.band is None else select_layers(config.band, llava.n_layers)
     lora = Lora(config.lora_rank, 2 * config.lora_rank)
-    return [
+    plans = [
         plan if plan.name in (START, FULL, "projector only") else replace(plan, train=config.train)
         for plan in default_plans(llava.n_layers, band=band, lora=lora)
     ]
+    if config.token_plan is not None:
+        text = parse_token_plan(config.token_plan, llava.n_layers).text
+        whole = [plan for plan in plans if plan.name in (FULL, "middle band")]
+        plans += [replace(plan, name=plan.name + UNDER, token_plan=text) for plan in whole]
+    return plans
 
 
 def chosen_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
@@ -233,7 +239,12 @@ def _run_one(
     with user_errors(OSError), advise_when_out_of_memory(config.optimisation.batch_size):
         if name in resolved:
             facts |= _train_one(config, resolved[name], seed, llava, data, folder, on_note)
-        answers, words = _score(config, llava, data)
+        if name in resolved:
+            token_plan = resolved[name].plan.token_plan
+        else:  # the start was trained under none
+            model = config.model.name if name == START else str(config.reference)
+            token_plan = recorded_token_plan(model, llava.n_layers)
+        answers, words = _score(config, llava, data, token_plan)
     write_json(folder / "run.json", {**facts, "text_log_likelihood": words})
     write_atomically(folder / ANSWERS, answers.to_parquet(index=False))
     for leftover in folder.glob("checkpoint-*"):
@@ -295,12 +306,12 @@ def _keep(config: CompareConfig, trainer: PlanTrainer, folder: Path) -> None:
         write_json(folder / "plan.json", trainer.resolved.to_dict())
 
 
-def _score(config: CompareConfig, llava: Llava, data: SurveyedData) -> tuple[pd.DataFrame, float]:
+def _score(config: CompareConfig, llava: Llava, data: SurveyedData, token_plan: str) -> tuple[pd.DataFrame, float]:
     """The answers under every condition, one row each, and the log-likelihood of ordinary text."""
     tables = []
     with torch.autocast(llava.device.type, dtype=torch.bfloat16, enabled=is_bf16(config.model)):
         for condition, samples in data.eval_samples(llava).items():
-            answers = score_answers(llava, samples, batch_size=config.optimisation.batch_size)
+            answers = score_answers(llava, samples, batch_size=config.optimisation.batch_size, token_plan=token_plan)
             tables.append(answers.assign(condition=condition))
         words = text_log_likelihood(llava)
     return pd.concat(tables, ignore_index=True), words

@@ -73,6 +73,9 @@ class CompareConfig:
     random layers, LoRA everywhere, LoRA on the band, LISA on the band, projector only. [default: all but LISA]"""
     band: OrDefault[str] = None
     """The middle band as a layer spec. [default: 6-16 of 32, scaled]"""
+    token_plan: OrDefault[str] = None
+    """A token plan such as `6-16:hide`. The plans `full under the token plan` and `middle band under the token plan`
+    train and are scored under it; they run after the others. [default: none]"""
     train: NameList = ("projector",)
     """Other parts that train beside the layers of every partial plan, comma-separated."""
     lora_rank: int = 32

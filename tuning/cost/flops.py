@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from models.llava import Llava
 from models.sites import Site
+from models.token_plans.cost import Sizes, attention_choice
+from models.token_plans.plan import parse_token_plan
 from tuning.plan.resolve import LINEARS, Resolved
 from tuning.training.loss import loss_of
 
@@ -78,6 +80,7 @@ class _Count:
     def __init__(self, llava: Llava, resolved: Resolved, shape: Shape, checkpointing: bool) -> None:
         self.forward = self.backward = 0.0
         self._llava, self._shape, self._again = llava, shape, checkpointing
+        self._plan = resolved.plan
         self._trained = set(resolved.parameters)
         self._lora, self._rank = set(resolved.lora_modules), resolved.plan.lora.rank
         self._names = {id(module): name for name, module in llava.model.named_modules()}
@@ -92,10 +95,7 @@ class _Count:
             tokens = shape.images * llava.n_image_tokens
             image_grad = self._chain(_linears(llava.projector), tokens, image_grad)
         embeddings: Any = llava.model.get_input_embeddings()
-        grad = image_grad or self._trains(embeddings)
-        rows = shape.batch * shape.positions
-        for block in llava.blocks:
-            grad = self._block(block, rows, shape.batch, shape.positions, grad)
+        grad = self._language_blocks(self._trains(embeddings), image_grad)
         final = llava.module_at(Site("language_model", None, "final_norm"))
         grad = grad or self._trains(final)
         head: Any = llava.model.get_output_embeddings()
@@ -103,6 +103,32 @@ class _Count:
         trains = self._trains(head) or (head.weight is embeddings.weight and self._trains(embeddings))
         self._product(2.0 * shape.labelled * head.weight.numel(), grad, trains)
         return Flops(self.forward, self.backward)
+
+    def _language_blocks(self, text_grad: bool, image_grad: bool) -> bool:
+        """Count the language model's blocks under the token plan; True if the last output requires a gradient.
+
+        Text and image tokens meet in the layers that compute both. The mean number of image tokens in a row counts.
+        """
+        llava, shape = self._llava, self._shape
+        plan = parse_token_plan(self._plan.token_plan, llava.n_layers)
+        image = shape.images * llava.n_image_tokens / shape.batch
+        text = shape.positions - image
+        for layer, (block, state) in enumerate(zip(llava.blocks, plan.states, strict=True)):
+            kept = plan.kept(layer, round(image))
+            stage = plan.stage_at(layer)
+            if stage is not None and stage.rule == "attention" and image:
+                asked = text + (plan.kept(layer - 1, round(image)) if layer else image)
+                self.forward += 2.0 * shape.batch * attention_choice(Sizes.of(llava), asked)
+            is_computed = state == "compute" and kept > 0
+            computed = text + (kept if is_computed else 0)
+            frozen = kept if state == "freeze" else 0
+            entering = text_grad or (image_grad and is_computed)
+            leaving = self._block(
+                block, shape.batch * computed, shape.batch, computed + frozen, entering, frozen=shape.batch * frozen,
+                frozen_grad=image_grad,
+            )  # fmt: skip
+            text_grad, image_grad = leaving, leaving if is_computed else image_grad
+        return text_grad
 
     def _tower(self) -> bool:
         """Count the vision tower; True if its features require a gradient."""
@@ -125,7 +151,21 @@ class _Count:
                 features = grad
         return features
 
-    def _block(self, block: nn.Module, rows: int, batch: int, positions: int, grad: bool) -> bool:
+    def _block(
+        self,
+        block: nn.Module,
+        rows: int | float,
+        batch: int,
+        positions: int | float,
+        grad: bool,
+        *,
+        frozen: int | float = 0,
+        frozen_grad: bool = False,
+    ) -> bool:
+        """Count a block for ``rows`` tokens of ``batch`` rows that attend to ``positions`` keys each.
+
+        ``frozen`` of the keys belong to tokens that only give keys and values.
+        """
         before = self.forward
         entering = grad
         norms = [m for m in block.children() if not any(True for _ in m.children())]  # the two norms are leaves
@@ -136,7 +176,13 @@ class _Count:
         out = maps.pop("o_proj", None) or maps.pop("out_proj")
         projected = [self._linear(module, rows, inner) for module in maps.values()]
         heads = int(attention.head_dim) * int(out.in_features // int(attention.head_dim))  # type: ignore[arg-type]
-        scores = 4.0 * batch * positions * positions * heads
+        kept = [
+            self._linear(maps[name], frozen, frozen_grad or self._trains(norms[0]))
+            for name in ("k_proj", "v_proj")
+            if frozen
+        ]
+        projected += kept
+        scores = 4.0 * rows * positions * heads
         self.forward += scores
         if any(projected):
             self.backward += self._attention_backward * scores
@@ -150,12 +196,12 @@ class _Count:
             self.backward += self.forward - before - self._last
         return leaving
 
-    def _chain(self, linears: Sequence[tuple[str, nn.Linear]], rows: int, grad: bool) -> bool:
+    def _chain(self, linears: Sequence[tuple[str, nn.Linear]], rows: int | float, grad: bool) -> bool:
         for _, module in linears:
             grad = self._linear(module, rows, grad)
         return grad
 
-    def _linear(self, module: nn.Linear, rows: int, grad: bool) -> bool:
+    def _linear(self, module: nn.Linear, rows: int | float, grad: bool) -> bool:
         """Count one linear map with its LoRA factors; True if its output requires a gradient."""
         name = self._names[id(module)].removesuffix(".base_layer")  # PEFT's name of a map with LoRA factors
         weight, bias = f"{name}.weight" in self._trained, f"{name}.bias" in self._trained
@@ -187,7 +233,7 @@ def _linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
     return found
 
 
-def count_flops(llava: Llava, batch: dict[str, Any]) -> Flops:
+def count_flops(llava: Llava, batch: dict[str, Any], *, token_plan: str = "all") -> Flops:
     """Run one forward and backward pass on ``batch`` and count its operations; gradients are discarded."""
 
     def fused(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
@@ -207,7 +253,7 @@ def count_flops(llava: Llava, batch: dict[str, Any]) -> Flops:
     model.train()
     try:
         with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
-            loss = loss_of(llava, batch)
+            loss = loss_of(llava, batch, token_plan=token_plan)
             forward = float(counter.get_total_flops())
             if loss.requires_grad:
                 loss.backward()

@@ -182,7 +182,7 @@ def measure_step(
         raise UserError("plan must train something to be measured, got nothing. Apply it first.")
     device = llava.device
     model = llava.model
-    shape = batch_shape(llava, batch)
+    shape, token_plan = batch_shape(llava, batch), resolved.plan.token_plan
     form = closed_form(llava, resolved, shape, checkpointing=checkpointing)
     # A step with learning rate 0 costs the same.
     optimizer: Optimizer = AdamW(trained.values(), lr=0.0, weight_decay=0.0, fused=True)
@@ -194,17 +194,17 @@ def measure_step(
     on_gpu = device.type == "cuda"
     try:
         with autocast:
-            flops = count_flops(llava, batch) if count else form
+            flops = count_flops(llava, batch, token_plan=token_plan) if count else form
             model.train()
             if count:
                 # Keeping the loss would keep its activations during the steps below.
-                kept = count_activations(lambda: loss_of(llava, batch))[1]
+                kept = count_activations(lambda: loss_of(llava, batch, token_plan=token_plan))[1]
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
         for index in range(warmup + repeats):
             began = _now(device, clock)
             with autocast:
-                loss = loss_of(llava, batch)
+                loss = loss_of(llava, batch, token_plan=token_plan)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -6,6 +6,7 @@ from tuning.plan.layers import anchor_band, layer_spec
 from tuning.plan.plan import WHOLE, LayerPlan, Lisa, Lora
 
 EXTRA_PLANS = ("LISA on the band",)  # run only if named
+UNDER = " under the token plan"  # ends the name of a plan that trains and is scored under a token plan
 
 
 def default_plans(

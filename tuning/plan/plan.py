@@ -76,6 +76,7 @@ class LayerPlan:
         train: Other parts; ``vision:20`` for the tower from block 20 on.
         method: ``"full"`` weights of the blocks, ``"lora"`` factors on them, or ``"lisa"``. Other parts train in full.
         name: Name in tables; if empty, layers and parts.
+        token_plan: In which layers image tokens are computed, in training and in scoring (``models.token_plans.plan``).
 
     Example:
         >>> LayerPlan("6-16", ("projector",)).label
@@ -90,12 +91,14 @@ class LayerPlan:
     lora: Lora = field(default_factory=Lora)
     lisa: Lisa = field(default_factory=Lisa)
     name: str = ""
+    token_plan: str = "all"
 
     @property
     def label(self) -> str:
         """The name in tables."""
         parts = [self.layers, *self.train] if self.layers != "none" else list(self.train)
-        return self.name or "+".join(parts) + ("" if self.method == "full" else f" ({self.method})")
+        more = [text for text, default in ((self.method, "full"), (self.token_plan, "all")) if text != default]
+        return self.name or "+".join(parts) + (f" ({', '.join(more)})" if more else "")
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON data."""

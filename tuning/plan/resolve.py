@@ -1,7 +1,7 @@
 """Resolve a layer plan on a model: which parameters train, in groups by learning rate."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from torch import nn
 
 from models.llava import Llava
 from models.sites import Site
+from models.token_plans.plan import parse_token_plan
 from tasks.errors import UserError
 from tasks.html import rows_html
 from tuning.plan.connector import is_linear
@@ -124,6 +125,7 @@ def resolve(plan: LayerPlan, llava: Llava) -> Resolved:
     """
     if plan.method not in METHODS:
         raise UserError(f"method must be one of {', '.join(METHODS)}, got {plan.method!r}. Pick one of them.")
+    plan = replace(plan, token_plan=parse_token_plan(plan.token_plan, llava.n_layers).text)
     layers = select_layers(plan.layers, llava.n_layers)
     parts = _parts(llava)
     wanted, notes = _components(plan.train, llava, parts)

@@ -18,17 +18,17 @@ from torch.nn import functional as F
 from models.llava import Llava
 from tuning.data.labels import IGNORED
 from tuning.data.samples import Samples, collate
-from tuning.training.loss import head_at, loss_positions
+from tuning.training.loss import head_at, loss_positions, under_token_plan
 
 TEXT = Path(__file__).parents[2] / "models" / "embedded" / "passage.txt"
 
 
 @torch.inference_mode()
-def score_answers(llava: Llava, samples: Samples, *, batch_size: int = 8) -> pd.DataFrame:
+def score_answers(llava: Llava, samples: Samples, *, batch_size: int = 8, token_plan: str = "all") -> pd.DataFrame:
     """One row for each answer: ``id, group, family, right, log_prob, tokens``.
 
     ``group`` is the first picture, or the sample if it has none; ``right`` is 1 or 0; ``log_prob`` is the answer's
-    total log-probability in nats, its end-of-text token included.
+    total log-probability in nats, its end-of-text token included. The model runs under ``token_plan``.
     """
     training = llava.model.training
     llava.model.eval()
@@ -37,9 +37,10 @@ def score_answers(llava: Llava, samples: Samples, *, batch_size: int = 8) -> pd.
         for start in range(0, len(samples), batch_size):
             items = [samples[index] for index in range(start, min(start + batch_size, len(samples)))]
             batch = collate(items, pad_id=llava.pad_token_id)
+            planned = under_token_plan(llava, token_plan, dict(batch))
             labels, owner = batch.pop("labels"), batch.pop("owner")
             indices = batch.pop("sample")
-            with head_at(llava, loss_positions(labels)):
+            with head_at(llava, loss_positions(labels)), planned:
                 logits = llava.model(**model_inputs(batch, llava)).logits[0]
             right, log_prob = _token_scores(logits, labels[:, 1:])
             for row, sample in enumerate(indices.tolist()):

@@ -24,14 +24,16 @@ _SUMS = ["right", "answers", "log_prob", "tokens"]
 _TYPES: Any = {"set": str, "data": str, "family": str, "metric": str, "interval": str}
 
 
-def score_sets(llava: Llava, sets: Mapping[str, Samples], *, step: int) -> dict[str, pd.DataFrame]:
+def score_sets(
+    llava: Llava, sets: Mapping[str, Samples], *, step: int, token_plan: str = "all"
+) -> dict[str, pd.DataFrame]:
     """The answers to every evaluation set by its name, from ``score_answers``.
 
     Raises ``UserError`` if a log-probability is not finite; the message contains ``step``.
     """
     answers = {}
     for name, samples in sets.items():
-        answers[name] = score_answers(llava, samples)
+        answers[name] = score_answers(llava, samples, token_plan=token_plan)
         broken = answers[name][~np.isfinite(answers[name]["log_prob"])]
         if len(broken):
             raise UserError(

@@ -38,7 +38,7 @@ from tuning.training import checkpoint, sharding
 from tuning.training.accelerator import make_accelerator
 from tuning.training.frozen_prefix import KeptPrefix
 from tuning.training.log import add_to_log, trim_log
-from tuning.training.loss import head_at_labels
+from tuning.training.loss import head_at_labels, under_token_plan
 from tuning.training.no_gradient import drop_zero_gradients, with_zero_gradients, zero_gradients_in_forward
 from tuning.training.optimizer import make_adamw, make_schedule
 from tuning.training.torch_compile import check_compiling, compiled
@@ -104,6 +104,10 @@ def train(
         # DDP fixes the parameters that require a gradient when it wraps the model.
         raise UserError("lisa must run in one process, got several. Use --method full or lora to share the work.")
     keeper = None
+    if keep_prefix and resolved.plan.token_plan != "all":
+        raise UserError(
+            "keep-prefix must be off under a token plan, got both. The stored prefix is that of plan 'all'."
+        )
     if keep_prefix:
         keeper = KeptPrefix(llava, resolved, samples, folder / "prefix", optimisation=optimisation, bf16=bf16)
     first = None
@@ -281,6 +285,7 @@ class PlanTrainer:
                 lengths = torch.as_tensor(self.samples.lengths)[batch["sample"].cpu()]
                 stack.enter_context(self.on_disk())
                 stack.enter_context(self.keeper.writing(batch["sample"], lengths))
+            stack.enter_context(under_token_plan(self.llava, self.resolved.plan.token_plan, batch))
             inputs = stack.enter_context(head_at_labels(self.llava, inputs))
             if self._may_lack_gradient and not self.is_sharded:  # under FSDP this is done below
                 stack.enter_context(zero_gradients_in_forward(self.llava.model, lambda: self.planned().values()))
@@ -325,7 +330,7 @@ class PlanTrainer:
     def evaluate(self) -> None:
         """Score every evaluation set; rank 0 writes ``evaluations.csv`` and the log."""
         with self.uncompiled():
-            answers = score_sets(self.llava, self.eval_sets, step=self.step)
+            answers = score_sets(self.llava, self.eval_sets, step=self.step, token_plan=self.resolved.plan.token_plan)
         sharding.reshard(self.llava.model)
         if answers and self.accelerator.is_main_process:
             rows = table_of(answers, self.eval_sets, step=self.step)

@@ -1,7 +1,12 @@
 """A token plan the slow way: every layer runs on every position, with dense masks, and the stream is put back."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from models.inputs import Inputs
 from models.llava import Llava
@@ -77,3 +82,52 @@ def generate(llava: Llava, plan: TokenPlan, inputs: Inputs, n: int) -> tuple[Ten
         made = torch.cat([made, scores.argmax(-1)[:, None]], 1)
     assert first is not None
     return first, made
+
+
+class DenseForward:
+    """The forward of the language model under a plan with dense masks; also for masks with a row for each query."""
+
+    def __init__(self, llava: Llava, plan: TokenPlan, batch: PlannedBatch) -> None:
+        assert not any(stage.rule == "attention" for stage in plan.stages)
+        self._llava, self._plan, self._batch = llava, plan, batch
+
+    def __call__(self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, **unused: Any) -> Any:
+        """Called by transformers in place of the language model's own forward."""
+        llava, stream = self._llava, inputs_embeds
+        n = stream.shape[1]
+        if attention_mask.ndim == 4:
+            seen, real = attention_mask[:, 0] >= 0, torch.ones(stream.shape[:2], dtype=torch.bool)
+        else:
+            real = attention_mask.bool()
+            seen = torch.ones(n, n, dtype=torch.bool).tril() & real[:, None]
+        image, text = self._batch.image & real, real & ~self._batch.image
+        alive = image
+        for layer, state in enumerate(self._plan.states):
+            stage = self._plan.stage_at(layer)
+            if stage is not None:
+                whole = random_scores(stage, self._batch.names, image)
+                order = whole.masked_fill(~alive, -1).argsort(dim=1, descending=True, stable=True)
+                alive = torch.zeros_like(alive)
+                for row, places in enumerate(order.tolist()):
+                    number = int(image[row].sum())
+                    alive[row, places[: max(1, int(stage.share * number + 0.5))] if number else []] = True
+            shown = text | alive if state != "hide" else text
+            allowed = seen & shown[:, None] | torch.eye(n, dtype=torch.bool)
+            mask = torch.zeros(len(stream), 1, n, n).masked_fill(~allowed[:, None], torch.finfo(torch.float32).min)
+            rotary = llava.rotary(stream, position_ids)
+            out = llava.blocks[layer](
+                stream, attention_mask=mask, position_ids=position_ids, position_embeddings=rotary
+            )
+            computed = text | alive if state == "compute" else text
+            stream = torch.where(computed[..., None], out, stream)
+        return BaseModelOutputWithPast(last_hidden_state=llava.language_model.norm(stream))
+
+
+@contextmanager
+def densely_planned(llava: Llava, plan: TokenPlan, batch: PlannedBatch) -> Iterator[None]:
+    """In place of ``models.token_plans.forward.planned``."""
+    llava.language_model.forward = DenseForward(llava, plan, batch)
+    try:
+        yield
+    finally:
+        del llava.language_model.forward

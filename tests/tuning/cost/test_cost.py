@@ -7,6 +7,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,6 +77,18 @@ def test_the_closed_form_is_what_is_counted_for_every_plan(sized: Llava, checkpo
         # 3 % is what is promised; small products of the rotary embedding are all that is left out
         assert form.forward == pytest.approx(counted.forward, rel=0.005), name
         assert form.backward == pytest.approx(counted.backward, rel=0.005, abs=1.0), name
+
+
+@pytest.mark.parametrize("text", ["1-2:hide", "1-2:freeze", "leave@2", "enter@1", "keep:0.5@1:attention", "freeze:0-1"])
+@pytest.mark.parametrize("name", ["full", "band", "band and projector", "projector", "last", "lora on the band"])
+def test_the_closed_form_is_what_is_counted_under_a_token_plan(sized: Llava, name: str, text: str) -> None:
+    batch = synthetic_batch(sized, rows=2, text_tokens=20)
+    resolved = resolve(replace(PLANS[name], token_plan=text), sized)
+    with applied(sized, resolved):
+        counted = count_flops(sized, batch, token_plan=text)
+    form = closed_form(sized, resolved, batch_shape(sized, batch))
+    assert form.forward == pytest.approx(counted.forward, rel=0.01)
+    assert form.backward == pytest.approx(counted.backward, rel=0.01)
 
 
 def test_the_head_runs_where_something_is_learned_and_nothing_changes(fresh: Llava) -> None:
@@ -215,9 +228,9 @@ def test_what_was_counted_is_gone_when_steps_are_timed(fresh: Llava, monkeypatch
         counted.append(weakref.ref(loss))
         return loss, kept
 
-    def timed(llava: Llava, batch: dict[str, Any]) -> Tensor:
+    def timed(llava: Llava, batch: dict[str, Any], **options: str) -> Tensor:
         assert all(loss() is None for loss in counted)
-        return loss_of(llava, batch)
+        return loss_of(llava, batch, **options)
 
     monkeypatch.setattr("tuning.cost.measure.count_activations", counting)
     monkeypatch.setattr("tuning.cost.measure.loss_of", timed)
