@@ -27,3 +27,5 @@ from .in_memory.measure import (
 )
 from .plan.plan import InterventionPlan as InterventionPlan
 from .sweep import run_patch_sweep as run_patch_sweep
+from .token_plans.config import InferenceConfig as InferenceConfig
+from .token_plans.sweep import run_inference_cost as run_inference_cost

@@ -10,6 +10,8 @@ from .sites import Site as Site
 from .sites import all_sites as all_sites
 from .sites import depth as depth
 from .sites import find_sites as find_sites
+from .token_plans.plan import TokenPlan as TokenPlan
+from .token_plans.plan import parse_token_plan as parse_token_plan
 from .tokens import box as box
 from .tokens import patch as patch
 from .tokens import token_mask as token_mask

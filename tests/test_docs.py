@@ -33,7 +33,12 @@ DOCUMENTS = sorted(
     for path in ROOT.glob(pattern)
     if path.name not in ("CHANGELOG.md", "LOG.md")  # these are about the past
 )
-COMMANDS = {"probe-sweep": "probes.cli", "patch-sweep": "interventions.cli", "layerwise-finetune": "tuning.cli"}
+COMMANDS = {
+    "probe-sweep": "probes.cli",
+    "patch-sweep": "interventions.cli",
+    "layerwise-finetune": "tuning.cli",
+    "inference-cost": "interventions.token_plans.cli",
+}
 
 
 def run_page(text: str) -> list[tuple[re.Match[str], str]]:

@@ -34,7 +34,7 @@ def plan_from_run(folder: Path, n_layers: int) -> ChosenPlan:
         table = pd.read_csv(folder / "results.csv", keep_default_na=False, na_values=[""])
         manifest = parse_json((folder / "manifest.json").read_bytes())
         settings = manifest["settings"]
-        hidden = bool(settings.get("hide") or settings.get("hidden"))
+        hidden = bool(settings.get("hidden"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"auto must name a finished run of patch-sweep, got {str(folder)!r} ({error}). Check the path."

@@ -207,7 +207,7 @@ def skip_run(folder: Path, losses: Sequence[float], *, hide: bool, op: str = "sk
         for layer, lost in enumerate(losses)
     ]  # fmt: skip
     pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
-    (folder / "manifest.json").write_text(json.dumps({"settings": {"hide": hide}}))
+    (folder / "manifest.json").write_text(json.dumps({"settings": {"hidden": hide}}))
     return folder
 
 
