@@ -1,49 +1,15 @@
 """Scores of answers, from 0 to 1 (right), and a table of accuracies by question family with intervals."""
 
-import re
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
 from tasks.errors import UserError
-
-_ARTICLES = {"a", "an", "the"}
-_NUMBERS = ("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_DIGITS = {word: str(max(value - 1, 0)) for value, word in enumerate(_NUMBERS)}  # "none" is 0 in the public script
-_CONTRACTIONS = {
-    **{f"{stem}nt": f"{stem}n't" for stem in (
-        "ai", "are", "ca", "could", "did", "does", "do", "had", "has", "have", "is", "might", "must", "need", "should",
-        "was", "were", "wo", "would",
-    )},
-    "couldve": "could've", "hes": "he's", "hows": "how's", "im": "i'm", "ive": "i've", "shes": "she's",
-    "thats": "that's", "theres": "there's", "theyre": "they're", "theyve": "they've", "whats": "what's",
-    "wheres": "where's", "whos": "who's", "whove": "who've", "wouldve": "would've", "yall": "y'all",
-    "youre": "you're", "youve": "you've",
-}  # fmt: skip
-_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-
-
-def normalise(answer: str) -> str:
-    """The answer in VQAv2's normal form: lower case, digits for number words, no articles, no punctuation.
-
-    Source: Antol et al. 2015, "VQA: Visual Question Answering", arXiv 1505.00468, and the punctuation rules of its
-        public evaluation script.
-
-    Example:
-        >>> normalise("The two cats!")
-        '2 cats'
-    """
-    given = text = answer.replace("\n", " ").replace("\t", " ").strip()
-    comma_in_number = re.search(r"\d,\d", given) is not None
-    for mark in _PUNCTUATION:
-        beside_space = f"{mark} " in given or f" {mark}" in given
-        text = text.replace(mark, "" if beside_space or comma_in_number else " ")
-    text = re.sub(r"(?!<=\d)(\.)(?!\d)", "", text)  # the script's pattern: removes a full stop unless a digit follows
-    words = (_DIGITS.get(word, word) for word in text.lower().split())
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+from tasks.rules.pope import yes_or_no
+from tasks.rules.scienceqa import option_letter
+from tasks.rules.vqav2 import accuracy, normalise
 
 
 def exact_match(prediction: str, answer: str) -> float:
@@ -56,71 +22,12 @@ def exact_match(prediction: str, answer: str) -> float:
     return float(normalise(prediction) == normalise(answer) != "")
 
 
-def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Agreement with people: min(matches / 3, 1), averaged over leaving out each answer.
-
-    Args:
-        prediction: The model's answer.
-        answers: People's answers, usually ten.
-
-    Raises:
-        UserError: If there is no answer.
-
-    Source: Antol et al. 2015, arXiv 1505.00468; answers are always normalised, as in LLaVA-1.5's evaluation.
-
-    Example:
-        >>> vqa_accuracy("red", ["red"] * 2 + ["blue"] * 8)
-        0.6
-    """
-    if not answers:
-        raise UserError("answers must have at least one entry, got none.")
-    if len(answers) == 1:
-        return exact_match(prediction, answers[0])
-    matches = np.array([normalise(answer) == normalise(prediction) for answer in answers])
-    return float(np.minimum((matches.sum() - matches) / 3, 1).mean())
-
-
-def option_letter(prediction: str, letters: str = "ABCDE") -> str | None:
-    """The option that an answer names, or None.
-
-    ``"A"``, ``"A."``, ``"(A)"``, ``"A: cat"`` and ``"The answer is A."`` count; the article in "A cat" does not.
-
-    Source: Lu et al. 2022, "Learn to Explain" (ScienceQA), arXiv 2209.09513, as LLaVA-1.5's evaluation parses it.
-
-    Example:
-        >>> option_letter("The answer is (B)."), option_letter("A cat")
-        ('B', None)
-    """
-    option = f"([{re.escape(letters)}])"
-    patterns = (
-        rf"{option}[.):]?",
-        rf"\({option}\)(?:\W.*)?",
-        rf"{option}[.):]\s.*",
-        rf"(?:.*\b)?[Aa]nswer(?: is|:)\s*\(?{option}\)?(?:[.,:;)\s].*)?",
-    )
-    found = (re.fullmatch(pattern, prediction.strip(), flags=re.DOTALL) for pattern in patterns)
-    return next((match[1] for match in found if match), None)
-
-
-def yes_or_no(prediction: str) -> Literal["yes", "no"]:
-    """``"no"`` if the first sentence has the word "no" or "not", else ``"yes"``, as in POPE.
-
-    Source: Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models", arXiv 2305.10355.
-
-    Example:
-        >>> yes_or_no("No, there is a dog.")
-        'no'
-    """
-    words = prediction.split(".")[0].replace(",", "").lower().split()
-    return "no" if {"no", "not"} & set(words) else "yes"
-
-
 def score_answer(prediction: str, answer: str | Sequence[str], family: str = "") -> float:
     """The score of a prediction by the rule of its question family.
 
     Args:
         prediction: The model's answer.
-        answer: The expected answer, or several people's answers (then VQA accuracy).
+        answer: The expected answer, or several people's answers (then VQAv2's accuracy).
         family: ``"choice"`` compares option letters, ``"exists"`` yes and no, any other the text (``exact_match``).
 
     Returns:
@@ -136,9 +43,9 @@ def score_answer(prediction: str, answer: str | Sequence[str], family: str = "")
     if not prediction.strip():
         return 0.0
     if not isinstance(answer, str):
-        return vqa_accuracy(prediction, answer)
+        return accuracy(prediction, answer)
     if family == "choice":
-        expected, given = (option_letter(text, "ABCDEFGHIJ") for text in (answer, prediction))
+        expected, given = (option_letter(text.strip(), "ABCDEFGHIJ") for text in (answer, prediction))
         if expected is None:
             raise UserError(f"answer must be an option letter for family 'choice', got {answer!r}.")
         return float(given == expected)

@@ -2,36 +2,7 @@
 
 import pytest
 
-from tasks.scoring import (
-    accuracy_by_family,
-    exact_match,
-    normalise,
-    option_letter,
-    score_answer,
-    vqa_accuracy,
-    yes_or_no,
-)
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("The Cat.", "cat"),
-        ("an apple", "apple"),
-        ("two", "2"),
-        ("none", "0"),
-        ("ten dogs", "10 dogs"),
-        ("1,000", "1000"),
-        ("3.5", "3.5"),
-        ("red, white", "red white"),
-        ("black/white", "black white"),
-        ("dont know", "don't know"),
-        ("yes\n", "yes"),
-        ("?", ""),
-    ],
-)
-def test_normalise_follows_the_rules_of_vqa(answer: str, expected: str) -> None:
-    assert normalise(answer) == expected
+from tasks.scoring import accuracy_by_family, exact_match, score_answer
 
 
 def test_exact_match_ignores_case_articles_and_number_words() -> None:
@@ -42,59 +13,6 @@ def test_exact_match_ignores_case_articles_and_number_words() -> None:
 
 def test_a_prediction_of_punctuation_matches_nothing() -> None:
     assert exact_match("?", "!") == 0.0
-
-
-@pytest.mark.parametrize(("people", "expected"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
-def test_vqa_accuracy_with_ten_answers_equals_the_published_values(people: int, expected: float) -> None:
-    answers = ["yes"] * people + ["no"] * (10 - people)
-    assert vqa_accuracy("Yes", answers) == pytest.approx(expected)
-
-
-def test_vqa_accuracy_of_one_answer_is_exact_match() -> None:
-    assert vqa_accuracy("the cat", ["cat"]) == 1.0
-    assert vqa_accuracy("dog", ["cat"]) == 0.0
-
-
-def test_vqa_accuracy_without_answers_is_refused() -> None:
-    with pytest.raises(ValueError, match="answers must have at least one entry"):
-        vqa_accuracy("yes", [])
-
-
-@pytest.mark.parametrize(
-    ("prediction", "letter"),
-    [
-        ("A", "A"),
-        ("B.", "B"),
-        ("(C)", "C"),
-        ("(C) a cat", "C"),
-        ("D: a cat", "D"),
-        ("The answer is B.", "B"),
-        ("Well, the answer is (D), I think.", "D"),
-        ("Answer: A", "A"),
-        ("A cat sits there", None),
-        ("Because", None),
-        ("cat", None),
-        ("", None),
-        ("E", None),
-    ],
-)
-def test_option_letter_reads_the_usual_forms_and_no_article(prediction: str, letter: str | None) -> None:
-    assert option_letter(prediction, "ABCD") == letter
-
-
-@pytest.mark.parametrize(
-    ("prediction", "verdict"),
-    [
-        ("Yes", "yes"),
-        ("No, there is none", "no"),
-        ("There is not a cat. Yes", "no"),
-        ("Yes. No dog, though", "yes"),
-        ("I see a notebook", "yes"),
-        ("maybe", "yes"),
-    ],
-)
-def test_yes_or_no_takes_the_first_sentence_as_pope_does(prediction: str, verdict: str) -> None:
-    assert yes_or_no(prediction) == verdict
 
 
 def test_the_family_decides_the_rule() -> None:
