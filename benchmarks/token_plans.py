@@ -57,8 +57,8 @@ def default_plans(n_layers: int) -> str:
 
 def inference(llava: Llava, given: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each plan: closed form and measurement, relative to ``all``."""
-    plans = (parse_token_plan("all", llava.n_layers),)
-    plans += parse_token_plans(given.plans or default_plans(llava.n_layers), llava.n_layers)
+    n = llava.n_layers
+    plans = (parse_token_plan("all", n), *parse_token_plans(given.plans or default_plans(n), n))
     inputs = prepare(llava, list(noise_examples(given.batch, llava.image_size)))
     sizes, n_image = Sizes.of(llava), llava.n_image_tokens
     n_text = inputs.layout[0].prompt_stop - n_image
@@ -110,7 +110,7 @@ def describe(rows: list[dict[str, Any]]) -> list[str]:
     """The rows as a table in Markdown; numbers have three decimals."""
     shown = pd.DataFrame(rows).dropna(axis="columns", how="all")
     cells = shown.map(lambda value: f"{value:.3f}" if isinstance(value, float) else str(value))
-    return table([name.replace("_", " ") for name in shown], cells.to_numpy().tolist())
+    return table([str(name).replace("_", " ") for name in shown], cells.to_numpy().tolist())
 
 
 def main() -> None:

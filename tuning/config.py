@@ -27,6 +27,7 @@ from records.options import (
 )
 from tasks.errors import UserError
 from tuning.data.prompt_format import OnLong, PromptFormat
+from tuning.data.step_order import Grouping
 from tuning.plan.plan import WHOLE, LayerPlan, Lisa, Lora, Method
 
 RUN = RunKind(
@@ -40,6 +41,7 @@ RUN = RunKind(
 SCENES = "scenes"  # the embedded data set
 Stage = Literal[1, 2]
 Connector = Literal["keep", "linear", "mlp"]
+LossMean = Literal["micro-batch", "token"]
 # Options that may differ when a run is resumed.
 NOT_SETTINGS = (
     "out", "overwrite", "dry_run", "config", "device", "attn", "gradient_checkpointing", "compile", "keep_prefix",
@@ -163,6 +165,12 @@ class Optimisation:
     """Weight decay of AdamW."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
+    grouping: Grouping = "step"
+    """Where samples are grouped by modality: as in LLaVA, a step's samples are random and shared out by length (step);
+    or sorted by length over 50 steps, which pads less (length)."""
+    loss_mean: LossMean = "micro-batch"
+    """The loss of a step: the mean over its batches of their token means, as in LLaVA (micro-batch), or the mean over
+    all labelled tokens of the step (token)."""
     seed: Seed = 0
 
     def with_rates(self, recipe: StageRecipe, method: Method = "full") -> "Optimisation":

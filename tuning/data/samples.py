@@ -1,11 +1,11 @@
 """Training samples: surveyed once, ordered by modality, padded into batches.
 
 ``survey`` tokenises every sample once and keeps its length, so that samples that cannot be used are counted and listed
-before the first step. ``Samples`` returns them by index, ``GroupedSampler`` orders them, ``collate`` pads them.
+before the first step. ``Samples`` returns them by index, ``collate`` pads them.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from models.llava import Llava
 from models.pixels import read_pixels
@@ -32,7 +32,6 @@ FAILED = "failed"  # key of the error in place of a sample
 _SHOWN = 3  # samples named in an error message
 _UNREAD = 5  # keys named in a line
 _SURVEYED = 256  # samples tokenised together: enough to use every core, few enough for memory
-_MEGABATCHES = 50  # batches sorted by length together: enough to reduce padding, few enough to stay random
 
 
 class Skipped(NamedTuple):
@@ -287,67 +286,6 @@ def block_mask(segments: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch 1 que
     key, query = segments[:, None, :], segments[:, :, None]
     seen = (earlier & ((key == 0) | (key == query))) | torch.eye(n, dtype=torch.bool, device=segments.device)
     return torch.zeros(seen.shape, device=segments.device).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
-
-
-class GroupedSampler(Sampler[int]):
-    """A new order in each epoch, by seed and epoch alone: all plans and resumed runs train on the same data.
-
-    With ``by_modality``, no ``group`` consecutive samples mix samples with and without a picture (except the last), and
-    samples of similar length are together, which saves LLaVA about a quarter of its training time.
-
-    Source: ``group_by_modality_length`` of Liu et al. 2024, arXiv 2310.03744.
-    """
-
-    def __init__(
-        self, samples: Samples, *, group: int, seed: int, by_modality: bool = True, even: bool = False
-    ) -> None:
-        """Describe the order.
-
-        Args:
-            samples: The samples.
-            group: Samples of one optimizer step, over all processes.
-            seed: Seed of the order.
-            by_modality: Whether groups have one modality.
-            even: Leave out samples of an epoch that do not fill a group of one modality. With FSDP all processes must
-                see pictures or none; otherwise they wait for each other forever.
-        """
-        self._lengths, self._pictured = samples.lengths, samples.pictured
-        self._group, self._seed, self._by_modality, self._even = group, seed, by_modality, even
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next order."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        """The number of samples."""
-        if not self._even:
-            return len(self._lengths)
-        counts = int(self._pictured.sum()), int((~self._pictured).sum())
-        return sum(count // self._group * self._group for count in counts)
-
-    def __iter__(self) -> Iterator[int]:
-        """The indices of one epoch."""
-        rng = np.random.default_rng([self._seed, self.epoch])
-        order = rng.permutation(len(self._lengths))
-        if not self._by_modality and not self._even:
-            yield from (int(i) for i in order)
-            return
-        groups: list[np.ndarray[Any, Any]] = []
-        rest: list[np.ndarray[Any, Any]] = []
-        for kind in (True, False):
-            own = order[self._pictured[order] == kind]
-            for start in range(0, len(own), self._group * _MEGABATCHES):
-                mega = own[start : start + self._group * _MEGABATCHES]
-                by_length = mega[np.argsort(-self._lengths[mega], kind="stable")]
-                full = len(by_length) // self._group * self._group
-                # The shortest samples, which fill no group, come last
-                groups += [by_length[i : i + self._group] for i in range(0, full, self._group)]
-                rest.append(by_length[full:])
-        for index in rng.permutation(len(groups)):
-            yield from (int(i) for i in groups[int(index)])
-        if not self._even:
-            yield from (int(i) for part in rest for i in part)
 
 
 def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:

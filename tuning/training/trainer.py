@@ -29,7 +29,8 @@ from records.progress import OnProgress, silent
 from tasks.errors import UserError
 from tuning.config import Optimisation, RunOptions
 from tuning.data.labels import IGNORED
-from tuning.data.samples import FAILED, GroupedSampler, Samples
+from tuning.data.samples import FAILED, Samples
+from tuning.data.step_order import StepOrder
 from tuning.plan.apply import draw_blocks, planned_parameters, set_checkpointing
 from tuning.plan.resolve import Resolved
 from tuning.scoring.answers import collator, model_inputs
@@ -180,10 +181,12 @@ class PlanTrainer:
 
     def _make_loader(self, *, by_modality: bool) -> "DataLoader[dict[str, Any]]":
         batch_size = self.optimisation.batch_size
-        group = batch_size * self.optimisation.grad_accum * self.accelerator.num_processes
-        self._sampler = GroupedSampler(
-            self.samples, group=group, seed=self.optimisation.seed, by_modality=by_modality, even=self.is_sharded
-        )
+        batches = self.optimisation.grad_accum * self.accelerator.num_processes
+        group = batch_size * batches
+        self._sampler = StepOrder(
+            self.samples.lengths, self.samples.pictured, group=group, batches=batches, seed=self.optimisation.seed,
+            by_modality=by_modality, even=self.is_sharded, grouping=self.optimisation.grouping,
+        )  # fmt: skip
         if not len(self._sampler):
             raise UserError(f"data must fill a step of {group} samples under FSDP, got fewer of each kind. Add some.")
         return DataLoader(
@@ -249,12 +252,16 @@ class PlanTrainer:
             for parameter in [p for p in self.optimizer.state if not p.requires_grad]:
                 del self.optimizer.state[parameter]  # frozen blocks keep no moments, so LISA saves memory
         counts = [(batch["labels"][:, 1:] != IGNORED).sum() for batch in batches]
-        n_labels: Any = self.accelerator.gather(torch.stack(counts).sum())
+        whole: Any = self.accelerator.gather(torch.stack(counts).sum())
+        n_labels = [whole.sum()] * len(batches)
+        if self.optimisation.loss_mean == "micro-batch":
+            share = len(batches) * self.accelerator.num_processes
+            n_labels = [count.clamp(min=1) * share for count in counts]
         self._model.train()
         for index, batch in enumerate(batches):
             is_last = index == len(batches) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self._model):
-                loss = self.compute_loss(batch, n_labels.sum())
+                loss = self.compute_loss(batch, n_labels[index])
                 self._check_finite("loss", float(loss.detach()))
                 self.accelerator.backward(loss)
             self._loss_sum += loss.detach()
@@ -271,7 +278,7 @@ class PlanTrainer:
         return norm, rate
 
     def compute_loss(self, batch: Mapping[str, Any], n_labels: Tensor) -> Tensor:
-        """The summed loss of a batch, divided by ``n_labels``, the number of labelled tokens in the step."""
+        """The summed loss of a batch, divided by ``n_labels``: the labelled tokens of the step, or their equivalent."""
         self.tokens += batch["input_ids"].numel()
         given = {name: value for name, value in batch.items() if name not in ("owner", "sample", "prefix")}
         inputs = model_inputs(given, self.llava)

@@ -3,6 +3,7 @@
 import base64
 import json
 import tracemalloc
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,10 @@ from tuning.data.conversation import UnusableSampleError
 from tuning.data.labels import IGNORED, encode, measure
 from tuning.data.llava_json import LlavaFile
 from tuning.data.prompt_format import PromptFormat
-from tuning.data.samples import GroupedSampler, Samples, collate, survey
+from tuning.data.samples import Samples, collate, survey
 from tuning.data.scene_mix import SceneMix, SceneQuestions
 from tuning.data.sources import Subset, TableFile, open_source
+from tuning.data.step_order import StepOrder
 from tuning.scoring.answers import collator
 
 GOOD = [
@@ -326,7 +328,7 @@ def test_stage_1_scenes_are_captions(llava: Llava) -> None:
 
 def test_an_epoch_holds_every_sample_once_and_groups_by_modality(llava: Llava) -> None:
     samples = samples_of(llava, SceneMix(40, questions=2))
-    sampler = GroupedSampler(samples, group=4, seed=0)
+    sampler = StepOrder(samples.lengths, samples.pictured, group=4, seed=0, grouping="length")
     order = list(sampler)
     assert sorted(order) == list(range(40))
     groups = [order[i : i + 4] for i in range(0, 40, 4)]
@@ -343,8 +345,10 @@ def test_even_groups_are_of_one_modality_all_and_count_what_they_hold(llava: Lla
     pictured = int(samples.pictured.sum())
     assert pictured % 4
     assert (42 - pictured) % 4  # so that something is left over of both kinds
-    for by_modality in (True, False):
-        sampler = GroupedSampler(samples, group=4, seed=0, by_modality=by_modality, even=True)
+    for by_modality, grouping in product((True, False), ("step", "length")):
+        sampler = StepOrder(
+            samples.lengths, samples.pictured, group=4, seed=0, by_modality=by_modality, even=True, grouping=grouping
+        )
         order = list(sampler)
         assert len(order) == len(sampler) == len(set(order)) < 42
         assert all(len(set(samples.pictured[order[i : i + 4]])) == 1 for i in range(0, len(order), 4))
@@ -354,15 +358,39 @@ def test_the_order_follows_from_seed_and_epoch(llava: Llava) -> None:
     samples = samples_of(llava, SceneMix(12, questions=2))
 
     def order(seed: int, epoch: int) -> list[int]:
-        sampler = GroupedSampler(samples, group=2, seed=seed)
+        sampler = StepOrder(samples.lengths, samples.pictured, group=2, seed=seed)
         sampler.set_epoch(epoch)
         return list(sampler)
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)
     assert order(0, 0) != order(1, 0)
-    plain = GroupedSampler(samples, group=2, seed=0, by_modality=False)
+    plain = StepOrder(samples.lengths, samples.pictured, group=2, seed=0, by_modality=False)
     assert sorted(plain) == list(range(12))
+
+
+def test_grouping_within_a_step_is_llavas() -> None:
+    """Steps hold random samples of one kind; each is shared out to its batches as LLaVA's trainer does."""
+    rng = np.random.default_rng(3)
+    lengths, pictured = rng.integers(5, 400, 150), rng.random(150) < 0.6
+    order = np.array(list(StepOrder(lengths, pictured, group=12, batches=3, seed=1)))
+    assert sorted(order) == list(range(150))
+    full = [order[i : i + 12] for i in range(0, 150 - 150 % 12, 12)]
+    kinds = [set(pictured[step]) for step in full]
+    assert sum(len(kind) > 1 for kind in kinds) <= 2  # at the end, where the rest of both kinds meets
+    steps = [step for step, kind in zip(full, kinds, strict=True) if len(kind) == 1]
+    for step in steps:
+        # LLaVA's rule, written out: the longest sample goes to the batch with the fewest tokens that is not full.
+        wanted: list[list[int]] = [[], [], []]
+        for index in sorted(step, key=lambda i: -lengths[i]):
+            open_batches = [batch for batch in wanted if len(batch) < 4]
+            min(open_batches, key=lambda batch: sum(lengths[i] for i in batch)).append(index)
+        assert sorted(lengths[step].tolist()) == sorted(lengths[i] for batch in wanted for i in batch)
+        sums = sorted(int(lengths[step[i : i + 4]].sum()) for i in (0, 4, 8))
+        assert sums == sorted(int(sum(lengths[i] for i in batch)) for batch in wanted)
+    together = [np.ptp(lengths[step]) for step in steps]
+    by_length = np.array(list(StepOrder(lengths, pictured, group=12, batches=3, seed=1, grouping="length")))
+    assert np.mean(together) > 2 * np.mean([np.ptp(lengths[by_length[i : i + 12]]) for i in range(0, 144, 12)][:-2])
 
 
 @torch.no_grad()

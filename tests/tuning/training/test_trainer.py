@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -25,12 +26,15 @@ from tests.conftest import tiny_config
 from tests.tuning.conftest import samples_of
 from tuning.config import Optimisation, RunOptions
 from tuning.cost.measure import count_activations, synthetic_batch
-from tuning.data.samples import Samples
+from tuning.data.labels import IGNORED
+from tuning.data.samples import Samples, collate
 from tuning.data.scene_mix import SceneMix, SceneQuestions
+from tuning.data.step_order import StepOrder
 from tuning.plan.apply import apply_plan, set_checkpointing
 from tuning.plan.lora import remove_lora
 from tuning.plan.plan import WHOLE, LayerPlan, Lisa, Lora
 from tuning.plan.resolve import Resolved, lisa_layers, resolve
+from tuning.scoring.answers import model_inputs
 from tuning.training import checkpoint
 from tuning.training.trainer import LossNotFiniteError, PlanTrainer, Trained, train
 
@@ -509,3 +513,25 @@ def test_an_empty_data_set_is_refused(fresh: Llava, mix: SceneMix, tmp_path: Pat
     samples.indices = samples.indices[:0]
     with pytest.raises(UserError, match="data must have at least one sample"):
         go(fresh, LayerPlan("1"), tmp_path, samples)
+
+
+@pytest.mark.parametrize("loss_mean", ["micro-batch", "token"])
+def test_the_loss_of_a_step_is_the_mean_that_is_named(loss_mean: Any, mix: SceneMix, tmp_path: Path) -> None:
+    llava = load(tiny_config(grouped=True), seed=0, validate=False)
+    samples = samples_of(llava, mix)
+    settings = Optimisation(steps=1, batch_size=2, grad_accum=3, lr=0.0, projector_lr=0.0, loss_mean=loss_mean)
+    trained, _ = go(llava, LayerPlan("1"), tmp_path / "run", samples, optimisation=settings)
+    order = list(StepOrder(samples.lengths, samples.pictured, group=6, batches=3, seed=settings.seed))
+    means, counts = [], []
+    for start in (0, 2, 4):
+        batch = collate([samples[i] for i in order[start : start + 2]], pad_id=llava.pad_token_id)
+        labels = batch["labels"][:, 1:]
+        inputs = model_inputs({k: v for k, v in batch.items() if k not in ("owner", "sample", "labels")}, llava)
+        with torch.no_grad():
+            logits = llava.model(**inputs).logits[:, :-1].flatten(0, 1)
+        means.append(float(torch.nn.functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED)))
+        counts.append(int((labels != IGNORED).sum()))
+    assert len(set(counts)) > 1
+    wanted = np.average(means, weights=counts if loss_mean == "token" else None)
+    assert trained.losses[1] == pytest.approx(wanted, rel=1e-5)
+    assert abs(np.average(means, weights=counts) - np.mean(means)) > 1e-4 * wanted
