@@ -41,7 +41,7 @@ def draw_token_plans(
     splits = list(dict.fromkeys(table["split"]))
     splits = [split for split in splits if split != "all"] or splits
     plans = [str(plan) for plan in dict.fromkeys(table["plan"])]
-    marks = _marks(plans)
+    marks = marks_of(plans)
     per_line = 3 if width == "two" else 2
     sizes = {split: int(table.loc[table["split"] == split, "n"].max()) for split in splits}
     default = f"{table['model'].iloc[0]}: what token plans keep, n = " + ", ".join(
@@ -82,7 +82,7 @@ def _frontier(rows: pd.DataFrame) -> pd.DataFrame:
     return ordered[ordered["kept"] > above]
 
 
-def _marks(plans: list[str]) -> dict[str, tuple[str, str, bool]]:
+def marks_of(plans: list[str]) -> dict[str, tuple[str, str, bool]]:
     """Colour, marker and whether it is open, of each plan: a colour for a kind, a marker within it."""
     found, used = {}, dict.fromkeys([*_KINDS, "full"], 0)
     for plan in plans:

@@ -10,7 +10,8 @@ import pandas as pd
 from figures.plans.plan_marks import CONDITIONS
 from figures.report.curves import curve_panel, curves_section, drawn_values, number_axis, numbered_series
 from figures.report.tables import plain_value
-from figures.style import COLOURS, plan_colour
+from figures.style import COLOURS, SERIES, plan_colour
+from figures.token_plans import marks_of
 
 Json = dict[str, Any]
 _COSTS = {
@@ -18,7 +19,15 @@ _COSTS = {
     "step_time_ratio": "step time / full tuning's",
     "closed_form_ratio": "closed form of the operations / full tuning's",
 }
-_CONCEPTS = {colour: concept for concept, colour in reversed(COLOURS.items())}
+_TOKEN_COSTS = {
+    "prefill_ratio": "operations of prefill / full model's",
+    "prefill_time_ratio": "time of prefill / full model's",
+    "cache_ratio": "cache / full model's",
+    "decode_ratio": "operations of a new token / full model's",
+    "decode_time_ratio": "time of a new token / full model's",
+}
+_CONCEPTS = {f"{colour}": f"s{number}" for number, colour in enumerate(SERIES)}
+_CONCEPTS |= {colour: concept for concept, colour in reversed(COLOURS.items())}
 
 
 def cost_scatter(table: pd.DataFrame) -> Json | None:
@@ -42,6 +51,8 @@ def cost_scatter(table: pd.DataFrame) -> Json | None:
         "caption": "Retention: a plan's score over full tuning's. Cost: of one training step, over full tuning's in "
         "the same process. Plans whose cost was not measured, or whose retention is undefined, are in the table only.",
         "choose": "scored on",
+        "y": "retention",
+        "full": "full tuning",
         "costs": [{"name": name, "label": label} for name, label in costs.items()],
         "choices": choices,
     }
@@ -54,6 +65,39 @@ def _point(row: Mapping[Any, Any], costs: list[str]) -> Json:
         "x": {name: plain_value(row[name]) for name in costs},
         "y": [plain_value(row[name]) for name in ("retention", "lower", "upper")],
         "n": int(row["n"]),
+    }
+
+
+def token_plan_scatter(table: pd.DataFrame) -> Json | None:
+    """What token plans keep against what they cost, one point for each plan; None if no accuracy can be compared."""
+    costs = {name: label for name, label in _TOKEN_COSTS.items() if table[name].notna().any()}
+    marks = marks_of([str(plan) for plan in dict.fromkeys(table["plan"])])
+    choices = []
+    for split in dict.fromkeys(table["split"]):
+        rows = table[(table["split"] == split) & table["kept"].notna()]
+        if rows.empty:
+            continue
+        points = [
+            {
+                "label": str(row["plan"]), "colour": _CONCEPTS.get(marks[str(row["plan"])][0], "s5"),
+                "x": {name: plain_value(row[name]) for name in costs},
+                "y": [plain_value(row[name]) for name in ("kept", "kept_lower", "kept_upper")], "n": int(row["n"]),
+            }
+            for row in rows.to_dict("records")
+        ]  # fmt: skip
+        choices.append({"label": str(split), "interval": str(rows["interval"].iloc[0]), "points": points})
+    if not choices:
+        return None
+    return {
+        "type": "scatter",
+        "title": "Cost against what is kept",
+        "caption": "Accuracy of generated answers relative to the full model, on the same questions. Compare a plan with "
+        "one of equal cost that drops image tokens at random.",
+        "choose": "questions",
+        "y": "accuracy / full model's",
+        "full": "the full model",
+        "costs": [{"name": name, "label": label} for name, label in costs.items()],
+        "choices": choices,
     }
 
 

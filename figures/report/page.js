@@ -429,7 +429,7 @@
     ];
   }
 
-  // ---- cost against retention
+  // ---- cost against retention, or against what token plans keep
 
   function scatterSection(section) {
     const plot = s("svg", { class: "plot", tabindex: 0, role: "group", "aria-label": `${section.title}. Arrow keys read out values.` });
@@ -458,11 +458,11 @@
         ...steps(low, high, 6).flatMap(([value, label]) => [s("line", { class: "axis", x1: 48, x2: width - 12, y1: y(value), y2: y(value) }), s("text", { x: 42, y: y(value) + 4, "text-anchor": "end" }, label)]),
         ...steps(left, right, 6).map(([value, label]) => s("text", { x: x(value), y: floor + 16, "text-anchor": "middle" }, label)),
         s("text", { x: 48 + (width - 60) / 2, y: height - 6, "text-anchor": "middle" }, cost.label),
-        s("text", { transform: `translate(10 ${height / 2 - 20}) rotate(-90)`, "text-anchor": "middle" }, "retention"),
+        s("text", { transform: `translate(10 ${height / 2 - 20}) rotate(-90)`, "text-anchor": "middle" }, section.y),
         s("line", { class: "level", colour: "chance", "stroke-dasharray": "6 4", x1: 48, x2: width - 12, y1: y(1), y2: y(1) }),
         ...shown.flatMap((point) => [s("line", { class: "bars", colour: point.colour, x1: point.px, x2: point.px, y1: y(point.y[1] ?? point.y[0]), y2: y(point.y[2] ?? point.y[0]) }), s("circle", { class: "dot", colour: point.colour, cx: point.px, cy: point.py, r: 5, "data-plan": point.label })]),
         ...names, (marks = s("g")));
-      note.textContent = `Bars: ${choice.interval}. Dashed: as much as full tuning.`;
+      note.textContent = `Bars: ${choice.interval}. Dashed: as much as ${section.full}.`;
     });
     walk(plot, {
       count: () => shown.length,
@@ -475,7 +475,7 @@
       go: (index) => {
         const point = shown[index], box = plot.getBoundingClientRect();
         marks.replaceChildren(s("circle", { class: "ring", cx: point.px, cy: point.py, r: 8 }));
-        tell(point.label, [{ label: "retention", value: show(point.y[0]) + between(point.y[1], point.y[2]) }, { label: cost.label, value: show(point.x[cost.name]) }, { label: "n", value: show(point.n, "int") }], box.left + point.px, box.top + point.py);
+        tell(point.label, [{ label: section.y, value: show(point.y[0]) + between(point.y[1], point.y[2]) }, { label: cost.label, value: show(point.x[cost.name]) }, { label: "n", value: show(point.n, "int") }], box.left + point.px, box.top + point.py);
       },
     });
     const scored = choose(section.choose, section.choices.map((one) => one.label), (index) => { choice = section.choices[index]; redraw(); });

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from figures.read_run import PATCH, PROBE, TUNE, RunError, kind_of_run, read_run
-from figures.report.comparing import cost_scatter, facts_table, training_log
+from figures.read_run import INFERENCE, PATCH, PROBE, TUNE, RunError, kind_of_run, read_run
+from figures.report.comparing import cost_scatter, facts_table, token_plan_scatter, training_log
 from figures.report.maps import probe_maps
 from figures.report.patching import patch_curves, patch_heat, patch_map, shown_table
 from figures.report.probing import probe_curves
@@ -45,6 +45,9 @@ def describe_run(folder: Path, *, most_rows: int) -> Json:
             title = f"{first['model']}: {_OPS.get(str(first['op']), str(first['op']))}"
             sections = [patch_curves(table), patch_heat(table), patch_map(folder, table)]
             table, named = shown_table(table), ("All cells", "results.csv")
+        elif kind == INFERENCE:
+            title, sections = f"{first['model']}: what token plans cost and keep", [token_plan_scatter(table)]
+            named = "All plans", "results.csv"
         else:
             title, sections = f"{model}tuning plans side by side", [cost_scatter(table)]
             named = "All plans", "compare.csv"

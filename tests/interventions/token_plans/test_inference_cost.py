@@ -180,6 +180,11 @@ def test_command_show_report_and_figure(tmp_path: Path, capsys: pytest.CaptureFi
     assert bool((table["first_token_ratio"] > 0).all())
     main(["show", str(tmp_path / "run")])
     assert capsys.readouterr().out == printed.partition("\n")[2]
+    main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for text in ("what token plans cost and keep", "Cost against what is kept", "keep:0.5@1:random@0"):
+        assert text in page
+    capsys.readouterr()
     main([*words, "--rounds", "1", "--out", str(tmp_path / "dry"), "--dry-run"])
     assert "7 questions under 3 token plans: at least" in capsys.readouterr().out
     assert not (tmp_path / "dry").exists()
