@@ -103,7 +103,7 @@ def run_command(
                 from transformers.utils import logging
 
                 logging.disable_progress_bar()  # bars of other libraries
-            terminal = Terminal((name, *arguments), bars, print if is_main else lambda line: None)
+            terminal = Terminal((name, *arguments), bars, bars.note if is_main else lambda line: None)
             result = subcommand.run(options, terminal)
         except UserError as error:
             bars.close()
@@ -293,6 +293,7 @@ def _print(result: Any) -> None:
         return
     from rich.console import Console
 
+    from records.narrow import fit_width
     from records.run import FinishedRun
 
     if not isinstance(result, FinishedRun):
@@ -304,7 +305,8 @@ def _print(result: Any) -> None:
         console = Console(width=max(_NARROWEST, console.width))
     for note in result.notes:
         print(note)
-    console.print(result.summary)
+    for part in fit_width(result.summary, console.width):
+        console.print(part)
     print(f"table:  {result.folder / result.table}")
     for figure in result.figures:
         print(f"figure: {figure}")

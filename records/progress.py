@@ -51,6 +51,15 @@ class ProgressBars:
         if bar.n >= total:
             bar.close()
 
+    def note(self, line: str) -> None:
+        """Print a line above the bars."""
+        if any(not bar.disable and bar.n < bar.total for bar in self._bars.values()):
+            from tqdm.auto import tqdm
+
+            tqdm.write(line, file=sys.stdout)
+        else:
+            print(line)
+
     def close(self) -> None:
         """Close the bars of stages that are not done."""
         for bar in self._bars.values():

@@ -91,8 +91,8 @@ def token_plan_scatter(table: pd.DataFrame) -> Json | None:
     return {
         "type": "scatter",
         "title": "Cost against what is kept",
-        "caption": "Accuracy of generated answers relative to the full model, on the same questions. Compare a plan with "
-        "one of equal cost that drops image tokens at random.",
+        "caption": "Accuracy of generated answers relative to the full model, on the same questions. Compare a "
+        "plan with one of equal cost that drops image tokens at random.",
         "choose": "questions",
         "y": "accuracy / full model's",
         "full": "the full model",

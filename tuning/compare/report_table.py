@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 
@@ -12,7 +12,8 @@ def render_table(table: pd.DataFrame) -> Table:
     """The comparison's main numbers, one row per plan."""
     conditions = list(dict.fromkeys(table.loc[table["family"] == "all", "condition"]))
     shown = conditions[0]  # ``seen`` where scenes are scored
-    grid = Table("plan", "layers", "trains", "FLOPs", "time", *conditions, f"retention ({shown})", "passage", "seeds")
+    numbers = ("layers", "trains", "FLOPs", "time", *conditions, f"retention ({shown})", "passage", "seeds")
+    grid = Table("plan", *(Column(header, justify="right", no_wrap=True) for header in numbers))
     for name in dict.fromkeys(table["plan"]):
         rows = table[table["plan"] == name]
         first = rows.iloc[0]
