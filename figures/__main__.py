@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     mpl.use("Agg")
 
-    from figures.read_run import RunError, kind_of_run
+    from figures.read_run import kind_of_run
     from figures.runs import draw_run
 
     try:
@@ -64,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for paths in draw_run(run, out=out, width=options.width, example=options.example):
                 print(paths.svg)
                 print(paths.png)
-    except (RunError, OSError) as error:
-        print(f"python -m figures: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:  # RunError is a ValueError
+        print(f"python -m figures: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -33,13 +33,15 @@ _CONCEPTS |= {colour: concept for concept, colour in reversed(COLOURS.items())}
 def cost_scatter(table: pd.DataFrame) -> Json | None:
     """Retention against cost, one point for each plan; None if nothing was timed or counted."""
     overall = table[(table["family"] == "all") | (table["condition"] == "passage")]
-    costs = {name: label for name, label in _COSTS.items() if overall[name].notna().any()}
+    costs = {name: label for name, label in _COSTS.items() if name in overall and overall[name].notna().any()}
     choices = []
     for condition in dict.fromkeys(overall["condition"]) if costs else ():
         rows = overall[(overall["condition"] == condition) & overall["retention"].notna()]
         if not rows.empty:
             first = rows.iloc[0]
-            interval = f"{first['interval']}; n = {int(first['n'])}, seeds: {int(rows['seeds'].max())}"
+            about = first.get("interval", "95 % interval")  # a table from before this column
+            seeds = f", seeds: {int(rows['seeds'].max())}" if "seeds" in rows else ""
+            interval = f"{about}; n = {int(first['n'])}{seeds}"
             points = [_point(row, list(costs)) for row in rows.to_dict("records")]
             label = CONDITIONS.get(str(condition), str(condition))
             choices.append({"label": label, "interval": interval, "points": points})

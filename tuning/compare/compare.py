@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 import figures
+from figures.read_run import COMPARE, read_table
 from models.llava import Llava
 from models.token_plans.plan import parse_token_plan, recorded_token_plan
 from records.manifest import write_atomically
@@ -103,7 +104,9 @@ def run_compare(
     untimed = [plan for plan in plans if plan.name not in (START, *timed)]
     on_note(f"{len(plans)} plans, {len(config.seeds)} seeds, in {config.out}")
     if (config.timing_rounds and untimed) or not all(map(_is_done, jobs)):
-        surveyed = survey_data(data, llava, skip_bad=config.data.skip_bad, on_progress=on_progress)
+        surveyed = survey_data(
+            data, llava, skip_bad=config.data.skip_bad, preprocess=config.data.preprocess, on_progress=on_progress
+        )
         on_note(f"training on {surveyed.train_survey.describe()}")
         with one_at_a_time(config.out, "another process is timing the plans: waiting for it", on_note=on_note):
             for line in surveyed.record(config.out):
@@ -127,8 +130,12 @@ def run_compare(
 
 
 def finished_compare(folder: Path) -> FinishedRun:
-    """Read a finished comparison."""
-    return _finished(folder, pd.read_csv(folder / TABLE), tuple(sorted((folder / "figures").glob("*.png"))))
+    """Read a finished comparison; ``UserError`` if the folder holds none."""
+    with user_errors(OSError, ValueError):
+        table = read_table(folder / TABLE, COMPARE)
+    if not (table["family"] == "all").any():
+        raise UserError(f"{TABLE} must have rows of the family all, got none in {str(folder)!r}. Start it again.")
+    return _finished(folder, table, tuple(sorted((folder / "figures").glob("*.png"))))
 
 
 def _finished(folder: Path, table: pd.DataFrame, drawn: Sequence[Path]) -> FinishedRun:

@@ -16,6 +16,7 @@ from records.options import (
     NumberList,
     OrDefault,
     Overwrite,
+    Preprocess,
     SkipBad,
     named,
     settings_of,
@@ -54,6 +55,7 @@ class CompareData:
     eval_limit: OrDefault[int] = None
     """Largest number of samples of each file that are scored. [default: all]"""
     skip_bad: SkipBad = False
+    preprocess: Preprocess = "pad"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models.llava import Llava
+from models.pixels import Preprocess
 from records.progress import OnProgress, silent
 from records.run import writing
 from tasks.errors import UserError, user_errors
@@ -27,8 +28,6 @@ SCENE_CONDITIONS = ("seen", "unseen", "text")
 TEXT_CONDITION = "passage"  # the condition of ordinary text
 _USED = "samples.json"  # digests of the samples that are used
 _TRAIN = "train"  # key of the training data
-TRAINING = PromptFormat()
-SCORING = PromptFormat(on_long="refuse")  # a cut answer would count as right if its remaining part is right
 
 
 class OpenData(NamedTuple):
@@ -55,16 +54,16 @@ class SurveyedData(NamedTuple):
     data: OpenData
     train_survey: Survey
     eval_surveys: dict[str, Survey]
+    preprocess: Preprocess = "pad"
 
     def samples(self, llava: Llava) -> Samples:
         """The training samples."""
-        return Samples(llava, self.data.train, self.train_survey, TRAINING)
+        return Samples(llava, self.data.train, self.train_survey, training_format(self.preprocess))
 
     def eval_samples(self, llava: Llava) -> dict[str, Samples]:
         """The scored samples by condition."""
-        return {
-            name: Samples(llava, self.data.eval[name], survey, SCORING) for name, survey in self.eval_surveys.items()
-        }
+        how = scoring_format(self.preprocess)
+        return {name: Samples(llava, self.data.eval[name], survey, how) for name, survey in self.eval_surveys.items()}
 
     @property
     def surveys(self) -> dict[str, Survey]:
@@ -122,20 +121,32 @@ def _scenes(data: CompareData, condition: str) -> Source:
     return SceneQuestions(data.score_scenes, split=split, text=condition == "text")
 
 
-def survey_data(data: OpenData, llava: Llava, *, skip_bad: bool, on_progress: OnProgress = silent) -> SurveyedData:
+def training_format(preprocess: Preprocess) -> PromptFormat:
+    """How samples become tokens and pixels in training."""
+    return PromptFormat(preprocess=preprocess)
+
+
+def scoring_format(preprocess: Preprocess) -> PromptFormat:
+    """How questions become tokens and pixels: a cut answer would count as right if its remaining part is right."""
+    return PromptFormat(on_long="refuse", preprocess=preprocess)
+
+
+def survey_data(
+    data: OpenData, llava: Llava, *, skip_bad: bool, preprocess: Preprocess = "pad", on_progress: OnProgress = silent
+) -> SurveyedData:
     """Check every sample once. Which samples can be used depends on the tokenizer only, so all plans use the same.
 
     Raises ``UserError`` if none can be used, or some cannot and ``skip_bad`` is False.
     """
     with user_errors(ValueError, OSError):
-        trained = survey_usable(llava, data.train, TRAINING, "reading samples", on_progress)
+        trained = survey_usable(llava, data.train, training_format(preprocess), "reading samples", on_progress)
         scored = {}
         for name, source in data.eval.items():
-            own = survey_usable(llava, source, SCORING, f"reading questions of {name}", on_progress)
+            own = survey_usable(llava, source, scoring_format(preprocess), f"reading questions of {name}", on_progress)
             scored[name] = _with_pictures(source, own) if name in data.files else own
             if not len(scored[name].kept):
                 raise skipped_error(scored[name].skipped, source.name)
-    surveyed = SurveyedData(data, trained, scored)
+    surveyed = SurveyedData(data, trained, scored, preprocess)
     for name, survey in surveyed.surveys.items():
         if survey.skipped and not skip_bad:
             raise skipped_error(survey.skipped, (data.eval | {_TRAIN: data.train})[name].name)

@@ -21,14 +21,17 @@ def render_table(table: pd.DataFrame) -> Table:
         main = overall.loc[shown]
         passage = rows[rows["condition"] == "passage"]
 
+        def seeds_of(main: "pd.Series[Any]") -> str:
+            return str(int(main["seeds"])) if "seeds" in main else ""
+
         def share(value: Any) -> str:
             return "" if pd.isna(value) else f"{float(value):.2f}"
 
         grid.add_row(
             Text(str(name)), str(first["layers"]), f"{int(first['trainable']):,}", share(first["flops_ratio"]),
             share(first["step_time_ratio"]), *(f"{float(overall.loc[c, 'score']):.3f}" for c in conditions),
-            _interval(float(main["retention"]), float(main["lower"]), float(main["upper"]), str(main["interval"])),
-            "" if passage.empty else f"{float(passage['score'].iloc[0]):.4f}", str(int(main["seeds"])),
+            _interval(float(main["retention"]), float(main["lower"]), float(main["upper"]), str(main.get("interval"))),
+            "" if passage.empty else f"{float(passage['score'].iloc[0]):.4f}", seeds_of(main),
         )  # fmt: skip
     return grid
 

@@ -142,7 +142,7 @@ def measure(
             found[index] = error
             continue
         total = len(ids) + (n_image - 1) * int((ids == image).sum())
-        labelled = int((owners[1:] >= 0).sum())
+        labelled = int(((owners[1:] >= 0) & (ids[1:] != image)).sum())  # image tokens are not learned
         if total <= max_length:
             found[index] = Lengths(total, labelled, cut=False) if labelled else _no_labels(cut=False)
     for index, conversation in enumerate(conversations):
