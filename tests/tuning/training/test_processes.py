@@ -56,7 +56,7 @@ def test_two_processes_give_the_losses_of_one(layers: str, base: Path, tmp_path:
         out = tmp_path / str(processes)
         arguments = [
             "--model", str(base), "--layers", layers, "--scenes", "8", "--steps", "4", "--batch-size", str(batch),
-            "--lr", "0.01", "--projector-lr", "0.01", "--log-every", "1", "--max-length", "500", "--out", str(out),
+            "--loss-mean", "token", "--lr", "0.01", "--projector-lr", "0.01", "--log-every", "1", "--max-length", "500", "--out", str(out),
             "--eval-data", "scenes", "--eval-limit", "2",
         ]  # fmt: skip
         if processes == 1:
@@ -95,7 +95,7 @@ def test_shards_train_resume_and_open_as_one_process_does(base: Path, llava_json
         "--model", str(base), "--layers", "1-2", "--method", "lora", "--merge", "--lora-rank", "4", "--lora-dropout",
         "0", "--train", "projector", "--data", str(llava_json(rows)), "--steps", "4", "--lr", "0.01",
         "--projector-lr", "0.01", "--log-every", "1", "--save-every", "2", "--keep", "5", "--max-length", "500",
-        "--eval-data", "scenes", "--eval-limit", "1", "--eval-every", "2",
+        "--eval-data", "scenes", "--eval-limit", "1", "--eval-every", "2", "--loss-mean", "token",
     ]  # fmt: skip
     words = [
         "--model", str(base), "--layers", "none", "--train", "projector", "--scenes", "20", "--steps", "5",
