@@ -56,8 +56,8 @@ def test_two_processes_give_the_losses_of_one(layers: str, base: Path, tmp_path:
         out = tmp_path / str(processes)
         arguments = [
             "--model", str(base), "--layers", layers, "--scenes", "8", "--steps", "4", "--batch-size", str(batch),
-            "--loss-mean", "token", "--lr", "0.01", "--projector-lr", "0.01", "--log-every", "1", "--max-length", "500", "--out", str(out),
-            "--eval-data", "scenes", "--eval-limit", "2",
+            "--loss-mean", "token", "--lr", "0.01", "--projector-lr", "0.01", "--log-every", "1", "--max-length", "500",
+            "--out", str(out), "--eval-data", "scenes", "--eval-limit", "2",
         ]  # fmt: skip
         if processes == 1:
             main(arguments)
