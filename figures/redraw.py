@@ -19,6 +19,7 @@ from figures.style import Panels, Width, figure_of, save_figure
 KINDS = {
     "score_by_layer": "draw_score_by_layer",
     "token_map": "draw_token_map",
+    "token_plans": "draw_token_plans",
     "head_map": "draw_head_map",
     "patch_grid": "draw_patch_map",
     "probe_map": "draw_probe_map",

@@ -26,8 +26,7 @@ from records.options import (
     slug,
 )
 from tasks.errors import UserError
-from tuning.data.prompt_format import OnLong, PromptFormat
-from tuning.data.step_order import Grouping
+from tuning.data.prompt_format import Grouping, OnLong, PromptFormat
 from tuning.plan.plan import WHOLE, LayerPlan, Lisa, Lora, Method
 
 RUN = RunKind(

@@ -188,7 +188,7 @@ class _Call:
         self._image &= real
         self._masks: dict[tuple[int, ...], Tensor | None] = {}
         self._joined: dict[tuple[int, ...], _Columns] = {}
-        self._alive: list[object] = []  # tensors whose id is a key above
+        self._held: list[object] = []  # tensors whose id is a key above
 
     def run(self, stream: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
         """The residual stream after the last block."""
@@ -301,14 +301,14 @@ class _Call:
         if key not in self._joined:
             index = torch.cat([part.place for part in parts], dim=1)
             self._joined[key] = _Columns(index, all(part.full for part in parts))
-            self._alive.extend(parts)
+            self._held.extend(parts)
         return self._joined[key]
 
     def _mask(self, queries: _Columns, keys: _Columns, dtype: torch.dtype) -> Tensor | None:
         """The attention mask of packed queries and keys; None where the kernel's own causal mask is right."""
         name = (id(queries.place), id(keys.place))
         if name not in self._masks:
-            self._alive += [queries.place, keys.place]
+            self._held += [queries.place, keys.place]
             alone = queries.place.shape[1] == 1
             own = queries.place is keys.place and self._llava.attention == "sdpa" and self._dense is None
             if keys.full and queries.full and ((alone and self._dense is None) or own):

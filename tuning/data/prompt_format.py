@@ -5,6 +5,7 @@ from typing import Literal
 
 Recipe = Literal["plain", "vicuna_v1"]
 OnLong = Literal["cut", "refuse"]
+Grouping = Literal["step", "length"]  # see `tuning.data.step_order`, which imports torch
 
 
 @dataclass(frozen=True)

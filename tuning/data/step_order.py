@@ -1,14 +1,14 @@
 """The order in which training goes through the samples: ``StepOrder``."""
 
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Bool, Int
 from torch.utils.data import Sampler
 
-Grouping = Literal["step", "length"]
+from tuning.data.prompt_format import Grouping
+
 _TOGETHER = 50  # steps sorted by length together: enough to reduce padding, few enough to stay random
 Indices = npt.NDArray[np.int64]
 
