@@ -77,7 +77,7 @@ def plans(draw: st.DrawFn) -> str:
     return "+".join(pieces) or "all"
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=plans())
 def test_any_plan_equals_the_dense_oracle(text: str, llava: Llava) -> None:
     inputs, plan = batch(llava, 4), parse_token_plan(text, N_LAYERS)
