@@ -21,7 +21,8 @@ _COLUMNS = {
             "clean", "corrupt", "unchanged", "recovered", "n", "p_adjusted"),
     COMPARE: ("plan", "layers", "train", "method", "flops_ratio", "step_time_ratio", "condition", "family", "metric",
               "score", "score_lower", "score_upper", "retention", "lower", "upper", "n"),
-    INFERENCE: ("model", "plan", "split", "prefill_ratio", "accuracy", "kept", "kept_lower", "kept_upper", "n"),
+    INFERENCE: ("model", "plan", "split", "prefill_ratio", "accuracy", "kept", "kept_lower", "kept_upper", "n",
+                "interval"),
     TUNE: ("step", "set", "family", "metric", "score", "lower", "upper", "n"),
 }  # fmt: skip
 # without these, pandas reads empty text and layers as floats

@@ -72,7 +72,7 @@ def _point(row: Mapping[Any, Any], costs: list[str]) -> Json:
 
 def token_plan_scatter(table: pd.DataFrame) -> Json | None:
     """What token plans keep against what they cost, one point for each plan; None if no accuracy can be compared."""
-    costs = {name: label for name, label in _TOKEN_COSTS.items() if table[name].notna().any()}
+    costs = {name: label for name, label in _TOKEN_COSTS.items() if name in table and table[name].notna().any()}
     marks = marks_of([str(plan) for plan in dict.fromkeys(table["plan"])])
     choices = []
     for split in dict.fromkeys(table["split"]):
