@@ -93,5 +93,5 @@ def marks_of(plans: list[str]) -> dict[str, tuple[str, str, bool]]:
         key = f"{kind} random" if is_random else kind
         number = used.setdefault(key, 0)
         used[key] += 1
-        found[plan] = (colour, _MARKERS[number % len(_MARKERS)], is_random)
+        found[plan] = (colour, "X" if kind == "full" else _MARKERS[number % len(_MARKERS)], is_random)
     return found
