@@ -110,3 +110,20 @@ def test_compare_runs_full_and_band_under_the_plan(tmp_path: Path) -> None:
     assert ratio["middle band under the token plan"] < ratio["middle band"]
     facts = json.loads((tmp_path / "compare/runs/full-under-the-token-plan-seed0/run.json").read_text())
     assert facts["plan"] == "full under the token plan"
+
+
+@pytest.mark.parametrize("text", ["1:freeze", "keep:0.5@1:attention"])
+def test_bfloat16_trains_under_a_token_plan(text: str, mix: SceneMix, tmp_path: Path) -> None:
+    losses = []
+    for number, bf16 in enumerate((False, True)):
+        llava = load(tiny_config(), seed=0, validate=False)
+        resolved = resolve(LayerPlan("1-2", ("projector",), token_plan=text), llava)
+        apply_plan(llava, resolved, low_precision=bf16)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        trained = train(
+            llava, resolved, samples_of(llava, mix), optimisation=Optimisation(steps=1, batch_size=4),
+            options=RunOptions(save_every=0), folder=folder, bf16=bf16,
+        )  # fmt: skip
+        losses.append(trained.losses[1])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
