@@ -100,7 +100,7 @@ def evaluate(
     *,
     probe: Any = "logistic",
     strengths: Sequence[float] | None = None,
-    tol: float = 1e-2,
+    tol: float = 1e-6,
 ) -> Mapping[str, Result]:
     """Out-of-fold predictions, scores, controls, transfer scores and a p-value for every target of the plan.
 
@@ -113,8 +113,8 @@ def evaluate(
         probe: A name in `probes.linear.registry.ESTIMATORS`, or an unfitted estimator with scikit-learn's interface,
             which is cloned for each fold; no strength is chosen for it.
         strengths: Penalties to choose from; None takes ``STRENGTHS``, and ``RIDGE_STRENGTHS`` for ridge regression.
-        tol: Tolerance of the logistic solver, relative to the norm of the coefficients: 1 % from the optimum changes
-            predictions only at near ties. The inner fits, which only rank the strengths, stop at three times this.
+        tol: Gap between objective and minimum, relative to the objective, at which the logistic solver stops. The inner
+            fits, which only rank the strengths, stop at 1000 times this.
 
     Returns:
         Results by target.
@@ -151,7 +151,7 @@ def evaluate(
         if fit is not None:
             basis = basis or rotate(x, fitted=torch.from_numpy(plan.fitted).to(x.device))
             path = sorted(strengths or (STRENGTHS if name == "logistic" else RIDGE_STRENGTHS), reverse=True)
-            ranked = partial(fit, basis, tol=3 * tol)
+            ranked = partial(fit, basis, tol=1000 * tol)
             picks = choose_strengths(targets, path, plan.folds, ranked)
             jobs, at = _outer_jobs(targets, plan, picks)
             outputs = fit(basis, jobs, at, tol)[0]

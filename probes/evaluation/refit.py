@@ -15,8 +15,7 @@ from probes.linear.estimators import LogisticProbe
 from probes.linear.registry import ESTIMATORS
 from probes.linear.solver import Basis, rotate, solve_logistic, to_original
 
-# Relative to the norm of the coefficients. It is smaller than in cross-validation, which uses only the largest class.
-TOLERANCE = 3e-3
+TOLERANCE = 1e-6  # gap between objective and minimum, relative to the objective; as in cross-validation
 
 Rows = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 

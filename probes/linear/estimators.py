@@ -139,7 +139,7 @@ class LogisticProbe(_LinearClassProbe):
     Args:
         strength: Weight of the L2 penalty.
         standardise: Scale each dimension to unit variance before fitting; ``coef_`` still applies to ``x`` as given.
-        tol: Distance to the optimum at which to stop, relative to the size of the coefficients.
+        tol: Estimated gap between the objective and its minimum, relative to the objective, at which to stop.
         max_iter: Steps allowed.
 
     Example:
@@ -152,7 +152,7 @@ class LogisticProbe(_LinearClassProbe):
     """
 
     def __init__(
-        self, strength: float = 100.0, *, standardise: bool = True, tol: float = 1e-4, max_iter: int = 500
+        self, strength: float = 100.0, *, standardise: bool = True, tol: float = 1e-8, max_iter: int = 500
     ) -> None:
         self.strength, self.standardise, self.tol, self.max_iter = strength, standardise, tol, max_iter
 
@@ -172,7 +172,7 @@ class LogisticProbe(_LinearClassProbe):
         )
         if not bool(fit.converged.all()):
             warnings.warn(
-                f"LogisticProbe stopped {float(fit.residual[0]):.1e} from the optimum, {int(fit.iterations[0])} steps. "
+                f"LogisticProbe stopped {float(fit.gap[0]):.1e} above its minimum, at step {int(fit.iterations[0])}. "
                 "Raise strength, max_iter or tol, or fit in float64.",
                 ConvergenceWarning,
                 stacklevel=2,

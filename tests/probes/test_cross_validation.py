@@ -110,7 +110,7 @@ def test_continuous_targets_are_read_by_ridge_with_r2() -> None:
 
 def test_predictions_are_those_of_scikit_learn_fitted_on_the_training_folds() -> None:
     layers, labels, groups = planted()
-    result = evaluate(layers[2], plan_folds({"c": labels}, groups, controls=[]), strengths=[30.0], tol=1e-5)["c"]
+    result = evaluate(layers[2], plan_folds({"c": labels}, groups, controls=[]), strengths=[30.0], tol=1e-10)["c"]
     x = layers[2].double().numpy()
     x = (x - x.mean(0)) / x.std(0)
     for k in range(5):

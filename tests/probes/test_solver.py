@@ -43,7 +43,7 @@ def test_coefficients_equal_scikit_learn_for_all_folds_and_strengths_of_a_batch(
     strengths = torch.tensor([100.0, 1.0, 0.1])
     weights = torch.ones(6, n)
     weights[3:, -n // 5 :] = 0  # a fold
-    fit = solve_logistic(basis, y.expand(6, n), weights, [classes] * 6, strengths.repeat(2), tol=1e-5)
+    fit = solve_logistic(basis, y.expand(6, n), weights, [classes] * 6, strengths.repeat(2), tol=1e-10)
     assert fit.converged.all()
     scaled = (x - basis.centre) / basis.scale
     for problem in range(6):
@@ -60,7 +60,7 @@ def test_problems_with_different_numbers_of_classes_share_a_batch_in_any_order()
     x, y = example_set(120, 15, 6, hard=False)
     basis = rotate(x)
     labels = torch.stack([y, y % 2, y.clamp(max=2), (y > 2).long()])
-    fit = solve_logistic(basis, labels, torch.ones(4, 120), [6, 2, 3, 2], torch.full((4,), 2.0), tol=1e-5)
+    fit = solve_logistic(basis, labels, torch.ones(4, 120), [6, 2, 3, 2], torch.full((4,), 2.0), tol=1e-10)
     scaled = (x - basis.centre) / basis.scale
     for problem in range(4):
         reference = sklearn_logistic(scaled, labels[problem], 2.0)
@@ -72,7 +72,7 @@ def test_ties_among_duplicate_examples_with_conflicting_labels_are_solved_as_sci
     x, y = example_set(60, 8, 3, hard=False)
     x, y = torch.cat([x, x, x]), torch.cat([y, (y + 1) % 3, y])
     basis = rotate(x)
-    fit = solve_logistic(basis, y[None], torch.ones(1, 180), [3], torch.tensor([0.5]), tol=1e-5)
+    fit = solve_logistic(basis, y[None], torch.ones(1, 180), [3], torch.tensor([0.5]), tol=1e-10)
     reference = sklearn_logistic((x - basis.centre) / basis.scale, y, 0.5)
     coef = fit.linear(0)[0] @ basis.rotation.T
     torch.testing.assert_close(coef.double(), torch.from_numpy(reference.coef_), rtol=0, atol=CLOSE)
@@ -83,7 +83,7 @@ def test_one_rare_class_equals_scikit_learn() -> None:
     y = torch.zeros(200, dtype=torch.long)
     y[[3, 77]] = 1
     basis = rotate(x)
-    fit = solve_logistic(basis, y[None], torch.ones(1, 200), [2], torch.tensor([1.0]), tol=1e-5)
+    fit = solve_logistic(basis, y[None], torch.ones(1, 200), [2], torch.tensor([1.0]), tol=1e-10)
     reference = sklearn_logistic((x - basis.centre) / basis.scale, y, 1.0)
     weight, bias = fit.linear(0)
     torch.testing.assert_close(
@@ -97,10 +97,10 @@ def test_example_weights_count_as_repetitions() -> None:
     weights = torch.ones(1, 50)
     weights[0, :20] = 2
     basis = rotate(x, standardise=False)
-    once = solve_logistic(basis, y[None], weights, [3], torch.tensor([1.0]), tol=1e-6)
+    once = solve_logistic(basis, y[None], weights, [3], torch.tensor([1.0]), tol=1e-12)
     twice = rotate(torch.cat([x, x[:20]]), standardise=False)
     labels = torch.cat([y, y[:20]])[None]
-    repeated = solve_logistic(twice, labels, torch.ones(1, 70), [3], torch.tensor([1.0]), tol=1e-6)
+    repeated = solve_logistic(twice, labels, torch.ones(1, 70), [3], torch.tensor([1.0]), tol=1e-12)
     first, second = to_original(basis, *once.linear(0)), to_original(twice, *repeated.linear(0))
     torch.testing.assert_close(first, second, rtol=0, atol=CLOSE)
 
@@ -108,9 +108,9 @@ def test_example_weights_count_as_repetitions() -> None:
 def test_a_warm_start_reaches_the_same_optimum_in_fewer_steps() -> None:
     x, y = example_set(150, 20, 4, hard=False)
     basis, weights = rotate(x.double()), torch.ones(1, 150)
-    strong = solve_logistic(basis, y[None], weights, [4], torch.tensor([1.2]), tol=1e-6)
-    cold = solve_logistic(basis, y[None], weights, [4], torch.tensor([1.0]), tol=1e-6)
-    warm = solve_logistic(basis, y[None], weights, [4], torch.tensor([1.0]), tol=1e-6, start=strong)
+    strong = solve_logistic(basis, y[None], weights, [4], torch.tensor([1.2]), tol=1e-12)
+    cold = solve_logistic(basis, y[None], weights, [4], torch.tensor([1.0]), tol=1e-12)
+    warm = solve_logistic(basis, y[None], weights, [4], torch.tensor([1.0]), tol=1e-12, start=strong)
     torch.testing.assert_close(cold.weight, warm.weight, rtol=0, atol=1e-5)
     assert int(warm.iterations[0]) < int(cold.iterations[0])
 
