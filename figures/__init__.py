@@ -1,7 +1,7 @@
 """Figures from saved tables, and the definitions of effects that figures and summaries share.
 
 ``draw_run(folder)`` draws all figures of a run directory; every ``draw_*`` function draws one kind of figure and
-can draw into your own Axes. The package imports no other package of this repository.
+can draw into your own Axes. The package needs no model.
 """
 
 import lazy_loader

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tasks.errors import printable
+
 _EXAMPLES = """\
 examples:
   python -m figures runs/smol                            into runs/smol/figures
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(paths.svg)
                 print(paths.png)
     except (ValueError, OSError) as error:  # RunError is a ValueError
-        print(f"python -m figures: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"python -m figures: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,13 +1,18 @@
 """Read the tables, pictures and maps of a run directory, and find out which command wrote it."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+
+from tasks.checksums import check_whole, read_whole
+from tasks.errors import UserError, one_line, user_errors
+from tasks.pictures import open_picture
+from tasks.readers.parse import parse_json
 
 Picture = npt.NDArray[np.uint8]  # ``H W 3``
 PROBE, PATCH, COMPARE, TUNE = "probe-sweep", "patch-sweep", "layerwise-finetune compare", "layerwise-finetune"
@@ -32,8 +37,50 @@ _TYPES: dict[Any, Any] = {"layer": "Int64"} | dict.fromkeys(
 MAPS, EXAMPLES, PICTURES = "maps.parquet", "maps.json", "maps"
 
 
-class RunError(ValueError):
+_AGAIN = "Start the same command again: it is made anew."
+# What a table or list that a run did not write as it is makes the code of a figure raise.
+_UNREADABLE = (OSError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
+
+class RunError(UserError):
     """The folder is not a finished run of this project."""
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Re-raise what the files of a damaged run cause as ``RunError``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise RunError(one_line(error)) from error
+    except _UNREADABLE as error:
+        raise RunError(
+            f"RUN must hold what its command wrote, got {type(error).__name__}: {one_line(error)} in {str(folder)!r}. "
+            f"{_AGAIN}"
+        ) from error
+
+
+def read_json(path: Path, *, checked: bool = True) -> Any:
+    """The value of a JSON file of a run; ``RunError`` if it cannot be read or, where ``checked``, has changed."""
+    try:
+        return parse_json(read_whole(path, advice=_AGAIN) if checked else path.read_bytes())
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path.name} must be readable JSON, got {str(path)!r} ({one_line(error)}).") from error
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run; empty if it has none. ``RunError`` if it is damaged."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return {}
+    manifest = read_json(path, checked=False)  # a run compares it with the settings instead
+    if not isinstance(manifest, dict):
+        raise RunError(f"{path.name} must be readable JSON, got {str(path)!r} (no mapping).")
+    return manifest
 
 
 class FigurePaths(NamedTuple):
@@ -61,12 +108,8 @@ def kind_of_run(folder: Path) -> str:
     """The command that wrote the folder, by its manifest or, if it has none, its tables; ``RunError`` if unknown."""
     if not folder.is_dir():
         raise RunError(f"RUN must be a folder, got {str(folder)!r}. Give what a command wrote with --out.")
-    manifest = folder / "manifest.json"
-    if manifest.is_file():
-        try:
-            kind = json.loads(manifest.read_text(encoding="utf-8")).get("kind")
-        except (OSError, ValueError, AttributeError) as error:
-            raise RunError(f"manifest.json must be readable JSON, got {str(manifest)!r} ({error}).") from error
+    if (folder / "manifest.json").is_file():
+        kind = read_manifest(folder).get("kind")
         command = str(kind).removeprefix("laccolith ")
         if command in _COLUMNS:
             return command
@@ -92,7 +135,7 @@ def read_run(folder: Path, kind: str) -> pd.DataFrame:
     """The main table of a finished run; ``RunError`` if it is missing or lacks rows or columns."""
     names = ["compare.csv"] if kind == COMPARE else ["results.parquet", "results.csv"]
     path = next((folder / name for name in names if (folder / name).is_file()), None)
-    if path is None:
+    if path is None or read_manifest(folder).get("finished", True) is None:  # earlier manifests lack the entry
         raise RunError(
             f"RUN must be finished, got a {kind} run without {names[0]} in {str(folder)!r}. Start it again to resume."
         )
@@ -111,6 +154,7 @@ def read_table(path: Path, kind: str) -> pd.DataFrame:
 
 def read_saved(path: Path) -> pd.DataFrame:
     """Read a table from Parquet or CSV; the types are the same. ``RunError`` if it cannot be read."""
+    check_whole(path, advice=_AGAIN)
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
@@ -121,6 +165,26 @@ def read_saved(path: Path) -> pd.DataFrame:
         raise RunError(f"{path.name} must be a readable table, got {str(path)!r} ({error}). Run it again.") from error
 
 
+def _of_texts(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+
+
+def _of_lists(value: object, length: int | None, kind: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(item, list) and length in (None, len(item)) and all(isinstance(one, kind) for one in item)
+        for item in value.values()
+    )
+
+
+# Entry of an example in maps.json -> True if the value is one.
+_ENTRY: dict[str, Callable[[Any], bool]] = {
+    "labels": _of_texts,
+    "classes": lambda value: _of_lists(value, None, str),
+    "boxes": lambda value: _of_lists(value, 4, int | float),
+    "focus": lambda value: value is None or isinstance(value, str),
+}
+
+
 def read_maps(folder: Path) -> SavedMaps | None:
     """The maps of a probe sweep; None if it wrote none.
 
@@ -128,10 +192,7 @@ def read_maps(folder: Path) -> SavedMaps | None:
     """
     if not all((folder / name).is_file() for name in (MAPS, EXAMPLES)):
         return None
-    try:
-        examples = json.loads((folder / EXAMPLES).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{EXAMPLES} must be readable JSON, got {str(folder / EXAMPLES)!r} ({error}).") from error
+    examples = read_json(folder / EXAMPLES)
     saved = SavedMaps(read_saved(folder / MAPS), examples, folder / PICTURES)
     if not isinstance(examples, list) or not all(isinstance(entry, dict) and "example" in entry for entry in examples):
         raise RunError(f"{EXAMPLES} must be a list of examples, got another value in {str(folder)!r}. Run it again.")
@@ -139,17 +200,19 @@ def read_maps(folder: Path) -> SavedMaps | None:
         inside = saved.picture(entry).resolve().is_relative_to(folder.resolve()) if "k" in entry else False
         if type(entry.get("k")) is not int or not inside:
             raise RunError(f"k must be the number of a picture of the run, got {entry.get('k')!r}. Run it again.")
+        wrong = next((name for name, is_right in _ENTRY.items() if name in entry and not is_right(entry[name])), None)
+        if wrong is not None:
+            raise RunError(f"{wrong} must be as probe-sweep writes it in {EXAMPLES}, got another value. Run it again.")
     return saved if examples and not saved.table.empty else None
 
 
 def read_picture(path: Path) -> Picture | None:
     """An image file as ``H W 3``, 8 bits; None if there is no such file."""
-    from PIL import Image
-
     if not path.is_file():
         return None
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"), dtype=np.uint8)
+    check_whole(path, advice=_AGAIN)
+    with user_errors(OSError):
+        return np.asarray(open_picture(path), dtype=np.uint8)
 
 
 def example_table(name: str) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """Draw a run directory: ``draw_run(folder)`` writes every figure of the run, ``figures_of(folder)`` yields them."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -25,10 +24,12 @@ from figures.read_run import (
     Picture,
     RunError,
     kind_of_run,
+    read_json,
     read_maps,
     read_picture,
     read_run,
     read_table,
+    reading,
 )
 from figures.score_by_layer import draw_score_by_layer
 from figures.style import Panels, Width, figure_of, file_name, save_figure
@@ -69,13 +70,17 @@ def draw_run(
     """
     if out is None and (folder / "figures").is_symlink():
         raise RunError(f"figures must be a folder of the run, got a link at {str(folder / 'figures')!r}. Name another.")
-    paths = []
-    for drawing in figures_of(folder, width=width, example=example):
+    paths: list[FigurePaths] = []
+    drawings = figures_of(folder, width=width, example=example)
+    while True:
+        with reading(folder):
+            drawing = next(drawings, None)
+        if drawing is None:
+            return tuple(paths)
         try:
             paths.append(save_figure(drawing.axes, (out or folder / "figures") / file_name(drawing.name)))
         finally:
             plt.close(figure_of(drawing.axes))
-    return tuple(paths)
 
 
 def figures_of(folder: Path, *, width: Width = "two", example: int = 0) -> Iterator[Drawing]:
@@ -164,7 +169,7 @@ def _read_plan(folder: Path) -> tuple[pd.DataFrame, int]:
             f"RUN must contain {missing} for a plan diagram, got none in {str(folder)!r}. "
             "Start an unfinished run again; of a run that saved adapters alone, draw the comparison."
         )
-    saved, model = json.loads(plan.read_text(encoding="utf-8")), json.loads(config.read_text(encoding="utf-8"))
+    saved, model = read_json(plan), read_json(config)
     layers, described = saved["layers"], saved["plan"]
     row = {
         "plan": described.get("name") or described["layers"],

@@ -8,7 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from records.manifest import write_atomically
+from records.manifest import commit
+from tasks.checksums import is_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +30,13 @@ class BatchValues:
         tensors = {"values": self.values, "clean": self.clean, "corrupt": self.corrupt}
         if self.exact is not None:
             tensors["exact"] = self.exact
-        write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        commit(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
     @staticmethod
     def read(path: Path, shape: tuple[int, int, int], *, exact: bool = False) -> "BatchValues | None":
-        """The batch in a file; None if its values do not have ``shape`` (cells, metrics, examples)."""
+        """The batch in a file; None if it is damaged or its values do not have ``shape`` (cells, metrics, examples)."""
+        if not is_whole(path):
+            return None
         try:
             found = load_file(path)
         except (OSError, SafetensorError):

@@ -30,12 +30,13 @@ from interventions.run_batch import resampled_pairs, run_batch, run_transplants
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.pixels import to_png
-from records.manifest import write_atomically
+from records.manifest import commit
 from records.open_model import describe_model, open_model, other_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, check_space, free_bytes, writing
 from records.tables import read_results
+from tasks.checksums import check_whole
 from tasks.errors import UserError
 from tasks.prompts import vicuna_v1
 
@@ -120,11 +121,11 @@ def run_patch_sweep(
         model["donor"] = sweep.donor.weight_hash
     if file is not None:
         data["directions"] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    with run.open(processes, model=model, data=data):
+    with run.open(processes, on_note=on_note, model=model, data=data):
         if processes.is_main:
             with writing(config.folder):
                 _write_pairs(sweep)
-        _run_batches(sweep, processes, on_progress)
+        _run_batches(sweep, processes, on_progress, on_note)
         processes.wait()
         if not processes.is_main:
             return None
@@ -141,6 +142,7 @@ def finished_patch_sweep(folder: Path) -> FinishedRun:
         drawn = figures.draw_run(folder)
     notes: list[str] = []
     if (folder / ERROR_TABLE).is_file():
+        check_whole(folder / ERROR_TABLE, advice="Start the same command again: it is made anew.")
         notes = [
             f"against exact patching, {row['metric'].replace('_', ' ')}: correlation {row['correlation']:.2f}, mean "
             f"error {row['relative_error']:.0%} of the mean exact change (n = {row['n']})"
@@ -267,12 +269,12 @@ def _write_pairs(sweep: _Sweep) -> None:
         for p in sweep.pairs_of(batch)
     ]
     folder, pixels = sweep.config.folder, sweep.first.pixel_values
-    write_atomically(folder / "pairs.parquet", pd.DataFrame(rows).to_parquet(index=False))
+    commit(folder / "pairs.parquet", pd.DataFrame(rows).to_parquet(index=False))
     if pixels is not None and sweep.first.image_of[0]:
-        write_atomically(folder / "picture.png", to_png(sweep.llava, pixels[sweep.first.image_of[0][0]]))
+        commit(folder / "picture.png", to_png(sweep.llava, pixels[sweep.first.image_of[0][0]]))
 
 
-def _run_batches(sweep: _Sweep, processes: Processes, on_progress: OnProgress) -> None:
+def _run_batches(sweep: _Sweep, processes: Processes, on_progress: OnProgress, on_note: Callable[[str], None]) -> None:
     """Run and write every batch of this rank (rank, rank + world, ...) that has no file yet."""
     plan = sweep.config.plan
     owned = range(processes.rank, len(sweep.batches), processes.world)
@@ -283,6 +285,8 @@ def _run_batches(sweep: _Sweep, processes: Processes, on_progress: OnProgress) -
     run = _batch_runner(sweep) if missing else None
     for batch in missing:
         assert run is not None
+        if sweep.path(batch).is_file():
+            on_note(f"{sweep.path(batch).relative_to(sweep.config.folder)} is damaged: its pairs are run again")
         found = run(batch)
         ids = [pair.id for pair in sweep.pairs_of(batch)]
         for values in (found.clean, found.corrupt, found.values):
@@ -313,10 +317,10 @@ def _write_tables(sweep: _Sweep) -> pd.DataFrame:
     bound, unchanged = UNDEFINED_BELOW[sweep.llava.dtype], unchanged_run(plan)
     ids = [pair.id for pair in sweep.pairs.pairs]
     listed = list_values(sweep.specs, plan.metrics, values, clean, corrupt, ids=ids, undefined_below=bound)
-    write_atomically(config.folder / "values.parquet", listed.to_parquet(index=False))
+    commit(config.folder / "values.parquet", listed.to_parquet(index=False))
     if found[0].exact is not None:
         errors = list_errors(plan.metrics, found[0], unchanged)
-        write_atomically(config.folder / ERROR_TABLE, errors.to_csv(index=False).encode())
+        commit(config.folder / ERROR_TABLE, errors.to_csv(index=False).encode())
     return summarise_cells(
         sweep.specs, plan.metrics, values, clean, corrupt, model=config.model.name, unchanged=unchanged,
         undefined_below=bound, seed=config.seed,

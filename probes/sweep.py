@@ -25,18 +25,18 @@ from probes.evaluation.folds import FoldPlan
 from probes.fit_sites import fit_sites
 from probes.linear.registry import find_probe
 from probes.linear.saving import save_probes
-from probes.maps.files import TABLE
+from probes.maps.files import has_maps
 from probes.maps.map_plan import plan_maps
 from probes.maps.write import write_maps
 from probes.probe_data import ProbeData, at_size, fold_plans, select
 from probes.report_table import render_summary
-from records.manifest import write_atomically
+from records.manifest import commit
 from records.open_model import describe_model, open_model
 from records.processes import join_processes, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, check_space, writing
 from records.tables import read_results
-from tasks.errors import UserError
+from tasks.errors import UserError, user_errors
 from tasks.example import Example
 
 DEFAULT_SITES = (
@@ -133,7 +133,7 @@ def run_sweep(
         on_note(note)
 
     about_data = {"name": selection.name, "digest": selection.digest, "n_examples": len(selection.examples)}
-    with run.open(processes, model=describe_model(llava), data=about_data):
+    with run.open(processes, on_note=on_note, model=describe_model(llava), data=about_data):
         if processes.is_main:
             _write_examples(config, llava, selection)
 
@@ -143,13 +143,13 @@ def run_sweep(
             own = -(-len(examples) // processes.world)
             fill_store(
                 store, model, examples, sites, selection.groups, config, processes,
-                lambda n: on_progress(stage, n, own),
+                lambda n: on_progress(stage, n, own), on_note,
             )  # fmt: skip
             return store
 
         store = captured(STORES[0], lambda: llava, selection.examples)
         processes.wait()
-        if processes.is_main and maps.examples and not run.is_finished and not (config.folder / TABLE).is_file():
+        if processes.is_main and maps.examples and not has_maps(config.folder):
             steps = len(sites) * len(selection.groups) + len(maps.examples)
             write_maps(
                 llava, store, sites, depths, selection, plans, maps, config,
@@ -168,10 +168,12 @@ def run_sweep(
                 store, control_store, sites, depths, selection, plans, config,
                 lambda n: on_progress("fitting probes", n, total),
             )  # fmt: skip
-            save_probes(config.folder, fitted.probes)
+            with writing(config.folder):
+                save_probes(config.folder, fitted.probes)
             run.finish(fitted.table)
         if figures:
-            draw_run(config.folder)
+            with writing(config.folder):
+                draw_run(config.folder)
     return finished_sweep(config.folder, figures=figures)
 
 
@@ -195,9 +197,13 @@ def finished_sweep(folder: Path, *, figures: bool = True) -> FinishedRun:
     results = read_results(folder, RUN)
     figure = folder / "figures" / f"{FIGURE}.png"
     if figures and not figure.is_file():
-        draw_run(folder)
+        with writing(folder):
+            draw_run(folder)
     skipped = folder / "skipped.csv"
-    notes = (f"{len(pd.read_csv(skipped))} examples left out, see {skipped}",) if skipped.is_file() else ()
+    notes: tuple[str, ...] = ()
+    if skipped.is_file():
+        with user_errors(OSError, ValueError):
+            notes = (f"{len(pd.read_csv(skipped))} examples left out, see {skipped}",)
     return FinishedRun(folder, results, render_summary(results), (figure,) if figures else (), notes)
 
 
@@ -291,7 +297,7 @@ def _write_examples(config: SweepConfig, llava: Llava, selection: ProbeData) -> 
         )  # fmt: skip
     table = pd.DataFrame(rows).astype({"image_start": "Int64", "image_stop": "Int64"})
     with writing(config.folder):
-        write_atomically(config.folder / "examples.parquet", table.to_parquet(index=False))
+        commit(config.folder / "examples.parquet", table.to_parquet(index=False))
         if selection.skipped:
             skipped = pd.DataFrame([{"id": item.id, "reason": item.reason} for item in selection.skipped])
-            write_atomically(config.folder / "skipped.csv", skipped.to_csv(index=False).encode())
+            commit(config.folder / "skipped.csv", skipped.to_csv(index=False).encode())

@@ -15,6 +15,7 @@ on stderr and exit status 2; Ctrl-C is one line and 130.
 
 import contextlib
 import difflib
+import errno
 import io
 import itertools
 import os
@@ -23,7 +24,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Union
+from typing import Annotated, Any, NamedTuple, NoReturn, Union
 
 import tyro
 from tyro import conf
@@ -33,6 +34,11 @@ from records.progress import OnProgress, ProgressBars
 from tasks.errors import UserError, one_line, printable, user_errors
 from tasks.readers.parse import decode_text, parse_yaml
 
+# Errors of a path or a disk, which a user can correct wherever they occur.
+_OF_THE_MACHINE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO,
+    errno.EMFILE,
+)  # fmt: skip
 _NARROWEST = 160  # columns of a table if the output is not a terminal
 
 
@@ -107,14 +113,23 @@ def run_command(
             result = subcommand.run(options, terminal)
         except UserError as error:
             bars.close()
-            print(f"{name}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-            raise SystemExit(2) from error
+            _refuse(name, error)
+        except OSError as error:
+            if error.errno not in _OF_THE_MACHINE:
+                raise
+            bars.close()
+            _refuse(name, UserError(f"files must be readable and writable, got {one_line(error)}."))
         except KeyboardInterrupt as interrupt:
             bars.close()
             print(f"{name}: interrupted. Start the same command again to go on where it stopped.", file=sys.stderr)
             raise SystemExit(130) from interrupt
     if result is not None and is_main:
         _print(result)
+
+
+def _refuse(name: str, error: UserError) -> NoReturn:
+    print(f"{name}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+    raise SystemExit(2) from error
 
 
 def _parse(

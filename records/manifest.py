@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from tasks.checksums import LEDGER, record
 from tasks.errors import UserError
 from tasks.readers.parse import parse_json
 
@@ -20,7 +21,7 @@ FORMAT = 1
 LAYER_CONVENTION = (
     "layers count from 0; resid_pre enters a block, resid_post of layer L leaves block L, before any final norm"
 )
-_EVERY_RUN = ("results.csv", "results.parquet", "figures")
+_EVERY_RUN = ("results.csv", "results.parquet", "figures", LEDGER)
 # Fields that must agree for a run to be resumed; the command line and the times may differ.
 _COMPARED = ("kind", "format", "settings", "model", "data", "template", "layer_convention", "versions")
 _PACKAGES = ("torch", "transformers", "numpy", "scikit-learn", "scipy", "pillow", "safetensors")
@@ -96,6 +97,12 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def commit(path: Path, data: bytes) -> None:
+    """Write a file atomically and its checksum into the ledger of its folder, which readers check."""
+    record(path, data)
+    write_atomically(path, data)
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

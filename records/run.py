@@ -4,7 +4,7 @@
     llava = open_model(...)
     check_space(n_bytes, config.folder, what="activations", advice="Use fewer sites.")
     with run.open(processes, model=describe_model(llava), data={"digest": digest}):
-        ...                                    # write files with ``records.manifest.write_atomically``
+        ...                                    # write files with ``records.manifest.commit``
         if processes.is_main and not run.is_finished:
             run.finish(results)
 
@@ -14,7 +14,7 @@ Equal settings resume the run in a folder; other settings raise ``UserError`` un
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,9 @@ from rich.table import Table
 from records.html import run_html
 from records.manifest import FILE, RunKind, difference, new_manifest, read_manifest, write_manifest
 from records.processes import Processes
-from records.shared_jobs import one_at_a_time
+from records.shared_jobs import is_locked, one_at_a_time
 from records.tables import clock, write_results
+from tasks.checksums import damaged_files
 from tasks.errors import UserError
 
 RESERVE = 64 * 1024**2  # bytes that stay free for results, figures and other programs
@@ -92,8 +93,16 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """True if the directory contains the results, which are written last."""
-        return (self.folder / self.kind.last).exists()
+        """True if the manifest says so, and the results are there and as they were written."""
+        manifest = read_manifest(self.folder, self.kind)
+        if not (manifest and manifest.get("finished") and (self.folder / self.kind.last).is_file()):
+            return False
+        return not self.damaged
+
+    @property
+    def damaged(self) -> tuple[str, ...]:
+        """Names of files in the directory itself that changed since the run wrote them."""
+        return tuple(name for name in damaged_files(self.folder) if self.kind.owns(name))
 
     def prepare(self, **known: Any) -> None:
         """Create, resume or empty the directory.
@@ -108,8 +117,12 @@ class Run:
         open_run(self.folder, {**self.manifest, **about}, self.kind, overwrite=self.overwrite)
 
     @contextmanager
-    def open(self, processes: Processes, **known: Any) -> Iterator[None]:
+    def open(
+        self, processes: Processes, *, on_note: Callable[[str], None] = lambda line: None, **known: Any
+    ) -> Iterator[None]:
         """Prepare the directory on rank 0, and lock it while the context is open. All processes wait until it is ready.
+
+        ``on_note`` is called for each damaged file of the directory; the run then counts as unfinished.
 
         Raises:
             UserError: As ``prepare``, and if another command uses the directory.
@@ -122,6 +135,8 @@ class Run:
                 except OSError as error:
                     raise UserError(f"out must be a writable folder, got {str(self.folder)!r} ({error}).") from error
                 self.prepare(**known)
+                for name in self.damaged:
+                    on_note(f"{name} is damaged: the run counts as unfinished")
             processes.wait()
             yield
 
@@ -177,16 +192,27 @@ def open_run(folder: Path, manifest: Mapping[str, Any], kind: RunKind, *, overwr
     resumes = check_folder(folder, manifest, kind, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.rglob(".*.tmp"):  # from a run that was killed while it wrote
-            leftover.unlink()
+        remove_leftovers(folder)
         if not resumes or overwrite:
-            # The manifest is written last: a folder without one is not a run directory.
+            if (folder / FILE).is_file():  # from here on the old run is no longer complete
+                write_manifest(folder, {**(read_manifest(folder, kind) or {}), "finished": None})
+            # The manifest is removed last: a folder without one is not a run directory.
             for path in sorted(folder.iterdir(), key=lambda path: path.name == FILE):
                 if kind.owns(path.name):
                     _remove(path)
             write_manifest(folder, manifest)
     except OSError as error:
         raise UserError(f"out must be a writable folder, got {str(folder)!r} ({error}).") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half-written; folders in which another process holds a lock are left out."""
+    for path in sorted(folder.iterdir()):
+        is_folder = path.is_dir() and not path.is_symlink()
+        if path.name.startswith(".") and path.name.endswith((".tmp", ".partial")):
+            _remove(path)
+        elif is_folder and not is_locked(path):
+            remove_leftovers(path)
 
 
 def _remove(path: Path) -> None:

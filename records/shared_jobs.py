@@ -43,6 +43,19 @@ def one_at_a_time(
         lock.release()
 
 
+def is_locked(folder: Path) -> bool:
+    """True if another process holds the lock of a folder."""
+    if not (folder / LOCK).exists():
+        return False
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
 def share_jobs(
     jobs: Mapping[Path, str],
     *,

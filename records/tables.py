@@ -5,24 +5,28 @@ from pathlib import Path
 
 import pandas as pd
 
-from records.manifest import RunKind, read_manifest, write_atomically
-from tasks.errors import UserError
+from records.manifest import RunKind, commit, read_manifest
+from tasks.checksums import check_whole
+from tasks.errors import UserError, user_errors
 
 
 def write_results(folder: Path, results: pd.DataFrame) -> None:
-    """Write ``results.csv``, then ``results.parquet``, each atomically."""
-    write_atomically(folder / "results.csv", results.to_csv(index=False).encode())
-    write_atomically(folder / "results.parquet", results.to_parquet(index=False))
+    """Write ``results.csv``, then ``results.parquet``, each atomically and with its checksum."""
+    commit(folder / "results.csv", results.to_csv(index=False).encode())
+    commit(folder / "results.parquet", results.to_parquet(index=False))
 
 
 def read_results(folder: Path, kind: RunKind) -> pd.DataFrame:
     """The results of a finished run; raise ``UserError`` if the folder contains none."""
-    if read_manifest(folder, kind) is None:
+    manifest = read_manifest(folder, kind)
+    if manifest is None:
         raise UserError(f"run must be a folder that {kind.command} wrote, got {str(folder)!r}. Check the path.")
     path = folder / "results.parquet"
-    if not path.is_file():
+    if not path.is_file() or manifest.get("finished", True) is None:
         raise UserError(f"run must be finished, got one without results in {str(folder)!r}. Start it again to resume.")
-    return pd.read_parquet(path)
+    check_whole(path, advice="Start the same command again: the table is made anew.")
+    with user_errors(OSError, ValueError):
+        return pd.read_parquet(path)
 
 
 def clock(seconds: float) -> str:

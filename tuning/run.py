@@ -1,6 +1,5 @@
 """One tuning run: ``run_tuning(config)`` checks the options, surveys the data, estimates, trains, scores and saves."""
 
-import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -16,6 +15,7 @@ from records.open_model import describe_model, open_model
 from records.processes import join_processes, own_device
 from records.progress import OnProgress, ProgressBars, silent
 from records.run import Run, writing
+from tasks.checksums import read_whole_json
 from tasks.errors import UserError, user_errors
 from tasks.html import rows_html
 from tuning.config import RUN, SCENES, TuningConfig, check_numbers, is_bf16
@@ -29,12 +29,13 @@ from tuning.plan.choose_layers import describe_choice
 from tuning.plan.connector import with_connector
 from tuning.plan.resolve import Resolved, resolve
 from tuning.training.accelerator import check_launcher
-from tuning.training.checkpoint import last_checkpoint
+from tuning.training.checkpoint import last_whole_checkpoint
 from tuning.training.out_of_memory import advise_when_out_of_memory
 from tuning.training.save import bytes_of_model, save_model, write_json
 from tuning.training.torch_compile import check_compiling
 from tuning.training.trainer import PlanTrainer, train
 
+_PLAN_KEYS, _COST_KEYS = ("trainable", "total"), ("steps", "step_seconds_median", "closed_form_ratio")
 _ESTIMATED_FROM = 256  # samples that a dry run reads; their mean length is within a few per cent of the overall mean
 
 
@@ -152,7 +153,8 @@ def run_tuning(
     # The number of processes changes the batch of a step, and so the weights.
     facts = {"settings": config.settings, "model": llava.weight_hash, "data": data, "processes": processes.world}
     optimisation = config.training
-    with run.open(processes, model=describe_model(llava), data=data):
+    note = on_note if processes.is_main else lambda line: None
+    with run.open(processes, on_note=on_note, model=describe_model(llava), data=data):
         if processes.is_main:
             with writing(folder):
                 write_json(folder / "plan.json", resolved.to_dict())
@@ -185,9 +187,9 @@ def run_tuning(
                 eval_every=config.eval_every,
                 facts=facts,
                 eval_sets=eval_sets,
-                resume=config.resume or last_checkpoint(folder),
+                resume=config.resume or last_whole_checkpoint(folder, note),
                 model_bytes=bytes_of_model(resolved, merge=config.merge),
-                on_note=on_note if processes.is_main else lambda line: None,
+                on_note=note,
                 on_progress=on_progress if processes.is_main else silent,
                 on_trained=lambda trainer: _save(config, trainer, folder, given, is_main=processes.is_main),
             )
@@ -202,9 +204,15 @@ def run_tuning(
 
 def finished_tuning(folder: Path) -> FinishedTuning:
     """Read a finished run; raise ``UserError`` if ``folder`` holds none."""
-    if read_manifest(folder, RUN) is None or not (folder / RUN.last).is_file():
+    manifest = read_manifest(folder, RUN)
+    if manifest is None or manifest.get("finished", True) is None or not (folder / RUN.last).is_file():
         raise UserError(f"run must be a finished run of layerwise-finetune, got {str(folder)!r}. Finish it first.")
-    plan, cost = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("plan.json", "cost.json"))
+    advice = "Start the same command again: it is made anew."
+    plan, cost = (read_whole_json(folder / name, advice=advice) for name in ("plan.json", "cost.json"))
+    for found, name, keys in ((plan, "plan.json", _PLAN_KEYS), (cost, "cost.json", _COST_KEYS)):
+        for key in keys:
+            if key not in found:
+                raise UserError(f"{name} must hold {key!r}, got none in {str(folder)!r}. {advice}")
     return FinishedTuning(folder, plan, cost)
 
 

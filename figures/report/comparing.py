@@ -8,10 +8,12 @@ from typing import Any
 import pandas as pd
 
 from figures.plans.plan_marks import CONDITIONS
+from figures.read_run import read_json
 from figures.report.curves import curve_panel, curves_section, drawn_values, number_axis, numbered_series
 from figures.report.tables import plain_value
 from figures.style import COLOURS, SERIES, plan_colour
 from figures.token_plans import marks_of
+from tasks.readers.parse import parse_json
 
 Json = dict[str, Any]
 _COSTS = {
@@ -108,9 +110,11 @@ def training_log(folder: Path) -> Json | None:
     path = folder / "log.jsonl"
     if not path.is_file():
         return None
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     series: dict[str, list[Any]] = {}
-    for line in lines:
+    for text in path.read_text(encoding="utf-8").splitlines():
+        if not text.strip():
+            continue
+        line = parse_json(text)
         for name, value in line.items():
             if "loss" in name and "train_" not in name and isinstance(value, int | float):
                 step = int(line["step"])
@@ -130,6 +134,6 @@ def facts_table(path: Path) -> pd.DataFrame | None:
     """A flat JSON file as a table of names and values; None if there is no such file."""
     if not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path)
     rows = [(str(name), value if isinstance(value, str) else json.dumps(value)) for name, value in found.items()]
     return pd.DataFrame(rows, columns=["name", "value"])

@@ -18,6 +18,7 @@ from figures.effects import (
     with_effect,
 )
 from figures.patch_map import of_patches, with_patches
+from figures.read_run import read_saved
 from figures.report.curves import curve_panel, curves_section, drawn_values, number_axis, numbered_series
 from figures.report.palette import dashes
 from figures.report.pictures import colour_scale, maps_section, thumbnail
@@ -215,7 +216,7 @@ def _layer(layer: Any) -> str:
 def _first_pair(folder: Path) -> Json:
     """Question and answer of the first pair."""
     path = folder / "pairs.parquet"
-    pairs = pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+    pairs = read_saved(path) if path.is_file() else pd.DataFrame()
     if pairs.empty:
         return {"question": "", "answer": ""}
     first = pairs.iloc[0]

@@ -13,6 +13,9 @@ import numpy.typing as npt
 from matplotlib.colors import to_hex
 from PIL import Image
 
+from tasks.checksums import check_whole
+from tasks.pictures import open_picture
+
 Json = dict[str, Any]
 _STOPS = 33  # colours of a scale; the page interpolates between them
 _QUALITY = 82
@@ -20,11 +23,8 @@ _QUALITY = 82
 
 def thumbnail(path: Path, side: int) -> str:
     """A picture of at most ``side`` pixels as a ``data:`` URL; ``ValueError`` if the file is not a picture."""
-    try:
-        with Image.open(path) as file:
-            picture = file.convert("RGB")
-    except OSError as error:
-        raise ValueError(f"picture must be readable, got {path.name!r} ({error}). Run the sweep again.") from error
+    check_whole(path, advice="Start the same command again: it is made anew.")
+    picture = open_picture(path, path.name)
     if max(picture.size) > side:
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

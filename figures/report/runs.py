@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from figures.read_run import INFERENCE, PATCH, PROBE, TUNE, RunError, kind_of_run, read_run
+from figures.read_run import INFERENCE, PATCH, PROBE, TUNE, RunError, kind_of_run, read_manifest, read_run, reading
 from figures.report.comparing import cost_scatter, facts_table, token_plan_scatter, training_log
 from figures.report.maps import probe_maps
 from figures.report.patching import patch_curves, patch_heat, patch_map, shown_table
@@ -28,10 +28,15 @@ def describe_run(folder: Path, *, most_rows: int) -> Json:
 
     Raises ``RunError`` if the folder contains no finished run, and ``ValueError`` if its files contradict each other.
     """
-    kind = kind_of_run(folder)
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    model = f"{name}: " if (name := manifest.get("settings", {}).get("model")) else ""
+    with reading(folder):
+        return _describe(folder, most_rows)
+
+
+def _describe(folder: Path, most_rows: int) -> Json:
+    kind, manifest = kind_of_run(folder), read_manifest(folder)
+    settings = manifest.get("settings")
+    name = settings.get("model") if isinstance(settings, dict) else None
+    model = f"{name}: " if name else ""
     if kind == TUNE:
         title, sections = f"{model}layer-targeted tuning", _tuning_sections(folder, most_rows)
     else:
@@ -64,6 +69,10 @@ def describe_run(folder: Path, *, most_rows: int) -> Json:
 
 def _tuning_sections(folder: Path, most_rows: int) -> list[Json | None]:
     """The training log, the plan and the cost; None for what the run has not written."""
+    if read_manifest(folder).get("finished", True) is None:
+        raise RunError(
+            f"RUN must be finished, got an unfinished {TUNE} run in {str(folder)!r}. Start it again to resume."
+        )
     sections: list[Json | None] = [training_log(folder)]
     for name, title in (("plan.json", "What trained"), ("cost.json", "What it cost")):
         table = facts_table(folder / name)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from figures.effects import with_effect
+from tasks.checksums import check_whole
 from tasks.errors import UserError
 from tasks.readers.parse import parse_json
 
@@ -30,6 +31,7 @@ def plan_from_run(folder: Path, n_layers: int) -> ChosenPlan:
     Raises:
         UserError: If the folder is no such run, the model has another depth, or no layer meets the rule.
     """
+    check_whole(folder / "results.csv", advice="Start the same patch-sweep again: it is made anew.")
     try:
         table = pd.read_csv(folder / "results.csv", keep_default_na=False, na_values=[""])
         manifest = parse_json((folder / "manifest.json").read_bytes())

@@ -23,12 +23,13 @@ from models.inputs import prepare
 from models.llava import Llava
 from models.token_plans.cost import Sizes, prefill
 from models.token_plans.plan import TokenPlan, parse_token_plan, parse_token_plans, recorded_token_plan
-from records.manifest import write_atomically
+from records.manifest import commit
 from records.open_model import describe_model, open_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, writing
 from records.tables import read_results
+from tasks.checksums import is_whole
 from tasks.errors import UserError
 
 
@@ -92,8 +93,8 @@ def run_inference_cost(
         on_note(note)
     data = {"name": questions.name, "digest": questions.digest, "n_questions": len(questions.examples)}
     about = {"model": describe_model(llava), "data": data | {"plans": [plan.text for plan in plans]}}
-    with run.open(processes, **about):
-        _run_batches(config, llava, questions, plans, processes, on_progress)
+    with run.open(processes, on_note=on_note, **about):
+        _run_batches(config, llava, questions, plans, processes, on_progress, on_note)
         processes.wait()
         if not processes.is_main:
             return None
@@ -103,7 +104,7 @@ def run_inference_cost(
             found = [_read(config.folder, number, len(batch) * len(plans)) for number, batch in batches]
             answers = pd.concat(found, ignore_index=True)
             with writing(config.folder):
-                write_atomically(config.folder / "answers.parquet", answers.to_parquet(index=False))
+                commit(config.folder / "answers.parquet", answers.to_parquet(index=False))
             run.finish(
                 tabulate(answers, times, plans, Sizes.of(llava), model=config.model.name, itemsize=llava.dtype.itemsize)
             )
@@ -191,6 +192,7 @@ def _run_batches(
     plans: Sequence[TokenPlan],
     processes: Processes,
     on_progress: OnProgress,
+    on_note: Callable[[str], None],
 ) -> None:
     """Score and write every batch of this rank (rank, rank + world, ...) that has no complete file yet."""
     batches = _batches(config, questions)
@@ -199,14 +201,15 @@ def _run_batches(
     for number in owned:
         batch = batches[number]
         if _read(config.folder, number, len(batch) * len(plans)).empty:
+            if (path := _path(config.folder, number)).is_file():
+                on_note(f"{path.relative_to(config.folder)} is damaged: its questions are answered again")
             examples = [questions.examples[index] for index in batch]
             found = score_batch(
                 llava, plans, examples, new_tokens=config.new_tokens, preprocess=config.questions.preprocess
             )
             with writing(config.folder):
-                path = _path(config.folder, number)
                 path.parent.mkdir(exist_ok=True)
-                write_atomically(path, found.to_parquet(index=False))
+                commit(path, found.to_parquet(index=False))
         on_progress("answering", len(batch), total)
 
 
@@ -223,7 +226,7 @@ def _times(
         on_round=lambda: on_progress("timing", 1, config.rounds + 1),
     )  # fmt: skip
     with writing(config.folder):
-        write_atomically(config.folder / "times.parquet", times.to_parquet(index=False))
+        commit(config.folder / "times.parquet", times.to_parquet(index=False))
     return times
 
 
@@ -232,7 +235,9 @@ def _path(folder: Path, number: int) -> Path:
 
 
 def _read(folder: Path, number: int, n_rows: int) -> pd.DataFrame:
-    """The rows of a batch; empty if it has no complete file."""
+    """The rows of a batch; empty if it has no file as it was written."""
+    if not is_whole(_path(folder, number)):
+        return pd.DataFrame()
     try:
         found = pd.read_parquet(io.BytesIO(_path(folder, number).read_bytes()))
     except (OSError, ValueError):

@@ -1,6 +1,5 @@
 """Checks of a checkpoint's JSON files and config, before anything is built from them."""
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from transformers import LlavaConfig
 from transformers.activations import ACT2FN
 
 from tasks.errors import UserError, one_line
+from tasks.readers.parse import parse_json
 
 # What transformers, torch and json raise on a damaged file.
 _BROKEN = (
@@ -61,7 +61,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file.
 
     Raises:
-        UserError: If it is missing, larger than 64 MiB, nested too deeply, or no mapping.
+        UserError: If it is missing, larger than 64 MiB, nested too deeply, holds a key twice, or is no mapping.
     """
     where = path.parent.name
     with broken_files(path.name, where, "Download it again."):
@@ -71,7 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise UserError(
                 f"{path.name} must have at most {_LARGEST_JSON} bytes, got {path.stat().st_size} in {where}."
             )
-        described: Any = json.loads(path.read_bytes())
+        described: Any = parse_json(path.read_bytes())
     if not isinstance(described, dict):
         raise UserError(f"{path.name} must hold a mapping, got {type(described).__name__} in {where}.")
     return described

@@ -22,19 +22,21 @@ from models.loading.checkpoints import (
     stored_tensors,
     weight_files,
 )
-from models.loading.config_checks import broken_files, check_config, check_json_files, without_extras
+from models.loading.config_checks import broken_files, check_config, check_json_files, read_json, without_extras
 from models.loading.configs import SIZES, config_of
 from models.loading.locate import Located, locate, unknown_model
 from models.loading.lora import Lora, merge, no_base, read_lora
 from models.loading.original import is_original, read_original
-from models.loading.processors import offline_processor, read_processor
+from models.loading.processors import offline_processor, read_processor, with_tokenizer_of
 from models.precision import DTYPES, parse_dtype
 from models.sites import PARTS, Site, all_sites
+from tasks.checksums import DamagedFileError, damaged_files
 from tasks.errors import UserError
 
 # Random weights with more parameters are not checked on a forward pass: it would take minutes on a CPU, and the same
 # code is tested on small models.
 _CHECK_RANDOM_BELOW = 10**9
+_DEEPEST = 8  # folders of LoRA factors that name each other as their base
 
 
 def load(
@@ -190,17 +192,34 @@ def _read_folder(folder: Path, name: str, base: str | Path | None, *, weights: b
     return _Read(config, read_processor(folder, config), files, stored_tensors(files))
 
 
-def _read_lora(folder: Path, name: str, lora: Lora, base: str | Path | None, *, weights: bool) -> _Read:
-    """The base model of LoRA factors, with their own processor if it was saved with them."""
+def _read_lora(
+    folder: Path, name: str, lora: Lora, base: str | Path | None, *, weights: bool, depth: int = 1
+) -> tuple[_Read, tuple[Lora, ...]]:
+    """The base model of LoRA factors, and the factors to merge in turn.
+
+    The base may be a folder of LoRA factors itself. What the folder has of a processor replaces the base's.
+    """
     lora = lora._replace(base=str(base or lora.base))
     try:
         below = locate(lora.base, None if base else lora.revision, weights=weights)
     except UserError as error:
         raise no_base(lora, error) from error
-    read = _read_folder(below.folder, name, None, weights=weights)
-    if (folder / "tokenizer_config.json").is_file():
+    factors = None if is_original(below.folder) else read_lora(below.folder)
+    merged: tuple[Lora, ...] = ()
+    if factors is None:
+        read = _read_folder(below.folder, name, None, weights=weights)
+    elif depth == _DEEPEST:
+        raise UserError(
+            f"base_model_name_or_path must lead to a whole model, got more than {_DEEPEST} folders of LoRA factors, "
+            f"the last in {below.folder.name}. Name the whole model, or merge the factors."
+        )
+    else:
+        read, merged = _read_lora(below.folder, name, factors, None, weights=weights, depth=depth + 1)
+    if any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         read = read._replace(processor=read_processor(folder, read.config))
-    return read._replace(files=(*read.files, lora.file))
+    elif (folder / "tokenizer_config.json").is_file():
+        read = read._replace(processor=with_tokenizer_of(folder, read.processor, read.config))
+    return read._replace(files=(*read.files, lora.file)), (*merged, lora)
 
 
 def _from_folder(
@@ -208,25 +227,43 @@ def _from_folder(
 ) -> Llava:
     folder, name, revision = located
     on_meta = device.type == "meta"
+    _check_written(folder)
     lora = None if is_original(folder) else read_lora(folder)
+    factors: tuple[Lora, ...] = ()
     if lora is None:
         config, processor, files, stored = _read_folder(folder, name, base, weights=not on_meta)
     else:
-        config, processor, files, stored = _read_lora(folder, name, lora, base, weights=not on_meta)
+        (config, processor, files, stored), factors = _read_lora(folder, name, lora, base, weights=not on_meta)
     without_extras(config, attn)
     if on_meta:
         declared = config.dtype if isinstance(config.dtype, torch.dtype) and config.dtype in DTYPES.values() else None
         with broken_files("config.json", folder.name, "Download it again."):
             return Llava(_on_meta(config, dtype or declared or torch.float32), processor, name, revision, "")
     with broken_files("config.json", folder.name, "Download it again."):
-        identity = hash_model(files, config, processor, lora and (lora.alpha, lora.rank_stabilised))
+        scales = [(one.alpha, one.rank_stabilised) for one in factors]
+        identity = hash_model(files, config, processor, scales[0] if len(scales) == 1 else scales or None)
         shapes = _shapes(config)
     weights = read_weights(stored, shapes, where=folder.name, tied=bool(config.tie_word_embeddings))
     kept = next(iter(weights.values())).dtype
     chosen = dtype or (torch.float32 if device.type == "cpu" or kept not in DTYPES.values() else kept)
-    if lora is not None:
-        weights = merge(weights, lora, dtype=chosen)
+    for one in factors:
+        weights = merge(weights, one, dtype=chosen)
     return Llava(_build(config, weights, chosen, device, attn), processor, name, revision, identity)
+
+
+def _check_written(folder: Path) -> None:
+    """Check that a folder that a training run wrote is finished, and its weights are as they were written."""
+    path = folder / "manifest.json"
+    if path.is_file() and read_json(path).get("finished", True) is None:
+        raise UserError(
+            f"checkpoint folder must hold a finished run, got one that is not in {folder.name}. Start the same "
+            "layerwise-finetune again to finish it."
+        )
+    for name in filter(lambda name: name.endswith(".safetensors"), damaged_files(folder)):
+        raise DamagedFileError(
+            f"{name} must be as it was written, got changed bytes in {folder.name}. Start the command that wrote it "
+            "again: the file is made anew."
+        )
 
 
 def _check_architecture(config: Any, name: str) -> None:

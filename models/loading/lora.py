@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.loading.checkpoints import canonical, stored_tensors, weights_beside
-from models.loading.config_checks import read_json
+from models.loading.config_checks import check_json_files, read_json
 from tasks.errors import UserError
 
 _CONFIG, _FACTORS = "adapter_config.json", "adapter_model.safetensors"
@@ -43,6 +43,7 @@ def read_lora(folder: Path) -> Lora | None:
     """
     if not (folder / _CONFIG).is_file():
         return None
+    check_json_files(folder)
     described = read_json(folder / _CONFIG)
     for key, wanted in _SUPPORTED.items():
         found = described.get(key, wanted)

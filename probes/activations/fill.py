@@ -42,11 +42,13 @@ def fill_store(
     config: SweepConfig,
     processes: Processes,
     on_progress: Callable[[int], None],
+    on_note: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Capture and write every missing shard of this process.
+    """Capture and write every missing or damaged shard of this process.
 
     ``llava`` returns the model and is called only if a shard is missing. ``processes`` determines the shards of this
     process. ``on_progress`` is called with numbers of examples: first those found on disk, then those newly done.
+    ``on_note`` is called for each damaged file.
 
     Raises:
         UserError: If an activation is not finite, or the disk is full.
@@ -54,6 +56,8 @@ def fill_store(
     missing = store.missing(sites, groups, rank=processes.rank, world=processes.world)
     if not missing:
         return
+    for path in store.damaged(sites, missing):
+        on_note(f"{path.relative_to(store.root.parent)} is damaged: its examples are captured again")
     owned = sum(len(shard) for shard in store.shards if shard.index % processes.world == processes.rank)
     on_progress(owned - sum(len(shard) for shard in missing))
     model = llava()

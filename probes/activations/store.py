@@ -1,7 +1,8 @@
 """Activations on disk: ``<root>/<site>/<shard>.safetensors``, with consecutive examples in each shard.
 
 A shard is written to a temporary file, flushed and renamed, so every shard on disk is complete and a killed run
-continues with the missing ones. Each shard has one writer, so processes need no locks and write the same bytes.
+continues with the missing ones. Its checksum is checked when it is read again, and a damaged one counts as missing.
+Each shard has one writer, so processes need no locks and write the same bytes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +18,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from models.sites import Site
-from records.manifest import write_atomically
+from records.manifest import commit
 from records.run import free_bytes
+from tasks.checksums import check_whole, is_whole
 from tasks.errors import UserError
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -70,6 +72,11 @@ class ActivationStore:
         owned = (shard for shard in self.shards if shard.index % world == rank)
         return [s for s in owned if not all(_holds(self.path(site, s), s, groups) for site in sites)]
 
+    def damaged(self, sites: Sequence[Site], shards: Sequence[Shard]) -> list[Path]:
+        """The files among these that exist and are not as they were written."""
+        files = (self.path(site, shard) for shard in shards for site in sites)
+        return [path for path in files if path.is_file() and not is_whole(path)]
+
     def write(self, shard: Shard, values: Mapping[Site, Mapping[str, Float[Tensor, "example d"]]]) -> None:
         """Write one shard: a file for each site, with one tensor for each token group.
 
@@ -87,7 +94,7 @@ class ActivationStore:
             data = save({group: rows.detach().cpu().contiguous() for group, rows in groups.items()})
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, data)
+                commit(path, data)
             except OSError as error:
                 raise UserError(
                     f"activations must fit on the disk, got {error.strerror or error} at {str(path)!r}. "
@@ -110,6 +117,7 @@ class ActivationStore:
 
 @contextmanager
 def _opened(path: Path, group: str) -> Iterator[Any]:
+    check_whole(path, advice="Start the same command again: it is captured anew.")
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -121,7 +129,9 @@ def _opened(path: Path, group: str) -> Iterator[Any]:
 
 
 def _holds(path: Path, shard: Shard, groups: Sequence[str]) -> bool:
-    """True if the file is complete and has every token group of the shard."""
+    """True if the file is as it was written and has every token group of the shard."""
+    if not is_whole(path):
+        return False
     try:
         with safe_open(path, framework="pt") as file:
             present = set(file.keys())

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from models.sites import Site
 from probes.linear.estimators import class_direction, unit
-from records.manifest import write_atomically
+from records.manifest import commit
+from tasks.checksums import check_whole
 from tasks.errors import UserError
 from tasks.example import Label
+from tasks.readers.parse import parse_json
 
 PROBES, DIRECTIONS = "probes.safetensors", "directions.safetensors"
 _STACKS = {"vision_tower": "vision:", "projector": "projector:", "language_model": ""}
@@ -78,10 +80,10 @@ def save_probes(folder: Path, probes: Sequence[FittedProbe]) -> None:
             {"target": probe.target, "site": str(probe.site), "tokens": probe.tokens, "probe": probe.probe,
              "classes": probe.classes}
         )  # fmt: skip
-    write_atomically(folder / PROBES, save(tensors, metadata={"probes": json.dumps(about)}))
+    commit(folder / PROBES, save(tensors, metadata={"probes": json.dumps(about)}))
     directions = directions_of(probes)
     if directions:
-        write_atomically(folder / DIRECTIONS, save(directions))
+        commit(folder / DIRECTIONS, save(directions))
 
 
 def load_probes(folder: Path) -> tuple[FittedProbe, ...]:
@@ -95,9 +97,10 @@ def load_probes(folder: Path) -> tuple[FittedProbe, ...]:
         Traceback (most recent call last):
         tasks.errors.UserError: folder must contain probes.safetensors, got 'no_run' ...
     """
+    check_whole(folder / PROBES, advice="Start the same probe-sweep again: it is made anew.")
     try:
         with safe_open(folder / PROBES, framework="np") as file:
-            about = json.loads(file.metadata()["probes"])
+            about = parse_json(file.metadata()["probes"])
             return tuple(
                 FittedProbe(
                     entry["target"], Site.parse(entry["site"]), entry["tokens"], entry["probe"],
@@ -105,7 +108,7 @@ def load_probes(folder: Path) -> tuple[FittedProbe, ...]:
                 )
                 for number, entry in enumerate(about)
             )  # fmt: skip
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"folder must contain {PROBES}, got {str(folder)!r} ({error}). probe-sweep writes it for linear probes."
         ) from error

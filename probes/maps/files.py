@@ -1,6 +1,5 @@
 """The files of a run's patch maps, and reading them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,9 @@ import pandas as pd
 
 from probes.config import RUN
 from records.manifest import read_manifest
+from tasks.checksums import check_whole, is_whole
 from tasks.errors import UserError, user_errors
+from tasks.readers.parse import parse_json
 
 TABLE, ABOUT, PICTURES = "maps.parquet", "maps.json", "maps"
 COLUMNS = ("target", "site", "part", "name", "layer", "depth", "example", "row", "col", "p_true", "predicted")
@@ -47,6 +48,12 @@ class Maps:
     """The examples in the order of the table."""
 
 
+def has_maps(folder: Path) -> bool:
+    """True if the table, the list and the pictures of a run's maps are there, as they were written."""
+    files = (folder / TABLE, folder / ABOUT, *(folder / PICTURES).glob("*.png"))
+    return all(is_whole(path) for path in files)
+
+
 def read_maps(folder: Path) -> Maps | None:
     """The maps of a probe sweep; None if it has none.
 
@@ -62,7 +69,9 @@ def read_maps(folder: Path) -> Maps | None:
         raise UserError(f"run must be a folder that {RUN.command} wrote, got {str(folder)!r}. Check the path.")
     if not (folder / TABLE).is_file():
         return None
-    with user_errors(OSError, ValueError, KeyError):
+    for name in (TABLE, ABOUT):
+        check_whole(folder / name, advice="Start the same probe-sweep again: the maps are made anew.")
+    with user_errors(OSError, ValueError, KeyError, TypeError, AttributeError):
         table = pd.read_parquet(folder / TABLE)
         examples = [
             MapExample(
@@ -75,6 +84,6 @@ def read_maps(folder: Path) -> Maps | None:
                 focus=entry["focus"],
                 classes={name: tuple(classes) for name, classes in entry["classes"].items()},
             )
-            for entry in json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+            for entry in parse_json((folder / ABOUT).read_bytes())
         ]
     return Maps(table, tuple(examples))

@@ -29,7 +29,7 @@ from probes.maps.files import ABOUT, COLUMNS, PICTURES, TABLE
 from probes.maps.map_plan import MapPlan
 from probes.maps.patch_probes import fit_patch_probes
 from probes.probe_data import ProbeData
-from records.manifest import write_atomically
+from records.manifest import commit
 from tasks.errors import user_errors
 from tasks.example import Example, Label
 
@@ -85,15 +85,15 @@ def write_maps(
         assert inputs.pixel_values is not None  # map examples have pictures
         with user_errors(OSError):
             picture = to_png(llava, inputs.pixel_values[inputs.image_of[0][0]])
-            write_atomically(config.folder / PICTURES / f"{k}.png", picture)
+            commit(config.folder / PICTURES / f"{k}.png", picture)
         labels = {name: str(target.classes[target.truth[index]]) for name, target in targets.items()}
         about.append({"k": k, **_about(llava, inputs, example), "labels": labels, "classes": classes})
         on_progress(1)
     ids = [selection.examples[index].id for index in maps.examples]
     table = _table(llava, sites, depths, ids, classes, p_true, predicted)
     with user_errors(OSError):
-        write_atomically(config.folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
-        write_atomically(config.folder / TABLE, table.to_parquet(index=False))
+        commit(config.folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
+        commit(config.folder / TABLE, table.to_parquet(index=False))
 
 
 def _fit_site(

@@ -8,6 +8,7 @@ import torch
 from models.sites import Site
 from probes.activations.store import ActivationStore, estimate_size, plan_shards
 from records.run import RESERVE, check_space
+from tasks.checksums import LEDGER
 from tasks.errors import UserError
 
 SITES = [Site("language_model", 0, "resid_post"), Site("projector", None, "out")]
@@ -57,15 +58,30 @@ def test_full_disk_in_mid_write_leaves_no_file(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="must fit on the disk, got No space left on device"):
         filled(tmp_path)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.name != LEDGER] == []
 
 
 def test_truncated_shard_is_refused_by_name_when_read(tmp_path: Path) -> None:
     store = filled(tmp_path)
     path = store.path(SITES[0], store.shards[0])
     path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"00000\.safetensors must be as it was written.*captured anew"):
+        store.read(SITES[0], "image")
+    (path.parent / LEDGER).unlink()  # as in a run of an earlier version
     with pytest.raises(UserError, match="must be a complete safetensors file.*00000.safetensors"):
         store.read(SITES[0], "image")
+
+
+def test_a_changed_byte_and_a_shard_in_the_place_of_another_count_as_missing(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    path, other = store.path(SITES[0], store.shards[0]), store.path(SITES[1], store.shards[1])
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(bytes(data))
+    other.write_bytes(store.path(SITES[1], store.shards[0]).read_bytes())
+    missing = store.missing(SITES, ["image"])
+    assert [shard.index for shard in missing] == [0, 1]
+    assert store.damaged(SITES, missing) == [path, other]
 
 
 def test_rows_that_do_not_match_the_shard_are_refused(tmp_path: Path) -> None:

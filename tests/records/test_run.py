@@ -1,6 +1,7 @@
 """The life of a run directory: checked, locked, resumed, replaced, finished."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import pytest
 from records.manifest import RunKind
 from records.processes import Processes
 from records.run import RESERVE, Run, check_space, free_bytes, writing
+from records.shared_jobs import one_at_a_time
 from records.tables import read_results
 from tasks.errors import UserError
 
@@ -96,3 +98,76 @@ def test_room_on_the_disk_leaves_a_reserve(tmp_path: Path, monkeypatch: pytest.M
     check_space(10**6, tmp_path, what="values", advice="Use fewer.")
     with pytest.raises(UserError, match=r"values must fit on the disk, got 2 MB for 68 MB free at .*\. Use fewer\."):
         check_space(2 * 10**6, tmp_path, what="values", advice="Use fewer.")
+
+
+def finished(folder: Path) -> Run:
+    run = Run(folder, KIND, {"seed": 0})
+    with run.open(Processes()):
+        run.finish(TABLE)
+    return run
+
+
+def test_a_run_is_finished_by_its_manifest_alone(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "finished": None}))
+    assert not run.is_finished
+    with pytest.raises(UserError, match="run must be finished"):
+        read_results(tmp_path, KIND)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert run.is_finished
+    (tmp_path / "results.parquet").unlink()
+    assert not run.is_finished
+
+
+@pytest.mark.parametrize("name", ["results.csv", "results.parquet"])
+def test_a_damaged_table_is_named_and_made_anew(tmp_path: Path, name: str) -> None:
+    run = finished(tmp_path)
+    before = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(before[:-2] + b"\0\0")
+    notes: list[str] = []
+    if name == "results.parquet":
+        with pytest.raises(UserError, match=r"results\.parquet must be as it was written"):
+            read_results(tmp_path, KIND)
+    with run.open(Processes(), on_note=notes.append):
+        assert notes == [f"{name} is damaged: the run counts as unfinished"] and not run.is_finished
+        run.finish(TABLE)
+        assert run.is_finished
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_what_killed_processes_left_is_removed_but_not_beside_a_running_one(tmp_path: Path) -> None:
+    with Run(tmp_path, KIND, {"seed": 0}).open(Processes()):
+        pass
+    for name in ("checkpoint-1", "checkpoint-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".weights.1.tmp").write_bytes(b"half")
+    (tmp_path / ".checkpoint-3.partial").mkdir()
+    (tmp_path / ".checkpoint-3.partial" / "weights").write_bytes(b"half")
+    with one_at_a_time(tmp_path / "checkpoint-2"), Run(tmp_path, KIND, {"seed": 0}).open(Processes()):
+        left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob(".*") if path.name != ".lock")
+    assert left == ["checkpoint-2/.weights.1.tmp"]
+
+
+def test_a_run_that_is_replaced_never_looks_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished(tmp_path)
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("records.run._remove", killed)
+    run = Run(tmp_path, KIND, {"seed": 1}, overwrite=True)
+    with pytest.raises(KeyboardInterrupt), run.open(Processes()):
+        pass
+    assert (tmp_path / "results.parquet").is_file()
+    with pytest.raises(UserError, match="run must be finished"):
+        read_results(tmp_path, KIND)
+
+
+def test_a_run_killed_before_its_manifest_has_its_name_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f".manifest.json.{os.getpid() + 1}.tmp").write_text('{"kind"')
+    with Run(tmp_path, KIND, {"seed": 0}).open(Processes()):
+        assert [path.name for path in tmp_path.glob(".*.tmp")] == []
+    assert json.loads((tmp_path / "manifest.json").read_text())["settings"] == {"seed": 0}

@@ -19,11 +19,11 @@ import figures
 from figures.read_run import COMPARE, read_table
 from models.llava import Llava
 from models.token_plans.plan import parse_token_plan, recorded_token_plan
-from records.manifest import write_atomically
+from records.manifest import commit
 from records.open_model import describe_model, open_model, other_model
 from records.processes import launched, own_device
 from records.progress import OnProgress, ProgressBars
-from records.run import FinishedRun, Run, writing
+from records.run import FinishedRun, Run, remove_leftovers, writing
 from records.shared_jobs import one_at_a_time, share_jobs
 from tasks.errors import UserError, user_errors
 from tuning.compare.config import RUN, TABLE, CompareConfig
@@ -31,10 +31,12 @@ from tuning.compare.data import SurveyedData, open_data, survey_data
 from tuning.compare.report_table import render_table
 from tuning.compare.table import (
     ANSWERS,
+    FACTS,
     FULL,
     START,
     add_costs,
     compare_table,
+    is_scored,
     name_of_reference,
     plain_layers,
     read_costs,
@@ -47,7 +49,7 @@ from tuning.plan.layers import select_layers
 from tuning.plan.plan import LayerPlan, Lora
 from tuning.plan.resolve import Resolved, resolve
 from tuning.scoring.answers import collator, model_inputs, score_answers, text_log_likelihood
-from tuning.training.checkpoint import last_checkpoint
+from tuning.training.checkpoint import last_whole_checkpoint
 from tuning.training.out_of_memory import advise_when_out_of_memory
 from tuning.training.save import bytes_of_model, save_model, write_json
 from tuning.training.torch_compile import check_compiling
@@ -103,7 +105,7 @@ def run_compare(
     timed = read_costs(config.out)
     untimed = [plan for plan in plans if plan.name not in (START, *timed)]
     on_note(f"{len(plans)} plans, {len(config.seeds)} seeds, in {config.out}")
-    if (config.timing_rounds and untimed) or not all(map(_is_done, jobs)):
+    if (config.timing_rounds and untimed) or not all(map(is_scored, jobs)):
         surveyed = survey_data(
             data, llava, skip_bad=config.data.skip_bad, preprocess=config.data.preprocess, on_progress=on_progress
         )
@@ -115,17 +117,19 @@ def run_compare(
         del llava  # each run loads its own model, and two may not fit on the device
         share_jobs(
             {folder: f"{plan}, seed {seed}" for folder, (plan, seed) in jobs.items()},
-            is_done=_is_done,
+            is_done=is_scored,
             run=lambda folder: _run_one(config, resolved, *jobs[folder], folder, surveyed, device, on_note),
             on_done=lambda folder: on_progress("training and scoring plans", 1, len(jobs)),
             on_note=on_note,
         )
     trained = {name: found.trained for name, found in resolved.items()}
     table = compare_table(config.out, known, n_layers=n_layers, trainable=lambda plan: trained[plan.name])
-    with writing(config.out):
-        write_atomically(config.out / TABLE, table.to_csv(index=False).encode())
-    drawn = tuple(paths.png for paths in figures.draw_run(config.out))
-    run.finish()
+    with one_at_a_time(config.out, "another process writes the table: waiting for it", on_note=on_note):
+        with writing(config.out):
+            commit(config.out / TABLE, table.to_csv(index=False).encode())
+        run.finish()
+        with writing(config.out):
+            drawn = tuple(paths.png for paths in figures.draw_run(config.out))
     return _finished(config.out, table, drawn)
 
 
@@ -153,7 +157,7 @@ def _describe(
         for plan in plans
         if plan.name in resolved
     ]
-    return "\n".join([*rows, f"{sum(not _is_done(folder) for folder in jobs)} of {len(jobs)} runs remain"])
+    return "\n".join([*rows, f"{sum(not is_scored(folder) for folder in jobs)} of {len(jobs)} runs remain"])
 
 
 def known_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
@@ -213,10 +217,6 @@ def _check_options(config: CompareConfig, device: str) -> None:
         raise UserError(f"seeds must be different numbers, at least one, got {list(config.seeds)}.")
 
 
-def _is_done(folder: Path) -> bool:
-    return (folder / ANSWERS).is_file()
-
-
 def _jobs(config: CompareConfig, plans: Sequence[LayerPlan]) -> dict[Path, tuple[str, int]]:
     """The folder of every run of a comparison, with its plan and seed; untrained plans have one seed."""
     named = [(plan.name, seed if plan.name != START else 0) for seed in config.seeds for plan in plans]
@@ -242,6 +242,9 @@ def _run_one(
     else:
         assert config.reference is not None
         llava = other_model(wide, config.reference, device=device, seed=0)
+    remove_leftovers(folder)
+    if (folder / ANSWERS).is_file():
+        on_note(f"{name}, seed {seed}: its files are damaged, it is trained and scored again")
     facts: dict[str, Any] = {"plan": name, "seed": seed, "steps": 0}
     with user_errors(OSError), advise_when_out_of_memory(config.optimisation.batch_size):
         if name in resolved:
@@ -252,8 +255,8 @@ def _run_one(
             model = config.model.name if name == START else str(config.reference)
             token_plan = recorded_token_plan(model, llava.n_layers)
         answers, words = _score(config, llava, data, token_plan)
-    write_json(folder / "run.json", {**facts, "text_log_likelihood": words})
-    write_atomically(folder / ANSWERS, answers.to_parquet(index=False))
+    write_json(folder / FACTS, {**facts, "text_log_likelihood": words})
+    commit(folder / ANSWERS, answers.to_parquet(index=False))
     for leftover in folder.glob("checkpoint-*"):
         shutil.rmtree(leftover)
     on_note(f"{name}, seed {seed}: {_line(answers, words)}")
@@ -281,7 +284,7 @@ def _train_one(
         folder=folder,
         bf16=bf16,
         facts={"settings": config.settings, "plan": plan.to_dict(), "seed": seed, "model": llava.weight_hash},
-        resume=last_checkpoint(folder),
+        resume=last_whole_checkpoint(folder, on_note),
         model_bytes=bytes_of_model(resolved) if config.keep_weights else 0,
         on_note=lambda line: on_note(f"{plan.name}, seed {seed}: {line}"),
         on_trained=(lambda trainer: _keep(config, trainer, folder)) if config.keep_weights else None,

@@ -1,7 +1,6 @@
 """The data of a comparison, the same for every plan: ``open_data``, then ``survey_data``."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,6 +11,7 @@ from models.llava import Llava
 from models.pixels import Preprocess
 from records.progress import OnProgress, silent
 from records.run import writing
+from tasks.checksums import read_whole_json
 from tasks.errors import UserError, user_errors
 from tasks.example import Picture
 from tasks.scenes.questions import CHANCE
@@ -77,7 +77,7 @@ class SurveyedData(NamedTuple):
         """
         used = {n: hashlib.sha256(s.lengths.tobytes()).hexdigest()[:16] for n, s in self.surveys.items()}
         path = folder / _USED
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else used
+        before = read_whole_json(path, advice="Choose another --out.") if path.is_file() else used
         differing = [name for name in used if before.get(name) != used[name]]
         if differing:
             raise UserError(

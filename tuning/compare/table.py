@@ -3,7 +3,6 @@
 Retention is a plan's score over full tuning's, with a paired interval (``tuning.scoring.retention``).
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.errors import UserError
+from tasks.checksums import check_whole, is_whole, read_whole_json
+from tasks.errors import UserError, one_line
 from tuning.compare.data import SCENE_CONDITIONS, chance_of
 from tuning.cost.measure import Cost
 from tuning.plan.layers import layer_spec, select_layers
@@ -20,6 +20,7 @@ from tuning.scoring.retention import summarise
 from tuning.training.save import write_json
 
 ANSWERS = "answers.parquet"  # a run with this file is finished
+FACTS = "run.json"  # written before it
 START, FULL = "start", "full"
 _REFERENCE = "reference "
 _COSTS = "costs.json"
@@ -39,7 +40,14 @@ def name_of_reference(model: str) -> str:
 def read_costs(folder: Path) -> dict[str, dict[str, Any]]:
     """The cost of a step of each timed plan by name, with the step of ``full`` timed in the same session."""
     path = folder / _COSTS
-    costs: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    costs = read_whole_json(path, advice="Remove it to time the plans again.")
+    if not all(isinstance(cost, dict) and "step_seconds_median" in cost for cost in costs.values()):
+        raise UserError(
+            f"{_COSTS} must hold the costs of plans, got another value in {str(folder)!r}. "
+            "Remove it to time the plans again."
+        )
     once = _beside(costs[FULL]) if FULL in costs else {}
     return {name: {**once, **cost} for name, cost in costs.items()}  # files of one session may lack these keys
 
@@ -59,6 +67,11 @@ def _beside(full: Mapping[str, Any]) -> dict[str, Any]:
 def _sum(cost: Mapping[str, Any], parts: Sequence[str]) -> float | None:
     known = [cost.get(part) for part in parts]
     return None if None in known else float(sum(value for value in known if value is not None))
+
+
+def is_scored(run: Path) -> bool:
+    """True if the answers of a run and its facts are there, as they were written."""
+    return is_whole(run / ANSWERS) and is_whole(run / FACTS)
 
 
 def compare_table(
@@ -125,9 +138,16 @@ def _read_runs(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """run.json and the answers of each finished run; ``value`` is the log-likelihood of ordinary text."""
     runs = []
     for path in sorted((folder / "runs").glob(f"*/{ANSWERS}")):
-        facts = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))
-        value = float(facts["text_log_likelihood"])
-        runs.append(({**facts, "seed": int(facts["seed"]), "value": value}, pd.read_parquet(path)))
+        advice = f"Remove {path.parent.name} to train and score it anew."
+        facts = read_whole_json(path.parent / FACTS, advice=advice)
+        check_whole(path, advice=advice)
+        try:
+            value = float(facts["text_log_likelihood"])
+            runs.append(({**facts, "seed": int(facts["seed"]), "value": value}, pd.read_parquet(path)))
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"run must hold its scores and facts, got {one_line(error)} in {str(path.parent)!r}. {advice}"
+            ) from error
     return runs
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from models.llava import Llava
 from models.pixels import read_pixels
-from records.manifest import write_atomically
+from records.manifest import commit
 from records.progress import OnProgress, silent
 from tasks.errors import UserError, printable, shown_text
 from tasks.example import Picture
@@ -294,4 +294,4 @@ def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
 
     rows = [bad._replace(id=printable(bad.id), reason=printable(bad.reason)) for bad in skipped]
     table = pd.DataFrame(rows, columns=list(Skipped._fields))
-    write_atomically(path, table.to_csv(index=False).encode())
+    commit(path, table.to_csv(index=False).encode())

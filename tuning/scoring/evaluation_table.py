@@ -9,8 +9,9 @@ import pandas as pd
 
 from models.llava import Llava
 from records.intervals import ratio_intervals, share_intervals
-from records.manifest import write_atomically
-from tasks.errors import UserError
+from records.manifest import commit
+from tasks.checksums import check_whole
+from tasks.errors import UserError, user_errors
 from tasks.scenes.questions import CHANCE
 from tuning.data.samples import Samples
 from tuning.data.scene_mix import SceneQuestions
@@ -103,7 +104,7 @@ def add_rows(folder: Path, rows: pd.DataFrame) -> None:
         data = dict(zip(rows["set"], rows["data"], strict=True))
         again = old["set"].isin(list(data)) & ((old["data"] != old["set"].map(data)) | old["step"].isin(rows["step"]))
         rows = pd.concat([old[~again], rows], ignore_index=True) if not again.all() else rows
-    write_atomically(folder / EVALUATIONS, rows.to_csv(index=False).encode())
+    commit(folder / EVALUATIONS, rows.to_csv(index=False).encode())
 
 
 def trim_rows(folder: Path, step: int) -> None:
@@ -113,11 +114,13 @@ def trim_rows(folder: Path, step: int) -> None:
     if kept is None or kept.empty:
         (folder / EVALUATIONS).unlink(missing_ok=True)
     else:
-        write_atomically(folder / EVALUATIONS, kept.to_csv(index=False).encode())
+        commit(folder / EVALUATIONS, kept.to_csv(index=False).encode())
 
 
 def _read(folder: Path) -> pd.DataFrame | None:
     path = folder / EVALUATIONS
     if not path.is_file():
         return None
-    return pd.read_csv(path, dtype=_TYPES, keep_default_na=False, na_values={"chance": [""]})
+    check_whole(path, advice="Remove it, and the checkpoints, to train anew.")
+    with user_errors(ValueError):
+        return pd.read_csv(path, dtype=_TYPES, keep_default_na=False, na_values={"chance": [""]})

@@ -1,7 +1,7 @@
 """Checkpoints of a training run: trained parameters, optimizer, schedule and random states.
 
 Tensors are safetensors files by parameter name, other data are JSON; nothing is pickled. A checkpoint is renamed to
-``checkpoint-N`` once it is complete.
+``checkpoint-N`` once it is complete, and carries the checksums of its files.
 """
 
 import json
@@ -9,8 +9,10 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from records.run import check_space
+from tasks.checksums import check_whole, read_whole_json, record_files
 from tasks.errors import UserError, one_line
+from tasks.readers.parse import parse_json
 from tuning.config import RunOptions
 from tuning.plan.resolve import Resolved
 from tuning.training.sharding import placed
@@ -29,6 +33,7 @@ FACTS = "run.json"  # settings, model and data of the run
 STATE = "state.json"  # steps, losses, schedule
 # Bytes of a checkpoint for each trained number: the weight and AdamW's two moments in float32.
 _BYTES_PER_NUMBER = 12
+_LOSS = "loss_sum"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -43,9 +48,47 @@ def last_checkpoint(folder: Path) -> Path | None:
     return next(reversed(checkpoints(folder)), None)
 
 
+def last_whole_checkpoint(folder: Path, on_note: Callable[[str], None]) -> Path | None:
+    """The latest checkpoint whose files are as they were written; None if there is none.
+
+    ``on_note`` is called for each later one, which is damaged; training from an earlier one makes it anew.
+    """
+    for path in reversed(checkpoints(folder)):
+        try:
+            check_files(path)
+        except UserError:
+            on_note(f"{path.name} is damaged: training goes on from the one before, or from the start")
+        else:
+            return path
+    return None
+
+
 def checkpoint_step(path: Path) -> int:
     """The optimizer step in the name of a checkpoint."""
     return int(path.name.removeprefix("checkpoint-"))
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Re-raise what the files of a checkpoint of other contents cause as ``UserError``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"checkpoint must hold what this command writes, got {one_line(error)[:100]} in {path.name}. "
+            f"Remove {path.name} to resume from an earlier one."
+        ) from error
+
+
+def write_weights(
+    folder: Path, weights: Mapping[str, Tensor], state: Mapping[str, object], facts: Mapping[str, object]
+) -> None:
+    """Write the parameters, the state that ``read_state`` reads, and the facts that ``check_resume`` compares."""
+    save_file(dict(weights), folder / "weights.safetensors")
+    for name, data in ((STATE, state), (FACTS, facts)):
+        (folder / name).write_text(json.dumps(data), encoding="utf-8")
 
 
 def read_weights_into(path: Path, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -98,10 +141,10 @@ def read_optimizer(folder: Path, optimizer: Optimizer, names: Mapping[int, str])
         group.update({key: tuple(value) if key == "betas" else value for key, value in saved.items()})
 
 
-def write_random(folder: Path, rank: int) -> None:
-    """Write the random states of Python, NumPy and torch in this process."""
+def write_random(folder: Path, rank: int, loss_sum: Tensor) -> None:
+    """Write the random states of Python, NumPy and torch in this process, and its loss since the last logged step."""
     numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002
-    tensors = {"cpu": torch.get_rng_state()}
+    tensors = {"cpu": torch.get_rng_state(), _LOSS: loss_sum.detach().cpu()}
     if torch.cuda.is_available():
         tensors["cuda"] = torch.stack(torch.cuda.get_rng_state_all())
     states = {"python": json.dumps(random.getstate()), "numpy": json.dumps(numpy_state, default=np.ndarray.tolist)}
@@ -122,6 +165,11 @@ def read_random(folder: Path, rank: int) -> None:
         torch.cuda.set_rng_state_all(list(tensors["cuda"])[: torch.cuda.device_count()])
 
 
+def read_loss_sum(folder: Path, rank: int) -> Tensor:
+    """The sum of this process's losses since the last logged step; 0 in checkpoints of earlier versions."""
+    return load_file(_random_file(folder, rank)).get(_LOSS, torch.zeros(()))
+
+
 def _random_file(folder: Path, rank: int) -> Path:
     return folder / f"random-{rank}.safetensors"
 
@@ -134,6 +182,7 @@ def partial_of(folder: Path) -> Path:
 def finish(folder: Path, *, keep: int) -> None:
     """Rename a written checkpoint to ``folder``, and remove the oldest beyond ``keep``."""
     fresh = partial_of(folder)
+    record_files(fresh)
     for file in fresh.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -151,7 +200,7 @@ def check_resume(path: Path, facts: Mapping[str, object]) -> None:
             f"resume must name a checkpoint folder, got {str(path)!r}. See the run's folder for checkpoint-N."
         )
     check_files(path)
-    saved = {"processes": 1, **json.loads((path / FACTS).read_text(encoding="utf-8"))}
+    saved = {"processes": 1, **parse_json((path / FACTS).read_bytes())}
     for key, value in json.loads(json.dumps(facts)).items():
         if saved.get(key) != value:
             name, before, after = _first_difference(key, saved.get(key), value)
@@ -182,26 +231,52 @@ def check_disk(folder: Path, resolved: Resolved, options: RunOptions, *, model_b
 
 def is_finished(path: Path) -> bool:
     """True if a checkpoint was written after the last step of its run."""
-    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    state = read_state(path)
     return bool(state["step"] >= state["steps"] > 0)
 
 
-def check_files(path: Path) -> None:
-    """Check that every file of a checkpoint is whole, before any is read.
+def read_state(path: Path) -> dict[str, Any]:
+    """``step``, ``steps``, ``losses`` and ``schedule`` of a checkpoint.
 
     Raises:
-        UserError: If one is missing, empty or cut; the message names it.
+        UserError: If one is missing or of another type.
+    """
+    advice = f"Remove {path.name} to resume from an earlier one."
+    state = read_whole_json(path / STATE, advice=advice)
+    kinds = {"step": int, "steps": int, "losses": dict, "schedule": dict}
+    wrong = [name for name, kind in kinds.items() if type(state.get(name)) is not kind]
+    losses = state.get("losses")
+    if (
+        not wrong
+        and isinstance(losses, dict)
+        and not all(step.isdecimal() and isinstance(loss, float | int) for step, loss in losses.items())
+    ):
+        wrong = ["losses"]
+    if wrong:
+        raise UserError(f"{STATE} must hold {', '.join(kinds)}, got another {wrong[0]} in {path.name}. {advice}")
+    return state
+
+
+def check_files(path: Path) -> None:
+    """Check that every file of a checkpoint is as it was written, before any is read.
+
+    Raises:
+        UserError: If one is missing, cut or changed; the message names it.
     """
     names = {FACTS, STATE, "weights.safetensors", "optimizer.json", "optimizer.safetensors"}
     for name in sorted(names | {file.name for file in path.glob("*.safetensors")}):
         try:
+            check_whole(path / name, advice="")
             if name.endswith(".json"):
-                json.loads((path / name).read_text(encoding="utf-8"))
+                found = parse_json((path / name).read_bytes())
+                if not isinstance(found, list if name == "optimizer.json" else dict):
+                    raise ValueError(f"a {type(found).__name__}")
             else:
                 with safe_open(path / name, framework="pt") as file:
                     file.keys()
-        except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise UserError(
                 f"checkpoint must be whole, got {name} missing or damaged in {path.name} ({one_line(error)[:100]}). "
                 f"Remove {path.name} to resume from an earlier one."
             ) from error
+    read_state(path)

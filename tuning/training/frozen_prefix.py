@@ -6,7 +6,6 @@ every epoch.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +13,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from models.llava import Llava
 from models.sites import Site
+from records.manifest import commit
 from records.processes import join_processes, launched
 from records.run import check_space
+from tasks.checksums import is_whole
 from tasks.errors import UserError
 from tuning.config import Optimisation
 from tuning.data.samples import Samples
@@ -77,11 +78,11 @@ class KeptPrefix:
     def read(self, sample: int) -> Float[Tensor, "pos d_model"] | None:
         """The stored prefix of a sample, or None."""
         path = self._path(sample)
-        return load_file(path)["resid_pre"] if path.is_file() else None
+        return load_file(path)["resid_pre"] if is_whole(path) else None
 
     def has(self, sample: int) -> bool:
-        """True if the prefix of a sample is stored."""
-        return self._path(sample).is_file()
+        """True if the prefix of a sample is stored, as it was written."""
+        return is_whole(self._path(sample))
 
     @contextmanager
     def writing(self, samples: Int[Tensor, " batch"], lengths: Int[Tensor, " batch"]) -> Iterator[None]:
@@ -91,11 +92,8 @@ class KeptPrefix:
         def keep(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             resid = args[0] if args else kwargs["hidden_states"]
             for row, sample in enumerate(rows):
-                path = self._path(sample)
-                partial = path.with_suffix(f".{os.getpid()}.partial")  # two processes may write the same sample
                 kept = resid[row, : int(lengths[row])].detach().to("cpu").contiguous().clone()
-                save_file({"resid_pre": kept}, partial)
-                partial.replace(path)
+                commit(self._path(sample), save({"resid_pre": kept}))
 
         handle = self._entry().register_forward_pre_hook(keep, with_kwargs=True)
         try:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from records.manifest import write_atomically
+from tasks.readers.parse import parse_json
 
 LOG = "log.jsonl"
 
@@ -22,14 +23,21 @@ def trim_log(folder: Path, step: int, *, evaluations: bool = False) -> None:
     """
     path = folder / LOG
     if path.is_file():
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_kept(line, step, evaluations)]
+        kept = [
+            line
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+            if _is_kept(line, step, evaluations)
+        ]
         write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
 
 
 def _is_kept(line: str, step: int, evaluations: bool) -> bool:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except ValueError:
         return False  # truncated when the process was killed or the disk was full
-    again = entry["step"] == step and evaluations and any(key.startswith("eval/") for key in entry)
-    return step > 0 and bool(entry["step"] <= step) and not again
+    at = entry.get("step") if isinstance(entry, dict) else None
+    if not isinstance(at, int):
+        return False  # not a line that a run wrote
+    again = at == step and evaluations and any(key.startswith("eval/") for key in entry)
+    return step > 0 and at <= step and not again

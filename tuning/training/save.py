@@ -13,7 +13,8 @@ from models.llava import Llava
 from models.loading.load import hide_progress_bars
 from models.loading.processors import with_padding
 from models.pixels import Preprocess
-from records.manifest import write_atomically
+from records.manifest import commit
+from tasks.checksums import move_recorded
 from tuning.plan.apply import apply_plan
 from tuning.plan.lora import remove_lora, write_adapter
 from tuning.plan.resolve import Resolved
@@ -42,29 +43,34 @@ def save_model(
     fresh = folder / ".model.partial"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    adapter = resolved.plan.method == "lora" and not merge
-    if adapter:
-        write_adapter(fresh, tensors, resolved, _base_name(base or llava.id), llava.revision)
-    else:
-        whole = llava
-        if reload is not None:
-            whole = reload()
-            apply_plan(whole, resolved)  # adds the LoRA factors that are merged below
-        with torch.no_grad():
-            for name, parameter in whole.model.named_parameters():
-                if name in tensors:
-                    parameter.copy_(tensors[name])
-        remove_lora(whole, merge=True)
-        with hide_progress_bars():
-            whole.model.save_pretrained(fresh)
-    processor = with_padding(llava.processor) if preprocess == "pad" else llava.processor
-    processor.save_pretrained(fresh)
-    for entry in sorted(fresh.iterdir()):
-        target = folder / entry.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        entry.replace(target)
-    fresh.rmdir()
+    try:
+        adapter = resolved.plan.method == "lora" and not merge
+        if adapter:
+            write_adapter(fresh, tensors, resolved, _base_name(base or llava.id), llava.revision)
+        else:
+            whole = llava
+            if reload is not None:
+                whole = reload()
+                apply_plan(whole, resolved)  # adds the LoRA factors that are merged below
+            with torch.no_grad():
+                for name, parameter in whole.model.named_parameters():
+                    if name in tensors:
+                        parameter.copy_(tensors[name])
+            remove_lora(whole, merge=True)
+            with hide_progress_bars():
+                whole.model.save_pretrained(fresh)
+        processor = with_padding(llava.processor) if preprocess == "pad" else llava.processor
+        processor.save_pretrained(fresh)
+        for entry in sorted(fresh.iterdir()):
+            target = folder / entry.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            if entry.is_dir():
+                entry.replace(target)
+            else:
+                move_recorded(entry, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _base_name(name: str) -> str:
@@ -79,5 +85,5 @@ def bytes_of_model(resolved: Resolved, *, merge: bool = False) -> int:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write JSON data atomically."""
-    write_atomically(path, (json.dumps(dict(data), indent=1) + "\n").encode())
+    """Write JSON data atomically, with its checksum."""
+    commit(path, (json.dumps(dict(data), indent=1) + "\n").encode())

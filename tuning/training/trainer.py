@@ -4,7 +4,6 @@ The optimizer holds exactly the planned parameters. A run that is killed and res
 uninterrupted one. A loss or gradient that is NaN or infinite stops the run before a weight changes.
 """
 
-import json
 import math
 import shutil
 import time
@@ -19,7 +18,6 @@ import torch
 from accelerate import skip_first_batches
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -205,7 +203,6 @@ class PlanTrainer:
         if self.accelerator.is_main_process:  # the resumed run writes later rows again
             trim_rows(self.folder, self.step)
             trim_log(self.folder, self.step, evaluations=not self.eval_every)
-        self._logged_step = self.step
         if self.accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.accelerator.device)  # measured once the model is sharded
         self.on_progress("training", self.step, self.steps)
@@ -368,22 +365,25 @@ class PlanTrainer:
     def _save(self) -> None:
         """Write a checkpoint under a temporary name, then rename it."""
         target, is_main = self.folder / f"checkpoint-{self.step}", self.accelerator.is_main_process
+        try:
+            self._write(target, is_main=is_main)
+        except BaseException:
+            shutil.rmtree(checkpoint.partial_of(target), ignore_errors=True)
+            raise
+
+    def _write(self, target: Path, *, is_main: bool) -> None:
         fresh = checkpoint.partial_of(target)
         if is_main:
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        checkpoint.write_random(fresh, self.accelerator.process_index)
+        checkpoint.write_random(fresh, self.accelerator.process_index, self._loss_sum)
         weights = self.full_tensors()
         state = sharding.gathered(checkpoint.optimizer_tensors(self.optimizer, self._names()), keep=is_main)
         if is_main:
-            save_file(weights, fresh / "weights.safetensors")
+            progress = {"step": self.step, "steps": self.steps, "losses": self.losses, "logged_step": self._logged_step}
+            checkpoint.write_weights(fresh, weights, {**progress, "schedule": self.schedule.state_dict()}, self.facts)
             checkpoint.write_optimizer(fresh, self.optimizer, state)
-            progress = {"step": self.step, "steps": self.steps, "losses": self.losses}
-            (fresh / checkpoint.STATE).write_text(
-                json.dumps({**progress, "schedule": self.schedule.state_dict()}), encoding="utf-8"
-            )
-            (fresh / checkpoint.FACTS).write_text(json.dumps(self.facts), encoding="utf-8")
         self.accelerator.wait_for_everyone()
         if is_main:
             checkpoint.finish(target, keep=self.options.keep)
@@ -391,12 +391,17 @@ class PlanTrainer:
 
     def _load(self, resume: Path) -> None:
         """Read everything but the random states."""
-        checkpoint.read_weights_into(resume / "weights.safetensors", self.planned())
-        checkpoint.read_optimizer(resume, self.optimizer, self._names())
-        state = json.loads((resume / checkpoint.STATE).read_text(encoding="utf-8"))
-        self.schedule.load_state_dict(state["schedule"])
+        state = checkpoint.read_state(resume)
+        with checkpoint.reading(resume):
+            checkpoint.read_weights_into(resume / "weights.safetensors", self.planned())
+            checkpoint.read_optimizer(resume, self.optimizer, self._names())
+            self.schedule.load_state_dict(state["schedule"])
+            loss_sum = checkpoint.read_loss_sum(resume, self.accelerator.process_index)
         self.step = int(state["step"])
         self.losses = {int(step): float(loss) for step, loss in state["losses"].items()}
+        # The next logged loss is a mean that begins before the checkpoint.
+        self._logged_step = int(state.get("logged_step", self.step))
+        self._loss_sum.copy_(loss_sum)
 
     def _names(self) -> dict[int, str]:
         return {id(parameter): name for name, parameter in self.planned().items()}

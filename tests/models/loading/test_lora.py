@@ -139,3 +139,42 @@ def test_factors_that_do_not_fit_and_folders_with_both_are_refused(checkpoint: P
     path.unlink()
     with pytest.raises(UserError, match=r"must hold the LoRA factors adapter_model\.safetensors, got none"):
         load(tmp_path / "factors")
+
+
+def test_factors_on_factors_are_merged_in_turn(checkpoint: Path, tmp_path: Path) -> None:
+    first = factors(tmp_path / "first", checkpoint)
+    merged = shutil.copytree(checkpoint, tmp_path / "merged")
+    model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    model.load_state_dict(first)
+    model.save_pretrained(merged)
+    both = factors(tmp_path / "second", merged, r=2)
+    path = tmp_path / "second" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(tmp_path / "first")}))
+    llava = load(tmp_path / "second")
+    for name, tensor in llava.model.state_dict().items():
+        assert_close(tensor, both[name], atol=1e-6, rtol=1e-5)
+    assert llava.weight_hash != load(tmp_path / "first").weight_hash
+
+
+def test_factors_that_are_their_own_base_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    factors(tmp_path / "loop", checkpoint)
+    path = tmp_path / "loop" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(tmp_path / "loop")}))
+    with pytest.raises(UserError, match="must lead to a whole model, got more than 8 folders"):
+        load(tmp_path / "loop")
+
+
+def test_factors_with_a_tokenizer_alone_keep_the_pictures_of_their_base(checkpoint: Path, tmp_path: Path) -> None:
+    factors(tmp_path / "factors", checkpoint)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(checkpoint / name, tmp_path / "factors" / name)
+    ours, base = load(tmp_path / "factors"), load(checkpoint)
+    assert ours.processor.image_processor.to_dict() == base.processor.image_processor.to_dict()
+    assert ours.tokenizer.get_vocab() == base.tokenizer.get_vocab()
+
+
+def test_a_hostile_tokenizer_beside_factors_is_one_sentence(checkpoint: Path, tmp_path: Path) -> None:
+    factors(tmp_path / "factors", checkpoint)
+    (tmp_path / "factors" / "tokenizer_config.json").write_text('{"a":' * 50_000 + "1" + "}" * 50_000)
+    with pytest.raises(UserError, match=r"tokenizer_config\.json must be readable, got its values are nested"):
+        load(tmp_path / "factors")
