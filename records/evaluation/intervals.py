@@ -1,0 +1,128 @@
+"""Intervals of benchmark scores, and of the ratio of two models' scores on the same questions.
+
+A score is a sum of weighted ratios of sums over questions (see ``tasks.benchmarks.layout.scores``), and questions about
+one picture are drawn together. Accuracies get the interval of ``records.intervals.share_intervals``; other scores, such
+as the mean of three F1, a Student interval whose variance is that of the linearised score (the delta method).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from records.intervals import quantile, ratio_intervals, share_intervals
+from tasks.benchmarks.layout.scores import Scores
+from tasks.errors import UserError
+
+SHARE = "95% Wilson over pictures"
+LINEARISED = "95% t over pictures, linearised"
+NONE = "none"
+_Array = npt.NDArray[np.float64]
+
+
+class Estimate(NamedTuple):
+    """A score or a ratio with its interval; NaN where there is none."""
+
+    value: float
+    lower: float
+    upper: float
+    n_groups: int
+    interval: str
+
+
+def score_estimate(scores: Scores) -> Estimate | None:
+    """The main score with its interval; None if there is no score.
+
+    Example:
+        >>> from tasks.benchmarks.layout.scores import Item
+        >>> items = tuple(Item("all", float(i < 8), 1.0, f"picture {i}") for i in range(10))
+        >>> found = score_estimate(Scores(items))
+        >>> round(found.value, 1), round(found.lower, 1), round(found.upper, 1)
+        (80.0, 49.0, 94.3)
+    """
+    main = scores.main
+    if main is None:
+        return None
+    groups, n = _groups(scores)
+    if _is_share(scores):
+        above, below = _sums(scores, groups, n)
+        lower, upper = share_intervals(above[None], below[None])
+        weight = next(iter(scores.weights.values()))
+        return Estimate(main, weight * float(lower[0]), weight * float(upper[0]), n, SHARE)
+    return _student(main, _influence(scores, groups, n), LINEARISED)
+
+
+def retention_estimate(own: Scores, full: Scores) -> Estimate | None:
+    """The ratio of two main scores on the same questions, with a paired interval; None if a score is missing.
+
+    Accuracies get Fieller's interval, other scores a Student interval of the linearised ratio.
+
+    Raises:
+        UserError: If the two are not about the same questions.
+
+    Example:
+        >>> from tasks.benchmarks.layout.scores import Item
+        >>> right = [1.0, 1.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]
+        >>> own, full = (Scores(tuple(Item("all", r, 1.0, str(i)) for i, r in enumerate(part))) for part in right)
+        >>> retention_estimate(own, full).value
+        0.75
+    """
+    first, second = own.main, full.main
+    if first is None or second is None:
+        return None
+    if [(i.stratum, i.group) for i in own.items] != [(i.stratum, i.group) for i in full.items]:
+        raise UserError("scores must be about the same questions, got two that differ. Score both with the same files.")
+    groups, n = _groups(own)
+    if not second:
+        return Estimate(np.nan, np.nan, np.nan, n, NONE)
+    if _is_share(own) and _is_share(full):
+        (mine, _), (theirs, _) = (_sums(scores, groups, n) for scores in (own, full))
+        lower, upper = ratio_intervals(mine[None], theirs[None])
+        return Estimate(first / second, float(lower[0]), float(upper[0]), n, "95% Fieller over pictures, paired")
+    ratio = first / second
+    change = (_influence(own, groups, n) - ratio * _influence(full, groups, n)) / second
+    return _student(ratio, change, f"{LINEARISED}, paired")
+
+
+def _groups(scores: Scores) -> tuple[npt.NDArray[np.int64], int]:
+    """The number of each item's group, and the number of groups."""
+    numbers: dict[str, int] = {}
+    found = [numbers.setdefault(item.group, len(numbers)) for item in scores.items]
+    return np.asarray(found, dtype=np.int64), len(numbers)
+
+
+def _is_share(scores: Scores) -> bool:
+    return len(scores.weights) == 1 and all(item.below == 1 and 0 <= item.above <= 1 for item in scores.items)
+
+
+def _sums(scores: Scores, groups: npt.NDArray[np.int64], n: int) -> tuple[_Array, _Array]:
+    above, below = (
+        np.bincount(groups, weights=np.asarray(values, dtype=float), minlength=n)
+        for values in ([item.above for item in scores.items], [item.below for item in scores.items])
+    )
+    return above.astype(float), below.astype(float)
+
+
+def _influence(scores: Scores, groups: npt.NDArray[np.int64], n: int) -> _Array:
+    """What each group moves the main score by, to first order; the values sum to zero."""
+    total = np.zeros(n)
+    strata = np.asarray([item.stratum for item in scores.items], dtype=object)
+    for stratum, weight in scores.weights.items():
+        above, below = scores.sums(stratum)
+        if below:
+            own = strata == stratum
+            part: Sequence[float] = [
+                item.above - above / below * item.below for item in scores.items if item.stratum == stratum
+            ]
+            total += weight / below * np.bincount(groups[own], weights=np.asarray(part, dtype=float), minlength=n)
+    return total
+
+
+def _student(value: float, influence: _Array, name: str) -> Estimate:
+    n = len(influence)
+    error = float(np.sqrt(n / max(n - 1, 1) * (influence**2).sum()))
+    if n < 2 or error < 1e-12 * max(1.0, abs(value)):
+        return Estimate(value, np.nan, np.nan, n, NONE)
+    half = float(quantile(n - 1)) * error
+    return Estimate(value, value - half, value + half, n, name)

@@ -1,0 +1,146 @@
+"""MM-Vet: 218 open questions that need several capabilities, graded from 0 to 1 by a judge.
+
+Figures of another judge than the authors' (gpt-4-0613 in their notebook) are not comparable.
+
+Source: Yu et al. 2023, "MM-Vet", arXiv 2308.02490; LLaVA's ``convert_mmvet_for_eval``. The instructions to the judge
+    are ours, with the authors' scale and the layout of their table.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tasks.benchmarks.judge import Judge, Review
+from tasks.benchmarks.layout.question import Question
+from tasks.benchmarks.layout.rows import FileNames, Row, Source, read_json
+from tasks.benchmarks.layout.scores import Item, Metric, Scores, answered
+from tasks.errors import UserError
+
+FILES = FileNames(questions=("llava-mm-vet.jsonl",), images=("images",), labels=("mm-vet.json",))
+CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
+_INSTRUCTION = """Grade how well a prediction agrees with the right answer to a question about a picture. The grade is \
+one of 0.0 (wrong), 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9 and 1.0 (right). Where the right answer has parts \
+with <AND> between them, only a prediction with all of them is right, and each part counts its share; with <OR> \
+between them, any one is enough. Write only the grade that is missing at the end of the table.
+
+Question | Right answer | Prediction | Grade
+--- | --- | --- | ---
+Which fruits are on the table? | an apple <AND> a pear | There is a pear. | 0.5
+Which fruits are on the table? | an apple <AND> a pear | A pear lies beside an apple. | 1.0
+What is the sum? | 12 <OR> twelve | It is 21. | 0.0
+What is the sum? | 12 <OR> twelve | The sum is twelve. | 1.0
+"""
+
+
+def prompt(row: Row) -> str:
+    """The words of the model's prompt: the question alone."""
+    return row.text("text") if "text" in row.values else row.text("question")
+
+
+def read(source: Source) -> list[Question]:
+    """The questions; a label is ``(right answer, capabilities)`` from ``mm-vet.json``."""
+    labels = read_json(source.labels) if source.labels else {}
+    if not isinstance(labels, dict):
+        raise UserError(f"labels must be mm-vet.json, got another value in {str(source.labels)!r}.")
+    questions = []
+    for row in source.rows():
+        name = row.id("question_id")
+        entry = row.values if "capability" in row.values else labels.get(_key(name))
+        label = None if entry is None else (str(entry["answer"]), _capabilities(entry["capability"]))
+        questions.append(
+            Question(name, prompt(row), source.picture(row), row.text("category", ""), label, row=row.plain())
+        )
+    return questions
+
+
+def parse(text: str) -> str:
+    """The answer itself; the judge reads it."""
+    return text
+
+
+def judge_prompt(question: Question, answer: str) -> str:
+    """What the judge is asked: our instruction, a table of examples, and the row to complete."""
+    right = question.label[0].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+    return f"{_INSTRUCTION}{question.text} | {right} | {answer} |"
+
+
+def parse_reply(reply: str) -> float | None:
+    """The grade at the start of a reply; None unless it is a number from 0 to 1.
+
+    Example:
+        >>> parse_reply("0.5"), parse_reply("1.0 because it is right"), parse_reply("2"), parse_reply("good")
+        (0.5, 1.0, None, None)
+    """
+    try:
+        grade = float(reply.strip().split(" ")[0].strip())
+    except ValueError:
+        return None
+    return grade if math.isfinite(grade) and 0 <= grade <= 1 else None
+
+
+def review(questions: Sequence[Question], answers: Sequence[str | None], judge: Judge) -> list[Review]:
+    """The judge's grades of all answers."""
+    reviews = []
+    for question, text in zip(questions, answered(questions, answers), strict=True):
+        reply = judge.ask(judge_prompt(question, text))
+        grade = parse_reply(reply)
+        reviews.append(Review(question, reply, None if grade is None else (grade,)))
+    return reviews
+
+
+def score(
+    questions: Sequence[Question],
+    answers: Sequence[str | None],
+    judge: Judge | None = None,
+    *,
+    reviews: Sequence[Review] = (),
+) -> Scores:
+    """100 x the mean grade, for all and by capability.
+
+    Example:
+        >>> class Kind:
+        ...     def ask(self, prompt: str) -> str:
+        ...         return "0.4"
+        >>> score([Question(0, "What is x?", label=("-1<AND>-5", ("ocr", "math")))], ["x = -1"], Kind()).main
+        40.0
+    """
+    if any(question.label is None for question in questions):
+        return Scores(notes=("needs mm-vet.json and a judge",))
+    if judge is None and not reviews:
+        return Scores(notes=("needs a judge",))
+    found = list(reviews) if judge is None else review(questions, answers, judge)
+    graded = [(one.question, one.grade[0]) for one in found if one.grade is not None]
+    items = tuple(Item("all", grade, 1.0, question.group) for question, grade in graded)
+    parts = {"all": [grade for _, grade in graded]}
+    for capability in CAPABILITIES:
+        parts[capability] = [grade for question, grade in graded if capability in question.label[1]]
+    metrics = [Metric("score", part, 100 * sum(own) / len(own), len(own)) for part, own in parts.items() if own]
+    bad = len(found) - len(graded)
+    notes = (f"{bad} of {len(found)} replies of the judge cannot be read and are left out",) if bad else ()
+    return Scores(items, {"all": 100.0}, tuple(metrics), notes)
+
+
+def review_file(reviews: Sequence[Review], model: str) -> bytes:
+    """The grades in the layout of MM-Vet's notebook; ``model`` is the judge's name."""
+    grades: dict[str, Any] = {}
+    for one in reviews:
+        own = grades.setdefault(_key(one.question.id), {"model": [], "content": [], "score": []})
+        if one.grade is not None:
+            for name, value in (("model", model), ("content", one.reply), ("score", one.grade[0])):
+                own[name].append(value)
+    return json.dumps(grades, indent=1).encode()
+
+
+def write_submission(questions: Sequence[Question], answers: Sequence[str | None], source: Source) -> dict[str, bytes]:
+    """The answers as MM-Vet's notebook and its online judge read them."""
+    texts = {_key(q.id): text for q, text in zip(questions, answers, strict=True) if text is not None}
+    return {"mm-vet.json": json.dumps(texts, indent=2).encode()}
+
+
+def _key(name: object) -> str:
+    return str(name) if str(name).startswith("v1_") else f"v1_{name}"
+
+
+def _capabilities(value: Any) -> tuple[str, ...]:
+    return tuple(value.split(",")) if isinstance(value, str) else tuple(value)
