@@ -1,0 +1,90 @@
+"""The log of requests: one JSON object a line, only ever appended. It is also the cache of replies.
+
+A line is on the disk before the reply is used. After a kill, every answered request in the log is answered from it;
+half a last line is dropped.
+"""
+
+import json
+import os
+import threading
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from tasks.chat_server.request import Reply
+from tasks.errors import UserError, user_errors
+from tasks.readers.parse import parse_json
+
+_FIELDS = {field.name for field in fields(Reply)} - {"cached"}
+
+
+class RequestLog:
+    """The log in a file, or in memory if ``path`` is None. One process at a time writes a file.
+
+    Raises:
+        UserError: If the file cannot be opened, or holds something else than replies.
+
+    Example:
+        >>> log = RequestLog(Path("requests.jsonl"))
+        >>> log.add(Reply("k", "a", "answered", "Yes."))
+        >>> RequestLog(Path("requests.jsonl")).answered("k").text
+        'Yes.'
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.cost = 0.0
+        self._answered: dict[str, Reply] = {}
+        self._lock = threading.Lock()
+        if path is not None:
+            with user_errors(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._read(path)
+
+    def _read(self, path: Path) -> None:
+        if not path.exists():
+            return
+        end = 0
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                end += len(line)
+                self._keep(_parsed(line, f"line {number} of {path.name}"))
+        if end < path.stat().st_size:
+            os.truncate(path, end)
+
+    def _keep(self, reply: Reply) -> None:
+        self.cost += reply.cost
+        if reply.is_answered:
+            self._answered[reply.key] = reply
+
+    @property
+    def n_answered(self) -> int:
+        """The number of answered requests."""
+        return len(self._answered)
+
+    def answered(self, key: str) -> Reply | None:
+        """The answered request with this key; None if there is none."""
+        with self._lock:
+            return self._answered.get(key)
+
+    def add(self, reply: Reply) -> None:
+        """Append a reply and write it to the disk."""
+        row = {"time": round(time.time(), 3), **{k: v for k, v in asdict(reply).items() if k in _FIELDS}}
+        with self._lock, user_errors(OSError):
+            if self.path is not None:
+                with self.path.open("ab") as file:
+                    file.write(json.dumps(row).encode() + b"\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            self._keep(reply)
+
+
+def _parsed(line: bytes, where: str) -> Reply:
+    try:
+        row: Any = parse_json(line)
+        return Reply(**{name: value for name, value in row.items() if name in _FIELDS})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"log must hold one reply a line, got {where}. Remove the file to start afresh.") from error
