@@ -6,7 +6,7 @@ llava.generate(inputs); llava.logits(inputs); llava.capture(inputs, "resid_post"
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -38,6 +38,10 @@ Images = ImageLike | Sequence[ImageLike | Sequence[ImageLike]] | None
 @runtime_checkable
 class Intervention(Protocol):
     """A change to runs while its context manager is open, such as ``interventions.ablated``."""
+
+    @property
+    def changes_language_model(self) -> bool:
+        """False if it changes the vision tower and the projector only; then it can be combined with a token plan."""
 
     def hooks(self, llava: "Llava", inputs: Inputs) -> AbstractContextManager[None]:
         """Change forwards on ``inputs`` inside the context; ``inputs`` may have room for tokens to be generated."""
@@ -214,18 +218,18 @@ class Llava(Adapter):
 
     @contextmanager
     def intervened(self, inputs: Inputs, plan: TokenPlan | None = None) -> Iterator[None]:
-        """Apply the active interventions or a token plan to forwards on ``inputs`` inside the context.
+        """Apply the active interventions and a token plan to forwards on ``inputs`` inside the context.
 
         Raises:
-            UserError: If there are both, or a token plan and no picture.
+            UserError: If there are a token plan and an intervention in the language model, or a plan and no picture.
         """
         active = list(self.interventions)
         with inference(self):
             if plan is not None and not plan.is_all:
-                if active:
+                if any(one.changes_language_model for one in active):
                     raise UserError(
-                        f"token plan must be 'all' while an intervention is active, got {plan.text!r}. An intervention "
-                        "needs every position of the language model."
+                        f"token plan must be 'all' while the language model is changed, got {plan.text!r}. Such an "
+                        "intervention needs every position in every layer."
                     )
                 batch = PlannedBatch.of(inputs)
                 if not bool(batch.image.any()):
@@ -233,7 +237,9 @@ class Llava(Adapter):
                         f"prompt must have image tokens under the token plan {plan.text!r}, got none. Pass a picture, "
                         "or use 'all'."
                     )
-                with planned(self, plan, batch):
+                # An intervention may run the model itself, unchanged, before it starts.
+                changed = active[-1].hooks(self, inputs) if active else nullcontext()
+                with self.without_interventions(), changed, planned(self, plan, batch):
                     yield
                 return
             if not active:

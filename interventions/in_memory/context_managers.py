@@ -96,7 +96,7 @@ def ablated(
             return _writes_from(prepare(llava, others, preprocess=inputs.preprocess), spec, masks)
         return _edits(plan, spec, masks, given or (_statistics(plan, llava, inputs) if kind == "mean" else None))
 
-    with _intervening(llava, build):
+    with _intervening(llava, spec, build):
         yield
 
 
@@ -127,7 +127,7 @@ def knocked_out(
         ...     text = llava.generate(np.zeros((30, 40, 3), np.uint8), "What is it?", max_new_tokens=3)
     """
     plan, spec = _one_cell(llava, "knockout", (), layers, f"{source}{FLOW}{target}", heads, None)
-    with _intervening(llava, partial(_edits, plan, spec)):
+    with _intervening(llava, spec, partial(_edits, plan, spec)):
         yield
 
 
@@ -152,7 +152,7 @@ def skipped(llava: Llava, *, layers: LayerRange, tokens: str = "image", visible:
         True
     """
     plan, spec = _one_cell(llava, "skip", (), layers, tokens, None, SkipOptions(hidden=not visible))
-    with _intervening(llava, partial(_edits, plan, spec)):
+    with _intervening(llava, spec, partial(_edits, plan, spec)):
         yield
 
 
@@ -198,7 +198,7 @@ def steered(
             found = _statistics(plan, llava, masks.inputs, directions)
         return _edits(plan, spec, masks, found)
 
-    with _intervening(llava, build):
+    with _intervening(llava, spec, build):
         yield
 
 
@@ -234,7 +234,7 @@ def patched(
         ...     text = llava.generate(black, "What is it?", max_new_tokens=3)
     """
     _, spec = _one_cell(llava, "patch", (str(site),), layers, tokens, heads, None)
-    with _intervening(llava, lambda masks: _writes_from(source, spec, masks)):
+    with _intervening(llava, spec, lambda masks: _writes_from(source, spec, masks)):
         yield
 
 
@@ -243,6 +243,7 @@ class _Active:
     """An active intervention and the interventions that it is nested in."""
 
     builders: tuple[BuildEdits, ...]
+    changes_language_model: bool
 
     @contextmanager
     def hooks(self, llava: Llava, inputs: Inputs) -> Iterator[None]:
@@ -253,9 +254,11 @@ class _Active:
 
 
 @contextmanager
-def _intervening(llava: Llava, build: BuildEdits) -> Iterator[None]:
+def _intervening(llava: Llava, spec: CellSpec, build: BuildEdits) -> Iterator[None]:
     outer = [active for active in llava.interventions if isinstance(active, _Active)]
-    with llava.intervening(_Active((*(outer[-1].builders if outer else ()), build))):
+    builders = (*(outer[-1].builders if outer else ()), build)
+    inside = spec.part == "language_model" or any(active.changes_language_model for active in outer)
+    with llava.intervening(_Active(builders, inside)):
         yield
 
 

@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from interventions import ablated, knocked_out
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.loading.load import load
@@ -163,13 +164,32 @@ def test_bad_runs_end_in_one_sentence(llava: Llava) -> None:
         llava.model.generate(**inputs.model_kwargs(), max_new_tokens=2)
 
 
-def test_an_active_intervention_refuses_a_token_plan(llava: Llava) -> None:
-    from interventions import knocked_out
-
+def test_an_intervention_in_the_language_model_refuses_a_token_plan(llava: Llava) -> None:
     inputs = batch(llava, 1)
-    with knocked_out(llava, layers="0-3"), pytest.raises(UserError, match="must be 'all' while an intervention is act"):
+    refused = pytest.raises(UserError, match="must be 'all' while the language model is changed")
+    with knocked_out(llava, layers="0-3"), ablated(llava, "projector:out", kind="zero"), refused:
         llava.logits(inputs, token_plan="leave@1")
     assert torch.equal(llava.logits(inputs), llava.logits(inputs, token_plan="all"))
+
+
+@pytest.mark.parametrize("text", ["leave@2", "1-2:freeze", "keep:0.5@1:attention"])
+def test_an_intervention_before_the_language_model_holds_under_a_token_plan(
+    llava: Llava, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = batch(llava, 1)
+    plan = parse_token_plan(text, llava.n_layers)
+    unchanged = llava.logits(inputs, token_plan=text)
+    with ablated(llava, "projector:out", kind="zero"):
+        found = llava.logits(inputs, token_plan=text)
+        tokens = llava.generate_tokens(inputs, 1, token_plan=text)
+    assert not torch.allclose(found, unchanged, atol=1e-3)
+    torch.testing.assert_close(llava.logits(inputs, token_plan=text), unchanged)
+    features = type(llava).image_features
+    monkeypatch.setattr(type(llava), "image_features", lambda self, pixels: 0 * features(self, pixels))
+    with torch.inference_mode():
+        wanted, first = oracle.generate(llava, plan, inputs, 1)
+    assert equal(found, wanted)
+    assert torch.equal(tokens, first)
 
 
 @pytest.mark.parametrize(
