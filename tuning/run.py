@@ -15,7 +15,7 @@ from records.manifest import read_manifest
 from records.open_model import describe_model, open_model
 from records.processes import join_processes, own_device
 from records.progress import OnProgress, ProgressBars, silent
-from records.run import Run, writing
+from records.run import Run, read_timings, writing
 from tasks.errors import UserError, user_errors
 from tasks.html import rows_html
 from tuning.config import RUN, SCENES, TuningConfig, check_numbers, is_bf16
@@ -29,7 +29,7 @@ from tuning.plan.choose_layers import describe_choice
 from tuning.plan.connector import with_connector
 from tuning.plan.resolve import Resolved, resolve
 from tuning.training.accelerator import check_launcher
-from tuning.training.checkpoint import last_checkpoint
+from tuning.training.checkpoint import advise_when_interrupted, last_checkpoint
 from tuning.training.out_of_memory import advise_when_out_of_memory
 from tuning.training.save import bytes_of_model, save_model, write_json
 from tuning.training.torch_compile import check_compiling
@@ -54,6 +54,8 @@ class FinishedTuning(NamedTuple):
     """``plan.json``: the plan and the parameters that trained."""
     cost: dict[str, Any]
     """``cost.json``: steps, operations, time and memory."""
+    timings: str = ""
+    """Where the seconds of the call that finished the run went."""
 
     def __repr__(self) -> str:
         return "\n".join(f"{name + ':':<9}{value}" for name, value in self._rows())
@@ -70,6 +72,7 @@ class FinishedTuning(NamedTuple):
             ("compute", f"{self.cost['closed_form_ratio']:.2f} of full tuning"),
             ("model", str(self.folder)),
             ("cost", str(self.folder / "cost.json")),
+            *([("time", self.timings)] if self.timings else []),
         ]
 
 
@@ -137,7 +140,8 @@ def run_tuning(
         if before.get("data") == (training_source(config) if source is None else source).digest:
             return finished_tuning(folder) if processes.is_main else None
     given = llava
-    prepared = prepare_run(config, device, llava=given, source=source, on_note=on_note, on_progress=on_progress)
+    with run.timings.stage("load and survey"):
+        prepared = prepare_run(config, device, llava=given, source=source, on_note=on_note, on_progress=on_progress)
     llava, resolved, samples, survey, n_samples, eval_sets, eval_surveys = prepared
     skipped = {"skipped.csv": survey.skipped, **{f"skipped-{n}.csv": own.skipped for n, own in eval_surveys.items()}}
     for bad in skipped.values():
@@ -170,8 +174,10 @@ def run_tuning(
         with (
             user_errors(OSError),
             advise_when_out_of_memory(optimisation.batch_size),
+            advise_when_interrupted(folder),
         ):
-            measured = measure_first(config, llava, resolved, samples, estimate)
+            with run.timings.stage("first batch"):
+                measured = measure_first(config, llava, resolved, samples, estimate)
             trained = train(
                 llava,
                 resolved,
@@ -190,6 +196,7 @@ def run_tuning(
                 on_note=on_note if processes.is_main else lambda line: None,
                 on_progress=on_progress if processes.is_main else silent,
                 on_trained=lambda trainer: _save(config, trainer, folder, given, is_main=processes.is_main),
+                timings=run.timings,
             )
         cost = cost_of_run(config, measured, trained, estimate, llava.device, processes.world)
         if processes.is_main:
@@ -205,7 +212,7 @@ def finished_tuning(folder: Path) -> FinishedTuning:
     if read_manifest(folder, RUN) is None or not (folder / RUN.last).is_file():
         raise UserError(f"run must be a finished run of layerwise-finetune, got {str(folder)!r}. Finish it first.")
     plan, cost = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("plan.json", "cost.json"))
-    return FinishedTuning(folder, plan, cost)
+    return FinishedTuning(folder, plan, cost, read_timings(folder, RUN))
 
 
 def prepare_run(

@@ -9,7 +9,8 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,20 @@ def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in ``folder``, by step."""
     found = [entry for entry in folder.iterdir() if _NAME.fullmatch(entry.name)] if folder.is_dir() else []
     return sorted(found, key=checkpoint_step)
+
+
+@contextmanager
+def advise_when_interrupted(folder: Path) -> Iterator[None]:
+    """Context manager: after Ctrl-C, say from which step the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        last = last_checkpoint(folder)
+        raise KeyboardInterrupt(
+            f"Start the same command again to go on after step {checkpoint_step(last)}, the last checkpoint."
+            if last is not None
+            else "There is no checkpoint yet: the same command starts at the first step. Set --save-every to keep some."
+        ) from interrupt
 
 
 def last_checkpoint(folder: Path) -> Path | None:
