@@ -179,6 +179,12 @@ def sites_of(size: str, device: str, run: Path | None, repeats: int) -> tuple[in
     return number, (make_site(site, n, d, device) for site in range(min(repeats, number)))
 
 
+def _wait(x: Tensor) -> None:
+    """Wait for the device of a tensor."""
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+
+
 def time_sites(number: int, sampled: Iterator[Problems], *, clock: str) -> dict[str, Any]:
     """Seconds of both solvers, their ratio, and the gaps at which they stopped."""
     rng = np.random.default_rng(0)
@@ -194,11 +200,10 @@ def time_sites(number: int, sampled: Iterator[Problems], *, clock: str) -> dict[
                 [2] * len(problems.labels), problems.strengths,
             )  # fmt: skip
             solve_site(few, OUR_TOL)  # warm-up
-        synchronise = torch.cuda.synchronize if problems.x.is_cuda else lambda: None
-        synchronise()
+        _wait(problems.x)
         start = now()
         basis, fits = solve_site(problems, OUR_TOL)
-        synchronise()
+        _wait(problems.x)
         ours.append(now() - start)
         print(f"site {site}, batched, {ours[-1]:.2f} s", file=sys.stderr)
         scaled = ((problems.x - basis.centre) / basis.scale).cpu()

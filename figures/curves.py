@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from figures.effects import METRICS, as_text, default_title, layer_label, token_title
 from figures.panels import add_legend, draw_band, draw_level, open_panels
-from figures.style import SERIES, SERIES_MARKERS, Panels, Width
+from figures.style import SERIES, Panels, Width, series_look, series_numbers
 
 
 def draw_curves(
@@ -49,9 +49,11 @@ def draw_curves(
             for concept, label in zip(("clean", "corrupt"), levels, strict=True):
                 draw_level(panel, float(of_metric[concept].iloc[0]), concept, label, zorder=1)
             keys = list(dict.fromkeys(zip(of_metric["name"], of_metric["tokens"], strict=True)))
-            for number, (name, tokens) in enumerate(keys):
+            numbers = series_numbers([tokens or name for name, tokens in keys])
+            for number, (name, tokens) in zip(numbers, keys, strict=True):
                 own = of_metric[(of_metric["name"] == name) & (of_metric["tokens"] == tokens)].sort_values("layer")
-                colour, marker = SERIES[number % len(SERIES)], SERIES_MARKERS[number % len(SERIES_MARKERS)]
+                place, marker = series_look(number)
+                colour = SERIES[place]
                 layers = own["layer"].astype(int)
                 label = token_title(tokens) or ("recipient with donor's layers" if transplant else name)
                 panel.plot(layers, own["value"], color=colour, marker=marker, label=label, zorder=3)

@@ -36,6 +36,20 @@ def with_patches(results: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(row=[int(p[1]) for p in places if p], col=[int(p[2]) for p in places if p])
 
 
+def pair_rows(results: pd.DataFrame, values: pd.DataFrame, pair: str) -> pd.DataFrame:
+    """The table of a patch sweep for one of its pairs: its values and recovered fractions, without intervals and p.
+
+    ``values`` is ``values.parquet``, with a row for each cell, metric and pair.
+    """
+    own = values[values["id"].astype(str) == pair].astype({"site": str, "tokens": str, "metric": str})
+    found = own.set_index(["site", "tokens", "metric"])[["value", "clean", "corrupt", "recovered"]]
+    keys = pd.MultiIndex.from_frame(results[["site", "tokens", "metric"]].astype(str))
+    empty = ("lower", "upper", "recovered_lower", "recovered_upper", "p_adjusted")
+    columns = {str(name): found[name].reindex(keys).to_numpy(dtype=float) for name in found}
+    columns |= {name: np.full(len(results), np.nan) for name in empty if name in results}
+    return results.assign(**columns, n=1)
+
+
 def draw_patch_map(
     results: pd.DataFrame,
     picture: Picture | None = None,
@@ -48,8 +62,8 @@ def draw_patch_map(
 ) -> list[Axes]:
     """Effect of each patch of the grid, drawn on a picture, one panel for each layer (from 0) and activation.
 
-    Colours and marks are those of ``draw_token_map``; the larger the effect, the more opaque the colour. The picture
-    belongs to the first pair; effects are over all n pairs.
+    Colours and marks are those of ``draw_token_map``; the larger the effect, the more opaque the colour. Effects are
+    means over n pairs. A picture belongs to one pair: draw it for a single pair (``pair_rows``), not for a mean.
 
     - ``results``: The table of a patch sweep; rows of other token groups are left out.
     - ``picture``: ``H W 3``; None for a blank one.

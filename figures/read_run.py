@@ -206,6 +206,12 @@ def read_maps(folder: Path) -> SavedMaps | None:
     return saved if examples and not saved.table.empty else None
 
 
+def read_pair_values(folder: Path) -> pd.DataFrame | None:
+    """The values of a patch sweep by cell, metric and pair; None if the run has no table of them."""
+    path = folder / "values.parquet"
+    return read_saved(path) if path.is_file() else None
+
+
 def read_picture(path: Path) -> Picture | None:
     """An image file as ``H W 3``, 8 bits; None if there is no such file."""
     if not path.is_file():
@@ -213,6 +219,26 @@ def read_picture(path: Path) -> Picture | None:
     check_whole(path, advice=_AGAIN)
     with user_errors(OSError):
         return np.asarray(open_picture(path), dtype=np.uint8)
+
+
+def read_plan(folder: Path) -> tuple[pd.DataFrame, int]:
+    """The plan of a tuning run as a table of one row, and the number of blocks of its model."""
+    plan, config = folder / "plan.json", folder / "config.json"
+    if not plan.is_file() or not config.is_file():
+        missing = plan.name if not plan.is_file() else config.name
+        raise RunError(
+            f"RUN must contain {missing} for a plan diagram, got none in {str(folder)!r}. "
+            "Start an unfinished run again; of a run that saved adapters alone, draw the comparison."
+        )
+    saved, model = read_json(plan), read_json(config)
+    layers, described = saved["layers"], saved["plan"]
+    row = {
+        "plan": described.get("name") or described["layers"],
+        "layers": ",".join(map(str, layers)) if layers else "none",
+        "train": ",".join(described["train"]),
+        "method": described["method"],
+    }
+    return pd.DataFrame([row]), int(model.get("text_config", model)["num_hidden_layers"])
 
 
 def example_table(name: str) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 from figures.curves import draw_curves
 from figures.effect_grid import draw_head_map, draw_token_map
 from figures.layer_axis import names_in_blocks
-from figures.patch_map import draw_patch_map, draw_probe_map, of_patches
+from figures.patch_map import draw_patch_map, draw_probe_map, of_patches, pair_rows
 from figures.plans.cost import draw_cost_retention, has_costs
 from figures.plans.learning_curve import draw_learning_curve
 from figures.plans.plan_diagram import draw_plan_diagram
@@ -24,9 +24,10 @@ from figures.read_run import (
     Picture,
     RunError,
     kind_of_run,
-    read_json,
     read_maps,
+    read_pair_values,
     read_picture,
+    read_plan,
     read_run,
     read_table,
     reading,
@@ -35,6 +36,7 @@ from figures.score_by_layer import draw_score_by_layer
 from figures.style import Panels, Width, figure_of, file_name, save_figure
 from figures.token_plans import draw_token_plans
 
+_PAIRS = 3  # whose maps are drawn beside the mean
 _BY_LAYER = ("knockout", "skip", "transplant")  # operations with curves
 
 
@@ -91,7 +93,10 @@ def figures_of(folder: Path, *, width: Width = "two", example: int = 0) -> Itera
         return
     table = read_run(folder, kind)
     if kind == PATCH:
-        yield from draw_patch_run(table, read_picture(folder / "picture.png"), width=width)
+        alone = int(table["n"].max()) == 1
+        yield from draw_patch_run(table, read_picture(folder / "picture.png") if alone else None, width=width)
+        if not alone:
+            yield from _draw_pairs(folder, table, width)
     elif kind == PROBE:
         first, *others = names_in_blocks(table)
         yield Drawing("score_by_layer", draw_score_by_layer(table, name=first, width=width))
@@ -111,7 +116,8 @@ def figures_of(folder: Path, *, width: Width = "two", example: int = 0) -> Itera
 def draw_patch_run(results: pd.DataFrame, picture: Picture | None = None, *, width: Width = "two") -> Iterator[Drawing]:
     """The figures that fit the table of a patch sweep, the main one first; ``ValueError`` if the table is empty.
 
-    ``picture`` (``H W 3``) is drawn below the map of patches; None for a blank one.
+    ``picture`` (``H W 3``) is drawn below the map of patches; None for a blank one, such as for the mean over pairs
+    whose objects are in different places.
     """
     if results.empty:
         raise ValueError("results must contain at least one row, got none. Run patch-sweep first.")
@@ -129,11 +135,27 @@ def draw_patch_run(results: pd.DataFrame, picture: Picture | None = None, *, wid
         yield Drawing("curves", draw_curves(rest, width=width))
 
 
+def _draw_pairs(folder: Path, table: pd.DataFrame, width: Width) -> Iterator[Drawing]:
+    """Maps of the first pairs, each on its own picture, if single patches were changed."""
+    patches, values = table[of_patches(table)], read_pair_values(folder)
+    if patches.empty or values is None:
+        return
+    for k, pair in enumerate(dict.fromkeys(values["id"].astype(str))):
+        picture = read_picture(folder / "pictures" / f"{k}.png")
+        if k == _PAIRS or picture is None:
+            return
+        drawn = draw_patch_map(
+            pair_rows(patches, values, pair), picture, title=f"{table['model'].iloc[0]}: {table['op'].iloc[0]}, {pair}",
+            width=width,
+        )  # fmt: skip
+        yield Drawing(f"patch_map_{k}", drawn)
+
+
 def _draw_tuning(folder: Path, width: Width) -> Iterator[Drawing]:
     """The plan, if the run has written a model, and the learning curve, if it was evaluated; at least one of them."""
     evaluated = (folder / "evaluations.csv").is_file()
     if not evaluated or ((folder / "plan.json").is_file() and (folder / "config.json").is_file()):
-        plan, n_layers = _read_plan(folder)
+        plan, n_layers = read_plan(folder)
         yield Drawing("plan", draw_plan_diagram(plan, n_layers=n_layers, width=width))
     if evaluated:
         table = read_table(folder / "evaluations.csv", TUNE)
@@ -158,23 +180,3 @@ def _draw_maps(folder: Path, width: Width, example: int) -> Iterator[Drawing]:
             title=f"{target} = {entry['labels'][target]}: what a probe reads at each patch", width=width,
         )  # fmt: skip
         yield Drawing(f"probe_map_{target}", drawn)
-
-
-def _read_plan(folder: Path) -> tuple[pd.DataFrame, int]:
-    """The plan of a tuning run as a table of one row, and the number of blocks of its model."""
-    plan, config = folder / "plan.json", folder / "config.json"
-    if not plan.is_file() or not config.is_file():
-        missing = plan.name if not plan.is_file() else config.name
-        raise RunError(
-            f"RUN must contain {missing} for a plan diagram, got none in {str(folder)!r}. "
-            "Start an unfinished run again; of a run that saved adapters alone, draw the comparison."
-        )
-    saved, model = read_json(plan), read_json(config)
-    layers, described = saved["layers"], saved["plan"]
-    row = {
-        "plan": described.get("name") or described["layers"],
-        "layers": ",".join(map(str, layers)) if layers else "none",
-        "train": ",".join(described["train"]),
-        "method": described["method"],
-    }
-    return pd.DataFrame([row]), int(model.get("text_config", model)["num_hidden_layers"])

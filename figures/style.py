@@ -32,14 +32,14 @@ WIDTHS: dict[str, float] = {"one": 3.5, "two": 7.2}
 # style key -> colour, the same in every figure
 COLOURS = {
     "score": "#0072B2",
-    "transfer": "#C85C00",
-    "control": "#2EAB6E",
-    "random_init": "#EC9DD1",
-    "pixels": "#EFA60B",
+    "transfer": "#AC4800",
+    "control": "#25A76A",
+    "random_init": "#9482F7",
+    "pixels": "#CA8400",
     "chance": "#333333",
     "muted": "#7C7E85",
-    "clean": "#2EAB6E",
-    "corrupt": "#C85C00",
+    "clean": "#25A76A",
+    "corrupt": "#AC4800",
     "undefined": "#DDDDDD",
 }
 # style key -> line style and marker: the keys of one figure differ in at least one of them
@@ -55,8 +55,13 @@ LINES: dict[str, tuple[Any, str]] = {
 }
 OPEN = frozenset({"transfer"})  # style keys with white markers, since small shapes look similar
 # Colours and markers of curves that have no style key, in this order.
-SERIES = ("#0072B2", "#EFA60B", "#CC79A7", "#35C3FA", "#333333", "#844F28")
+SERIES = ("#0072B2", "#CA8400", "#CB78A6", "#0198F5", "#333333", "#844E2E")
 SERIES_MARKERS = ("o", "s", "^", "D", "v", "X")
+# token group or knockout -> number of its colour in SERIES, the same in every figure that shows it
+_SERIES_OF = {
+    "image->last": 0, "image->question": 1, "question->last": 2, "object->last": 3,
+    "image": 0, "question": 1, "last": 2, "object": 3,
+}  # fmt: skip
 # For fractions and effects, in a symmetric range around 0: red above, blue below, white at 0.
 DIVERGING = "RdBu_r"
 # For probabilities, from 0 to 1: lightness rises evenly, so it works in grey and for colour-blind readers.
@@ -129,6 +134,27 @@ def style() -> Iterator[None]:
                 interactive = mpl.is_interactive()
     finally:
         mpl.interactive(interactive)
+
+
+def series_numbers(names: Sequence[str]) -> list[int]:
+    """The number of each curve, which decides its colour and marker: fixed for known token groups, else the next one.
+
+    Example:
+        >>> series_numbers(["question->last", "mine", "image->last"])  # image->last is 0 in every figure
+        [2, 1, 0]
+    """
+    taken: dict[int, int] = {}  # number -> place among the names
+    for place, name in enumerate(names):
+        if name in _SERIES_OF:
+            taken.setdefault(_SERIES_OF[name], place)
+    numbers = {place: number for number, place in taken.items()}
+    free = iter(number for number in range(len(names) + len(_SERIES_OF)) if number not in taken)
+    return [numbers[place] if place in numbers else next(free) for place in range(len(names))]
+
+
+def series_look(number: int) -> tuple[int, str]:
+    """The place of a curve's colour in ``SERIES``, and its marker; all curves of a figure differ in one of the two."""
+    return number % len(SERIES), SERIES_MARKERS[(number + number // len(SERIES)) % len(SERIES_MARKERS)]
 
 
 def plan_colour(plan: str) -> str:

@@ -36,7 +36,7 @@ def draw_token_plans(
         >>> made = pd.DataFrame(rows, columns=["plan", "prefill_ratio", "kept"]).assign(
         ...     model="smol", split="test", kept_lower=0.8, kept_upper=1.0, accuracy=0.5, n=70)
         >>> draw_token_plans(made)[0].get_ylabel()
-        'accuracy / accuracy of the full model'
+        'accuracy, relative to the full model'
     """
     splits = list(dict.fromkeys(table["split"]))
     splits = [split for split in splits if split != "all"] or splits
@@ -69,9 +69,9 @@ def draw_token_plans(
                 )  # fmt: skip
             if len(splits) > 1:
                 panel.set_title(split, loc="left")
-            panel.set_xlabel("operations of prefill / full model")
+            panel.set_xlabel("operations of prefill, relative to the full model")
             if number % opened.columns == 0 or not opened.own:
-                panel.set_ylabel("accuracy / accuracy of the full model")
+                panel.set_ylabel("accuracy, relative to the full model")
     return opened.axes
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from figures.findings.largest_effects import grouped_tokens
 from interventions.batch_values import BatchValues
 from interventions.metrics import recovered_fraction
 from interventions.operations.attribution import attribution_gap
@@ -132,12 +133,6 @@ def _best_cells(
         for name, value in zip(("best_recovered", "best_lower", "best_upper"), values.tolist(), strict=True):
             found[name][cell] = value
     return found
-
-
-def grouped_tokens(rows: pd.DataFrame) -> "pd.Series[str]":
-    """The token group of each row, with all single patches as one group."""
-    tokens = rows["tokens"].astype("str")
-    return tokens.where(~tokens.str.startswith("patch("), "patches")
 
 
 def list_values(

@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from interventions.plan.plan import InterventionPlan
 
 ERROR_TABLE = "attribution_error.csv"
-RUN = RunKind("patch-sweep", writes=("cells", "pairs.parquet", "values.parquet", ERROR_TABLE, "picture.png"))
+RUN = RunKind(
+    "patch-sweep", writes=("cells", "pairs.parquet", "values.parquet", ERROR_TABLE, "picture.png", "pictures")
+)
 DEFAULT_LIMIT = 100  # pairs of scenes; smol then takes minutes on two cores for a map of all layers
 
 

@@ -1,6 +1,6 @@
 """Run every cell of a plan on one batch of pairs: ``run_batch``, or ``run_transplants`` for transplants."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -44,11 +44,12 @@ def run_batch(
     resampled: Sequence[Pair] | None = None,
     preprocess: Preprocess = "pad",
     exact: bool = False,
+    on_cell: Callable[[], None] = lambda: None,
 ) -> BatchValues:
     """Run every cell on a batch of pairs; ``exact`` also patches exactly if the plan is attribution.
 
-    ``resampled`` is the batch's part of ``resampled_pairs``. If the corruption is noise, patched cells and the corrupt
-    run have means over its seeds.
+    ``resampled`` is the batch's part of ``resampled_pairs``; ``on_cell`` is called after each cell. If the corruption
+    is noise, patched cells and the corrupt run have means over its seeds.
     """
     plan = statistics.plan
     examples = [pair.clean for pair in pairs]
@@ -68,6 +69,10 @@ def run_batch(
 
     def read(logits: Tensor) -> Tensor:
         return score(logits).cpu()
+
+    def read_cell(logits: Tensor) -> Tensor:
+        on_cell()
+        return read(logits)
 
     noisy = plan.corruption.kind == "noise"
     estimates = plan.op == "attribute"
@@ -90,7 +95,7 @@ def run_batch(
             values.append(found.estimated.transpose(0, 1).cpu())
         if exact or not estimates:
             cells = build_edits(specs, llava, runs.inputs, examples, statistics, seed=seed)
-            patched.append(torch.stack(run_cells(llava, base, cells, read, engine=plan.engine)))
+            patched.append(torch.stack(run_cells(llava, base, cells, read_cell, engine=plan.engine)))
     means = [torch.stack(part).mean(0) if part else None for part in (values, patched)]
     shown, compared = means if estimates else (means[1], None)
     assert shown is not None  # there is at least one seed
@@ -105,6 +110,7 @@ def run_transplants(
     pairs: Sequence[Pair],
     *,
     preprocess: Preprocess = "pad",
+    on_cell: Callable[[], None] = lambda: None,
 ) -> BatchValues:
     """Run every mixture of two checkpoints on the clean examples of a batch.
 
@@ -122,6 +128,7 @@ def run_transplants(
     for spec in specs:
         with transplanted(llava, donor, spec.layers, head=options.head, projector=options.projector) as mixture:
             values.append(read(plain_logits(mixture, inputs, readout.columns)))
+        on_cell()
     return BatchValues(torch.stack(values), read(of_donor), read(plain_logits(llava, inputs, readout.columns)))
 
 

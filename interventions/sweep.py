@@ -7,6 +7,7 @@ finished.results, finished.figures[0]
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ import figures
 from interventions.batch_values import BatchValues
 from interventions.cell_statistics import first_bad, list_errors, list_values, summarise_cells
 from interventions.config import ERROR_TABLE, RUN, PatchConfig
+from interventions.estimate import FIGURE_SECONDS, OVERHEAD, VALUE_SECONDS, flops_of_pair
 from interventions.metrics import UNDEFINED_BELOW, answer_tokens
 from interventions.operations.choose_runs import unchanged_run
 from interventions.operations.dataset_statistics import collect_statistics
@@ -31,38 +33,44 @@ from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.pixels import to_png
 from records.manifest import commit
-from records.open_model import describe_model, open_model, other_model
+from records.open_model import describe_model, load_seconds, open_model, other_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
-from records.progress import OnProgress, ProgressBars
-from records.run import FinishedRun, Run, check_space, free_bytes, writing
+from records.progress import OnProgress, PartProgress, ProgressBars
+from records.run import FinishedRun, Run, check_space, drawn_before, free_bytes, read_timings, writing
 from records.tables import read_results
+from records.timings import describe_estimate
 from tasks.checksums import check_whole
 from tasks.errors import UserError
 from tasks.prompts import vicuna_v1
 
+_MOST_PICTURES = 24  # pairs whose pictures are written beside their maps of patches
 _ROW = 40  # upper bound of the bytes of a row of values.parquet and its copy in the files of batches
 
 
 @dataclass(frozen=True)
 class PatchEstimate:
-    """The cost of a sweep: number of pairs and of cells, time, bytes to write, and free bytes on the disk.
+    """The cost of a sweep: number of pairs and of cells, time by stage, bytes to write, and free bytes on the disk.
 
-    ``seconds`` is estimated from the matrix products of the base runs of every pair and the measured speed of one
-    product. Cells of engine ``full`` count as one run each; cells of ``incremental`` take less than a run and are left
-    out.
+    ``stages`` are named as in the manifest's ``timings``. The runs are estimated from their matrix products and the
+    measured speed of one product; a cell of engine ``incremental`` computes only what follows its change.
     """
 
     n_pairs: int
     n_cells: int
-    seconds: float
+    stages: Mapping[str, float]
     size: int
     free: int
+
+    @property
+    def seconds(self) -> float:
+        """Estimated seconds of the whole sweep, within a factor of two on the machine of the calibration."""
+        return sum(self.stages.values())
 
     def __str__(self) -> str:
         """One line."""
         return (
             f"{self.n_pairs} pairs, {self.n_cells} cells each: {self.size / 1e6:.1f} MB of values "
-            f"({self.free / 1e9:.1f} GB free), runs at least {self.seconds:.0f} s"
+            f"({self.free / 1e9:.1f} GB free), {describe_estimate(self.stages)}"
         )
 
 
@@ -108,7 +116,8 @@ def run_patch_sweep(
     directions = {} if file is None else load_directions(file)
     device = own_device(config.model.device)
     processes = join_processes(device)
-    llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
+    with run.timings.stage("load"):
+        llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
     sweep = _prepare(config, llava, device, pairs, directions)
     estimate = _estimate(sweep, device)
     if config.dry_run:
@@ -125,21 +134,27 @@ def run_patch_sweep(
         if processes.is_main:
             with writing(config.folder):
                 _write_pairs(sweep)
-        _run_batches(sweep, processes, on_progress, on_note)
+        with run.timings.stage("runs"):
+            _run_batches(sweep, processes, on_progress, on_note)
         processes.wait()
         if not processes.is_main:
             return None
         if not run.is_finished:
-            with writing(config.folder):
-                run.finish(_write_tables(sweep))
+            with writing(config.folder), run.timings.stage("tables"):
+                results = _write_tables(sweep)
+            run.finish(results)
+            with run.drawing(), writing(config.folder):
+                figures.draw_run(config.folder)
         return finished_patch_sweep(config.folder)
 
 
 def finished_patch_sweep(folder: Path) -> FinishedRun:
     """The finished run in ``folder``, with its figures drawn; raise ``UserError`` if there is none."""
     results = read_results(folder, RUN)
-    with writing(folder):
-        drawn = figures.draw_run(folder)
+    drawn = drawn_before(folder)
+    if not drawn:
+        with writing(folder):
+            drawn = [paths.png for paths in figures.draw_run(folder)]
     notes: list[str] = []
     if (folder / ERROR_TABLE).is_file():
         check_whole(folder / ERROR_TABLE, advice="Start the same command again: it is made anew.")
@@ -148,7 +163,9 @@ def finished_patch_sweep(folder: Path) -> FinishedRun:
             f"error {row['relative_error']:.0%} of the mean exact change (n = {row['n']})"
             for row in pd.read_csv(folder / ERROR_TABLE).to_dict("records")
         ]
-    return FinishedRun(folder, results, render_summary(results), tuple(paths.png for paths in drawn), tuple(notes))
+    return FinishedRun(
+        folder, results, render_summary(results), tuple(drawn), tuple(notes), timings=read_timings(folder, RUN)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,22 +233,22 @@ def _prepare(
     return _Sweep(config, llava, donor, specs, pairs, resampled, directions, batches, first)
 
 
-def _batch_runner(sweep: _Sweep) -> Callable[[int], BatchValues]:
-    """A function that runs one batch. Statistics over the data set are computed here, once."""
+def _batch_runner(sweep: _Sweep) -> Callable[[int, Callable[[], None]], BatchValues]:
+    """A function that runs one batch, and calls another after each cell. Statistics over the data are computed here."""
     llava, donor, plan, preprocess = sweep.llava, sweep.donor, sweep.config.plan, sweep.config.pairs.preprocess
     if donor is not None:
-        return lambda batch: run_transplants(
-            llava, donor, plan, sweep.specs, sweep.pairs_of(batch), preprocess=preprocess
+        return lambda batch, on_cell: run_transplants(
+            llava, donor, plan, sweep.specs, sweep.pairs_of(batch), preprocess=preprocess, on_cell=on_cell
         )
     statistics = collect_statistics(
         plan, llava, [pair.clean for pair in sweep.pairs.pairs], specs=sweep.specs, directions=sweep.directions,
         batch_size=sweep.config.batch_size, preprocess=preprocess,
     )  # fmt: skip
     others = sweep.resampled
-    return lambda batch: run_batch(
+    return lambda batch, on_cell: run_batch(
         llava, statistics, sweep.specs, sweep.pairs_of(batch),
         resampled=None if others is None else [others[number] for number in sweep.batches[batch]],
-        preprocess=preprocess, exact=sweep.is_compared(batch),
+        preprocess=preprocess, exact=sweep.is_compared(batch), on_cell=on_cell,
     )  # fmt: skip
 
 
@@ -245,50 +262,67 @@ def _check_settings(config: PatchConfig) -> None:
 
 
 def _estimate(sweep: _Sweep, device: str) -> PatchEstimate:
-    config, llava, real = sweep.config, sweep.llava, sweep.first.layout[0].real
+    config, llava, plan = sweep.config, sweep.llava, sweep.config.plan
     n, n_cells = len(sweep.pairs.pairs), len(sweep.specs)
-    in_blocks = sum(p.numel() for p in llava.blocks.parameters())
-    in_tower = sum(p.numel() for p in llava.vision_blocks.parameters())
-    a_run = 2 * ((real.stop - real.start) * in_blocks + llava.n_image_tokens * in_tower)
-    whole = config.plan.engine == "full" or config.plan.op == "transplant"
-    runs = 2 + (n_cells if whole else 0)
+    speed = matmul_speed(device, llava.dtype)
+    runs = OVERHEAD * n * flops_of_pair(plan, llava, sweep.specs, sweep.first, sweep.pairs_of(0)) / speed
+    values = n * n_cells * len(plan.metrics)
+    stages = {
+        "load": load_seconds(llava),
+        "runs": runs,
+        "tables": values * VALUE_SECONDS,
+        "figures": FIGURE_SECONDS,
+    }
     return PatchEstimate(
-        n_pairs=n,
-        n_cells=n_cells,
-        seconds=n * runs * a_run / matmul_speed(device, llava.dtype),
-        size=n * n_cells * len(config.plan.metrics) * _ROW,
-        free=free_bytes(config.folder),
-    )
+        n_pairs=n, n_cells=n_cells, stages=stages, size=values * _ROW, free=free_bytes(config.folder)
+    )  # fmt: skip
 
 
 def _write_pairs(sweep: _Sweep) -> None:
-    """Write ``pairs.parquet``, one row for each pair, and ``picture.png``, the first picture as the model gets it."""
+    """Write ``pairs.parquet``, one row for each pair, and the clean pictures as the model gets them.
+
+    ``picture.png`` is that of the first pair. If single patches are changed, ``pictures/<k>.png`` are those of the
+    first pairs, whose maps they belong to.
+    """
     rows = [
         {"id": p.id, "question": p.clean.question, "answer": p.clean.answer, "foil": p.foil, "batch": batch}
         for batch in range(len(sweep.batches))
         for p in sweep.pairs_of(batch)
     ]
-    folder, pixels = sweep.config.folder, sweep.first.pixel_values
+    folder, preprocess = sweep.config.folder, sweep.config.pairs.preprocess
     commit(folder / "pairs.parquet", pd.DataFrame(rows).to_parquet(index=False))
-    if pixels is not None and sweep.first.image_of[0]:
-        commit(folder / "picture.png", to_png(sweep.llava, pixels[sweep.first.image_of[0][0]]))
+    _write_picture(sweep.llava, sweep.first, folder / "picture.png")
+    if any(spec.tokens.startswith("patch(") for spec in sweep.specs if spec.tokens):
+        (folder / "pictures").mkdir(exist_ok=True)
+        for k, pair in enumerate(sweep.pairs.pairs[:_MOST_PICTURES]):
+            path = folder / "pictures" / f"{k}.png"
+            if not path.is_file():
+                _write_picture(sweep.llava, prepare(sweep.llava, [pair.clean], preprocess=preprocess), path)
+
+
+def _write_picture(llava: Llava, inputs: Inputs, path: Path) -> None:
+    """Write the first example's first picture; nothing if it has none."""
+    if inputs.pixel_values is not None and inputs.image_of[0]:
+        commit(path, to_png(llava, inputs.pixel_values[inputs.image_of[0][0]]))
 
 
 def _run_batches(sweep: _Sweep, processes: Processes, on_progress: OnProgress, on_note: Callable[[str], None]) -> None:
     """Run and write every batch of this rank (rank, rank + world, ...) that has no file yet."""
     plan = sweep.config.plan
     owned = range(processes.rank, len(sweep.batches), processes.world)
-    total = sum(len(sweep.batches[batch]) for batch in owned)
+    cells = len(sweep.specs)
+    stage, total = f"{plan.op}, cells", cells * sum(len(sweep.batches[batch]) for batch in owned)
     missing = [batch for batch in owned if sweep.read(batch) is None]
     if len(missing) < len(owned):
-        on_progress(plan.op, total - sum(len(sweep.batches[batch]) for batch in missing), total)
+        on_progress(stage, total - cells * sum(len(sweep.batches[batch]) for batch in missing), total)
     run = _batch_runner(sweep) if missing else None
     for batch in missing:
         assert run is not None
         if sweep.path(batch).is_file():
             on_note(f"{sweep.path(batch).relative_to(sweep.config.folder)} is damaged: its pairs are run again")
-        found = run(batch)
         ids = [pair.id for pair in sweep.pairs_of(batch)]
+        part = PartProgress(on_progress, stage, size=cells * len(ids), total=total)
+        found = run(batch, partial(part.add, len(ids)))
         for values in (found.clean, found.corrupt, found.values):
             bad = first_bad(values, plan.metrics, ids)
             if bad is not None:
@@ -297,7 +331,7 @@ def _run_batches(sweep: _Sweep, processes: Processes, on_progress: OnProgress, o
                 )
         with writing(sweep.config.folder):
             found.write(sweep.path(batch))
-        on_progress(plan.op, len(ids), total)
+        part.finish()
 
 
 def _write_tables(sweep: _Sweep) -> pd.DataFrame:

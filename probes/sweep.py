@@ -34,7 +34,7 @@ from records.manifest import commit
 from records.open_model import describe_model, open_model
 from records.processes import join_processes, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
-from records.run import FinishedRun, Run, check_space, writing
+from records.run import FinishedRun, Run, check_space, read_timings, writing
 from records.tables import read_results
 from tasks.errors import UserError, user_errors
 from tasks.example import Example
@@ -117,7 +117,8 @@ def run_sweep(
     device = own_device(config.model.device)
     processes = join_processes(device)
     given = llava
-    llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
+    with run.timings.stage("load"):
+        llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
     selection = data or at_size(selection, config, llava.image_size)
     sites = _sites(config, llava)
     depths = [depth(site, llava) for site in sites]
@@ -141,20 +142,22 @@ def run_sweep(
             store = ActivationStore(config.folder.absolute() / name, len(examples), shard_size(config.batch_size))
             stage = "capturing" if name == STORES[0] else "capturing the random model"
             own = -(-len(examples) // processes.world)
-            fill_store(
-                store, model, examples, sites, selection.groups, config, processes,
-                lambda n: on_progress(stage, n, own), on_note,
-            )  # fmt: skip
+            with run.timings.stage(stage):
+                fill_store(
+                    store, model, examples, sites, selection.groups, config, processes,
+                    lambda n: on_progress(stage, n, own), on_note,
+                )  # fmt: skip
             return store
 
         store = captured(STORES[0], lambda: llava, selection.examples)
         processes.wait()
         if processes.is_main and maps.examples and not has_maps(config.folder):
             steps = len(sites) * len(selection.groups) + len(maps.examples)
-            write_maps(
-                llava, store, sites, depths, selection, plans, maps, config,
-                lambda n: on_progress("mapping patches", n, steps),
-            )  # fmt: skip
+            with run.timings.stage("mapping patches"):
+                write_maps(
+                    llava, store, sites, depths, selection, plans, maps, config,
+                    lambda n: on_progress("mapping patches", n, steps),
+                )  # fmt: skip
         control_store = None
         if _has_control_model(config):
             control = partial(_control_model, llava, config, keep=given is not None)
@@ -164,16 +167,17 @@ def run_sweep(
             return None
         if not run.is_finished:
             total = len(sites) * len(selection.groups)
-            fitted = fit_sites(
-                store, control_store, sites, depths, selection, plans, config,
-                lambda n: on_progress("fitting probes", n, total),
-            )  # fmt: skip
+            with run.timings.stage("fitting probes"):
+                fitted = fit_sites(
+                    store, control_store, sites, depths, selection, plans, config,
+                    lambda n: on_progress("fitting probes", n, total),
+                )  # fmt: skip
             with writing(config.folder):
                 save_probes(config.folder, fitted.probes)
             run.finish(fitted.table)
-        if figures:
-            with writing(config.folder):
-                draw_run(config.folder)
+            if figures:
+                with writing(config.folder), run.drawing():
+                    draw_run(config.folder)
     return finished_sweep(config.folder, figures=figures)
 
 
@@ -204,7 +208,8 @@ def finished_sweep(folder: Path, *, figures: bool = True) -> FinishedRun:
     if skipped.is_file():
         with user_errors(OSError, ValueError):
             notes = (f"{len(pd.read_csv(skipped))} examples left out, see {skipped}",)
-    return FinishedRun(folder, results, render_summary(results), (figure,) if figures else (), notes)
+    drawn = (figure,) if figures else ()
+    return FinishedRun(folder, results, render_summary(results), drawn, notes, timings=read_timings(folder, RUN))
 
 
 def _check_settings(config: SweepConfig) -> None:

@@ -121,7 +121,8 @@ def run_command(
             _refuse(name, UserError(f"files must be readable and writable, got {one_line(error)}."))
         except KeyboardInterrupt as interrupt:
             bars.close()
-            print(f"{name}: interrupted. Start the same command again to go on where it stopped.", file=sys.stderr)
+            advice = str(interrupt) or "Start the same command again to go on where it stopped."
+            print(f"{name}: interrupted. {advice}", file=sys.stderr)
             raise SystemExit(130) from interrupt
     if result is not None and is_main:
         _print(result)
@@ -161,7 +162,7 @@ def _parse(
             parsed = tyro.cli(
                 union,
                 prog=command,
-                description=about,
+                description=f"{about}\n\n{_listed(subcommands)}",
                 args=[*explicit, *given],
                 default=default.options(),
                 config=(conf.OmitArgPrefixes, conf.OmitSubcommandPrefixes, conf.CascadeSubcommandArgs),
@@ -181,6 +182,20 @@ def _parse(
             }
         )
     return chosen, parsed
+
+
+def _listed(known: Sequence[Subcommand]) -> str:
+    """The sub-commands with a sentence each, for ``--help``."""
+    widest = max(len(sub.name) for sub in known)
+    lines = [
+        f"  {sub.name:<{widest}}  {_about(sub)}{' (the default)' if number == 0 else ''}"
+        for number, sub in enumerate(known)
+    ]
+    return "\n".join(["Subcommands, each with its own --help:", *lines])
+
+
+def _about(sub: Subcommand) -> str:
+    return (sub.about or str(sub.options.__doc__)).partition("\n")[0]
 
 
 def _member(sub: Subcommand) -> Any:
@@ -325,3 +340,5 @@ def _print(result: Any) -> None:
     print(f"table:  {result.folder / result.table}")
     for figure in result.figures:
         print(f"figure: {figure}")
+    if result.timings:
+        print(f"time:   {result.timings}")

@@ -11,6 +11,8 @@ from models.loading.load import load
 from records.options import ModelOptions
 from tasks.errors import UserError, user_errors
 
+_LOAD_RATE = 1e-8  # seconds for each weight
+
 
 def open_model(
     options: ModelOptions, *, device: str, seed: int, given: Llava | None = None, weights: bool = True
@@ -58,3 +60,8 @@ def other_model(options: ModelOptions, name: str, *, device: str, seed: int, wei
 def describe_model(llava: Llava) -> dict[str, Any]:
     """The entry ``model`` of a manifest."""
     return {"id": llava.id, "revision": llava.revision, "weight_hash": llava.weight_hash}
+
+
+def load_seconds(llava: Llava) -> float:
+    """Estimated time to load a model of this size, from a rate measured on smol and one CPU thread."""
+    return 1.0 + _LOAD_RATE * sum(parameter.numel() for parameter in llava.model.parameters())

@@ -24,6 +24,35 @@ def in_notebook() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
+class PartProgress:
+    """Progress of a part of a stage that reports its own steps, such as the cells of a batch.
+
+    It never reports more than its ``size``, and ``finish`` reports what is missing.
+
+    Example:
+        >>> told = []
+        >>> part = PartProgress(lambda stage, done, total: told.append(done), "cells", size=5, total=20)
+        >>> part.add(3)
+        >>> part.finish()
+        >>> told
+        [3, 2]
+    """
+
+    def __init__(self, on_progress: OnProgress, stage: str, *, size: int, total: int) -> None:
+        self._on_progress, self._stage, self._left, self._total = on_progress, stage, size, total
+
+    def add(self, steps: int) -> None:
+        """Report steps that are newly done."""
+        steps = min(steps, self._left)
+        if steps:
+            self._left -= steps
+            self._on_progress(self._stage, steps, self._total)
+
+    def finish(self) -> None:
+        """Report all remaining steps."""
+        self.add(self._left)
+
+
 class ProgressBars:
     """One tqdm bar for each stage, with rate and time left. A bar closes when its stage is done.
 

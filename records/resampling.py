@@ -76,19 +76,6 @@ def select_best(
     return Best(int(np.argmax(estimates)), shares, float(chosen.mean()), highest)
 
 
-def location_range(shares: Float[Array, " cell"]) -> tuple[int, int]:
-    """The first and the last cell of the range that holds the best one in 95 % of the draws; cells are in order.
-
-    Example:
-        >>> import numpy as np
-        >>> location_range(np.array([0.01, 0.3, 0.69, 0.0]))
-        (1, 2)
-    """
-    below = np.cumsum(shares)
-    above = below[-1] * (1 - TAIL)
-    return int(np.argmax(below > TAIL * below[-1])), int(np.argmax(below >= above - 1e-9))
-
-
 def shuffle_over_groups(groups: npt.ArrayLike, *, generator: np.random.Generator) -> Int[Codes, " example"]:
     """Index that gives each group the labels of another group: ``y[index]`` are the shuffled labels.
 

@@ -28,6 +28,7 @@ from records.manifest import FILE, RunKind, difference, new_manifest, read_manif
 from records.processes import Processes
 from records.shared_jobs import is_locked, one_at_a_time
 from records.tables import clock, write_results
+from records.timings import Timings, describe_seconds
 from tasks.checksums import damaged_files
 from tasks.errors import UserError
 
@@ -57,6 +58,8 @@ class FinishedRun:
     """Sentences for the reader, for example how many examples are left out."""
     table: str = "results.csv"
     """Name of the file that holds ``results``."""
+    timings: str = ""
+    """Where the seconds of the call that finished the run went; empty if it is not recorded."""
 
     def _repr_html_(self) -> str:
         figure = self.figures[0] if self.figures else None
@@ -89,6 +92,7 @@ class Run:
         self.folder, self.kind, self.overwrite = folder, kind, overwrite
         self.manifest = new_manifest(kind, settings)
         self._command, self._started = list(command), time.time()
+        self.timings = Timings()
         check_folder(folder, self.manifest, kind, overwrite=overwrite)
 
     @property
@@ -152,7 +156,28 @@ class Run:
             }
             if results is not None:
                 write_results(self.folder, results)
-            write_manifest(self.folder, {**self.manifest, **about})
+            write_manifest(self.folder, {**self.manifest, **about, "timings": self.timings.elapsed()})
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Context manager for the figures of a run that this call finished: adds their time to the manifest."""
+        with self.timings.stage("figures"):
+            yield
+        manifest = read_manifest(self.folder, self.kind)
+        if manifest is not None:
+            with writing(self.folder):
+                write_manifest(self.folder, {**manifest, "timings": self.timings.elapsed()})
+
+
+def drawn_before(folder: Path) -> list[Path]:
+    """The PNG figures of a run in the order in which they were drawn, the main one first; none if it has none."""
+    return sorted((folder / "figures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def read_timings(folder: Path, kind: RunKind) -> str:
+    """Where the seconds of a finished run went, as one line; empty if its manifest does not hold it."""
+    stages = (read_manifest(folder, kind) or {}).get("timings")
+    return describe_seconds(stages) if isinstance(stages, dict) and stages else ""
 
 
 def check_folder(folder: Path, wanted: Mapping[str, Any], kind: RunKind, *, overwrite: bool) -> bool:

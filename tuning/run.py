@@ -14,7 +14,7 @@ from records.manifest import read_manifest
 from records.open_model import describe_model, open_model
 from records.processes import join_processes, own_device
 from records.progress import OnProgress, ProgressBars, silent
-from records.run import Run, writing
+from records.run import Run, read_timings, writing
 from tasks.checksums import read_whole_json
 from tasks.errors import UserError, user_errors
 from tasks.html import rows_html
@@ -29,7 +29,7 @@ from tuning.plan.choose_layers import describe_choice
 from tuning.plan.connector import with_connector
 from tuning.plan.resolve import Resolved, resolve
 from tuning.training.accelerator import check_launcher
-from tuning.training.checkpoint import last_whole_checkpoint
+from tuning.training.checkpoint import advise_when_interrupted, last_whole_checkpoint
 from tuning.training.out_of_memory import advise_when_out_of_memory
 from tuning.training.save import bytes_of_model, save_model, write_json
 from tuning.training.torch_compile import check_compiling
@@ -55,6 +55,8 @@ class FinishedTuning(NamedTuple):
     """``plan.json``: the plan and the parameters that trained."""
     cost: dict[str, Any]
     """``cost.json``: steps, operations, time and memory."""
+    timings: str = ""
+    """Where the seconds of the call that finished the run went."""
 
     def __repr__(self) -> str:
         return "\n".join(f"{name + ':':<9}{value}" for name, value in self._rows())
@@ -71,6 +73,7 @@ class FinishedTuning(NamedTuple):
             ("compute", f"{self.cost['closed_form_ratio']:.2f} of full tuning"),
             ("model", str(self.folder)),
             ("cost", str(self.folder / "cost.json")),
+            *([("time", self.timings)] if self.timings else []),
         ]
 
 
@@ -138,7 +141,8 @@ def run_tuning(
         if before.get("data") == (training_source(config) if source is None else source).digest:
             return finished_tuning(folder) if processes.is_main else None
     given = llava
-    prepared = prepare_run(config, device, llava=given, source=source, on_note=on_note, on_progress=on_progress)
+    with run.timings.stage("load and survey"):
+        prepared = prepare_run(config, device, llava=given, source=source, on_note=on_note, on_progress=on_progress)
     llava, resolved, samples, survey, n_samples, eval_sets, eval_surveys = prepared
     skipped = {"skipped.csv": survey.skipped, **{f"skipped-{n}.csv": own.skipped for n, own in eval_surveys.items()}}
     for bad in skipped.values():
@@ -172,8 +176,10 @@ def run_tuning(
         with (
             user_errors(OSError),
             advise_when_out_of_memory(optimisation.batch_size),
+            advise_when_interrupted(folder),
         ):
-            measured = measure_first(config, llava, resolved, samples, estimate)
+            with run.timings.stage("first batch"):
+                measured = measure_first(config, llava, resolved, samples, estimate)
             trained = train(
                 llava,
                 resolved,
@@ -192,6 +198,7 @@ def run_tuning(
                 on_note=note,
                 on_progress=on_progress if processes.is_main else silent,
                 on_trained=lambda trainer: _save(config, trainer, folder, given, is_main=processes.is_main),
+                timings=run.timings,
             )
         cost = cost_of_run(config, measured, trained, estimate, llava.device, processes.world)
         if processes.is_main:
@@ -213,7 +220,7 @@ def finished_tuning(folder: Path) -> FinishedTuning:
         for key in keys:
             if key not in found:
                 raise UserError(f"{name} must hold {key!r}, got none in {str(folder)!r}. {advice}")
-    return FinishedTuning(folder, plan, cost)
+    return FinishedTuning(folder, plan, cost, read_timings(folder, RUN))
 
 
 def prepare_run(

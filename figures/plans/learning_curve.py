@@ -15,7 +15,7 @@ from figures.plans.plan_marks import CONDITIONS
 from figures.style import SERIES, SERIES_MARKERS, Panels, Width
 
 EvaluationMetric = Literal["accuracy", "log_prob_per_token"]
-_METRICS: Mapping[EvaluationMetric, str] = {
+METRICS: Mapping[EvaluationMetric, str] = {
     "accuracy": "share of right answers",
     "log_prob_per_token": "log-probability\nof a token (nats)",
 }
@@ -51,7 +51,7 @@ def draw_learning_curve(
         >>> draw_learning_curve(example_table("learning_curve_connectors"))[0].get_title("left")
         'captions: all (n = 64)'
     """
-    wanted = _panels(table, metrics)
+    wanted = panels_of(table, metrics)
     if not wanted:
         raise ValueError(f"table must contain {' or '.join(metrics)}, got none. Train with --eval-data.")
     steps = sorted(set(table["step"].astype(int)))
@@ -74,7 +74,7 @@ def draw_learning_curve(
             for level in sorted(set(here["chance"].dropna())) if "chance" in here else ():
                 draw_level(panel, level, "chance", "a guess", zorder=1)
             n = " or ".join(map(str, sorted(set(here["n"].astype(int)))))
-            panel.set_title(f"{_SETS.get(name, name)}: {family} (n = {n})", loc="left")
+            panel.set_title(f"{set_title(name)}: {family} (n = {n})", loc="left")
             panel.set_xlabel("optimizer step")
             if len(steps) <= _FEW:
                 panel.set_xticks(steps)
@@ -82,11 +82,16 @@ def draw_learning_curve(
                 panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
             first = number % opened.columns == 0 or wanted[number - 1][1] != metric
             if first or not opened.own:
-                panel.set_ylabel(_METRICS[metric])
+                panel.set_ylabel(METRICS[metric])
     return opened.axes
 
 
-def _panels(table: pd.DataFrame, metrics: Sequence[EvaluationMetric]) -> list[tuple[str, EvaluationMetric, str]]:
+def set_title(name: str) -> str:
+    """The title of an evaluation set."""
+    return _SETS.get(name, name)
+
+
+def panels_of(table: pd.DataFrame, metrics: Sequence[EvaluationMetric]) -> list[tuple[str, EvaluationMetric, str]]:
     """Set, metric and family of each panel; single families only for accuracy, and only if there are several."""
     found: list[tuple[str, EvaluationMetric, str]] = []
     for name in dict.fromkeys(table["set"]):

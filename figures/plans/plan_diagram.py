@@ -1,5 +1,7 @@
 """The layers and parts that each tuning plan trains."""
 
+from typing import NamedTuple
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
@@ -14,7 +16,41 @@ GAP = 0.6  # between the blocks and the other parts, in boxes
 STEPS = {"two": 1.0, "one": 2.6}  # distance between two other parts, in boxes: room for their names
 _EMPTY = "#B4B4B4"
 _HATCHES = {"lora": "/////", "lisa": "....."}
-_NAMES = {"full": "all weights train", "lora": "low-rank factors train (LoRA)", "lisa": "a few at a time train (LISA)"}
+METHODS = {"full": "all weights train", "lora": "low-rank factors train (LoRA)", "lisa": "a few at a time train (LISA)"}
+
+
+class PlanRow(NamedTuple):
+    """What a plan trains."""
+
+    plan: str
+    blocks: set[int]
+    """Blocks of the language model, from 0."""
+    parts: set[str]
+    """Other parts, such as ``projector``."""
+    method: str
+    """``full``, ``lora`` or ``lisa``."""
+
+
+def plan_rows(table: pd.DataFrame, n_layers: int | None = None) -> tuple[int, list[PlanRow]]:
+    """The number of blocks, and what each plan of the table trains. Arguments: see ``draw_plan_diagram``.
+
+    Raises:
+        ValueError: If no plan has layers.
+    """
+    plans = table.drop_duplicates("plan").set_index("plan")
+    plans = plans[plans["layers"].notna() & (plans["layers"].astype(str) != "")]
+    if plans.empty:
+        raise ValueError(
+            "table must contain at least one plan with layers, got none. Run layerwise-finetune compare first."
+        )
+    n_layers = n_layers or 1 + max((max(_blocks(ranges, 0), default=-1) for ranges in plans["layers"]), default=-1)
+    rows = []
+    for plan, row in plans.iterrows():
+        blocks = set() if plan == "start" else _blocks(row["layers"], n_layers)
+        parts = set() if plan == "start" else _parts(row["train"])
+        method = "full" if pd.isna(row["method"]) or row["method"] == "" else str(row["method"])
+        rows.append(PlanRow(str(plan), blocks, parts, method))
+    return n_layers, rows
 
 
 def draw_plan_diagram(
@@ -43,13 +79,7 @@ def draw_plan_diagram(
         >>> [text.get_text() for text in draw_plan_diagram(example_table("plan_diagram_smol")).get_yticklabels()][-2:]
         ['full', 'start']
     """
-    plans = table.drop_duplicates("plan").set_index("plan")
-    plans = plans[plans["layers"].notna() & (plans["layers"].astype(str) != "")]
-    if plans.empty:
-        raise ValueError(
-            "table must contain at least one plan with layers, got none. Run layerwise-finetune compare first."
-        )
-    n_layers = n_layers or 1 + max((max(_blocks(ranges, 0), default=-1) for ranges in plans["layers"]), default=-1)
+    n_layers, rows = plan_rows(table, n_layers)
     step = STEPS[width]
     left = len(BEFORE) * step + GAP
     right = left + n_layers + GAP
@@ -58,16 +88,14 @@ def draw_plan_diagram(
     places += [(right + i * step, part) for i, part in enumerate(AFTER)]
     methods: list[str] = []
     with open_panels(
-        ax, ["all plans"], width=width, columns=1, heights=0.21 * len(plans) + 0.75, extra=0.4, title=title
+        ax, ["all plans"], width=width, columns=1, heights=0.21 * len(rows) + 0.75, extra=0.4, title=title
     ) as opened:
         panel = opened.axes[0]
-        for place, (plan, row) in enumerate(reversed(list(plans.iterrows()))):
-            blocks = set() if plan == "start" else _blocks(row["layers"], n_layers)
-            parts = set() if plan == "start" else _parts(row["train"])
-            method = "full" if pd.isna(row["method"]) or row["method"] == "" else str(row["method"])
+        for place, row in enumerate(reversed(rows)):
             for x, name in places:
-                trains, how = (name in parts, "full") if isinstance(name, str) else (name in blocks, method)
-                _box(panel, x, place, trains, how, plan_colour(str(plan)))
+                is_part = isinstance(name, str)
+                trains, how = (name in row.parts, "full") if is_part else (name in row.blocks, row.method)
+                _box(panel, x, place, trains, how, plan_colour(row.plan))
                 methods += [how] if trains and how not in methods else []
         every = stride(panel, [str(n_layers - 1)], right + len(AFTER) * step)
         shown = [(x, name) for x, name in places if isinstance(name, str) or name % every == 0]
@@ -77,13 +105,13 @@ def draw_plan_diagram(
                 text.set(rotation=50, horizontalalignment="right", rotation_mode="anchor")
         panel.set_xlabel("part; block of the language model, from 0")
         panel.tick_params(length=0)
-        panel.set_yticks(range(len(plans)), [str(plan) for plan in plans.index][::-1])
+        panel.set_yticks(range(len(rows)), [row.plan for row in rows][::-1])
         panel.set_xlim(-0.3, right + len(AFTER) * step + 0.2)
-        panel.set_ylim(-0.7, len(plans) - 0.3)
+        panel.set_ylim(-0.7, len(rows) - 0.3)
         if legend:
             keys = [
                 Patch(facecolor="#8C8C8C" if how == "full" else "none", edgecolor="#555555", hatch=_HATCHES.get(how),
-                      linewidth=0.7, label=_NAMES.get(how, how))
+                      linewidth=0.7, label=METHODS.get(how, how))
                 for how in methods
             ]  # fmt: skip
             keys.append(Patch(facecolor="none", edgecolor=_EMPTY, linewidth=0.7, label="frozen"))

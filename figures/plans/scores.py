@@ -112,7 +112,7 @@ def draw_retention(
             panel.set_yticks(range(len(plans)), plans)
             panel.set_ylim(-0.6, len(plans) - 0.4)  # room for the markers of the first and last plan
             panel.set_title(CONDITIONS.get(condition, condition), loc="left")
-            panel.set_xlabel(f"{'probability' if condition == 'passage' else 'score'} / full tuning's")
+            panel.set_xlabel(f"{'probability' if condition == 'passage' else 'score'}, relative to full")
     return opened.axes
 
 

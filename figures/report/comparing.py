@@ -1,35 +1,29 @@
-"""The report's sections on tuning: cost against retention of several plans, or the loss and cost of one plan."""
+"""The report's scatter plots of plans: cost against retention, or cost against what token plans keep."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from figures.plans.plan_marks import CONDITIONS
-from figures.read_run import read_json
-from figures.report.curves import curve_panel, curves_section, drawn_values, number_axis, numbered_series
+from figures.report.palette import colour_of
 from figures.report.tables import plain_value
-from figures.style import COLOURS, SERIES, plan_colour
+from figures.style import plan_colour
 from figures.token_plans import marks_of
-from tasks.readers.parse import parse_json
 
 Json = dict[str, Any]
 _COSTS = {
-    "flops_ratio": "operations of a step / full tuning's",
-    "step_time_ratio": "step time / full tuning's",
-    "closed_form_ratio": "closed form of the operations / full tuning's",
+    "flops_ratio": "operations of a step, relative to full tuning",
+    "step_time_ratio": "time of a step, relative to full tuning",
+    "closed_form_ratio": "operations in closed form, relative to full tuning",
 }
 _TOKEN_COSTS = {
-    "prefill_ratio": "operations of prefill / full model's",
-    "prefill_time_ratio": "time of prefill / full model's",
-    "cache_ratio": "cache / full model's",
-    "decode_ratio": "operations of a new token / full model's",
-    "decode_time_ratio": "time of a new token / full model's",
+    "prefill_ratio": "operations of prefill, relative to the full model",
+    "prefill_time_ratio": "time of prefill, relative to the full model",
+    "cache_ratio": "cache, relative to the full model",
+    "decode_ratio": "operations of a new token, relative to the full model",
+    "decode_time_ratio": "time of a new token, relative to the full model",
 }
-_CONCEPTS = {f"{colour}": f"s{number}" for number, colour in enumerate(SERIES)}
-_CONCEPTS |= {colour: concept for concept, colour in reversed(COLOURS.items())}
 
 
 def cost_scatter(table: pd.DataFrame) -> Json | None:
@@ -52,8 +46,9 @@ def cost_scatter(table: pd.DataFrame) -> Json | None:
     return {
         "type": "scatter",
         "title": "Cost against retention",
-        "caption": "Retention: a plan's score over full tuning's. Cost: of one training step, over full tuning's in "
-        "the same process. Plans whose cost was not measured, or whose retention is undefined, are in the table only.",
+        "caption": "Retention: a plan's score divided by that of full tuning. Cost: of one training step, divided by "
+        "that of full tuning in the same process. Plans whose cost was not measured, or whose retention is undefined, "
+        "are in the table only.",
         "choose": "scored on",
         "y": "retention",
         "full": "full tuning",
@@ -65,7 +60,7 @@ def cost_scatter(table: pd.DataFrame) -> Json | None:
 def _point(row: Mapping[Any, Any], costs: list[str]) -> Json:
     return {
         "label": str(row["plan"]),
-        "colour": _CONCEPTS[plan_colour(str(row["plan"]))],
+        "colour": colour_of(plan_colour(str(row["plan"]))),
         "x": {name: plain_value(row[name]) for name in costs},
         "y": [plain_value(row[name]) for name in ("retention", "lower", "upper")],
         "n": int(row["n"]),
@@ -83,7 +78,7 @@ def token_plan_scatter(table: pd.DataFrame) -> Json | None:
             continue
         points = [
             {
-                "label": str(row["plan"]), "colour": _CONCEPTS.get(marks[str(row["plan"])][0], "s5"),
+                "label": str(row["plan"]), "colour": colour_of(marks[str(row["plan"])][0]),
                 "x": {name: plain_value(row[name]) for name in costs},
                 "y": [plain_value(row[name]) for name in ("kept", "kept_lower", "kept_upper")], "n": int(row["n"]),
             }
@@ -98,42 +93,8 @@ def token_plan_scatter(table: pd.DataFrame) -> Json | None:
         "caption": "Accuracy of generated answers relative to the full model, on the same questions. Compare a "
         "plan with one of equal cost that drops image tokens at random.",
         "choose": "questions",
-        "y": "accuracy / full model's",
+        "y": "accuracy, relative to the full model",
         "full": "the full model",
         "costs": [{"name": name, "label": label} for name, label in costs.items()],
         "choices": choices,
     }
-
-
-def training_log(folder: Path) -> Json | None:
-    """Loss by optimizer step; None if the run has no log."""
-    path = folder / "log.jsonl"
-    if not path.is_file():
-        return None
-    series: dict[str, list[Any]] = {}
-    for text in path.read_text(encoding="utf-8").splitlines():
-        if not text.strip():
-            continue
-        line = parse_json(text)
-        for name, value in line.items():
-            if "loss" in name and "train_" not in name and isinstance(value, int | float):
-                step = int(line["step"])
-                series.setdefault(name, []).append([step, plain_value(value), None, None, 0, f"step {step}"])
-    if not series:
-        return None
-    x = number_axis("optimizer step", sorted({point[0] for points in series.values() for point in points}))
-    values = drawn_values(series, {})
-    y_range = min(0.0, *values), max(values) * 1.04
-    panel = curve_panel("loss by optimizer step", "", x, "loss (nats a token)", y_range, series, {})
-    entries = [numbered_series(number, name, name.replace("_", " ")) for number, name in enumerate(series)]
-    caption = "As logged, mean over the steps since the line before; no interval."
-    return curves_section("Training", caption, entries, [{"label": "", "panels": [panel]}])
-
-
-def facts_table(path: Path) -> pd.DataFrame | None:
-    """A flat JSON file as a table of names and values; None if there is no such file."""
-    if not path.is_file():
-        return None
-    found = read_json(path)
-    rows = [(str(name), value if isinstance(value, str) else json.dumps(value)) for name, value in found.items()]
-    return pd.DataFrame(rows, columns=["name", "value"])

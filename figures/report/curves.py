@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from figures.layer_axis import ENTRY, place_parts, steps_of
-from figures.style import SERIES, SERIES_MARKERS
+from figures.style import series_look
 
 Json = dict[str, Any]
 
@@ -21,8 +21,8 @@ def curves_section(
 
 def numbered_series(number: int, key: str, label: str) -> Json:
     """The entry of a series without a style key, in the colour and marker of its number."""
-    mark = SERIES_MARKERS[number % len(SERIES_MARKERS)]
-    return {"key": key, "label": label, "colour": f"s{number % len(SERIES)}", "mark": mark}
+    place, mark = series_look(number)
+    return {"key": key, "label": label, "colour": f"s{place}", "mark": mark}
 
 
 def number_axis(label: str, steps: Sequence[int]) -> Json:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from figures.findings.peaks import NONE, curve_names, summarise
 from figures.layer_axis import PARTS, belongs, main_name
 from figures.read_run import EXAMPLES, MAPS, read_maps
 from figures.report.curves import site_axis
@@ -69,7 +70,32 @@ def probe_maps(folder: Path, results: pd.DataFrame) -> Json | None:
         f"The probe was fitted on pooled tokens ({_fitted_on(results, targets)}) of other examples that share no group "
         "with these. These are single examples, without intervals."
     )
-    return maps_section(caption, "target", scale, choices, examples)
+    section = maps_section(caption, "target", scale, choices, examples)
+    return {**section, "start": _start(results, choices)}
+
+
+def _start(results: pd.DataFrame, choices: list[Json]) -> Json:
+    """The target and the site of the map to show first: the significant peak with the largest gain over chance.
+
+    Peaks of the language model come first, since its layers are what a sweep compares; the last site if there is none.
+    """
+    summary = summarise(results)
+    mapped = {choice["label"]: number for number, choice in enumerate(choices)}
+    found = summary[summary["target"].isin(list(mapped)) & (summary["peak"] != NONE) & summary["score"].notna()]
+    of_model = found[(found["part"] == "language_model") & (found["name"] == main_name(results))]
+    found = found if of_model.empty else of_model
+    if found.empty:
+        return {"choice": 0, "site": len(choices[0]["sites"]) - 1}
+    gain = (found["score"] - found["chance"]).to_numpy(dtype=float)
+    best = found.iloc[int(gain.argmax())]
+    rows = results[
+        (results["split"] == "cv") & (results["target"] == best["target"]) & (results["part"] == best["part"])
+    ]
+    curve = rows[curve_names(rows) == best["name"]]
+    site = str(curve["site"].iloc[int(curve["score"].to_numpy(dtype=float).argmax())])
+    number = mapped[str(best["target"])]
+    places = [place for place, entry in enumerate(choices[number]["sites"]) if entry["site"] == site]
+    return {"choice": number, "site": places[0] if places else 0}
 
 
 def _fitted_on(results: pd.DataFrame, targets: list[str]) -> str:

@@ -33,8 +33,8 @@
   const between = (low, high) => (low === null || low === undefined ? "" : ` [${show(low)}, ${show(high)}]`);
 
   /** A select with its label; null where there is nothing to choose. `change` gets the number of the choice. */
-  function choose(label, options, change) {
-    const select = h("select", { "aria-label": label, on: { change: () => change(select.selectedIndex) } }, options.map((text) => h("option", {}, text)));
+  function choose(label, options, change, chosen = 0) {
+    const select = h("select", { "aria-label": label, on: { change: () => change(select.selectedIndex) } }, options.map((text, index) => h("option", { selected: index === chosen }, text)));
     const field = h("label", { hidden: options.length < 2 }, label, select);
     return { field, select };
   }
@@ -278,12 +278,12 @@
   }
 
   /** The cells of an example under a choice as `(site, patch) -> {value, lines, strength, dot}`; null without any. */
-  async function cellsOf(section, example, number) {
+  async function cellsOf(section, example, number, scale) {
     const patches = example.shape[0] * example.shape[1], choice = section.choices[number];
     if (example.values) return (site, patch) => {
       const cell = example.values[number][site][patch];
       if (!cell) return { value: null, lines: [{ label: "not run", value: "" }] };
-      return { value: cell[0], lines: effectLines(section.scale, cell), strength: 0.15 + 0.85 * Math.min(1, Math.abs(cell[0] || 0) / section.scale.high), dot: cell[3] !== null && cell[3] < 0.05 };
+      return { value: cell[0], lines: effectLines(scale, cell), strength: 0.15 + 0.85 * Math.min(1, Math.abs(cell[0] || 0) / scale.high), dot: cell[3] !== null && cell[3] < 0.05 };
     };
     if (!example.packed[number]) return null;
     const bytes = await unpack(example.packed[number]), classes = example.classes[number], all = patches * choice.sites.length;
@@ -299,13 +299,15 @@
 
   function mapsSection(section) {
     if (!section.examples.length) return [h("p", { class: "caption" }, `All ${section.left_out} examples were left out to keep the page small.`)];
-    let example = section.examples[0], number = 0, site = 0, cellAt = null, asked = 0, rects = [], trace = null, failure = "", wanted = [example, number];
+    const start = section.start || { choice: 0, site: 0 };
+    let example = section.examples[0], number = start.choice, site = start.site, cellAt = null, asked = 0, rects = [], trace = null, failure = "", wanted = [example, number];
     const map = s("svg", { tabindex: 0, role: "group", "aria-label": "Map over the patches. Arrow keys read out values." });
     const slider = h("input", { type: "range", min: 0, step: 1, "aria-label": "Layer", on: { input: () => { site = Number(slider.value); paint(); } } });
     const cover = h("input", { type: "range", min: 0, max: 100, value: 70, "aria-label": "Strength of the overlay", on: { input: () => paint() } });
     const output = h("output"), facts = h("dl"), picture = h("img", { alt: "The picture as the model sees it" }), film = h("div", { class: "film", "aria-hidden": "true" });
     const summary = h("p", { class: "caption", "aria-live": "polite" }), values = h("table", { class: "values" }), bar = h("div"), curve = h("div", { class: "wide" });
     let marks = s("g");
+    const scale = () => example.scale || section.scale; // a single pair has its own range
     const spot = (index) => [Math.floor(index / example.shape[1]), index % example.shape[1]];
 
     function focusBox() { return example.focus !== null && example.boxes[example.focus]; }
@@ -315,7 +317,7 @@
       const mine = ++asked;
       wanted = [nextExample, nextNumber];
       let found = null, failed = "";
-      try { found = await cellsOf(section, nextExample, nextNumber); } catch (error) { failed = `This map could not be unpacked (${error.message}).`; }
+      try { found = await cellsOf(section, nextExample, nextNumber, nextExample.scale || section.scale); } catch (error) { failed = `This map could not be unpacked (${error.message}).`; }
       if (mine !== asked) return;
       [example, number, cellAt, failure] = [nextExample, nextNumber, found, failed];
       const [rows, cols] = example.shape, sites = section.choices[number].sites;
@@ -331,7 +333,7 @@
       const told = [["question", example.question], ["answer", example.answer], ...Object.entries(example.labels), ["boxes", Object.keys(example.boxes).join(", ")]];
       facts.replaceChildren(...told.filter((pair) => pair[1]).flatMap(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]));
       const chance = section.choices[number].chance;
-      bar.replaceChildren(scaleBar(section.scale, typeof chance === "number" ? [[chance, "1 / classes"]] : []));
+      bar.replaceChildren(scaleBar(scale(), typeof chance === "number" ? [[chance, "a guess"]] : []));
       drawFilm();
       drawTrace();
       paint();
@@ -344,7 +346,7 @@
       film.replaceChildren(...(cellAt ? sites : []).flatMap((one, index) => {
         const canvas = h("canvas", { width: cols, height: rows }), context = canvas.getContext("2d");
         for (let patch = 0; patch < rows * cols; patch++) {
-          context.fillStyle = colourOf(section.scale, cellAt(index, patch).value) || "gray";
+          context.fillStyle = colourOf(scale(), cellAt(index, patch).value) || "gray";
           context.fillRect(patch % cols, Math.floor(patch / cols), 1, 1);
         }
         const frame = h("figure", { "data-site": index, title: one.label, on: { click: () => { site = index; slider.value = index; paint(); } } }, canvas, one.short ?? ticks.get(one.x) ?? "");
@@ -367,7 +369,7 @@
         rects.forEach((_, patch) => { const sum = sums[inside(box, ...spot(patch), example.shape) ? "inside" : "outside"]; sum[0] += cellAt(index, patch).value; sum[1] += 1; });
         for (const key of Object.keys(sums)) if (sums[key][1]) series[key].push([one.x, sums[key][0] / sums[key][1], null, null, one.part, one.site]);
       });
-      const named = [...Object.keys(series).map((key) => ({ key, label: `mean over the patches ${key} the box`, colour: colours[key], mark: true })), { key: "chance", label: "1 / classes", colour: "chance", dash: "6 4" }];
+      const named = [...Object.keys(series).map((key) => ({ key, label: `mean over the patches ${key} the box`, colour: colours[key], mark: true })), { key: "chance", label: "a guess (1 / classes)", colour: "chance", dash: "6 4" }];
       const panel = { title: `This example: ${choice.label} inside and outside the box of ${example.focus}`, subtitle: "Blue: mean over the patches whose centre lies in the box. Grey: over all others. One example, so no interval.", x: choice.x, y: { label: "probability of its label", range: [0, 1] }, series, levels: choice.chance === null ? {} : { chance: choice.chance } };
       trace = { panel, ...curves(panel, () => named) };
       curve.replaceChildren(trace.frame);
@@ -384,10 +386,10 @@
       if (!cellAt) { rects.forEach((rect) => { rect.style.opacity = 0; }); values.replaceChildren(); summary.textContent = failure || "This example has no label of this target."; return; }
       rects.forEach((rect, patch) => {
         const cell = cellAt(site, patch);
-        rect.style.fill = colourOf(section.scale, cell.value) || "var(--undefined)";
+        rect.style.fill = colourOf(scale(), cell.value) || "var(--undefined)";
         rect.style.opacity = (cover.value / 100) * (cell.strength ?? 1);
         rect.dataset.value = show(cell.value);
-        if (cell.dot) marks.before(significant(section.scale, cell.value, spot(patch)[1] + 0.5, spot(patch)[0] + 0.5, Math.min(0.12, 0.03 + 0.0035 * cols)));
+        if (cell.dot) marks.before(significant(scale(), cell.value, spot(patch)[1] + 0.5, spot(patch)[0] + 0.5, Math.min(0.12, 0.03 + 0.0035 * cols)));
       });
       values.replaceChildren(h("caption", { class: "sub" }, "rows and columns of the patch grid"), ...Array.from({ length: rows }, (_, row) => h("tr", {}, Array.from({ length: cols }, (_, col) => h("td", {}, show(cellAt(site, row * cols + col).value))))));
       const box = focusBox(), all = rects.map((_, patch) => ({ ...cellAt(site, patch), within: box && inside(box, ...spot(patch), example.shape) }));
@@ -414,7 +416,7 @@
       },
     });
     const which = choose("example", section.examples.map((one) => [one.name, one.question].filter(Boolean).join(": ").slice(0, 90)), (index) => load(section.examples[index], wanted[1]));
-    const what = choose(section.choose, section.choices.map((one) => one.label), (index) => load(wanted[0], index));
+    const what = choose(section.choose, section.choices.map((one) => one.label), (index) => load(wanted[0], index), start.choice);
     load();
     return [
       h("div", { class: "controls" }, which.field, what.field),
@@ -488,9 +490,14 @@
   function tableSection(section) {
     const text = new Intl.Collator("en", { numeric: true }), body = h("tbody"), count = h("p", { class: "count", role: "status" });
     const kinds = section.columns.map((column) => column.kind), rows = section.rows.map((row) => ({ row, text: row.map((value, at) => show(value, kinds[at])) }));
-    let found = rows, sorted = -1, up = true, everything = false;
+    let found = rows, sorted = -1, up = true, everything = false, printing = false;
+    // Paper has no room for long texts that recur, such as the method of an interval: they become letters with a key.
+    const coded = kinds.map((kind, at) => { const texts = kind === "text" ? [...new Set(rows.map((one) => one.text[at]))] : []; return texts.length && texts.length <= 12 && texts.some((text) => text.length > 24) ? new Map(texts.map((text, index) => [text, String.fromCharCode(97 + index)])) : null; });
+    const letters = h("p", { class: "caption letters" }, coded.flatMap((texts, at) => (texts ? `${section.columns[at].name}: ${[...texts].map(([text, letter]) => `${letter} = ${text}`).join("; ")}. ` : [])));
+    addEventListener("beforeprint", () => { printing = true; fill(); });
+    addEventListener("afterprint", () => { printing = false; fill(); });
     const search = h("input", { type: "search", placeholder: "words in a row", on: { input: () => fill() } });
-    const heads = section.columns.map((column, at) => h("th", { scope: "col", class: column.kind === "text" ? null : "number", "aria-sort": "none" }, h("button", { type: "button", on: { click: () => {
+    const heads = section.columns.map((column, at) => h("th", { scope: "col", class: column.kind === "text" ? null : "number", "aria-sort": "none", "data-name": column.name.replaceAll("_", "_\u200b") }, h("button", { type: "button", on: { click: () => {
       up = sorted === at ? !up : true;
       sorted = at;
       heads.forEach((head, index) => head.setAttribute("aria-sort", index === at ? (up ? "ascending" : "descending") : "none"));
@@ -506,30 +513,64 @@
       const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
       found = rows.filter((one) => { const line = one.text.join(" ").toLowerCase(); return words.every((word) => line.includes(word)); });
       if (sorted >= 0) found = [...found].sort(compare);
-      const shown = everything ? found : found.slice(0, ROWS);
-      body.replaceChildren(...shown.map((one) => h("tr", {}, one.text.map((value, at) => h("td", { class: kinds[at] === "text" ? null : "number" }, value)))));
+      const shown = everything || printing ? found : found.slice(0, ROWS);
+      body.replaceChildren(...shown.map((one) => h("tr", {}, one.text.map((value, at) => h("td", { class: kinds[at] !== "text" ? "number" : value.length <= 14 ? "brief" : null }, printing && coded[at] ? coded[at].get(value) : value)))));
       count.replaceChildren(`${shown.length.toLocaleString("en-US")} of ${rows.length.toLocaleString("en-US")} rows${found.length < rows.length ? ` (${found.length} match)` : ""}`, shown.length < found.length ? h("button", { type: "button", on: { click: () => { everything = true; fill(); } } }, "Show all") : "");
     }
     fill();
+    const scroll = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": section.title }, h("table", {}, h("thead", {}, h("tr", {}, heads)), body));
+    if (section.short) return [letters, scroll];
     return [
       section.same.length ? h("dl", { class: "facts same" }, section.same.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, Number.isInteger(value) ? String(value) : show(value))))) : null,
       h("div", { class: "controls" }, h("label", {}, "filter", search)),
-      h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": section.title }, h("table", {}, h("thead", {}, h("tr", {}, heads)), body)),
-      count, section.note ? h("p", { class: "caption" }, section.note) : null,
+      letters, scroll, count, section.note ? h("p", { class: "caption" }, section.note) : null,
     ];
+  }
+
+  // ---- plans
+
+  /** A row of boxes for each plan: filled where all weights train, striped for LoRA, dotted for LISA, empty where frozen. */
+  function plansSection(section) {
+    const id = `plans-${++ids}`;
+    const plot = s("svg", { class: "plot", role: "img", "aria-label": section.plans.map((plan) => `${plan.label}: ${section.columns.filter((_, at) => plan.cells[at]).join(", ") || "nothing"} train`).join("; ") });
+    const fill = (how, colour) => (how === "full" ? `var(--${colour})` : how ? `url(#${id}-${how}-${colour})` : "none");
+    const pattern = (how, colour) => s("pattern", { id: `${id}-${how}-${colour}`, width: 5, height: 5, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" }, how === "lisa" ? s("circle", { cx: 2.5, cy: 2.5, r: 1.2, class: "dot", colour }) : s("rect", { width: 2, height: 5, class: "dot", colour }));
+    const box = (how, colour, place) => { const rect = s("rect", { class: how ? "trains" : "frozen", colour, "data-trains": how || "frozen", ...place }); rect.style.fill = fill(how, colour); return rect; };
+    fitted(plot, (width) => {
+      const left = Math.min(width * 0.35, Math.max(...section.plans.map((plan) => plan.label.length)) * 6.2 + 14), gap = 8, line = 22, top = 4;
+      const side = (width - left - 2 * gap - 4) / section.columns.length, floor = top + line * section.plans.length, height = floor + 70;
+      const x = (at) => left + at * side + (at >= section.blocks[0] ? gap : 0) + (at >= section.blocks[1] ? gap : 0);
+      const inBlocks = (at) => at >= section.blocks[0] && at < section.blocks[1], every = Math.max(1, Math.ceil(18 / side));
+      plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
+      plot.style.height = `${height}px`;
+      const used = [...new Set(section.plans.flatMap((plan) => plan.cells.filter((how) => how && how !== "full").map((how) => `${how} ${plan.colour}`)))];
+      plot.replaceChildren(
+        s("defs", {}, used.map((key) => pattern(...key.split(" ")))),
+        ...section.plans.flatMap((plan, row) => [
+          s("text", { class: "name", x: left - 8, y: top + row * line + 14, "text-anchor": "end" }, plan.label),
+          ...plan.cells.map((how, at) => box(how, plan.colour, { x: x(at) + 0.5, y: top + row * line + 2, width: Math.max(1, side - 2), height: line - 6 })),
+        ]),
+        ...section.columns.map((name, at) => (!inBlocks(at)
+          ? s("text", { transform: `translate(${x(at) + side / 2 + 3} ${floor + 10}) rotate(-55)`, "text-anchor": "end" }, name)
+          : (at - section.blocks[0]) % every ? null : s("text", { x: x(at) + side / 2, y: floor + 14, "text-anchor": "middle" }, name))).filter(Boolean),
+        s("text", { x: x(section.blocks[0]) + ((section.blocks[1] - section.blocks[0]) * side) / 2, y: floor + 32, "text-anchor": "middle" }, "block of the language model, from 0"));
+    });
+    const key = (how, label) => h("span", {}, s("svg", { viewBox: "0 0 22 10", "aria-hidden": "true" }, s("defs", {}, how && how !== "full" ? pattern(how, "muted") : []), box(how, "muted", { x: 1, y: 1, width: 20, height: 8 })), label);
+    return [plot, h("p", { class: "keys" }, section.methods.map(([how, label]) => key(how, label)), key("", "frozen"))];
   }
 
   // ---- the page
 
-  const SECTIONS = { curves: curvesSection, heat: heatSection, maps: mapsSection, scatter: scatterSection, table: tableSection };
+  const SECTIONS = { curves: curvesSection, heat: heatSection, maps: mapsSection, scatter: scatterSection, table: tableSection, plans: plansSection, text: () => [] };
   const main = document.getElementById("content"), nav = document.getElementById("runs");
   DATA.runs.forEach((run, index) => {
     nav.append(h("a", { href: `#run-${index}` }, run.name));
     main.append(h("article", { id: `run-${index}`, "aria-label": run.name },
       h("p", { class: "kicker" }, `${run.command} · ${run.name}`), h("h1", {}, run.title),
-      h("dl", { class: "facts" }, run.facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
-      h("details", { class: "manifest" }, h("summary", {}, "Manifest"), h("pre", { tabindex: 0 }, run.manifest)),
-      run.sections.map((section) => h("section", { class: section.type, "aria-label": section.title }, h("h2", {}, section.title), section.caption ? h("p", { class: "caption" }, section.caption) : null, SECTIONS[section.type](section)))));
+      run.sections.map((section) => h("section", { class: section.type + (section.short ? " short" : ""), "aria-label": section.title }, h("h2", {}, section.title), (section.lines || []).map((line) => h("p", { class: "line" }, line)), section.caption ? h("p", { class: "caption" }, section.caption) : null, SECTIONS[section.type](section))),
+      h("section", { class: "about", "aria-label": "About this run" }, h("h2", {}, "About this run"),
+        h("dl", { class: "facts" }, run.facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
+        run.files.map(([name, text]) => h("details", { class: "manifest" }, h("summary", {}, name), h("pre", { tabindex: 0 }, text))))));
   });
 
   const theme = document.getElementById("theme"), dark = matchMedia("(prefers-color-scheme: dark)");

@@ -10,7 +10,7 @@ _DARK: Mapping[str, str] = {
     "score": "#0888c8",
     "transfer": "#cc640c",
     "control": "#3bc18c",
-    "random_init": "#e39dd2",
+    "random_init": "#9a76ff",
     "pixels": "#efa608",
     "chance": "#e1dfdd",
     "muted": "#81838a",
@@ -26,6 +26,12 @@ def colours(scheme: str) -> dict[str, str]:
     """The colour of each style key (such as ``score``) and numbered series (``s0``); ``scheme`` is light or dark."""
     light = {**COLOURS, **{f"s{number}": colour for number, colour in enumerate(SERIES)}}
     return light if scheme == "light" else {name: _DARK[_SAME.get(name, name)] for name in light}
+
+
+def colour_of(colour: str) -> str:
+    """The style key or number of a series that has this light colour, such as ``score`` or ``s3``."""
+    light = colours("light")
+    return next(name for name in light if light[name] == colour)
 
 
 def as_css() -> str:

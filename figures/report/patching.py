@@ -6,34 +6,17 @@ from typing import Any
 
 import pandas as pd
 
-from figures.effect_colours import symmetric_range
-from figures.effects import (
-    SIGNIFICANT,
-    count_pairs,
-    fraction_name,
-    layer_label,
-    matches,
-    of_metric,
-    token_title,
-    with_effect,
-)
-from figures.patch_map import of_patches, with_patches
-from figures.read_run import read_saved
+from figures.effects import count_pairs, fraction_name, layer_label, matches, token_title, with_effect
+from figures.patch_map import of_patches
 from figures.report.curves import curve_panel, curves_section, drawn_values, number_axis, numbered_series
 from figures.report.palette import dashes
-from figures.report.pictures import colour_scale, maps_section, thumbnail
+from figures.report.patch_maps import DOTS, by_metric, effect_cell, effect_scale, layer_text, patch_map
 from figures.report.tables import plain_value
-from figures.style import DIVERGING
+from figures.style import series_numbers
 
 Json = dict[str, Any]
 INTERVAL = "95 % intervals over pairs"
-_SIDE = 336  # pixels of the picture
 _SPARE = 0.04  # margin of a panel, as a share of the range that is drawn
-
-
-def by_metric(results: pd.DataFrame) -> pd.DataFrame:
-    """The table with effects and their intervals, sorted by metric."""
-    return pd.concat([of_metric(results, str(metric)) for metric in dict.fromkeys(results["metric"])])
 
 
 def shown_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -60,7 +43,8 @@ def patch_curves(results: pd.DataFrame) -> Json | None:
     names = list(dict.fromkeys(zip(rows["part"], rows["name"], rows["tokens"], strict=True)))
     parts, several = len({part for part, _, _ in names}) > 1, len({key[:2] for key in names}) > 1
     series: list[Json] = []
-    for number, (part, name, tokens) in enumerate(names):
+    numbers = series_numbers([str(tokens or name) for _, name, tokens in names])
+    for number, (part, name, tokens) in zip(numbers, names, strict=True):
         activation = f"{str(part).replace('_', ' ')} {name}" if parts else str(name)
         label = ", ".join(filter(None, [activation if several or not tokens else "", token_title(tokens)]))
         series.append(numbered_series(number, f"{part} {name} {tokens}", label))
@@ -86,10 +70,10 @@ def patch_heat(results: pd.DataFrame) -> Json | None:
     choices = []
     for key, group in rows.groupby(keys, sort=False):
         lines = list(dict.fromkeys(group[down]))
-        columns = list(dict.fromkeys(map(_layer, group["layer"].sort_values(na_position="first"))))
+        columns = list(dict.fromkeys(map(layer_text, group["layer"].sort_values(na_position="first"))))
         cells: list[list[Any]] = [[None] * len(columns) for _ in lines]
         for row in group.to_dict("records"):
-            cells[lines.index(row[down])][columns.index(_layer(row["layer"]))] = _cell(row)
+            cells[lines.index(row[down])][columns.index(layer_text(row["layer"]))] = effect_cell(row)
         names = [f"head {line}" if heads else token_title(line) for line in lines]
         choices.append({"label": _choice(key), "lines": names, "columns": columns, "cells": cells})
     if rows["effect"].isna().all() or max(len(choice["lines"]) for choice in choices) < 2:
@@ -97,44 +81,17 @@ def patch_heat(results: pd.DataFrame) -> Json | None:
     return {
         "type": "heat",
         "title": f"By layer and {'head' if heads else 'token group'}",
-        "caption": f"{_meaning(rows)} {_DOTS}",
+        "caption": f"{_meaning(rows)} {DOTS}",
         "choose": "metric, part, activation",
-        "scale": _scale(rows),
+        "scale": effect_scale(rows),
         "across": layer_label(rows),
         "choices": choices,
     }
 
 
-def patch_map(folder: Path, results: pd.DataFrame) -> Json | None:
-    """Effect of every patch of the grid, on the first pair's picture; None if the run has no single patches."""
-    patches = with_patches(results)
-    if patches.empty:
-        return None
-    rows = by_metric(patches)
-    shape = int(rows["row"].max()) + 1, int(rows["col"].max()) + 1
-    choices, values = [], []
-    for key, group in rows.groupby(["metric", "part", "name"], sort=False):
-        sites = list(dict.fromkeys(zip(group["site"], map(_layer, group["layer"]), strict=True)))
-        numbers = {site: number for number, (site, _) in enumerate(sites)}
-        grids: list[list[Any]] = [[None] * (shape[0] * shape[1]) for _ in sites]
-        for row in group.to_dict("records"):
-            grids[numbers[row["site"]]][row["row"] * shape[1] + row["col"]] = _cell(row)
-        labelled = [{"site": site, "label": f"{key[2]}, layer {layer}", "short": layer} for site, layer in sites]
-        choices.append({"label": _choice(key), "sites": labelled})
-        values.append(grids)
-    picture = folder / "picture.png"
-    example = {
-        "name": "first pair",
-        **_first_pair(folder),
-        "labels": {},
-        "boxes": {},
-        "focus": None,
-        "shape": list(shape),
-        "values": values,
-        "picture": thumbnail(picture, _SIDE) if picture.is_file() else "",
-    }
-    caption = f"{_meaning(rows)} The picture shows the first pair; effects are over all {count_pairs(rows)}. "
-    return maps_section(caption + _DOTS, "metric, part, activation", _scale(rows), choices, [example])
+def patch_maps(folder: Path, results: pd.DataFrame) -> Json | None:
+    """Effect of every patch of the grid, over all pairs and for single ones; None if the run has no single patches."""
+    return patch_map(folder, results, _meaning(results), _choice)
 
 
 def _panels(rows: pd.DataFrame, names: list[tuple[Any, Any, Any]]) -> list[Json]:
@@ -172,16 +129,6 @@ def _curve_panel(
     return curve_panel(title, count_pairs(rows), x, y_label, y_range, series, known)
 
 
-def _cell(row: Mapping[Any, Any]) -> list[Any]:
-    """Effect, its interval, adjusted p, value of the metric."""
-    return [plain_value(row[name]) for name in ("effect", "effect_lower", "effect_upper", "p_adjusted", "value")]
-
-
-def _scale(rows: pd.DataFrame) -> Json:
-    end = plain_value(float(symmetric_range(rows["effect"]).vmax or 1.0))
-    return {"colours": colour_scale(DIVERGING), "low": -end, "high": end, "label": fraction_name(rows)}
-
-
 def _meaning(rows: pd.DataFrame) -> str:
     clean, corrupt = _runs(rows)
     if rows["unchanged"].iloc[0] == "clean":
@@ -194,12 +141,6 @@ def _runs(rows: pd.DataFrame) -> tuple[str, str]:
     return ("donor", "recipient") if rows["op"].iloc[0] == "transplant" else ("clean run", "corrupt run")
 
 
-_DOTS = (
-    f"A dot, or a minus where the effect is negative: p, adjusted over the run, is below {SIGNIFICANT}. "
-    f"On hover: {INTERVAL}."
-)
-
-
 def _choice(key: Any) -> str:
     return ", ".join(token_title(str(word)).replace("_", " ") for word in key)
 
@@ -207,17 +148,3 @@ def _choice(key: Any) -> str:
 def _where(row: Mapping[Any, Any]) -> str:
     window, layer = str(row["window"]), str(int(row["layer"]))
     return f"layer {layer}" if window in ("", layer) else f"layer {layer} (window {window})"
-
-
-def _layer(layer: Any) -> str:
-    return "-" if pd.isna(layer) else str(int(layer))
-
-
-def _first_pair(folder: Path) -> Json:
-    """Question and answer of the first pair."""
-    path = folder / "pairs.parquet"
-    pairs = read_saved(path) if path.is_file() else pd.DataFrame()
-    if pairs.empty:
-        return {"question": "", "answer": ""}
-    first = pairs.iloc[0]
-    return {"question": str(first["question"]), "answer": f"{first['answer']} (foil: {first['foil']})"}

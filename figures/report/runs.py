@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from figures.read_run import INFERENCE, PATCH, PROBE, TUNE, RunError, kind_of_run, read_manifest, read_run, reading
-from figures.report.comparing import cost_scatter, facts_table, token_plan_scatter, training_log
+from figures.read_run import INFERENCE, PATCH, PROBE, TUNE, kind_of_run, read_manifest, read_run, reading
+from figures.report.comparing import cost_scatter, token_plan_scatter
+from figures.report.findings import compare_finding, inference_finding, patch_finding, probe_finding
 from figures.report.maps import probe_maps
-from figures.report.patching import patch_curves, patch_heat, patch_map, shown_table
+from figures.report.patching import patch_curves, patch_heat, patch_maps, shown_table
 from figures.report.probing import probe_curves
 from figures.report.tables import table_section
+from figures.report.tuning import plan_section, saved_files, tuning_sections
 
 Json = dict[str, Any]
 _OPS = {
@@ -26,7 +28,8 @@ _OPS = {
 def describe_run(folder: Path, *, most_rows: int) -> Json:
     """The part of the page about a finished run, with at most ``most_rows`` rows of each table.
 
-    Raises ``RunError`` if the folder contains no finished run, and ``ValueError`` if its files contradict each other.
+    It opens on what was found; settings and hashes are last. Raises ``RunError`` if the folder contains no finished
+    run, and ``ValueError`` if its files contradict each other.
     """
     with reading(folder):
         return _describe(folder, most_rows)
@@ -37,24 +40,28 @@ def _describe(folder: Path, most_rows: int) -> Json:
     settings = manifest.get("settings")
     name = settings.get("model") if isinstance(settings, dict) else None
     model = f"{name}: " if name else ""
+    files = [["manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False)]] if manifest else []
     if kind == TUNE:
-        title, sections = f"{model}layer-targeted tuning", _tuning_sections(folder, most_rows)
+        title, sections = f"{model}layer-targeted tuning", list[Json | None](tuning_sections(folder))
+        files += saved_files(folder)
     else:
         table = read_run(folder, kind)
         first = table.iloc[0]
         if kind == PROBE:
             title = f"{first['model']}: what probes read, layer by layer"
-            sections = [probe_curves(table), probe_maps(folder, table)]
+            sections = [probe_finding(table), probe_maps(folder, table), probe_curves(table)]
             named = "All scores", "results.csv"
         elif kind == PATCH:
             title = f"{first['model']}: {_OPS.get(str(first['op']), str(first['op']))}"
-            sections = [patch_curves(table), patch_heat(table), patch_map(folder, table)]
+            sections = [patch_finding(table), patch_maps(folder, table), patch_heat(table), patch_curves(table)]
             table, named = shown_table(table), ("All cells", "results.csv")
         elif kind == INFERENCE:
-            title, sections = f"{first['model']}: what token plans cost and keep", [token_plan_scatter(table)]
+            title = f"{first['model']}: what token plans cost and keep"
+            sections = [inference_finding(table), token_plan_scatter(table)]
             named = "All plans", "results.csv"
         else:
-            title, sections = f"{model}tuning plans side by side", [cost_scatter(table)]
+            title = f"{model}tuning plans side by side"
+            sections = [compare_finding(table), cost_scatter(table), plan_section(table)]
             named = "All plans", "compare.csv"
         sections.append(table_section(table, title=named[0], source=named[1], most_rows=most_rows))
     return {
@@ -62,24 +69,9 @@ def _describe(folder: Path, most_rows: int) -> Json:
         "command": kind,
         "title": title,
         "facts": _facts(manifest),
-        "manifest": json.dumps(manifest, indent=2, ensure_ascii=False) if manifest else "",
+        "files": files,
         "sections": [section for section in sections if section is not None],
     }
-
-
-def _tuning_sections(folder: Path, most_rows: int) -> list[Json | None]:
-    """The training log, the plan and the cost; None for what the run has not written."""
-    if read_manifest(folder).get("finished", True) is None:
-        raise RunError(
-            f"RUN must be finished, got an unfinished {TUNE} run in {str(folder)!r}. Start it again to resume."
-        )
-    sections: list[Json | None] = [training_log(folder)]
-    for name, title in (("plan.json", "What trained"), ("cost.json", "What it cost")):
-        table = facts_table(folder / name)
-        sections.append(None if table is None else table_section(table, title=title, source=name, most_rows=most_rows))
-    if all(section is None for section in sections):
-        raise RunError(f"RUN must contain log.jsonl or plan.json, got neither in {str(folder)!r}. Start it again.")
-    return sections
 
 
 def _facts(manifest: Json) -> list[list[str]]:

@@ -1,6 +1,6 @@
 """What a batch of questions is answered under every plan: text, score, and probabilities against the full model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -28,12 +28,13 @@ def score_batch(
     *,
     new_tokens: int,
     preprocess: Preprocess = "pad",
+    on_plan: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
     """One row for each plan and example; the first plan is ``all``.
 
     ``right`` is the score of the generated text by the rule of its family; ``agrees`` is 1 if the text is that of
     ``all``; ``log_prob`` the log-probability of the expected answer in nats; ``kl`` the divergence of the distribution
-    of its first token from that of ``all``, in nats.
+    of its first token from that of ``all``, in nats. ``on_plan`` is called after each plan.
     """
     asked = prepare(llava, examples, preprocess=preprocess)
     answered = prepare(llava, examples, preprocess=preprocess, answers=True)
@@ -59,6 +60,7 @@ def score_batch(
                     "n_image": n_image[i], "n_text": lengths[i] - n_image[i],
                 }
             )  # fmt: skip
+        on_plan()
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

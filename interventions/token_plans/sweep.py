@@ -7,6 +7,7 @@ finished.results, finished.figures[0]
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -26,8 +27,8 @@ from models.token_plans.plan import TokenPlan, parse_token_plan, parse_token_pla
 from records.manifest import commit
 from records.open_model import describe_model, open_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
-from records.progress import OnProgress, ProgressBars
-from records.run import FinishedRun, Run, writing
+from records.progress import OnProgress, PartProgress, ProgressBars
+from records.run import FinishedRun, Run, drawn_before, read_timings, writing
 from records.tables import read_results
 from tasks.checksums import is_whole
 from tasks.errors import UserError
@@ -81,7 +82,8 @@ def run_inference_cost(
     questions = load_questions(config.questions, seed=config.seed)
     device = own_device(config.model.device)
     processes = join_processes(device)
-    llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
+    with run.timings.stage("load"):
+        llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
     plans, notes = choose_plans(config.plans, llava.n_layers, recorded_token_plan(config.model.name, llava.n_layers))
     if config.questions.spec == SCENES:
         questions = load_questions(config.questions, seed=config.seed, size=llava.image_size)
@@ -94,12 +96,14 @@ def run_inference_cost(
     data = {"name": questions.name, "digest": questions.digest, "n_questions": len(questions.examples)}
     about = {"model": describe_model(llava), "data": data | {"plans": [plan.text for plan in plans]}}
     with run.open(processes, on_note=on_note, **about):
-        _run_batches(config, llava, questions, plans, processes, on_progress, on_note)
+        with run.timings.stage("answering"):
+            _run_batches(config, llava, questions, plans, processes, on_progress, on_note)
         processes.wait()
         if not processes.is_main:
             return None
         if not run.is_finished:
-            times = _times(config, llava, questions, plans, on_progress)
+            with run.timings.stage("timing"):
+                times = _times(config, llava, questions, plans, on_progress)
             batches = enumerate(_batches(config, questions))
             found = [_read(config.folder, number, len(batch) * len(plans)) for number, batch in batches]
             answers = pd.concat(found, ignore_index=True)
@@ -108,15 +112,19 @@ def run_inference_cost(
             run.finish(
                 tabulate(answers, times, plans, Sizes.of(llava), model=config.model.name, itemsize=llava.dtype.itemsize)
             )
+            with run.drawing(), writing(config.folder):
+                figures.draw_run(config.folder)
     return finished_inference_cost(config.folder)
 
 
 def finished_inference_cost(folder: Path) -> FinishedRun:
     """The finished run in ``folder``, with its figures drawn; raise ``UserError`` if there is none."""
     results = read_results(folder, RUN)
-    with writing(folder):
-        drawn = figures.draw_run(folder)
-    return FinishedRun(folder, results, render_summary(results), tuple(paths.png for paths in drawn))
+    drawn = drawn_before(folder)
+    if not drawn:
+        with writing(folder):
+            drawn = [paths.png for paths in figures.draw_run(folder)]
+    return FinishedRun(folder, results, render_summary(results), tuple(drawn), timings=read_timings(folder, RUN))
 
 
 def choose_plans(
@@ -197,20 +205,22 @@ def _run_batches(
     """Score and write every batch of this rank (rank, rank + world, ...) that has no complete file yet."""
     batches = _batches(config, questions)
     owned = range(processes.rank, len(batches), processes.world)
-    total = sum(len(batches[number]) for number in owned)
+    total = len(plans) * sum(len(batches[number]) for number in owned)
     for number in owned:
         batch = batches[number]
+        part = PartProgress(on_progress, "answering under each plan", size=len(batch) * len(plans), total=total)
         if _read(config.folder, number, len(batch) * len(plans)).empty:
             if (path := _path(config.folder, number)).is_file():
                 on_note(f"{path.relative_to(config.folder)} is damaged: its questions are answered again")
             examples = [questions.examples[index] for index in batch]
             found = score_batch(
-                llava, plans, examples, new_tokens=config.new_tokens, preprocess=config.questions.preprocess
-            )
+                llava, plans, examples, new_tokens=config.new_tokens, preprocess=config.questions.preprocess,
+                on_plan=partial(part.add, len(batch)),
+            )  # fmt: skip
             with writing(config.folder):
                 path.parent.mkdir(exist_ok=True)
                 commit(path, found.to_parquet(index=False))
-        on_progress("answering", len(batch), total)
+        part.finish()
 
 
 def _times(

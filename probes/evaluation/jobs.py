@@ -10,6 +10,7 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
+from probes.evaluation.class_rule import decide_class
 from probes.evaluation.folds import Mask, TargetPlan
 from probes.linear.estimators import LogisticProbe, RidgeClassifierProbe, RidgeProbe
 from probes.linear.mlp import MLPProbe
@@ -66,7 +67,11 @@ def fit_logistic(
                 fit = solve_logistic(basis, labels, weights, sizes, level, start=fit, tol=tol)
                 z = fit.weight @ basis.rows.T + fit.bias[:, None]
                 for place, i in enumerate(solvable):
-                    predicted[i] = present[i][_decide(z[fit.rows[place]], batch[i].labels[batch[i].train])]
+                    logits = z[fit.rows[place]].cpu().numpy()
+                    if len(logits) == 1:  # of the second of two classes
+                        logits = np.concatenate([np.zeros_like(logits), logits])
+                    counts = np.unique(batch[i].labels[batch[i].train], return_counts=True)[1]
+                    predicted[i] = present[i][decide_class(logits, counts, are_logits=True)]
             outputs[s].extend(predicted)
     return outputs
 
@@ -87,17 +92,6 @@ def _chunks(jobs: Sequence[Job], n: int) -> list[list[int]]:
 def _recode(labels: Output, classes: Output) -> Codes:
     """Codes within ``classes``; other labels, which are not fitted, get a valid code too."""
     return np.minimum(np.searchsorted(classes, labels), len(classes) - 1).astype(np.int64)
-
-
-def _decide(z: Tensor, training: Output) -> Codes:
-    """The class with the largest ratio of probability to frequency in training, since recalls weigh classes equally.
-
-    Source: Menon et al. 2021, "Long-Tail Learning via Logit Adjustment", arXiv 2007.07314.
-    """
-    prior = torch.from_numpy(np.unique(training, return_counts=True)[1]).to(z).log()
-    code = (z[0] > prior[1] - prior[0]).long() if len(z) == 1 else (z - prior[:, None]).argmax(0)
-    decided: Codes = code.cpu().numpy()
-    return decided
 
 
 def fit_ridge(
@@ -124,9 +118,8 @@ def fit_ridge(
             for s, level in enumerate(strengths[i]):
                 mine = z[level][end - len(block) : end].cpu().numpy()
                 outputs[s][i] = mine[0]
-                if jobs[i].target.kind == "class":  # as in `_decide`; a class without examples has an output of 0
-                    share = block[:, jobs[i].train].mean(1, keepdims=True)
-                    outputs[s][i] = (mine / np.maximum(share, 1 / len(rows))).argmax(0)
+                if jobs[i].target.kind == "class":  # a class without examples has an output of 0
+                    outputs[s][i] = decide_class(mine, block[:, jobs[i].train].sum(1).astype(np.int64))
     return outputs
 
 
@@ -167,13 +160,6 @@ BATCHED: dict[type[Any], Callable[..., list[list[Output]]]] = {
 }
 
 
-def _balanced(probe: MLPProbe, data: Any, training: Output) -> Output:
-    """Predictions as in `_decide`."""
-    share = np.unique(training, return_counts=True)[1] / len(training)
-    predicted: Output = probe.classes_[(probe.predict_proba(data) / share).argmax(1)]
-    return predicted
-
-
 def fit_estimator(x: Tensor, jobs: Sequence[Job], estimator: Any, groups: Codes) -> list[Output]:
     """Predictions for every example by a clone of ``estimator`` for each job."""
     outputs = []
@@ -185,7 +171,9 @@ def fit_estimator(x: Tensor, jobs: Sequence[Job], estimator: Any, groups: Codes)
             outputs.append(np.full(len(x), labels[0]))
             continue
         probe = fit_probe(clone(estimator), data[train], labels, groups[job.train])
-        outputs.append(
-            _balanced(probe, data, labels) if isinstance(probe, MLPProbe) else np.asarray(probe.predict(data))
-        )
+        if isinstance(probe, MLPProbe):
+            counts = np.unique(labels, return_counts=True)[1]
+            outputs.append(probe.classes_[decide_class(probe.predict_proba(data).T, counts)])
+        else:
+            outputs.append(np.asarray(probe.predict(data)))
     return outputs

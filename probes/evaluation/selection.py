@@ -18,7 +18,8 @@ class Selected(NamedTuple):
     p_max: float
     """p-value adjusted for the choice among all sites of the target."""
     best_share: float
-    """Share of bootstrap draws in which the site is the best of its curve."""
+    """Share of bootstrap draws in which the site is the best of its curve; NaN if a score of the curve has no finite
+    interval."""
     best_score: float = _NAN
     """Only for the best site of a curve: its score, corrected for the choice of the site."""
     best_lower: float = _NAN
@@ -40,7 +41,7 @@ def select_sites(results: Sequence[Result], curves: Sequence[Hashable], *, seed:
     """
     permuted = [result.permuted for result in results]
     p_max = adjust_max(np.array([p.observed for p in permuted]), np.stack([p.null for p in permuted]))
-    found = [Selected(float(p), 0.0) for p in p_max]
+    found = [Selected(float(p), _NAN) for p in p_max]
     for curve in dict.fromkeys(curves):
         members = [i for i, other in enumerate(curves) if other == curve]
         scores = [results[i].score for i in members]

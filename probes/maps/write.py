@@ -23,6 +23,7 @@ from models.pixels import to_png
 from models.sites import Site
 from probes.activations.store import ActivationStore
 from probes.config import SweepConfig
+from probes.evaluation.class_rule import class_counts, decide_class
 from probes.evaluation.folds import FoldPlan, TargetPlan
 from probes.evaluation.parallel import each_site, processes_for
 from probes.maps.files import ABOUT, COLUMNS, PICTURES, TABLE
@@ -57,6 +58,7 @@ def write_maps(
     plans = {group: plan.fitted_only() for group, plan in folds.items()}
     targets = {name: plans[selection.tokens[name]].targets[name] for name in maps.targets}
     classes = {name: [str(label) for label in target.classes] for name, target in targets.items()}
+    counts = {name: class_counts(t.truth[maps.training], len(t.classes)) for name, t in targets.items()}
     probes: dict[Site, dict[str, Any]] = {site: {} for site in sites}
     for group, plan in plans.items():
         mine = [target for name, target in targets.items() if selection.tokens[name] == group]
@@ -81,7 +83,7 @@ def write_maps(
             for t, (name, target) in enumerate(targets.items()):
                 probability = probes[site][name].predict_proba(patches)
                 p_true[t, s, k] = probability[:, int(target.truth[index])]
-                predicted[t, s, k] = probability.argmax(1)
+                predicted[t, s, k] = decide_class(probability.T, counts[name])
         assert inputs.pixel_values is not None  # map examples have pictures
         with user_errors(OSError):
             picture = to_png(llava, inputs.pixel_values[inputs.image_of[0][0]])

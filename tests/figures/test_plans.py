@@ -1,5 +1,6 @@
 """Figures of tuning plans: diagram, accuracy, retention, cost."""
 
+import itertools
 from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
@@ -10,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 
-from figures.plans.cost import draw_cost_ratios, draw_cost_retention
+from figures.plans.cost import draw_cost_ratios, draw_cost_retention, side_by_side
 from figures.plans.plan_diagram import AFTER, BEFORE, GAP, STEPS, draw_plan_diagram
 from figures.plans.scores import draw_accuracy, draw_retention
+from figures.read_run import example_table
 from figures.style import PLAN_MARKERS, WIDTHS, figure_of, plan_colour, plan_marker
 from tests.figures.tables import PLANS, compare_table
 
@@ -92,8 +94,10 @@ def test_cost_against_retention_holds_both_columns_and_leaves_out_what_was_not_t
     for panel, cost in zip(panels, ("flops_ratio", "step_time_ratio"), strict=True):
         shown = marks(panel)
         assert set(shown) == set(PLANS) - {"start"}
+        drawn = rows[rows[cost].notna()]
+        places = dict(zip(drawn.index, side_by_side(drawn[cost].to_numpy(dtype=float)), strict=True))
         for plan, (points, ends) in shown.items():
-            np.testing.assert_allclose(points, [[rows.loc[plan, cost], rows.loc[plan, "retention"]]])
+            np.testing.assert_allclose(points, [[places[plan], rows.loc[plan, "retention"]]])
             np.testing.assert_allclose(ends[:, [1, 3]], [[rows.loc[plan, "lower"], rows.loc[plan, "upper"]]])
     figure = figure_of(panels)
     figure.canvas.draw()
@@ -103,6 +107,21 @@ def test_cost_against_retention_holds_both_columns_and_leaves_out_what_was_not_t
     untimed = table.assign(flops_ratio=np.nan, step_time_ratio=np.nan)
     with pytest.raises(ValueError, match="must contain a cost and a retention under condition 'seen', got none"):
         draw_cost_retention(untimed)
+
+
+def test_marks_of_equal_cost_do_not_cover_each_other_and_stay_near_their_cost() -> None:
+    table = example_table("cost_retention_smol")
+    rows = table[(table["condition"] == "seen") & (table["family"] == "all")].set_index("plan")
+    for cost, panel in zip(("flops_ratio", "step_time_ratio"), draw_cost_retention(table), strict=True):
+        figure_of(panel).canvas.draw()
+        shown = {plan: points[0] for plan, (points, _) in marks(panel).items()}
+        size = 4.0 * figure_of(panel).dpi / 72  # a mark's width in pixels
+        for one, other in itertools.combinations(map(panel.transData.transform, shown.values()), 2):
+            assert np.abs(one - other).max() >= 0.95 * size
+        span = rows[cost].max() - rows[cost].min()
+        assert all(abs(point[0] - rows.loc[plan, cost]) < 0.06 * span for plan, point in shown.items())
+    apart = np.array([0.0, 0.3, 0.6, 1.0])
+    assert (side_by_side(apart) == apart).all()  # what is apart is not moved
 
 
 def test_one_cost_goes_into_one_axes_of_the_caller() -> None:

@@ -85,9 +85,14 @@ def visit(browser: "Browser") -> Iterator[Open]:
 
 
 def maps_of(page: "Page", run: int = 0) -> "Locator":
-    """The section with maps, once its first map is drawn."""
+    """The section with maps, once it shows the first target at the first site."""
     section = page.locator("article").nth(run).locator("section.maps")
     section.locator("rect.patch[data-value]").first.wait_for(state="attached")
+    target = section.get_by_role("combobox", name="target", exact=True)
+    if target.count() and target.is_visible():
+        target.select_option(index=0)
+        page.wait_for_timeout(200)  # the map is unpacked
+    section.get_by_label("Layer", exact=True).fill("0")
     return section
 
 
@@ -107,7 +112,7 @@ def saved(report: Path, site: str, *, target: str = "kind", example: str = "scen
 
 def column(section: "Locator", name: str) -> list[str]:
     """A column of the section's table, from the top."""
-    names = [text.strip() for text in section.locator("thead th").all_inner_texts()]
+    names = [text.strip() for text in section.locator("thead th").all_text_contents()]
     return section.locator(f"tbody td:nth-child({names.index(name) + 1})").all_inner_texts()
 
 
@@ -115,9 +120,9 @@ def test_a_page_opens_from_its_file_and_shows_every_run_with_its_manifest(visit:
     page = visit(report)
     assert page.locator("article").count() == page.locator("nav a").count() == 4
     headings = page.locator("article").nth(0).locator("h2").all_inner_texts()
-    assert headings == ["Score by layer", "Where in the picture", "All scores"]
+    assert headings == ["What was found", "Where in the picture", "Score by layer", "All scores", "About this run"]
     assert page.locator("article").nth(1).locator("h2").all_inner_texts() == [
-        "By layer", "By layer and token group", "Where in the picture", "All cells",
+        "What was found", "Where in the picture", "By layer and token group", "By layer", "All cells", "About this run",
     ]  # fmt: skip
     manifest = page.locator("details.manifest pre").first
     assert not manifest.is_visible()
@@ -202,13 +207,15 @@ def test_hover_on_a_curve_shows_the_score_and_interval_that_the_table_holds(visi
     page = visit(report)
     article = page.locator("article").first
     site = str(sites()[7]["site"])
-    dot = article.locator(f".panel >> nth=0 >> circle[data-series='score'][data-site='{site}']")
+    dot = article.locator(
+        f"section.curves >> nth=0 >> .panel >> nth=0 >> circle[data-series='score'][data-site='{site}']"
+    )
     dot.scroll_into_view_if_needed()
     box = dot.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     tip = page.locator("#tip").inner_text()
-    table = article.locator("section.table")
+    table = article.locator("section.table:not(.short)")
     table.get_by_label("filter").fill(f"{site} kind cv")
     score, lower, upper, control = (column(table, name) for name in ("score", "lower", "upper", "control"))
     assert len(score) == 1
@@ -222,7 +229,7 @@ def test_hover_on_a_curve_shows_the_score_and_interval_that_the_table_holds(visi
 def test_arrow_keys_read_a_curve_out_and_a_press_on_its_name_takes_it_away(visit: Open, report: Path) -> None:
     page = visit(report)
     article = page.locator("article").first
-    plot = article.locator("svg.plot").first
+    plot = article.locator("section.curves svg.plot").first
     page.keyboard.press("Tab")
     plot.focus()
     for key, place in (("End", -1), ("ArrowLeft", -2), ("Home", 0)):
@@ -244,7 +251,7 @@ def test_a_click_or_enter_on_a_header_sorts_by_number_both_ways_with_empty_cells
     visit: Open, report: Path
 ) -> None:
     page = visit(report)
-    table = page.locator("article").first.locator("section.table")
+    table = page.locator("article").first.locator("section.table:not(.short)")
     head = table.get_by_role("columnheader", name="control")
     before = [text for text in column(table, "control") if text != "–"]
     assert before != sorted(before, key=float)
@@ -267,6 +274,42 @@ def test_the_filter_keeps_rows_that_hold_all_words(visit: Open, report: Path) ->
     assert len(column(table, "site")) == 2
     assert set(column(table, "split")) == {"unseen"} and set(column(table, "target")) == {"kind"}
     assert "2 match" in table.locator(".count").inner_text()
+
+
+def test_the_page_opens_on_the_best_layer_of_the_clearest_target(visit: Open, report: Path) -> None:
+    page = visit(report)
+    section = page.locator("article").first.locator("section.maps")
+    section.locator("rect.patch[data-value]").first.wait_for(state="attached")
+    table = pd.read_csv(report.parent / "probed" / "results.csv").query(
+        "split == 'cv' and part == 'language_model' and name == 'resid_post'"
+    )
+    gain = table["score"] - table["chance"]
+    best = table.loc[gain.idxmax()]
+    assert section.locator("output code").inner_text() == best["site"]
+    assert section.get_by_role("combobox", name="target", exact=True).input_value() == best["target"]
+    assert section.locator("figure.on").get_attribute("title").startswith("language model")  # type: ignore[union-attr]
+
+
+def test_print_shows_whole_tables_with_a_key_for_long_texts_and_the_small_maps(visit: Open, tmp_path: Path) -> None:
+    run = write_probe_run(tmp_path / "run", where=sites(12, 30), n_maps=1)
+    table = pd.read_parquet(run / "results.parquet")
+    table["interval"] = ["95% Wilson over groups: these probes, new groups", "another long method of intervals"] * 88
+    table.to_parquet(run / "results.parquet", index=False)
+    made = tmp_path / "a.html"
+    made.write_text(build_report([run]).html, encoding="utf-8")
+    page = visit(made)
+    rows = page.locator("section.table:not(.short) tbody tr")
+    assert rows.count() == 60 < len(table)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    assert rows.count() == len(table)
+    assert page.locator(".film canvas").first.is_visible() and not page.locator("select").first.is_visible()
+    assert set(column(page.locator("section.table:not(.short)"), "interval")) == {"a", "b"}
+    assert "b = another long method" in page.locator("section.table:not(.short) .letters").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1200
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert rows.count() == 60 and not page.locator(".letters").first.is_visible()
 
 
 def test_markup_and_quotes_in_data_are_shown_as_text(visit: Open, report: Path) -> None:

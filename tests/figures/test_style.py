@@ -43,6 +43,7 @@ SIGHT = {
 }
 # In CIE76 (distance in CIELAB) 2.3 is just noticeable side by side; lines and small markers far apart need much more.
 APART = 20.0
+LINE_CONTRAST = 3.0  # that WCAG 2.2 asks of graphics (1.4.11)
 _XYZ = np.array(  # of linear sRGB, IEC 61966-2-1
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
@@ -81,6 +82,28 @@ def test_the_simulation_makes_red_and_green_alike_and_leaves_grey_alone() -> Non
     for sight in SIGHT:
         np.testing.assert_allclose(lab("#808080", sight), lab("#808080"), atol=0.1)
     np.testing.assert_allclose(lab("#FF0000"), [53.24, 80.09, 67.20], atol=0.02)  # known values of sRGB red
+
+
+def luminance(colour: str) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(first: str, second: str) -> float:
+    """The ratio of two colours' luminances, from 1 to 21.
+
+    Source: W3C 2023, Web Content Accessibility Guidelines 2.2, "contrast ratio" and "relative luminance".
+    """
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_lines_and_marks_have_the_contrast_on_paper_that_wcag_asks_of_graphics() -> None:
+    assert contrast("#000000", "#ffffff") == pytest.approx(21.0)
+    assert contrast("#EFA60B", "#ffffff") == pytest.approx(2.07, abs=0.01)  # an amber that is too faint
+    drawn = {name: COLOURS[name] for name in (*LINES, "muted")} | {colour: colour for colour in SERIES}
+    drawn |= {plan: plan_colour(plan) for plan in PLAN_MARKERS}
+    assert {name: contrast(c, "#ffffff") for name, c in drawn.items() if contrast(c, "#ffffff") < LINE_CONTRAST} == {}
 
 
 @pytest.mark.parametrize("sight", SIGHT)

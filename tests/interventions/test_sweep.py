@@ -298,16 +298,19 @@ def test_blank_picture_is_another_corrupt_run(checkpoint: Path, finished: Finish
     assert found.results["corrupt"].iloc[0] != pytest.approx(finished.results["corrupt"].iloc[0], abs=1e-4)
 
 
-def test_patches_are_painted_on_the_first_picture(checkpoint: Path, llava: Llava, tmp_path: Path) -> None:
+def test_maps_of_single_pairs_are_painted_on_their_own_pictures(checkpoint: Path, llava: Llava, tmp_path: Path) -> None:
     from PIL import Image
 
     found = done(config(checkpoint, tmp_path / "run", limit=2, tokens=("patches",), layers="1"), drawn=True)
     assert found.results["tokens"].nunique() == 16
-    assert [png.stem for png in found.figures] == ["patch_map"]
-    with Image.open(found.folder / "picture.png") as picture:
-        shown = np.asarray(picture, dtype=float)
-    first = load_pairs(PairOptions(limit=1), seed=0, size=28).pairs[0].clean.pictures[0].open()
-    np.testing.assert_allclose(shown, np.asarray(first, dtype=float), atol=1.0)
+    assert [png.stem for png in found.figures] == ["patch_map", "patch_map_0", "patch_map_1"]
+    pairs = load_pairs(PairOptions(limit=2), seed=0, size=28).pairs
+    for name, pair in (("picture.png", pairs[0]), ("pictures/0.png", pairs[0]), ("pictures/1.png", pairs[1])):
+        with Image.open(found.folder / name) as picture:
+            shown = np.asarray(picture, dtype=float)
+        own = np.asarray(pair.clean.pictures[0].open(), dtype=float)
+        np.testing.assert_allclose(shown, own, atol=1.0)
+    assert not (done(config(checkpoint, tmp_path / "groups", limit=2, layers="1")).folder / "pictures").exists()
 
 
 def test_dry_run_estimates_and_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:

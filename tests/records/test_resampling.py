@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control, permutation_test
 
+from figures.findings.peaks import location_range
 from records import resampling
 from records.resampling import (
     adjust_max,
     adjust_p,
-    location_range,
     permutation_p,
     select_best,
     shuffle_over_groups,

@@ -23,7 +23,7 @@ from records.manifest import commit
 from records.open_model import describe_model, open_model, other_model
 from records.processes import launched, own_device
 from records.progress import OnProgress, ProgressBars
-from records.run import FinishedRun, Run, remove_leftovers, writing
+from records.run import FinishedRun, Run, read_timings, remove_leftovers, writing
 from records.shared_jobs import one_at_a_time, share_jobs
 from tasks.errors import UserError, user_errors
 from tuning.compare.config import RUN, TABLE, CompareConfig
@@ -49,7 +49,7 @@ from tuning.plan.layers import select_layers
 from tuning.plan.plan import LayerPlan, Lora
 from tuning.plan.resolve import Resolved, resolve
 from tuning.scoring.answers import collator, model_inputs, score_answers, text_log_likelihood
-from tuning.training.checkpoint import last_whole_checkpoint
+from tuning.training.checkpoint import advise_when_interrupted, last_whole_checkpoint
 from tuning.training.out_of_memory import advise_when_out_of_memory
 from tuning.training.save import bytes_of_model, save_model, write_json
 from tuning.training.torch_compile import check_compiling
@@ -92,7 +92,8 @@ def run_compare(
     data = open_data(config.data)
     run = Run(config.out, RUN, config.settings, command=command, overwrite=config.overwrite)
     wide = replace(config.model, dtype="float32")
-    llava = open_model(wide, device=device, seed=0, weights=not config.dry_run)
+    with run.timings.stage("load"):
+        llava = open_model(wide, device=device, seed=0, weights=not config.dry_run)
     plans, known, n_layers = chosen_plans(config, llava), known_plans(config, llava), llava.n_layers
     resolved = {plan.name: resolve(plan, llava) for plan in known if plan.name != START}
     jobs = _jobs(config, plans)
@@ -113,23 +114,27 @@ def run_compare(
         with one_at_a_time(config.out, "another process is timing the plans: waiting for it", on_note=on_note):
             for line in surveyed.record(config.out):
                 on_note(line)
-            _time(config, llava, plans, resolved, surveyed, on_note)
+            with run.timings.stage("timing"):
+                _time(config, llava, plans, resolved, surveyed, on_note, on_progress)
         del llava  # each run loads its own model, and two may not fit on the device
-        share_jobs(
-            {folder: f"{plan}, seed {seed}" for folder, (plan, seed) in jobs.items()},
-            is_done=is_scored,
-            run=lambda folder: _run_one(config, resolved, *jobs[folder], folder, surveyed, device, on_note),
-            on_done=lambda folder: on_progress("training and scoring plans", 1, len(jobs)),
-            on_note=on_note,
-        )
+        with run.timings.stage("training and scoring plans"):
+            share_jobs(
+                {folder: f"{plan}, seed {seed}" for folder, (plan, seed) in jobs.items()},
+                is_done=is_scored,
+                run=lambda folder: _run_one(
+                    config, resolved, *jobs[folder], folder, surveyed, device, on_note, on_progress
+                ),
+                on_done=lambda folder: on_progress("training and scoring plans", 1, len(jobs)),
+                on_note=on_note,
+            )
     trained = {name: found.trained for name, found in resolved.items()}
     table = compare_table(config.out, known, n_layers=n_layers, trainable=lambda plan: trained[plan.name])
     with one_at_a_time(config.out, "another process writes the table: waiting for it", on_note=on_note):
         with writing(config.out):
             commit(config.out / TABLE, table.to_csv(index=False).encode())
-        run.finish()
-        with writing(config.out):
+        with writing(config.out), run.timings.stage("figures"):
             drawn = tuple(paths.png for paths in figures.draw_run(config.out))
+        run.finish()
     return _finished(config.out, table, drawn)
 
 
@@ -145,7 +150,9 @@ def finished_compare(folder: Path) -> FinishedRun:
 def _finished(folder: Path, table: pd.DataFrame, drawn: Sequence[Path]) -> FinishedRun:
     """The finished comparison; its main figure is cost against retention, if it was drawn."""
     ordered = sorted(drawn, key=lambda path: path.stem != "cost_against_retention")
-    return FinishedRun(folder, table, render_table(table), tuple(ordered), table=TABLE)
+    return FinishedRun(
+        folder, table, render_table(table), tuple(ordered), table=TABLE, timings=read_timings(folder, RUN)
+    )
 
 
 def _describe(
@@ -234,6 +241,7 @@ def _run_one(
     data: SurveyedData,
     device: str,
     on_note: Callable[[str], None],
+    on_progress: OnProgress,
 ) -> None:
     """Train one plan with one seed, unless it is untrained or the reference, and score it."""
     wide = replace(config.model, dtype="float32")
@@ -246,9 +254,13 @@ def _run_one(
     if (folder / ANSWERS).is_file():
         on_note(f"{name}, seed {seed}: its files are damaged, it is trained and scored again")
     facts: dict[str, Any] = {"plan": name, "seed": seed, "steps": 0}
-    with user_errors(OSError), advise_when_out_of_memory(config.optimisation.batch_size):
+    with (
+        user_errors(OSError),
+        advise_when_out_of_memory(config.optimisation.batch_size),
+        advise_when_interrupted(folder),
+    ):
         if name in resolved:
-            facts |= _train_one(config, resolved[name], seed, llava, data, folder, on_note)
+            facts |= _train_one(config, resolved[name], seed, llava, data, folder, on_note, on_progress)
         if name in resolved:
             token_plan = resolved[name].plan.token_plan
         else:  # the start was trained under none
@@ -270,6 +282,7 @@ def _train_one(
     data: SurveyedData,
     folder: Path,
     on_note: Callable[[str], None],
+    on_progress: OnProgress,
 ) -> dict[str, Any]:
     """Train the model in place, from the last checkpoint if there is one."""
     plan, bf16 = resolved.plan, is_bf16(config.model)
@@ -287,6 +300,7 @@ def _train_one(
         resume=last_whole_checkpoint(folder, on_note),
         model_bytes=bytes_of_model(resolved) if config.keep_weights else 0,
         on_note=lambda line: on_note(f"{plan.name}, seed {seed}: {line}"),
+        on_progress=lambda stage, done, total: on_progress(f"{plan.name}, seed {seed}: {stage}", done, total),
         on_trained=(lambda trainer: _keep(config, trainer, folder)) if config.keep_weights else None,
     )
     return {
@@ -339,6 +353,7 @@ def _time(
     resolved: Mapping[str, Resolved],
     data: SurveyedData,
     on_note: Callable[[str], None],
+    on_progress: OnProgress,
 ) -> None:
     """Time a step of each plan that was not timed before, alternating with ``full``, in this process."""
     known = read_costs(config.out)
@@ -357,5 +372,6 @@ def _time(
         costs = measure_plans(
             llava, timed, model_inputs(given, llava), rounds=config.timing_rounds, repeats=3,
             checkpointing=config.run.gradient_checkpointing, bf16=is_bf16(config.model),
+            on_turn=lambda *turn: on_progress("timing plans", 1, config.timing_rounds * len(timed)),
         )  # fmt: skip
     add_costs(config.out, costs)

@@ -5,6 +5,7 @@ pass computes this, for several questions about a picture at once.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,19 @@ TEXT = Path(__file__).parents[2] / "models" / "embedded" / "passage.txt"
 
 
 @torch.inference_mode()
-def score_answers(llava: Llava, samples: Samples, *, batch_size: int = 8, token_plan: str = "all") -> pd.DataFrame:
+def score_answers(
+    llava: Llava,
+    samples: Samples,
+    *,
+    batch_size: int = 8,
+    token_plan: str = "all",
+    on_scored: Callable[[int], None] = lambda n: None,
+) -> pd.DataFrame:
     """One row for each answer: ``id, group, family, right, log_prob, tokens``.
 
     ``group`` is the first picture, or the sample if it has none; ``right`` is 1 or 0; ``log_prob`` is the answer's
     total log-probability in nats, its end-of-text token included. The model runs under ``token_plan``.
+    ``on_scored`` is called with the number of samples that are newly scored.
     """
     training = llava.model.training
     llava.model.eval()
@@ -59,6 +68,7 @@ def score_answers(llava: Llava, samples: Samples, *, batch_size: int = 8, token_
                                 "tokens": len(at),
                             }
                         )
+            on_scored(len(items))
     finally:
         llava.model.train(training)
     return pd.DataFrame(rows, columns=["id", "group", "family", "right", "log_prob", "tokens"])

@@ -1,6 +1,7 @@
 """The evaluations of a run as a table that grows during training: ``evaluations.csv``."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 from models.llava import Llava
 from records.intervals import ratio_intervals, share_intervals
 from records.manifest import commit
+from records.progress import OnProgress, silent
 from tasks.checksums import check_whole
 from tasks.errors import UserError, user_errors
 from tasks.scenes.questions import CHANCE
@@ -26,7 +28,12 @@ _TYPES: Any = {"set": str, "data": str, "family": str, "metric": str, "interval"
 
 
 def score_sets(
-    llava: Llava, sets: Mapping[str, Samples], *, step: int, token_plan: str = "all"
+    llava: Llava,
+    sets: Mapping[str, Samples],
+    *,
+    step: int,
+    token_plan: str = "all",
+    on_progress: OnProgress = silent,
 ) -> dict[str, pd.DataFrame]:
     """The answers to every evaluation set by its name, from ``score_answers``.
 
@@ -34,7 +41,11 @@ def score_sets(
     """
     answers = {}
     for name, samples in sets.items():
-        answers[name] = score_answers(llava, samples, token_plan=token_plan)
+        # A bar for each evaluation, since one that is full does not start again.
+        stage, total = f"scoring {name} after step {step}", len(samples)
+        answers[name] = score_answers(
+            llava, samples, token_plan=token_plan, on_scored=partial(_report, on_progress, stage, total)
+        )
         broken = answers[name][~np.isfinite(answers[name]["log_prob"])]
         if len(broken):
             raise UserError(
@@ -44,6 +55,10 @@ def score_sets(
     return answers
 
 
+def _report(on_progress: OnProgress, stage: str, total: int, n: int) -> None:
+    on_progress(stage, n, total)
+
+
 def tabulate(
     answers: pd.DataFrame, *, step: int, name: str, data: str = "", chance: Mapping[Any, float] | None = None
 ) -> pd.DataFrame:
@@ -51,7 +66,7 @@ def tabulate(
 
     Columns: ``step, set, data, family, metric, score, lower, upper, chance, n, interval``. Metric ``accuracy`` is the
     share of right answers; ``log_prob_per_token`` is in nats. ``n`` is the number of pictures (samples, if there are no
-    pictures), which the bootstrap draws with all their answers.
+    pictures): answers about one picture count as dependent. ``interval`` names the method.
 
     ``answers`` has ``group, family, right, log_prob, tokens``. ``data`` is a digest of the questions, ``chance`` the
     share of right answers of a random guess by family, where it is known.

@@ -43,6 +43,20 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=checkpoint_step)
 
 
+@contextmanager
+def advise_when_interrupted(folder: Path) -> Iterator[None]:
+    """Context manager: after Ctrl-C, say from which step the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        last = last_checkpoint(folder)
+        raise KeyboardInterrupt(
+            f"Start the same command again to go on after step {checkpoint_step(last)}, the last checkpoint."
+            if last is not None
+            else "There is no checkpoint yet: the same command starts at the first step. Set --save-every to keep some."
+        ) from interrupt
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the latest step in ``folder``; None if there is none."""
     return next(reversed(checkpoints(folder)), None)

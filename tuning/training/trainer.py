@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 
 from models.llava import Llava
 from records.processes import launched
-from records.progress import OnProgress, silent
+from records.progress import OnProgress, PartProgress, silent
+from records.timings import Timings
 from tasks.errors import UserError
 from tuning.config import Optimisation, RunOptions
 from tuning.data.labels import IGNORED
@@ -80,13 +81,15 @@ def train(
     on_note: Callable[[str], None] = lambda line: None,
     on_progress: OnProgress = silent,
     on_trained: "Callable[[PlanTrainer], None] | None" = None,
+    timings: Timings | None = None,
 ) -> Trained:
     """Train the plan in place; ``apply_plan`` must have been called, and ``folder`` must exist.
 
     ``facts`` (settings, model and data) are saved with each checkpoint, and a run resumes only from equal facts. With
     ``by_modality``, a batch holds samples with pictures or without, not both. If ``eval_every`` is 0, the only
     evaluation is after the last step. ``on_trained`` is called in every process after the last step, while the model is
-    still sharded; the disk must have room for the ``model_bytes`` that it writes. Raises ``LossNotFiniteError`` if the
+    still sharded; the disk must have room for the ``model_bytes`` that it writes. ``timings`` gets the time of steps,
+    data, evaluations, checkpoints and saving. Raises ``LossNotFiniteError`` if the
     loss or a gradient is NaN or infinite, and ``UserError`` if the options, samples or checkpoint cannot be used.
     """
     if not len(samples):
@@ -116,7 +119,7 @@ def train(
     trainer = PlanTrainer(
         llava, resolved, samples, optimisation, options, folder, facts,
         keeper=keeper, bf16=bf16, by_modality=by_modality, eval_every=eval_every, eval_sets=eval_sets,
-        on_note=on_note, on_progress=on_progress,
+        on_note=on_note, on_progress=on_progress, timings=timings,
     )  # fmt: skip
     try:
         longest = int(samples.lengths.max())
@@ -126,7 +129,8 @@ def train(
         if trainer.eval_sets and not eval_every:
             trainer.evaluate()
         if on_trained is not None:
-            on_trained(trainer)
+            with trainer.timings.stage("saving"):
+                on_trained(trainer)
     finally:
         set_checkpointing(llava, None)
         llava.model.eval()
@@ -154,7 +158,9 @@ class PlanTrainer:
         eval_sets: Mapping[str, Samples] | None = None,
         on_note: Callable[[str], None] = lambda line: None,
         on_progress: OnProgress = silent,
+        timings: Timings | None = None,
     ) -> None:
+        self.timings = timings or Timings()
         self.llava, self.resolved, self.samples, self.keeper = llava, resolved, samples, keeper
         self.optimisation, self.options, self.folder, self.facts = optimisation, options, folder, dict(facts or {})
         self.eval_every, self.eval_sets = eval_every, dict(eval_sets or {})
@@ -205,7 +211,8 @@ class PlanTrainer:
             trim_log(self.folder, self.step, evaluations=not self.eval_every)
         if self.accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.accelerator.device)  # measured once the model is sharded
-        self.on_progress("training", self.step, self.steps)
+        accum = self.optimisation.grad_accum
+        self.on_progress("training", self.step * accum, self.steps * accum)  # in micro-batches
         if self.is_sharded:
             self.on_note(sharding.describe(self.llava.model))
         while self.step < self.steps:
@@ -225,14 +232,16 @@ class PlanTrainer:
         batches = iter(loader)
         for index in range(done, self._steps_in_epoch):
             asked = _now()
-            own = list(islice(batches, accum))
+            with self.timings.stage("data"):
+                own = list(islice(batches, accum))
             if resume is not None and done:
                 # Starting the loader draws a number, which the uninterrupted run drew before the checkpoint.
                 checkpoint.read_random(resume, self.accelerator.process_index)
                 resume = None
             began = _now()
             self.data_seconds.append(began - asked)
-            norm, rate = self._take_step(own)
+            with self.timings.stage("steps"):
+                norm, rate = self._take_step(own)
             self.step_seconds.append(_now() - began)
             batches_seen = min((index + 1) * accum, len(self._loader))
             self._after_step(epoch + batches_seen / len(self._loader), norm, rate)
@@ -255,6 +264,8 @@ class PlanTrainer:
             share = len(batches) * self.accelerator.num_processes
             n_labels = [count.clamp(min=1) * share for count in counts]
         self._model.train()
+        accum = self.optimisation.grad_accum
+        part = PartProgress(self.on_progress, "training", size=accum, total=self.steps * accum)
         for index, batch in enumerate(batches):
             is_last = index == len(batches) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self._model):
@@ -262,6 +273,8 @@ class PlanTrainer:
                 self._check_finite("loss", float(loss.detach()))
                 self.accelerator.backward(loss)
             self._loss_sum += loss.detach()
+            if not is_last:
+                part.add(1)
         largest = self.optimisation.clip or math.inf
         norm = sharding.as_number(self.accelerator.clip_grad_norm_(self._model.parameters(), largest))
         self._check_finite("norm of the gradient", norm)
@@ -272,6 +285,7 @@ class PlanTrainer:
         rate = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         self.step += 1
+        part.finish()
         return norm, rate
 
     def compute_loss(self, batch: Mapping[str, Any], n_labels: Tensor) -> Tensor:
@@ -311,7 +325,6 @@ class PlanTrainer:
     def _after_step(self, epoch: float, norm: float, rate: float) -> None:
         """Log, evaluate and save at the set intervals and after the last step."""
         options, step, is_last = self.options, self.step, self.step >= self.steps
-        self.on_progress("training", 1, self.steps)
         if step == 1 or step % options.log_every == 0 or is_last:
             mean = float(self.accelerator.gather(self._loss_sum[None]).mean()) / (step - self._logged_step)  # type: ignore[union-attr, unused-ignore]
             self.losses[step] = mean
@@ -321,7 +334,7 @@ class PlanTrainer:
         if self.eval_sets and self.eval_every and (step % self.eval_every == 0 or is_last):
             self.evaluate()
         if options.save_every and (step % options.save_every == 0 or is_last):
-            with self.on_disk():
+            with self.on_disk(), self.timings.stage("checkpoints"):
                 self._save()
 
     def _log(self, values: Mapping[str, int | float]) -> None:
@@ -333,8 +346,11 @@ class PlanTrainer:
 
     def evaluate(self) -> None:
         """Score every evaluation set; rank 0 writes ``evaluations.csv`` and the log."""
-        with self.uncompiled():
-            answers = score_sets(self.llava, self.eval_sets, step=self.step, token_plan=self.resolved.plan.token_plan)
+        with self.uncompiled(), self.timings.stage("evaluations"):
+            answers = score_sets(
+                self.llava, self.eval_sets, step=self.step, token_plan=self.resolved.plan.token_plan,
+                on_progress=self.on_progress,
+            )  # fmt: skip
         sharding.reshard(self.llava.model)
         if answers and self.accelerator.is_main_process:
             rows = table_of(answers, self.eval_sets, step=self.step)
