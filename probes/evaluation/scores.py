@@ -154,8 +154,12 @@ def score_values(truth: Array, predicted: Array, groups: Codes, *, source: Sourc
     of_mean = float((sums**2).sum() / len(truth)) * n_groups / max(n_groups - 1, 1)
     unbiased = float(errors.sum() / (squares.sum() + of_mean))
     influence = (errors / errors.sum() if errors.sum() > 0 else 0 * errors) - squares / squares.sum()
-    extra = dependence(0) if source == "cv" else 0.0  # in full at any R2: the choice of the penalty varies too
+    # In full at any R2, and once more: training sets and the choice of the penalty vary too. Simulated intervals of 200
+    # examples in 64 dimensions cover 82 % without the second part.
+    extra = 2 * dependence(0) if source == "cv" else 0.0
     error = float(influence.std() * n_groups / max(n_groups - 1, 1) ** 0.5 * (1 + extra) ** 0.5)
+    # Predictions near the mean have no influence to first order: what is left is the square of the mean's own error.
+    error = float(np.hypot(error, 2**0.5 * of_mean / squares.sum()))
     spread = Spread("continuous", influence, error, _degrees(influence), 1 - unbiased)
     return {"r2": _score("r2", 1 - share, spread, len(truth), source)}
 
