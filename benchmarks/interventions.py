@@ -58,13 +58,16 @@ def small_config(*, tiny: bool = False) -> LlavaConfig:
     return llava_config(Size(576, 1536, 16, 9, 3), Size(192, 768, 6, 4), side=24)
 
 
-def pair_of(llava: Llava) -> tuple[Example, Example]:
-    """A clean and a corrupt example with one question: a scene for trained models, noise for random ones."""
+def pairs_of(llava: Llava, n: int = 1) -> tuple[list[Example], list[Example]]:
+    """``n`` clean and corrupt examples, with one question a pair: scenes for trained models, noise for random ones."""
     if llava.id.startswith("random"):
-        clean, other = noise_examples(2, llava.image_size)[:]
-        return clean, Example(other.id, other.pictures, clean.question, clean.answer, other.group)
-    pair = make_pair(0, "colour", size=llava.image_size)
-    return pair.clean, pair.corrupt
+        drawn = noise_examples(2 * n, llava.image_size)[:]
+        clean, others = drawn[::2], drawn[1::2]
+        questions = [(one.question, one.answer) for one in clean]
+        asked = zip(others, questions, strict=True)
+        return clean, [Example(other.id, other.pictures, *words, other.group) for other, words in asked]
+    pairs = [make_pair(number, "colour", size=llava.image_size) for number in range(n)]
+    return [pair.clean for pair in pairs], [pair.corrupt for pair in pairs]
 
 
 def readout(inputs: Inputs) -> Tensor:
@@ -72,12 +75,12 @@ def readout(inputs: Inputs) -> Tensor:
     return torch.tensor([[layout.prompt_stop - 1] for layout in inputs.layout], device=inputs.input_ids.device)
 
 
-def job(llava: Llava, name: str, plan: InterventionPlan) -> Job:
-    """The cells of a plan on the pair."""
-    clean, corrupt = pair_of(llava)
-    batch = prepare(llava, [clean])
-    runs = choose_runs(plan, batch, pair=prepare(llava, [corrupt]))
-    cells = build_edits(plan.cells(llava), llava, runs.inputs, [clean], DatasetStatistics(plan))
+def job(llava: Llava, name: str, plan: InterventionPlan, pairs: int = 1) -> Job:
+    """The cells of a plan on some pairs in one batch."""
+    clean, corrupt = pairs_of(llava, pairs)
+    batch = prepare(llava, clean)
+    runs = choose_runs(plan, batch, pair=prepare(llava, corrupt))
+    cells = build_edits(plan.cells(llava), llava, runs.inputs, clean, DatasetStatistics(plan))
     return Job(name, runs.inputs, runs.other, tuple(cells))
 
 
@@ -238,14 +241,20 @@ def measure_map(llava: Llava, repeats: int, peers: Sequence[str]) -> Iterator[Ro
         yield replace(row, difference=_difference(logits[row.side], logits["full"]))
 
 
-def measure_image(llava: Llava, repeats: int) -> Iterator[Row]:
+def measure_image(llava: Llava, repeats: int, *, pairs: int = 1, peers: Sequence[str] = ()) -> Iterator[Row]:
     """Time the image patched at every layer against one plain forward, and measure peak memory (question c)."""
-    work = job(llava, "whole image", InterventionPlan("patch", sites=("resid_pre",), tokens=("image",)))
+    work = job(llava, "whole image", InterventionPlan("patch", sites=("resid_pre",), tokens=("image",)), pairs)
     sides: dict[str, Run] = {
         "one plain forward": partial(plain_logits, llava, work.inputs, readout(work.inputs)),
         "incremental": partial(run_ours, llava, work, "incremental"),
+        **{name: partial(PEERS[name](llava), work) for name in peers},
     }
-    question = f"c: whole image, {len(work.cells)} cells, {work.inputs.n_positions} positions, base runs included"
+    several = f" of {pairs} pairs" if pairs > 1 else ""
+    question = (
+        f"c: whole image{several}, {len(work.cells)} cells, {work.inputs.n_positions} positions, base runs included"
+    )
+    if llava.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(llava.device)
     yield from compare(question, sides, "one plain forward", repeats)
     peak = torch.cuda.max_memory_allocated() / 2**20 if llava.device.type == "cuda" else peak_memory()
     yield Row(question, "peak memory (MiB)", peak, peak, peak, 1, 1.0, "peak memory (MiB)")

@@ -62,21 +62,30 @@ class Problems:
     strengths: tuple[float, ...]
     """Penalties, strong to weak."""
 
+    def first(self, n: int) -> "Problems":
+        """Two-class problems on the first examples, to warm up."""
+        labels = [t[:n] % 2 for t in self.labels]
+        return Problems(self.x[:n], labels, [f[:n] for f in self.fold], [2] * len(labels), self.strengths)
+
 
 def make_site(site: int, n: int, d: int, device: str) -> Problems:
-    """Activations with a decaying spectrum, and noisy labels that are linear in them."""
-    generator = torch.Generator().manual_seed(site)
-    scale = torch.arange(1, d + 1) ** -0.5
-    x = (torch.randn(n, d, generator=generator) * scale) @ torch.linalg.qr(torch.randn(d, d, generator=generator))[0]
+    """Activations with a decaying spectrum, and noisy labels that are linear in them, drawn on ``device``."""
+    generator = torch.Generator(device).manual_seed(site)
+    scale = torch.arange(1, d + 1, device=device) ** -0.5
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device)
+
+    x = (normal(n, d) * scale) @ torch.linalg.qr(normal(d, d))[0]
     targets = []
     for classes in CLASSES:
-        z = (x / x.std(0)) @ torch.randn(d, classes, generator=generator) * (3 / d**0.5)
-        noise = -torch.rand(n, classes, generator=generator).log().neg().log()
+        z = (x / x.std(0)) @ normal(d, classes) * (3 / d**0.5)
+        noise = -torch.rand(n, classes, generator=generator, device=device).log().neg().log()
         targets.append((z + noise).argmax(1))
         # each class occurs twice, in different folds, so that no training set lacks it
-        targets[-1][: 2 * classes] = torch.arange(2 * classes) % classes
+        targets[-1][: 2 * classes] = torch.arange(2 * classes, device=device) % classes
     fold = torch.arange(n, device=device) % FOLDS
-    return Problems(x.to(device), [t.to(device) for t in targets], [fold] * len(CLASSES), list(CLASSES), STRENGTHS)
+    return Problems(x, targets, [fold] * len(CLASSES), list(CLASSES), STRENGTHS)
 
 
 def sweep_sites(run: Path) -> list[Problems]:
@@ -195,11 +204,7 @@ def time_sites(number: int, sampled: Iterator[Problems], *, clock: str) -> dict[
     problems = None
     for site, problems in enumerate(sampled):
         if site == 0:
-            few = Problems(
-                problems.x[:200], [t[:200] % 2 for t in problems.labels], [f[:200] for f in problems.fold],
-                [2] * len(problems.labels), problems.strengths,
-            )  # fmt: skip
-            solve_site(few, OUR_TOL)  # warm-up
+            solve_site(problems.first(200), OUR_TOL)  # warm-up
         _wait(problems.x)
         start = now()
         basis, fits = solve_site(problems, OUR_TOL)

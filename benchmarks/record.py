@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -81,6 +81,14 @@ def compare(question: str, sides: Mapping[str, Run], against: str, repeats: int,
     ]
 
 
+def installed(package: str) -> str:
+    """The version of a package, or ``absent``."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
 def machine(device: str) -> dict[str, object]:
     """Hardware, versions and commit; ``device`` is ``cpu`` or ``cuda``, and ``not_run`` is set if it is missing."""
     on_gpu = device.startswith("cuda")
@@ -92,7 +100,7 @@ def machine(device: str) -> dict[str, object]:
         "device": torch.cuda.get_device_name() if on_gpu and torch.cuda.is_available() else device,
         "commit": done.stdout.strip() if done.returncode == 0 else "uncommitted",
         "load_average": os.getloadavg()[0],
-        **{name: version(name) for name in ("torch", "transformers", "scikit-learn", "nnsight", "transformer-lens")},
+        **{name: installed(name) for name in ("torch", "transformers", "scikit-learn", "nnsight", "transformer-lens")},
     }
     return facts if torch.cuda.is_available() or not on_gpu else {**facts, "not_run": "no CUDA device."}
 

@@ -51,8 +51,11 @@ def build(name: str, device: str, dtype: torch.dtype, attn: str) -> Llava:
     return load(config, device=device, dtype=dtype, validate=False)
 
 
-def build_plans(llava: Llava) -> dict[str, Resolved]:
-    """The plans of the table; the band is 6-16 of 32, or the same share of another depth."""
+def build_plans(llava: Llava, *, more: bool = False) -> dict[str, Resolved]:
+    """The plans of the table; the band is 6-16 of 32, or the same share of another depth.
+
+    ``more`` adds LoRA on the band alone, and the band under a token plan that hides image tokens elsewhere.
+    """
     band = anchor_band(llava.n_layers)
     spec = layer_spec(band, llava.n_layers)
     size = len(band)
@@ -66,6 +69,11 @@ def build_plans(llava: Llava) -> dict[str, Resolved]:
         "LoRA + projector": LayerPlan("all", ("projector",), "lora", Lora(128 if llava.d_model > 512 else 4, 256)),
         "projector only": LayerPlan("none", ("projector",)),
     }
+    if more:
+        plans |= {
+            f"LoRA {spec} + projector": LayerPlan(spec, ("projector",), "lora", plans["LoRA + projector"].lora),
+            f"{spec} + projector, {spec}:hide": LayerPlan(spec, ("projector",), token_plan=f"{spec}:hide"),
+        }
     return {name: resolve(plan, llava) for name, plan in plans.items()}
 
 

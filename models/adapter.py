@@ -4,14 +4,17 @@ This is the only file that contains module paths of transformers. ``tap(site)`` 
 all other code works with sites. ``models.llava.Llava`` adds the methods for users.
 """
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerBase
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaModel, apply_rotary_pos_emb
 
 from models.sites import Site, check_site
 
@@ -28,6 +31,25 @@ class Tap(NamedTuple):
     module: nn.Module
     side: Literal["in", "out", "pattern"]
     d_head: int | None
+
+
+@cache
+def cache_keyword() -> str:
+    """The name of the argument that takes a cache of keys and values: ``cache`` since transformers 5.24.
+
+    Earlier versions call it ``past_key_values``. Forwards, ``generate`` and model outputs use the same name.
+    """
+    return "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+
+
+def cache_argument(held: Any) -> dict[str, Any]:
+    """A cache as the keyword argument of this version of transformers."""
+    return {cache_keyword(): held}
+
+
+def cache_in(kwargs: Mapping[str, Any]) -> Any:
+    """The cache among the keyword arguments of a forward; None if there is none."""
+    return kwargs.get(cache_keyword())
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from models.adapter import Adapter
+from models.adapter import Adapter, cache_argument
 from models.hooks import first_output, recorded
 from models.precision import fast_bfloat16
 from models.sites import Part, Site
@@ -69,8 +69,8 @@ def run_cached(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=True,
+            **cache_argument(cache),
         )
     kept: list[Any] = list(cache.layers)
     return Run(tuple(values[site] for site in sites), tuple(KeysValues(layer.keys, layer.values) for layer in kept))
@@ -105,8 +105,8 @@ def run_block(
         attention_mask=additive(allowed, resid.dtype),
         position_ids=position_ids,
         position_embeddings=llava.rotary(resid, position_ids),
-        past_key_values=Joined(earlier),
         use_cache=True,
+        **cache_argument(Joined(earlier)),
     )
     return first_output(output)
 
@@ -125,8 +125,8 @@ def run_keys_values(
             attention_mask=None,
             position_ids=position_ids,
             position_embeddings=llava.rotary(resid, position_ids),
-            past_key_values=taker,
             use_cache=True,
+            **cache_argument(taker),
         )
     assert taker.found is not None
     return taker.found

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from models.adapter import Adapter
+from models.adapter import Adapter, cache_in
 from models.sites import Site
 from tasks.errors import UserError
 
@@ -91,7 +91,7 @@ def tracked_columns(llava: Adapter) -> Iterator[Columns]:
     columns = Columns()
 
     def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         columns.start = 0 if cache is None else int(cache.get_seq_length())
         columns.stop = columns.start + kwargs["inputs_embeds"].shape[1]
 

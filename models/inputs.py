@@ -245,6 +245,7 @@ def prepare(
         raise UserError(f"padding_side must be 'left' or 'right', got {padding_side!r}. Pick one of the two.")
     if preprocess not in ("hf", "pad"):
         raise UserError(f"preprocess must be 'hf' or 'pad', got {preprocess!r}. LLaVA-1.5 was trained with 'pad'.")
+    examples = list(examples)  # a lazy sequence makes each example anew when it is read
     if prompts is None:
         prompts = [vicuna_v1(example.question, n_images=len(example.pictures)) for example in examples]
     texts = tuple(prompts)

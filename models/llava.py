@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from models.activations import Activations
-from models.adapter import Adapter
+from models.adapter import Adapter, cache_argument
 from models.cached_blocks import inference
 from models.capture import capture
 from models.hooks import Pool
@@ -164,7 +164,7 @@ class Llava(Adapter):
         extended = inputs.laid_out("left", answers=False, room=max_new_tokens)
         plan = parse_token_plan(token_plan, self.n_layers)
         if not plan.is_all and use_cache:
-            kwargs["past_key_values"] = PlannedCache(self.config.text_config)
+            kwargs |= cache_argument(PlannedCache(self.config.text_config))
         with self.intervened(extended, plan), torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             found = model.generate(

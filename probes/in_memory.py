@@ -10,6 +10,7 @@ import pandas as pd
 from torch import Tensor
 
 from models.llava import Llava
+from models.loading.quantised import quantised_as
 from models.sites import Site
 from probes.config import Pool, Probe, ProbeOptions, SiteOptions, SweepConfig, Tokens
 from probes.linear.saving import PROBES, FittedProbe, directions_of, load_probes
@@ -124,6 +125,7 @@ def probe(
                 device=str(llava.device),
                 dtype=str(llava.dtype).removeprefix("torch."),  # type: ignore[arg-type]
                 attn=llava.attention,
+                quantize=quantised_as(llava.model),
             ),
             sites=SiteOptions((sites,) if isinstance(sites, str) else tuple(sites), layers, tokens, pool),
             probing=ProbeOptions(tuple(t.name for t in data.targets), probe, folds, controls, maps=0),

@@ -8,6 +8,7 @@ import torch
 
 from models.llava import Llava
 from models.loading.load import load
+from models.loading.quantised import quantised_as
 from records.options import ModelOptions
 from tasks.errors import UserError, user_errors
 
@@ -31,8 +32,9 @@ def open_model(
             dtype, device = dtype or (torch.float32 if device == "cpu" else None), "meta"
         with user_errors(ValueError, OSError, ModuleNotFoundError):
             return load(
-                options.name, device=device, dtype=dtype, revision=options.revision, attn=options.attn, seed=seed
-            )
+                options.name, device=device, dtype=dtype, revision=options.revision, attn=options.attn, seed=seed,
+                quantize=options.quantize, device_map=options.device_map,
+            )  # fmt: skip
     names = (options.name, f"{options.name}@{seed}", Path(options.name).expanduser().resolve().name)
     wanted = {
         "name": (given.id, given.id if given.id in names else options.name),
@@ -40,6 +42,7 @@ def open_model(
         "device": (given.device, torch.empty(0, device=device).device),
         "dtype": (given.dtype, dtype or given.dtype),
         "attn": (given.attention, options.attn),
+        "quantize": (quantised_as(given.model), options.quantize),
     }
     for setting, (found, named) in wanted.items():
         if found != named:

@@ -23,9 +23,12 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
 
-from tyro import conf, constructors
-
 from tasks.errors import UserError
+
+try:
+    from tyro import conf, constructors
+except ModuleNotFoundError:  # without a command line the marks on option types have no effect
+    from records.without_tyro import conf, constructors  # type: ignore[assignment]
 
 T = TypeVar("T")
 
@@ -101,6 +104,10 @@ class ModelOptions:
     """Floating-point type of the weights. [default: float32 on a CPU, else the checkpoint's]"""
     attn: Attention = "sdpa"
     """Implementation of attention."""
+    quantize: OrDefault[Literal["4bit", "8bit"]] = None
+    """Store the matrices of the language model's blocks in 4 or 8 bits; needs bitsandbytes. Training: LoRA alone."""
+    device_map: OrDefault[Literal["auto"]] = None
+    """`auto` leaves blocks that do not fit on the device in main memory. Not for training."""
 
 
 class Option(NamedTuple):

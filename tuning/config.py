@@ -280,6 +280,16 @@ def is_bf16(model: ModelOptions) -> bool:
     return model.dtype == "bfloat16"
 
 
+def check_held(model: ModelOptions, *, method: str) -> None:
+    """Raise ``UserError`` if the weights are held in a way in which ``method`` cannot train them."""
+    if model.device_map is not None:
+        raise UserError(
+            f"device-map must be left out in training, got {model.device_map}. Weights in main memory get no gradient."
+        )
+    if model.quantize is not None and method != "lora":
+        raise UserError(f"quantize must have LoRA factors to train, got --method {method}. Add --method lora.")
+
+
 def split_names(text: str) -> tuple[str, ...]:
     """The names in a comma-separated list; empty for ``none``."""
     return () if text.strip() in ("", "none") else tuple(part.strip() for part in text.split(","))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.llava import Llava
+from models.loading.quantised import quantised_as
 from records.options import ModelOptions
 from tasks.dataset import Dataset
 from tasks.example import Example
@@ -66,7 +67,7 @@ def tune(
     """
     source = None if isinstance(data, str | Path) else TableFile(_dataset(data))
     model = ModelOptions(llava) if isinstance(llava, str) else ModelOptions(
-        llava.id, device=str(llava.device), dtype="float32", attn=llava.attention
+        llava.id, device=str(llava.device), dtype="float32", attn=llava.attention, quantize=quantised_as(llava.model)
     )  # fmt: skip
     config = TuningConfig(
         model,

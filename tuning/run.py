@@ -18,7 +18,7 @@ from records.run import Run, read_timings, writing
 from tasks.checksums import read_whole_json
 from tasks.errors import UserError, user_errors
 from tasks.html import rows_html
-from tuning.config import RUN, SCENES, TuningConfig, check_numbers, is_bf16
+from tuning.config import RUN, SCENES, TuningConfig, check_held, check_numbers, is_bf16
 from tuning.cost.estimate import Estimate, cost_of_run, estimate_run, measure_first
 from tuning.data.prompt_format import PromptFormat
 from tuning.data.samples import Samples, Survey, skipped_error, survey_usable, write_skipped
@@ -326,6 +326,11 @@ def _check_options(config: TuningConfig) -> None:
         raise UserError(f"eval-every must be >= 0, got {config.eval_every}. See layerwise-finetune --help.")
     if data.max_length < 2:
         raise UserError(f"max-length must be >= 2, got {data.max_length}. See layerwise-finetune --help.")
+    check_held(config.model, method=config.plan.method)
+    if config.merge and config.model.quantize is not None:
+        raise UserError(
+            f"merge must be left out with quantize, got {config.model.quantize}. Merging rounds the factors."
+        )
     if config.merge and config.plan.method != "lora":
         raise UserError(f"merge must have LoRA factors to merge, got --method {config.plan.method}. Leave it out.")
     if SCENES not in (data.spec, data.eval_spec) and (data.in_turn or not data.format_prompts):

@@ -12,6 +12,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 LINKED = (
     "figures/gallery/*",
+    "benchmarks/*.md",
     "benchmarks/records/*",
     "benchmarks/records/*/*",
     "notebooks/*.md",

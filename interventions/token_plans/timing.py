@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from transformers import DynamicCache
 
+from models.adapter import cache_argument
 from models.inputs import Inputs
 from models.llava import Llava
 from models.token_plans.forward import PlannedCache, cached_bytes
@@ -67,7 +68,7 @@ def _once(llava: Llava, plan: TokenPlan, inputs: Inputs, prompts: Inputs, new_to
         with llava.intervened(extended, plan):
             began = now()
             kwargs = prompts.model_kwargs()
-            output = llava.model(**kwargs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            output = llava.model(**kwargs, **cache_argument(cache), use_cache=True, logits_to_keep=1)
             token = output.logits[:, -1].argmax(-1, keepdim=True)
             first = now() - began
             n_bytes = cached_bytes(cache)
@@ -76,7 +77,7 @@ def _once(llava: Llava, plan: TokenPlan, inputs: Inputs, prompts: Inputs, new_to
                 mask = torch.cat([mask, torch.ones_like(token)], 1)
                 output = llava.model(
                     input_ids=token, attention_mask=mask, position_ids=mask.sum(1, keepdim=True) - 1,
-                    past_key_values=cache, use_cache=True,
+                    use_cache=True, **cache_argument(cache),
                 )  # fmt: skip
                 token = output.logits[:, -1].argmax(-1, keepdim=True)
             decode = (now() - began) / new_tokens

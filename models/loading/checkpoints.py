@@ -213,28 +213,34 @@ def _sizes(config: LlavaConfig) -> dict[str, Any]:
     return sizes
 
 
-def hash_random(config: LlavaConfig, seed: int, dtype: torch.dtype) -> str:
-    """A hash of all that determines random weights: the config without names and versions, seed and dtype."""
-    described = json.dumps([_RULE, seed, str(dtype), _sizes(config)], sort_keys=True)
+def hash_random(config: LlavaConfig, seed: int, dtype: torch.dtype, drawn_on: str = "cpu") -> str:
+    """A hash of all that determines random weights: the config without names and versions, seed, dtype, and device.
+
+    ``drawn_on`` is the type of the device whose generator draws the numbers; each type has its own.
+    """
+    where = [] if drawn_on == "cpu" else [drawn_on]
+    described = json.dumps([_RULE, seed, str(dtype), _sizes(config), *where], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
-def random_weights(shapes: Mapping[str, torch.Size], *, seed: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Seeded random tensors, one after the other.
+def random_weights(
+    shapes: Mapping[str, torch.Size], *, seed: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Iterator[tuple[str, Tensor]]:
+    """Seeded random tensors on ``device``, one after the other.
 
     Matrices are normal with variance 1 / fan-in, so that activations keep their size at any width; norm gains are
-    close to 1, biases 0. Each tensor has its own generator.
+    close to 1, biases 0. Each tensor has its own generator, whose numbers depend on the type of the device.
     """
     for key, shape in shapes.items():
         digest = hashlib.sha256(f"{_RULE}/{seed}/{canonical(key)}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
         if key.endswith(".bias"):
-            yield key, torch.zeros(shape, dtype=dtype)
+            yield key, torch.zeros(shape, dtype=dtype, device=device)
         elif len(shape) == 1 and key.endswith(".weight"):
-            yield key, torch.randn(shape, generator=generator).mul_(_NORM_SPREAD).add_(1).to(dtype)
+            yield key, torch.randn(shape, generator=generator, device=device).mul_(_NORM_SPREAD).add_(1).to(dtype)
         else:
             fan_in = shape[1:].numel() if len(shape) > 1 else shape[0]
-            yield key, torch.empty(shape, dtype=dtype).normal_(0, fan_in**-0.5, generator=generator)
+            yield key, torch.empty(shape, dtype=dtype, device=device).normal_(0, fan_in**-0.5, generator=generator)
 
 
 def _some(keys: list[str]) -> str:

@@ -1,14 +1,15 @@
 """Load a LLaVA-1.5 model by name, folder or config, and validate it: ``load(name_or_path)`` returns a ``Llava``."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.utils import logging
 
 from models.adapter import Attention
@@ -28,6 +29,8 @@ from models.loading.locate import Located, locate, unknown_model
 from models.loading.lora import Lora, merge, no_base, read_lora
 from models.loading.original import is_original, read_original
 from models.loading.processors import offline_processor, read_processor, with_tokenizer_of
+from models.loading.quantised import Quantise, quantisation, quantised_as
+from models.loading.spread import spread
 from models.precision import DTYPES, parse_dtype
 from models.sites import PARTS, Site, all_sites
 from tasks.checksums import DamagedFileError, damaged_files
@@ -37,6 +40,34 @@ from tasks.errors import UserError
 # code is tested on small models.
 _CHECK_RANDOM_BELOW = 10**9
 _DEEPEST = 8  # folders of LoRA factors that name each other as their base
+# Random weights with more parameters are drawn on the model's device: on a CPU they take minutes, on a GPU seconds.
+_DRAW_ON_CPU_BELOW = 10**9
+
+
+class _Placing(NamedTuple):
+    """Where and how the weights are held."""
+
+    device: torch.device
+    attn: str
+    quantize: Quantise | None
+    device_map: Literal["auto"] | None
+
+    def check(self) -> None:
+        """Raise ``UserError`` if the two ways to save memory are combined, or one is unknown."""
+        if self.device_map not in (None, "auto"):
+            raise UserError(f"device-map must be auto, got {self.device_map!r}.")
+        if self.quantize is not None:
+            if self.device_map is not None:
+                raise UserError(
+                    "device-map must be left out with quantize, got both. Quantised weights are on one device."
+                )
+            quantisation(self.quantize, torch.float32)
+
+    def identity(self, weight_hash: str) -> str:
+        """The hash of the weights as they are held."""
+        if self.quantize is None:
+            return weight_hash
+        return hashlib.sha256(f"{weight_hash} {self.quantize}".encode()).hexdigest()[:16]
 
 
 def load(
@@ -48,6 +79,8 @@ def load(
     attn: Attention = "sdpa",
     seed: int = 0,
     base: str | Path | None = None,
+    quantize: Quantise | None = None,
+    device_map: Literal["auto"] | None = None,
     validate: bool = True,
 ) -> Llava:
     """Load a LLaVA-1.5 model and check it on a forward pass.
@@ -65,6 +98,9 @@ def load(
         seed: Seed of random weights.
         base: The language model (folder or Hugging Face id) of an original stage-1 folder, or the model that LoRA
             factors are added to if it is not the one that their ``adapter_config.json`` names.
+        quantize: Store the matrices of the language model's blocks in ``"4bit"`` or ``"8bit"``, with bitsandbytes.
+        device_map: ``"auto"`` leaves the blocks that do not fit on ``device`` in main memory, and runs them there in
+            turn; for reading and changing runs, not for training.
         validate: Whether to check that image tokens match the patch grid, that the captured last ``resid_post`` gives
             the model's logits, and that every site fires. Random models above 1e9 parameters skip the last two.
 
@@ -79,6 +115,8 @@ def load(
     if attn not in ("sdpa", "eager"):
         raise UserError(f"attn must be 'sdpa' or 'eager', got {attn!r}.")
     dtype = parse_dtype(dtype)
+    how = _Placing(torch.device(device), attn, quantize, device_map)
+    how.check()
     config = name_or_path if isinstance(name_or_path, LlavaConfig) else None
     name = "random" if config is not None else str(name_or_path)
     if name.startswith("random:"):
@@ -86,11 +124,10 @@ def load(
             raise unknown_model(name)
         config = config_of(name.removeprefix("random:"))
     if config is not None:
-        llava = _random(config, offline_processor(config), f"{name}@{seed}", seed, dtype or torch.float32, device, attn)
+        llava = _random(config, offline_processor(config), f"{name}@{seed}", seed, dtype or torch.float32, how)
     else:
-        on_meta = torch.device(device).type == "meta"
-        located = locate(name, revision, weights=not on_meta)
-        llava = _from_folder(located, base=base, device=torch.device(device), dtype=dtype, attn=attn)
+        located = locate(name, revision, weights=how.device.type != "meta")
+        llava = _from_folder(located, base=base, dtype=dtype, how=how)
     if validate:
         small = config is None or llava.model.num_parameters() < _CHECK_RANDOM_BELOW
         _validate(llava, forward=small and llava.device.type != "meta")
@@ -104,8 +141,8 @@ def randomised(llava: Llava, seed: int) -> Llava:
         >>> randomised(load("random:tiny"), seed=1).id
         'random(random:tiny@0)@1'
     """
-    attn = llava.model.config._attn_implementation
-    return _random(llava.config, llava.processor, f"random({llava.id})@{seed}", seed, llava.dtype, llava.device, attn)
+    how = _Placing(llava.device, llava.model.config._attn_implementation, quantised_as(llava.model), None)
+    return _random(llava.config, llava.processor, f"random({llava.id})@{seed}", seed, llava.dtype, how)
 
 
 def _random(
@@ -114,17 +151,45 @@ def _random(
     name: str,
     seed: int,
     dtype: torch.dtype,
-    device: torch.device | str,
-    attn: str,
+    how: _Placing,
 ) -> Llava:
     _check_architecture(config, name)
-    without_extras(config, attn)
-    if torch.device(device).type == "meta":
+    without_extras(config, how.attn)
+    if how.device.type == "meta":
         return Llava(_on_meta(config, dtype), processor, name, None, hash_random(config, seed, dtype))
-    weights = dict(random_weights(_shapes(config), seed=seed, dtype=dtype))
+    shapes, kind = _shapes(config), how.device.type
+    large = sum(shape.numel() for shape in shapes.values()) >= _DRAW_ON_CPU_BELOW
+    if kind != "cpu" and large and how.quantize is None and how.device_map is None:
+        model = _drawn_in_place(config, shapes, seed=seed, dtype=dtype, device=how.device, attn=how.attn)
+        return Llava(model, processor, name, None, hash_random(config, seed, dtype, kind))
+    weights = dict(random_weights(shapes, seed=seed, dtype=dtype))
     if config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
-    return Llava(_build(config, weights, dtype, device, attn), processor, name, None, hash_random(config, seed, dtype))
+    identity = how.identity(hash_random(config, seed, dtype))
+    return Llava(_build(config, weights, dtype, how), processor, name, None, identity)
+
+
+def _drawn_in_place(
+    config: LlavaConfig,
+    shapes: Mapping[str, torch.Size],
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attn: str,
+) -> LlavaForConditionalGeneration:
+    """The model with random weights that are drawn on ``device``; the CPU's memory holds none of them."""
+    config.architectures = ["LlavaForConditionalGeneration"]
+    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.device(device):  # transformers draws initial weights
+        model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attn)
+    state = model.state_dict()
+    with torch.no_grad():
+        for key, tensor in random_weights(shapes, seed=seed, dtype=dtype, device=device):
+            if key != "lm_head.weight" or not config.tie_word_embeddings:
+                state[key].copy_(tensor)
+    drawn: LlavaForConditionalGeneration = model.eval()
+    return drawn
 
 
 def _shapes(config: LlavaConfig) -> dict[str, torch.Size]:
@@ -154,15 +219,22 @@ def _on_meta(config: LlavaConfig, dtype: torch.dtype) -> LlavaForConditionalGene
 
 
 def _build(
-    config: LlavaConfig, weights: dict[str, Tensor], dtype: torch.dtype, device: torch.device | str, attn: str
+    config: LlavaConfig, weights: dict[str, Tensor], dtype: torch.dtype, how: _Placing
 ) -> LlavaForConditionalGeneration:
     """The model with the given weights, which are not copied if dtype and device agree."""
     config.architectures = ["LlavaForConditionalGeneration"]
+    narrow: dict[str, Any] = {}
+    if how.quantize is not None:
+        narrow = {"quantization_config": quantisation(how.quantize, dtype), "device_map": {"": how.device}}
     with hide_progress_bars():
         model: Any = LlavaForConditionalGeneration.from_pretrained(
-            None, config=config, state_dict=weights, dtype=dtype, attn_implementation=attn
+            None, config=config, state_dict=weights, dtype=dtype, attn_implementation=how.attn, **narrow
         )
-    placed: LlavaForConditionalGeneration = model.to(device).eval()
+    if how.device_map is not None:
+        model = spread(model, how.device)
+    elif how.quantize is None:
+        model = model.to(how.device)
+    placed: LlavaForConditionalGeneration = model.eval()
     return placed
 
 
@@ -222,11 +294,9 @@ def _read_lora(
     return read._replace(files=(*read.files, lora.file)), (*merged, lora)
 
 
-def _from_folder(
-    located: Located, *, base: str | Path | None, device: torch.device, dtype: torch.dtype | None, attn: Attention
-) -> Llava:
+def _from_folder(located: Located, *, base: str | Path | None, dtype: torch.dtype | None, how: _Placing) -> Llava:
     folder, name, revision = located
-    on_meta = device.type == "meta"
+    on_meta = how.device.type == "meta"
     _check_written(folder)
     lora = None if is_original(folder) else read_lora(folder)
     factors: tuple[Lora, ...] = ()
@@ -234,7 +304,7 @@ def _from_folder(
         config, processor, files, stored = _read_folder(folder, name, base, weights=not on_meta)
     else:
         (config, processor, files, stored), factors = _read_lora(folder, name, lora, base, weights=not on_meta)
-    without_extras(config, attn)
+    without_extras(config, how.attn)
     if on_meta:
         declared = config.dtype if isinstance(config.dtype, torch.dtype) and config.dtype in DTYPES.values() else None
         with broken_files("config.json", folder.name, "Download it again."):
@@ -245,10 +315,10 @@ def _from_folder(
         shapes = _shapes(config)
     weights = read_weights(stored, shapes, where=folder.name, tied=bool(config.tie_word_embeddings))
     kept = next(iter(weights.values())).dtype
-    chosen = dtype or (torch.float32 if device.type == "cpu" or kept not in DTYPES.values() else kept)
+    chosen = dtype or (torch.float32 if how.device.type == "cpu" or kept not in DTYPES.values() else kept)
     for one in factors:
         weights = merge(weights, one, dtype=chosen)
-    return Llava(_build(config, weights, chosen, device, attn), processor, name, revision, identity)
+    return Llava(_build(config, weights, chosen, how), processor, name, revision, how.identity(identity))
 
 
 def _check_written(folder: Path) -> None:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from models.adapter import Adapter
+from models.adapter import Adapter, cache_argument, cache_in
 from models.cached_blocks import Joined, KeysValues, additive
 from models.hooks import first_output
 from models.inputs import Inputs
@@ -134,12 +134,11 @@ class _PlannedForward:
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
-        **unused: Any,
+        **others: Any,
     ) -> BaseModelOutputWithPast:
         """Called by transformers in place of the language model's own forward."""
-        cache = past_key_values if past_key_values is not None else unused.get("cache")
+        cache = cache_in(others)
         if cache is not None and not isinstance(cache, PlannedCache):
             raise UserError("cache must be a PlannedCache under a token plan, got another. Use llava.generate.")
         if inputs_embeds is None:
@@ -161,7 +160,7 @@ class _PlannedForward:
         if cache is not None:
             cache.seen += n
         norm: Any = self._llava.language_model.norm
-        return BaseModelOutputWithPast(last_hidden_state=norm(stream), past_key_values=cache)
+        return BaseModelOutputWithPast(last_hidden_state=norm(stream), **cache_argument(cache))
 
 
 class _Call:
@@ -283,7 +282,7 @@ class _Call:
         def run(x: Tensor) -> Tensor:
             output = call(
                 x, attention_mask=mask, position_ids=packed.position_ids, position_embeddings=packed.rotary,
-                past_key_values=cache, use_cache=cache is not None,
+                use_cache=cache is not None, **cache_argument(cache),
             )  # fmt: skip
             return first_output(output)
 

@@ -62,6 +62,8 @@ EVERY_OPTION: dict[str, tuple[list[str], object, Callable[[PatchConfig], object]
     "device": ([], "cuda:1", lambda c: c.model.device),
     "dtype": ([], "bfloat16", lambda c: c.model.dtype),
     "attn": ([], "eager", lambda c: c.model.attn),
+    "quantize": ([], "4bit", lambda c: c.model.quantize),
+    "device-map": ([], "auto", lambda c: c.model.device_map),
     "preprocess": ([], "hf", lambda c: c.pairs.preprocess),
     "data": ([], "my.jsonl", lambda c: c.pairs.spec),
     "images": ([], "pictures", lambda c: str(c.pairs.images)),

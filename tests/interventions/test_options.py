@@ -78,6 +78,7 @@ CASES: dict[str, Case] = {
 # These have a test of their own: below, or in the file named.
 ELSEWHERE = {
     "model", "revision", "device", "attn", "preprocess", "engine", "batch-size",  # below
+    "quantize", "device-map",  # tests/gpu/test_little_memory
     "data", "images", "overwrite", "dry-run", "out",  # test_cli, test_pairs
 }  # fmt: skip
 

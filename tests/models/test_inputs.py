@@ -17,6 +17,7 @@ from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
 from models.inputs import prepare
 from models.llava import Llava
 from models.pixels import Geometry, Preprocess, expand_to_square, image_processor
+from tasks.dataset import LazyExamples
 from tasks.errors import UserError
 from tasks.example import Box, Example, Picture
 from tasks.pictures import open_picture
@@ -329,3 +330,16 @@ def test_a_batch_laid_out_anew_is_the_batch_prepared_so(llava: Llava) -> None:
     assert torch.equal(cut.attention_mask[:, :-2], prompts.attention_mask)
     assert bool(cut.attention_mask[:, -2:].all())
     assert [layout.prompt_stop for layout in cut.layout] == [layout.prompt_stop for layout in prompts.layout]
+
+
+def test_a_lazy_sequence_gives_the_batch_of_its_list(llava: Llava) -> None:
+    def make(index: int) -> Example:
+        picture = Picture(f"p{index // 2}", lambda: _noise(40, 30, index // 2))
+        return Example(str(index), (picture,), "What is it?", "", group="g")
+
+    lazy = LazyExamples(3, make)
+    assert lazy[0].pictures[0] is not lazy[0].pictures[0]
+    batch, wanted = prepare(llava, lazy), prepare(llava, list(lazy))
+    assert batch.image_of == wanted.image_of == ((0,), (0,), (1,))
+    assert batch.pixel_values is not None and wanted.pixel_values is not None
+    assert_close(batch.pixel_values, wanted.pixel_values, rtol=0, atol=0)

@@ -112,6 +112,8 @@ OPTIONS: dict[str, object] = {
     "device": "cuda:1",
     "dtype": "bfloat16",
     "attn": "eager",
+    "quantize": "4bit",
+    "device-map": "auto",
     "count": 3,
     "rate": 2.5,
     "images": "pictures",
@@ -166,8 +168,8 @@ def test_settings_are_the_options_that_decide_results() -> None:
     assert settings["name"] == ["a"]
     assert settings["images"] == "x"
     assert set(settings) == {
-        *("model", "revision", "device", "dtype", "attn", "name", "from", "count", "rate", "awake", "pens"),
-        *("images", "skip_bad", "preprocess", "seed"),
+        *("model", "revision", "device", "dtype", "attn", "quantize", "device_map", "name", "from", "count"),
+        *("rate", "awake", "pens", "images", "skip_bad", "preprocess", "seed"),
     }
 
 
@@ -243,7 +245,20 @@ def test_help_lists_subcommands_examples_and_defaults(count) -> None:  # type: i
 
 
 COMMANDS = ("probes.cli", "interventions.cli", "tuning.cli", "interventions.token_plans.cli")
-SHARED = {"model", "device", "dtype", "attn", "revision", "seed", "out", "overwrite", "dry-run", "config"}
+SHARED = {
+    "model",
+    "device",
+    "dtype",
+    "attn",
+    "quantize",
+    "device-map",
+    "revision",
+    "seed",
+    "out",
+    "overwrite",
+    "dry-run",
+    "config",
+}
 
 
 @pytest.mark.parametrize("module", COMMANDS)

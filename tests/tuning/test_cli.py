@@ -111,6 +111,8 @@ EVERY: dict[str, tuple[str, Callable[[TuningConfig], object], object]] = {
     "dtype": ("bfloat16", lambda c: is_bf16(c.model), True),
     "revision": ("abc", lambda c: c.model.revision, "abc"),
     "attn": ("eager", lambda c: c.model.attn, "eager"),
+    "quantize": ("4bit", lambda c: c.model.quantize, "4bit"),
+    "device-map": ("auto", lambda c: c.model.device_map, "auto"),
     "weight-decay": ("0.1", lambda c: c.optimisation.weight_decay, 0.1),
     "clip": ("0", lambda c: c.optimisation.clip, 0),
     "workers": ("2", lambda c: c.run.workers, 2),

@@ -41,7 +41,7 @@ from tuning.compare.table import (
     plain_layers,
     read_costs,
 )
-from tuning.config import RECIPES, Optimisation, check_numbers, is_bf16
+from tuning.config import RECIPES, Optimisation, check_held, check_numbers, is_bf16
 from tuning.cost.timing import measure_plans
 from tuning.plan.apply import apply_plan
 from tuning.plan.default_plans import EXTRA_PLANS, UNDER, default_plans
@@ -212,6 +212,11 @@ def _check_launcher() -> None:
 
 def _check_options(config: CompareConfig, device: str) -> None:
     is_bf16(config.model)
+    if config.model.quantize is not None:
+        raise UserError(
+            f"quantize must be left out in a comparison, got {config.model.quantize}. Plans train full weights."
+        )
+    check_held(config.model, method="full")
     counts = {
         "scenes": config.data.scenes, "score-scenes": config.data.score_scenes, "lora-rank": config.lora_rank,
         "limit": config.data.limit, "eval-limit": config.data.eval_limit,

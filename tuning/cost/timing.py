@@ -20,6 +20,7 @@ def measure_plans(
     warmup: int = 2,
     checkpointing: bool = False,
     bf16: bool = False,
+    count: bool = True,
     clock: ClockName = "wall",
     on_turn: Callable[[int, str, Cost], None] = lambda turn, name, cost: None,
 ) -> dict[str, Cost]:
@@ -27,7 +28,9 @@ def measure_plans(
 
     The model is restored, but ``bf16`` leaves its weights rounded. Each of the ``rounds`` turns has ``repeats`` timed
     steps after ``warmup`` untimed ones: on a CPU full tuning's second step, which still allocates memory, took 50 %
-    longer than its third. The clock ``"cpu"`` measures the processor time of this process, for a shared machine.
+    longer than its third.
+    Without ``count``, operations are those of the closed form. The clock ``"cpu"`` measures the processor time of this
+    process, for a shared machine.
     """
     costs: dict[str, Cost] = {}
     for turn in range(rounds):
@@ -41,7 +44,7 @@ def measure_plans(
                     warmup=warmup,
                     checkpointing=checkpointing,
                     bf16=bf16,
-                    count=turn == 0,
+                    count=count and turn == 0,
                     clock=clock,
                 )
             before = costs.get(name)

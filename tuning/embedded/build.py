@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -28,7 +27,9 @@ from tuning.embedded.language import (
     fresh_projector,
     lora_factors,
     train_language,
-    warm_start,
+)
+from tuning.embedded.language import (
+    warm_start as regress_on_words,
 )
 from tuning.embedded.training import read_facts, snapshot_path, write_tensors
 from tuning.embedded.vision import VISION_CONFIG, pretrain_vision
@@ -67,14 +68,18 @@ def run_vision(work: Path, *, steps: int, seed: int, device: str) -> None:
     write_tensors(_shipped(tower.state_dict()), work / "tower.safetensors")
 
 
-def run_stage1(work: Path, *, steps: int, seed: int, device: str) -> None:
-    """Warm-start and train the projector on captions; write ``projector-stage1.safetensors``."""
+def run_stage1(work: Path, *, steps: int, seed: int, device: str, start_warm: bool = True) -> None:
+    """Warm-start the projector if ``start_warm``, train it on captions, and write ``projector-stage1.safetensors``."""
     trainee = _trainee(work, device, seed)
     warm = work / "warm.safetensors"
-    if warm.exists():
+    if not start_warm:
+        if warm.exists():
+            raise UserError(f"warm-start must agree with {warm}, which an earlier run wrote. Use another --work.")
+        (work / "warm.json").write_text(json.dumps({"cosine": None}), encoding="utf-8")
+    elif warm.exists():
         trainee.projector.load_state_dict(load_file(warm))
     else:
-        cosine = warm_start(trainee.projector, trainee.tower, trainee.language, trainee.tokenizer, seed=seed)
+        cosine = regress_on_words(trainee.projector, trainee.tower, trainee.language, trainee.tokenizer, seed=seed)
         # Written first: the other file marks the end.
         (work / "warm.json").write_text(json.dumps({"cosine": cosine}), encoding="utf-8")
         write_tensors(trainee.projector.state_dict(), warm)
@@ -136,6 +141,7 @@ def main(
     questions: int = 7,
     seed: int = 0,
     device: str = "cpu",
+    warm_start: bool = True,
 ) -> None:
     """Train the embedded checkpoints (2 to 3 hours on two CPU cores in float32, minutes on a GPU).
 
@@ -150,12 +156,13 @@ def main(
         questions: Questions per row.
         seed: Seed of weights and order of the data.
         device: cpu or cuda.
+        warm_start: Train the projector on word embeddings before captions. Without it, its first step is on captions.
     """
     work.mkdir(parents=True, exist_ok=True)
     mix = Mix(pictures, texts, questions)
     runs = {
         "vision": lambda: run_vision(work, steps=vision_steps, seed=seed, device=device),
-        "stage1": lambda: run_stage1(work, steps=stage1_steps, seed=seed, device=device),
+        "stage1": lambda: run_stage1(work, steps=stage1_steps, seed=seed, device=device, start_warm=warm_start),
         "stage2": lambda: run_stage2(work, steps=stage2_steps, seed=seed, device=device, mix=mix),
         "export": lambda: export(work),
     }
@@ -168,4 +175,6 @@ def main(
 
 
 if __name__ == "__main__":
+    import tyro  # the command line alone needs it
+
     tyro.cli(main)

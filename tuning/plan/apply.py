@@ -45,7 +45,8 @@ def apply_plan(llava: Llava, resolved: Resolved, *, seed: int = 0, low_precision
             parameter.requires_grad_(True)
     if low_precision:
         for parameter in llava.model.parameters():
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch.bfloat16)
+            if parameter.is_floating_point():  # quantised weights stay as they are
+                parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch.bfloat16)
     found = {name for name, parameter in llava.model.named_parameters() if parameter.requires_grad}
     if not wanted <= found:
         raise UserError(
@@ -113,4 +114,5 @@ def applied(
         llava.model.zero_grad(set_to_none=True)
         llava.model.requires_grad_(False)
         for parameter in llava.model.parameters():
-            parameter.data = parameter.data.to(dtype)
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)

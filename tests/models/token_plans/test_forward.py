@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from interventions import ablated, knocked_out
+from models.adapter import cache_argument
 from models.inputs import Inputs, prepare
 from models.llava import Llava
 from models.loading.load import load
@@ -100,7 +101,7 @@ def test_all_equals_transformers_token_for_token_also_by_the_packed_forward(n: i
     everything = TokenPlan("all", ("compute",) * N_LAYERS)
     cache = PlannedCache(llava.config.text_config)
     with torch.inference_mode(), planned(llava, everything, PlannedBatch.of(prompts)):
-        found = llava.model.generate(**kwargs, **options, past_key_values=cache)[:, prompts.n_positions :]
+        found = llava.model.generate(**kwargs, **options, **cache_argument(cache))[:, prompts.n_positions :]
     assert torch.equal(found, wanted)
 
 
@@ -126,7 +127,7 @@ def test_hidden_tokens_are_neither_computed_nor_held(llava: Llava) -> None:
     cache = PlannedCache(llava.config.text_config)
     try:
         with torch.inference_mode(), planned(llava, parse_token_plan("freeze:1+leave@3", 5), PlannedBatch.of(prompts)):
-            llava.model(**prompts.model_kwargs(), past_key_values=cache, use_cache=True)
+            llava.model(**prompts.model_kwargs(), use_cache=True, **cache_argument(cache))
     finally:
         for handle in handles:
             handle.remove()
@@ -208,10 +209,10 @@ def test_counted_products_agree_with_the_closed_form(text: str) -> None:
     cache = PlannedCache(wide.config.text_config)
     with torch.inference_mode(), planned(wide, everything, PlannedBatch.of(inputs)):
         with FlopCounterMode(display=False) as counted:
-            wide.language_model(inputs_embeds=embeddings, past_key_values=cache)
+            wide.language_model(inputs_embeds=embeddings, **cache_argument(cache))
         assert counted.get_total_flops() == pytest.approx(2 * prefill(sizes, plan, n_image, n_text), rel=0.01)
         with FlopCounterMode(display=False) as counted:
-            wide.language_model(inputs_embeds=embeddings[:, :1], past_key_values=cache)
+            wide.language_model(inputs_embeds=embeddings[:, :1], **cache_argument(cache))
         assert counted.get_total_flops() == pytest.approx(2 * decode(sizes, plan, n_image, n_text), rel=0.01)
     assert cache.n_bytes == cache_bytes(sizes, plan, n_image, n_text, itemsize=4) + 2 * sizes.d_key * 4 * N_LAYERS
 
