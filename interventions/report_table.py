@@ -50,7 +50,7 @@ def render_summary(results: pd.DataFrame) -> Table:
             "none" if not row["found"] else "-" if pd.isna(row["layer"]) else str(int(row["layer"])),
             "-" if pd.isna(row["head"]) else str(row["head"]),
             _number(row["effect"]),
-            f"{_number(row['effect_lower'])}..{_number(row['effect_upper'])}",
+            "-" if pd.isna(row["effect_lower"]) else f"{row['effect_lower']:.2f}..{row['effect_upper']:.2f}",
             _number(row["value"]),
             _number(row["clean"]),
             _number(row["corrupt"]),

@@ -5,7 +5,7 @@ finished.results, finished.figures[0]
 """
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,9 @@ from models.sites import Site, depth, parse_sites
 from probes.activations.fill import fill_store, layouts, shard_size, stored_dtype, width
 from probes.activations.store import STORES, ActivationStore, SizeEstimate, estimate_size
 from probes.config import RUN, TEXT_TOKENS, SweepConfig
+from probes.estimate import sweep_stages
 from probes.evaluation.folds import FoldPlan
+from probes.evaluation.parallel import processes_for
 from probes.fit_sites import fit_sites
 from probes.linear.registry import find_probe
 from probes.linear.saving import save_probes
@@ -31,11 +33,12 @@ from probes.maps.write import write_maps
 from probes.probe_data import ProbeData, at_size, fold_plans, select
 from probes.report_table import render_summary
 from records.manifest import commit
-from records.open_model import describe_model, open_model
+from records.open_model import describe_model, load_seconds, open_model
 from records.processes import join_processes, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, check_space, read_timings, writing
 from records.tables import read_results
+from records.timings import describe_estimate
 from tasks.errors import UserError, user_errors
 from tasks.example import Example
 
@@ -58,17 +61,22 @@ class Estimate:
 
     size: SizeEstimate
     """Bytes written, and bytes free."""
-    seconds: float
-    """Lower bound of the capture's time, from its matrix products and the measured speed of one."""
+    stages: Mapping[str, float]
+    """Seconds by stage, named as in the manifest's ``timings``."""
     n_examples: int
     """Number of examples, including the transfer split."""
     n_sites: int
+
+    @property
+    def seconds(self) -> float:
+        """Estimated seconds of the whole sweep, within a factor of two on the machine of the calibration."""
+        return sum(self.stages.values())
 
     def __str__(self) -> str:
         """One line."""
         return (
             f"{self.n_examples} examples at {self.n_sites} sites: {self.size.activations / 1e6:.1f} MB of activations "
-            f"({self.size.free / 1e9:.1f} GB free), capture at least {self.seconds:.0f} s"
+            f"({self.size.free / 1e9:.1f} GB free), {describe_estimate(self.stages)}"
         )
 
 
@@ -103,7 +111,7 @@ def run_sweep(
         >>> from probes.config import ProbeOptions
         >>> from records.options import ModelOptions
         >>> print(run_sweep(SweepConfig(ModelOptions("random:tiny"), dry_run=True)))  # doctest: +ELLIPSIS
-        266 examples at ... sites: ... MB of activations (... GB free), capture at least ... s
+        266 examples at ... sites: ... MB of activations (... GB free), about ...
     """
     on_progress = on_progress or ProgressBars()
     _check_settings(config)
@@ -123,7 +131,7 @@ def run_sweep(
     sites = _sites(config, llava)
     depths = [depth(site, llava) for site in sites]
 
-    estimate = _estimate(config, llava, selection, sites, device)
+    estimate = _estimate(config, llava, selection, sites, device, plans, len(maps.examples))
     if config.dry_run:
         return estimate
     check_space(
@@ -254,8 +262,16 @@ def _has_control_model(config: SweepConfig) -> bool:
     return config.probing.controls and not config.model.name.startswith("random:")
 
 
-def _estimate(config: SweepConfig, llava: Llava, selection: ProbeData, sites: Sequence[Site], device: str) -> Estimate:
-    """Bytes and seconds of the captures, including the control model."""
+def _estimate(
+    config: SweepConfig,
+    llava: Llava,
+    selection: ProbeData,
+    sites: Sequence[Site],
+    device: str,
+    plans: Mapping[str, FoldPlan],
+    n_maps: int,
+) -> Estimate:
+    """Bytes, and seconds of all stages, including the control model."""
     n = len(selection.examples)
     n_rows = n + (selection.n_fitted if _has_control_model(config) else 0)
     size = estimate_size(
@@ -271,8 +287,15 @@ def _estimate(config: SweepConfig, llava: Llava, selection: ProbeData, sites: Se
     in_blocks = sum(p.numel() for p in llava.blocks.parameters())
     in_tower = sum(p.numel() for p in llava.vision_blocks.parameters())
     patches = llava.grid[0] * llava.grid[1]
-    flops = 2 * n_rows * (positions * in_blocks + patches * in_tower * len(layout.images))
-    return Estimate(size, flops / matmul_speed(device, llava.dtype), n, len(sites))
+    a_run = 2.0 * (positions * in_blocks + patches * in_tower * len(layout.images))
+    widths = [width(site, llava) for site in sites]
+    processes = [processes_for(plan, max(widths), len(sites), config.model.device) for plan in plans.values()]
+    stages = sweep_stages(
+        plans, widths, capture=n * a_run, control=(n_rows - n) * a_run, maps=n_maps * a_run,
+        second=1 / matmul_speed(device, llava.dtype), probe=config.probing.probe, processes=min(processes, default=1),
+        has_control=_has_control_model(config), load=load_seconds(llava),
+    )  # fmt: skip
+    return Estimate(size, stages, n, len(sites))
 
 
 def _control_model(llava: Llava, config: SweepConfig, *, keep: bool) -> Llava:

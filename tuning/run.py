@@ -88,6 +88,8 @@ class Prepared(NamedTuple):
     """Number of samples in the data; a dry run surveys some of them."""
     eval_sets: dict[str, Samples]
     eval_surveys: dict[str, Survey]
+    n_scored: int
+    """Number of samples of all evaluation sets; a dry run surveys some of them."""
 
 
 def run_tuning(
@@ -143,14 +145,15 @@ def run_tuning(
     given = llava
     with run.timings.stage("load and survey"):
         prepared = prepare_run(config, device, llava=given, source=source, on_note=on_note, on_progress=on_progress)
-    llava, resolved, samples, survey, n_samples, eval_sets, eval_surveys = prepared
+    llava, resolved, samples, survey, n_samples, eval_sets, eval_surveys, n_scored = prepared
     skipped = {"skipped.csv": survey.skipped, **{f"skipped-{n}.csv": own.skipped for n, own in eval_surveys.items()}}
     for bad in skipped.values():
         if bad and not config.data.skip_bad:
             raise skipped_error(bad)
     estimate = estimate_run(
-        config, llava, resolved, samples, survey, processes.world, n_samples=n_samples, device=device
-    )
+        config, llava, resolved, samples, survey, processes.world, n_samples=n_samples, n_scored=n_scored,
+        device=device,
+    )  # fmt: skip
     if config.dry_run:
         return estimate
     data = samples.source.digest
@@ -244,7 +247,7 @@ def prepare_run(
     with user_errors(ValueError, OSError):
         source = training_source(config) if source is None else source
         scored, how = evaluation_sources(config), scoring_format(config)
-        n_samples = len(source)
+        n_samples, n_scored = len(source), sum(len(own) for own in scored.values())
         if config.dry_run:
             source = spread_over(source, _ESTIMATED_FROM)
             scored = {name: spread_over(own, _ESTIMATED_FROM) for name, own in scored.items()}
@@ -253,7 +256,7 @@ def prepare_run(
         surveys = {name: survey_usable(llava, own, how, "reading questions") for name, own in scored.items()}
         eval_sets = {name: Samples(llava, own, surveys[name], how) for name, own in scored.items()}
     samples = Samples(llava, source, survey, config.prompt_format)
-    return Prepared(llava, resolved, samples, survey, n_samples, eval_sets, surveys)
+    return Prepared(llava, resolved, samples, survey, n_samples, eval_sets, surveys, n_scored)
 
 
 def check_pictured(resolved: Resolved, survey: Survey) -> None:

@@ -110,7 +110,9 @@ def inference_finding(table: pd.DataFrame) -> Json:
     lines = []
     kept = rows[(rows["plan"] != "all") & (rows["kept"] >= _KEPT)].sort_values("prefill_ratio")
     if kept.empty:
-        lines.append(f"No token plan keeps {_KEPT:.0%} of the full model's accuracy (all questions, point estimate).")
+        lines.append(
+            f"No token plan keeps {_KEPT:.0%} of the full model's accuracy (questions: {split}; point estimate)."
+        )
     for row in kept.head(1).to_dict("records"):
         lines.append(
             f"The cheapest plan that keeps {_KEPT:.0%} of the full model's accuracy is {row['plan']}: it keeps "

@@ -217,7 +217,7 @@
   function scaleBar(scale, marks = []) {
     const id = `scale-${++ids}`, x = (value) => 10 + ((value - scale.low) / (scale.high - scale.low)) * 280;
     const ends = steps(scale.low, scale.high, 4);
-    return s("svg", { class: "scale", viewBox: "0 0 300 54", role: "img", "aria-label": `${scale.label}, from ${scale.low} to ${scale.high}` },
+    return s("svg", { class: "scale", viewBox: "0 0 300 58", role: "img", "aria-label": `${scale.label}, from ${scale.low} to ${scale.high}` },
       s("defs", {}, s("linearGradient", { id }, scale.colours.map((colour, index) => s("stop", { offset: index / (scale.colours.length - 1), "stop-color": colour })))),
       s("text", { x: 10, y: 10 }, scale.label), s("rect", { x: 10, y: 16, width: 280, height: 12, fill: `url(#${id})` }),
       ends.map(([value, label]) => s("text", { x: x(value), y: 42, "text-anchor": "middle" }, label)),
@@ -519,9 +519,10 @@
     }
     fill();
     const scroll = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": section.title }, h("table", {}, h("thead", {}, h("tr", {}, heads)), body));
-    if (section.short) return [letters, scroll];
+    const same = section.same.length ? h("dl", { class: "facts same" }, section.same.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, Number.isInteger(value) ? String(value) : show(value))))) : null;
+    if (section.short) return [same, letters, scroll];
     return [
-      section.same.length ? h("dl", { class: "facts same" }, section.same.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, Number.isInteger(value) ? String(value) : show(value))))) : null,
+      same,
       h("div", { class: "controls" }, h("label", {}, "filter", search)),
       letters, scroll, count, section.note ? h("p", { class: "caption" }, section.note) : null,
     ];

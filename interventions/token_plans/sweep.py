@@ -5,12 +5,13 @@ finished.results, finished.figures[0]
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 import figures
 from interventions.token_plans.config import RUN, InferenceConfig
@@ -25,26 +26,36 @@ from models.llava import Llava
 from models.token_plans.cost import Sizes, prefill
 from models.token_plans.plan import TokenPlan, parse_token_plan, parse_token_plans, recorded_token_plan
 from records.manifest import commit
-from records.open_model import describe_model, open_model
+from records.open_model import describe_model, load_seconds, open_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
 from records.progress import OnProgress, PartProgress, ProgressBars
 from records.run import FinishedRun, Run, drawn_before, read_timings, writing
 from records.tables import read_results
+from records.timings import describe_estimate
 from tasks.checksums import is_whole
 from tasks.errors import UserError
+
+CPU_BANDWIDTH, GPU_BANDWIDTH = 8e9, 1e12  # bytes a second, of reading weights
+OVERHEAD = 1.3  # time of a run over that of its products, measured on smol and one CPU thread, 2026-11-29
+FIGURE_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
 class InferenceEstimate:
-    """The size of a run: numbers of questions and plans, and a lower bound of the time of its forward passes."""
+    """The size of a run: numbers of questions and plans, and its time by stage, as in the manifest's ``timings``."""
 
     n_questions: int
     n_plans: int
-    seconds: float
+    stages: Mapping[str, float]
+
+    @property
+    def seconds(self) -> float:
+        """Estimated seconds of the whole run, within a factor of two on the machine of the calibration."""
+        return sum(self.stages.values())
 
     def __str__(self) -> str:
         """One line."""
-        return f"{self.n_questions} questions under {self.n_plans} token plans: at least {self.seconds:.0f} s"
+        return f"{self.n_questions} questions under {self.n_plans} token plans, {describe_estimate(self.stages)}"
 
 
 def run_inference_cost(
@@ -171,21 +182,32 @@ def _check_pictured(questions: Questions) -> None:
 def _estimate(
     config: InferenceConfig, llava: Llava, questions: Questions, plans: Sequence[TokenPlan], device: str
 ) -> InferenceEstimate:
-    """Two prefills of every question under every plan, its decoding steps, the vision tower, and the timed rounds."""
-    n = len(questions.examples)
-    sizes = Sizes.of(llava)
+    """Two prefills of every question under every plan, its decoding steps, the vision tower, and the timed rounds.
+
+    A decoding step of a batch takes at least the time to read all weights once.
+    """
+    n, on_cpu = len(questions.examples), torch.device(device).type == "cpu"
+    sizes, second = Sizes.of(llava), 2 / matmul_speed(device, llava.dtype)  # of a multiply-add
     prompt = prepare(llava, [questions.examples[0]], preprocess=config.questions.preprocess).layout[0]
     n_image = sum(span.stop - span.start for span in prompt.images)
     n_text = prompt.prompt_stop - n_image
     head = llava.config.text_config.vocab_size * llava.d_model
-    step = prefill(sizes, plans[0], 0, 1) + head
+    weights = sum(p.numel() for p in llava.blocks.parameters()) + head
+    read = weights * llava.dtype.itemsize / (CPU_BANDWIDTH if on_cpu else GPU_BANDWIDTH)
     tower = len(prompt.images) * llava.n_image_tokens * sum(p.numel() for p in llava.vision_blocks.parameters())
-    total = 0.0
-    for plan in plans:
-        once = prefill(sizes, plan, n_image, n_text) + head + tower
-        total += n * (2 * once + config.new_tokens * step)
-        total += (config.rounds + 1) * min(n, config.batch_size) * (once + config.new_tokens * step)
-    return InferenceEstimate(n, len(plans), 2 * total / matmul_speed(device, llava.dtype))
+    once = {plan: second * (prefill(sizes, plan, n_image, n_text) + head + tower) for plan in plans}
+    rows = min(n, config.batch_size)
+    step = max(rows * second * weights, read)
+    n_batches = -(-n // config.batch_size)
+    answering = sum(2 * n * each + n_batches * config.new_tokens * step for each in once.values())
+    timing = (config.rounds + 1) * sum(rows * each + config.new_tokens * step for each in once.values())
+    stages = {
+        "load": load_seconds(llava),
+        "answering": OVERHEAD * answering,
+        "timing": OVERHEAD * timing if config.rounds else 0.0,
+        "figures": FIGURE_SECONDS,
+    }
+    return InferenceEstimate(n, len(plans), stages)
 
 
 def _batches(config: InferenceConfig, questions: Questions) -> list[range]:

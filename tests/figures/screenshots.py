@@ -1,6 +1,6 @@
 """Screenshots of a report, light and dark: ``python -m tests.figures.screenshots report.html docs/report``.
 
-Writes ``docs/report-light.png`` and ``docs/report-dark.png``: the first run of the page from its title to its
+Writes ``docs/report-light.png`` and ``docs/report-dark.png``: the first run of the page from its finding to its
 maps, with the slider at the site that ``--site`` names.
 """
 
@@ -33,8 +33,8 @@ MOVE = """([example, target, site]) => {
   }, 1500));
 }"""
 CLIP = """() => {
-  const parts = [...document.querySelector("article").querySelectorAll("section.curves, section.maps .film")];
-  return parts.at(-1).getBoundingClientRect().bottom + scrollY + 24;
+  const film = document.querySelector("article section.maps .film");
+  return film.getBoundingClientRect().bottom + scrollY + 24;
 }"""
 
 

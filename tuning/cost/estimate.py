@@ -1,5 +1,6 @@
 """The cost of a run: estimated before it starts (``estimate_run``) and measured (``cost_of_run``)."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import median
@@ -8,7 +9,9 @@ from typing import Any
 import torch
 
 from models.llava import Llava
+from records.open_model import load_seconds
 from records.processes import matmul_speed
+from records.timings import describe_estimate
 from tuning.config import TuningConfig, is_bf16
 from tuning.cost.flops import Flops, Shape, closed_form
 from tuning.cost.measure import Cost, Memory, estimate_memory, measure_step
@@ -20,6 +23,10 @@ from tuning.scoring.answers import collator, model_inputs
 from tuning.training.sharding import will_shard
 from tuning.training.trainer import Trained
 
+# Measured on smol and one CPU thread, 2026-11-29.
+OVERHEAD = 1.5  # time of a step over that of its products in closed form
+SURVEY_SECONDS = 2e-3  # of a sample that is read before the first step
+WEIGHT_SECONDS = 1e-8  # of a weight that is saved
 FULL = LayerPlan("all", WHOLE, name="full")
 
 
@@ -34,7 +41,13 @@ class Estimate:
     flops: Flops
     ratio: float
     memory: Memory
-    seconds: float | None = None
+    stages: Mapping[str, float] | None = None
+    """Seconds by stage, named as in the manifest's ``timings``; None outside a dry run."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of the whole run, within a factor of two on the machine of the calibration."""
+        return None if self.stages is None else sum(self.stages.values())
 
     def __str__(self) -> str:
         """The estimate as lines of text."""
@@ -55,11 +68,7 @@ class Estimate:
                 f"steps      {self.steps:,}",
                 f"compute    {self.flops.total / 1e12:.3g} TFLOP a step ({self.flops.forward / 1e12:.3g} forward), "
                 f"{self.ratio:.2f} of full tuning{as_if}",
-                *(
-                    []
-                    if self.seconds is None
-                    else [f"time       at least {self.seconds:.3g} s a step, no step was run"]
-                ),
+                *([] if self.stages is None else [f"time       {describe_estimate(self.stages)}; no step was run"]),
                 "memory     " + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in gigabytes.items()),
             ]
         )
@@ -74,11 +83,13 @@ def estimate_run(
     world: int,
     *,
     n_samples: int,
+    n_scored: int = 0,
     device: str,
 ) -> Estimate:
     """Steps, FLOPs and memory of a run, computed from plan and survey; ``world`` is the number of processes.
 
     A dry run surveys only some of the ``n_samples`` samples, and measures the speed of a matrix product on ``device``.
+    ``n_scored`` is the number of samples of an evaluation.
     """
     o = config.optimisation
     per_step = o.batch_size * o.grad_accum * world
@@ -96,8 +107,19 @@ def estimate_run(
         weights, gradients, optimizer = (size // world for size in (memory.weights, memory.gradients, memory.optimizer))
         memory = Memory(weights, gradients, optimizer, memory.activations)
     bf16 = is_bf16(config.model)
-    seconds = flops.total / matmul_speed(device, torch.bfloat16 if bf16 else torch.float32) if config.dry_run else None
-    return Estimate(resolved, survey, n_samples, steps, flops, one.total / full.total, memory, seconds)
+    stages = None
+    if config.dry_run:
+        second = 1 / matmul_speed(device, torch.bfloat16 if bf16 else torch.float32)  # of one operation
+        n_evaluations = -(-steps // config.eval_every) if config.eval_every else 1
+        forward = one.forward / o.batch_size  # of one sample
+        stages = {
+            "load and survey": load_seconds(llava) + SURVEY_SECONDS * n_samples,
+            "first batch": OVERHEAD * one.total * second,
+            "steps": OVERHEAD * steps * flops.total * second,
+            "evaluations": OVERHEAD * n_evaluations * n_scored * forward * second,
+            "saving": WEIGHT_SECONDS * sum(p.numel() for p in llava.model.parameters()),
+        }
+    return Estimate(resolved, survey, n_samples, steps, flops, one.total / full.total, memory, stages)
 
 
 def measure_first(config: TuningConfig, llava: Llava, resolved: Resolved, samples: Samples, estimate: Estimate) -> Cost:

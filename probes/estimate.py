@@ -1,0 +1,91 @@
+"""The time of a probe sweep by stage, estimated before it starts."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from probes.evaluation.cross_validation import STRENGTHS
+from probes.evaluation.folds import FoldPlan
+
+# Measured on smol and one CPU thread, 2026-11-29; products are computed from the measured speed of one.
+CAPTURE = 1.4  # time of a forward pass over that of its products
+ITERATIONS = 30  # of the solver, for each problem and strength
+ELEMENT = 6e-9  # seconds of an element of the logits in an iteration, besides the products
+SCORE = 6e-5  # seconds of an example in the scores of a target: intervals and 1,000 permutations
+FIGURES = 2.0  # seconds
+_SINGLE = 0.2  # time of a probe that is fitted in closed form, over that of a logistic one
+
+
+class FitCost(NamedTuple):
+    """The size of the fits at one site and token group."""
+
+    basis: float
+    """Floating-point operations of the rotation onto the principal axes."""
+    elements: float
+    """Elements of the logits of all problems and strengths."""
+    rank: int
+    scored: float
+    """Examples times targets."""
+
+
+def fit_cost(plan: FoldPlan, d: int, *, maps: bool = False) -> FitCost:
+    """The fits of all targets of a plan on activations of width ``d``; ``maps`` for those of the patch maps."""
+    n, rank = len(plan.groups), min(int(plan.fitted.sum()), d)
+    inner = outer = 0
+    for target in plan.targets.values():
+        rows = max(1, len(target.classes)) if target.kind == "class" else 1
+        rows = 1 if rows == 2 else rows  # two classes share one row
+        inner += rows * (plan.folds if maps else len(target.inner)) * len(STRENGTHS)
+        outer += rows * (1 if maps else plan.folds * (1 + len(target.controls)))
+    basis = 4.0 * n * d * rank + 20.0 * rank**3
+    return FitCost(basis, float(n) * (inner + outer), rank, 0.0 if maps else float(n) * len(plan.targets))
+
+
+def fit_seconds(cost: FitCost, *, second: float, probe: str) -> float:
+    """Seconds of the fits at one site; ``second`` is the time of one floating-point operation of a product."""
+    share = 1.0 if probe == "logistic" else _SINGLE
+    solved = ITERATIONS * cost.elements * (4 * cost.rank * second + ELEMENT)
+    return cost.basis * second + share * solved + SCORE * cost.scored
+
+
+def sweep_stages(
+    plans: Mapping[str, FoldPlan],
+    widths: list[int],
+    *,
+    capture: float,
+    control: float,
+    maps: float,
+    second: float,
+    probe: str,
+    processes: int,
+    has_control: bool,
+    load: float,
+) -> dict[str, float]:
+    """Seconds by stage, named as in the manifest's ``timings``.
+
+    Args:
+        plans: Folds by token group.
+        widths: Width of each site.
+        capture: Operations of the captures of the model.
+        control: Those of the randomly initialised model.
+        maps: Those of the captures for maps; 0 without maps.
+        second: Seconds of one operation.
+        probe: Kind of probe.
+        processes: Processes that share the sites.
+        has_control: Whether the randomly initialised model is probed too.
+        load: Seconds to load the model.
+    """
+    fits = mapping = 0.0
+    for plan in plans.values():
+        for d in widths:
+            fits += fit_seconds(fit_cost(plan, d), second=second, probe=probe) * (2 if has_control else 1)
+            if maps:
+                mapping += fit_seconds(fit_cost(plan, d, maps=True), second=second, probe=probe)
+    shared = max(1, processes)
+    return {
+        "load": load,
+        "capturing": CAPTURE * capture * second,
+        "mapping patches": (mapping / shared + CAPTURE * maps * second) if maps else 0.0,
+        "capturing the random model": CAPTURE * control * second,
+        "fitting probes": fits / shared,
+        "figures": FIGURES,
+    }

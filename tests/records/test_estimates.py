@@ -1,0 +1,79 @@
+"""The estimate of ``--dry-run`` against the processor time of a small run on smol, stage by stage."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from interventions.config import InterventionOptions, PairOptions, PatchConfig
+from interventions.sweep import run_patch_sweep
+from interventions.token_plans.config import InferenceConfig, QuestionOptions
+from interventions.token_plans.sweep import run_inference_cost
+from probes.config import DataOptions, ProbeOptions, SiteOptions, SweepConfig
+from probes.sweep import run_sweep
+from records.progress import silent
+from records.timings import Timings
+from tuning.config import DataOptions as TuningData
+from tuning.config import Optimisation, PlanOptions, TuningConfig
+from tuning.run import run_tuning
+
+# The documents say a factor of two for runs of minutes on an idle machine. These runs take seconds, of which Python is
+# a larger part, beside other processes that share the caches.
+FACTOR = 4.0
+LONG = 1.0  # seconds from which a stage is compared
+SMALL: dict[str, tuple[Callable[..., Any], Any]] = {
+    "patch-sweep": (
+        run_patch_sweep,
+        PatchConfig(InterventionOptions(tokens=("image",), layers="0,15"), pairs=PairOptions(limit=3)),
+    ),
+    "inference-cost": (
+        run_inference_cost,
+        InferenceConfig(questions=QuestionOptions(limit=3, split="test"), plans="leave@16", new_tokens=2, rounds=0),
+    ),
+    "probe-sweep": (
+        run_sweep,
+        SweepConfig(
+            data=DataOptions(limit=40, transfer="none"), sites=SiteOptions(("resid_post",), layers="3,20"),
+            probing=ProbeOptions(targets=("place",), maps=0, controls=False),
+        ),
+    ),
+    "layerwise-finetune": (
+        partial(run_tuning),
+        TuningConfig(plan=PlanOptions(layers="20-29"), optimisation=Optimisation(steps=2), data=TuningData(scenes=2)),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def on_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, and the timer of a run counts the processor time of this process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr("records.run.Timings", partial(Timings, time.process_time))
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.smol
+@pytest.mark.parametrize("command", SMALL)
+def test_a_dry_run_estimates_each_stage_within_a_small_factor(command: str, tmp_path: Path) -> None:
+    run, settings = SMALL[command]
+    estimate = run(replace(settings, out=tmp_path / "run", dry_run=True))
+    stages: Mapping[str, float] = estimate.stages
+    assert "about " in str(estimate) and not (tmp_path / "run").exists()
+    run(replace(settings, out=tmp_path / "run"), on_progress=silent)
+    measured = json.loads((tmp_path / "run" / "manifest.json").read_text())["timings"]
+    assert set(stages) - {"figures"} <= {*measured, *(name for name, value in stages.items() if value < LONG)}
+    compared = [name for name in stages if name in measured and max(measured[name], stages[name]) >= LONG]
+    wrong = {
+        name: (round(stages[name], 1), measured[name])
+        for name in compared
+        if not 1 / FACTOR < stages[name] / max(measured[name], 0.1) < FACTOR
+    }
+    assert len(set(compared) - {"load", "load and survey"}) >= 1 and not wrong
