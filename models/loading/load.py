@@ -1,7 +1,7 @@
 """Load a LLaVA-1.5 model by name, folder or config, and validate it: ``load(name_or_path)`` returns a ``Llava``."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -253,8 +253,10 @@ def _from_folder(
 
 def _check_written(folder: Path) -> None:
     """Check that a folder that a training run wrote is finished, and its weights are as they were written."""
-    path = folder / "manifest.json"
-    if path.is_file() and read_json(path).get("finished", True) is None:
+    manifest: dict[str, Any] = {}
+    with suppress(UserError):  # another program's file of this name
+        manifest = read_json(folder / "manifest.json")
+    if str(manifest.get("kind")).startswith("laccolith ") and manifest.get("finished", True) is None:
         raise UserError(
             f"checkpoint folder must hold a finished run, got one that is not in {folder.name}. Start the same "
             "layerwise-finetune again to finish it."
