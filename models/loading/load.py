@@ -1,8 +1,7 @@
 """Load a LLaVA-1.5 model by name, folder or config, and validate it: ``load(name_or_path)`` returns a ``Llava``."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,6 +27,7 @@ from models.loading.configs import SIZES, config_of
 from models.loading.locate import Located, locate, unknown_model
 from models.loading.lora import Lora, merge, no_base, read_lora
 from models.loading.original import is_original, read_original
+from models.loading.placing import Placing
 from models.loading.processors import offline_processor, read_processor, with_tokenizer_of
 from models.loading.quantised import Quantise, quantisation, quantised_as
 from models.loading.spread import spread
@@ -42,32 +42,6 @@ _CHECK_RANDOM_BELOW = 10**9
 _DEEPEST = 8  # folders of LoRA factors that name each other as their base
 # Random weights with more parameters are drawn on the model's device: on a CPU they take minutes, on a GPU seconds.
 _DRAW_ON_CPU_BELOW = 10**9
-
-
-class _Placing(NamedTuple):
-    """Where and how the weights are held."""
-
-    device: torch.device
-    attn: str
-    quantize: Quantise | None
-    device_map: Literal["auto"] | None
-
-    def check(self) -> None:
-        """Raise ``UserError`` if the two ways to save memory are combined, or one is unknown."""
-        if self.device_map not in (None, "auto"):
-            raise UserError(f"device-map must be auto, got {self.device_map!r}.")
-        if self.quantize is not None:
-            if self.device_map is not None:
-                raise UserError(
-                    "device-map must be left out with quantize, got both. Quantised weights are on one device."
-                )
-            quantisation(self.quantize, torch.float32)
-
-    def identity(self, weight_hash: str) -> str:
-        """The hash of the weights as they are held."""
-        if self.quantize is None:
-            return weight_hash
-        return hashlib.sha256(f"{weight_hash} {self.quantize}".encode()).hexdigest()[:16]
 
 
 def load(
@@ -115,7 +89,7 @@ def load(
     if attn not in ("sdpa", "eager"):
         raise UserError(f"attn must be 'sdpa' or 'eager', got {attn!r}.")
     dtype = parse_dtype(dtype)
-    how = _Placing(torch.device(device), attn, quantize, device_map)
+    how = Placing(torch.device(device), attn, quantize, device_map)
     how.check()
     config = name_or_path if isinstance(name_or_path, LlavaConfig) else None
     name = "random" if config is not None else str(name_or_path)
@@ -141,7 +115,7 @@ def randomised(llava: Llava, seed: int) -> Llava:
         >>> randomised(load("random:tiny"), seed=1).id
         'random(random:tiny@0)@1'
     """
-    how = _Placing(llava.device, llava.model.config._attn_implementation, quantised_as(llava.model), None)
+    how = Placing(llava.device, llava.model.config._attn_implementation, quantised_as(llava.model), None)
     return _random(llava.config, llava.processor, f"random({llava.id})@{seed}", seed, llava.dtype, how)
 
 
@@ -151,7 +125,7 @@ def _random(
     name: str,
     seed: int,
     dtype: torch.dtype,
-    how: _Placing,
+    how: Placing,
 ) -> Llava:
     _check_architecture(config, name)
     without_extras(config, how.attn)
@@ -219,7 +193,7 @@ def _on_meta(config: LlavaConfig, dtype: torch.dtype) -> LlavaForConditionalGene
 
 
 def _build(
-    config: LlavaConfig, weights: dict[str, Tensor], dtype: torch.dtype, how: _Placing
+    config: LlavaConfig, weights: dict[str, Tensor], dtype: torch.dtype, how: Placing
 ) -> LlavaForConditionalGeneration:
     """The model with the given weights, which are not copied if dtype and device agree."""
     config.architectures = ["LlavaForConditionalGeneration"]
@@ -294,7 +268,7 @@ def _read_lora(
     return read._replace(files=(*read.files, lora.file)), (*merged, lora)
 
 
-def _from_folder(located: Located, *, base: str | Path | None, dtype: torch.dtype | None, how: _Placing) -> Llava:
+def _from_folder(located: Located, *, base: str | Path | None, dtype: torch.dtype | None, how: Placing) -> Llava:
     folder, name, revision = located
     on_meta = how.device.type == "meta"
     _check_written(folder)
@@ -323,8 +297,10 @@ def _from_folder(located: Located, *, base: str | Path | None, dtype: torch.dtyp
 
 def _check_written(folder: Path) -> None:
     """Check that a folder that a training run wrote is finished, and its weights are as they were written."""
-    path = folder / "manifest.json"
-    if path.is_file() and read_json(path).get("finished", True) is None:
+    manifest: dict[str, Any] = {}
+    with suppress(UserError):  # another program's file of this name
+        manifest = read_json(folder / "manifest.json")
+    if str(manifest.get("kind")).startswith("laccolith ") and manifest.get("finished", True) is None:
         raise UserError(
             f"checkpoint folder must hold a finished run, got one that is not in {folder.name}. Start the same "
             "layerwise-finetune again to finish it."

@@ -221,4 +221,4 @@ def test_batch_size_is_the_number_of_pairs_in_a_file(sweep: Sweep, tmp_path: Pat
     for size, n_files in (("1", 3), ("2", 2)):
         out = tmp_path / size
         assert sweep(*BASE, "--limit", "3", "--batch-size", size, "--out", out).code == 0
-        assert len(list((out / "cells").iterdir())) == n_files
+        assert len(list((out / "cells").glob("*.safetensors"))) == n_files

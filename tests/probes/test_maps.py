@@ -269,7 +269,7 @@ def settings(checkpoint: Path, out: Path, **probing: object) -> SweepConfig:
 
 
 def maps_of(folder: Path) -> dict[str, bytes]:
-    paths = [folder / "maps.parquet", folder / "maps.json", *sorted((folder / "maps").iterdir())]
+    paths = [folder / "maps.parquet", folder / "maps.json", *sorted((folder / "maps").glob("*.png"))]
     return {path.name: path.read_bytes() for path in paths}
 
 
@@ -353,7 +353,7 @@ def test_command_writes_maps_as_a_process_and_refuses_too_many(checkpoint: Path,
     assert [entry["k"] for entry in entries] == [0, 1, 2]
     assert {"example", "question", "answer", "labels", "boxes", "focus", "classes"} <= entries[0].keys()
     assert len(pd.read_parquet(tmp_path / "run/maps.parquet")) == 3 * 16
-    assert len(list((tmp_path / "run/maps").iterdir())) == 3
+    assert len(list((tmp_path / "run/maps").glob("*.png"))) == 3
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     assert manifest["settings"]["maps"] == 3
 

@@ -66,7 +66,7 @@ class KeptPrefix:
         mark, wanted = folder / "identity.txt", f"{identity} block {self.first}"
         processes = join_processes(str(llava.device))
         if processes.is_main:
-            if folder.exists() and (not mark.is_file() or mark.read_text(encoding="utf-8") != wanted):
+            if folder.exists() and (not mark.is_file() or mark.read_text(encoding="utf-8", errors="replace") != wanted):
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
             mark.write_text(wanted, encoding="utf-8")
