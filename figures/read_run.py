@@ -17,6 +17,7 @@ from tasks.readers.parse import parse_json
 Picture = npt.NDArray[np.uint8]  # ``H W 3``
 PROBE, PATCH, COMPARE, TUNE = "probe-sweep", "patch-sweep", "layerwise-finetune compare", "layerwise-finetune"
 INFERENCE = "inference-cost"
+GEOMETRY = "geometry-sweep"
 GALLERY = Path(__file__).parent / "gallery"
 # command -> columns that its figures need
 _COLUMNS = {
@@ -28,11 +29,14 @@ _COLUMNS = {
               "score", "score_lower", "score_upper", "retention", "lower", "upper", "n"),
     INFERENCE: ("model", "plan", "split", "prefill_ratio", "accuracy", "kept", "kept_lower", "kept_upper", "n",
                 "interval"),
+    GEOMETRY: ("comparison", "kind", "model_a", "model_b", "condition_a", "tokens_a", "condition_b", "tokens_b",
+               "layer_a", "layer_b", "side", "measure", "rank", "chosen", "target", "value", "lower", "upper",
+               "control", "random_init", "n"),
     TUNE: ("step", "set", "family", "metric", "score", "lower", "upper", "n"),
 }  # fmt: skip
 # without these, pandas reads empty text and layers as floats
 _TYPES: dict[Any, Any] = {"layer": "Int64"} | dict.fromkeys(
-    ("window", "tokens", "head", "layers", "train", "family", "run"), str
+    ("window", "tokens", "head", "layers", "train", "family", "run", "rank"), str
 )
 MAPS, EXAMPLES, PICTURES = "maps.parquet", "maps.json", "maps"
 
@@ -122,7 +126,7 @@ def kind_of_run(folder: Path) -> str:
     for table in (folder / "results.parquet", folder / "results.csv"):
         if table.is_file():
             columns = set(read_saved(table).columns)
-            for kind in (PATCH, PROBE, INFERENCE):
+            for kind in (PATCH, PROBE, INFERENCE, GEOMETRY):
                 if columns >= set(_COLUMNS[kind]):
                     return kind
     raise RunError(

@@ -32,6 +32,8 @@ KINDS = {
     "accuracy_by_family": "draw_accuracy",
     "cost_ratios": "draw_cost_ratios",
     "learning_curve": "draw_learning_curve",
+    "geometry": "draw_geometry",
+    "layer_map": "draw_layer_map",
 }
 _ON_PICTURE = ("patch_grid", "probe_map")
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from figures.curves import draw_curves
 from figures.effect_grid import draw_head_map, draw_token_map
+from figures.geometry.draw import draw_geometry, draw_layer_map
 from figures.layer_axis import names_in_blocks
 from figures.patch_map import draw_patch_map, draw_probe_map, of_patches, pair_rows
 from figures.plans.cost import draw_cost_retention, has_costs
@@ -16,6 +17,7 @@ from figures.plans.learning_curve import draw_learning_curve
 from figures.plans.plan_diagram import draw_plan_diagram
 from figures.plans.scores import draw_accuracy, draw_retention
 from figures.read_run import (
+    GEOMETRY,
     INFERENCE,
     PATCH,
     PROBE,
@@ -29,6 +31,7 @@ from figures.read_run import (
     read_picture,
     read_plan,
     read_run,
+    read_saved,
     read_table,
     reading,
 )
@@ -54,7 +57,7 @@ def draw_run(
 
     Args:
         folder: A run directory of ``probe-sweep``, ``patch-sweep``, ``layerwise-finetune`` or its ``compare``, or of
-            ``inference-cost``.
+            ``inference-cost`` or ``geometry-sweep``.
         out: The folder of the figures; ``folder/figures`` if None.
         width: Width in columns of a page.
         example: The mapped example of a probe sweep, from 0.
@@ -105,6 +108,8 @@ def figures_of(folder: Path, *, width: Width = "two", example: int = 0) -> Itera
         yield from _draw_maps(folder, width, example)
     elif kind == INFERENCE:
         yield Drawing("cost_against_score", draw_token_plans(table, width=width))
+    elif kind == GEOMETRY:
+        yield from _draw_geometry(folder, table, width)
     else:
         yield Drawing("accuracy_by_family", draw_accuracy(table, width=width))
         yield Drawing("retention", draw_retention(table, width=width))
@@ -149,6 +154,16 @@ def _draw_pairs(folder: Path, table: pd.DataFrame, width: Width) -> Iterator[Dra
             width=width,
         )  # fmt: skip
         yield Drawing(f"patch_map_{k}", drawn)
+
+
+def _draw_geometry(folder: Path, table: pd.DataFrame, width: Width) -> Iterator[Drawing]:
+    """The curves and the map of every comparison."""
+    maps = read_saved(folder / "map.csv") if (folder / "map.csv").is_file() else None
+    for number, comparison in enumerate(dict.fromkeys(table["comparison"])):
+        suffix = f"_{number + 1}" if number else ""
+        yield Drawing(f"by_layer{suffix}", draw_geometry(table, comparison=comparison, width=width))
+        if maps is not None:
+            yield Drawing(f"layer_map{suffix}", draw_layer_map(maps, comparison=comparison, width=width))
 
 
 def _draw_tuning(folder: Path, width: Width) -> Iterator[Drawing]:

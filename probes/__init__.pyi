@@ -1,4 +1,6 @@
 from .config import SweepConfig as SweepConfig
+from .geometry.sweep.config import GeometryConfig as GeometryConfig
+from .geometry.sweep.run import run_geometry_sweep as run_geometry_sweep
 from .in_memory import ProbeResult as ProbeResult
 from .in_memory import direction as direction
 from .in_memory import probe as probe

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from figures.read_run import INFERENCE, PATCH, PROBE, TUNE, kind_of_run, read_manifest, read_run, reading
+from figures.read_run import GEOMETRY, INFERENCE, PATCH, PROBE, TUNE, kind_of_run, read_manifest, read_run, reading
 from figures.report.comparing import cost_scatter, token_plan_scatter
 from figures.report.findings import compare_finding, inference_finding, patch_finding, probe_finding
+from figures.report.geometry import geometry_curves, geometry_findings, layer_maps
 from figures.report.maps import probe_maps
 from figures.report.patching import patch_curves, patch_heat, patch_maps, shown_table
 from figures.report.probing import probe_curves
@@ -59,6 +60,10 @@ def _describe(folder: Path, most_rows: int) -> Json:
             title = f"{first['model']}: what token plans cost and keep"
             sections = [inference_finding(table), token_plan_scatter(table)]
             named = "All plans", "results.csv"
+        elif kind == GEOMETRY:
+            title = f"{' and '.join(dict.fromkeys([first['model_a'], first['model_b']]))}: geometry, layer by layer"
+            sections = [geometry_findings(folder, most_rows), geometry_curves(table), *layer_maps(folder)]
+            named = "All measures", "results.csv"
         else:
             title = f"{model}tuning plans side by side"
             sections = [compare_finding(table), cost_scatter(table), plan_section(table)]

@@ -1,0 +1,1 @@
+"""Figures of ``geometry-sweep``: curves by layer, and every layer against every other."""

@@ -1,0 +1,12 @@
+from .dimension import dimension_curve as dimension_curve
+from .dimension import gride as gride
+from .dimension import two_nn as two_nn
+from .neighbours import nearest as nearest
+from .neighbours import unique_points as unique_points
+from .overlap import information_imbalance as information_imbalance
+from .overlap import label_overlap as label_overlap
+from .overlap import mutual_knn as mutual_knn
+from .overlap import neighbourhood_overlap as neighbourhood_overlap
+from .similarity import cosine_gap as cosine_gap
+from .similarity import id_correlation as id_correlation
+from .similarity import linear_cka as linear_cka

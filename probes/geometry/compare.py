@@ -1,0 +1,239 @@
+"""All measures of two representations of the same points, with subsamples and shuffled pairs, from one search each.
+
+found = measure(a, b, MeasurePlan(), labels={})
+found.values["overlap"], found.draws["overlap"], found.shuffles["overlap"]
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from probes.geometry.dimension import LARGEST, RANK, Rank, fit_gride, log_ratios, scales, two_nn_of
+from probes.geometry.neighbours import smallest
+from probes.geometry.overlap import MUTUAL_K, K
+from probes.geometry.search import Members, Searched
+from probes.geometry.similarity import cka_of, cosines, hsic, paired, standardised_distances
+from records.resampling import draw_permutations
+
+Array = npt.NDArray[np.float64]
+Labels = Mapping[str, npt.NDArray[np.int64]]
+PAIR_MEASURES = (
+    "overlap", "mutual_knn", "imbalance_a_to_b", "imbalance_b_to_a", "cka", "cka_unbiased", "cosine_gap",
+    "id_correlation",
+)  # fmt: skip
+_MOST_JOINT = 1000  # points of an ID correlation, whose every random pairing takes a search
+
+
+@dataclass(frozen=True)
+class MeasurePlan:
+    """What is measured, and with how many draws."""
+
+    rank: Rank = RANK
+    k: int = K
+    mutual_k: int = MUTUAL_K
+    largest: int = LARGEST
+    """Largest rank of a neighbour on the scaling curve."""
+    draws: int = 40
+    """Halves of the points, without replacement."""
+    shuffles: int = 39
+    """Random pairings."""
+    seed: int = 0
+
+    def ranks(self, n: int) -> list[Rank]:
+        """The ranks of the scaling curve of ``n`` points, and the chosen one."""
+        curve = scales(min(self.largest, self.n_half(n) - 1))
+        return curve if self.rank in curve else [*curve, self.rank]
+
+    def n_half(self, n: int) -> int:
+        """The number of points in a half."""
+        return n // 2
+
+    @property
+    def least(self) -> int:
+        """The smallest number of points: a half has more than every k and rank."""
+        return 2 * (max(self.k, self.mutual_k, self.rank[1]) + 2)
+
+    @property
+    def listed(self) -> int:
+        """Neighbours by distance that measures need."""
+        return max(self.k, self.rank[1], self.largest)
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The measures of two representations, by name; the names of GRIDE's are those of ``dimension_name``."""
+
+    n: int
+    n_joint: int
+    """Points of the ID correlation."""
+    values: dict[str, float]
+    draws: dict[str, Array]
+    """On halves of the points."""
+    shuffles: dict[str, Array]
+    """On shuffled pairs, or shuffled labels; nothing for dimensions."""
+    errors: dict[str, float]
+    """Standard errors of the likelihood of dimensions."""
+
+
+def dimension_name(side: str, rank: Rank) -> str:
+    """The name of a GRIDE estimate among the values, for example ``a gride 16,32``."""
+    return f"{side} gride {rank[0]},{rank[1]}"
+
+
+def halves(n: int, plan: MeasurePlan, device: torch.device) -> Iterator[Members]:
+    """The halves of the points, the same for all layers."""
+    generator = np.random.default_rng(plan.seed)
+    for _ in range(plan.draws):
+        rows = torch.from_numpy(np.sort(generator.permutation(n)[: plan.n_half(n)])).to(device)
+        inside = torch.zeros(n, dtype=torch.bool, device=device)
+        inside[rows] = True
+        yield Members(rows, inside)
+
+
+def measure(a: Searched, b: Searched, plan: MeasurePlan, labels: Labels | None = None) -> Measured:
+    """Every measure on all points, on halves of them, and on shuffled pairs.
+
+    Args:
+        a: A representation.
+        b: Another one of the same points.
+        plan: What to measure.
+        labels: Class numbers of the points by target, for the overlap with labels.
+    """
+    n, device = len(a.points), a.points.device
+    codes = {name: torch.from_numpy(code).to(device) for name, code in (labels or {}).items()}
+    everyone = Members(torch.arange(n, device=device), torch.ones(n, dtype=torch.bool, device=device))
+    values = _on_members(a, b, everyone, plan, codes)
+    errors = {
+        dimension_name(side, rank): fit_gride(log_ratios(_lengths(one.near.distances), rank), rank)[1]
+        for side, one in (("a", a), ("b", b)) for rank in plan.ranks(n)
+    }  # fmt: skip
+    parts = [_on_members(a, b, members, plan, codes) for members in halves(n, plan, device)]
+    draws = {name: np.array([part[name] for part in parts]) for name in values}
+    orders = torch.from_numpy(
+        draw_permutations(np.arange(n), draws=plan.shuffles, generator=np.random.default_rng(plan.seed + 1))
+    )
+    shuffles = _on_shuffles(a, b, orders.to(device), plan, codes)
+    n_joint = min(n, _MOST_JOINT)
+    joint, joint_draws, joint_shuffles = _id_correlation(a, b, n_joint, plan)
+    values["id_correlation"], draws["id_correlation"], shuffles["id_correlation"] = joint, joint_draws, joint_shuffles
+    return Measured(n, n_joint, values, draws, shuffles, errors)
+
+
+def _on_members(
+    a: Searched, b: Searched, members: Members, plan: MeasurePlan, codes: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """The measures of some of the points, except the ID correlation."""
+    m, rows = len(members.rows), members.rows
+    whole = m == len(a.points)
+    ranks = plan.ranks(len(a.points))
+    k = max(plan.k, *(rank[1] for rank in ranks))
+    near = [one.near_among(members, k) for one in (a, b)]
+    found: dict[str, float] = {}
+    for side, lists in zip("ab", near, strict=True):
+        lengths = _lengths(lists.distances)
+        found[f"{side} two_nn"] = two_nn_of(log_ratios(lengths, (1, 2), cut=False))
+        for rank in ranks:
+            found[dimension_name(side, rank)] = fit_gride(log_ratios(lengths, rank), rank)[0]
+        for name, code in codes.items():
+            found[f"{side} label_overlap {name}"] = _label_share(lists.indices[:, : plan.k], code[rows], code)
+    aligned = [one.aligned_among(members, plan.mutual_k).indices for one in (a, b)]
+    found["overlap"] = _shared(near[0].indices[:, : plan.k], near[1].indices[:, : plan.k], len(a.points))
+    found["mutual_knn"] = _shared(aligned[0], aligned[1], len(a.points))
+    for name, one, other in (("imbalance_a_to_b", near[0], b), ("imbalance_b_to_a", near[1], a)):
+        own = other.squared if whole else other.squared.index_select(0, rows).index_select(1, rows)
+        to = other.squared[rows, one.indices[:, 0]]
+        found[name] = 2 / m * ((own < to[:, None]).sum(1) + 1).double().mean().item()
+    first, second = (one.kernel if whole else one.kernel.part(rows) for one in (a, b))
+    found["cka"], found["cka_unbiased"] = cka_of(hsic(first, second), hsic(first, first), hsic(second, second))
+    found["cosine_gap"] = _gap(a, b, rows, rows)
+    return found
+
+
+def _on_shuffles(
+    a: Searched, b: Searched, orders: Int64[Tensor, "shuffle point"], plan: MeasurePlan, codes: Mapping[str, Tensor]
+) -> dict[str, Array]:
+    """The pair measures with point i of a beside point ``order[i]`` of b, and labels in that order."""
+    n = len(a.points)
+    rows = torch.arange(n, device=orders.device)
+    near = [one.near.indices[:, : plan.k] for one in (a, b)]
+    aligned = [one.aligned.indices[:, : plan.mutual_k] for one in (a, b)]
+    masks = [_mask(lists[0], n) for lists in (near, aligned)]
+    own = [hsic(one.kernel, one.kernel) for one in (a, b)]
+    found: dict[str, list[float]] = {}
+    for order in orders:
+        back = torch.empty_like(order)
+        back[order] = rows
+        values = {}
+        for name, mask, lists in (("overlap", masks[0], near[1]), ("mutual_knn", masks[1], aligned[1])):
+            values[name] = mask.gather(1, back[lists[order]]).double().mean().item()
+        for name, one, other, there, here in (
+            ("imbalance_a_to_b", a, b, order, back), ("imbalance_b_to_a", b, a, back, order),
+        ):  # fmt: skip
+            # row r of `other` holds the point that is paired with point here[r] of `one`
+            to = other.squared[rows, there[one.near.indices[:, 0][here]]]
+            values[name] = 2 / n * ((other.squared < to[:, None]).sum(1) + 1).double().mean().item()
+        values["cka"], values["cka_unbiased"] = cka_of(hsic(a.kernel, b.kernel.part(order)), *own)
+        values["cosine_gap"] = _gap(a, b, rows, order)
+        for name, code in codes.items():
+            for side, lists in zip("ab", near, strict=True):
+                values[f"{side} label_overlap {name}"] = _label_share(lists, code[order], code[order])
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def _id_correlation(a: Searched, b: Searched, n: int, plan: MeasurePlan) -> tuple[float, Array, Array]:
+    """The ID correlation of ``n`` of the points, on halves of them, and on shuffled pairs."""
+    generator = np.random.default_rng(plan.seed)
+    chosen = torch.from_numpy(np.sort(generator.permutation(len(a.points))[:n])).to(a.points.device)
+    first, second = (standardised_distances(one.points[chosen]) for one in (a, b))
+    own = [_dimension(distances) for distances in (first, second)]
+
+    def correlation(dimensions: Sequence[float], joint: float) -> float:
+        return (sum(dimensions) - joint) / max(dimensions)
+
+    draws = []
+    for members in halves(n, plan, a.points.device):
+        parts = [paired(distances, members.rows) for distances in (first, second)]
+        draws.append(correlation([_dimension(part) for part in parts], _dimension(parts[0] + parts[1])))
+    orders = draw_permutations(np.arange(n), draws=plan.shuffles, generator=np.random.default_rng(plan.seed + 1))
+    shuffles = [
+        correlation(own, _dimension(first + paired(second, torch.from_numpy(order).to(first.device))))
+        for order in orders
+    ]
+    return correlation(own, _dimension(first + second)), np.array(draws), np.array(shuffles)
+
+
+def _dimension(squared: Tensor) -> float:
+    return two_nn_of(log_ratios(_lengths(smallest(squared, 2)[0]), (1, 2), cut=False))
+
+
+def _lengths(squared: Tensor) -> Array:
+    return np.asarray(squared.double().sqrt().cpu(), dtype=np.float64)
+
+
+def _mask(lists: Int64[Tensor, "row k"], n: int) -> Tensor:
+    return torch.zeros(len(lists), n, dtype=torch.bool, device=lists.device).scatter_(1, lists, value=True)
+
+
+def _shared(first: Int64[Tensor, "row k"], second: Int64[Tensor, "row k"], n: int) -> float:
+    return _mask(first, n).gather(1, second).double().mean().item()
+
+
+def _label_share(lists: Int64[Tensor, "row k"], own: Tensor, code: Tensor) -> float:
+    """The class-weighted share of neighbours with a point's own label."""
+    same = (code[lists] == own[:, None]).double().mean(1)
+    sizes = torch.bincount(own)
+    return (same / (sizes[own] * (sizes > 0).sum())).sum().item()
+
+
+def _gap(a: Searched, b: Searched, rows: Tensor, order: Tensor) -> float:
+    """The cosine gap; NaN for representations of different widths."""
+    if a.points.shape[1] != b.points.shape[1]:
+        return float("nan")
+    return 1 - float(np.median(cosines(a.points[rows], b.points[order]).cpu().numpy()))

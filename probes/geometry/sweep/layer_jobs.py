@@ -1,0 +1,123 @@
+"""The measures of one pair of layers as a file: what a killed run has written is not computed again.
+
+    layers/<comparison>-<a>-<b>.safetensors            # and random-... for the randomly initialised model
+
+A file holds the values, the draws, the shuffles and the neighbour lists; its name appears when it is complete.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Int32, Int64
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from probes.geometry.compare import Labels, Measured, MeasurePlan, measure
+from probes.geometry.search import Searched, length_for_halves
+from probes.geometry.similarity import Hsic, Kernel, hsic
+from probes.geometry.sweep.sides import LayerPair, Rows, Side
+from records.manifest import write_atomically
+from records.run import writing
+
+Array = npt.NDArray[np.float64]
+METRICS = ("near", "aligned")
+_KINDS = ("values", "errors", "draws", "shuffles", "lists")
+
+
+class Compact(NamedTuple):
+    """A kernel for the layer map, in half of the memory."""
+
+    above: Tensor
+    """The entries above the diagonal, float32."""
+    kernel: Kernel
+    """Without ``off``."""
+    own: Hsic
+
+
+class LayerJob(NamedTuple):
+    """A pair of layers of two sides."""
+
+    a: Side
+    b: Side
+    pair: LayerPair
+    path: Path
+
+
+class Done(NamedTuple):
+    """What a file holds."""
+
+    measured: Measured
+    lists: dict[str, Int64[Tensor, "point k"]]
+    """Neighbours by side (``a``, ``b``) and metric (``near``, ``aligned``), such as ``a near``."""
+
+
+def run_job(
+    job: LayerJob, rows: Rows, plan: MeasurePlan, labels: Labels, device: str, kernels: dict[str, Compact] | None
+) -> None:
+    """Measure and write; keep the kernels of both layers in ``kernels`` for the map, if given."""
+    a, b = (searched(side, layer, rows, plan, device) for side, layer in zip((job.a, job.b), job.pair, strict=True))
+    found = measure(a, b, plan, labels)
+    tensors = {
+        "sizes": torch.tensor([found.n, found.n_joint]),
+        **{f"values {name}": torch.tensor(value, dtype=torch.float64) for name, value in found.values.items()},
+        **{f"errors {name}": torch.tensor(value, dtype=torch.float64) for name, value in found.errors.items()},
+        **{f"draws {name}": torch.from_numpy(draws) for name, draws in found.draws.items()},
+        **{f"shuffles {name}": torch.from_numpy(values) for name, values in found.shuffles.items()},
+        **{
+            f"lists {side} {metric}": listed(one, plan, metric)
+            for side, one in (("a", a), ("b", b))
+            for metric in METRICS
+        },
+    }
+    with writing(job.path.parent):
+        job.path.parent.mkdir(exist_ok=True)
+        write_atomically(job.path, save(tensors))
+    if kernels is not None:
+        for key, one in ((f"a {job.pair.a}", a), (f"b {job.pair.b}", b)):
+            kernels[key] = compact(one.kernel)
+
+
+def listed(one: Searched, plan: MeasurePlan, metric: str) -> Int32[Tensor, "point k"]:
+    """The neighbours that the map needs, on the CPU: enough for halves of the points."""
+    lists, k = (one.near, plan.k) if metric == "near" else (one.aligned, plan.mutual_k)
+    return lists.indices[:, : length_for_halves(k)].to(torch.int32).contiguous().cpu()
+
+
+def searched(side: Side, layer: int, rows: Rows, plan: MeasurePlan, device: str) -> Searched:
+    """The search of one side at a layer."""
+    points = torch.from_numpy(side.read(layer, rows)).to(device)
+    return Searched.of(points, k=plan.listed, mutual_k=plan.mutual_k)
+
+
+def compact(kernel: Kernel) -> Compact:
+    """The kernel without the half that is its mirror image."""
+    n = len(kernel.diagonal)
+    rows, columns = torch.triu_indices(n, n, 1, device=kernel.off.device)
+    empty = Kernel(kernel.off[:0], kernel.diagonal, kernel.sums)
+    return Compact(kernel.off[rows, columns], empty, hsic(kernel, kernel))
+
+
+def read_job(path: Path, n: int) -> Done | None:
+    """The file's contents; None if it is missing or damaged, or holds another number of points."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError):
+        return None
+    sizes = found.pop("sizes", torch.zeros(2)).tolist()
+    if sizes[0] != n:
+        return None
+    parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS}
+    for name, value in found.items():
+        kind, _, rest = name.partition(" ")
+        parts[kind][rest] = value
+    numbers = {kind: {name: float(value) for name, value in parts[kind].items()} for kind in ("values", "errors")}
+    arrays = {kind: {name: np.asarray(value) for name, value in parts[kind].items()} for kind in ("draws", "shuffles")}
+    measured = Measured(
+        int(sizes[0]), int(sizes[1]), numbers["values"], arrays["draws"], arrays["shuffles"], numbers["errors"]
+    )
+    return Done(measured, {name: value.long() for name, value in parts["lists"].items()})

@@ -1,0 +1,291 @@
+"""Run ``geometry-sweep``: measure every pair of layers, the map of layers, the tables and figures.
+
+finished = run_geometry_sweep(GeometryConfig(Path("runs/smol-activations")))
+finished.results, finished.figures[0]
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+from torch import Tensor
+
+import figures
+from probes.activations.open import ActivationSet
+from probes.geometry.compare import MeasurePlan
+from probes.geometry.sweep.config import RUN, GeometryConfig
+from probes.geometry.sweep.layer_jobs import (
+    METRICS,
+    Compact,
+    Done,
+    LayerJob,
+    compact,
+    listed,
+    read_job,
+    run_job,
+    searched,
+)
+from probes.geometry.sweep.layer_map import LayerMap, compare_layers
+from probes.geometry.sweep.report_table import render_summary
+from probes.geometry.sweep.sides import (
+    Chosen,
+    Comparison,
+    LayerPair,
+    Rows,
+    check_runs_apart,
+    choose_rows,
+    label_codes,
+    open_comparisons,
+)
+from probes.geometry.sweep.table import Curves, find_places, tabulate, tabulate_maps
+from records.manifest import write_atomically
+from records.processes import Processes, join_processes, matmul_speed, own_device
+from records.progress import OnProgress, ProgressBars
+from records.run import FinishedRun, Run, writing
+from records.tables import read_results
+from tasks.errors import UserError
+
+_MATRICES = 40  # bytes for each pair of points and each of two sides: float64 products, and float32 matrices
+
+
+@dataclass(frozen=True)
+class GeometryEstimate:
+    """The size of a run: comparisons, searches, examples, a lower bound of the time, and the memory."""
+
+    n_comparisons: int
+    n_searches: int
+    n_examples: int
+    seconds: float
+    memory: int
+    """Bytes."""
+
+    def __str__(self) -> str:
+        """One line."""
+        return (
+            f"{self.n_comparisons} comparisons of {self.n_examples} examples, {self.n_searches} searches: at least "
+            f"{self.seconds:.0f} s, about {self.memory / 1e9:.1f} GB of memory"
+        )
+
+
+def run_geometry_sweep(
+    config: GeometryConfig,
+    *,
+    command: Sequence[str] = (),
+    on_progress: OnProgress | None = None,
+    on_note: Callable[[str], None] = lambda line: None,
+) -> FinishedRun | GeometryEstimate | None:
+    """Measure the geometry of stored activations, or resume a run that was killed. No model runs.
+
+    Args:
+        config: The settings.
+        command: The command line, for the manifest.
+        on_progress: Called with (stage, newly done, total); None shows bars in a terminal or notebook.
+        on_note: Called with the estimate, and with the numbers of examples that are left out.
+
+    Returns:
+        The finished run; the estimate if ``config.dry_run`` is set; None on all processes but rank 0.
+
+    Raises:
+        UserError: If the settings or the activations cannot be used.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from probes.activations.write import write_activations
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> draw = np.random.default_rng(0).normal(size=(2, 90, 8)).astype(np.float32)
+        >>> site = "blocks.0.hook_resid_post"
+        >>> arrays = {c: {site: {"last": x}} for c, x in zip(("image", "caption"), draw, strict=True)}
+        >>> made = write_activations(folder, arrays, pd.DataFrame({"id": [str(i) for i in range(90)]}))
+        >>> print(run_geometry_sweep(GeometryConfig(folder, dry_run=True)).n_searches)
+        2
+    """
+    on_progress = on_progress or ProgressBars()
+    check_runs_apart(config)
+    run = Run(config.folder, RUN, config.settings, command=command, overwrite=config.overwrite)
+    device = own_device(config.device)
+    if device == "mps":
+        raise UserError("device must be cpu or cuda, got 'mps', which has no float64. Leave it out for cpu.")
+    processes = join_processes(device)
+    plan = MeasurePlan(
+        (config.rank[0], config.rank[1]), config.k, config.mutual_k, config.largest, config.draws, config.shuffles,
+        config.seed,
+    )  # fmt: skip
+    comparisons = open_comparisons(config)
+    chosen = [choose_rows(comparison, config, least=plan.least) for comparison in comparisons]
+    for comparison, rows in zip(comparisons, chosen, strict=True):
+        label_codes(comparison, config.target, rows.rows)
+    estimate = _estimate(config, comparisons, chosen, device)
+    if config.dry_run:
+        return estimate
+    for note in (str(estimate), *_left_out(comparisons, chosen)):
+        on_note(note)
+    if device == "cpu" and estimate.memory > psutil.virtual_memory().available:
+        raise UserError(
+            f"limit must be small enough for the memory, got {estimate.n_examples} examples, which take "
+            f"{estimate.memory / 1e9:.1f} GB of {psutil.virtual_memory().available / 1e9:.1f} GB. Set --limit."
+        )
+    with run.open(processes, **_about(comparisons)):
+        if not run.is_finished:
+            curves = [
+                _measure(config, plan, number, comparison, rows, processes, device, on_progress)
+                for number, (comparison, rows) in enumerate(zip(comparisons, chosen, strict=True))
+            ]
+            if processes.is_main:
+                maps, findings = tabulate_maps(curves, plan), find_places(curves, plan)
+                with writing(config.folder):
+                    write_atomically(config.folder / "findings.csv", findings.to_csv(index=False).encode())
+                    if not maps.empty:
+                        write_atomically(config.folder / "map.csv", maps.to_csv(index=False).encode())
+                        write_atomically(config.folder / "map.parquet", maps.to_parquet(index=False))
+                run.finish(tabulate(curves, plan))
+        processes.wait()
+    if not processes.is_main:
+        return None
+    return finished_geometry_sweep(config.folder, notes=tuple(_left_out(comparisons, chosen)))
+
+
+def finished_geometry_sweep(folder: Path, notes: tuple[str, ...] = ()) -> FinishedRun:
+    """The finished run in ``folder``, with its figures drawn; raise ``UserError`` if there is none."""
+    results = read_results(folder, RUN)
+    findings = pd.read_csv(folder / "findings.csv", keep_default_na=False, na_values=[""])
+    with writing(folder):
+        drawn = figures.draw_run(folder)
+    return FinishedRun(folder, results, render_summary(findings), tuple(paths.png for paths in drawn), notes)
+
+
+def _estimate(
+    config: GeometryConfig, comparisons: Sequence[Comparison], chosen: Sequence[Chosen], device: str
+) -> GeometryEstimate:
+    """The products of all searches, and the matrices and kernels that are in memory together."""
+    searches, seconds, memory = 0, 0.0, 0
+    speed = matmul_speed(device, torch.float64)
+    for comparison, rows in zip(comparisons, chosen, strict=True):
+        n = len(rows.rows)
+        sets = 2 if comparison.random else 1
+        own = 2 * len(comparison.pairs) * sets
+        layer = next(iter(comparison.a.sites))
+        width = comparison.a.read(layer, rows.rows[:1]).shape[1]
+        searches += own
+        seconds += own * 2 * n**2 * width / speed
+        kernels = 2 * len(comparison.pairs) * 2 * n**2 if config.layer_map else 0
+        memory = max(memory, 2 * _MATRICES * n**2 + kernels + 6 * n * width * 4)
+    n_examples = max(len(rows.rows) for rows in chosen)
+    return GeometryEstimate(len(comparisons), searches, n_examples, seconds, memory)
+
+
+def _left_out(comparisons: Sequence[Comparison], chosen: Sequence[Chosen]) -> list[str]:
+    """A sentence for each comparison that leaves out examples."""
+    notes = []
+    for comparison, rows in zip(comparisons, chosen, strict=True):
+        reasons = (
+            (rows.n_grouped, "share a group with another"), (rows.n_limited, "exceed the limit"),
+            (rows.n_duplicates, "have the activation of another at some layer"),
+        )  # fmt: skip
+        parts = [f"{n} {reason}" for n, reason in reasons if n]
+        if parts:
+            notes.append(f"{comparison.name}: {len(rows.rows)} examples are compared; {', '.join(parts)}")
+    return notes
+
+
+def _about(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """The manifest's entries for models and data."""
+    sides = [side for one in comparisons for side in (one.a, one.b, *(one.random or ()))]
+    names = list(dict.fromkeys(side.stored.model_id for side in sides))
+    first = comparisons[0].a.stored
+    data = first.manifest.get("data", {})
+    about = {"name": data.get("name"), "digest": data.get("digest"), "n_examples": len(first)}
+    runs = {str(side.stored.folder): _digest(side.stored) for side in sides}
+    return {
+        "model": {"id": ", ".join(names)},
+        "data": about | {"activations": runs, "comparisons": [one.name for one in comparisons]},
+    }
+
+
+def _digest(stored: ActivationSet) -> str:
+    """A hash of what decides a run's activations, so that a run on others is not resumed."""
+    decides = {key: stored.manifest.get(key) for key in ("settings", "model", "data", "versions")}
+    text = json.dumps([decides, list(stored.examples["id"].astype(str))], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _measure(
+    config: GeometryConfig,
+    plan: MeasurePlan,
+    number: int,
+    comparison: Comparison,
+    chosen: Chosen,
+    processes: Processes,
+    device: str,
+    on_progress: OnProgress,
+) -> Curves:
+    """Measure what no file holds yet, then read all files and compare all layers; the last on rank 0 alone."""
+    labels = label_codes(comparison, config.target, chosen.rows)
+    rows, folder = chosen.rows, config.folder / "layers"
+    kernels: dict[str, Compact] = {}
+    jobs: dict[str, list[LayerJob]] = {}
+    for name, sides in (("", (comparison.a, comparison.b)), ("random-", comparison.random)):
+        if sides is not None:
+            jobs[name] = [
+                LayerJob(*sides, pair, folder / f"{name}{number}-{pair.a}-{pair.b}.safetensors")
+                for pair in comparison.pairs
+            ]
+    every = [(name, job) for name, own in jobs.items() for job in own]
+    owned = every[processes.rank :: processes.world]
+    for name, job in owned:
+        if read_job(job.path, len(rows)) is None:
+            keep = config.layer_map and not name and processes.world == 1
+            run_job(job, rows, plan, labels, device, kernels if keep else None)
+        on_progress(f"measuring {comparison.name}", 1, len(owned))
+    processes.wait()
+    if not processes.is_main:
+        return Curves(comparison, chosen, {}, {}, None)
+    done = {name: {job.pair: read_job(job.path, len(rows)) for job in own} for name, own in jobs.items()}
+    found = {name: {pair: one for pair, one in own.items() if one is not None} for name, own in done.items()}
+
+    layer_map = None
+    if config.layer_map:
+        layer_map = _map(comparison, rows, plan, device, found[""], kernels, on_progress)
+    measured, random = ({pair: one.measured for pair, one in found.get(name, {}).items()} for name in ("", "random-"))
+    return Curves(comparison, chosen, measured, random, layer_map)
+
+
+def _map(
+    comparison: Comparison,
+    rows: Rows,
+    plan: MeasurePlan,
+    device: str,
+    found: Mapping[LayerPair, Done],
+    kernels: dict[str, Compact],
+    on_progress: OnProgress,
+) -> LayerMap:
+    """The map of layers from the neighbour lists of the files; what they and ``kernels`` lack is searched."""
+    lists: dict[str, dict[int, Tensor]] = {f"{side} {metric}": {} for side in "ab" for metric in METRICS}
+    for pair, one in found.items():
+        for name, own in lists.items():
+            own[pair.a if name.startswith("a") else pair.b] = one.lists[name]
+    for layer in comparison.b.sites:
+        if layer not in lists["b near"]:  # the other model is deeper: no curve holds this layer
+            one_layer = searched(comparison.b, layer, rows, plan, device)
+            kernels[f"b {layer}"] = compact(one_layer.kernel)
+            for metric in METRICS:
+                lists[f"b {metric}"][layer] = listed(one_layer, plan, metric).long()
+
+    def kernel(side: str, layer: int) -> Compact:
+        key = f"{side} {layer}"
+        if key not in kernels:
+            one = comparison.a if side == "a" else comparison.b
+            kernels[key] = compact(searched(one, layer, rows, plan, device).kernel)
+        return kernels[key]
+
+    total = len(lists["a near"])
+    return compare_layers(
+        (lists["a near"], lists["b near"]), (lists["a aligned"], lists["b aligned"]), kernel, plan,
+        lambda: on_progress(f"map {comparison.name}", 1, total),
+    )  # fmt: skip
