@@ -62,7 +62,7 @@ def pairs_of(llava: Llava, n: int = 1) -> tuple[list[Example], list[Example]]:
     """``n`` clean and corrupt examples, with one question a pair: scenes for trained models, noise for random ones."""
     if llava.id.startswith("random"):
         drawn = noise_examples(2 * n, llava.image_size)[:]
-        clean, others = drawn[::2], drawn[1::2]
+        clean, others = list(drawn[::2]), list(drawn[1::2])
         questions = [(one.question, one.answer) for one in clean]
         asked = zip(others, questions, strict=True)
         return clean, [Example(other.id, other.pictures, *words, other.group) for other, words in asked]

@@ -11,7 +11,7 @@ from benchmarks.record import table
 from records.manifest import write_atomically
 
 Status = Literal["done", "running", "cut", "failed", "skipped", "not yet run"]
-NOT_YET = "not yet run"
+NOT_YET: Literal["not yet run"] = "not yet run"
 
 
 class Records:

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
 
+from figures.findings.peaks import location_range
 from records.intervals import quantile
-from records.resampling import location_range, permutation_p, select_best
+from records.resampling import permutation_p, select_best
 
 Array = npt.NDArray[np.float64]
 INTERVAL = "95% over halves of the examples, without replacement"
