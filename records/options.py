@@ -28,7 +28,7 @@ from tasks.errors import UserError
 try:
     from tyro import conf, constructors
 except ModuleNotFoundError:  # without a command line the marks on option types have no effect
-    from records.without_tyro import conf, constructors  # type: ignore[assignment]
+    from records.without_tyro import conf, constructors  # type: ignore[no-redef]
 
 T = TypeVar("T")
 
