@@ -65,11 +65,11 @@ def test_a_run_that_is_killed_in_any_step_continues_without_running_a_finished_o
 
 def test_a_step_over_its_limit_is_cut_keeps_its_parts_and_the_next_one_runs(tmp_path: Path) -> None:
     started: list[str] = []
-    steps = [made("slow", [None, 5.0], started=started, minutes=0.04), made("next", [None], started=started)]
+    steps = [made("slow", [None, 60.0], started=started, minutes=0.04), made("next", [None], started=started)]
     began = time.monotonic()
     good, records = run(tmp_path, steps)
     assert good
-    assert time.monotonic() - began < 4.5
+    assert time.monotonic() - began < 30
     assert (records.read("slow")["status"], records.read("slow")["result"]) == ("cut", {"parts": 1})
     assert records.finished("next")
     run(tmp_path, [made("slow", [None], started=started), steps[1]])  # a cut step is not done

@@ -25,6 +25,11 @@ from tests.conftest import make_examples, tiny_config
 from tests.gpu.places import CUDA, Place
 from tests.interventions.engines.engine_runs import last_columns, pair
 from tuning.config import check_held
+from tuning.cost.measure import synthetic_batch
+from tuning.plan.apply import applied, trained_parameters
+from tuning.plan.plan import LayerPlan, Lora
+from tuning.plan.resolve import resolve
+from tuning.training.loss import loss_of
 
 loading = importlib.import_module("models.loading.load")
 KINDS = ("4bit", "8bit")
@@ -140,6 +145,30 @@ def test_training_takes_quantised_weights_with_lora_alone() -> None:
             check_held(ModelOptions(quantize="4bit"), method=method)
     with pytest.raises(UserError, match="device-map must be left out in training"):
         check_held(ModelOptions(device_map="auto"), method="lora")
+
+
+@pytest.mark.parametrize("place", [pytest.param(Place("cpu", torch.float32), id="cpu"), *CUDA])
+@pytest.mark.parametrize("kind", KINDS)
+def test_lora_trains_on_quantised_blocks_and_leaves_them_as_they_were(kind: Any, place: Place) -> None:
+    pytest.importorskip("bitsandbytes")
+    llava = load(even_config(), device=place.device, dtype=place.dtype, quantize=kind, validate=False)
+    resolved = resolve(LayerPlan("1", (), "lora", Lora(4, 8, 0.0)), llava)
+    batch = synthetic_batch(llava, rows=2, text_tokens=12)
+    before = loss_of(llava, batch).item()
+    with applied(llava, resolved):
+        trained = trained_parameters(llava)
+        assert len(trained) == 2 * 7 and all(".layers.1." in name for name in trained)
+        optimizer, losses = torch.optim.AdamW(trained.values(), lr=1e-2), list[float]()
+        for _ in range(4):
+            loss = loss_of(llava, batch)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    assert losses[0] == pytest.approx(before, rel=1e-2)  # the factors begin at no change
+    assert losses[-1] < losses[0] - 0.05
+    assert not llava.blocks[1].mlp.up_proj.weight.is_floating_point()  # type: ignore[union-attr]
+    assert loss_of(llava, batch).item() == pytest.approx(before, rel=1e-3)  # without the factors
 
 
 def test_weights_drawn_in_place_equal_those_drawn_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
