@@ -29,6 +29,7 @@ from tuning.config import Optimisation, RunOptions
 from tuning.plan.default_plans import default_plans
 from tuning.plan.resolve import resolve
 from tuning.scoring.answers import text_log_likelihood
+from tuning.training.save import write_json
 
 COLUMNS = {
     "plan", "layers", "trainable", "flops_ratio", "closed_form_ratio", "step_time_ratio", "peak_memory", "family",
@@ -158,7 +159,7 @@ def test_runs_of_another_plan_of_the_same_name_are_refused(
     shutil.copytree(settings.out, tmp_path / "old")
     path = tmp_path / "old" / "runs" / "middle-band-seed0" / "run.json"
     facts = json.loads(path.read_text())
-    path.write_text(json.dumps({**facts, "layers": "2"}))
+    write_json(path, {**facts, "layers": "2"})
     with pytest.raises(
         UserError, match=f"plan 'middle band' must be the one that ran, got layers 2 .* {facts['layers']} now"
     ):
@@ -297,7 +298,7 @@ def test_a_plan_that_is_added_is_timed_beside_full_and_no_cost_is_lost(
         cost["flops_forward"] *= 10  # of a larger batch
         for name in ("full_step_seconds_median", "full_flops", "full_closed_form"):
             del cost[name]  # as files were before plans could be added
-    path.write_text(json.dumps(known))
+    write_json(path, known)
     notes: list[str] = []
     config = replace(settings, plans=("full", "middle band"), out=tmp_path / "copy")
     table = compare(config, on_note=notes.append)
