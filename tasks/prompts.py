@@ -11,6 +11,8 @@ SYSTEM = (
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
 CAPTION = "Provide a one-sentence caption for the provided image."
+REGION = "Provide a short description for this region."
+BOX = "Provide the bounding box coordinate of the region this sentence describes."
 
 # ``vicuna_v1`` as a chat template, for transformers' ``processor.apply_chat_template``.
 CHAT_TEMPLATE = (

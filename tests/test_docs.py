@@ -39,6 +39,7 @@ COMMANDS = {
     "layerwise-finetune": "tuning.cli",
     "inference-cost": "interventions.token_plans.cli",
     "geometry-sweep": "probes.geometry.sweep.cli",
+    "generate-instructions": "tuning.instructions.cli",
 }
 
 

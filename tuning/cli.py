@@ -7,6 +7,8 @@ from typing import Any
 from records.command import Show, Subcommand, Terminal, run_command
 from tuning.compare.config import TABLE, CompareConfig
 from tuning.config import TuningConfig
+from tuning.mix.config import DATA as MIX
+from tuning.mix.config import MixConfig
 
 ABOUT = """Train exactly the layers of LLaVA-1.5 that a plan names, and report what that costs.
 
@@ -20,6 +22,7 @@ Examples:
   layerwise-finetune --stage 1 --connector linear --steps 240 --eval-data scenes
   layerwise-finetune --layers auto:runs/smol --train none --method lora --merge
   layerwise-finetune compare --out runs/compare    plans side by side
+  layerwise-finetune mix --part llava=llava.json   one training file from several
   layerwise-finetune show runs/band                print a finished run or comparison again
   layerwise-finetune report runs/compare           write one web page to explore it
   accelerate launch --num_processes 2 -m tuning.cli --layers 6-15 --out runs/band
@@ -34,6 +37,16 @@ Examples:
   layerwise-finetune compare --reference smol --seeds 0,1,2     all plans on scenes
   layerwise-finetune compare --model runs/stage1 --data mix.json --images dir --eval-data pope.jsonl"""
 
+ABOUT_MIX = """Write one training file from several in random order, and print its composition.
+
+A part is a file, how much of it, and the format prompt that ends its first questions. The parts of LLaVA-1.5's 665K
+have their format by name; the table at the end has what is in the mix, and what its parts have in common.
+
+Examples:
+  layerwise-finetune mix --part llava=llava_instruct_158k.json,prefix=coco/train2017 \\
+      --part gqa=gqa.jsonl,share=0.5,prefix=gqa/images --part mine=rows.jsonl,format=short --images pictures
+  layerwise-finetune --data runs/mix/mix.json --images pictures --layers 6-16"""
+
 
 def _run(config: TuningConfig, terminal: Terminal) -> Any:
     from tuning.run import run_tuning  # torch and transformers take seconds, and --help needs neither
@@ -47,12 +60,22 @@ def _compare(config: CompareConfig, terminal: Terminal) -> Any:
     return run_compare(config, **terminal._asdict())
 
 
+def _mix(config: MixConfig, terminal: Terminal) -> Any:
+    from tuning.mix.mix import run_mix
+
+    return run_mix(config, **terminal._asdict())
+
+
 def _show(options: Show, terminal: Terminal) -> Any:
     folder: Path = options.folder
     if (folder / TABLE).is_file():
         from tuning.compare.compare import finished_compare
 
         return finished_compare(folder)
+    if (folder / MIX).is_file():
+        from tuning.mix.mix import finished_mix
+
+        return finished_mix(folder)
     from tuning.run import finished_tuning
 
     return finished_tuning(folder)
@@ -65,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (
             Subcommand("run", TuningConfig, _run, "Train the layers that a plan names."),
             Subcommand("compare", CompareConfig, _compare, ABOUT_COMPARE),
+            Subcommand("mix", MixConfig, _mix, ABOUT_MIX),
             Subcommand("show", Show, _show),
         ),
         arguments,

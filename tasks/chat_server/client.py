@@ -24,6 +24,7 @@ from tasks.errors import UserError
 KEY_ENV = "OPENAI_API_KEY"
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0  # seconds between attempts, doubled each time, as in OpenAI's own client
 _LONGEST_ASKED = 600.0  # seconds of a Retry-After that are waited; a server that asks for more is not usable now
+_AHEAD = 16  # requests for each thread that are read before the first is answered, so that a slow one stops no other
 _IN_A_ROW = 5  # requests without an answer, after which the server counts as not usable
 
 
@@ -127,7 +128,7 @@ class ChatClient:
             try:
                 source = iter(requests)
                 while True:
-                    while len(waiting) < 2 * self._concurrency and (pair := next(source, None)) is not None:
+                    while len(waiting) < _AHEAD * self._concurrency and (pair := next(source, None)) is not None:
                         tag, request = pair
                         future = running.get(request.key)
                         if future is None:

@@ -33,6 +33,8 @@ from records.options import (
 )
 from records.run import FinishedRun
 from tasks.errors import UserError
+from tuning.instructions.config import GenerateConfig
+from tuning.mix.config import MixConfig
 
 
 @dataclass(frozen=True)
@@ -244,21 +246,10 @@ def test_help_lists_subcommands_examples_and_defaults(count) -> None:  # type: i
     assert count("--version").out.startswith("count-sheep 0.")
 
 
-COMMANDS = ("probes.cli", "interventions.cli", "tuning.cli", "interventions.token_plans.cli")
-SHARED = {
-    "model",
-    "device",
-    "dtype",
-    "attn",
-    "quantize",
-    "device-map",
-    "revision",
-    "seed",
-    "out",
-    "overwrite",
-    "dry-run",
-    "config",
-}
+COMMANDS = ("probes.cli", "interventions.cli", "tuning.cli", "interventions.token_plans.cli", "tuning.instructions.cli")
+SHARED = {"seed", "out", "overwrite", "dry-run", "config"}
+OF_A_MODEL = {"model", "device", "dtype", "attn", "quantize", "device-map", "revision"}
+NO_MODEL = {MixConfig, GenerateConfig}  # they load none
 
 
 @pytest.mark.parametrize("module", COMMANDS)
@@ -276,7 +267,8 @@ def test_every_option_is_declared_once_and_every_command_has_the_shared_ones(
         if subcommand.options is not Show:
             options = Counter(option.name for option in options_of(subcommand.options()))
             assert [option for option, times in options.items() if times > 1] == []
-            assert {option if option in options else f"{option}s" for option in SHARED} <= set(
+            shared = SHARED if subcommand.options in NO_MODEL else SHARED | OF_A_MODEL
+            assert {option if option in options else f"{option}s" for option in shared} <= set(
                 options
             )  # compare: seeds
 

@@ -5,7 +5,7 @@ import json
 from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,7 +22,10 @@ _LARGEST = 1 << 26  # bytes of one sample; otherwise a broken file would be read
 _READ = {"id", "conversations", *PICTURES}
 
 
-class _Rows(Protocol):
+@runtime_checkable
+class SampleRows(Protocol):
+    """The samples of a file by index, as they stand in it."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int) -> Mapping[str, Any]: ...
@@ -54,7 +57,7 @@ class LlavaFile:
             raise UserError(f"images must be a folder, got {str(folder)!r}. Name the folder that paths start from.")
         self.name = path.name
         self._folder = PictureFolder(folder, follow_links=follow_links)
-        self._rows: _Rows = Parquet(path) if is_parquet(path) else _JsonSamples(path)
+        self._rows = sample_rows(path)
         if not len(self._rows):
             raise UserError(f"data must have at least one sample, got none in {str(path)!r}. Add samples.")
         with path.open("rb") as file:
@@ -94,11 +97,16 @@ class LlavaFile:
             raise UnusableSampleError(f"{key!r} holds media that are not read; only pictures under image or images are")
         # LLaVA decides by the key: without one, <image> is a word. A key with an empty value is one.
         words_only = not any(key in row for key in PICTURES)
-        turns, placed = _turns(row.get("conversations"), len(pictures), words_only=words_only)
+        turns, placed = turns_of(row.get("conversations"), len(pictures), words_only=words_only)
         return Conversation(name, tuple(pictures), turns, placed=placed, unread=unread)
 
 
-def _turns(given: object, n_pictures: int, *, words_only: bool) -> tuple[tuple[Turn, ...], tuple[int, ...]]:
+def sample_rows(path: Path) -> SampleRows:
+    """The samples of a JSON array, JSONL or Parquet file as they stand in it, read on access."""
+    return Parquet(path) if is_parquet(path) else _JsonSamples(path)
+
+
+def turns_of(given: object, n_pictures: int, *, words_only: bool) -> tuple[tuple[Turn, ...], tuple[int, ...]]:
     """Questions and answers of LLaVA's list without placeholders, and the number of pictures before each of them."""
     if not isinstance(given, list) or not all(
         isinstance(entry, dict) and isinstance(entry.get("value"), str) for entry in given

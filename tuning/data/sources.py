@@ -102,12 +102,12 @@ def open_source(
     if spec == "scenes":
         return scenes or SceneMix(4000)
     path = Path(spec)
-    if _is_llava(path):
+    if is_llava(path):
         return LlavaFile(path, images, follow_links=follow_links)
     return TableFile(read_table(path, images, follow_links=follow_links))
 
 
-def _is_llava(path: Path) -> bool:
+def is_llava(path: Path) -> bool:
     """Whether a file has LLaVA's layout."""
     ending = path.suffix.lower()
     if is_parquet(path) and path.is_file():

@@ -237,7 +237,7 @@ def test_five_requests_in_a_row_without_an_answer_stop_the_run() -> None:
         assert client.ask(request("0")).cached
         assert client.ask(request("51")).status == "failed"  # the client can be used again
     assert seen == ["answered", *["failed"] * 4]
-    assert len(server.asked) < 10
+    assert len(server.asked) < 30
 
 
 def test_newer_models_take_another_name_for_the_limit_of_tokens() -> None:
