@@ -2,8 +2,8 @@
 
 ``capture(llava, inputs, sites, tokens="image", pool="mean")`` handles one batch, ``capture_examples`` a data set of any
 size in constant memory. Attention is causal, so a row is cut after its last wanted position, rows that are equal up to
-there are run once, each distinct picture passes the vision tower once, the run stops after the last wanted layer, and
-no logits are computed. The values are exactly equal to those of a full forward pass.
+there or begin another are run once, each distinct picture passes the vision tower once, the run stops after the last
+wanted layer, and no logits are computed. The values are exactly equal to those of a full forward pass.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -300,7 +300,8 @@ def _plan(
     rows: list[_Row] = []
     needs_pictures = bool(parts - {"language_model"})
     if "language_model" in parts:
-        seen: dict[tuple[object, ...], int] = {}
+        wanted_rows: dict[_Content, _Row] = {}
+        contents: list[_Content] = []
         taken: list[list[tuple[int, int]]] = []
         if whole_rows:
             taken = [[(example, column) for column in columns] for example, columns in enumerate(chosen)]
@@ -310,12 +311,13 @@ def _plan(
             # A row reaches to the end of a picture that it enters, so that boxes in one picture share its run.
             stop = max([stop, *(span.stop for span in layout.images if span.start < stop)])
             shown = tuple(p for p, span in zip(pictures, layout.images, strict=True) if span.start < stop)
-            key = (tuple(ids[example][start:stop]), shown)
-            if key not in seen:
-                seen[key] = len(rows)
-                rows.append(_Row(example, start, stop - start))
-            taken.append([(seen[key], column - start) for column in columns])
+            contents.append(_Content(tuple(ids[example][start:stop]), shown))
+            wanted_rows.setdefault(contents[-1], _Row(example, start, stop - start))
             needs_pictures |= bool(shown)
+        row_of = _shared_rows(wanted_rows, rows)
+        for example, content in enumerate(contents):
+            start = inputs.layout[example].real.start
+            taken.append([(row_of[content], column - start) for column in chosen[example]])
         selections["language_model"] = _selection(taken, llava.device)
         positions["language_model"] = _padded(chosen, -1, inputs.input_ids.device)
     for part in ("vision_tower", "projector"):
@@ -327,6 +329,32 @@ def _plan(
             selections[part] = _selection(taken, llava.device)
             positions[part] = _padded([[token for _, token in row] for row in taken], -1, inputs.input_ids.device)
     return _Plan(rows, selections, positions, needs_pictures)
+
+
+class _Content(NamedTuple):
+    """What a row of the language model holds, from its first token on."""
+
+    ids: tuple[int, ...]
+    pictures: tuple[int, ...]
+
+
+def _shared_rows(wanted: Mapping[_Content, _Row], rows: list[_Row]) -> dict[_Content, int]:
+    """Append to ``rows`` those to run and return the number of each content's row.
+
+    A content with which another one begins needs no row: later positions change nothing before them.
+    """
+    whole: list[_Content] = []
+    within: dict[_Content, _Content] = {}
+    for content in sorted(wanted, key=lambda content: -len(content.ids)):  # stable: equal lengths keep their order
+        ids, pictures = content
+        starts = (c for c in whole if c.ids[: len(ids)] == ids and c.pictures[: len(pictures)] == pictures)
+        within[content] = next(starts, content)
+        if within[content] is content:
+            whole.append(content)
+    kept = [content for content in wanted if within[content] is content]
+    numbers = {content: len(rows) + number for number, content in enumerate(kept)}
+    rows.extend(wanted[content] for content in kept)
+    return {content: numbers[within[content]] for content in wanted}
 
 
 def _picture_tokens(

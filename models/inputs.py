@@ -35,13 +35,15 @@ class Layout(NamedTuple):
     """The positions of the parts of one example in its row.
 
     ``images`` are the image tokens of each placeholder, in order. ``question`` is None if the prompt does not contain
-    it. ``prompt_stop`` is the position after the prompt's last token, where the answer begins.
+    it. ``prompt_stop`` is the position after the prompt's last token, where the answer begins. ``context`` is the text
+    before the question, such as a caption; None if there is none.
     """
 
     real: Span
     images: tuple[Span, ...]
     question: Span | None
     prompt_stop: int
+    context: Span | None = None
 
     def shifted(self, by: int) -> "Layout":
         """The same layout ``by`` positions further right."""
@@ -50,6 +52,7 @@ class Layout(NamedTuple):
             images=tuple(Span(s.start + by, s.stop + by) for s in self.images),
             question=None if self.question is None else Span(self.question.start + by, self.question.stop + by),
             prompt_stop=self.prompt_stop + by,
+            context=None if self.context is None else Span(self.context.start + by, self.context.stop + by),
         )
 
 
@@ -247,7 +250,7 @@ def prepare(
         raise UserError(f"preprocess must be 'hf' or 'pad', got {preprocess!r}. LLaVA-1.5 was trained with 'pad'.")
     examples = list(examples)  # a lazy sequence makes each example anew when it is read
     if prompts is None:
-        prompts = [vicuna_v1(example.question, n_images=len(example.pictures)) for example in examples]
+        prompts = [vicuna_v1(e.question, n_images=len(e.pictures), context=e.context) for e in examples]
     texts = tuple(prompts)
     rows = [_tokenise(llava, example, text, answers) for example, text in zip(examples, texts, strict=True)]
     length = max(len(ids) for ids, _ in rows)
@@ -313,13 +316,19 @@ def _tokenise(llava: Adapter, example: Example, prompt: str, answers: bool) -> t
             f"prompt must have at most {limit} tokens for {llava.id}, got {len(row)} in example {example.id!r} "
             f"({n_placeholders} pictures of {llava.n_image_tokens} tokens). Shorten the question or show fewer."
         )
-    characters = _question_characters(prompt, example.question)
-    question = None
-    if characters is not None:
+
+    def positions(characters: Span | None) -> Span | None:
+        if characters is None:
+            return None
         inside = [i for i, (start, stop) in enumerate(offsets) if start < characters.stop and stop > characters.start]
-        question = Span(expanded(inside[0]), expanded(inside[-1]) + 1) if inside else None
+        return Span(expanded(inside[0]), expanded(inside[-1]) + 1) if inside else None
+
+    asked = _question_characters(prompt, example.question)
+    context = None
+    if asked is not None and example.context and prompt[: asked.start].endswith(f"{example.context}\n"):
+        context = Span(asked.start - 1 - len(example.context), asked.start - 1)
     images = tuple(Span(expanded(p), expanded(p) + llava.n_image_tokens) for p in placeholders)
-    return row, Layout(Span(0, len(row)), images, question, expanded(len(ids)))
+    return row, Layout(Span(0, len(row)), images, positions(asked), expanded(len(ids)), positions(context))
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:

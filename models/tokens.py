@@ -18,7 +18,7 @@ from models.pixels import Geometry
 from tasks.errors import UserError
 from tasks.example import Box, Example
 
-GroupName = Literal["image", "object", "question", "last", "text", "all"]
+GroupName = Literal["image", "object", "caption", "question", "last", "text", "all"]
 GROUPS: tuple[GroupName, ...] = get_args(GroupName)
 _SLACK = 1.0  # pixels by which a box may exceed its picture, since annotation tools round outwards
 
@@ -87,8 +87,9 @@ def token_mask(
     Args:
         inputs: The batch.
         group: ``"image"`` is every image token; ``"object"`` the patches whose centre lies in the focus box of the
-            first picture; ``"question"`` the user's words; ``"last"`` the last position of the prompt; ``"text"`` every
-            real token that is no image token; ``"all"`` every real token; or a result of ``box`` or ``patch``.
+            first picture; ``"caption"`` the text before the question; ``"question"`` the user's words; ``"last"`` the
+            last position of the prompt; ``"text"`` every real token that is no image token; ``"all"`` every real
+            token; or a result of ``box`` or ``patch``.
         llava: The model, which has the patch grid.
         examples: The examples of the batch; None takes those in ``inputs``.
 
@@ -224,6 +225,13 @@ def _positions(inputs: Inputs, row: int, group: Group | str, llava: Adapter, exa
                 "Write the question once and unchanged into the prompt."
             )
         return list(range(*layout.question))
+    if group == "caption":
+        if layout.context is None:
+            raise UserError(
+                f"group 'caption' must have a caption before the question, got none in {name}. "
+                "tasks.captions.captioned puts one there."
+            )
+        return list(range(*layout.context))
     if group == "last":
         return [layout.prompt_stop - 1]
     real = range(*layout.real)

@@ -57,6 +57,9 @@ class Example:
         boxes: Named rectangles in the first picture.
         focus: The name of the box that object-level labels describe, or None.
         family: The kind of question, for scores by family.
+        captions: Sentences that describe the picture.
+        context: Text that precedes the question in the user's turn, on lines of its own, such as a caption in place of
+            the picture.
 
     Example:
         >>> Example(id="0", pictures=(), question="Is the sky blue?", answer="yes", group="0").split
@@ -73,6 +76,8 @@ class Example:
     boxes: Mapping[str, Box] = field(default_factory=dict)
     focus: str | None = None
     family: str = ""
+    captions: tuple[str, ...] = ()
+    context: str = ""
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def vicuna_v1(question: str, *, n_images: int = 1) -> str:
+def vicuna_v1(question: str, *, n_images: int = 1, context: str = "") -> str:
     r"""The prompt up to the assistant's answer: system text, picture placeholders, the question.
 
     Args:
         question: The user's words, followed by the response-format prompt.
         n_images: The number of ``<image>`` placeholders before the question, each on its own line.
+        context: Text before the question, on lines of its own.
 
     Source: Liu et al. 2024, arXiv 2310.03744 (the "curious user" variant, as trained).
 
@@ -47,7 +48,8 @@ def vicuna_v1(question: str, *, n_images: int = 1) -> str:
         ' USER: <image>\nWhat is it? ASSISTANT:'
     """
     pictures = f"{IMAGE}\n" * n_images
-    return f"{SYSTEM} USER: {pictures}{question} ASSISTANT:"
+    words = f"{context}\n{question}" if context else question
+    return f"{SYSTEM} USER: {pictures}{words} ASSISTANT:"
 
 
 def with_answer(prompt: str, answer: str, eos: str) -> str:

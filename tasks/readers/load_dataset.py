@@ -3,8 +3,9 @@
 One row is one example. Columns: ``image`` (a path in the folder, ``data:image/png;base64,...``, or bytes as
 ``datasets`` writes them) or ``images`` (a list of them),
 ``question``, ``answer``, and optionally ``id``, ``group``, ``split``, ``family``, ``boxes`` (name -> [left, top, right,
-bottom] in pixels) and ``focus`` (the name of one box). Every other column is a label that probes may read. The file is
-checked once; rows and pictures are read again on demand, so memory stays flat.
+bottom] in pixels), ``focus`` (the name of one box), and ``caption`` or ``captions`` (a sentence about the picture, or
+a list of them). A row with captions and without a question asks for a caption. Every other column is a label that
+probes may read. The file is checked once; rows and pictures are read again on demand, so memory stays flat.
 """
 
 import hashlib

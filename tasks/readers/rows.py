@@ -7,12 +7,16 @@ from typing import Any
 
 from tasks.errors import UserError, printable, shown, shown_text
 from tasks.example import Box, Example, Label, Picture
+from tasks.prompts import CAPTION
 from tasks.readers.media import PICTURES, given_pictures, unread_media
 from tasks.readers.picture_folder import PictureFolder
 from tasks.readers.tables import Row
 
 _FAR = 1e9  # pixels; also refuses NaN and whole numbers that no float holds
-_RESERVED = ("id", "image", "images", "question", "answer", "group", "split", "family", "boxes", "focus")
+_CAPTIONS = ("caption", "captions")
+_RESERVED = (
+    "id", "image", "images", "question", "answer", "group", "split", "family", "boxes", "focus", *_CAPTIONS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,27 @@ class RowReader:
             )
         return [self.folder.read(value, where) for value in (given[0] if given else [])]
 
-    def _text(self, row: Row, role: str, column: str, where: str) -> str:
+    def _text(self, row: Row, role: str, column: str, where: str, instead: str | None) -> str:
+        if column not in row and instead is not None and column == role:
+            return instead
         if column not in row:
             raise _unknown_column(f"{role}_column", column, row, where)
         value = row[column]
         if not isinstance(value, str | int | float) or is_missing(value):
             raise UserError(f"{role} must be text, got {shown(value)} in {where}. Write it as a string.")
         return str(value)
+
+    def _captions(self, row: Row, where: str) -> tuple[str, ...]:
+        """The sentences that describe the row's picture."""
+        given = [name for name in _CAPTIONS if not is_missing(row.get(name))]
+        if len(given) > 1:
+            raise UserError(f"row must have caption or captions, got both in {where}. Keep one of the two columns.")
+        value = row[given[0]] if given else []
+        texts = value if isinstance(value, list) else [value]
+        for text in texts:
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(f"{given[0]} must be text or a list of texts, got {shown(text)} in {where}.")
+        return tuple(" ".join(text.split()) for text in texts)
 
     def _boxes(self, row: Row, pictures: Sequence[Picture], where: str) -> dict[str, Box]:
         """The boxes of a row, in its first picture."""
@@ -95,7 +113,9 @@ class RowReader:
         Raises:
             UserError: If a value is missing or invalid.
         """
-        pictures = self._pictures(row, where)
+        pictures, captions = self._pictures(row, where), self._captions(row, where)
+        # A file of captions asks for one.
+        question, answer = (CAPTION, captions[0]) if captions and "question" not in row else (None, None)
         labels: dict[str, Label] = {
             key: float(value) if key in floats else printable(value) if isinstance(value, str) else value
             for key, value in {**self.labels(row), "answer": row.get(self.answer_column)}.items()
@@ -104,14 +124,15 @@ class RowReader:
         return Example(
             id=row_id(row, number),
             pictures=tuple(pictures),
-            question=self._text(row, "question", self.question_column, where),
-            answer=self._text(row, "answer", self.answer_column, where),
+            question=self._text(row, "question", self.question_column, where, question),
+            answer=self._text(row, "answer", self.answer_column, where, answer),
             group=group,
             split=str(row["split"]) if row.get("split") is not None else "all",
             labels=labels,
             boxes=self._boxes(row, pictures, where),
             focus=row.get("focus"),
             family=printable(str(row.get("family") or "")),
+            captions=captions,
         )
 
 

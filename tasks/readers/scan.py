@@ -81,7 +81,7 @@ class Scan:
             self.kept.append(number)
             if example.focus is None:
                 self._scope = "image"
-            self._add_labels({**reader.labels(row), "answer": row[reader.answer_column]}, number)
+            self._add_labels({**reader.labels(row), "answer": row.get(reader.answer_column)}, number)
         if split is not None and not self.kept:
             known = ", ".join(sorted(splits)) or "none (the file has no split column)"
             raise UserError(f"split must be one of {known}, got {split!r}. Name one that the file has.")

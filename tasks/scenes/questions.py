@@ -62,6 +62,7 @@ def about(scene: Scene, index: int, *, id: str, question: str, answer: str, fami
         boxes=scene.boxes,
         focus=f"object{index}",
         family=family,
+        captions=(scene.caption,),
     )
 
 

@@ -226,6 +226,17 @@ def test_questions_about_one_picture_share_one_row_and_one_picture(llava: Llava,
         assert_close(found[site][row], alone[site][0], **TOLERANCE)
 
 
+def test_a_row_that_begins_another_is_not_run(llava: Llava) -> None:
+    examples, site = make_examples(3), Site("language_model", 1, "resid_post")
+    once, twice = prepare(llava, examples), prepare(llava, examples * 2)
+    wanted = torch.cat([token_mask(twice, "image", llava)[:3], token_mask(twice, "last", llava)[3:]])
+    with _counted([llava.blocks[0]]) as calls:
+        found = capture(llava, twice, [site], tokens=wanted, pool="mean")[site]
+    assert [call[0] for call in calls] == [3]
+    for rows, group in ((found[:3], "image"), (found[3:], "last")):
+        assert_close(rows, capture(llava, once, [site], tokens=group, pool="mean")[site], **TOLERANCE)
+
+
 def test_question_tokens_are_never_shared(llava: Llava) -> None:
     inputs, site = prepare(llava, make_examples(4, n_questions=4)), Site("language_model", 1, "resid_post")
     with _counted([llava.blocks[0]]) as calls:

@@ -197,7 +197,7 @@ def test_groups_that_do_not_apply_are_refused(llava: Llava) -> None:
     unseen = prepare(llava, [shown], prompts=["Describe <image>"])
     with pytest.raises(ValueError, match="group 'question' must find the question .*, got 'Describe <image>'"):
         token_mask(unseen, "question", llava)
-    assert set(GROUPS) == {"image", "object", "question", "last", "text", "all"}
+    assert set(GROUPS) == {"image", "object", "caption", "question", "last", "text", "all"}
 
 
 def test_patches_and_boxes_outside_are_refused(llava: Llava) -> None:
