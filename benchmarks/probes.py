@@ -13,6 +13,7 @@ The full loop would take hours. A seeded fold of every target and strength is ti
 extrapolated. The two sides take turns in one process with the same number of threads.
 """
 
+import random
 import statistics
 import sys
 import time
@@ -196,7 +197,7 @@ def _wait(x: Tensor) -> None:
 
 def time_sites(number: int, sampled: Iterator[Problems], *, clock: str) -> dict[str, Any]:
     """Seconds of both solvers, their ratio, and the gaps at which they stopped."""
-    rng = np.random.default_rng(0)
+    draw = random.Random(0)
     now = CLOCKS[clock]
     rows: list[dict[str, Any]] = []
     ours: list[float] = []
@@ -216,7 +217,7 @@ def time_sites(number: int, sampled: Iterator[Problems], *, clock: str) -> dict[
             scaled, [t.cpu() for t in problems.labels], [f.cpu() for f in problems.fold], problems.classes,
             problems.strengths,
         )  # fmt: skip
-        folds = [int(k) for k in rng.integers(FOLDS, size=len(problems.classes))]
+        folds = [draw.randrange(FOLDS) for _ in problems.classes]
         sample, least, bound = minima(here, scaled, folds)
         bounds.append(bound)
         for (target, level), problem in sample.items():
