@@ -26,9 +26,9 @@ class Place(NamedTuple):
     def tolerance(self) -> float:
         """The largest difference relative to the largest value: another order of summation, and rounding.
 
-        float32 keeps 24 bits and bfloat16 8, of which tens of roundings in a row through three layers cost three.
+        On a CPU the largest differences are 1e-6 in float32, and 0.03 in bfloat16, between eager and fused attention.
         """
-        return 5e-5 if self.dtype == torch.float32 else 4e-2
+        return 5e-5 if self.dtype == torch.float32 else 6e-2
 
 
 _ON_GPU = (
