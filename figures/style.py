@@ -7,6 +7,7 @@ Source: Okabe and Ito 2008, "Color Universal Design", https://jfly.uni-koeln.de/
 """
 
 import hashlib
+import os
 import re
 import sys
 import warnings
@@ -205,10 +206,21 @@ def save_figure(drawn: Figure | Panels, stem: Path) -> FigurePaths:
     frame = "tight" if figure.get_layout_engine() is None else None
     with mpl.rc_context(_SETTINGS), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        figure.savefig(paths.png, bbox_inches=frame)
-        figure.savefig(paths.svg, bbox_inches=frame, metadata={"Date": None})
+        _save(figure, paths.png, bbox_inches=frame)
+        _save(figure, paths.svg, bbox_inches=frame, metadata={"Date": None})
     _say_once(caught)
     return paths
+
+
+def _save(figure: Figure, path: Path, **options: Any) -> None:
+    """Write one file under a temporary name, then rename it, so that it is complete or absent."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(temporary, format=path.suffix[1:], **options)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _say_once(caught: Sequence[warnings.WarningMessage]) -> None:

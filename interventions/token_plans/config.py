@@ -71,12 +71,14 @@ class InferenceConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges of numbers."""
-        for name, value, lowest in (
-            ("new-tokens", self.new_tokens, 1), ("rounds", self.rounds, 0), ("batch-size", self.batch_size, 1),
-            ("seed", self.seed, 0),
+        for name, value, lowest, highest in (
+            ("new-tokens", self.new_tokens, 1, 2**16), ("rounds", self.rounds, 0, 10**6),
+            ("batch-size", self.batch_size, 1, 2**20), ("seed", self.seed, 0, 2**63 - 1),
         ):  # fmt: skip
             if value < lowest:
                 raise UserError(f"{name} must be >= {lowest}, got {value}.")
+            if value > highest:  # a slip of the keyboard, which would run for years
+                raise UserError(f"{name} must be at most {highest}, got {value}.")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import random
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,11 @@ from tests.hostile.judge import Outcome, looks_complete, start, wait
 from tests.hostile.whole_runs import arguments, contents
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+
+def results(run: Path) -> dict[str, Any]:
+    """All files but figures, which are drawn once the results are complete."""
+    return {name: data for name, data in contents(run).items() if not name.startswith("figures/")}
 
 
 def kill_and_resume(
@@ -30,11 +36,7 @@ def kill_and_resume(
         outcome = wait(start(command, arguments(command, str(run)), folder), folder, 120, at)
         if outcome.status not in (0, 130, -sent) or "Traceback" in outcome.err:
             return [f"kill {kill} by {sent.name} at {moment:.2f} s: status {outcome.status}: {outcome.err[-300:]}"]
-        if (
-            outcome.status != 0
-            and looks_complete(run)
-            and contents(run).keys() != contents(folder / f"whole-{command}").keys()
-        ):
+        if outcome.status != 0 and looks_complete(run) and results(run) != results(folder / f"whole-{command}"):
             return [f"kill {kill} by {sent.name} at {moment:.2f} s: looks complete"]
     outcome = wait(start(command, arguments(command, str(run)), folder), folder, 120)
     if outcome.status != 0:
