@@ -97,7 +97,7 @@ def test_the_composition_is_counted(mix: Run, parts: Path) -> None:
         "samples": (2, 2, 1, 5),
         "text_only": (0, 0, 1, 1),
         "turns": (3, 4, 1, 8),
-        "question_words": (8, 22, 2, 32),  # the format prompt has 10 words, the placeholder is none
+        "question_words": (8, 29, 2, 39),  # two format prompts of 9 words each; the placeholder is none
         "answer_words": (7, 4, 1, 12),
         "turns_short": (0, 2, 0, 2),
         "turns_letter": (0, 0, 0, 0),
@@ -194,7 +194,7 @@ def test_a_finished_mix_is_shown_and_a_dry_run_writes_nothing(
     assert done.out == "vqav2: 1 of 2 samples, format short\n"
     assert not done.folder.exists()
     done = mix("--part", "vqav2=vqa.jsonl")
-    main(["show", str(done.folder)])
+    main(["show", "run"])
     assert capsys.readouterr().out == done.out
 
 
