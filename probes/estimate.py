@@ -10,7 +10,7 @@ from probes.evaluation.folds import FoldPlan
 CAPTURE = 1.1  # time of a forward pass over that of its products
 ITERATIONS = 60  # of the solver, for each problem and strength
 ELEMENT = 6e-9  # seconds of an element of the logits in an iteration, besides the products
-TARGET = 0.07  # seconds of a target at a site, however small: the steps of the solver in Python
+TARGET = 0.09  # seconds of a target at a site, however small: the steps of the solver in Python
 SCORE = 6e-5  # seconds of an example in the scores of a target: intervals and 1,000 permutations
 FIGURES = 6.0  # seconds
 _SINGLE = 0.2  # time of a probe that is fitted in closed form, over that of a logistic one
