@@ -7,11 +7,12 @@ from probes.evaluation.cross_validation import STRENGTHS
 from probes.evaluation.folds import FoldPlan
 
 # Measured on smol and one CPU thread, 2026-11-29; products are computed from the measured speed of one.
-CAPTURE = 1.4  # time of a forward pass over that of its products
-ITERATIONS = 30  # of the solver, for each problem and strength
+CAPTURE = 1.1  # time of a forward pass over that of its products
+ITERATIONS = 60  # of the solver, for each problem and strength
 ELEMENT = 6e-9  # seconds of an element of the logits in an iteration, besides the products
+TARGET = 0.09  # seconds of a target at a site, however small: the steps of the solver in Python
 SCORE = 6e-5  # seconds of an example in the scores of a target: intervals and 1,000 permutations
-FIGURES = 2.0  # seconds
+FIGURES = 6.0  # seconds
 _SINGLE = 0.2  # time of a probe that is fitted in closed form, over that of a logistic one
 
 
@@ -25,6 +26,7 @@ class FitCost(NamedTuple):
     rank: int
     scored: float
     """Examples times targets."""
+    targets: int
 
 
 def fit_cost(plan: FoldPlan, d: int, *, maps: bool = False) -> FitCost:
@@ -37,14 +39,16 @@ def fit_cost(plan: FoldPlan, d: int, *, maps: bool = False) -> FitCost:
         inner += rows * (plan.folds if maps else len(target.inner)) * len(STRENGTHS)
         outer += rows * (1 if maps else plan.folds * (1 + len(target.controls)))
     basis = 4.0 * n * d * rank + 20.0 * rank**3
-    return FitCost(basis, float(n) * (inner + outer), rank, 0.0 if maps else float(n) * len(plan.targets))
+    return FitCost(
+        basis, float(n) * (inner + outer), rank, 0.0 if maps else float(n) * len(plan.targets), len(plan.targets)
+    )
 
 
 def fit_seconds(cost: FitCost, *, second: float, probe: str) -> float:
     """Seconds of the fits at one site; ``second`` is the time of one floating-point operation of a product."""
     share = 1.0 if probe == "logistic" else _SINGLE
     solved = ITERATIONS * cost.elements * (4 * cost.rank * second + ELEMENT)
-    return cost.basis * second + share * solved + SCORE * cost.scored
+    return cost.basis * second + share * solved + SCORE * cost.scored + TARGET * cost.targets
 
 
 def sweep_stages(

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from figures.curves import draw_curves
-from figures.style import SERIES, WIDTHS, figure_of
+from figures.style import SERIES, WIDTHS, figure_of, series_numbers
 from tests.figures.tables import patch_table
 
 KNOCKOUT = patch_table(op="knockout", tokens=("image->question", "image->last"), window="0-4")
@@ -35,7 +35,8 @@ def test_curves_pass_through_the_values_with_their_intervals_between_two_levels(
     panels = draw_curves(results)
     assert [panel.get_ylabel() for panel in panels] == ["logit difference (logits)", "accuracy of the answer"]
     for panel, metric in zip(panels, ("logit_difference", "accuracy"), strict=True):
-        for number, (tokens, label) in enumerate(LABELS[op].items()):
+        numbers = series_numbers(list(LABELS[op]))
+        for number, (tokens, label) in zip(numbers, LABELS[op].items(), strict=True):
             rows = results[(results["tokens"] == tokens) & (results["metric"] == metric)]
             (curve,) = [line for line in panel.lines if line.get_label() == label]
             np.testing.assert_allclose(np.asarray(curve.get_xydata(), dtype=float)[:, 0], rows["layer"].astype(int))

@@ -84,7 +84,8 @@ def _is_noise(output: Any) -> bool:
     """Whether it is standard error or a bar that tells how far a call was."""
     if output.output_type == "stream":
         return bool(output.name == "stderr")
-    return "<progress" in str(output.get("data", {}).get("text/html", ""))
+    data = output.get("data", {})
+    return "application/vnd.jupyter.widget-view+json" in data or "<progress" in str(data.get("text/html", ""))
 
 
 def main() -> None:

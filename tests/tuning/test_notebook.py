@@ -15,6 +15,7 @@ from tuning.data.scene_mix import SceneMix
 from tuning.plan.apply import apply_plan
 from tuning.plan.plan import LayerPlan, Lisa, Lora
 from tuning.plan.resolve import resolve
+from tuning.training.checkpoint import advise_when_interrupted
 from tuning.training.trainer import train
 
 MARKUP = '<i>"plan"</i>'
@@ -54,12 +55,24 @@ def test_a_comparison_shows_its_main_numbers_and_the_main_figure(tmp_path: Path)
     assert "<code>" in FinishedRun(tmp_path, table, summary)._repr_html_()
 
 
-def test_training_tells_every_step(fresh: Llava, mix: SceneMix, tmp_path: Path) -> None:
+@pytest.mark.parametrize("grad_accum", [1, 2])
+def test_training_tells_every_micro_batch(fresh: Llava, mix: SceneMix, tmp_path: Path, grad_accum: int) -> None:
     told: list[tuple[str, int, int]] = []
     resolved = resolve(LayerPlan("1", ()), fresh)
     apply_plan(fresh, resolved)
     train(
-        fresh, resolved, samples_of(fresh, mix), optimisation=Optimisation(steps=3, batch_size=2),
+        fresh, resolved, samples_of(fresh, mix),
+        optimisation=Optimisation(steps=3, batch_size=2, grad_accum=grad_accum),
         options=RunOptions(save_every=0), folder=tmp_path, on_progress=lambda *report: told.append(report),
     )  # fmt: skip
-    assert told == [("training", 0, 3), *[("training", 1, 3)] * 3]
+    total = 3 * grad_accum
+    assert told == [("training", 0, total), *[("training", 1, total)] * total]
+
+
+def test_ctrl_c_in_training_says_from_which_step_the_command_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt, match="There is no checkpoint yet"), advise_when_interrupted(tmp_path):
+        raise KeyboardInterrupt
+    for step in (4, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    with pytest.raises(KeyboardInterrupt, match="go on after step 20, the last"), advise_when_interrupted(tmp_path):
+        raise KeyboardInterrupt

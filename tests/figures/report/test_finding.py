@@ -61,6 +61,7 @@ def test_a_page_opens_on_the_peaks_and_on_the_map_at_the_best_layer(tmp_path: Pa
     table = pd.read_parquet(run / "results.parquet")
     best = (table["site"] == "blocks.2.hook_resid_post") & (table["target"] == "colour") & (table["split"] == "cv")
     table.loc[best, ["score", "lower", "upper"]] = [0.97, 0.95, 0.99]
+    table.loc[table["target"] == "kind", "q"] = 0.5
     for name in ("results.csv", "results.parquet"):
         getattr(table, "to_csv" if name.endswith("csv") else "to_parquet")(run / name, index=False)
     page = data_of(build_report([run]).html)["runs"][0]
