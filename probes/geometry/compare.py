@@ -15,9 +15,9 @@ from torch import Tensor
 
 from probes.geometry.dimension import LARGEST, RANK, Rank, fit_gride, log_ratios, scales, two_nn_of
 from probes.geometry.neighbours import smallest
-from probes.geometry.overlap import MUTUAL_K, K
+from probes.geometry.overlap import MUTUAL_K, K, ranks
 from probes.geometry.search import Members, Searched
-from probes.geometry.similarity import cka_of, cosines, hsic, paired, standardised_distances
+from probes.geometry.similarity import cka_of, hsic, paired, standardised_distances
 from records.resampling import draw_permutations
 
 Array = npt.NDArray[np.float64]
@@ -107,17 +107,18 @@ def measure(a: Searched, b: Searched, plan: MeasurePlan, labels: Labels | None =
     n, device = len(a.points), a.points.device
     codes = {name: torch.from_numpy(code).to(device) for name, code in (labels or {}).items()}
     everyone = Members(torch.arange(n, device=device), torch.ones(n, dtype=torch.bool, device=device))
-    values = _on_members(a, b, everyone, plan, codes)
+    cross = _cross_cosines(a, b)
+    values = _on_members(a, b, cross, everyone, plan, codes)
     errors = {
         dimension_name(side, rank): fit_gride(log_ratios(_lengths(one.near.distances), rank), rank)[1]
         for side, one in (("a", a), ("b", b)) for rank in plan.ranks(n)
     }  # fmt: skip
-    parts = [_on_members(a, b, members, plan, codes) for members in halves(n, plan, device)]
+    parts = [_on_members(a, b, cross, members, plan, codes) for members in halves(n, plan, device)]
     draws = {name: np.array([part[name] for part in parts]) for name in values}
     orders = torch.from_numpy(
         draw_permutations(np.arange(n), draws=plan.shuffles, generator=np.random.default_rng(plan.seed + 1))
     )
-    shuffles = _on_shuffles(a, b, orders.to(device), plan, codes)
+    shuffles = _on_shuffles(a, b, cross, orders.to(device), plan, codes)
     n_joint = min(n, _MOST_JOINT)
     joint, joint_draws, joint_shuffles = _id_correlation(a, b, n_joint, plan)
     values["id_correlation"], draws["id_correlation"], shuffles["id_correlation"] = joint, joint_draws, joint_shuffles
@@ -125,19 +126,19 @@ def measure(a: Searched, b: Searched, plan: MeasurePlan, labels: Labels | None =
 
 
 def _on_members(
-    a: Searched, b: Searched, members: Members, plan: MeasurePlan, codes: Mapping[str, Tensor]
+    a: Searched, b: Searched, cross: Tensor | None, members: Members, plan: MeasurePlan, codes: Mapping[str, Tensor]
 ) -> dict[str, float]:
     """The measures of some of the points, except the ID correlation."""
     m, rows = len(members.rows), members.rows
     whole = m == len(a.points)
-    ranks = plan.ranks(len(a.points))
-    k = max(plan.k, *(rank[1] for rank in ranks))
+    scale_ranks = plan.ranks(len(a.points))
+    k = max(plan.k, *(rank[1] for rank in scale_ranks))
     near = [one.near_among(members, k) for one in (a, b)]
     found: dict[str, float] = {}
     for side, lists in zip("ab", near, strict=True):
         lengths = _lengths(lists.distances)
         found[f"{side} two_nn"] = two_nn_of(log_ratios(lengths, (1, 2), cut=False))
-        for rank in ranks:
+        for rank in scale_ranks:
             found[dimension_name(side, rank)] = fit_gride(log_ratios(lengths, rank), rank)[0]
         for name, code in codes.items():
             found[f"{side} label_overlap {name}"] = _label_share(lists.indices[:, : plan.k], code[rows], code)
@@ -147,15 +148,20 @@ def _on_members(
     for name, one, other in (("imbalance_a_to_b", near[0], b), ("imbalance_b_to_a", near[1], a)):
         own = other.squared if whole else other.squared.index_select(0, rows).index_select(1, rows)
         to = other.squared[rows, one.indices[:, 0]]
-        found[name] = 2 / m * ((own < to[:, None]).sum(1) + 1).double().mean().item()
+        found[name] = 2 / m * ((own < to[:, None]).count_nonzero(1) + 1).double().mean().item()
     first, second = (one.kernel if whole else one.kernel.part(rows) for one in (a, b))
     found["cka"], found["cka_unbiased"] = cka_of(hsic(first, second), hsic(first, first), hsic(second, second))
-    found["cosine_gap"] = _gap(a, b, rows, rows)
+    found["cosine_gap"] = _gap(cross, rows, rows)
     return found
 
 
 def _on_shuffles(
-    a: Searched, b: Searched, orders: Int64[Tensor, "shuffle point"], plan: MeasurePlan, codes: Mapping[str, Tensor]
+    a: Searched,
+    b: Searched,
+    cross: Tensor | None,
+    orders: Int64[Tensor, "shuffle point"],
+    plan: MeasurePlan,
+    codes: Mapping[str, Tensor],
 ) -> dict[str, Array]:
     """The pair measures with point i of a beside point ``order[i]`` of b, and labels in that order."""
     n = len(a.points)
@@ -171,19 +177,22 @@ def _on_shuffles(
         values = {}
         for name, mask, lists in (("overlap", masks[0], near[1]), ("mutual_knn", masks[1], aligned[1])):
             values[name] = mask.gather(1, back[lists[order]]).double().mean().item()
-        for name, one, other, there, here in (
-            ("imbalance_a_to_b", a, b, order, back), ("imbalance_b_to_a", b, a, back, order),
-        ):  # fmt: skip
-            # row r of `other` holds the point that is paired with point here[r] of `one`
-            to = other.squared[rows, there[one.near.indices[:, 0][here]]]
-            values[name] = 2 / n * ((other.squared < to[:, None]).sum(1) + 1).double().mean().item()
         values["cka"], values["cka_unbiased"] = cka_of(hsic(a.kernel, b.kernel.part(order)), *own)
-        values["cosine_gap"] = _gap(a, b, rows, order)
+        values["cosine_gap"] = _gap(cross, rows, order)
         for name, code in codes.items():
             for side, lists in zip("ab", near, strict=True):
                 values[f"{side} label_overlap {name}"] = _label_share(lists, code[order], code[order])
         for name, value in values.items():
             found.setdefault(name, []).append(value)
+    backs = orders.argsort(1)
+    for name, one, other, theres, heres in (
+        ("imbalance_a_to_b", a, b, orders, backs), ("imbalance_b_to_a", b, a, backs, orders),
+    ):  # fmt: skip
+        # row r of `other` holds the point that is paired with point here[r] of `one`
+        columns = torch.stack(
+            [there[one.near.indices[:, 0][here]] for there, here in zip(theres, heres, strict=True)], 1
+        )
+        found[name] = (2 / n * ranks(other.squared, columns).double().mean(0)).tolist()
     return {name: np.array(values) for name, values in found.items()}
 
 
@@ -232,8 +241,14 @@ def _label_share(lists: Int64[Tensor, "row k"], own: Tensor, code: Tensor) -> fl
     return (same / (sizes[own] * (sizes > 0).sum())).sum().item()
 
 
-def _gap(a: Searched, b: Searched, rows: Tensor, order: Tensor) -> float:
-    """The cosine gap; NaN for representations of different widths."""
+def _cross_cosines(a: Searched, b: Searched) -> Tensor | None:
+    """The cosines of every point in a with every point in b; None for representations of different widths."""
     if a.points.shape[1] != b.points.shape[1]:
-        return float("nan")
-    return 1 - float(np.median(cosines(a.points[rows], b.points[order]).cpu().numpy()))
+        return None
+    first, second = (torch.nn.functional.normalize(one.points.double(), dim=1, eps=1e-30) for one in (a, b))
+    return first @ second.T
+
+
+def _gap(cross: Tensor | None, rows: Tensor, order: Tensor) -> float:
+    """The cosine gap of points ``rows`` of a and ``order`` of b; NaN without cosines."""
+    return float("nan") if cross is None else 1 - float(np.median(cross[rows, order].cpu().numpy()))

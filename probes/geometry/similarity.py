@@ -83,7 +83,8 @@ class Kernel(NamedTuple):
     def part(self, rows: Int64[Tensor, " row"]) -> "Kernel":
         """The kernel of some of the points, or of all in another order."""
         off = self.off.index_select(0, rows).index_select(1, rows)
-        return Kernel(off, self.diagonal[rows], off.sum(1, dtype=self.sums.dtype))
+        sums = self.sums[rows] if len(rows) == len(self.sums) else off.sum(1).to(self.sums.dtype)
+        return Kernel(off, self.diagonal[rows], sums)
 
 
 class Cka(NamedTuple):
@@ -102,7 +103,7 @@ class Hsic(NamedTuple):
 
 def hsic(a: Kernel, b: Kernel) -> Hsic:
     """Both estimates for two kernels of the same points."""
-    return hsic_of(a, b, float((a.off * b.off).sum(dtype=torch.float64)))
+    return hsic_of(a, b, float(a.off.flatten() @ b.off.flatten()))
 
 
 def hsic_of(a: Kernel, b: Kernel, products: float) -> Hsic:

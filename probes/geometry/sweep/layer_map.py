@@ -52,7 +52,6 @@ def compare_layers(
     """
     layers_a, layers_b = sorted(near[0]), sorted(near[1])
     n = len(near[0][layers_a[0]])
-    rows = torch.arange(n)
     members = [(part.rows.cpu(), part.inside.cpu()) for part in halves(n, plan, torch.device("cpu"))]
     orders = torch.from_numpy(
         draw_permutations(np.arange(n), draws=plan.shuffles, generator=np.random.default_rng(plan.seed + 1))
@@ -63,7 +62,7 @@ def compare_layers(
     ]
     aligned_b = torch.cat([aligned[1][layer][:, : plan.mutual_k] for layer in layers_b], 1)
     kernels_b = [kernel("b", layer) for layer in layers_b]
-    found: dict[str, list[Array]] = {name: [] for name in (*MAP_MEASURES, "draws", "shuffles")}
+    found: dict[str, list[Array]] = {name: [] for name in (*MAP_MEASURES, "draws")}
     for layer in layers_a:
         mask = _mask(near[0][layer][:, : plan.k], n)
         found["overlap"].append(_shares(mask, lists_b, plan.k))
@@ -73,17 +72,17 @@ def compare_layers(
             part = _mask(_first(near[0][layer][own], inside, plan.k), n)
             halved.append(_shares(part, lists, plan.k))
         found["draws"].append(np.array(halved))
-        shuffled = []
-        for order in orders:
-            back = torch.empty_like(order)
-            back[order] = rows
-            shuffled.append(_shares(mask, back[lists_b[order]], plan.k))
-        found["shuffles"].append(np.array(shuffled))
         found["cka_unbiased"].append(np.array([_cka(kernel("a", layer), other) for other in kernels_b]))
         on_layer()
+    masks = [_mask(near[0][layer][:, : plan.k], n) for layer in layers_a]
+    shuffles = []
+    for order in orders:
+        back = torch.empty_like(order)
+        back[order] = torch.arange(n)
+        lists = back[lists_b[order]]
+        shuffles.append([_shares(mask, lists, plan.k) for mask in masks])
     values = {name: np.array(found[name]) for name in MAP_MEASURES}
-    draws, shuffles = (np.stack(found[name], 1) for name in ("draws", "shuffles"))
-    return LayerMap(layers_a, layers_b, values, draws, shuffles)
+    return LayerMap(layers_a, layers_b, values, np.stack(found["draws"], 1), np.array(shuffles))
 
 
 def _mask(lists: Int64[Tensor, "row k"], n: int) -> Tensor:

@@ -34,7 +34,7 @@ from probes.geometry.sweep.layer_jobs import (
 from probes.geometry.sweep.layer_map import LayerMap, compare_layers
 from probes.geometry.sweep.report_table import render_summary
 from probes.geometry.sweep.sides import (
-    Chosen,
+    ChosenRows,
     Comparison,
     LayerPair,
     Rows,
@@ -161,7 +161,7 @@ def finished_geometry_sweep(folder: Path, notes: tuple[str, ...] = ()) -> Finish
 
 
 def _estimate(
-    config: GeometryConfig, comparisons: Sequence[Comparison], chosen: Sequence[Chosen], device: str
+    config: GeometryConfig, comparisons: Sequence[Comparison], chosen: Sequence[ChosenRows], device: str
 ) -> GeometryEstimate:
     """The products of all searches, and the matrices and kernels that are in memory together."""
     searches, seconds, memory = 0, 0.0, 0
@@ -180,7 +180,7 @@ def _estimate(
     return GeometryEstimate(len(comparisons), searches, n_examples, seconds, memory)
 
 
-def _left_out(comparisons: Sequence[Comparison], chosen: Sequence[Chosen]) -> list[str]:
+def _left_out(comparisons: Sequence[Comparison], chosen: Sequence[ChosenRows]) -> list[str]:
     """A sentence for each comparison that leaves out examples."""
     notes = []
     for comparison, rows in zip(comparisons, chosen, strict=True):
@@ -220,7 +220,7 @@ def _measure(
     plan: MeasurePlan,
     number: int,
     comparison: Comparison,
-    chosen: Chosen,
+    chosen: ChosenRows,
     processes: Processes,
     device: str,
     on_progress: OnProgress,

@@ -139,9 +139,11 @@ def open_comparisons(config: GeometryConfig) -> list[Comparison]:
 
 
 def _own_random(run: ActivationSet) -> ActivationSet | None:
-    """The random model's activations of the run, if it has all examples."""
+    """The random model's activations of the run, if it has all examples, conditions and token groups."""
     found = run.random_init
-    return found if found is not None and len(found) == len(run) else None
+    if found is None or len(found) != len(run):
+        return None
+    return found if dict(found.tokens_of) == dict(run.tokens_of) else None
 
 
 def _check_same(run: ActivationSet, other: ActivationSet, name: str) -> None:
@@ -222,12 +224,14 @@ def _side(config: GeometryConfig, stored: ActivationSet, condition: str, tokens:
     sites = {}
     for text in stored.sites:
         site = Site.parse(text)
-        if site.part == config.part and site.name == config.site and site.layer is not None:
+        here = (stored.folder / stored.folders[condition] / text).is_dir()
+        if here and site.part == config.part and site.name == config.site and site.layer is not None:
             sites[site.layer] = text
     if not sites:
         raise UserError(
             f"site must be stored for the blocks of the {config.part.replace('_', ' ')}, got {config.site!r}, which "
-            f"{str(stored.folder)!r} lacks. It has: {', '.join(stored.sites[:3])}{', ...' if stored.sites[3:] else ''}."
+            f"condition {condition} of {str(stored.folder)!r} lacks. The run has: "
+            f"{', '.join(stored.sites[:3])}{', ...' if stored.sites[3:] else ''}."
         )
     if config.layers != "all":
         wanted = parse_layers(config.layers, max(sites) + 1, where=f"the run {str(stored.folder)!r}")
@@ -238,7 +242,7 @@ def _side(config: GeometryConfig, stored: ActivationSet, condition: str, tokens:
     return Side(stored, condition, tokens, dict(sorted(sites.items())), config.seed)
 
 
-class Chosen(NamedTuple):
+class ChosenRows(NamedTuple):
     """The examples of a comparison."""
 
     rows: Rows
@@ -250,7 +254,7 @@ class Chosen(NamedTuple):
     """Left out because their activation equals that of an earlier one at some layer on either side."""
 
 
-def choose_rows(comparison: Comparison, config: GeometryConfig, *, least: int) -> Chosen:
+def choose_rows(comparison: Comparison, config: GeometryConfig, *, least: int) -> ChosenRows:
     """The examples to compare: one of each group, at most ``limit``, different at every layer of every side.
 
     Raises:
@@ -281,7 +285,7 @@ def choose_rows(comparison: Comparison, config: GeometryConfig, *, least: int) -
             f"examples must be at least {least} without duplicates, got {int(kept.sum())} of {len(rows)}; {worst} have "
             f"{fewest} different rows. Leave that layer out, or capture in float32."
         )
-    return Chosen(rows[kept], len(examples) - len(single), len(single) - len(rows), int((~kept).sum()))
+    return ChosenRows(rows[kept], len(examples) - len(single), len(single) - len(rows), int((~kept).sum()))
 
 
 def label_codes(comparison: Comparison, targets: Sequence[str], rows: Rows) -> dict[str, Rows]:

@@ -20,7 +20,7 @@ from probes.geometry.sweep.findings import (
     judge_peak,
 )
 from probes.geometry.sweep.layer_map import LayerMap
-from probes.geometry.sweep.sides import IMAGE_CAPTION, Chosen, Comparison, LayerPair
+from probes.geometry.sweep.sides import IMAGE_CAPTION, ChosenRows, Comparison, LayerPair
 from records.resampling import TAIL, permutation_p
 
 Array = npt.NDArray[np.float64]
@@ -46,7 +46,7 @@ class Curves:
     """Everything measured for one comparison."""
 
     comparison: Comparison
-    chosen: Chosen
+    chosen: ChosenRows
     measured: dict[LayerPair, Measured]
     random: dict[LayerPair, Measured]
     """Of the randomly initialised model; empty without one."""
