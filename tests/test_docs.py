@@ -38,6 +38,8 @@ COMMANDS = {
     "patch-sweep": "interventions.cli",
     "layerwise-finetune": "tuning.cli",
     "inference-cost": "interventions.token_plans.cli",
+    "capture-activations": "probes.activations.cli",
+    "transfer-sweep": "probes.transfer.cli",
 }
 
 

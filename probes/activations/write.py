@@ -10,12 +10,13 @@ import pandas as pd
 import torch
 
 from models.sites import Site
-from probes.activations.open import EXAMPLES, FOLDERS, POSITIONS, TOKEN_COLUMNS, ActivationSet, open_activations
-from records.manifest import RunKind, new_manifest, write_atomically, write_manifest
+from probes.activations.config import CAPTURE
+from probes.activations.open import EXAMPLES, TOKEN_COLUMNS, ActivationSet, open_activations
+from probes.activations.store import FOLDERS, POSITIONS
+from records.manifest import new_manifest, write_atomically, write_manifest
 from records.run import writing
 from tasks.errors import UserError
 
-CAPTURE = RunKind("capture-activations")
 Arrays = Mapping[str, Mapping[str, Mapping[str, npt.NDArray[Any]]]]
 
 
