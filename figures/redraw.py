@@ -32,6 +32,7 @@ KINDS = {
     "accuracy_by_family": "draw_accuracy",
     "cost_ratios": "draw_cost_ratios",
     "learning_curve": "draw_learning_curve",
+    "transfer": "draw_transfer",
 }
 _ON_PICTURE = ("patch_grid", "probe_map")
 

@@ -11,6 +11,7 @@ import pandas as pd
 from figures.curves import draw_curves
 from figures.effect_grid import draw_head_map, draw_token_map
 from figures.layer_axis import names_in_blocks
+from figures.layer_pairs.transfer import draw_transfer
 from figures.patch_map import draw_patch_map, draw_probe_map, of_patches
 from figures.plans.cost import draw_cost_retention, has_costs
 from figures.plans.learning_curve import draw_learning_curve
@@ -20,6 +21,7 @@ from figures.read_run import (
     INFERENCE,
     PATCH,
     PROBE,
+    TRANSFER,
     TUNE,
     FigurePaths,
     Picture,
@@ -93,6 +95,8 @@ def figures_of(folder: Path, *, width: Width = "two", example: int = 0) -> Itera
         for name in others:
             yield Drawing(f"score_by_layer_{name}", draw_score_by_layer(table, name=name, width=width))
         yield from _draw_maps(folder, width, example)
+    elif kind == TRANSFER:
+        yield Drawing("transfer", draw_transfer(table, width=width))
     elif kind == INFERENCE:
         yield Drawing("cost_against_score", draw_token_plans(table, width=width))
     else:

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from figures.read_run import INFERENCE, PATCH, PROBE, TUNE, RunError, kind_of_run, read_run
+from figures.read_run import INFERENCE, PATCH, PROBE, TRANSFER, TUNE, RunError, kind_of_run, read_run
 from figures.report.comparing import cost_scatter, facts_table, token_plan_scatter, training_log
 from figures.report.maps import probe_maps
 from figures.report.patching import patch_curves, patch_heat, patch_map, shown_table
 from figures.report.probing import probe_curves
 from figures.report.tables import table_section
+from figures.report.transfer import transfer_heat
 
 Json = dict[str, Any]
 _OPS = {
@@ -45,6 +46,9 @@ def describe_run(folder: Path, *, most_rows: int) -> Json:
             title = f"{first['model']}: {_OPS.get(str(first['op']), str(first['op']))}"
             sections = [patch_curves(table), patch_heat(table), patch_map(folder, table)]
             table, named = shown_table(table), ("All cells", "results.csv")
+        elif kind == TRANSFER:
+            title, sections = f"{first['model']}: probes read across captions and pictures", [transfer_heat(table)]
+            named = "All pairs of layers", "results.csv"
         elif kind == INFERENCE:
             title, sections = f"{first['model']}: what token plans cost and keep", [token_plan_scatter(table)]
             named = "All plans", "results.csv"
