@@ -18,6 +18,7 @@ Picture = npt.NDArray[np.uint8]  # ``H W 3``
 PROBE, PATCH, COMPARE, TUNE = "probe-sweep", "patch-sweep", "layerwise-finetune compare", "layerwise-finetune"
 INFERENCE = "inference-cost"
 GEOMETRY = "geometry-sweep"
+TRANSFER = "transfer-sweep"
 GALLERY = Path(__file__).parent / "gallery"
 # command -> columns that its figures need
 _COLUMNS = {
@@ -32,6 +33,8 @@ _COLUMNS = {
     GEOMETRY: ("comparison", "kind", "model_a", "model_b", "condition_a", "tokens_a", "condition_b", "tokens_b",
                "layer_a", "layer_b", "side", "measure", "rank", "chosen", "target", "value", "lower", "upper",
                "control", "random_init", "n"),
+    TRANSFER: ("model", "direction", "target", "source_layer", "read_layer", "metric", "score", "lower", "upper",
+               "chance", "shuffled", "n", "p_max"),
     TUNE: ("step", "set", "family", "metric", "score", "lower", "upper", "n"),
 }  # fmt: skip
 # without these, pandas reads empty text and layers as floats
@@ -126,7 +129,7 @@ def kind_of_run(folder: Path) -> str:
     for table in (folder / "results.parquet", folder / "results.csv"):
         if table.is_file():
             columns = set(read_saved(table).columns)
-            for kind in (PATCH, PROBE, INFERENCE, GEOMETRY):
+            for kind in (PATCH, PROBE, INFERENCE, GEOMETRY, TRANSFER):
                 if columns >= set(_COLUMNS[kind]):
                     return kind
     raise RunError(

@@ -34,6 +34,7 @@ KINDS = {
     "learning_curve": "draw_learning_curve",
     "geometry": "draw_geometry",
     "layer_map": "draw_layer_map",
+    "transfer": "draw_transfer",
 }
 _ON_PICTURE = ("patch_grid", "probe_map")
 

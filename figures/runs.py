@@ -11,6 +11,7 @@ from figures.curves import draw_curves
 from figures.effect_grid import draw_head_map, draw_token_map
 from figures.geometry.draw import draw_geometry, draw_layer_map
 from figures.layer_axis import names_in_blocks
+from figures.layer_pairs.transfer import draw_transfer
 from figures.patch_map import draw_patch_map, draw_probe_map, of_patches, pair_rows
 from figures.plans.cost import draw_cost_retention, has_costs
 from figures.plans.learning_curve import draw_learning_curve
@@ -21,6 +22,7 @@ from figures.read_run import (
     INFERENCE,
     PATCH,
     PROBE,
+    TRANSFER,
     TUNE,
     FigurePaths,
     Picture,
@@ -106,6 +108,8 @@ def figures_of(folder: Path, *, width: Width = "two", example: int = 0) -> Itera
         for name in others:
             yield Drawing(f"score_by_layer_{name}", draw_score_by_layer(table, name=name, width=width))
         yield from _draw_maps(folder, width, example)
+    elif kind == TRANSFER:
+        yield Drawing("transfer", draw_transfer(table, width=width))
     elif kind == INFERENCE:
         yield Drawing("cost_against_score", draw_token_plans(table, width=width))
     elif kind == GEOMETRY:

@@ -16,6 +16,8 @@ Examples:
   probe-sweep                          the embedded model on the embedded scenes
   probe-sweep --target colour --layers 0-9 --limit 200 --out runs/colour
   probe-sweep --data photos.jsonl --images photos --target animal --folds 3
+  probe-sweep --activations runs/activations-smol-scenes --labels mine.csv --target mood
+                                       new labels for stored activations, without another forward pass
   probe-sweep show runs/colour         print a run's table again
   probe-sweep report runs/colour       write one web page to explore it
   probe-sweep --version

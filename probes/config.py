@@ -23,6 +23,7 @@ from records.options import (
     settings_of,
     slug,
 )
+from tasks.errors import UserError
 
 RUN = RunKind(
     "probe-sweep",
@@ -38,9 +39,9 @@ RUN = RunKind(
         "maps.parquet",
     ),
 )
-Tokens = Literal["auto", "image", "object", "question", "last", "all"]
-TEXT_TOKENS: tuple[Tokens, ...] = ("question", "last", "all")  # choices that include text tokens
-Pool = Literal["mean", "max", "box", "none"]
+Tokens = Literal["auto", "image", "object", "caption", "question", "last", "text", "all"]
+TEXT_TOKENS: tuple[Tokens, ...] = ("caption", "question", "last", "text", "all")  # choices that include text tokens
+Pool = Literal["mean", "max", "box", "last", "none"]
 Probe = Literal["logistic", "ridge", "mass-mean", "mlp"]  # as in `probes.linear.registry`, which imports torch
 
 
@@ -75,9 +76,9 @@ class SiteOptions:
     """Layers for sites without one, such as `0-31` or `3,5,9`. [default: all]"""
     tokens: Tokens = "auto"
     """Token positions. `auto` takes the patches of the focus box for labels of one object, if there are boxes, and all
-    image tokens for other labels."""
+    image tokens for other labels; for captions all caption tokens."""
     pool: Pool = "mean"
-    """How the tokens become one activation; `none` only with `--tokens last`."""
+    """How the tokens become one activation; `last` takes the last of them, `none` only with `--tokens last`."""
     stored_as: Annotated[OrDefault[DtypeName], named("store-dtype")] = None
     """Floating-point type of stored activations. [default: the model's]"""
 
@@ -99,6 +100,12 @@ class ProbeOptions:
     examples]"""
 
 
+_OF_CAPTURE = (
+    "model", "revision", "dtype", "attn", "data", "images", "split", "transfer", "limit", "transfer-limit", "skip-bad",
+    "preprocess", "pool", "store-dtype", "batch-size", "maps",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class SweepConfig:
     """Fit linear probes layer by layer. The results depend only on the settings.
@@ -116,10 +123,32 @@ class SweepConfig:
     seed: Seed = 0
     batch_size: int = 16
     """Examples in a batch."""
+    activations: OrDefault[Path] = None
+    """Run of `capture-activations` to read instead of running a model; its model, data and pooling hold."""
+    condition: OrDefault[Literal["image", "caption"]] = None
+    """With stored activations: those of the question about the picture, or about its caption. [default: image]"""
+    labels: OrDefault[Path] = None
+    """With stored activations: CSV or Parquet file with the column `id` and labels to use as targets."""
     out: Out = None
     overwrite: Overwrite = False
     dry_run: DryRun = False
     config: ConfigFile = None
+
+    def check_given(self, given: set[str]) -> None:
+        """Check that the options that were given, by name, go together.
+
+        Raises:
+            UserError: If an option of a capture is given with stored activations, or the other way round.
+        """
+        of_other = ("condition", "labels") if self.activations is None else _OF_CAPTURE
+        wrong = next((name for name in of_other if name in given), None)
+        if wrong is not None and self.activations is None:
+            raise UserError(f"{wrong} must go with --activations, got none. Capture activations first.")
+        if wrong is not None:
+            raise UserError(
+                f"{wrong} must be left out with --activations, got one. The capture {str(self.activations)!r} "
+                "decides it; capture again to change it."
+            )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -134,4 +163,6 @@ class SweepConfig:
     @property
     def folder(self) -> Path:
         """The run directory: ``out``, or a folder in ``runs/`` named after model and data."""
+        if self.activations is not None and self.out is None:
+            return Path("runs") / f"{slug(str(self.activations))}-probes"
         return self.out or Path("runs") / f"{slug(self.model.name)}-{slug(self.data.spec)}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from models.sites import Site
-from probes.activations.store import ActivationStore
 from probes.config import SweepConfig
 from probes.evaluation.controls import pixel_features
 from probes.evaluation.cross_validation import Result, evaluate
@@ -35,6 +34,17 @@ COLUMNS = (
 _PIXEL_SIDE = 16  # 768 numbers for each picture, about the width of a small model
 
 
+@runtime_checkable
+class StoredRows(Protocol):
+    """Pooled activations by site and token group."""
+
+    def read(self, site: Site, group: str) -> Float[Tensor, "example d"]:
+        """The activations of all examples at a site."""
+
+    def width(self, site: Site, group: str) -> int:
+        """The length of one activation."""
+
+
 class FittedSites(NamedTuple):
     """The scores and the probes of a sweep."""
 
@@ -45,8 +55,8 @@ class FittedSites(NamedTuple):
 
 
 def fit_sites(
-    store: ActivationStore,
-    control_store: ActivationStore | None,
+    store: StoredRows,
+    control_store: StoredRows | None,
     sites: Sequence[Site],
     depths: Sequence[float],
     selection: ProbeData,
@@ -114,9 +124,9 @@ def _fit_site(
     site: Site,
     *,
     group: str,
-    store: ActivationStore,
+    store: StoredRows,
     plan: FoldPlan,
-    control_store: ActivationStore | None,
+    control_store: StoredRows | None,
     bare: FoldPlan,
     config: SweepConfig,
 ) -> tuple[Mapping[str, Result], dict[str, float], dict[str, Rows]]:

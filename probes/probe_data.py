@@ -5,24 +5,22 @@ Errors in the user's data are raised here, before a model is loaded.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from sklearn.utils.validation import has_fit_parameter
 
-from probes.config import DataOptions, Pool, SiteOptions, SweepConfig, Tokens
+from probes.activations.examples import SCENES, load_examples, readable
+from probes.config import Pool, SiteOptions, SweepConfig, Tokens
 from probes.evaluation.folds import FoldPlan, plan_folds
-from tasks.dataset import Dataset, join, pick
-from tasks.errors import UserError, user_errors
+from probes.linear.registry import find_probe
+from tasks.dataset import Dataset
+from tasks.errors import UserError
 from tasks.example import Example, Target
-from tasks.readers.load_dataset import BadPicture, check_pictures, load_dataset
-from tasks.scenes.datasets import scenes_dataset
+from tasks.readers.load_dataset import BadPicture
 from tasks.scenes.scene import SIZE
 
-SCENES = "scenes"
 SCENE_TARGETS = ("kind", "category", "colour", "place", "count")
-SCENE_LIMIT = 200  # about four minutes for smol on two cores
 TYPE = "control_type"  # the label with the types of the control task; scenes have it
 
 
@@ -57,23 +55,24 @@ def select(config: SweepConfig) -> ProbeData:
         UserError: If the data or a picture cannot be read, a target is unknown or lacks labels, or an example lacks the
             tokens.
     """
-    fitted, transfer, name = _load(config, SIZE)
+    read = load_examples(config.data, seed=config.seed, targets=config.probing.targets or None)
+    fitted = read.fitted
     wanted = config.probing.targets or (SCENE_TARGETS if config.data.spec == SCENES else ())
     if not wanted:
         known = ", ".join(target.name for target in fitted.targets) or "no label column"
         raise UserError(f"target must be given at least once for your own data, got none. The file has: {known}.")
     targets = tuple(fitted.target(_plain_name(target, fitted)) for target in dict.fromkeys(wanted))
-    examples, n_fitted, skipped = _readable(fitted, transfer, config.data)
-    _check_labels(examples, targets)
+    found = readable(read, config.data)
+    check_labels(found.examples, targets)
     return ProbeData(
-        name=name,
-        digest=_digest(fitted, transfer),
-        examples=examples,
-        n_fitted=n_fitted,
-        transfer=None if len(examples) == n_fitted else config.data.transfer or "unseen",
+        name=read.name,
+        digest=read.digest,
+        examples=found.examples,
+        n_fitted=found.n_fitted,
+        transfer=None if len(found.examples) == found.n_fitted else config.data.transfer or "unseen",
         targets=targets,
-        tokens=_choose_tokens(config.sites, targets, examples),
-        skipped=skipped,
+        tokens=_choose_tokens(config.sites, targets, found.examples),
+        skipped=found.skipped,
     )
 
 
@@ -81,15 +80,15 @@ def at_size(selection: ProbeData, config: SweepConfig, size: int) -> ProbeData:
     """The same selection with scenes drawn ``size`` pixels wide, as the model takes them."""
     if config.data.spec != SCENES or size == SIZE:
         return selection
-    fitted, transfer, _ = _load(config, size)
-    return replace(selection, digest=_digest(fitted, transfer), examples=_both(fitted, transfer))
+    read = load_examples(config.data, seed=config.seed, targets=config.probing.targets or None, size=size)
+    return replace(selection, digest=read.digest, examples=read.both)
 
 
 def fold_plans(data: ProbeData, config: SweepConfig) -> dict[str, FoldPlan]:
     """Draw folds, control labels and resamples for the targets of each token group.
 
     Raises:
-        UserError: If a target has one class, or there are fewer groups than folds.
+        UserError: If a target has one class, there are fewer groups than folds, or the probe cannot be fitted to them.
     """
     n = len(data.examples)
     examples = [data.examples[i] for i in range(n)]
@@ -107,7 +106,20 @@ def fold_plans(data: ProbeData, config: SweepConfig) -> dict[str, FoldPlan]:
             controls=("shuffled", "control_task") if config.probing.controls else (),
             seed=config.seed,
         )
+        _check_probe(plans[group], config)
     return plans
+
+
+def _check_probe(plan: FoldPlan, config: SweepConfig) -> None:
+    """Check that the probe can be fitted to the plan's targets and folds."""
+    name = config.probing.probe
+    for target in plan.targets.values():
+        _, estimator = find_probe(name, target.kind)
+        training = (plan.fitted & (target.fold != k) for k in range(plan.folds))
+        if has_fit_parameter(estimator, "groups") and any(len(np.unique(plan.groups[rows])) < 2 for rows in training):
+            raise UserError(
+                f"probe {name} must have two groups in every training set, got one. Use more groups or folds."
+            )
 
 
 def data_of(examples: Sequence[Example] | Dataset, targets: Sequence[str], tokens: Tokens, pool: Pool) -> ProbeData:
@@ -125,7 +137,7 @@ def data_of(examples: Sequence[Example] | Dataset, targets: Sequence[str], token
         wanted = tuple(Target(target, kind=_kind(examples, target)) for target in targets)
     if not len(listed):
         raise UserError("examples must contain at least one example, got none.")
-    _check_labels(listed, wanted)
+    check_labels(listed, wanted)
     chosen = _choose_tokens(SiteOptions(tokens=tokens, pool=pool), wanted, listed)
     return ProbeData(name, digest, listed, len(listed), None, wanted, chosen)
 
@@ -142,71 +154,8 @@ def _plain_name(target: str, data: Dataset) -> str:
     return target.rpartition(":")[0] or target
 
 
-def _both(fitted: Dataset, transfer: Dataset | None) -> Sequence[Example]:
-    return join(fitted.examples, () if transfer is None else transfer.examples)
-
-
-def _digest(fitted: Dataset, transfer: Dataset | None) -> str:
-    return fitted.digest if transfer is None else f"{fitted.digest}+{transfer.digest}"
-
-
-def _load(config: SweepConfig, size: int) -> tuple[Dataset, Dataset | None, str]:
-    """The examples to fit on, those to score only, and a name for both."""
-    data, seed = config.data, config.seed
-    for option, value in (("limit", data.limit), ("transfer-limit", data.transfer_limit)):
-        if value is not None and value < 1:
-            raise UserError(f"{option} must be >= 1, got {value}. Leave it out for the default.")
-    if data.spec == SCENES:
-        n = data.limit or SCENE_LIMIT
-        split, transfer = data.split or "test", data.transfer or "unseen"
-        n_transfer = data.transfer_limit or max(2, n // 3)
-        fitted = scenes_dataset(split=split, n=n, seed=seed, size=size)
-        shared = set(split.split("+")) & set(transfer.split("+"))
-        if transfer == "none" or transfer == split or (shared and data.transfer is None):
-            return fitted, None, SCENES
-        if shared:
-            raise UserError(
-                f"transfer must share no split with split {split!r}, got {transfer!r}. Name another one, or none."
-            )
-        return fitted, scenes_dataset(split=transfer, n=n_transfer, seed=seed, size=size), SCENES
-    targets = config.probing.targets or None
-    with user_errors(OSError):
-        read = partial(load_dataset, data.spec, data.images, targets=targets, follow_links=data.follow_links)
-        fitted = read(split=data.split, limit=data.limit)
-        if data.transfer in (None, "none"):
-            return fitted, None, Path(data.spec).name
-        if data.split is None or data.split == data.transfer:
-            raise UserError(
-                f"split must be given, and another than transfer, got split {data.split!r} with transfer "
-                f"{data.transfer!r}. Name the split that probes are fitted on."
-            )
-        other = read(split=data.transfer, limit=data.transfer_limit)
-        return fitted, other, Path(data.spec).name
-
-
-def _readable(
-    fitted: Dataset, transfer: Dataset | None, data: DataOptions
-) -> tuple[Sequence[Example], int, tuple[BadPicture, ...]]:
-    """The examples with readable pictures, the number of them to fit on, and the skipped examples."""
-    both, first = _both(fitted, transfer), len(fitted.examples)
-    if data.spec == SCENES:
-        return both, first, ()
-    bad = [check_pictures(fitted), [] if transfer is None else check_pictures(transfer)]
-    skipped = tuple(BadPicture(item.id, " ".join(item.reason.split())) for part in bad for item in part)
-    if skipped and not data.skip_bad:
-        more = f" {len(skipped) - 1} more examples have bad pictures." if len(skipped) > 1 else ""
-        raise UserError(
-            f"{skipped[0].reason} It belongs to example {skipped[0].id!r}.{more} --skip-bad leaves such examples out."
-        )
-    unreadable = [{item.id for item in part} for part in bad]
-    kept = [i for i, example in enumerate(both) if example.id not in unreadable[i >= first]]
-    n_fitted = sum(i < first for i in kept)
-    if n_fitted == 0:
-        raise UserError(f"some example must have readable pictures, got none of {len(both)}. Check the image folder.")
-    return pick(both, kept), n_fitted, skipped
-
-
-def _check_labels(examples: Sequence[Example], targets: Sequence[Target]) -> None:
+def check_labels(examples: Sequence[Example], targets: Sequence[Target]) -> None:
+    """Check that every example has a label of every target."""
     for example in examples:
         for target in targets:
             if example.labels.get(target.name) is None:
@@ -219,6 +168,11 @@ def _check_labels(examples: Sequence[Example], targets: Sequence[Target]) -> Non
 def _choose_tokens(sites: SiteOptions, targets: Sequence[Target], examples: Sequence[Example]) -> dict[str, str]:
     """Token group by target; ``auto`` takes the focus box for object-level targets if all examples have one."""
     asked = sites.tokens
+    if asked == "caption":
+        raise UserError(
+            "tokens 'caption' must be read from stored captions, got a model to run. Use capture-activations "
+            "--condition caption, then --activations with --condition caption."
+        )
     focused = all(example.focus is not None and example.focus in example.boxes for example in examples)
     if not focused and (asked == "object" or sites.pool == "box"):
         example = next(e for e in examples if e.focus is None or e.focus not in e.boxes)

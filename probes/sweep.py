@@ -4,37 +4,35 @@ finished = run_sweep(SweepConfig(data=DataOptions(limit=200)))
 finished.results, finished.figures[0]
 """
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from sklearn.utils.validation import has_fit_parameter
 
 from figures import draw_run
 from models.llava import Llava
-from models.loading.load import load
-from models.sites import Site, depth, parse_sites
+from models.sites import Site, depth
+from probes.activations.choose_sites import choose_sites
+from probes.activations.control_model import control_model, has_control
 from probes.activations.fill import fill_store, layouts, shard_size, stored_dtype, width
-from probes.activations.store import STORES, ActivationStore, SizeEstimate, estimate_size
+from probes.activations.store import RANDOM, STORES, ActivationStore, SizeEstimate, estimate_size
 from probes.config import RUN, TEXT_TOKENS, SweepConfig
 from probes.estimate import sweep_stages
 from probes.evaluation.folds import FoldPlan
 from probes.evaluation.parallel import processes_for
 from probes.fit_sites import fit_sites
-from probes.linear.registry import find_probe
 from probes.linear.saving import save_probes
 from probes.maps.files import has_maps
 from probes.maps.map_plan import plan_maps
 from probes.maps.write import write_maps
 from probes.probe_data import ProbeData, at_size, fold_plans, select
 from probes.report_table import render_summary
+from probes.sweep_stored import sweep_stored
 from records.manifest import commit
 from records.open_model import describe_model, load_seconds, open_model
-from records.processes import join_processes, matmul_speed, own_device
+from records.processes import join_processes, launched, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, check_space, read_timings, writing
 from records.tables import read_results
@@ -42,16 +40,6 @@ from records.timings import describe_estimate
 from tasks.errors import UserError, user_errors
 from tasks.example import Example
 
-DEFAULT_SITES = (
-    "vision:resid_post",
-    "projector:in",
-    "projector:linear_1",
-    "projector:act",
-    "projector:out",
-    "blocks.0.hook_resid_pre",
-    "resid_post",
-)
-_CONTROL_SEED = 2**16  # added to the seed, so that the control differs from a random model of the same seed
 FIGURE = "score_by_layer"
 
 
@@ -89,7 +77,7 @@ def run_sweep(
     command: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
-) -> FinishedRun | Estimate | None:
+) -> FinishedRun | Estimate | str | None:
     """Run a sweep, or resume one that was killed.
 
     Args:
@@ -102,7 +90,8 @@ def run_sweep(
         on_note: Called with the estimate and with notes on what is left out, before the sweep starts.
 
     Returns:
-        The finished run; the estimate if ``config.dry_run`` is set; None on all processes but rank 0.
+        The finished run; the estimate if ``config.dry_run`` is set (a line of text for stored activations); None on all
+        processes but rank 0.
 
     Raises:
         UserError: If the settings, the data or the model are invalid.
@@ -115,11 +104,18 @@ def run_sweep(
     """
     on_progress = on_progress or ProgressBars()
     _check_settings(config)
+    if config.activations is not None:
+        if launched() > 1:
+            raise UserError(f"activations must be read by one process, got {launched()}. Start it without a launcher.")
+        estimated = sweep_stored(config, command=command, on_progress=on_progress, on_note=on_note)
+        if estimated is not None:
+            return estimated
+        if figures:
+            draw_run(config.folder)
+        return finished_sweep(config.folder, figures=figures)
     run = Run(config.folder, RUN, config.settings, command=command, overwrite=config.overwrite)
     selection = data or select(config)
     plans = fold_plans(selection, config)
-    for plan in plans.values():
-        _check_probe(plan, config)
     maps = plan_maps(selection, config)
 
     device = own_device(config.model.device)
@@ -168,8 +164,8 @@ def run_sweep(
                 )  # fmt: skip
         control_store = None
         if _has_control_model(config):
-            control = partial(_control_model, llava, config, keep=given is not None)
-            control_store = captured(STORES[1], control, selection.examples[: selection.n_fitted])
+            control = partial(control_model, llava, config.model, seed=config.seed, keep=given is not None)
+            control_store = captured(RANDOM["image"], control, selection.examples[: selection.n_fitted])
         processes.wait()
         if not processes.is_main:
             return None
@@ -187,18 +183,6 @@ def run_sweep(
                 with writing(config.folder), run.drawing():
                     draw_run(config.folder)
     return finished_sweep(config.folder, figures=figures)
-
-
-def _check_probe(plan: FoldPlan, config: SweepConfig) -> None:
-    """Check that the probe can be fitted to the plan's targets and folds."""
-    name = config.probing.probe
-    for target in plan.targets.values():
-        _, estimator = find_probe(name, target.kind)
-        training = (plan.fitted & (target.fold != k) for k in range(plan.folds))
-        if has_fit_parameter(estimator, "groups") and any(len(np.unique(plan.groups[rows])) < 2 for rows in training):
-            raise UserError(
-                f"probe {name} must have two groups in every training set, got one. Use more groups or folds."
-            )
 
 
 def finished_sweep(folder: Path, *, figures: bool = True) -> FinishedRun:
@@ -240,26 +224,13 @@ def _check_settings(config: SweepConfig) -> None:
 
 def _sites(config: SweepConfig, llava: Llava) -> list[Site]:
     """The sites of the settings; by default all at which the tokens exist."""
-    text = config.sites.tokens in TEXT_TOKENS
-    default = tuple(spec for spec in DEFAULT_SITES if not (text and spec.startswith(("vision:", "projector:"))))
-    sites = parse_sites(config.sites.specs or default, config.sites.layers, llava)
-    for site in sites:
-        if site.name == "pattern":
-            raise UserError(
-                f"site must have the same width in every example, got {str(site)!r}. The width of a pattern is the "
-                "length of the prompt; probe z or attn_out."
-            )
-        if text and site.part != "language_model":
-            raise UserError(
-                f"site must be in the language model for tokens {config.sites.tokens!r}, got {str(site)!r}. The "
-                "vision tower and the projector have image tokens only."
-            )
-    return sites
+    options = config.sites
+    return choose_sites(options.specs, options.layers, llava, groups=(options.tokens,), shown=options.tokens)
 
 
 def _has_control_model(config: SweepConfig) -> bool:
     """True if a randomly initialised model is run as a control; False if the model's own weights are random."""
-    return config.probing.controls and not config.model.name.startswith("random:")
+    return config.probing.controls and has_control(config.model)
 
 
 def _estimate(
@@ -296,17 +267,6 @@ def _estimate(
         has_control=_has_control_model(config), load=load_seconds(llava),
     )  # fmt: skip
     return Estimate(size, stages, n, len(sites))
-
-
-def _control_model(llava: Llava, config: SweepConfig, *, keep: bool) -> Llava:
-    """The same model with random weights. Unless ``keep`` is set, the trained weights are freed first."""
-    device, dtype = llava.device, llava.dtype
-    if not keep:
-        llava.model.to("meta")  # type: ignore[arg-type]
-        gc.collect()
-    seed = config.seed + _CONTROL_SEED
-    random = load(llava.config, device=device, dtype=dtype, attn=config.model.attn, seed=seed, validate=False)
-    return replace(random, processor=llava.processor)
 
 
 def _write_examples(config: SweepConfig, llava: Llava, selection: ProbeData) -> None:

@@ -40,6 +40,8 @@ COMMANDS = {
     "inference-cost": "interventions.token_plans.cli",
     "geometry-sweep": "probes.geometry.sweep.cli",
     "generate-instructions": "tuning.instructions.cli",
+    "capture-activations": "probes.activations.cli",
+    "transfer-sweep": "probes.transfer.cli",
 }
 
 

@@ -4,7 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from figures.read_run import GEOMETRY, INFERENCE, PATCH, PROBE, TUNE, kind_of_run, read_manifest, read_run, reading
+from figures.read_run import (
+    GEOMETRY,
+    INFERENCE,
+    PATCH,
+    PROBE,
+    TRANSFER,
+    TUNE,
+    kind_of_run,
+    read_manifest,
+    read_run,
+    reading,
+)
 from figures.report.comparing import cost_scatter, token_plan_scatter
 from figures.report.findings import compare_finding, inference_finding, patch_finding, probe_finding
 from figures.report.geometry import geometry_curves, geometry_findings, layer_maps
@@ -12,6 +23,7 @@ from figures.report.maps import probe_maps
 from figures.report.patching import patch_curves, patch_heat, patch_maps, shown_table
 from figures.report.probing import probe_curves
 from figures.report.tables import table_section
+from figures.report.transfer import transfer_heat
 from figures.report.tuning import plan_section, saved_files, tuning_sections
 
 Json = dict[str, Any]
@@ -56,6 +68,9 @@ def _describe(folder: Path, most_rows: int) -> Json:
             title = f"{first['model']}: {_OPS.get(str(first['op']), str(first['op']))}"
             sections = [patch_finding(table), patch_maps(folder, table), patch_heat(table), patch_curves(table)]
             table, named = shown_table(table), ("All cells", "results.csv")
+        elif kind == TRANSFER:
+            title, sections = f"{first['model']}: probes read across captions and pictures", [transfer_heat(table)]
+            named = "All pairs of layers", "results.csv"
         elif kind == INFERENCE:
             title = f"{first['model']}: what token plans cost and keep"
             sections = [inference_finding(table), token_plan_scatter(table)]

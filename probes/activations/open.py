@@ -25,14 +25,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from models.sites import Site
+from probes.activations.store import FOLDERS, POSITIONS, RANDOM, groups_at
 from records.manifest import FILE
 from tasks.errors import UserError
 from tasks.readers.parse import parse_json
 
 EXAMPLES = "examples.parquet"
-FOLDERS = {"image": "activations", "caption": "caption_activations"}  # the folder of each condition
-RANDOM = {"image": "random_init", "caption": "caption_random_init"}  # the same for the randomly initialised model
-POSITIONS = "positions"  # beside the sites' folders
 TOKEN_COLUMNS = ("example", "position", "row", "column")
 
 
@@ -115,7 +113,13 @@ class ActivationSet:
     def shards(self, site: Site | str, tokens: str, condition: str = "image") -> Iterator[Float[Tensor, "row d_model"]]:
         """The rows of ``tensor``, shard by shard, for work that holds one shard in memory; raises as ``tensor``."""
         self._check(str(site), tokens, condition)
-        for path in _shard_paths(self.folder / self.folders[condition] / str(site)):
+        paths = _shard_paths(self.folder / self.folders[condition] / str(site))
+        if not paths or tokens not in groups_at(Site.parse(str(site)), self.tokens_of[condition]):
+            raise UserError(
+                f"site must be one that the run {str(self.folder)!r} has for {tokens!r} tokens of the condition "
+                f"{condition!r}, got {str(site)!r}. The vision tower and the projector have image tokens only."
+            )
+        for path in paths:
             yield _read(path, tokens)
 
     def numpy(self, site: Site | str, tokens: str, condition: str = "image") -> Float32[np.ndarray, "row d_model"]:
@@ -205,8 +209,11 @@ def open_activations(run: Path | str) -> ActivationSet:
             f"activations must be the folder of a run of capture-activations or probe-sweep, got {str(folder)!r} "
             f"({error}). Check the path."
         ) from error
-    if not isinstance(manifest, dict):
-        raise UserError(f"activations must have a manifest with entries, got {str(folder / FILE)!r}. Capture again.")
+    if not isinstance(manifest, dict) or "id" not in examples:
+        raise UserError(
+            f"activations must have a manifest with entries and examples with the column id, got {str(folder)!r} "
+            "without. Capture again."
+        )
     pool = str(manifest.get("settings", {}).get("pool", "mean"))
     found = _open(folder, manifest, examples, pool, FOLDERS)
     if found is None:
@@ -230,20 +237,26 @@ def _open(
         if not here:
             raise UserError(f"activations must have a site, got none in {str(root)!r}. Resume the capture.")
         sites.update(here)
-        n_rows[condition], tokens[condition] = _contents(root / str(here[-1]), pool)
-    if set(n_rows.values()) != {len(examples)} and pool != "none":
-        stored = max(n_rows.values())
-        if folders is FOLDERS or min(n_rows.values()) != stored or stored > len(examples):
-            raise UserError(
-                f"activations must be complete, got {min(n_rows.values())} of {len(examples)} examples in "
-                f"{str(folder)!r}. Resume the run that writes them."
-            )
-        examples = examples.iloc[:stored]
+        n_rows[condition], tokens[condition] = _contents(root / str(here[-1]))
+        if pool == "none":
+            places = [
+                _read(path, group)[:, 0] for path in _shard_paths(root / POSITIONS) for group in tokens[condition]
+            ]
+            n_rows[condition] = len(torch.cat(places).unique()) if places else 0
+    expected = len(examples)
+    if folders is RANDOM:  # holds the examples to fit on, which come first
+        expected = int(examples["fitted"].sum()) if "fitted" in examples else max(n_rows.values())
+    if set(n_rows.values()) != {expected}:
+        raise UserError(
+            f"activations must be complete, got {min(n_rows.values())} of {expected} examples in {str(folder)!r}. "
+            "Resume the run that writes them."
+        )
+    examples = examples.iloc[:expected]
     names = tuple(str(site) for site in sorted(sites))
     return ActivationSet(folder, manifest, examples, pool, names, conditions, tokens, dict(folders))
 
 
-def _contents(folder: Path, pool: str) -> tuple[int, tuple[str, ...]]:
+def _contents(folder: Path) -> tuple[int, tuple[str, ...]]:
     """The number of rows of a site, and the token groups of its shards."""
     n, groups = 0, dict[str, None]()
     for path in _shard_paths(folder):

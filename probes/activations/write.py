@@ -10,12 +10,13 @@ import pandas as pd
 import torch
 
 from models.sites import Site
-from probes.activations.open import EXAMPLES, FOLDERS, POSITIONS, TOKEN_COLUMNS, ActivationSet, open_activations
-from records.manifest import RunKind, new_manifest, write_atomically, write_manifest
+from probes.activations.config import CAPTURE
+from probes.activations.open import EXAMPLES, TOKEN_COLUMNS, ActivationSet, open_activations
+from probes.activations.store import FOLDERS, POSITIONS
+from records.manifest import commit, new_manifest, write_manifest
 from records.run import writing
 from tasks.errors import UserError
 
-CAPTURE = RunKind("capture-activations")
 Arrays = Mapping[str, Mapping[str, Mapping[str, npt.NDArray[Any]]]]
 
 
@@ -72,7 +73,7 @@ def write_activations(
                     chosen = table.loc[table["example"].between(start, start + shard - 1), list(TOKEN_COLUMNS)]
                     values[group] = torch.from_numpy(np.array(chosen, dtype=np.int32, order="C"))
                 _write(root / POSITIONS, start // shard, values)
-        write_atomically(folder / EXAMPLES, examples.to_parquet(index=False))
+        commit(folder / EXAMPLES, examples.to_parquet(index=False))
         entries = dict(manifest or {})
         settings = {"pool": "none" if token_rows else "mean", **entries.pop("settings", {})}
         write_manifest(folder, {**new_manifest(CAPTURE, settings), **entries})
@@ -98,4 +99,4 @@ def _write(folder: Path, number: int, values: Mapping[str, torch.Tensor]) -> Non
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{number:05d}.safetensors", save(dict(values)))
+    commit(folder / f"{number:05d}.safetensors", save(dict(values)))

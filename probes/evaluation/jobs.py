@@ -42,13 +42,20 @@ class Job:
 
 
 def fit_logistic(
-    basis: Basis, jobs: Sequence[Job], strengths: Sequence[Sequence[float]], tol: float
+    basis: Basis,
+    jobs: Sequence[Job],
+    strengths: Sequence[Sequence[float]],
+    tol: float,
+    *,
+    others: Tensor | None = None,
 ) -> list[list[Output]]:
     """Predicted class codes for every example: for each strength a list over jobs.
 
-    All jobs have the same number of strengths, strong to weak; each fit starts from the solution before.
+    All jobs have the same number of strengths, strong to weak; each fit starts from the solution before. ``others`` are
+    further rows on the axes of the basis, which are predicted too, after the examples.
     """
     outputs: list[list[Output]] = [[] for _ in strengths[0]]
+    rows = basis.rows if others is None else torch.cat([basis.rows, others])
     for part in _chunks(jobs, len(basis.rows)):
         batch = [jobs[i] for i in part]
         present = [np.unique(job.labels[job.train]) for job in batch]
@@ -61,11 +68,11 @@ def fit_logistic(
             labels, weights = labels.to(basis.rows.device), weights.to(basis.rows.device)
             sizes = [len(present[i]) for i in solvable]
         for s in range(len(outputs)):
-            predicted: list[Output] = [np.full(len(basis.rows), classes[0], dtype=np.int64) for classes in present]
+            predicted: list[Output] = [np.full(len(rows), classes[0], dtype=np.int64) for classes in present]
             if solvable:
                 level = torch.tensor([strengths[part[i]][s] for i in solvable], device=basis.rows.device)
                 fit = solve_logistic(basis, labels, weights, sizes, level, start=fit, tol=tol)
-                z = fit.weight @ basis.rows.T + fit.bias[:, None]
+                z = fit.weight @ rows.T + fit.bias[:, None]
                 for place, i in enumerate(solvable):
                     logits = z[fit.rows[place]].cpu().numpy()
                     if len(logits) == 1:  # of the second of two classes
@@ -95,7 +102,12 @@ def _recode(labels: Output, classes: Output) -> Codes:
 
 
 def fit_ridge(
-    basis: Basis, jobs: Sequence[Job], strengths: Sequence[Sequence[float]], tol: float
+    basis: Basis,
+    jobs: Sequence[Job],
+    strengths: Sequence[Sequence[float]],
+    tol: float,
+    *,
+    others: Tensor | None = None,
 ) -> list[list[Output]]:
     """Like `fit_logistic`, by ridge regression of values or class indicators.
 
@@ -105,7 +117,7 @@ def fit_ridge(
     shared: dict[bytes, list[int]] = {}
     for i, job in enumerate(jobs):
         shared.setdefault(job.train.tobytes(), []).append(i)
-    rows = basis.rows.to(torch.float64)
+    rows = (basis.rows if others is None else torch.cat([basis.rows, others])).to(torch.float64)
     for members in shared.values():
         y = [_indicators(jobs[i]) for i in members]
         ends = np.cumsum([len(block) for block in y])

@@ -134,7 +134,7 @@ def test_second_run_finds_everything_done(
         raise AssertionError("what is on the disk was computed again")
 
     before = files(finished.folder)
-    monkeypatch.setattr("probes.activations.fill.capture_pooled", fail)
+    monkeypatch.setattr("probes.activations.fill._capture", fail)
     monkeypatch.setattr("probes.sweep.fit_sites", fail)
     again = run_sweep(config(checkpoint, finished.folder))
     assert isinstance(again, FinishedRun)

@@ -246,7 +246,10 @@ def test_help_lists_subcommands_examples_and_defaults(count) -> None:  # type: i
     assert count("--version").out.startswith("count-sheep 0.")
 
 
-COMMANDS = ("probes.cli", "interventions.cli", "tuning.cli", "interventions.token_plans.cli", "tuning.instructions.cli")
+COMMANDS = (
+    "probes.cli", "interventions.cli", "tuning.cli", "interventions.token_plans.cli", "probes.activations.cli",
+    "tuning.instructions.cli",
+)  # fmt: skip
 SHARED = {"seed", "out", "overwrite", "dry-run", "config"}
 OF_A_MODEL = {"model", "device", "dtype", "attn", "quantize", "device-map", "revision"}
 NO_MODEL = {MixConfig, GenerateConfig}  # they load none

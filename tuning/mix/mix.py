@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from records.manifest import write_atomically
+from records.manifest import commit
 from records.processes import Processes
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, check_space, writing
@@ -81,7 +81,7 @@ def run_mix(
                 n_written = _write(config.folder / DATA, samples)
                 if skipped:
                     table = pd.DataFrame(skipped, columns=["part", "sample", "reason"])
-                    write_atomically(config.folder / "skipped.csv", table.to_csv(index=False).encode())
+                    commit(config.folder / "skipped.csv", table.to_csv(index=False).encode())
             if not n_written:
                 (config.folder / DATA).unlink()
                 raise UserError("part must have a sample that can be used, got none. See skipped.csv.")

@@ -20,7 +20,7 @@ from probes.geometry.compare import Labels, Measured, MeasurePlan, measure
 from probes.geometry.search import Searched, length_for_halves
 from probes.geometry.similarity import Hsic, Kernel, hsic
 from probes.geometry.sweep.sides import LayerPair, Rows, Side
-from records.manifest import write_atomically
+from records.manifest import commit
 from records.run import writing
 
 Array = npt.NDArray[np.float64]
@@ -75,7 +75,7 @@ def run_job(
     }
     with writing(job.path.parent):
         job.path.parent.mkdir(exist_ok=True)
-        write_atomically(job.path, save(tensors))
+        commit(job.path, save(tensors))
     if kernels is not None:
         for key, one in ((f"a {job.pair.a}", a), (f"b {job.pair.b}", b)):
             kernels[key] = compact(one.kernel)

@@ -44,7 +44,7 @@ from probes.geometry.sweep.sides import (
     open_comparisons,
 )
 from probes.geometry.sweep.table import Curves, find_places, tabulate, tabulate_maps
-from records.manifest import write_atomically
+from records.manifest import commit
 from records.processes import Processes, join_processes, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, writing
@@ -140,10 +140,10 @@ def run_geometry_sweep(
             if processes.is_main:
                 maps, findings = tabulate_maps(curves, plan), find_places(curves, plan)
                 with writing(config.folder):
-                    write_atomically(config.folder / "findings.csv", findings.to_csv(index=False).encode())
+                    commit(config.folder / "findings.csv", findings.to_csv(index=False).encode())
                     if not maps.empty:
-                        write_atomically(config.folder / "map.csv", maps.to_csv(index=False).encode())
-                        write_atomically(config.folder / "map.parquet", maps.to_parquet(index=False))
+                        commit(config.folder / "map.csv", maps.to_csv(index=False).encode())
+                        commit(config.folder / "map.parquet", maps.to_parquet(index=False))
                 run.finish(tabulate(curves, plan))
         processes.wait()
     if not processes.is_main:

@@ -1,0 +1,250 @@
+"""Run ``transfer-sweep``: both directions, layer by layer, with table and figure.
+
+finished = run_transfer(TransferConfig(activations=Path("runs/activations-smol-scenes")))
+finished.results, finished.figures[0]
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from figures import draw_run
+from models.sites import Site
+from probes.activations.open import ActivationSet
+from probes.config import ProbeOptions, SiteOptions, SweepConfig
+from probes.evaluation.folds import FoldPlan
+from probes.evaluation.parallel import each_site, processes_for
+from probes.probe_data import fold_plans
+from probes.stored import Stored, stored_data
+from probes.transfer.config import TRANSFER, TransferConfig
+from probes.transfer.cross import TransferScore, transfer
+from records.manifest import commit
+from records.options import ModelOptions
+from records.processes import Processes, launched, own_device
+from records.progress import OnProgress, ProgressBars
+from records.resampling import adjust_max, adjust_p
+from records.run import FinishedRun, Run, writing
+from records.tables import read_results
+from tasks.errors import UserError
+
+COLUMNS = (
+    "model", "direction", "target", "probe", "standardise", "source", "source_tokens", "source_site", "source_layer",
+    "source_depth", "read", "read_tokens", "read_site", "read_layer", "read_depth", "metric", "score", "lower", "upper",
+    "interval", "chance", "shuffled", "within", "random_init", "n", "p", "q", "p_max",
+)  # fmt: skip
+DIRECTIONS = (("caption", "image"), ("image", "caption"))  # fitted on, read on
+
+
+def run_transfer(
+    config: TransferConfig,
+    *,
+    command: Sequence[str] = (),
+    on_progress: OnProgress | None = None,
+    on_note: Callable[[str], None] = lambda line: None,
+) -> FinishedRun | str:
+    """Read probes of captions on pictures and the reverse, at every pair of layers.
+
+    Args:
+        config: The settings.
+        command: The command line, for the manifest.
+        on_progress: Called with (stage, newly done, total); None shows progress bars in a terminal.
+        on_note: Called with the size of the run, and with what is left out.
+
+    Returns:
+        The finished run; a line about its size if ``config.dry_run`` is set.
+
+    Raises:
+        UserError: If the activations, labels or settings do not fit together.
+
+    Example:
+        >>> import tempfile
+        >>> from probes.activations.write import write_activations
+        >>> x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+        >>> sides = {side: {"blocks.0.hook_resid_post": {side: x}} for side in ("image", "caption")}
+        >>> table = pd.DataFrame({"id": range(40), "label_kind": ["cat", "dog"] * 20})
+        >>> store = write_activations(Path(tempfile.mkdtemp()), sides, table)
+        >>> run_transfer(TransferConfig(store.folder, targets=("kind",), dry_run=True))
+        '40 examples, 1 x 1 layers, 2 cells, no forward pass'
+    """
+    on_progress = on_progress or ProgressBars()
+    if launched() > 1:
+        raise UserError(f"activations must be read by one process, got {launched()}. Start it without a launcher.")
+    found = _stored(config)
+    run = Run(config.folder, TRANSFER, config.settings, command=command, overwrite=config.overwrite)
+    data, stored = found.data, found.activations
+    plans = fold_plans(data, found.config)
+    n_cells = 2 * len(found.sites) ** 2 * len(data.targets)
+    size = f"{data.n_fitted} examples, {len(found.sites)} x {len(found.sites)} layers, {n_cells} cells, no forward pass"
+    if config.dry_run:
+        return size
+    random = stored.random_init
+    if random is not None and len(random.conditions) < 2:
+        random = None
+    on_note(size)
+    if random is None:
+        on_note("control random_init left out: the capture has none; capture-activations --random-init stores one")
+    about = {"name": data.name, "digest": data.digest, "n_examples": data.n_fitted}
+    if config.labels is not None:
+        about["labels"] = hashlib.sha256(config.labels.read_bytes()).hexdigest()[:16]
+    with run.open(Processes(), model=dict(stored.manifest.get("model", {})), data=about):
+        with writing(config.folder):
+            commit(config.folder / "examples.parquet", stored.examples.to_parquet(index=False))
+        if not run.is_finished:
+            run.finish(_matrix(config, found, plans, random, on_progress))
+        draw_run(config.folder)
+    return finished_transfer(config.folder)
+
+
+def finished_transfer(folder: Path) -> FinishedRun:
+    """The finished run in ``folder``; raise ``UserError`` if there is none."""
+    results = read_results(folder, TRANSFER)
+    figures = tuple(sorted((folder / "figures").glob("*.png"))) or tuple(paths.png for paths in draw_run(folder))
+    return FinishedRun(folder, results, render_summary(results), figures)
+
+
+def _stored(config: TransferConfig) -> Stored:
+    """The picture side of the data, after a check that the caption side has the same layers."""
+    layered = SiteOptions((config.site,) if config.layers is not None else (), config.layers, config.image_tokens)
+    probing = ProbeOptions(config.targets, config.probe, config.folds, controls=False, maps=0)
+    sweep = SweepConfig(
+        ModelOptions(device=own_device(config.device)), sites=layered, probing=probing, seed=config.seed,
+        activations=config.run, labels=config.labels,
+    )  # fmt: skip
+    found = stored_data(sweep, default_targets=("count",) if config.labels is None else ())
+    stored = found.activations
+    if "caption" not in stored.conditions:
+        raise UserError(
+            f"activations must have both conditions, got image alone in {str(stored.folder)!r}. "
+            "Capture with --condition both."
+        )
+    if config.caption_tokens not in stored.tokens_of["caption"]:
+        raise UserError(
+            f"caption-tokens must be stored in {str(stored.folder)!r}, got {config.caption_tokens!r}. "
+            f"It has: {', '.join(stored.tokens_of['caption'])}."
+        )
+    root = stored.folder / stored.folders["caption"]
+    kept = [
+        (site, at)
+        for site, at in zip(found.sites, found.depths, strict=True)
+        if site.part == "language_model" and site.name == config.site and (root / str(site)).is_dir()
+    ]
+    if not kept:
+        raise UserError(
+            f"site must be stored for pictures and captions, got none of {config.site!r} in {str(stored.folder)!r}. "
+            f"It has: {', '.join(stored.sites)}."
+        )
+    return found._replace(sites=[site for site, _ in kept], depths=[at for _, at in kept])
+
+
+def _matrix(
+    config: TransferConfig,
+    found: Stored,
+    plans: Mapping[str, FoldPlan],
+    random: ActivationSet | None,
+    on_progress: OnProgress,
+) -> pd.DataFrame:
+    """The table of all cells."""
+    depths = dict(zip(found.sites, found.depths, strict=True))
+    rows: list[dict[str, Any]] = []
+    total = 2 * len(found.sites) * len(plans)
+    for source, read in DIRECTIONS:
+        for group, plan in plans.items():
+            tokens = {"image": group, "caption": config.caption_tokens}
+            bare = replace(plan.fitted_only(), permutations=plan.permutations)  # both are over the fitted examples
+            work = partial(
+                _row, source=source, read=read, tokens=tokens, stored=found.activations, random=random, plan=bare,
+                sites=found.sites, config=config,
+            )  # fmt: skip
+            widest = next(found.activations.shards(found.sites[0], group)).shape[1] * (1 + len(found.sites))
+            processes = processes_for(bare, widest, len(found.sites), config.device)
+            observed: dict[str, list[float]] = {}
+            null: dict[str, list[Any]] = {}
+            first = len(rows)
+            for site, (cells, controls) in zip(
+                found.sites, each_site(work, found.sites, processes=processes), strict=True
+            ):
+                for target, (own, *read_cells) in cells.items():
+                    for number, (at, cell) in enumerate(zip(found.sites, read_cells, strict=True)):
+                        rows.append(
+                            {
+                                "model": found.config.model.name, "direction": f"{source} to {read}", "target": target,
+                                "probe": config.probe if cell.metric != "r2" else "ridge",
+                                "standardise": config.standardise, "source": source, "source_tokens": tokens[source],
+                                "source_site": str(site), "source_layer": site.layer, "source_depth": depths[site],
+                                "read": read, "read_tokens": tokens[read], "read_site": str(at),
+                                "read_layer": at.layer, "read_depth": depths[at], "metric": cell.metric,
+                                "score": cell.score.value, "lower": cell.score.lower, "upper": cell.score.upper,
+                                "interval": cell.score.interval, "chance": cell.chance, "shuffled": cell.shuffled,
+                                "within": own.score.value, "n": cell.score.n, "p": cell.permuted.p_value,
+                                "random_init": controls[target][number] if controls else np.nan,
+                            }
+                        )  # fmt: skip
+                        observed.setdefault(target, []).append(cell.permuted.observed)
+                        null.setdefault(target, []).append(cell.permuted.null)
+                on_progress("reading probes across", 1, total)
+            part = pd.DataFrame(rows[first:])
+            for target in observed:
+                family = part.index[part["target"] == target].to_numpy() + first
+                p_max = adjust_max(np.array(observed[target]), np.stack(null[target]))
+                q = adjust_p(np.array([rows[i]["p"] for i in family]))
+                for i, largest, adjusted in zip(family.tolist(), p_max.tolist(), q.tolist(), strict=True):
+                    rows[i] |= {"p_max": largest, "q": adjusted}
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"source_layer": "Int64", "read_layer": "Int64"})
+
+
+def _row(
+    site: Site,
+    *,
+    source: str,
+    read: str,
+    tokens: Mapping[str, str],
+    stored: ActivationSet,
+    random: ActivationSet | None,
+    plan: FoldPlan,
+    sites: Sequence[Site],
+    config: TransferConfig,
+) -> tuple[Mapping[str, tuple[TransferScore, ...]], dict[str, list[float]]]:
+    """The probes of one layer read at all layers: scores by target, and those of the randomly initialised model."""
+
+    def scores(from_set: ActivationSet) -> Mapping[str, tuple[TransferScore, ...]]:
+        def rows(at: Site, condition: str) -> Tensor:
+            x = from_set.tensor(at, tokens[condition], condition)[: len(plan.groups)]
+            return x.to(device=config.device, dtype=torch.float32)
+
+        return transfer(
+            rows(site, source), [rows(at, read) for at in sites], plan, probe=config.probe,
+            standardise=config.standardise,
+        )  # fmt: skip
+
+    if random is None:
+        return scores(stored), {}
+    controls = {target: [cell.score.value for cell in cells[1:]] for target, cells in scores(random).items()}
+    return scores(stored), controls
+
+
+def render_summary(results: pd.DataFrame) -> Table:
+    """The best pair of layers of each target and direction, "not shown" where no pair is significant."""
+    table = Table(
+        "target", "direction", "fitted at", "read at", "score", "95 %", "chance", "shuffled", "own side", "p_max",
+        title="Probes read across captions and pictures",
+        caption="the pair with the best score; p_max: adjusted for the choice among all pairs; own side: the same "
+        "probe on its own side; shuffled: activations exchanged between examples",
+    )  # fmt: skip
+    for (target, direction), rows in results.groupby(["target", "direction"], sort=False):
+        best = rows.iloc[int(rows["score"].to_numpy().argmax())]
+        layers = (str(best["source_layer"]), str(best["read_layer"])) if best["p_max"] < 0.05 else ("not shown", "-")
+        table.add_row(
+            str(target), str(direction), *layers,
+            f"{best['score']:.2f}", f"{best['lower']:.2f}-{best['upper']:.2f}", f"{best['chance']:.2f}",
+            f"{best['shuffled']:.2f}", f"{best['within']:.2f}", f"{best['p_max']:.3f}",
+        )  # fmt: skip
+    return table
