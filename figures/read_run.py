@@ -12,6 +12,7 @@ import pandas as pd
 Picture = npt.NDArray[np.uint8]  # ``H W 3``
 PROBE, PATCH, COMPARE, TUNE = "probe-sweep", "patch-sweep", "layerwise-finetune compare", "layerwise-finetune"
 INFERENCE = "inference-cost"
+BENCHMARKS = "benchmark-eval"
 GALLERY = Path(__file__).parent / "gallery"
 # command -> columns that its figures need
 _COLUMNS = {
@@ -23,6 +24,7 @@ _COLUMNS = {
               "score", "score_lower", "score_upper", "retention", "lower", "upper", "n"),
     INFERENCE: ("model", "plan", "split", "prefill_ratio", "accuracy", "kept", "kept_lower", "kept_upper", "n",
                 "interval"),
+    BENCHMARKS: ("model", "benchmark", "metric", "part", "rule", "score", "lower", "upper", "n"),
     TUNE: ("step", "set", "family", "metric", "score", "lower", "upper", "n"),
 }  # fmt: skip
 # without these, pandas reads empty text and layers as floats

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from figures.read_run import INFERENCE, PATCH, PROBE, TUNE, RunError, kind_of_run, read_run
+from figures.read_run import BENCHMARKS, INFERENCE, PATCH, PROBE, TUNE, RunError, kind_of_run, read_run
 from figures.report.comparing import cost_scatter, facts_table, token_plan_scatter, training_log
 from figures.report.maps import probe_maps
 from figures.report.patching import patch_curves, patch_heat, patch_map, shown_table
@@ -48,6 +48,9 @@ def describe_run(folder: Path, *, most_rows: int) -> Json:
         elif kind == INFERENCE:
             title, sections = f"{first['model']}: what token plans cost and keep", [token_plan_scatter(table)]
             named = "All plans", "results.csv"
+        elif kind == BENCHMARKS:
+            title, sections = f"{first['model']}: scores of benchmarks", []
+            named = "All scores", "results.csv"
         else:
             title, sections = f"{model}tuning plans side by side", [cost_scatter(table)]
             named = "All plans", "compare.csv"
