@@ -19,6 +19,7 @@ PROBE, PATCH, COMPARE, TUNE = "probe-sweep", "patch-sweep", "layerwise-finetune 
 INFERENCE = "inference-cost"
 GEOMETRY = "geometry-sweep"
 TRANSFER = "transfer-sweep"
+BENCHMARKS = "benchmark-eval"
 GALLERY = Path(__file__).parent / "gallery"
 # command -> columns that its figures need
 _COLUMNS = {
@@ -35,6 +36,7 @@ _COLUMNS = {
                "control", "random_init", "n"),
     TRANSFER: ("model", "direction", "target", "source_layer", "read_layer", "metric", "score", "lower", "upper",
                "chance", "shuffled", "n", "p_max"),
+    BENCHMARKS: ("model", "benchmark", "metric", "part", "rule", "score", "lower", "upper", "n"),
     TUNE: ("step", "set", "family", "metric", "score", "lower", "upper", "n"),
 }  # fmt: skip
 # without these, pandas reads empty text and layers as floats

@@ -18,6 +18,7 @@ from figures.plans.learning_curve import draw_learning_curve
 from figures.plans.plan_diagram import draw_plan_diagram
 from figures.plans.scores import draw_accuracy, draw_retention
 from figures.read_run import (
+    BENCHMARKS,
     GEOMETRY,
     INFERENCE,
     PATCH,
@@ -114,7 +115,7 @@ def figures_of(folder: Path, *, width: Width = "two", example: int = 0) -> Itera
         yield Drawing("cost_against_score", draw_token_plans(table, width=width))
     elif kind == GEOMETRY:
         yield from _draw_geometry(folder, table, width)
-    else:
+    elif kind != BENCHMARKS:  # whose table is the result
         yield Drawing("accuracy_by_family", draw_accuracy(table, width=width))
         yield Drawing("retention", draw_retention(table, width=width))
         yield Drawing("plans", draw_plan_diagram(table, width=width))

@@ -50,7 +50,7 @@ class DataOptions:
     """The examples."""
 
     spec: Annotated[str, named("data")] = "scenes"
-    """`scenes`, or a JSONL or Parquet file of your own."""
+    """`scenes`, a JSONL or Parquet file of your own, or `benchmark:gqa=FOLDER`."""
     images: Images = None
     follow_links: FollowLinks = False
     split: OrDefault[str] = None

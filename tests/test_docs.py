@@ -42,6 +42,7 @@ COMMANDS = {
     "generate-instructions": "tuning.instructions.cli",
     "capture-activations": "probes.activations.cli",
     "transfer-sweep": "probes.transfer.cli",
+    "benchmark-eval": "records.evaluation.cli",
 }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from figures.read_run import (
+    BENCHMARKS,
     GEOMETRY,
     INFERENCE,
     PATCH,
@@ -79,6 +80,9 @@ def _describe(folder: Path, most_rows: int) -> Json:
             title = f"{' and '.join(dict.fromkeys([first['model_a'], first['model_b']]))}: geometry, layer by layer"
             sections = [geometry_findings(folder, most_rows), geometry_curves(table), *layer_maps(folder)]
             named = "All measures", "results.csv"
+        elif kind == BENCHMARKS:
+            title, sections = f"{first['model']}: scores of benchmarks", []
+            named = "All scores", "results.csv"
         else:
             title = f"{model}tuning plans side by side"
             sections = [compare_finding(table), cost_scatter(table), plan_section(table)]

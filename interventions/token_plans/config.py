@@ -31,7 +31,7 @@ class QuestionOptions:
     """The questions."""
 
     spec: Annotated[str, named("data")] = "scenes"
-    """`scenes`, or a JSONL or Parquet file with the columns image, question and answer."""
+    """`scenes`, a JSONL or Parquet file with the columns image, question and answer, or `benchmark:gqa=FOLDER`."""
     images: Images = None
     follow_links: FollowLinks = False
     split: OrDefault[str] = None

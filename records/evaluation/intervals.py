@@ -5,7 +5,6 @@ one picture are drawn together. Accuracies get the interval of ``records.interva
 as the mean of three F1, a Student interval whose variance is that of the linearised score (the delta method).
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,7 +49,7 @@ def score_estimate(scores: Scores) -> Estimate | None:
         lower, upper = share_intervals(above[None], below[None])
         weight = next(iter(scores.weights.values()))
         return Estimate(main, weight * float(lower[0]), weight * float(upper[0]), n, SHARE)
-    return _student(main, _influence(scores, groups, n), LINEARISED)
+    return _student(main, influence(scores), LINEARISED)
 
 
 def retention_estimate(own: Scores, full: Scores) -> Estimate | None:
@@ -81,7 +80,7 @@ def retention_estimate(own: Scores, full: Scores) -> Estimate | None:
         lower, upper = ratio_intervals(mine[None], theirs[None])
         return Estimate(first / second, float(lower[0]), float(upper[0]), n, "95% Fieller over pictures, paired")
     ratio = first / second
-    change = (_influence(own, groups, n) - ratio * _influence(full, groups, n)) / second
+    change = (influence(own) - ratio * influence(full)) / second
     return _student(ratio, change, f"{LINEARISED}, paired")
 
 
@@ -104,18 +103,21 @@ def _sums(scores: Scores, groups: npt.NDArray[np.int64], n: int) -> tuple[_Array
     return above.astype(float), below.astype(float)
 
 
-def _influence(scores: Scores, groups: npt.NDArray[np.int64], n: int) -> _Array:
-    """What each group moves the main score by, to first order; the values sum to zero."""
+def influence(scores: Scores) -> _Array:
+    """What each group of questions moves the main score by, to first order; the values sum to zero.
+
+    Example:
+        >>> from tasks.benchmarks.layout.scores import Item
+        >>> influence(Scores((Item("all", 1.0, 1.0, "a"), Item("all", 0.0, 1.0, "b")))).tolist()
+        [25.0, -25.0]
+    """
+    groups, n = _groups(scores)
     total = np.zeros(n)
-    strata = np.asarray([item.stratum for item in scores.items], dtype=object)
     for stratum, weight in scores.weights.items():
         above, below = scores.sums(stratum)
         if below:
-            own = strata == stratum
-            part: Sequence[float] = [
-                item.above - above / below * item.below for item in scores.items if item.stratum == stratum
-            ]
-            total += weight / below * np.bincount(groups[own], weights=np.asarray(part, dtype=float), minlength=n)
+            own = [item.above - above / below * item.below if item.stratum == stratum else 0.0 for item in scores.items]
+            total += weight / below * np.bincount(groups, weights=np.asarray(own, dtype=float), minlength=n)
     return total
 
 

@@ -27,11 +27,11 @@ from tasks.example import Picture
 from tasks.pictures import open_picture
 from tasks.prompts import LETTER
 
-FILES = FileNames(questions=("mmbench_dev_20230712.tsv", "mmbench_dev_*.tsv"))
+FILES = FileNames(questions=("mmbench_dev_20230712.tsv", "mmbench_dev_[!c]*.tsv"))
 LETTERS = ("A", "B", "C", "D")
 CIRCULAR = "CircularEval of letters"
 _ROTATION = 1_000_000  # rotations of a question have its index plus multiples of this
-_DROPPED = ("hint", "category", "source", "image", "comment", "l2-category", "L2-category", "split")
+_DROPPED = ("hint", "category", "source", "image", "comment", "l2-category", "L2-category")
 _AT = 6  # the column of the predictions in LLaVA's upload
 
 

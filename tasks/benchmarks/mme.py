@@ -150,6 +150,8 @@ def _bare(words: str) -> str:
 
 def _labels(folder: Path) -> dict[tuple[str, str, str], str]:
     """The answers by category, text file and question."""
+    if not folder.is_dir():
+        raise UserError(f"labels must be the folder of MME's pictures and answers, got {str(folder)!r}.")
     found = {}
     for category in sorted(path for path in folder.iterdir() if path.is_dir()):
         beside = category / "questions_answers_YN"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tasks.benchmarks.layout.dataset import PREFIX, benchmark_dataset
 from tasks.dataset import Dataset, LazyExamples
 from tasks.errors import UserError
 from tasks.example import Example
@@ -50,10 +51,10 @@ def load_dataset(
     targets: Sequence[str] | None = None,
     follow_links: bool = False,
 ) -> Dataset:
-    """The data set called ``spec``: ``"scenes"``, or the path of a JSONL or Parquet file.
+    """The data set called ``spec``: ``"scenes"``, a benchmark, or the path of a JSONL or Parquet file.
 
     Args:
-        spec: ``"scenes"`` or a path.
+        spec: ``"scenes"``, ``"benchmark:NAME=FOLDER"``, or a path.
         images: The folder of the pictures; None for the file's own folder.
         split: Keep one split; None for all rows (for scenes: ``"test"``).
         limit: The largest number of examples.
@@ -72,6 +73,10 @@ def load_dataset(
     if spec == "scenes":
         n = _DEFAULT_SCENES if limit is None else limit
         return scenes_dataset(split=split or "test", n=n, seed=seed, size=size)
+    if spec.startswith(PREFIX):
+        if split is not None:
+            raise UserError(f"split must be left out for a benchmark, got {split!r}. Its file holds one split.")
+        return benchmark_dataset(spec, images, limit=limit, follow_links=follow_links)
     return read_table(spec, images, split=split, limit=limit, targets=targets, follow_links=follow_links)
 
 

@@ -49,6 +49,7 @@ from tuning.plan.layers import select_layers
 from tuning.plan.plan import LayerPlan, Lora
 from tuning.plan.resolve import Resolved, resolve
 from tuning.scoring.answers import collator, model_inputs, score_answers, text_log_likelihood
+from tuning.scoring.benchmarks import BENCHMARKS, score_benchmarks
 from tuning.training.checkpoint import advise_when_interrupted, last_whole_checkpoint
 from tuning.training.out_of_memory import advise_when_out_of_memory
 from tuning.training.save import bytes_of_model, save_model, write_json
@@ -272,6 +273,13 @@ def _run_one(
             model = config.model.name if name == START else str(config.reference)
             token_plan = recorded_token_plan(model, llava.n_layers)
         answers, words = _score(config, llava, data, token_plan)
+        with torch.autocast(llava.device.type, dtype=torch.bfloat16, enabled=is_bf16(config.model)):
+            scored = score_benchmarks(
+                llava, data.data.benchmarks, batch_size=config.optimisation.batch_size, token_plan=token_plan,
+                preprocess=data.preprocess,
+            )  # fmt: skip
+    if not scored.empty:
+        commit(folder / BENCHMARKS, scored.to_parquet(index=False))
     write_json(folder / FACTS, {**facts, "text_log_likelihood": words})
     commit(folder / ANSWERS, answers.to_parquet(index=False))
     for leftover in folder.glob("checkpoint-*"):

@@ -50,10 +50,13 @@ class CompareData:
     """What is scored, comma-separated: `scenes` (seen and unseen drawings, and a caption in words), and files of
     questions with short answers. Each file is a condition with the file's name.
     """
+    eval_benchmarks: Annotated[NameList, named("eval")] = ()
+    """Benchmarks that are answered and scored by their official rules, comma-separated: `benchmark:pope=FOLDER`. See
+    `benchmark-eval --help`. [default: none]"""
     score_scenes: int = 100
     """Number of scenes scored of each kind."""
     eval_limit: OrDefault[int] = None
-    """Largest number of samples of each file that are scored. [default: all]"""
+    """Largest number of samples of each file, and of questions of each benchmark, that are scored. [default: all]"""
     skip_bad: SkipBad = False
     preprocess: Preprocess = "pad"
 
@@ -106,7 +109,10 @@ class CompareConfig:
         They name files; digests of the files are in the manifest, digests of the samples used in ``samples.json``.
         """
         more = ("plans", "reference", "seeds", "seed", "images", "skip_bad", "timing_rounds", "keep_weights")
+        benchmarks = {"eval": sorted(spec.partition("=")[0] for spec in self.data.eval_benchmarks)}
         files = {"data": Path(self.data.spec).name, "eval_data": sorted(Path(s).name for s in self.data.eval_specs)}
         # scores of finished runs are kept, so the limit on scored samples must stay the same
         no_settings = {*NOT_SETTINGS, *more} - {"eval_limit"}
-        return settings_of(self, without=tuple(no_settings)) | files
+        # comparisons without benchmarks have no such entry, also those of older versions
+        given = benchmarks if self.data.eval_benchmarks else {}
+        return settings_of(self, without=(*no_settings, "eval")) | files | given

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from models.llava import Llava
 from models.pixels import Preprocess
+from records.evaluation.sources import OpenBenchmark, open_benchmark
 from records.progress import OnProgress, silent
 from records.run import writing
 from tasks.checksums import read_whole_json
@@ -22,6 +23,7 @@ from tuning.data.prompt_format import PromptFormat
 from tuning.data.samples import Samples, Skipped, Survey, skipped_error, survey_usable, write_skipped
 from tuning.data.scene_mix import SceneMix, SceneQuestions
 from tuning.data.sources import Source, first_of, open_source
+from tuning.scoring.benchmarks import PREFIX, check_scored_here
 from tuning.training.save import write_json
 
 SCENE_CONDITIONS = ("seen", "unseen", "text")
@@ -35,11 +37,15 @@ class OpenData(NamedTuple):
 
     train: Source
     eval: dict[str, Source]
+    benchmarks: tuple[OpenBenchmark, ...] = ()
 
     @property
     def digests(self) -> dict[str, str]:
         """The digest of each file's samples by condition (``train`` for the training data); scenes have none."""
-        return {name: source.digest for name, source in self.files.items()}
+        return {
+            **{name: source.digest for name, source in self.files.items()},
+            **{f"{PREFIX}{one.name}": one.digest for one in self.benchmarks},
+        }
 
     @property
     def files(self) -> dict[str, Source]:
@@ -113,7 +119,24 @@ def open_data(data: CompareData) -> OpenData:
             else _scenes(data, name)
             for name in names
         }  # fmt: skip
-    return OpenData(first_of(train, data.limit), scored)
+    return OpenData(first_of(train, data.limit), scored, _benchmarks(data, {*taken, *files}))
+
+
+def _benchmarks(data: CompareData, taken: set[str]) -> tuple[OpenBenchmark, ...]:
+    """The benchmarks that are scored; ``UserError`` if one cannot be scored here or has the name of a condition."""
+    opened = []
+    for spec in data.eval_benchmarks:
+        if not spec.startswith(PREFIX):
+            raise UserError(f"eval must be benchmark:NAME=FOLDER, got {spec!r}. Files are named with --eval-data.")
+        one = open_benchmark(
+            spec.removeprefix(PREFIX), limit=data.eval_limit, follow_links=data.follow_links, skip_bad=data.skip_bad
+        )
+        if one.name in taken:
+            raise UserError(f"eval must name each condition once, got {one.name!r} twice. Rename the file.")
+        taken.add(one.name)
+        opened.append(one)
+    check_scored_here(opened)
+    return tuple(opened)
 
 
 def _scenes(data: CompareData, condition: str) -> Source:

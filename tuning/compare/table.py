@@ -16,6 +16,7 @@ from tuning.compare.data import SCENE_CONDITIONS, chance_of
 from tuning.cost.measure import Cost
 from tuning.plan.layers import layer_spec, select_layers
 from tuning.plan.plan import LayerPlan
+from tuning.scoring.benchmarks import BENCHMARKS, benchmark_rows
 from tuning.scoring.retention import summarise
 from tuning.training.save import write_json
 
@@ -110,6 +111,8 @@ def compare_table(
         answers, pd.DataFrame(words), full=FULL, untrained=(START, *references),
         chance=chance_of(list(answers["condition"].unique())),
     )  # fmt: skip
+    items = _read_benchmarks(folder)
+    benchmarks = {} if items.empty else benchmark_rows(items, full=FULL, untrained=(START, *references))
     finished = {word["plan"] for word in words}
     costs = read_costs(folder)
     rows: list[dict[Any, Any]] = []
@@ -119,6 +122,7 @@ def compare_table(
         trained = 0 if plan is None or name == START else trainable(plan)
         own = _plan_columns(name, shown, trained, costs.get(name))
         rows += [{**own, **row} for row in scores[scores["plan"] == name].drop(columns="plan").to_dict("records")]
+        rows += [{**own, **row} for row in benchmarks.get(name, ())]
     return pd.DataFrame(rows)
 
 
@@ -136,8 +140,15 @@ def read_answers(folder: Path) -> pd.DataFrame:
 
 def _read_runs(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """run.json and the answers of each finished run; ``value`` is the log-likelihood of ordinary text."""
+    return _read_runs_with(folder, ANSWERS)
+
+
+def _read_runs_with(folder: Path, name: str) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """run.json and the table ``name`` of each finished run that has it."""
     runs = []
-    for path in sorted((folder / "runs").glob(f"*/{ANSWERS}")):
+    for path in sorted(path.with_name(name) for path in (folder / "runs").glob(f"*/{ANSWERS}")):
+        if not path.is_file():
+            continue
         advice = f"Remove {path.parent.name} to train and score it anew."
         facts = read_whole_json(path.parent / FACTS, advice=advice)
         check_whole(path, advice=advice)
@@ -149,6 +160,14 @@ def _read_runs(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
                 f"run must hold its scores and facts, got {one_line(error)} in {str(path.parent)!r}. {advice}"
             ) from error
     return runs
+
+
+def _read_benchmarks(folder: Path) -> pd.DataFrame:
+    """What each question of a benchmark adds to the score, of all finished runs; empty if none was scored."""
+    tables = []
+    for facts, answers in _read_runs_with(folder, BENCHMARKS):
+        tables.append(answers.assign(plan=facts["plan"], seed=facts["seed"]))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def _stacked(runs: Sequence[tuple[dict[str, Any], pd.DataFrame]]) -> pd.DataFrame:

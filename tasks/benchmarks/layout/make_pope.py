@@ -12,6 +12,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from tasks.benchmarks.layout.rows import Row, json_lines, read_rows
 from tasks.errors import UserError, user_errors
 from tasks.prompts import SHORT
 from tasks.readers.picture_folder import PictureFolder
-from tasks.scenes.scene import MOST_SCENES, SIZE, article, make_scene
+from tasks.scenes.scene import MOST_SCENES, SIZE, Scene, article, make_scene
 
 CATEGORIES = {
     "adversarial": 0,
@@ -51,14 +52,14 @@ def scene_pictures(n: int, *, seed: int = 0, size: int = SIZE) -> list[Annotated
     found = []
     for index in range(n):
         scene = make_scene(_FIRST_SCENE + index, split="test", seed=seed, size=size)
-
-        def content(scene: object = scene) -> bytes:
-            buffer = io.BytesIO()
-            scene.picture.open().save(buffer, format="PNG")  # type: ignore[attr-defined]
-            return buffer.getvalue()
-
-        found.append(Annotated(f"{scene.id}.png", tuple(thing.kind for thing in scene.objects), content))
+        found.append(Annotated(f"{scene.id}.png", tuple(thing.kind for thing in scene.objects), partial(_png, scene)))
     return found
+
+
+def _png(scene: Scene) -> bytes:
+    buffer = io.BytesIO()
+    scene.picture.open().save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def listed_pictures(path: Path, images: Path | None = None, *, limit: int | None = None) -> list[Annotated]:

@@ -124,7 +124,7 @@ class FileNames:
                 raise UserError(f"{name} must exist, got {str(path)!r}. Check the path.")
         if images is not None and not images.is_dir():
             raise UserError(f"images must be a folder, got {str(images)!r}. Name the folder of the pictures.")
-        found = [questions] if questions else _first(folder, self.questions)
+        found = [questions] if questions else _first(folder, self.questions)[:1]
         if found and found[0].is_dir():
             found = sorted(found[0].glob("*.parquet"))
         if not found:

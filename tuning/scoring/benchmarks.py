@@ -1,0 +1,203 @@
+"""Scores of plans on benchmarks, generated as ``benchmark-eval`` does, and retention with paired intervals.
+
+A run keeps what each question adds to the score (``benchmarks.parquet``), so the table needs no question file. Scores
+are those of papers; with several seeds they are means over seeds. Intervals are about other pictures and other seeds,
+by the linearised score, and pair a plan with full tuning.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from models.llava import Llava
+from models.pixels import Preprocess
+from records.evaluation.answering import answer_questions
+from records.evaluation.intervals import influence, score_estimate
+from records.evaluation.sources import OpenBenchmark
+from records.intervals import crossed, quantile
+from tasks.benchmarks.layout.scores import Item, Scores
+from tasks.errors import UserError
+
+BENCHMARKS = "benchmarks.parquet"
+PREFIX = "benchmark:"
+MEAN = "mean of benchmarks"
+METRIC = "benchmark score"
+_COLUMNS = ("benchmark", "stratum", "above", "below", "group", "weight")
+_PAIRED = "95% t over pictures and seeds, linearised, paired with full"
+_PAIRED_ONE = "95% t over pictures, linearised, paired with full; this seed only"
+_SCORE = "95% t over pictures and seeds, linearised"
+_NO_INTERVAL = "none: the answers do not differ"
+_Array = NDArray[np.float64]
+
+
+class _Seeds(NamedTuple):
+    """The scores of one plan on one benchmark, by seed, with what each picture moves them by."""
+
+    seeds: tuple[int, ...]
+    values: Float[_Array, " seed"]
+    moved: Float[_Array, "seed picture"]
+    scores: tuple[Scores, ...]
+
+    def of(self, seeds: Sequence[int]) -> "_Seeds":
+        """The same for some seeds."""
+        rows = [self.seeds.index(seed) for seed in seeds]
+        return _Seeds(tuple(seeds), self.values[rows], self.moved[rows], tuple(self.scores[row] for row in rows))
+
+
+def score_benchmarks(
+    llava: Llava,
+    opened: Sequence[OpenBenchmark],
+    *,
+    batch_size: int,
+    token_plan: str = "all",
+    preprocess: Preprocess = "pad",
+) -> pd.DataFrame:
+    """What every question of every benchmark adds to its score: ``benchmark, stratum, above, below, group, weight``."""
+    training = llava.model.training
+    llava.model.eval()
+    rows: list[dict[str, Any]] = []
+    try:
+        for one in opened:
+            texts: dict[int, str] = {}
+            for answers in answer_questions(
+                llava, one.questions, range(len(one.questions)), batch_size=batch_size,
+                new_tokens=one.benchmark.new_tokens, token_plan=token_plan, preprocess=preprocess,
+            ):  # fmt: skip
+                texts |= answers
+            scores = one.benchmark.module.score(one.questions, [texts[index] for index in sorted(texts)])
+            rows += [
+                {"benchmark": one.name, **item._asdict(), "weight": scores.weights[item.stratum]}
+                for item in scores.items
+            ]
+    finally:
+        llava.model.train(training)
+    return pd.DataFrame(rows, columns=list(_COLUMNS))
+
+
+def check_scored_here(opened: Sequence[OpenBenchmark]) -> None:
+    """Raise ``UserError`` if a benchmark cannot be scored without a server, a judge or labels that are missing."""
+    for one in opened:
+        scores = one.benchmark.module.score(one.questions, [""] * len(one.questions))
+        if not scores.items:
+            raise UserError(f"eval must name benchmarks that can be scored here, got {one.name}: {scores.notes[0]}.")
+
+
+def benchmark_rows(
+    items: pd.DataFrame, *, full: str = "full", untrained: Collection[str] = ()
+) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the table by plan: one for each benchmark, and the mean of retentions if there are several.
+
+    Args:
+        items: The tables of ``score_benchmarks`` with the columns ``plan`` and ``seed``.
+        full: The plan that the others are compared with.
+        untrained: Plans with one seed, which are compared with all seeds of ``full``.
+
+    Raises:
+        UserError: If plans were scored on different questions.
+    """
+    found: dict[str, list[dict[str, Any]]] = {str(plan): [] for plan in items["plan"].unique()}
+    for benchmark, chosen in items.groupby("benchmark", sort=False):
+        by_plan = {str(plan): _seeds(own) for plan, own in chosen.groupby("plan", sort=False)}
+        if full not in by_plan:
+            raise UserError(f"plans must contain {full!r} with scores of {benchmark}, got none. Start it again.")
+        for plan, own in by_plan.items():
+            base = by_plan[full]
+            if [(i.stratum, i.group) for i in own.scores[0].items] != [
+                (i.stratum, i.group) for i in base.scores[0].items
+            ]:
+                raise UserError(f"plans must be scored on the same questions of {benchmark}, got others for {plan!r}.")
+            row: dict[str, Any] = {
+                "condition": str(benchmark),
+                "family": "all",
+                "metric": METRIC,
+                "chance": np.nan,
+                **_score(own),
+            }
+            kept = _reference() if plan == full else _retention(own, base, paired=plan not in untrained)
+            found[plan].append(row | kept | {"n": own.moved.shape[1], "seeds": len(own.seeds)})
+    for rows in found.values():
+        if len(rows) > 1:
+            rows.append(_mean(rows))
+    return found
+
+
+def _seeds(items: pd.DataFrame) -> _Seeds:
+    scores = {int(str(seed)): _scores(own) for seed, own in items.groupby("seed")}
+    values = np.array([own.main or 0.0 for own in scores.values()])
+    return _Seeds(tuple(scores), values, np.stack([influence(own) for own in scores.values()]), tuple(scores.values()))
+
+
+def _scores(items: pd.DataFrame) -> Scores:
+    columns = [items[name].tolist() for name in ("stratum", "above", "below", "group")]
+    weights: Mapping[str, float] = dict(zip(items["stratum"], items["weight"], strict=True))
+    return Scores(tuple(Item(*values) for values in zip(*columns, strict=True)), weights)
+
+
+def _score(own: _Seeds) -> dict[str, Any]:
+    """The mean score over seeds with its interval."""
+    value = float(own.values.mean())
+    if len(own.seeds) == 1:
+        found = score_estimate(own.scores[0])
+        assert found is not None
+        ends, name = (found.lower, found.upper), f"{found.interval}; this seed only"
+    else:
+        half = _half(own.values[:, None] - value + own.moved * own.moved.shape[1])
+        ends, name = (value - half, value + half), _SCORE
+    return {"score": value, "score_lower": ends[0], "score_upper": ends[1], "score_interval": name}
+
+
+def _retention(own: _Seeds, full: _Seeds, *, paired: bool) -> dict[str, Any]:
+    """The mean score over full tuning's, on the seeds that both have."""
+    if paired:
+        seeds = [seed for seed in own.seeds if seed in full.seeds]
+        if not seeds:
+            return {
+                "retention": np.nan,
+                "lower": np.nan,
+                "upper": np.nan,
+                "interval": "none: no seed is shared with full",
+            }
+        own, full = own.of(seeds), full.of(seeds)
+    base = float(full.values.mean())
+    if not base:
+        return {"retention": np.nan, "lower": np.nan, "upper": np.nan, "interval": "none: full tuning scores 0"}
+    ratio = float(own.values.mean()) / base
+    n = own.moved.shape[1]
+    residuals = (
+        own.values[:, None] - ratio * full.values[:, None] + n * (own.moved - ratio * full.moved)
+    ) / base  # a plan with one seed is paired with every seed of full
+    half = _half(residuals)
+    name = _NO_INTERVAL if np.isnan(half) else _PAIRED if len(full.seeds) > 1 else _PAIRED_ONE
+    return {"retention": ratio, "lower": ratio - half, "upper": ratio + half, "interval": name}
+
+
+def _reference() -> dict[str, Any]:
+    return {"retention": 1.0, "lower": np.nan, "upper": np.nan, "interval": "none: the reference itself"}
+
+
+def _half(residuals: Float[_Array, "seed picture"]) -> float:
+    """Half the width of a 95 % interval of the mean; NaN where nothing varies."""
+    if residuals.shape[1] < 2:
+        return float("nan")
+    found = crossed(residuals)
+    if found.variance <= 1e-24:
+        return float("nan")
+    return float(quantile(max(found.degrees, 1.0)) * np.sqrt(found.variance))
+
+
+def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of the retentions; the benchmarks' pictures are independent, so the variances of their intervals add."""
+    halves = np.array([(row["upper"] - row["lower"]) / 2 for row in rows], dtype=float)
+    value = float(np.mean([row["retention"] for row in rows]))
+    half = float("nan") if np.isnan(halves).all() else float(np.sqrt(np.nansum(halves**2)) / len(rows))
+    name = rows[0]["interval"] if np.isnan(half) else "95%, from the intervals of the benchmarks as independent"
+    return {
+        "condition": MEAN, "family": "all", "metric": "mean retention", "chance": np.nan, "score": np.nan,
+        "score_lower": np.nan, "score_upper": np.nan, "score_interval": "none", "retention": value,
+        "lower": value - half, "upper": value + half, "interval": name, "n": int(sum(row["n"] for row in rows)),
+        "seeds": min(row["seeds"] for row in rows),
+    }  # fmt: skip
