@@ -2,6 +2,7 @@ from .curves import draw_curves as draw_curves
 from .effect_grid import draw_head_map as draw_head_map
 from .effect_grid import draw_token_map as draw_token_map
 from .effects import with_effect as with_effect
+from .lenses import draw_lenses as draw_lenses
 from .patch_map import draw_patch_map as draw_patch_map
 from .patch_map import draw_probe_map as draw_probe_map
 from .plans.cost import draw_cost_ratios as draw_cost_ratios

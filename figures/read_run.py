@@ -12,6 +12,7 @@ import pandas as pd
 Picture = npt.NDArray[np.uint8]  # ``H W 3``
 PROBE, PATCH, COMPARE, TUNE = "probe-sweep", "patch-sweep", "layerwise-finetune compare", "layerwise-finetune"
 INFERENCE = "inference-cost"
+LENS = "lens-sweep"
 GALLERY = Path(__file__).parent / "gallery"
 # command -> columns that its figures need
 _COLUMNS = {
@@ -23,6 +24,8 @@ _COLUMNS = {
               "score", "score_lower", "score_upper", "retention", "lower", "upper", "n"),
     INFERENCE: ("model", "plan", "split", "prefill_ratio", "accuracy", "kept", "kept_lower", "kept_upper", "n",
                 "interval"),
+    LENS: ("model", "lens", "part", "site", "layer", "name", "place", "words", "metric", "split", "score", "lower",
+           "upper", "n", "n_groups"),
     TUNE: ("step", "set", "family", "metric", "score", "lower", "upper", "n"),
 }  # fmt: skip
 # without these, pandas reads empty text and layers as floats
@@ -79,7 +82,7 @@ def kind_of_run(folder: Path) -> str:
     for table in (folder / "results.parquet", folder / "results.csv"):
         if table.is_file():
             columns = set(read_saved(table).columns)
-            for kind in (PATCH, PROBE, INFERENCE):
+            for kind in (PATCH, PROBE, INFERENCE, LENS):
                 if columns >= set(_COLUMNS[kind]):
                     return kind
     raise RunError(

@@ -11,6 +11,7 @@ import pandas as pd
 from figures.curves import draw_curves
 from figures.effect_grid import draw_head_map, draw_token_map
 from figures.layer_axis import names_in_blocks
+from figures.lenses import draw_lenses
 from figures.patch_map import draw_patch_map, draw_probe_map, of_patches
 from figures.plans.cost import draw_cost_retention, has_costs
 from figures.plans.learning_curve import draw_learning_curve
@@ -18,6 +19,7 @@ from figures.plans.plan_diagram import draw_plan_diagram
 from figures.plans.scores import draw_accuracy, draw_retention
 from figures.read_run import (
     INFERENCE,
+    LENS,
     PATCH,
     PROBE,
     TUNE,
@@ -50,8 +52,8 @@ def draw_run(
     """Write all figures of a finished run; return their paths, the main figure first.
 
     Args:
-        folder: A run directory of ``probe-sweep``, ``patch-sweep``, ``layerwise-finetune`` or its ``compare``, or of
-            ``inference-cost``.
+        folder: A run directory of ``probe-sweep``, ``patch-sweep``, ``layerwise-finetune`` or its ``compare``,
+            ``inference-cost`` or ``lens-sweep``.
         out: The folder of the figures; ``folder/figures`` if None.
         width: Width in columns of a page.
         example: The mapped example of a probe sweep, from 0.
@@ -95,6 +97,8 @@ def figures_of(folder: Path, *, width: Width = "two", example: int = 0) -> Itera
         yield from _draw_maps(folder, width, example)
     elif kind == INFERENCE:
         yield Drawing("cost_against_score", draw_token_plans(table, width=width))
+    elif kind == LENS:
+        yield Drawing("lenses", draw_lenses(table, width=width))
     else:
         yield Drawing("accuracy_by_family", draw_accuracy(table, width=width))
         yield Drawing("retention", draw_retention(table, width=width))

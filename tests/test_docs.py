@@ -38,6 +38,7 @@ COMMANDS = {
     "patch-sweep": "interventions.cli",
     "layerwise-finetune": "tuning.cli",
     "inference-cost": "interventions.token_plans.cli",
+    "lens-sweep": "probes.lenses.cli",
 }
 
 

@@ -242,7 +242,7 @@ def test_help_lists_subcommands_examples_and_defaults(count) -> None:  # type: i
     assert count("--version").out.startswith("count-sheep 0.")
 
 
-COMMANDS = ("probes.cli", "interventions.cli", "tuning.cli", "interventions.token_plans.cli")
+COMMANDS = ("probes.cli", "interventions.cli", "tuning.cli", "interventions.token_plans.cli", "probes.lenses.cli")
 SHARED = {"model", "device", "dtype", "attn", "revision", "seed", "out", "overwrite", "dry-run", "config"}
 
 
