@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from figures.read_run import INFERENCE, PATCH, PROBE, TUNE, RunError, kind_of_run, read_run
+from figures.read_run import INFERENCE, LENS, PATCH, PROBE, TUNE, RunError, kind_of_run, read_run
 from figures.report.comparing import cost_scatter, facts_table, token_plan_scatter, training_log
+from figures.report.lens_view import lens_curves, lens_words
 from figures.report.maps import probe_maps
 from figures.report.patching import patch_curves, patch_heat, patch_map, shown_table
 from figures.report.probing import probe_curves
@@ -48,6 +49,10 @@ def describe_run(folder: Path, *, most_rows: int) -> Json:
         elif kind == INFERENCE:
             title, sections = f"{first['model']}: what token plans cost and keep", [token_plan_scatter(table)]
             named = "All plans", "results.csv"
+        elif kind == LENS:
+            title = f"{first['model']}: words that lenses read at image tokens"
+            sections = [lens_curves(table), lens_words(folder)]
+            named = "All scores", "results.csv"
         else:
             title, sections = f"{model}tuning plans side by side", [cost_scatter(table)]
             named = "All plans", "compare.csv"
