@@ -5,6 +5,7 @@ from .effects import with_effect as with_effect
 from .geometry.draw import draw_geometry as draw_geometry
 from .geometry.draw import draw_layer_map as draw_layer_map
 from .layer_pairs.transfer import draw_transfer as draw_transfer
+from .lenses import draw_lenses as draw_lenses
 from .patch_map import draw_patch_map as draw_patch_map
 from .patch_map import draw_probe_map as draw_probe_map
 from .plans.cost import draw_cost_ratios as draw_cost_ratios

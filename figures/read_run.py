@@ -20,6 +20,7 @@ INFERENCE = "inference-cost"
 GEOMETRY = "geometry-sweep"
 TRANSFER = "transfer-sweep"
 BENCHMARKS = "benchmark-eval"
+LENS = "lens-sweep"
 GALLERY = Path(__file__).parent / "gallery"
 # command -> columns that its figures need
 _COLUMNS = {
@@ -37,6 +38,8 @@ _COLUMNS = {
     TRANSFER: ("model", "direction", "target", "source_layer", "read_layer", "metric", "score", "lower", "upper",
                "chance", "shuffled", "n", "p_max"),
     BENCHMARKS: ("model", "benchmark", "metric", "part", "rule", "score", "lower", "upper", "n"),
+    LENS: ("model", "lens", "part", "site", "layer", "name", "place", "words", "metric", "split", "score", "lower",
+           "upper", "n", "n_groups"),
     TUNE: ("step", "set", "family", "metric", "score", "lower", "upper", "n"),
 }  # fmt: skip
 # without these, pandas reads empty text and layers as floats
@@ -131,7 +134,7 @@ def kind_of_run(folder: Path) -> str:
     for table in (folder / "results.parquet", folder / "results.csv"):
         if table.is_file():
             columns = set(read_saved(table).columns)
-            for kind in (PATCH, PROBE, INFERENCE, GEOMETRY, TRANSFER):
+            for kind in (PATCH, PROBE, INFERENCE, GEOMETRY, TRANSFER, LENS):
                 if columns >= set(_COLUMNS[kind]):
                     return kind
     raise RunError(

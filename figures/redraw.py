@@ -20,6 +20,7 @@ KINDS = {
     "score_by_layer": "draw_score_by_layer",
     "token_map": "draw_token_map",
     "token_plans": "draw_token_plans",
+    "lenses": "draw_lenses",
     "head_map": "draw_head_map",
     "patch_grid": "draw_patch_map",
     "probe_map": "draw_probe_map",

@@ -12,6 +12,7 @@ from figures.effect_grid import draw_head_map, draw_token_map
 from figures.geometry.draw import draw_geometry, draw_layer_map
 from figures.layer_axis import names_in_blocks
 from figures.layer_pairs.transfer import draw_transfer
+from figures.lenses import draw_lenses
 from figures.patch_map import draw_patch_map, draw_probe_map, of_patches, pair_rows
 from figures.plans.cost import draw_cost_retention, has_costs
 from figures.plans.learning_curve import draw_learning_curve
@@ -21,6 +22,7 @@ from figures.read_run import (
     BENCHMARKS,
     GEOMETRY,
     INFERENCE,
+    LENS,
     PATCH,
     PROBE,
     TRANSFER,
@@ -60,7 +62,7 @@ def draw_run(
 
     Args:
         folder: A run directory of ``probe-sweep``, ``patch-sweep``, ``layerwise-finetune`` or its ``compare``, or of
-            ``inference-cost`` or ``geometry-sweep``.
+            ``inference-cost``, ``geometry-sweep``, ``transfer-sweep`` or ``lens-sweep``.
         out: The folder of the figures; ``folder/figures`` if None.
         width: Width in columns of a page.
         example: The mapped example of a probe sweep, from 0.
@@ -113,6 +115,8 @@ def figures_of(folder: Path, *, width: Width = "two", example: int = 0) -> Itera
         yield Drawing("transfer", draw_transfer(table, width=width))
     elif kind == INFERENCE:
         yield Drawing("cost_against_score", draw_token_plans(table, width=width))
+    elif kind == LENS:
+        yield Drawing("lenses", draw_lenses(table, width=width))
     elif kind == GEOMETRY:
         yield from _draw_geometry(folder, table, width)
     elif kind != BENCHMARKS:  # whose table is the result

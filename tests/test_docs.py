@@ -43,6 +43,7 @@ COMMANDS = {
     "capture-activations": "probes.activations.cli",
     "transfer-sweep": "probes.transfer.cli",
     "benchmark-eval": "records.evaluation.cli",
+    "lens-sweep": "probes.lenses.cli",
 }
 
 

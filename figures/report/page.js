@@ -286,6 +286,14 @@
       return { value: cell[0], lines: effectLines(scale, cell), strength: 0.15 + 0.85 * Math.min(1, Math.abs(cell[0] || 0) / scale.high), dot: cell[3] !== null && cell[3] < 0.05 };
     };
     if (!example.packed[number]) return null;
+    if (choice.words) {
+      const bytes = await unpack(example.packed[number]), all = patches * choice.sites.length, { words, k } = choice, strengths = 2 * all + 2 * all * k;
+      return (site, patch) => {
+        const at = site * patches + patch;
+        const best = Array.from({ length: k }, (_, rank) => ({ word: words[bytes[2 * (all + at * k + rank)] + 256 * bytes[2 * (all + at * k + rank) + 1]], strength: bytes[strengths + at * k + rank] / 200 }));
+        return { value: (bytes[at] + 256 * bytes[all + at]) / 1000, best, lines: best.map((one) => ({ label: one.word, value: show(one.strength) })) };
+      };
+    }
     const bytes = await unpack(example.packed[number]), classes = example.classes[number], all = patches * choice.sites.length;
     const wide = bytes.length > 3 * all, label = example.labels[choice.label];
     return (site, patch) => {
@@ -300,12 +308,13 @@
   function mapsSection(section) {
     if (!section.examples.length) return [h("p", { class: "caption" }, `All ${section.left_out} examples were left out to keep the page small.`)];
     const start = section.start || { choice: 0, site: 0 };
-    let example = section.examples[0], number = start.choice, site = start.site, cellAt = null, asked = 0, rects = [], trace = null, failure = "", wanted = [example, number];
+    let example = section.examples[0], number = start.choice, site = start.site, cellAt = null, asked = 0, rects = [], trace = null, failure = "", pointed = 0, wanted = [example, number];
     const map = s("svg", { tabindex: 0, role: "group", "aria-label": "Map over the patches. Arrow keys read out values." });
     const slider = h("input", { type: "range", min: 0, step: 1, "aria-label": "Layer", on: { input: () => { site = Number(slider.value); paint(); } } });
     const cover = h("input", { type: "range", min: 0, max: 100, value: 70, "aria-label": "Strength of the overlay", on: { input: () => paint() } });
     const output = h("output"), facts = h("dl"), picture = h("img", { alt: "The picture as the model sees it" }), film = h("div", { class: "film", "aria-hidden": "true" });
     const summary = h("p", { class: "caption", "aria-live": "polite" }), values = h("table", { class: "values" }), bar = h("div"), curve = h("div", { class: "wide" });
+    const words = h("table", { class: "words" }), listed = h("div", { class: "wide", hidden: true }, h("h3", {}, "Words in every layer"), h("div", { class: "scroll" }, words));
     let marks = s("g");
     const scale = () => example.scale || section.scale; // a single pair has its own range
     const spot = (index) => [Math.floor(index / example.shape[1]), index % example.shape[1]];
@@ -334,9 +343,20 @@
       facts.replaceChildren(...told.filter((pair) => pair[1]).flatMap(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]));
       const chance = section.choices[number].chance;
       bar.replaceChildren(scaleBar(scale(), typeof chance === "number" ? [[chance, "a guess"]] : []));
+      const box = focusBox(), [height, width] = example.shape;
+      pointed = box ? Math.min(height - 1, Math.floor(((box[1] + box[3]) / 2) * height)) * width + Math.min(width - 1, Math.floor(((box[0] + box[2]) / 2) * width)) : 0;
       drawFilm();
       drawTrace();
       paint();
+      drawWords();
+    }
+
+    /** The best words of the patch that is pointed at, in every layer; those of the object stand out. */
+    function drawWords() {
+      const choice = section.choices[number];
+      listed.hidden = !(choice.words && cellAt);
+      if (listed.hidden) return;
+      words.replaceChildren(h("caption", { class: "sub" }, `patch(${spot(pointed).join(",")}), best words first`), ...choice.sites.map((one, index) => h("tr", { class: index === site ? "on" : null }, h("th", { scope: "row" }, one.short), cellAt(index, pointed).best.map(({ word }) => h("td", { class: example.forms.includes(word.toLowerCase()) ? "own" : null }, word)))));
     }
 
     function drawFilm() {
@@ -370,7 +390,7 @@
         for (const key of Object.keys(sums)) if (sums[key][1]) series[key].push([one.x, sums[key][0] / sums[key][1], null, null, one.part, one.site]);
       });
       const named = [...Object.keys(series).map((key) => ({ key, label: `mean over the patches ${key} the box`, colour: colours[key], mark: true })), { key: "chance", label: "a guess (1 / classes)", colour: "chance", dash: "6 4" }];
-      const panel = { title: `This example: ${choice.label} inside and outside the box of ${example.focus}`, subtitle: "Blue: mean over the patches whose centre lies in the box. Grey: over all others. One example, so no interval.", x: choice.x, y: { label: "probability of its label", range: [0, 1] }, series, levels: choice.chance === null ? {} : { chance: choice.chance } };
+      const panel = { title: `This example: ${choice.label} inside and outside the box of ${example.focus}`, subtitle: "Blue: mean over the patches whose centre lies in the box. Grey: over all others. One example, so no interval.", x: choice.x, y: { label: section.choices[number].words ? "probability of its words" : "probability of its label", range: [0, 1] }, series, levels: choice.chance === null ? {} : { chance: choice.chance } };
       trace = { panel, ...curves(panel, () => named) };
       curve.replaceChildren(trace.frame);
     }
@@ -395,8 +415,9 @@
       const box = focusBox(), all = rects.map((_, patch) => ({ ...cellAt(site, patch), within: box && inside(box, ...spot(patch), example.shape) }));
       const mean = (list) => show(list.reduce((sum, cell) => sum + cell.value, 0) / list.length), known = all.filter((cell) => cell.value !== null);
       const within = known.filter((cell) => cell.within), right = known.filter((cell) => cell.right).length;
-      summary.textContent = `Mean over ${known.length} patches: ${known.length ? mean(known) : "–"}.` + (within.length ? ` Inside the box of ${example.focus} (${within.length} patches): ${mean(within)}.` : "") + (example.packed ? ` The predicted label is the example's own at ${right} of ${known.length}.` : "");
+      summary.textContent = `Mean over ${known.length} patches: ${known.length ? mean(known) : "–"}.` + (within.length ? ` Inside the box of ${example.focus} (${within.length} patches): ${mean(within)}.` : "") + (example.packed && !choice.words ? ` The predicted label is the example's own at ${right} of ${known.length}.` : "");
       if (trace && one.x !== null) { trace.panel.now = one.x; trace.redraw(); }
+      words.querySelectorAll("tr").forEach((row, index) => row.classList.toggle("on", index === site));
     }
 
     walk(map, {
@@ -412,6 +433,8 @@
         if (!cellAt) return;
         const [row, col] = spot(index), box = rects[index].getBoundingClientRect();
         marks.replaceChildren(s("rect", { class: "ring", x: col, y: row, width: 1, height: 1 }));
+        pointed = index;
+        drawWords();
         tell(`patch(${row},${col})`, cellAt(site, index).lines, box.right, box.bottom);
       },
     });
@@ -427,7 +450,7 @@
         h("div", {}, summary,
           h("div", { class: "side" }, picture, facts, h("label", { class: "field wide" }, "strength of the overlay", cover)),
           h("details", {}, h("summary", {}, "Values of this map as a table"), h("div", { class: "scroll" }, values))),
-        h("div", { class: "wide" }, h("h3", {}, "All layers"), film), curve),
+        listed, h("div", { class: "wide" }, h("h3", {}, "All layers"), film), curve),
     ];
   }
 

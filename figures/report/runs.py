@@ -8,6 +8,7 @@ from figures.read_run import (
     BENCHMARKS,
     GEOMETRY,
     INFERENCE,
+    LENS,
     PATCH,
     PROBE,
     TRANSFER,
@@ -20,6 +21,7 @@ from figures.read_run import (
 from figures.report.comparing import cost_scatter, token_plan_scatter
 from figures.report.findings import compare_finding, inference_finding, patch_finding, probe_finding
 from figures.report.geometry import geometry_curves, geometry_findings, layer_maps
+from figures.report.lens_view import lens_curves, lens_words
 from figures.report.maps import probe_maps
 from figures.report.patching import patch_curves, patch_heat, patch_maps, shown_table
 from figures.report.probing import probe_curves
@@ -82,6 +84,10 @@ def _describe(folder: Path, most_rows: int) -> Json:
             named = "All measures", "results.csv"
         elif kind == BENCHMARKS:
             title, sections = f"{first['model']}: scores of benchmarks", []
+            named = "All scores", "results.csv"
+        elif kind == LENS:
+            title = f"{first['model']}: words that lenses read at image tokens"
+            sections = [lens_curves(table), lens_words(folder)]
             named = "All scores", "results.csv"
         else:
             title = f"{model}tuning plans side by side"

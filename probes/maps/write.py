@@ -77,7 +77,9 @@ def write_maps(
         example = selection.examples[index]
         with user_errors(CaptureError):
             inputs = prepare(llava, [example], preprocess=config.data.preprocess)
-            found = capture(llava, inputs, sites, tokens=_patches(llava, inputs), pool="none", examples=[example])
+            found = capture(
+                llava, inputs, sites, tokens=patches_of_first(llava, inputs), pool="none", examples=[example]
+            )
         for s, site in enumerate(sites):
             patches = found[site][0].flatten(1).to(torch.float32)
             for t, (name, target) in enumerate(targets.items()):
@@ -89,7 +91,7 @@ def write_maps(
             picture = to_png(llava, inputs.pixel_values[inputs.image_of[0][0]])
             commit(config.folder / PICTURES / f"{k}.png", picture)
         labels = {name: str(target.classes[target.truth[index]]) for name, target in targets.items()}
-        about.append({"k": k, **_about(llava, inputs, example), "labels": labels, "classes": classes})
+        about.append({"k": k, **about_example(llava, inputs, example), "labels": labels, "classes": classes})
         on_progress(1)
     ids = [selection.examples[index].id for index in maps.examples]
     table = _table(llava, sites, depths, ids, classes, p_true, predicted)
@@ -112,7 +114,7 @@ def _fit_site(
     return fit_patch_probes(x, targets, maps.training, plan, config.probing.probe)
 
 
-def _patches(llava: Llava, inputs: Inputs) -> Bool[Tensor, "1 pos"]:
+def patches_of_first(llava: Llava, inputs: Inputs) -> Bool[Tensor, "1 pos"]:
     """True at the patches of the first picture, without a class token."""
     mask = torch.zeros(inputs.input_ids.shape, dtype=torch.bool)
     first = inputs.layout[0].images[0].start + llava.n_class_tokens
@@ -120,7 +122,7 @@ def _patches(llava: Llava, inputs: Inputs) -> Bool[Tensor, "1 pos"]:
     return mask
 
 
-def _about(llava: Llava, inputs: Inputs, example: Example) -> dict[str, Any]:
+def about_example(llava: Llava, inputs: Inputs, example: Example) -> dict[str, Any]:
     """The entry of an example in ``maps.json``, without labels; boxes are clipped to the model's picture."""
     geometry, side = inputs.geometry[inputs.image_of[0][0]], llava.image_size
     boxes = {}

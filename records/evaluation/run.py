@@ -20,7 +20,7 @@ from records.evaluation.parts import PartFile, read_parts
 from records.evaluation.report_table import notes_of, render_summary
 from records.evaluation.sources import OpenBenchmark, Skipped, open_benchmarks
 from records.evaluation.table import tabulate
-from records.manifest import write_atomically
+from records.manifest import commit
 from records.open_model import describe_model, open_model
 from records.options import slug
 from records.processes import Processes, join_processes, matmul_speed, own_device
@@ -164,7 +164,7 @@ def _write(config: EvaluationConfig, one: OpenBenchmark) -> Scores:
         for name, content in files.items():
             path = config.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, content)
+            commit(path, content)
     return one.benchmark.module.score(one.questions, texts)
 
 
@@ -176,4 +176,4 @@ def _write_skipped(folder: Path, skipped: Sequence[Skipped]) -> None:
     writer.writerow(Skipped._fields)
     writer.writerows(skipped)
     with writing(folder):
-        write_atomically(folder / "skipped.csv", text.getvalue().encode())
+        commit(folder / "skipped.csv", text.getvalue().encode())

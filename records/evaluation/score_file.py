@@ -8,7 +8,7 @@ from typing import Any
 
 from records.evaluation.config import ScoreConfig
 from records.evaluation.intervals import Estimate, score_estimate
-from records.manifest import write_atomically
+from records.manifest import commit
 from records.run import writing
 from tasks.benchmarks.layout.answers import match_answers, read_answers
 from tasks.benchmarks.layout.scores import Scores
@@ -103,4 +103,4 @@ def _write_uploads(folder: Path, files: dict[str, bytes]) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            write_atomically(folder / name, content)
+            commit(folder / name, content)

@@ -248,7 +248,7 @@ def test_help_lists_subcommands_examples_and_defaults(count) -> None:  # type: i
 
 COMMANDS = (
     "probes.cli", "interventions.cli", "tuning.cli", "interventions.token_plans.cli", "probes.activations.cli",
-    "tuning.instructions.cli", "records.evaluation.cli",
+    "tuning.instructions.cli", "records.evaluation.cli", "probes.lenses.cli",
 )  # fmt: skip
 SHARED = {"seed", "out", "overwrite", "dry-run", "config"}
 OF_A_MODEL = {"model", "device", "dtype", "attn", "quantize", "device-map", "revision"}

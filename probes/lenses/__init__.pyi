@@ -1,0 +1,12 @@
+from .config import LensConfig as LensConfig
+from .config import TrainConfig as TrainConfig
+from .jacobian import JacobianLens as JacobianLens
+from .jacobian import fit_jacobian_lens as fit_jacobian_lens
+from .latent import LatentLens as LatentLens
+from .latent import build_latent_lens as build_latent_lens
+from .reading import LogitLens as LogitLens
+from .reading import lens_sites as lens_sites
+from .sweep import run_lens_sweep as run_lens_sweep
+from .training_run import run_lens_training as run_lens_training
+from .tuned import TunedLens as TunedLens
+from .tuned_training import train_tuned_lens as train_tuned_lens

@@ -1,0 +1,142 @@
+"""The results of ``lens-sweep``: how often lenses name the object, by layer, inside its box and outside."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from models.sites import Site
+from records.intervals import Intervals, mean_intervals, ratio_intervals, share_intervals
+
+INTERVAL = "95% over groups of examples; difference: of the means inside and outside, paired"
+HITS = ("hit@1", "hit@5", "hit@10")
+METRICS = (*HITS, "mrr")
+COLUMNS = (
+    "model", "lens", "part", "site", "layer", "name", "depth", "place", "words", "metric", "split", "score", "lower",
+    "upper", "n", "n_groups", "interval",
+)  # fmt: skip
+Array = npt.NDArray[np.float64]
+
+
+def tabulate(scores: pd.DataFrame, nearest: pd.DataFrame, *, model: str, n_layers: int) -> pd.DataFrame:
+    """The table of results; ``docs/results.md`` describes its columns.
+
+    Args:
+        scores: The rows of ``score_example.score_rows`` for all examples.
+        nearest: The rows of ``score_example.nearest_rows``; may be empty.
+        model: The model's name.
+        n_layers: Its blocks.
+    """
+    rows: list[dict[str, Any]] = []
+    keys = ["lens", "site", "words", "split"]
+    for (lens, site, words, split), part in scores.groupby(keys, sort=False):
+        about = {"model": model, "lens": lens, **place_of(str(site), n_layers), "words": words, "split": split}
+        inside, outside = (part[part["place"] == place] for place in ("inside", "outside"))
+        for place, own in (("inside", inside), ("outside", outside)):
+            rows += [about | {"place": place} | found for found in _scores(own)]
+        rows += [about | {"place": "difference"} | found for found in _differences(inside, outside)]
+    for (lens, site, words, split), part in nearest.groupby(keys, sort=False):
+        about = {"model": model, "lens": lens, **place_of(str(site), n_layers), "words": words, "split": split}
+        rows += [about | {"place": "all"} | found for found in _nearest(part)]
+    table = pd.DataFrame(rows).assign(interval=INTERVAL)
+    table["layer"] = table["layer"].astype("Int64")
+    return table[list(COLUMNS)]
+
+
+def place_of(site: str, n_layers: int) -> dict[str, Any]:
+    """Part, site, layer, name and depth of a site of the language model."""
+    found = Site.parse(site)
+    layer = int(found.layer or 0)
+    depth = layer / n_layers if found.name == "resid_pre" else (layer + 1) / n_layers
+    return {"part": found.part, "site": site, "layer": layer, "name": found.name, "depth": depth}
+
+
+def _sums(rows: pd.DataFrame, columns: Sequence[str]) -> dict[str, Array]:
+    """Sums over the examples of each group."""
+    summed = rows.groupby("group", sort=True)[list(columns)].sum()
+    return {column: summed[column].to_numpy(dtype=float) for column in columns}
+
+
+def _scores(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Every metric over the patches of a place; groups without such a patch do not count."""
+    sums = _sums(rows, ("patches", *HITS, "reciprocal_rank"))
+    asked = sums["patches"]
+    about = {"n": int(asked.sum()), "n_groups": int((asked > 0).sum())}
+    found = []
+    for metric in METRICS:
+        own = sums["reciprocal_rank" if metric == "mrr" else metric]
+        ends = ratio_intervals(own[None], asked[None]) if metric == "mrr" else share_intervals(own[None], asked[None])
+        found.append({"metric": metric, **_named(own.sum() / max(asked.sum(), 1), ends), **about})
+    return found
+
+
+def _differences(inside: pd.DataFrame, outside: pd.DataFrame) -> list[dict[str, Any]]:
+    """The mean over groups of the difference between inside and outside."""
+    columns = ("patches", *HITS, "reciprocal_rank")
+    both = (
+        inside.groupby("group", sort=True)[list(columns)].sum(),
+        outside.groupby("group", sort=True)[list(columns)].sum(),
+    )
+    a, b = (one.reindex(both[0].index) for one in both)
+    known = (a["patches"] > 0) & (b["patches"] > 0)
+    found = []
+    for metric in METRICS:
+        column = "reciprocal_rank" if metric == "mrr" else metric
+        change = (a[column] / a["patches"] - b[column] / b["patches"])[known].to_numpy(dtype=float)
+        if len(change):
+            n = int(a["patches"].sum() + b["patches"].sum())
+            ends = mean_intervals(change[None])
+            found.append({"metric": metric, **_named(change.mean(), ends), "n": n, "n_groups": len(change)})
+    return found
+
+
+def _nearest(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Share of patches whose nearest text lies in the middle third of the layers, and its mean depth."""
+    sums = _sums(rows, ("patches", "middle", "depth"))
+    asked = sums["patches"]
+    about = {"n": int(asked.sum()), "n_groups": len(asked)}
+    share = share_intervals(sums["middle"][None], asked[None])
+    depth = mean_intervals((sums["depth"] / asked)[None])
+    return [
+        {"metric": "nearest_in_middle", **_named(sums["middle"].sum() / asked.sum(), share), **about},
+        {"metric": "nearest_depth", **_named((sums["depth"] / asked).mean(), depth), **about},
+        {"metric": "index_in_middle", "score": float(rows["index_middle"].iloc[0]), **about},
+    ]
+
+
+def _named(value: float, interval: Intervals) -> dict[str, float]:
+    return {"score": float(value), "lower": float(interval.lower[0]), "upper": float(interval.upper[0])}
+
+
+def middle_sentences(results: pd.DataFrame) -> tuple[str, ...]:
+    """For each split, whether the projector's outputs lie nearest to middle text layers; none without a latent lens.
+
+    "Yes" if their share in the middle third lies above the share of the index's layers that are there, and above that
+    of a randomly initialised model if there is one, with both intervals; "no" if it lies below the first.
+    """
+    entry = results[(results["name"] == "resid_pre") & results["metric"].isin(("nearest_in_middle", "index_in_middle"))]
+    found = []
+    for split in dict.fromkeys(entry["split"]):
+        rows = entry[entry["split"] == split].set_index(["metric", "words"])
+        own, level = rows.loc[("nearest_in_middle", "any")], float(rows.loc[("index_in_middle", "any"), "score"])
+        random = ("nearest_in_middle", "random_init")
+        control = rows.loc[random] if random in rows.index else None
+        answer = "not shown"
+        if own["upper"] < level:
+            answer = "no"
+        elif own["lower"] > level and (control is None or own["lower"] > control["upper"]):
+            answer = "yes"
+        beside = "" if control is None else f"; of a randomly initialised model {_percent(control)}"
+        found.append(
+            f"Do projector outputs lie nearest to text of middle layers ({split})? {answer.capitalize()}: "
+            f"{_percent(own)} of the patches have their nearest text in the middle third, which holds {level:.1%} of "
+            f"the index{beside}."
+        )
+    return tuple(found)
+
+
+def _percent(row: "pd.Series[Any]") -> str:
+    ends = "" if pd.isna(row["lower"]) else f" [{row['lower']:.1%}, {row['upper']:.1%}]"
+    return f"{row['score']:.1%}{ends}"
