@@ -83,10 +83,10 @@ def _draw_panel(panel: Axes, rows: pd.DataFrame) -> None:
         )  # fmt: skip
         if words == "object":
             draw_band(panel, steps.to_numpy(), own, colour, zorder=1)
-    steps = sorted({float(step) for step in steps_of(rows)})
-    apart = stride(panel, ["in" if step == ENTRY else f"{step:.0f}" for step in steps], steps[-1] - steps[0] + 1)
+    places = sorted({float(step) for step in steps_of(rows)})
+    apart = stride(panel, ["in" if step == ENTRY else f"{step:.0f}" for step in places], places[-1] - places[0] + 1)
     ticks: list[tuple[float, str]] = []
-    for step in steps:
+    for step in places:
         if not ticks or step - ticks[-1][0] >= apart:
             ticks.append((step, "in" if step == ENTRY else f"{step:.0f}"))
     panel.set_xticks([place for place, _ in ticks], [text for _, text in ticks])

@@ -72,7 +72,7 @@ class JacobianLens:
 
     def transport(self, resid: Float[Tensor, "*batch d_model"], site: Site) -> Float[Tensor, "*batch d_model"]:
         """The matrix of the site's block times ``resid``; the last block's output stays."""
-        if site.layer not in self.jacobians:
+        if site.layer is None or site.layer not in self.jacobians:
             return resid
         matrix = self.jacobians[site.layer].to(resid.device, resid.dtype)
         return torch.nn.functional.linear(resid, matrix)

@@ -222,7 +222,7 @@ def build_latent_lens(
         on_text(1, len(texts))
         encoding = llava.tokenizer(text, return_offsets_mapping=True, verbose=False)
         ids, offsets = list(encoding["input_ids"])[:limit], list(encoding["offset_mapping"])[:limit]
-        fresh = []
+        fresh: list[int] = []
         for i, (start, stop) in enumerate(offsets):
             prefix = tuple(ids[: i + 1])
             if stop > start and prefix not in seen and len(words) + len(fresh) < most_tokens:

@@ -1,5 +1,8 @@
 """The tables at the end of ``lens-sweep`` and ``lens-sweep train``, from the saved results."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 from rich import box
 from rich.markup import escape
@@ -81,7 +84,7 @@ def render_training(results: pd.DataFrame) -> Table:
     return table
 
 
-def _layer(row: "dict[str, object] | pd.Series") -> str:  # type: ignore[type-arg]
+def _layer(row: "Mapping[Any, Any] | pd.Series[Any]") -> str:
     return "input" if row["name"] == "resid_pre" else str(row["layer"])
 
 

@@ -26,7 +26,7 @@ from probes.lenses.report_table import render_training
 from probes.lenses.table import place_of
 from probes.lenses.tuned_training import TunedTrainer, kl_by_site
 from records.intervals import mean_intervals
-from records.manifest import read_manifest
+from records.manifest import commit, read_manifest
 from records.open_model import describe_model, open_model
 from records.processes import Processes, join_processes, launched, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
