@@ -76,7 +76,7 @@ def describe_seconds(stages: Mapping[str, float]) -> str:
     """The whole time and its stages as one line, the longest first.
 
     Example:
-        >>> describe_seconds({"load": 4.2, "capture": 75.0, "figures": 0.3, "other": 0.4})
+        >>> describe_seconds({"load": 4.2, "capture": 75.0, "figures": 0.3, "other": 0.1})
         '80 s: capture 75 s, load 4 s'
     """
     whole = sum(stages.values())
