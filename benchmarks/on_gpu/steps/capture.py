@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ def run(place: Workplace, repeats: int, images: int, peers: list[str]) -> Iterat
         began = time.perf_counter()
         for shard in store.shards:
             part = [examples[i] for i in range(shard.start, shard.stop)]
-            store.write(shard, {**capture_pooled(llava, part, sites, ["image"], config)})
+            captured: Mapping[Any, Any] = capture_pooled(llava, part, sites, ["image"], config)
+            store.write(shard, captured)
         seconds = time.perf_counter() - began
         written = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
     yield result | {
