@@ -114,7 +114,7 @@ def middle_sentences(results: pd.DataFrame) -> tuple[str, ...]:
     """For each split, whether the projector's outputs lie nearest to middle text layers; none without a latent lens.
 
     "Yes" if their share in the middle third lies above the share of the index's layers that are there, and above that
-    of a randomly initialised model if there is one, with both intervals; "no" if it lies below the first.
+    of a randomly initialised model, with both intervals; without that control never. "No" if it lies below the first.
     """
     entry = results[(results["name"] == "resid_pre") & results["metric"].isin(("nearest_in_middle", "index_in_middle"))]
     found = []
@@ -126,7 +126,7 @@ def middle_sentences(results: pd.DataFrame) -> tuple[str, ...]:
         answer = "not shown"
         if own["upper"] < level:
             answer = "no"
-        elif own["lower"] > level and (control is None or own["lower"] > control["upper"]):
+        elif control is not None and own["lower"] > max(level, control["upper"]):
             answer = "yes"
         beside = "" if control is None else f"; of a randomly initialised model {_percent(control)}"
         found.append(
