@@ -61,7 +61,7 @@ def small_config(*, tiny: bool = False) -> LlavaConfig:
 def pairs_of(llava: Llava, n: int = 1) -> tuple[list[Example], list[Example]]:
     """``n`` clean and corrupt examples, with one question a pair: scenes for trained models, noise for random ones."""
     if llava.id.startswith("random"):
-        drawn = noise_examples(2 * n, llava.image_size)[:]
+        drawn = list(noise_examples(2 * n, llava.image_size))
         clean, others = drawn[::2], drawn[1::2]
         questions = [(one.question, one.answer) for one in clean]
         asked = zip(others, questions, strict=True)

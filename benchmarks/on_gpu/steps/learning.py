@@ -161,7 +161,8 @@ def _word_cosine(llava: Llava) -> float:
 
     pixels: Any = prepare(llava, noise_examples(4, llava.image_size)[:]).pixel_values
     tokens = F.normalize(llava.image_features(pixels).flatten(0, 1).float(), dim=-1)
-    words = F.normalize(llava.model.get_input_embeddings().weight.float(), dim=-1)
+    embeddings: Any = llava.model.get_input_embeddings()
+    words = F.normalize(embeddings.weight.float(), dim=-1)
     return float((tokens @ words.T).max(1).values.mean())
 
 
