@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.on_gpu.preflight import describe, facts_of, warnings_of
-from benchmarks.on_gpu.records import NOT_YET, Records
+from benchmarks.on_gpu.records import Records
 from benchmarks.on_gpu.runner import limit_of, run_steps
 from benchmarks.on_gpu.step import NOMINAL, Step
 from benchmarks.on_gpu.steps import STEPS
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) 
     if device.startswith("cuda") and not torch.cuda.is_available():
         for step in chosen:
             if not records.finished(step.name):
-                records.write(step, NOT_YET, reason="no CUDA device")
+                records.write(step, "not yet run", reason="no CUDA device")
         print(f"not yet run: no CUDA device. {out / 'index.md'} says so. --small runs all steps at toy size on a CPU.")
         return 0
     if not given.small and not device.startswith("cuda"):
