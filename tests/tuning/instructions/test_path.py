@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from models.loading.smol import language_model_file
+from models.loading.smol import language_model_file, load_language_model
 from tests.scripted_server import scripted_server
 from tests.tuning.instructions.test_generate import NOUNS, good
 from tuning.cli import main as tune
@@ -74,14 +74,16 @@ def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     missing = [name for name in SERVER if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"the extra [server] is not installed: {', '.join(missing)}")
-    weights = language_model_file()
+    folder = tmp_path_factory.mktemp("smollm2")  # serve 5.23 finds no architecture in the GGUF file itself
+    language = load_language_model()
+    language.model.save_pretrained(folder)
+    language.tokenizer.save_pretrained(folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "server.log"
     program = "from transformers.cli.transformers import main; main()"
-    model = f"{weights.parent}:{weights.name}"
-    command = [sys.executable, "-c", program, "serve", model, "--device", "cpu", "--dtype", "float32"]
+    command = [sys.executable, "-c", program, "serve", str(folder), "--device", "cpu", "--dtype", "float32"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
         process = subprocess.Popen(
