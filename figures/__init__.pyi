@@ -14,9 +14,9 @@ from .plans.learning_curve import draw_learning_curve as draw_learning_curve
 from .plans.plan_diagram import draw_plan_diagram as draw_plan_diagram
 from .plans.scores import draw_accuracy as draw_accuracy
 from .plans.scores import draw_retention as draw_retention
+from .plans.token_plans import draw_token_plans as draw_token_plans
 from .read_run import example_table as example_table
 from .report.page import build_report as build_report
 from .runs import draw_run as draw_run
 from .score_by_layer import draw_score_by_layer as draw_score_by_layer
 from .style import save_figure as save_figure
-from .token_plans import draw_token_plans as draw_token_plans

@@ -18,6 +18,7 @@ from figures.plans.cost import draw_cost_retention, has_costs
 from figures.plans.learning_curve import draw_learning_curve
 from figures.plans.plan_diagram import draw_plan_diagram
 from figures.plans.scores import draw_accuracy, draw_retention
+from figures.plans.token_plans import draw_token_plans
 from figures.read_run import (
     BENCHMARKS,
     GEOMETRY,
@@ -42,7 +43,6 @@ from figures.read_run import (
 )
 from figures.score_by_layer import draw_score_by_layer
 from figures.style import Panels, Width, figure_of, file_name, save_figure
-from figures.token_plans import draw_token_plans
 
 _PAIRS = 3  # whose maps are drawn beside the mean
 _BY_LAYER = ("knockout", "skip", "transplant")  # operations with curves

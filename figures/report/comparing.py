@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 
 from figures.plans.plan_marks import CONDITIONS
+from figures.plans.token_plans import marks_of
 from figures.report.palette import colour_of
 from figures.report.tables import plain_value
 from figures.style import plan_colour
-from figures.token_plans import marks_of
 
 Json = dict[str, Any]
 _COSTS = {

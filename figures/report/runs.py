@@ -20,13 +20,12 @@ from figures.read_run import (
 )
 from figures.report.comparing import cost_scatter, token_plan_scatter
 from figures.report.findings import compare_finding, inference_finding, patch_finding, probe_finding
-from figures.report.geometry import geometry_curves, geometry_findings, layer_maps
+from figures.report.layer_pairs import geometry_curves, geometry_findings, layer_maps, transfer_heat
 from figures.report.lens_view import lens_curves, lens_words
 from figures.report.maps import probe_maps
 from figures.report.patching import patch_curves, patch_heat, patch_maps, shown_table
 from figures.report.probing import probe_curves
 from figures.report.tables import table_section
-from figures.report.transfer import transfer_heat
 from figures.report.tuning import plan_section, saved_files, tuning_sections
 
 Json = dict[str, Any]

@@ -270,8 +270,9 @@ def test_every_option_is_declared_once_and_every_command_has_the_shared_ones(
         if subcommand.options is not Show:
             options = Counter(option.name for option in options_of(subcommand.options()))
             assert [option for option, times in options.items() if times > 1] == []
-            needed = SHARED | OF_A_MODEL if "model" in options else SHARED
-            if "out" in options:  # `compare` has seeds; scoring a file and making one take no model
+            if "device" in options or subcommand.options in NO_MODEL:  # others score a file, or write a small one
+                needed = SHARED if subcommand.options in NO_MODEL else SHARED | OF_A_MODEL
+                # compare: seeds
                 assert {option if option in options else f"{option}s" for option in needed} <= set(options)
 
 

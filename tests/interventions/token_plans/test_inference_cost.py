@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from figures.token_plans import draw_token_plans
+from figures.plans.token_plans import draw_token_plans
 from interventions.token_plans.cli import main
 from interventions.token_plans.config import InferenceConfig, QuestionOptions
 from interventions.token_plans.from_run import plan_from_run

@@ -1,4 +1,4 @@
-"""The report's sections on the geometry of activations: what is found, curves by layer, layer against layer."""
+"""The report's sections on pairs of layers: geometry (findings, curves, maps) and transfer of probes."""
 
 from pathlib import Path
 from typing import Any
@@ -121,3 +121,36 @@ def layer_maps(folder: Path) -> list[Json]:
             }
         )
     return sections
+
+
+def transfer_heat(results: pd.DataFrame) -> Json:
+    """Score by the layer that a probe is fitted at and the layer that it is read at."""
+    choices = []
+    for (target, direction), rows in results.groupby(["target", "direction"], sort=False):
+        down, across = (sorted({int(layer) for layer in rows[name]}) for name in ("source_layer", "read_layer"))
+        cells: list[list[Any]] = [[None] * len(across) for _ in down]
+        for row in rows.to_dict("records"):
+            cell = [plain_value(row[name]) for name in ("score", "lower", "upper", "p_max", "shuffled")]
+            cells[down.index(int(row["source_layer"]))][across.index(int(row["read_layer"]))] = cell
+        source = str(direction).partition(" to ")[0]
+        choices.append(
+            {
+                "label": f"{target}, {direction}",
+                "lines": [f"{source} layer {layer}" for layer in down],
+                "columns": [str(layer) for layer in across],
+                "cells": cells,
+            }
+        )
+    low, high = float(results["chance"].min()), float(results["score"].max())
+    label = " and ".join(dict.fromkeys(str(name).replace("_", " ") for name in results["metric"]))
+    return {
+        "type": "heat",
+        "title": "Fitted on one side, read on the other",
+        "caption": "Rows: the layer that a probe is fitted at; columns: the layer of the other side that it is read "
+        "at. Colours begin at chance. A dot: p, adjusted for the choice among all pairs, is below 0.05. The value at "
+        "the end is that of shuffled pairs.",
+        "choose": "target, direction",
+        "scale": {"colours": colour_scale("viridis"), "low": low, "high": max(high, low + 0.05), "label": label},
+        "across": "layer that is read, from 0",
+        "choices": choices,
+    }
