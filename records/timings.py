@@ -84,7 +84,7 @@ def describe_seconds(stages: Mapping[str, float]) -> str:
     return f"{clock_text(whole)}: " + ", ".join(f"{name} {clock_text(stages[name])}" for name in shown)
 
 
-def clock_text(seconds: float) -> str:
+def clock_text(seconds: int | float) -> str:
     """A time in the unit that suits it.
 
     Example:

@@ -150,7 +150,13 @@ def transfer_heat(results: pd.DataFrame) -> Json:
         "at. Colours begin at chance. A dot: p, adjusted for the choice among all pairs, is below 0.05. The value at "
         "the end is that of shuffled pairs.",
         "choose": "target, direction",
-        "scale": {"colours": colour_scale("viridis"), "low": low, "high": max(high, low + 0.05), "label": label},
+        "scale": {
+            "colours": colour_scale("viridis"),
+            "low": low,
+            "high": max(high, low + 0.05),
+            "label": label,
+            "last": "shuffled pairs",
+        },
         "across": "layer that is read, from 0",
         "choices": choices,
     }

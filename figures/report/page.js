@@ -225,7 +225,8 @@
   }
 
   function effectLines(scale, cell) {
-    return [{ label: scale.label, value: show(cell[0]) + between(cell[1], cell[2]) }, { label: "p, adjusted", value: show(cell[3]) }, { label: "value", value: show(cell[4]) }];
+    const rest = [["p, adjusted", cell[3]], [scale.last || "value", cell[4]]].filter(([, value]) => value !== null && value !== undefined);
+    return [{ label: scale.label, value: show(cell[0]) + between(cell[1], cell[2]) }, ...rest.map(([label, value]) => ({ label, value: show(value) }))];
   }
 
   // ---- heat maps

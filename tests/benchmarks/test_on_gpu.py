@@ -237,7 +237,8 @@ def test_all_steps_run_at_toy_size_are_killed_and_continue(tmp_path: Path, capsy
     maps = {row["question"].split(",")[0]: row for row in found["interventions"]["result"]["rows"]}
     assert list(maps) == ["c: whole image", "c: whole image of 2 pairs"]
     assert found["probes"]["result"]["converged"]
-    assert found["probes"]["result"]["scikit_learn"]["largest_difference_of_coefficients"] < 0.05
+    # At its default tolerance scikit-learn stops above our minimum, or by rounding as low.
+    assert min(found["probes"]["result"]["scikit_learn"]["objective_above_ours"].values()) > -1e-5
     assert found["capture"]["result"]["store"]["bytes"] > 0
     assert {row["plan"] for row in found["inference"]["result"]["rows"]} > {"all", "leave@2"}
     assert len(found["learning"]["result"]["stage2"]["loss"]) == 2

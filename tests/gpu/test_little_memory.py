@@ -1,6 +1,5 @@
 """Models on machines with little memory: weights in 4 and 8 bits, and blocks that wait outside the device."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from interventions.engines.engine import prepare_base, run_cells
 from models.inputs import prepare
 from models.llava import Llava
 from models.loading.load import load
+from models.loading.placing import Placing
 from models.loading.quantised import quantisation, quantised_as
 from models.loading.spread import spread
 from models.sites import Site
@@ -31,7 +31,6 @@ from tuning.plan.plan import LayerPlan, Lora
 from tuning.plan.resolve import resolve
 from tuning.training.loss import loss_of
 
-loading = importlib.import_module("models.loading.load")
 KINDS = ("4bit", "8bit")
 GB = 2**30
 
@@ -97,7 +96,7 @@ def test_without_bitsandbytes_quantised_loading_says_what_to_install(monkeypatch
     with pytest.raises(UserError, match="quantize must be 4bit or 8bit, got '2bit'"):
         quantisation("2bit", torch.float32)
     with pytest.raises(UserError, match="device-map must be auto"):
-        loading._Placing(torch.device("cpu"), "sdpa", None, "cuda").check()
+        Placing(torch.device("cpu"), "sdpa", None, "cuda").check()
     with pytest.raises(UserError, match="device-map must be left out with quantize"):
         load("random:tiny", quantize="4bit", device_map="auto")
 

@@ -17,7 +17,7 @@ LINE = {
     "--log-every 5 --eval-data questions.json --eval-every 3",
     COST: "--limit 7 --batch-size 2 --rounds 0 --new-tokens 3",
 }
-TIMES = ("started", "finished", "seconds", "command")  # of a manifest
+TIMES = ("started", "finished", "seconds", "command", "timings")  # of a manifest
 UNTIMED = {"cost.json"}  # holds measured times
 
 

@@ -60,6 +60,7 @@ def on_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow  # speed differs between machines
 @pytest.mark.smol
 @pytest.mark.parametrize("command", SMALL)
 def test_a_dry_run_estimates_each_stage_within_a_small_factor(command: str, tmp_path: Path) -> None:

@@ -133,9 +133,9 @@ def run_compare(
     with one_at_a_time(config.out, "another process writes the table: waiting for it", on_note=on_note):
         with writing(config.out):
             commit(config.out / TABLE, table.to_csv(index=False).encode())
-        with writing(config.out), run.timings.stage("figures"):
-            drawn = tuple(paths.png for paths in figures.draw_run(config.out))
         run.finish()
+        with writing(config.out), run.drawing():
+            drawn = tuple(paths.png for paths in figures.draw_run(config.out))
     return _finished(config.out, table, drawn)
 
 
