@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.inputs import FOUR, write_inputs
-from tests.hostile.judge import Outcome, import_commands, start, wait
+from tests.hostile.judge import Outcome, start, wait
 from tests.hostile.whole_runs import arguments
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     """The inputs of all commands."""
-    import_commands()
     folder = tmp_path_factory.mktemp("kills")
     write_inputs(folder)
     shutil.copyfile(folder / "turns.json", folder / "questions.json")

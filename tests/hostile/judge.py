@@ -16,6 +16,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,21 +48,24 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def import_commands() -> None:
-    """Import all that the commands need, so that forked processes start at once."""
-    for name in (*COMMANDS.values(), *_LATE):
-        import_module(name)
+_SERVER = get_context("forkserver")  # forked from a process without threads, whose locks nobody holds
+_SERVER.set_forkserver_preload([__name__, *COMMANDS.values(), *_LATE])
 
 
-def start(command: str, arguments: Sequence[str], folder: Path) -> int:
-    """Start a command in a forked process with ``folder`` as its working directory; returns the process id."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of forking a process with threads
-        pid = os.fork()
-    if pid:
-        return pid
+def start(
+    command: str, arguments: Sequence[str], folder: Path, *, before: Callable[[], None] | None = None
+) -> BaseProcess:
+    """Start a command in a forked process with ``folder`` as its working directory, after ``before()`` there."""
+    process = _SERVER.Process(target=_run, args=(command, list(arguments), folder, before))
+    process.start()
+    return process
+
+
+def _run(command: str, arguments: Sequence[str], folder: Path, before: Callable[[], None] | None) -> None:
     status = 70
-    try:  # the child never returns
+    try:
+        if before is not None:
+            before()
         status = _child(command, arguments, folder)
     finally:
         os._exit(status)
@@ -94,23 +99,27 @@ def _child(command: str, arguments: Sequence[str], folder: Path) -> int:
 
 
 def wait(
-    pid: int, folder: Path, seconds: float = SECONDS, at: Callable[[float], int | None] = lambda s: None
+    process: BaseProcess,
+    folder: Path,
+    seconds: float = SECONDS,
+    at: Callable[[float], int | None] = lambda passed: None,
 ) -> Outcome:
     """Wait for a started command. ``at`` gets the seconds since the start, and returns a signal to send, or None."""
     began = time.monotonic()
+    assert process.pid is not None
     while True:
-        found, status = os.waitpid(pid, os.WNOHANG)
         passed = time.monotonic() - began
-        if found:
-            out, err = ((folder / f".{name}.txt").read_text("utf-8", "replace") for name in ("out", "err"))
-            return Outcome(os.waitstatus_to_exitcode(status), out, err, passed)
+        if process.exitcode is not None:
+            files = (folder / f".{name}.txt" for name in ("out", "err"))
+            out, err = (file.read_text("utf-8", "replace") if file.is_file() else "" for file in files)
+            return Outcome(process.exitcode, out, err, passed)
         if passed > seconds:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            process.kill()
+            process.join()
             return Outcome(None, "", "", passed)
         if (sent := at(passed)) is not None:
-            os.kill(pid, sent)
-        time.sleep(0.005)
+            os.kill(process.pid, sent)
+        process.join(0.005)
 
 
 def snapshot(folder: Path, *, without: str = "run") -> dict[str, tuple[int, int]]:

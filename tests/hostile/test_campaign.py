@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.hostile.inputs import CASES, COST, FIGURES, FOUR, PATCH, PROBE, TUNE, Case, line, write_inputs
-from tests.hostile.judge import Outcome, faults, import_commands, looks_complete, snapshot, start, wait
+from tests.hostile.judge import Outcome, faults, looks_complete, snapshot, start, wait
 
 N_SAMPLE = 60
 
@@ -32,7 +32,6 @@ def sample(cases: Sequence[Case], n: int, seed: int = 0) -> list[Case]:
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     """A folder of valid inputs, with a copy of the checkpoint."""
-    import_commands()
     folder = tmp_path_factory.mktemp("hostile")
     write_inputs(folder)
     shutil.copytree(checkpoint, folder / "model")

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ CASES = [
 ]
 
 
-def full_at(name: str) -> Callable[[Any, Any], None]:
-    """``os.replace`` on a disk that has no room for a file of this name."""
+def fill(name: str, *, by_library: bool) -> None:
+    """Leave no room for files of this name, or for what this function writes, in the rest of this process."""
     replace = os.replace
 
     def full(source: Any, target: Any, **options: Any) -> None:
@@ -53,11 +53,13 @@ def full_at(name: str) -> Callable[[Any, Any], None]:
             raise FULL
         replace(source, target, **options)
 
-    return full
+    def no_room(*arguments: object, **options: object) -> None:
+        raise FULL
 
-
-def no_room(*arguments: object, **options: object) -> None:
-    raise FULL
+    if by_library:
+        pytest.MonkeyPatch().setattr(name, no_room)
+    else:
+        os.replace = full
 
 
 @pytest.mark.parametrize(("command", "name"), CASES)
@@ -65,12 +67,8 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on(
     command: str, name: str, folder: Path, whole: dict[str, Outcome], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        if name in BY[command]:
-            patch.setattr(name, no_room)
-        else:
-            patch.setattr(os, "replace", full_at(name))
-        outcome = wait(start(command, arguments(command, str(run)), folder), folder, 60)
+    before = partial(fill, name, by_library=name in BY[command])
+    outcome = wait(start(command, arguments(command, str(run)), folder, before=before), folder, 60)
     drawn = "savefig" in name  # figures are drawn after the results are complete
     assert faults(outcome, run, fresh=not drawn) == [] and outcome.status == 2, outcome
     assert "No space left on device" in outcome.err or "room" in outcome.err

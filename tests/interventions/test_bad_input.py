@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from records.manifest import write_atomically
+from records.manifest import commit
 from tests.interventions.conftest import Outcome, PairFile, write_rows
 from tests.interventions.test_cli import no_model, refused  # noqa: F401 - a fixture
 
@@ -140,13 +140,13 @@ def test_disk_that_fills_up_on_the_way_is_one_sentence_and_the_run_goes_on_later
     def write(path: Path, data: bytes) -> None:
         if path.name == full_at:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write_atomically(path, data)
+        commit(path, data)
 
     line = [*SHORT, "--batch-size", 1]
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
         for module in ("interventions.sweep", "interventions.batch_values", "records.tables"):
-            patched.setattr(f"{module}.write_atomically", write)
+            patched.setattr(f"{module}.commit", write)
         if full_at == "figures":
             patched.setattr("figures.runs.save_figure", lambda figure, path: write(Path(full_at), b""))
         refused(sweep(*line), "room on the disk", "No space left on device", "start the same command again")

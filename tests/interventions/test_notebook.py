@@ -54,6 +54,6 @@ def test_a_sweep_shows_its_progress_where_it_is_a_notebook(
         out=tmp_path / "run",
     )
     assert isinstance(run_patch_sweep(settings), FinishedRun)
-    assert {(stage, total) for stage, _, total in told} == {("patch", 4)}
+    assert {(stage, total) for stage, _, total in told} == {("patch, cells", 4)}
     assert len(told) > 1
     assert sum(done for _, done, _ in told) == 4

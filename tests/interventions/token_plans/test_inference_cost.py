@@ -186,7 +186,7 @@ def test_command_show_report_and_figure(tmp_path: Path, capsys: pytest.CaptureFi
         assert text in page
     capsys.readouterr()
     main([*words, "--rounds", "1", "--out", str(tmp_path / "dry"), "--dry-run"])
-    assert "7 questions under 3 token plans: at least" in capsys.readouterr().out
+    assert "7 questions under 3 token plans, about" in capsys.readouterr().out
     assert not (tmp_path / "dry").exists()
 
 
