@@ -115,8 +115,9 @@ def run_lens_sweep(
         >>> from probes.lenses.config import DataOptions
         >>> from records.options import ModelOptions
         >>> config = LensConfig(ModelOptions("random:tiny"), DataOptions(limit=2), dry_run=True)
-        >>> run_lens_sweep(config).n_examples
-        4
+        >>> run_lens_sweep(config)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        tasks.errors.UserError: words must have a word-start token in random:tiny@0, got none for ...
     """
     on_progress = on_progress or ProgressBars()
     run = Run(config.folder, RUN, config.settings, command=command, overwrite=config.overwrite)

@@ -26,6 +26,8 @@ class PictureFolder:
     """
 
     def __init__(self, root: Path, *, follow_links: bool = False) -> None:
+        if "\0" in str(root):
+            raise UserError(f"images must be a folder, got {str(root)!r}. Check the path.")
         self.root = Path(os.path.realpath(root))
         self.follow_links = follow_links
         self.stats: dict[str, tuple[int, int]] = {}  # relative path -> bytes (-1: no file), time of change

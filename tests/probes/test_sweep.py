@@ -301,13 +301,13 @@ def test_capture_holds_one_shard_however_many_examples(
     from records.processes import Processes
 
     handed: list[int] = []
-    real = capturing.capture_pooled
+    real = capturing._capture
 
     def watch(model: Llava, examples: list[object], *rest: object) -> object:
         handed.append(len(examples))
         return real(model, examples, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(capturing, "capture_pooled", watch)
+    monkeypatch.setattr(capturing, "_capture", watch)
     sites = [Site("projector", None, "out")]
     for n in (40, 160):
         store = ActivationStore(tmp_path / str(n), n, capturing.shard_size(16))

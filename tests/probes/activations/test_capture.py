@@ -247,7 +247,11 @@ def replaced(run: Path, **changes: object) -> Callable[[], object]:
     return lambda: run_sweep(replace(SweepConfig(activations=run, probing=PROBING), **changes))  # type: ignore[arg-type]
 
 
-def test_settings_that_stored_activations_do_not_have_are_one_sentence(run: Path, both: Path, tmp_path: Path) -> None:
+def test_settings_that_stored_activations_do_not_have_are_one_sentence(
+    run: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    sites = CapturedSites(SITES, tokens=("image",), pool="none")
+    every = captured(checkpoint, tmp_path / "every", sites=sites, data=DataOptions(limit=12, transfer="none")).folder
     labels = tmp_path / "some.csv"
     ids = open_activations(run).examples["id"]
     pd.DataFrame({"id": ids[:-3], "y": "a"}).to_csv(labels, index=False)
@@ -260,7 +264,7 @@ def test_settings_that_stored_activations_do_not_have_are_one_sentence(run: Path
         ),
         "target must be one of": replaced(run, probing=ProbeOptions(targets=("nose",))),
         "activations must be the folder of a run": replaced(tmp_path),
-        "one row for each example, got pool 'none'": replaced(both.parent / "every"),
+        "one row for each example, got pool 'none'": replaced(every),
     }
     for message, call in cases.items():
         with pytest.raises(UserError, match=message):
