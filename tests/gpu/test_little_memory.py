@@ -1,5 +1,6 @@
 """Models on machines with little memory: weights in 4 and 8 bits, and blocks that wait outside the device."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from tuning.plan.apply import applied, trained_parameters
 from tuning.plan.plan import LayerPlan, Lora
 from tuning.plan.resolve import resolve
 from tuning.training.loss import loss_of
+
+loading = importlib.import_module("models.loading.load")
 
 KINDS = ("4bit", "8bit")
 GB = 2**30
