@@ -116,14 +116,26 @@ def _plain(key: str, tensor: Tensor, path: Path) -> Tensor:
     return tensor
 
 
-def _read_bin(path: Path) -> dict[str, Tensor]:
+def load_restricted(path: Path) -> Any:
+    """The value in a file of ``torch.save``: tensors, numbers, text and containers of them; no code runs.
+
+    Raises:
+        ValueError: If the file is damaged or holds anything else.
+    """
     try:
         mapped = zipfile.is_zipfile(path)  # files of torch < 1.6 are not zip files and cannot be memory-mapped
-        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    # The exception of the restricted unpickler depends on the bytes.
+    except (UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _read_bin(path: Path) -> dict[str, Tensor]:
+    try:
+        state = load_restricted(path)
         if not all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in state.items()):
             raise TypeError("not a mapping from names to tensors")
-    # The exception of the restricted unpickler depends on the bytes.
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"checkpoint file must be complete and contain only tensors, got a damaged file or other objects in "
             f"{path.name}. Download it again, or convert it to safetensors."

@@ -8,7 +8,6 @@ The ``.pt`` file has the format of TransformerLens 4.3 and of anthropics/jacobia
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import pandas as pd
@@ -20,6 +19,7 @@ from models.hooks import edited, recorded
 from models.inputs import Inputs
 from models.layer_ranges import LayerRange
 from models.llava import Llava
+from models.loading.checkpoints import load_restricted
 from models.sites import Site
 from models.tokens import Group, token_mask
 from probes.lenses.reading import lens_sites, lens_words
@@ -101,10 +101,10 @@ class JacobianLens:
             UserError: If the file holds no such lens.
         """
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
+            saved = load_restricted(Path(path))
             matrices = {int(layer): matrix.float() for layer, matrix in saved["J"].items()}
             n_prompts, width = int(saved["n_prompts"]), int(saved["d_model"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, UnpicklingError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
                 f"Jacobian lens must be a file of TransformerLens' format, got {str(path)!r} "
                 f"({one_line(error)[:120]}). lens-sweep train --kind jacobian writes one."

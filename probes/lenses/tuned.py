@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -23,6 +22,7 @@ from torch import Tensor
 from models.inputs import Inputs
 from models.layer_ranges import LayerRange
 from models.llava import Llava
+from models.loading.checkpoints import load_restricted
 from models.sites import Site
 from models.tokens import Group
 from probes.lenses.reading import is_last, lens_sites, lens_words
@@ -133,9 +133,7 @@ class TunedLens:
             )
         try:
             config = parse_json((folder / CONFIG).read_bytes())
-            state: dict[str, Tensor] = (
-                load_file(path) if path.name == PARAMS else torch.load(path, map_location="cpu", weights_only=True)
-            )
+            state: dict[str, Tensor] = load_file(path) if path.name == PARAMS else load_restricted(path)
             n_layers, width = int(config["num_hidden_layers"]), int(config["d_model"])
             sites = lens_sites(n_layers)[:-1]
             zero = torch.zeros(width)
@@ -144,7 +142,7 @@ class TunedLens:
                 for i, site in enumerate(sites)
                 if f"{i}.weight" in state
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, UnpicklingError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
             raise UserError(f"tuned lens must be readable, got {str(folder)!r} ({one_line(error)}).") from error
         shapes = {(tuple(one.weight.shape), tuple(one.bias.shape)) for one in found.values()}
         if shapes != {((width, width), (width,))}:

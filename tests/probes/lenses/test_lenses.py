@@ -283,3 +283,14 @@ def test_lenses_that_do_not_fit_or_cannot_be_read_are_refused(llava: Llava, inpu
                           (LatentLens.load, ".")):  # fmt: skip
         with pytest.raises(UserError, match="lens must be"):
             load_it(tmp_path / path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"\x80\x02cos\nsystem\n(S'true'\ntR.", b"no pickle"])
+def test_a_damaged_or_hostile_lens_file_is_one_sentence(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "lens.pt").write_bytes(content)
+    with pytest.raises(UserError, match="Jacobian lens must be a file of"):
+        JacobianLens.load(tmp_path / "lens.pt")
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2, "d_model": 4}')
+    (tmp_path / "params.pt").write_bytes(content)
+    with pytest.raises(UserError, match="tuned lens must be readable"):
+        TunedLens.load(tmp_path)
