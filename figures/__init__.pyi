@@ -18,5 +18,6 @@ from .plans.token_plans import draw_token_plans as draw_token_plans
 from .read_run import example_table as example_table
 from .report.page import build_report as build_report
 from .runs import draw_run as draw_run
+from .runs import drawn_figures as drawn_figures
 from .score_by_layer import draw_score_by_layer as draw_score_by_layer
 from .style import save_figure as save_figure

@@ -1,5 +1,11 @@
-"""Draw a run directory: ``draw_run(folder)`` writes every figure of the run, ``figures_of(folder)`` yields them."""
+"""Draw a run directory: ``draw_run(folder)`` writes every figure of the run, ``figures_of(folder)`` yields them.
 
+``drawn_figures(folder)`` returns the files, and draws them first if a call that was killed left some out.
+"""
+
+import contextlib
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -43,8 +49,10 @@ from figures.read_run import (
 )
 from figures.score_by_layer import draw_score_by_layer
 from figures.style import Panels, Width, figure_of, file_name, save_figure
+from tasks.readers.parse import parse_json
 
 _PAIRS = 3  # whose maps are drawn beside the mean
+_DRAWN = ".drawn.json"  # in the folder of the figures: names of the PNG files in their order, written last
 _BY_LAYER = ("knockout", "skip", "transplant")  # operations with curves
 
 
@@ -81,16 +89,38 @@ def draw_run(
     if out is None and (folder / "figures").is_symlink():
         raise RunError(f"figures must be a folder of the run, got a link at {str(folder / 'figures')!r}. Name another.")
     paths: list[FigurePaths] = []
+    known = folder / "figures" / _DRAWN
+    if out is None:
+        known.unlink(missing_ok=True)
     drawings = figures_of(folder, width=width, example=example)
     while True:
         with reading(folder):
             drawing = next(drawings, None)
         if drawing is None:
-            return tuple(paths)
+            break
         try:
             paths.append(save_figure(drawing.axes, (out or folder / "figures") / file_name(drawing.name)))
         finally:
             plt.close(figure_of(drawing.axes))
+    if out is None and paths:
+        temporary = known.with_name(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps([pair.png.name for pair in paths]))
+        temporary.replace(known)
+    return tuple(paths)
+
+
+def drawn_figures(folder: Path) -> tuple[Path, ...]:
+    """The PNG files that ``draw_run(folder)`` writes, the main one first; the run is drawn if they are not complete.
+
+    Raises:
+        RunError: As ``draw_run``.
+    """
+    figures = folder / "figures"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        pngs = tuple(figures / Path(name).name for name in parse_json((figures / _DRAWN).read_bytes()))
+        if pngs and all(png.is_file() and png.with_suffix(".svg").is_file() for png in pngs):
+            return pngs
+    return tuple(pair.png for pair in draw_run(folder))
 
 
 def figures_of(folder: Path, *, width: Width = "two", example: int = 0) -> Iterator[Drawing]:

@@ -36,7 +36,7 @@ from records.manifest import commit
 from records.open_model import describe_model, load_seconds, open_model, other_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
 from records.progress import OnProgress, PartProgress, ProgressBars
-from records.run import FinishedRun, Run, check_space, drawn_before, free_bytes, read_timings, writing
+from records.run import FinishedRun, Run, check_space, free_bytes, read_timings, writing
 from records.tables import read_results
 from records.timings import describe_estimate
 from tasks.checksums import check_whole
@@ -151,10 +151,8 @@ def run_patch_sweep(
 def finished_patch_sweep(folder: Path) -> FinishedRun:
     """The finished run in ``folder``, with its figures drawn; raise ``UserError`` if there is none."""
     results = read_results(folder, RUN)
-    drawn = drawn_before(folder)
-    if not drawn:
-        with writing(folder):
-            drawn = [paths.png for paths in figures.draw_run(folder)]
+    with writing(folder):
+        drawn = figures.drawn_figures(folder)
     notes: list[str] = []
     if (folder / ERROR_TABLE).is_file():
         check_whole(folder / ERROR_TABLE, advice="Start the same command again: it is made anew.")
@@ -163,9 +161,7 @@ def finished_patch_sweep(folder: Path) -> FinishedRun:
             f"error {row['relative_error']:.0%} of the mean exact change (n = {row['n']})"
             for row in pd.read_csv(folder / ERROR_TABLE).to_dict("records")
         ]
-    return FinishedRun(
-        folder, results, render_summary(results), tuple(drawn), tuple(notes), timings=read_timings(folder, RUN)
-    )
+    return FinishedRun(folder, results, render_summary(results), drawn, tuple(notes), timings=read_timings(folder, RUN))
 
 
 @dataclass(frozen=True, eq=False)

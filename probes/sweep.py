@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from figures import draw_run
+from figures import draw_run, drawn_figures
 from models.llava import Llava
 from models.sites import Site, depth
 from probes.activations.choose_sites import choose_sites
@@ -191,16 +191,15 @@ def finished_sweep(folder: Path, *, figures: bool = True) -> FinishedRun:
     Its figure is drawn if it is missing, unless ``figures`` is False.
     """
     results = read_results(folder, RUN)
-    figure = folder / "figures" / f"{FIGURE}.png"
-    if figures and not figure.is_file():
+    drawn: tuple[Path, ...] = ()
+    if figures:
         with writing(folder):
-            draw_run(folder)
+            drawn = drawn_figures(folder)
     skipped = folder / "skipped.csv"
     notes: tuple[str, ...] = ()
     if skipped.is_file():
         with user_errors(OSError, ValueError):
             notes = (f"{len(pd.read_csv(skipped))} examples left out, see {skipped}",)
-    drawn = (figure,) if figures else ()
     return FinishedRun(folder, results, render_summary(results), drawn, notes, timings=read_timings(folder, RUN))
 
 

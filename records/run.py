@@ -169,11 +169,6 @@ class Run:
                 write_manifest(self.folder, {**manifest, "timings": self.timings.elapsed()})
 
 
-def drawn_before(folder: Path) -> list[Path]:
-    """The PNG figures of a run in the order in which they were drawn, the main one first; none if it has none."""
-    return sorted((folder / "figures").glob("*.png"), key=lambda path: path.stat().st_mtime_ns)
-
-
 def read_timings(folder: Path, kind: RunKind) -> str:
     """Where the seconds of a finished run went, as one line; empty if its manifest does not hold it."""
     stages = (read_manifest(folder, kind) or {}).get("timings")

@@ -29,7 +29,7 @@ from records.manifest import commit
 from records.open_model import describe_model, load_seconds, open_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
 from records.progress import OnProgress, PartProgress, ProgressBars
-from records.run import FinishedRun, Run, drawn_before, read_timings, writing
+from records.run import FinishedRun, Run, read_timings, writing
 from records.tables import read_results
 from records.timings import describe_estimate
 from tasks.checksums import is_whole
@@ -133,11 +133,9 @@ def run_inference_cost(
 def finished_inference_cost(folder: Path) -> FinishedRun:
     """The finished run in ``folder``, with its figures drawn; raise ``UserError`` if there is none."""
     results = read_results(folder, RUN)
-    drawn = drawn_before(folder)
-    if not drawn:
-        with writing(folder):
-            drawn = [paths.png for paths in figures.draw_run(folder)]
-    return FinishedRun(folder, results, render_summary(results), tuple(drawn), timings=read_timings(folder, RUN))
+    with writing(folder):
+        drawn = figures.drawn_figures(folder)
+    return FinishedRun(folder, results, render_summary(results), drawn, timings=read_timings(folder, RUN))
 
 
 def choose_plans(

@@ -181,9 +181,9 @@ def finished_lens_sweep(folder: Path) -> FinishedRun:
     """The finished run in ``folder``, with its figures drawn; raise ``UserError`` if there is none."""
     results = read_results(folder, RUN)
     with writing(folder):
-        drawn = figures.draw_run(folder)
+        drawn = figures.drawn_figures(folder)
     notes = middle_sentences(results)
-    return FinishedRun(folder, results, render_summary(results), tuple(paths.png for paths in drawn), notes)
+    return FinishedRun(folder, results, render_summary(results), drawn, notes)
 
 
 class _Job:

@@ -17,7 +17,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from figures import draw_run
+from figures import drawn_figures
 from models.sites import Site
 from probes.activations.open import ActivationSet
 from probes.config import ProbeOptions, SiteOptions, SweepConfig
@@ -100,15 +100,15 @@ def run_transfer(
             commit(config.folder / "examples.parquet", stored.examples.to_parquet(index=False))
         if not run.is_finished:
             run.finish(_matrix(config, found, plans, random, on_progress))
-        draw_run(config.folder)
     return finished_transfer(config.folder)
 
 
 def finished_transfer(folder: Path) -> FinishedRun:
     """The finished run in ``folder``; raise ``UserError`` if there is none."""
     results = read_results(folder, TRANSFER)
-    figures = tuple(sorted((folder / "figures").glob("*.png"))) or tuple(paths.png for paths in draw_run(folder))
-    return FinishedRun(folder, results, render_summary(results), figures)
+    with writing(folder):
+        drawn = drawn_figures(folder)
+    return FinishedRun(folder, results, render_summary(results), drawn)
 
 
 def _stored(config: TransferConfig) -> Stored:

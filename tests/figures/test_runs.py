@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from figures import runs
 from figures.read_run import RunError, kind_of_run
-from figures.runs import draw_patch_run, draw_run, figures_of
-from figures.style import figure_of, file_name
+from figures.runs import draw_patch_run, draw_run, drawn_figures, figures_of
+from figures.style import FigurePaths, Panels, figure_of, file_name, save_figure
 from tests.figures.tables import compare_table, evaluations_table, map_table, patch_table, probe_table
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +113,33 @@ def test_a_run_is_drawn_into_its_folder_and_the_figures_are_closed(tmp_path: Pat
     assert [path.png.name for path in paths] == ["token_map.png", "curves.png"]
     assert all(path.png.is_file() and path.svg.parent == folder / "figures" for path in paths)
     assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize("kill", range(4))
+def test_figures_that_a_killed_call_left_out_are_drawn_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: int
+) -> None:
+    run = run_folder(tmp_path / "compare", "layerwise-finetune compare", compare_table(), "compare.csv")
+    whole = [paths.png for paths in draw_run(run, out=tmp_path / "whole")]
+    saved = []
+
+    def save(axes: Panels, stem: Path) -> FigurePaths:
+        if len(saved) == kill:
+            raise KeyboardInterrupt
+        saved.append(stem)
+        return save_figure(axes, stem)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "save_figure", save)
+        with pytest.raises(KeyboardInterrupt):
+            draw_run(run)
+    drawn = drawn_figures(run)
+    assert [path.read_bytes() for path in drawn] == [path.read_bytes() for path in whole]
+    times = [path.stat().st_mtime_ns for path in drawn]
+    assert [path.stat().st_mtime_ns for path in drawn_figures(run)] == times  # complete: nothing is drawn again
+    drawn[-1].with_suffix(".svg").unlink()
+    assert drawn_figures(run) == drawn
+    assert drawn[-1].with_suffix(".svg").is_file()
 
 
 def test_a_tuning_run_gives_the_diagram_of_its_plan_on_its_own_model(tmp_path: Path) -> None:

@@ -145,7 +145,9 @@ def finished_compare(folder: Path) -> FinishedRun:
         table = read_table(folder / TABLE, COMPARE)
     if not (table["family"] == "all").any():
         raise UserError(f"{TABLE} must have rows of the family all, got none in {str(folder)!r}. Start it again.")
-    return _finished(folder, table, tuple(sorted((folder / "figures").glob("*.png"))))
+    with writing(folder):
+        drawn = figures.drawn_figures(folder)
+    return _finished(folder, table, drawn)
 
 
 def _finished(folder: Path, table: pd.DataFrame, drawn: Sequence[Path]) -> FinishedRun:

@@ -156,8 +156,8 @@ def finished_geometry_sweep(folder: Path, notes: tuple[str, ...] = ()) -> Finish
     results = read_results(folder, RUN)
     findings = pd.read_csv(folder / "findings.csv", keep_default_na=False, na_values=[""])
     with writing(folder):
-        drawn = figures.draw_run(folder)
-    return FinishedRun(folder, results, render_summary(findings), tuple(paths.png for paths in drawn), notes)
+        drawn = figures.drawn_figures(folder)
+    return FinishedRun(folder, results, render_summary(findings), drawn, notes)
 
 
 def _estimate(
