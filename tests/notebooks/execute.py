@@ -33,7 +33,12 @@ _TERMINAL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def execute(
-    path: Path, folder: Path, settings: Mapping[str, str] | None = None, *, timeout: int = TIMEOUT
+    path: Path,
+    folder: Path,
+    settings: Mapping[str, str] | None = None,
+    *,
+    timeout: int = TIMEOUT,
+    values: Mapping[str, object] | None = None,
 ) -> NotebookNode:
     """The notebook with the outputs of a fresh run.
 
@@ -42,12 +47,19 @@ def execute(
         folder: Where it runs and where its files go.
         settings: More environment variables.
         timeout: Seconds that a cell may take.
+        values: Other values for settings of the first code cell.
 
     Raises:
         CellExecutionError: If a cell fails.
         CellTimeoutError: If one takes longer than the limit.
+        ValueError: If the first code cell does not set one of ``values``.
     """
     notebook: NotebookNode = nbformat.read(path, as_version=4)
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    for name, value in (values or {}).items():
+        first["source"], found = re.subn(rf"^{name} = .*?(?=  #|$)", f"{name} = {value!r}", first.source, flags=re.M)
+        if found != 1:
+            raise ValueError(f"{path.name} must set {name} once in its first code cell, got {found} times.")
     client = NotebookClient(
         notebook,
         timeout=timeout,

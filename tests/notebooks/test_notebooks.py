@@ -23,6 +23,17 @@ NAMES = (
     "08_your_own_model",
     "09_other_tools",
 )
+# Fewer examples, layers and steps: what a notebook draws and says is made, in a part of its time.
+FEWER: dict[str, dict[str, object]] = {
+    "01_see_inside": {"N": 6, "STEP": 10},
+    "02_probe_layers": {"N": 30, "N_UNSEEN": 9, "LAYERS": "0,8,16"},
+    "03_where_in_the_image": {"N": 36, "N_MAPS": 6, "LAYERS": "0,8,16"},
+    "04_patch_the_image": {"N": 4, "LAYERS": "0,12,23,28", "GRID_LAYERS": "23"},
+    "05_information_flow": {"N": 4, "CENTRES": "7,17,27"},
+    "06_skip_and_transplant": {"N_SKIP": 3, "N_TRANSPLANT": 2, "SKIPPED": "0,12,23", "UP_TO": "29", "ONWARD": "9"},
+    "07_tune_the_middle": {"STEPS": 2, "N_SCORED": 3},
+    "09_other_tools": {"REPEATS": 2},
+}
 _MACHINE_PATH = re.compile(r"(?<![\w.:/$~])/(?:home|Users|work|root|mnt|opt|tmp|data|var|usr)/\w+|[A-Z]:\\\\?Users")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]")  # what progress bars and coloured logs leave behind
 
@@ -93,9 +104,13 @@ def test_the_committed_notebook_keeps_the_rules(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fewer", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fewer", "as-committed"])
 @pytest.mark.timeout(TIMEOUT + 60)
-def test_the_notebook_runs_top_to_bottom_and_draws_every_picture_that_it_shows(name: str, tmp_path: Path) -> None:
-    fresh = execute(NOTEBOOKS / f"{name}.ipynb", tmp_path, {"LACCOLITH_MODEL": ""})  # as they are committed
+def test_the_notebook_runs_top_to_bottom_and_draws_every_picture_that_it_shows(
+    name: str, fewer: bool, tmp_path: Path
+) -> None:
+    values = FEWER.get(name) if fewer else None
+    fresh = execute(NOTEBOOKS / f"{name}.ipynb", tmp_path, {"LACCOLITH_MODEL": ""}, values=values)
     for before, now in zip(code_cells(read(name)), code_cells(fresh), strict=True):
         assert n_pictures(now) == n_pictures(before), before.source
     assert code_cells(fresh)[-1].outputs  # the answer
