@@ -40,9 +40,9 @@ class Readout:
 
     columns: Int[Tensor, "example slot"]
     expected: Int[Tensor, "example slot"]
-    n_words: Int[Tensor, "example"]
-    fork: Int[Tensor, "example"]
-    foil: Int[Tensor, "example"]
+    n_words: Int[Tensor, " example"]
+    fork: Int[Tensor, " example"]
+    foil: Int[Tensor, " example"]
 
     @property
     def used(self) -> Bool[Tensor, "example slot"]:

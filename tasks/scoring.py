@@ -27,7 +27,7 @@ def score_answer(prediction: str, answer: str | Sequence[str], family: str = "")
 
     Args:
         prediction: The model's answer.
-        answer: The expected answer, or several people's answers (then VQAv2's accuracy).
+        answer: The expected answer, or several people's answers (then VQA accuracy in EvalAI's normal form).
         family: ``"choice"`` compares option letters, ``"exists"`` yes and no, any other the text (``exact_match``).
 
     Returns:

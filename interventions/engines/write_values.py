@@ -36,7 +36,7 @@ def written(
 
 def value_rows(
     value: Tensor, axes: Sequence[int], row: Int[Tensor, " n"], token: Int[Tensor, " n"]
-) -> Float[Tensor, "n *axes"]:
+) -> Float[Tensor, " n *axes"]:
     """The values at flat positions of a tensor that broadcasts to ``row token *axes``."""
     value = value.to(row.device)
     value = value.reshape(*[1] * (len(axes) + 2 - value.dim()), *value.shape)

@@ -49,8 +49,8 @@ class Effects(_Table):
 
     table: pd.DataFrame
     values: Float[Tensor, "cell example"]
-    clean: Float[Tensor, "example"]
-    corrupt: Float[Tensor, "example"]
+    clean: Float[Tensor, " example"]
+    corrupt: Float[Tensor, " example"]
     logits: Float[Tensor, "cell example vocab"] | None = None
 
     @property

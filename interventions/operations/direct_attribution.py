@@ -31,11 +31,11 @@ class DirectAttribution:
     ``logit_difference``; ``heads`` sum to ``attn_out`` less the output projection's bias.
     """
 
-    embedding: Float[Tensor, "example"]
+    embedding: Float[Tensor, " example"]
     attn_out: Float[Tensor, "layer example"]
     mlp_out: Float[Tensor, "layer example"]
     heads: Float[Tensor, "layer head example"]
-    logit_difference: Float[Tensor, "example"]
+    logit_difference: Float[Tensor, " example"]
 
 
 def direct_logit_attribution(llava: Llava, inputs: Inputs, columns: Ids, answers: Ids, foils: Ids) -> DirectAttribution:

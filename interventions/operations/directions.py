@@ -26,7 +26,7 @@ def load_directions(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def direction_at(directions: Mapping[str, Tensor], name: str, site: Site) -> Float[Tensor, "d_model"]:
+def direction_at(directions: Mapping[str, Tensor], name: str, site: Site) -> Float[Tensor, " d_model"]:
     """The unit vector of a direction at a site."""
     if name not in directions:
         raise UserError(f"direction must be one of {', '.join(directions) or 'none'}, got {name!r}.")
@@ -46,7 +46,7 @@ def direction_at(directions: Mapping[str, Tensor], name: str, site: Site) -> Flo
 
 def fitting_direction(
     directions: Mapping[str, Tensor], name: str, site: Site, llava: Llava, inputs: Inputs
-) -> Float[Tensor, "d_model"]:
+) -> Float[Tensor, " d_model"]:
     """The unit vector of a direction at a site of ``llava``, whose width it must have."""
     direction = direction_at(directions, name, site)
     width = site_shape(llava, inputs, site)[-1]

@@ -186,7 +186,7 @@ def _last_only(mask: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
 
 
 def _places(
-    inputs: Inputs, row: int, mask: Bool[Tensor, "pos"], example: int, llava: Llava
+    inputs: Inputs, row: int, mask: Bool[Tensor, " pos"], example: int, llava: Llava
 ) -> Shaped[Tensor, "token 4"]:
     """Example, position in the unpadded prompt, patch row and patch column of every token; -1 where it is no patch."""
     found = []
@@ -219,7 +219,7 @@ def width(site: Site, llava: Llava) -> int:
 def check_finite(
     values: Mapping[Site, Mapping[str, Float[Tensor, "row d"]]],
     examples: Sequence[Example],
-    owners: Mapping[str, Shaped[Tensor, "token"]] | None = None,
+    owners: Mapping[str, Shaped[Tensor, " token"]] | None = None,
 ) -> None:
     """Check that every activation is finite; the error names the first site in the order of the forward pass.
 

@@ -64,25 +64,27 @@ def normalise(answer: str, *, evalai: bool = True) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def accuracy(prediction: str, answers: Sequence[str], *, evalai: bool = True) -> float:
+def accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Agreement with people: min(matches / 3, 1), averaged over leaving out each answer.
+
+    All texts are in the form of EvalAI's processor, as in LLaVA-1.5's evaluation of TextVQA and VizWiz. VQAv2's own
+    script compares texts as written where all people agree: ``tasks.benchmarks.vqav2.script_accuracy``.
 
     Args:
         prediction: The model's answer.
-        answers: People's answers, usually ten.
-        evalai: See ``normalise``.
+        answers: People's answers, usually ten. One answer is compared exactly.
 
     Raises:
         UserError: If there is no answer.
 
     Example:
-        >>> accuracy("red", ["red"] * 2 + ["blue"] * 8)
-        0.6
+        >>> accuracy("red", ["red"] * 2 + ["blue"] * 8), accuracy("The red.", ["red"] * 10)
+        (0.6, 1.0)
     """
     if not answers:
         raise UserError("answers must have at least one entry, got none.")
-    own = normalise(prediction, evalai=evalai)
-    matches = np.array([normalise(answer, evalai=evalai) == own for answer in answers])
+    own = normalise(prediction)
+    matches = np.array([normalise(answer) == own for answer in answers])
     if len(answers) == 1:
         return float(matches[0] and own != "")
     return float(np.minimum((matches.sum() - matches) / 3, 1).mean())

@@ -26,7 +26,7 @@ RANGES = {
 }
 
 
-def jackknife_error(draws: Float[Array, "draw *cell"]) -> Float[Array, "*cell"]:
+def jackknife_error(draws: Float[Array, " draw *cell"]) -> Float[Array, "*cell"]:
     """The standard error of an estimate from the spread of estimates on halves.
 
     Source: Shao & Wu 1989, "A General Theory for Jackknife Variance Estimation", Annals of Statistics 17: the factor
