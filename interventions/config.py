@@ -25,6 +25,7 @@ from records.manifest import RunKind
 from records.options import (
     ConfigFile,
     DryRun,
+    Flag,
     FollowLinks,
     Images,
     ModelOptions,
@@ -143,7 +144,8 @@ class PairOptions:
     """The pairs of a clean and a corrupt example."""
 
     spec: Annotated[str, named("data")] = "scenes"
-    """`scenes`, or a JSONL or Parquet file with the columns clean, corrupt (pictures), question, answer, foil."""
+    """`scenes`, a JSONL or Parquet file with the columns clean, corrupt (pictures), question, answer, foil, or
+    `benchmark:pope=FOLDER`: pairs of questions with the same words, other pictures and other answers."""
     images: Images = None
     follow_links: FollowLinks = False
     attribute: Annotated[str, named("pair")] = "colour"
@@ -152,6 +154,8 @@ class PairOptions:
     """Split of the scenes. [default: test]"""
     limit: OrDefault[int] = None
     """Largest number of pairs. [default: 100 for scenes, else all]"""
+    capital_answers: Flag = False
+    """Benchmark: answers begin with a capital letter, as LLaVA-1.5 writes `Yes` and `No`."""
     preprocess: Preprocess = "pad"
 
 

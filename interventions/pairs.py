@@ -1,7 +1,8 @@
 """The pairs of a sweep: a clean and a corrupt example with the same question, an answer and a foil.
 
-``load_pairs(options, ...)`` draws scenes that differ in one attribute, or reads a JSONL or Parquet file with the
-columns ``clean`` and ``corrupt`` (pictures), ``question``, ``answer``, ``foil``, and optionally ``id``.
+``load_pairs(options, ...)`` draws scenes that differ in one attribute, pairs questions of a benchmark, or reads a JSONL
+or Parquet file with the columns ``clean`` and ``corrupt`` (pictures), ``question``, ``answer``, ``foil``, and
+optionally ``id``.
 """
 
 import hashlib
@@ -10,8 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from interventions.benchmark_pairs import capitalised, pair_questions
 from interventions.config import DEFAULT_LIMIT, PairOptions
 from interventions.plan.options import check_among
+from tasks.benchmarks.layout.dataset import PREFIX, benchmark_dataset
 from tasks.errors import UserError, user_errors
 from tasks.example import Example
 from tasks.readers.picture_folder import PictureFolder
@@ -62,8 +65,12 @@ def load_pairs(
     """
     if options.limit is not None and options.limit < 1:
         raise UserError(f"limit must be >= 1, got {options.limit}.")
+    if options.capital_answers and not options.spec.startswith(PREFIX):
+        raise UserError(f"capital-answers must go with data benchmark:NAME=FOLDER, got data {options.spec!r}.")
     if options.spec != SCENES:
         with user_errors(OSError):
+            if options.spec.startswith(PREFIX):
+                return _of_benchmark(options, seed)
             return _read(Path(options.spec), options)
     attribute: Any = options.attribute
     split: Any = options.split or "test"
@@ -88,6 +95,33 @@ def _finished(name: str, pairs: Sequence[Pair], digest: Any) -> Pairs:
     texts = [(p.clean.id, p.clean.question, p.clean.answer, p.foil) for p in pairs]
     digest.update(repr(texts).encode())
     return Pairs(name, tuple(pairs), digest.hexdigest()[:16])
+
+
+def _of_benchmark(options: PairOptions, seed: int) -> Pairs:
+    """Pairs of a benchmark's questions; see ``pair_questions``."""
+    if options.split is not None:
+        raise UserError(f"split must not be given for a benchmark, got {options.split!r}. Leave it out.")
+    data = benchmark_dataset(options.spec, options.images, follow_links=options.follow_links)
+    if not any(example.answer for example in data.examples):
+        raise UserError(
+            f"data must be questions with labels, got none in {options.spec!r}. Add the benchmark's labels."
+        )
+    found = pair_questions(data.examples, seed=seed, limit=options.limit)
+    if not found:
+        raise UserError(
+            "data must have two questions with the same words, other pictures and other answers, got none in "
+            f"{options.spec!r}. Give a file of pairs."
+        )
+    pairs = []
+    for one in map(capitalised, found) if options.capital_answers else found:
+        clean, corrupt = one
+        renamed = replace(corrupt, id=f"{clean.id}/corrupt", answer=clean.answer)
+        pairs.append(Pair(clean, renamed, corrupt.answer))
+        for picture in (*clean.pictures, *corrupt.pictures):
+            picture.open()
+    digest = hashlib.sha256(data.digest.encode())
+    digest.update(repr([pair.corrupt.pictures[0].key for pair in pairs]).encode())
+    return _finished(data.name, pairs, digest)
 
 
 def _read(path: Path, options: PairOptions) -> Pairs:

@@ -22,14 +22,64 @@ from records.options import (
     Repeated,
     Seed,
     named,
+    options_of,
     settings_of,
     slug,
 )
 from tasks.errors import UserError
 
-RUN = RunKind("benchmark-eval", writes=("parts", "answers", "uploads", "skipped.csv"))
-# Neither changes an answer: the one is about speed, and labels are needed only for the scores.
-_NO_SETTINGS = (*NOT_SETTINGS, "batch_size", "labels")
+JUDGE_LOG = "judge.jsonl"
+RUN = RunKind("benchmark-eval", writes=("parts", "answers", "uploads", "reviews", JUDGE_LOG, "skipped.csv"))
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """The judge of LLaVA-Bench (in the wild) and MM-Vet: a model at an OpenAI-compatible server.
+
+    Example:
+        >>> JudgeOptions(url="http://localhost:8000/v1", model="some-model").is_given
+        True
+    """
+
+    url: Annotated[OrDefault[str], named("judge-url")] = None
+    """Base address of the judge's server, such as `http://localhost:8000/v1`. [default: no judge]"""
+    model: Annotated[str, named("judge-model")] = ""
+    """Name of the judge at the server."""
+    key_env: Annotated[str, named("judge-key-env")] = "OPENAI_API_KEY"
+    """Environment variable that holds the judge's key; none is sent if it is not set. It is never written anywhere."""
+    concurrency: Annotated[int, named("judge-concurrency")] = 4
+    """Requests at a time."""
+    timeout: Annotated[float, named("judge-timeout")] = 600.0
+    """Seconds of one attempt."""
+    attempts: Annotated[int, named("judge-attempts")] = 6
+    """Attempts of one request, with growing waits, or as long as the server asks."""
+    prices: Annotated[OrDefault[Path], named("judge-prices")] = None
+    """YAML file with a row for the judge: `name: {prompt: 2.5, completion: 10}`, dollars per million tokens."""
+    max_cost: Annotated[OrDefault[float], named("judge-max-cost")] = None
+    """Dollars that all requests in the log may cost together. Needs --judge-prices."""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is a judge."""
+        return self.url is not None
+
+    def check(self, judged: bool) -> None:
+        """Raise ``UserError`` unless address and model are given together, and a judge grades something."""
+        if (self.url is None) != (not self.model):
+            missing, given = ("judge-url", "judge-model") if self.url is None else ("judge-model", "judge-url")
+            raise UserError(f"{missing} must go with {given}, got only one. Give both.")
+        if self.is_given and not judged:
+            raise UserError(
+                "judge-url must go with a benchmark that a judge grades, got none. Those are llava_wild and mmvet."
+            )
+        changed = [o.name for o, d in zip(options_of(self), options_of(JudgeOptions()), strict=True) if o != d]
+        if changed and not self.is_given:
+            raise UserError(f"{changed[0]} must go with judge-url and judge-model, got neither. Give both.")
+
+
+_JUDGE = tuple(option.name.replace("-", "_") for option in options_of(JudgeOptions()))
+# These change no answer: batches are about speed, labels and the judge are needed only for the scores.
+_NO_SETTINGS = (*NOT_SETTINGS, "batch_size", "labels", *_JUDGE)
 
 
 @dataclass(frozen=True)
@@ -64,6 +114,7 @@ class EvaluationConfig:
     batch_size: int = 8
     """Questions that run together. The answers do not depend on it."""
     preprocess: Preprocess = "pad"
+    judge: JudgeOptions = field(default_factory=JudgeOptions)
     seed: Seed = 0
     out: Out = None
     overwrite: Overwrite = False
@@ -111,6 +162,9 @@ class ScoreConfig:
     """Only the first N questions. [default: all]"""
     uploads: OrDefault[Path] = None
     """A folder for the upload file. [default: none is written]"""
+    judge: JudgeOptions = field(default_factory=JudgeOptions)
+    judge_log: OrDefault[Path] = None
+    """File of the judge's replies, which are not asked for again. [default: NAME.judge.jsonl beside the answers]"""
     json: Flag = False
     """Print the scores as JSON."""
     config: ConfigFile = None

@@ -6,7 +6,7 @@ finished.results, finished.summary
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from models.llava import Llava
 from models.token_plans.cost import Sizes, prefill
 from models.token_plans.plan import TokenPlan, parse_token_plan, recorded_token_plan
 from records.evaluation.answering import answer_questions
-from records.evaluation.config import RUN, EvaluationConfig
+from records.evaluation.config import JUDGE_LOG, RUN, EvaluationConfig
+from records.evaluation.judging import grade_answers, open_judge
 from records.evaluation.parts import PartFile, read_parts
 from records.evaluation.report_table import notes_of, render_summary
 from records.evaluation.sources import OpenBenchmark, Skipped, open_benchmarks
@@ -27,7 +28,8 @@ from records.processes import Processes, join_processes, matmul_speed, own_devic
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, writing
 from records.tables import read_results
-from tasks.benchmarks.layout.answers import answer_file
+from tasks.benchmarks.layout.answers import answer_rows
+from tasks.benchmarks.layout.rows import json_lines
 from tasks.benchmarks.layout.scores import Scores
 
 
@@ -80,6 +82,9 @@ def run_benchmark_eval(
     on_progress = on_progress or ProgressBars()
     run = Run(config.folder, RUN, config.settings, command=command, overwrite=config.overwrite)
     opened = open_benchmarks(config)
+    config.judge.check(any(one.benchmark.scored_by == "judge" for one in opened))
+    if config.judge.is_given:
+        open_judge(config.judge, None).close()  # checks address, key and limit
     device = own_device(config.model.device)
     processes = join_processes(device)
     llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
@@ -96,7 +101,7 @@ def run_benchmark_eval(
         processes.wait()
         if not processes.is_main:
             return None
-        scores = {one.name: _write(config, one) for one in opened}
+        scores = {one.name: _write(config, one, on_progress) for one in opened}
         _write_skipped(config.folder, [bad for one in opened for bad in one.skipped])
         results = tabulate(
             scores, {one.name: one.notes for one in opened}, n={one.name: len(one.questions) for one in opened},
@@ -153,19 +158,30 @@ def _answer(
         on_progress(one.name, len(answers), len(mine))
 
 
-def _write(config: EvaluationConfig, one: OpenBenchmark) -> Scores:
-    """Write the answer file and the upload files of a benchmark; return its scores."""
+def _write(config: EvaluationConfig, one: OpenBenchmark, on_progress: OnProgress) -> Scores:
+    """Write the answer file and the upload files of a benchmark, have it graded; return its scores."""
     found = read_parts(config.folder, one.name, len(one.questions))
     texts = [found[index] for index in range(len(one.questions))]
-    files = {f"answers/{one.name}.jsonl": answer_file(one.questions, texts, slug(config.model.name))}
+    rows = answer_rows(one.questions, texts, slug(config.model.name))
+    files = {f"answers/{one.name}.jsonl": json_lines(rows)}
     uploads = one.benchmark.module.write_submission(one.questions, texts, one.source)
     files |= {f"uploads/{one.name}/{name}": content for name, content in uploads.items()}
-    with writing(config.folder):
+    _commit(config.folder, files)
+    if not (config.judge.is_given and one.benchmark.scored_by == "judge"):
+        return one.benchmark.module.score(one.questions, texts)
+    ids = [row["answer_id"] for row in rows]
+    with open_judge(config.judge, config.folder / JUDGE_LOG) as client:
+        graded = grade_answers(client, config.judge.model, one.benchmark, one.questions, texts, ids, on_progress)
+    _commit(config.folder, {f"reviews/{one.name}/{name}": content for name, content in graded.files.items()})
+    return graded.scores
+
+
+def _commit(folder: Path, files: Mapping[str, bytes]) -> None:
+    with writing(folder):
         for name, content in files.items():
-            path = config.folder / name
+            path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             commit(path, content)
-    return one.benchmark.module.score(one.questions, texts)
 
 
 def _write_skipped(folder: Path, skipped: Sequence[Skipped]) -> None:

@@ -2,18 +2,22 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from records.evaluation.config import ScoreConfig
 from records.evaluation.intervals import Estimate, score_estimate
-from records.manifest import commit
+from records.evaluation.judging import grade_answers, open_judge
+from records.manifest import commit, write_atomically
 from records.run import writing
-from tasks.benchmarks.layout.answers import match_answers, read_answers
+from records.shared_jobs import one_at_a_time
+from tasks.benchmarks.layout.answers import Answer, match_answers, read_answers
+from tasks.benchmarks.layout.question import Question
 from tasks.benchmarks.layout.scores import Scores
 from tasks.benchmarks.registry import BENCHMARKS, Benchmark, find_benchmark
-from tasks.errors import UserError
+from tasks.errors import UserError, user_errors
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,35 @@ def score_file(config: ScoreConfig) -> FileScores:
     texts = match_answers(questions, given)
     if not any(text is not None for text in texts):
         raise UserError(f"answers must belong to the questions, got none that does in {str(config.answers)!r}.")
-    scores = benchmark.module.score(questions, texts)
+    config.judge.check(benchmark.scored_by == "judge")
+    scores = _graded(config, benchmark, questions, texts, given) if config.judge.is_given else None
+    scores = scores or benchmark.module.score(questions, texts)
     if config.uploads is not None:
         _write_uploads(config.uploads, benchmark.module.write_submission(questions, texts, source))
     if scores.main is None and benchmark.scored_by == "labels":
         raise UserError(f"labels must be given to score {benchmark.name}: {scores.notes[0]}.")
     return FileScores(benchmark, scores, score_estimate(scores), len(questions))
+
+
+def _graded(
+    config: ScoreConfig,
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    texts: Sequence[str | None],
+    given: Sequence[Answer],
+) -> Scores:
+    """The scores by the judge of the settings. Its log and the reviews lie beside the answers."""
+    assert config.answers is not None
+    log = config.judge_log or config.answers.with_name(f"{config.answers.stem}.judge.jsonl")
+    names = {str(answer.id): str(answer.row.get("answer_id", answer.id)) for answer in given}
+    ids = [names.get(str(question.id), str(question.id)) for question in questions]
+    with user_errors(OSError):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(log.parent), open_judge(config.judge, log) as client:
+            graded = grade_answers(client, config.judge.model, benchmark, questions, texts, ids)
+        for name, content in graded.files.items():
+            write_atomically(log.with_name(f"{config.answers.stem}.{name}"), content)
+    return graded.scores
 
 
 def _write_uploads(folder: Path, files: dict[str, bytes]) -> None:

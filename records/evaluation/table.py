@@ -8,7 +8,6 @@ import pandas as pd
 
 from records.evaluation.intervals import NONE, Estimate, score_estimate
 from tasks.benchmarks.layout.scores import OFFICIAL, Scores
-from tasks.benchmarks.mmbench import CIRCULAR
 
 MAIN = "main"
 COLUMNS = (
@@ -28,7 +27,7 @@ def tabulate(
     """The table of a run; ``docs/results.md`` describes its columns.
 
     The first row of a benchmark has the metric ``main``: the score as papers report it, NaN where only a server or a
-    judge gives it, with its interval.
+    judge gives it, with its interval. Its rule names the judge that graded.
 
     Args:
         scores: By benchmark.
@@ -42,7 +41,7 @@ def tabulate(
         told = "; ".join([*notes.get(name, ()), *own.notes])
         about = {"model": model, "benchmark": name, "token_plan": token_plan, "notes": told}
         found = score_estimate(own) or Estimate(np.nan, np.nan, np.nan, 0, NONE)
-        rule = own.metrics[0].rule if own.metrics and own.metrics[0].rule == CIRCULAR else OFFICIAL
+        rule = own.metrics[0].rule if own.metrics else OFFICIAL
         rows.append(
             {
                 **about, "metric": MAIN, "part": "all", "rule": rule, "n": len(own.items) or n[name],

@@ -11,10 +11,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tasks.benchmarks.judge import Judge, Review
+from tasks.benchmarks.layout.judge import Grade, Judge, Review, Rubric, score_reviews
 from tasks.benchmarks.layout.question import Question
 from tasks.benchmarks.layout.rows import FileNames, Row, Source, json_lines, read_rows
-from tasks.benchmarks.layout.scores import Item, Metric, Scores, answered
+from tasks.benchmarks.layout.scores import Item, Metric, Scores
 
 FILES = FileNames(questions=("questions.jsonl",), images=("images",), labels=("context.jsonl",))
 SYSTEM = "You compare the answers of two assistants, fairly and exactly."
@@ -98,13 +98,20 @@ def parse_reply(reply: str) -> tuple[float, float] | None:
     return grades[0], grades[1]
 
 
-def review(questions: Sequence[Question], answers: Sequence[str | None], judge: Judge) -> list[Review]:
-    """The judge's grades of all answers."""
-    reviews = []
-    for question, text in zip(questions, answered(questions, answers), strict=True):
-        reply = judge.ask(judge_prompt(question, text))
-        reviews.append(Review(question, reply, parse_reply(reply)))
-    return reviews
+def _measure(reviews: Sequence[Review]) -> tuple[list[Item], list[Metric]]:
+    """100 x sum of the model's grades / sum of the references', by category and for all."""
+    parts: dict[str, list[Grade]] = {}
+    for one in reviews:
+        for part in ("all", f"llava_bench_{one.question.category}"):
+            parts.setdefault(part, []).append(one.graded)
+    metrics = [
+        Metric("relative score", part, 100 * sum(g[1] for g in own) / sum(g[0] for g in own), len(own))
+        for part, own in parts.items()
+    ]
+    return [Item("all", one.graded[1], one.graded[0], one.question.group) for one in reviews], metrics
+
+
+RUBRIC = Rubric(judge_prompt, parse_reply, _measure, "context.jsonl and answers_gpt4.jsonl beside it", SYSTEM)
 
 
 def score(
@@ -124,40 +131,25 @@ def score(
         >>> score(asked, ["A hill"], Kind()).main
         75.0
     """
-    if any(question.label is None for question in questions):
-        return Scores(notes=("needs context.jsonl and answers_gpt4.jsonl beside it, and a judge",))
-    if judge is None and not reviews:
-        return Scores(notes=("needs a judge",))
-    found = list(reviews) if judge is None else review(questions, answers, judge)
-    items: list[Item] = []
-    grades: dict[str, list[tuple[float, ...]]] = {}
-    for one in found:
-        if one.grade is not None:
-            items.append(Item("all", one.grade[1], one.grade[0], one.question.group))
-            for part in ("all", f"llava_bench_{one.question.category}"):
-                grades.setdefault(part, []).append(one.grade)
-    metrics = [
-        Metric("relative score", part, 100 * sum(g[1] for g in own) / sum(g[0] for g in own), len(own))
-        for part, own in grades.items()
-    ]
-    bad = len(found) - len(items)
-    notes = (f"{bad} of {len(found)} replies of the judge cannot be read and are left out",) if bad else ()
-    return Scores(tuple(items), {"all": 100.0}, tuple(metrics), notes)
+    return score_reviews(RUBRIC, questions, answers, judge, reviews=reviews)
 
 
-def review_file(reviews: Sequence[Review], ids: Sequence[str]) -> bytes:
-    """The reviews in LLaVA's layout; ``ids`` are those of the model's answers.
+def review_files(reviews: Sequence[Review], answers: Sequence[str], judge: str) -> dict[str, bytes]:
+    """``reviews.jsonl`` in LLaVA's layout; a reply that cannot be read has no tuple.
 
-    A reply that cannot be read has no tuple.
+    Args:
+        reviews: In the order of the answers.
+        answers: Ids of the model's answers.
+        judge: The judge's name, which this layout does not hold.
     """
     rows: list[dict[str, Any]] = []
-    for number, (one, own) in enumerate(zip(reviews, ids, strict=True), 1):
+    for number, (one, own) in enumerate(zip(reviews, answers, strict=True), 1):
         row = {
             "id": number, "question_id": one.question.id, "answer1_id": one.question.label.answer_id, "answer2_id": own,
             "category": f"llava_bench_{one.question.category}", "content": one.reply,
         }  # fmt: skip
         rows.append(row | ({} if one.grade is None else {"tuple": list(one.grade)}))
-    return json_lines(rows)
+    return {"reviews.jsonl": json_lines(rows)}
 
 
 def write_submission(questions: Sequence[Question], answers: Sequence[str | None], source: Source) -> dict[str, bytes]:

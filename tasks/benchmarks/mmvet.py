@@ -11,10 +11,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.benchmarks.judge import Judge, Review
+from tasks.benchmarks.layout.judge import Grade, Judge, Review, Rubric, score_reviews
 from tasks.benchmarks.layout.question import Question
 from tasks.benchmarks.layout.rows import FileNames, Row, Source, read_json
-from tasks.benchmarks.layout.scores import Item, Metric, Scores, answered
+from tasks.benchmarks.layout.scores import Item, Metric, Scores
 from tasks.errors import UserError
 
 FILES = FileNames(questions=("llava-mm-vet.jsonl",), images=("images",), labels=("mm-vet.json",))
@@ -79,14 +79,21 @@ def parse_reply(reply: str) -> float | None:
     return grade if math.isfinite(grade) and 0 <= grade <= 1 else None
 
 
-def review(questions: Sequence[Question], answers: Sequence[str | None], judge: Judge) -> list[Review]:
-    """The judge's grades of all answers."""
-    reviews = []
-    for question, text in zip(questions, answered(questions, answers), strict=True):
-        reply = judge.ask(judge_prompt(question, text))
-        grade = parse_reply(reply)
-        reviews.append(Review(question, reply, None if grade is None else (grade,)))
-    return reviews
+def _grade(reply: str) -> Grade | None:
+    grade = parse_reply(reply)
+    return None if grade is None else (grade,)
+
+
+def _measure(reviews: Sequence[Review]) -> tuple[list[Item], list[Metric]]:
+    """100 x the mean grade, for all and by capability."""
+    parts = {"all": [one.graded[0] for one in reviews]}
+    for capability in CAPABILITIES:
+        parts[capability] = [one.graded[0] for one in reviews if capability in one.question.label[1]]
+    metrics = [Metric("score", part, 100 * sum(own) / len(own), len(own)) for part, own in parts.items() if own]
+    return [Item("all", one.graded[0], 1.0, one.question.group) for one in reviews], metrics
+
+
+RUBRIC = Rubric(judge_prompt, _grade, _measure, "mm-vet.json")
 
 
 def score(
@@ -105,31 +112,18 @@ def score(
         >>> score([Question(0, "What is x?", label=("-1<AND>-5", ("ocr", "math")))], ["x = -1"], Kind()).main
         40.0
     """
-    if any(question.label is None for question in questions):
-        return Scores(notes=("needs mm-vet.json and a judge",))
-    if judge is None and not reviews:
-        return Scores(notes=("needs a judge",))
-    found = list(reviews) if judge is None else review(questions, answers, judge)
-    graded = [(one.question, one.grade[0]) for one in found if one.grade is not None]
-    items = tuple(Item("all", grade, 1.0, question.group) for question, grade in graded)
-    parts = {"all": [grade for _, grade in graded]}
-    for capability in CAPABILITIES:
-        parts[capability] = [grade for question, grade in graded if capability in question.label[1]]
-    metrics = [Metric("score", part, 100 * sum(own) / len(own), len(own)) for part, own in parts.items() if own]
-    bad = len(found) - len(graded)
-    notes = (f"{bad} of {len(found)} replies of the judge cannot be read and are left out",) if bad else ()
-    return Scores(items, {"all": 100.0}, tuple(metrics), notes)
+    return score_reviews(RUBRIC, questions, answers, judge, reviews=reviews)
 
 
-def review_file(reviews: Sequence[Review], model: str) -> bytes:
-    """The grades in the layout of MM-Vet's notebook; ``model`` is the judge's name."""
+def review_files(reviews: Sequence[Review], answers: Sequence[str], judge: str) -> dict[str, bytes]:
+    """``mm-vet-grades.json`` in the layout of MM-Vet's notebook, with the judge's name; it holds no ids of answers."""
     grades: dict[str, Any] = {}
     for one in reviews:
         own = grades.setdefault(_key(one.question.id), {"model": [], "content": [], "score": []})
         if one.grade is not None:
-            for name, value in (("model", model), ("content", one.reply), ("score", one.grade[0])):
+            for name, value in (("model", judge), ("content", one.reply), ("score", one.grade[0])):
                 own[name].append(value)
-    return json.dumps(grades, indent=1).encode()
+    return {"mm-vet-grades.json": json.dumps(grades, indent=1).encode()}
 
 
 def write_submission(questions: Sequence[Question], answers: Sequence[str | None], source: Source) -> dict[str, bytes]:

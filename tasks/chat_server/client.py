@@ -43,6 +43,7 @@ class ChatClient:
         attempts: Attempts of one request.
         price: Dollars per million tokens; None counts no costs.
         max_cost: Dollars that all requests in the log may cost together. No request is sent that could exceed them.
+        prefix: What the names of options start with in errors, such as ``judge-`` for ``--judge-url``.
 
     Raises:
         UserError: If an argument is out of range, or ``max_cost`` has no price.
@@ -64,22 +65,23 @@ class ChatClient:
         attempts: int = 6,
         price: Price | None = None,
         max_cost: int | float | None = None,
+        prefix: str = "",
     ) -> None:
         for name, value in (("concurrency", concurrency), ("attempts", attempts)):
             if value < 1:
-                raise UserError(f"{name} must be >= 1, got {value}.")
+                raise UserError(f"{prefix}{name} must be >= 1, got {value}.")
         if not timeout > 0:
-            raise UserError(f"timeout must be > 0 seconds, got {timeout}.")
+            raise UserError(f"{prefix}timeout must be > 0 seconds, got {timeout}.")
         if max_cost is not None and price is None:
-            raise UserError("max-cost must come with the price of the model, got none. Give --prices.")
+            raise UserError(f"{prefix}max-cost must come with the price of the model, got none. Give --{prefix}prices.")
         if max_cost is not None and not max_cost > 0:
-            raise UserError(f"max-cost must be > 0 dollars, got {max_cost}.")
+            raise UserError(f"{prefix}max-cost must be > 0 dollars, got {max_cost}.")
         self._price = price or Price()
         self._log = RequestLog(log)
-        self._budget = Budget(max_cost, self._log.cost)
-        self._concurrency, self._attempts = concurrency, attempts
+        self._budget = Budget(max_cost, self._log.cost, prefix)
+        self._concurrency, self._attempts, self._prefix = concurrency, attempts, prefix
         self._stop = threading.Event()
-        self._connection = Connection(url, key_env, timeout=float(timeout), most=concurrency)
+        self._connection = Connection(url, key_env, timeout=float(timeout), most=concurrency, prefix=prefix)
 
     def __enter__(self) -> "ChatClient":
         """The client; its connections close at the end of the context."""
@@ -175,8 +177,8 @@ class ChatClient:
                 last = attempt == self._attempts or (fault.wait or 0.0) > _LONGEST_ASKED
                 if last and fault.unreachable:
                     raise ChatServerError(
-                        f"url must be the address of a running server, got no connection ({fault}). Start the server, "
-                        "or check --url."
+                        f"{self._prefix}url must be the address of a running server, got no connection ({fault}). "
+                        f"Start the server, or check --{self._prefix}url."
                     ) from fault
                 if last or self._stop.wait(_pause(attempt, fault.wait, request.key)):
                     break

@@ -72,7 +72,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def endpoint_of(url: str) -> str:
+def endpoint_of(url: str, prefix: str = "") -> str:
     """The address of chat completions below a base address such as ``http://localhost:8000/v1``.
 
     Raises:
@@ -88,14 +88,16 @@ def endpoint_of(url: str) -> str:
     except ValueError:
         valid = False
     if not valid:
-        raise UserError("url must be an http address such as http://localhost:8000/v1, got something else.")
+        raise UserError(f"{prefix}url must be an http address such as http://localhost:8000/v1, got something else.")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        raise UserError("url must hold no user name, password or query. Put the key in an environment variable.")
+        raise UserError(
+            f"{prefix}url must hold no user name, password or query. Put the key in an environment variable."
+        )
     base = url.rstrip("/")
     return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
 
 
-def key_from(variable: str) -> str:
+def key_from(variable: str, prefix: str = "") -> str:
     """The key in an environment variable; empty if it is not set.
 
     Raises:
@@ -103,7 +105,7 @@ def key_from(variable: str) -> str:
     """
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", variable):
         raise UserError(
-            "key-env must be the name of an environment variable, got something else. The key is its value."
+            f"{prefix}key-env must be the name of an environment variable, got something else. The key is its value."
         )
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
@@ -119,15 +121,17 @@ class Connection:
         key_env: The environment variable with the key. If it is not set, no key is sent.
         timeout: Seconds of one attempt.
         most: Connections at a time.
+        prefix: What the names of options start with in errors.
 
     Raises:
         UserError: If the address, the name of the variable or the key is invalid.
     """
 
-    def __init__(self, url: str, key_env: str, *, timeout: float, most: int) -> None:
+    def __init__(self, url: str, key_env: str, *, timeout: float, most: int, prefix: str = "") -> None:
         import httpx
 
-        self._endpoint, self._key, self._key_env = endpoint_of(url), key_from(key_env), key_env
+        self._endpoint, self._key, self._key_env = endpoint_of(url, prefix), key_from(key_env, prefix), key_env
+        self._prefix = prefix
         self._timeout = timeout
         self._token_field = "max_tokens"
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
@@ -171,7 +175,8 @@ class Connection:
         if status in _AGAIN or status >= 500:
             raise FaultError(f"status {status} ({said})", wait=wait)
         raise ChatServerError(
-            f"url and model must exist at the server, got status {status} ({said}). Check --url and --model."
+            f"{self._prefix}url and {self._prefix}model must exist at the server, got status {status} ({said}). Check "
+            f"--{self._prefix}url and --{self._prefix}model."
         )
 
     def _post(self, request: ChatRequest, token_field: str) -> tuple[int, float | None, bytes]:

@@ -1,6 +1,6 @@
 """A judge of answers at a chat server, as ``tasks.benchmarks`` asks one."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tasks.chat_server.client import ChatClient
 from tasks.chat_server.connection import ChatServerError
@@ -56,15 +56,21 @@ class ServerJudge:
         """
         return _text(self._client.ask(self.request(prompt)))
 
-    def ask_all(self, prompts: Iterable[str]) -> list[str]:
+    def ask_all(self, prompts: Iterable[str], *, on_reply: Callable[[], object] = lambda: None) -> list[str]:
         """The replies to many prompts, several at a time. ``ask`` then returns each without asking again.
+
+        ``on_reply`` is called after each reply.
 
         Raises:
             ChatServerError: If there is no reply to one of them.
             CostLimitError: If the next request could exceed the limit of costs.
         """
         replies = self._client.ask_all((str(n), self.request(prompt)) for n, prompt in enumerate(prompts))
-        return [_text(reply) for reply in list(replies)]
+        found = []
+        for reply in replies:
+            found.append(reply)
+            on_reply()
+        return [_text(reply) for reply in found]
 
 
 def _text(reply: Reply) -> str:

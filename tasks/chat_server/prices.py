@@ -36,7 +36,7 @@ class Price(NamedTuple):
         return self.cost(request.most_prompt_tokens, request.max_tokens)
 
 
-def read_price(path: Path, model: str) -> Price:
+def read_price(path: Path, model: str, prefix: str = "") -> Price:
     """The price of ``model`` in a YAML or JSON table ``{model: {prompt: dollars, completion: dollars}}``.
 
     Raises:
@@ -50,15 +50,17 @@ def read_price(path: Path, model: str) -> Price:
     try:
         table = parse_yaml(decode_text(path.read_bytes()))
     except (OSError, ValueError) as error:
-        raise UserError(f"prices must be a readable YAML file, got {str(path)!r} ({one_line(error)}).") from error
+        said = one_line(error)
+        raise UserError(f"{prefix}prices must be a readable YAML file, got {str(path)!r} ({said}).") from error
     if not isinstance(table, dict) or model not in table:
         known = ", ".join(map(str, table)) if isinstance(table, dict) else "no rows"
-        raise UserError(f"prices must have a row for {model!r}, got {known} in {str(path)!r}. Add the model.")
+        raise UserError(f"{prefix}prices must have a row for {model!r}, got {known} in {str(path)!r}. Add the model.")
     row = table[model]
     values: list[Any] = [row.get(name) for name in ("prompt", "completion")] if isinstance(row, dict) else []
     if len(values) != 2 or len(row) != 2 or not all(map(_is_price, values)):
         raise UserError(
-            f"prices of {model!r} must be 'prompt' and 'completion' in dollars per million tokens, got {shown(row)}."
+            f"{prefix}prices of {model!r} must be 'prompt' and 'completion' in dollars per million tokens, got "
+            f"{shown(row)}."
         )
     return Price(float(values[0]), float(values[1]))
 
@@ -73,6 +75,7 @@ class Budget:
     Args:
         limit: Dollars; None for no limit.
         spent: Dollars of earlier runs that count.
+        prefix: What the names of options start with in errors.
 
     Example:
         >>> budget = Budget(1.0, spent=0.25)
@@ -82,8 +85,8 @@ class Budget:
         0.375
     """
 
-    def __init__(self, limit: int | float | None = None, spent: int | float = 0.0) -> None:
-        self.limit, self.spent = limit, float(spent)
+    def __init__(self, limit: int | float | None = None, spent: int | float = 0.0, prefix: str = "") -> None:
+        self.limit, self.spent, self._prefix = limit, float(spent), prefix
         self._held: list[float] = []
         self._changed = threading.Condition()
 
@@ -98,8 +101,9 @@ class Budget:
             while self.limit is not None and self.spent + sum(self._held) + most > self.limit:
                 if not self._held:
                     raise CostLimitError(
-                        f"max-cost must leave room for the next request (up to ${most:.4f}), got ${self.spent:.4f} of "
-                        f"${self.limit:.4f} spent. Raise it and start the same command again; replies are kept."
+                        f"{self._prefix}max-cost must leave room for the next request (up to ${most:.4f}), got "
+                        f"${self.spent:.4f} of ${self.limit:.4f} spent. Raise it and start the same command again; "
+                        "replies are kept."
                     )
                 self._changed.wait()
             self._held.append(most)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tasks.benchmarks import gqa, llava_wild, mmbench, mme, mmvet, pope, seed, textvqa, vqav2
+from tasks.benchmarks.layout.judge import review
 from tasks.benchmarks.layout.question import Question
 from tasks.errors import UserError
 from tasks.prompts import LETTER, SHORT
@@ -394,8 +395,9 @@ def test_llava_bench_in_the_wild(tmp_path: Path) -> None:
     for reply in ("", "8", "8 9 10", "0 5", "nan 5", "Assistant 1: 8\n9"):
         assert llava_wild.parse_reply(reply) is None
     assert llava_wild.score(questions, ["a", "b", "c"]).notes == ("needs a judge",)
-    reviews = llava_wild.review(questions, ["a", "b", "c"], Scripted("8 6", "9 9", "?"))
-    written = [json.loads(line) for line in llava_wild.review_file(reviews, ["x", "y", "z"]).splitlines()]
+    reviews = review(llava_wild.RUBRIC, questions, ["a", "b", "c"], Scripted("8 6", "9 9", "?"))
+    (reviewed,) = llava_wild.review_files(reviews, ["x", "y", "z"], "m").values()
+    written = [json.loads(line) for line in reviewed.splitlines()]
     assert written[0] == {
         "id": 1, "question_id": 0, "answer1_id": "r0", "answer2_id": "x", "category": "llava_bench_conv",
         "content": "8 6", "tuple": [8.0, 6.0],
