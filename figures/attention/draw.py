@@ -34,9 +34,9 @@ def draw_attention(
     """Attention of two heads over one picture, and attention against the effect of the cut for every layer and head.
 
     Left: the head with the most attention to the patches whose edges the knockout cuts. Middle: the head whose cut
-    changes the metric most. Right: one point for each layer and head, the two heads marked; attention is the sum over
-    these patches, a mean over the positions of the target. One pair, so there is no interval. Attention alone does not
-    say what is used: compare the heads on the right.
+    changes the metric most. Right: one point for each layer and head, these two in the colours of their titles;
+    attention is the sum over the patches, a mean over the positions of the target. One pair, so there is no interval.
+    Attention alone does not say what is used: compare the heads on the right.
 
     - ``attention``: One pair of ``read_attention``.
     - ``effects``: Its cells, from ``edge_effects``, with ``layer``, ``head``, ``metric`` and ``effect``.
@@ -79,13 +79,13 @@ def draw_attention(
     ) as opened:  # fmt: skip
         maps = [attention.values[at[i], of[i]][list(edges.positions)].mean(0) for _, i, _ in chosen]
         norm = Normalize(0.0, max(float(one.max()) for one in maps) or 1.0)
-        for panel, (name, i, _), values in zip(opened.axes, chosen, maps, strict=False):
+        for panel, (name, i, colour), values in zip(opened.axes, chosen, maps, strict=False):
             extent = show_picture(panel, attention.shape, picture)
             shown = values.reshape(attention.shape)
             alpha = 1.0 if picture is None else _COVER
             panel.imshow(shown, cmap=SEQUENTIAL, norm=norm, alpha=alpha, extent=extent)
             head = f"layer {rows['layer'].iloc[i]}, head {rows['head'].iloc[i]}"
-            panel.set_title(f"{name}\n{head}", fontsize=7.5)
+            panel.set_title(f"{name}\n{head}", fontsize=7.5, color=COLOURS[colour])
         last = opened.axes[2]
         last.plot(weights, effect, linestyle="", marker="o", markersize=2.4, color=COLOURS["muted"], alpha=0.6)
         for _, i, colour in chosen:

@@ -25,7 +25,7 @@
     const map = s("svg", { tabindex: 0, role: "group", "aria-label": "Attention over the patches. Arrow keys read out values." });
     const second = s("svg", { tabindex: 0, role: "group", "aria-label": "Effect of cutting the edge from each patch. Arrow keys read out values." });
     const slider = h("input", { type: "range", min: 0, max: layers.length - 1, step: 1, value: 0, "aria-label": "Layer", on: { input: () => { layer = Number(slider.value); paint(); } } });
-    const output = h("output"), facts = h("dl"), told = h("dl", { class: "facts measured" }), bar = h("div"), beside = h("div", { class: "map" }, second, h("div", {}, scaleBar(scale)));
+    const output = h("output"), facts = h("dl", { class: "facts" }), told = h("dl", { class: "facts measured" }), bar = h("div"), beside = h("div", { class: "map beside" }, second, h("div", {}, scaleBar(scale)));
     const grids = [[s("svg", { class: "plot", tabindex: 0, role: "group", "aria-label": "Attention by layer and head. Arrow keys read out values, Enter chooses." }), (at, of) => summed(at, of), () => top(), "Attention to these patches, summed"],
       [s("svg", { class: "plot", tabindex: 0, role: "group", "aria-label": "Effect of the cut by layer and head. Arrow keys read out values, Enter chooses." }), effect, () => scale, ""]].map(([node, value, colours, title]) => ({ node, value, colours, title: h("h3", {}, title), bar: h("div"), cells: [], marks: s("g") }));
     let marks = s("g"), others = s("g"), rects = [], cuts = [];
@@ -63,7 +63,7 @@
       [example, bytes, failure] = [next, found, failed];
       flow = example.flows.find((one) => one.tokens === tokens) || example.flows[0];
       place = flow.positions[0];
-      facts.replaceChildren(...[["question", example.question], ["answer", example.answer]].filter((pair) => pair[1]).flatMap(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]));
+      facts.replaceChildren(...[["question", example.question], ["answer", example.answer]].filter((pair) => pair[1]).map(([name, text]) => h("div", {}, h("dt", {}, name), h("dd", {}, text))));
       const [rows, cols] = example.shape, tile = (index) => ({ x: spot(index)[1], y: spot(index)[0], width: 1, height: 1, "data-row": spot(index)[0], "data-col": spot(index)[1] });
       rects = Array.from({ length: size() }, (_, index) => s("rect", { class: "patch", ...tile(index) }));
       cuts = Array.from({ length: size() }, (_, index) => s("rect", { class: "patch", ...tile(index) }));
@@ -121,7 +121,7 @@
           tell(`layer ${layers[one.at]}, head ${heads[one.of]}`, [{ label: "attention, summed", value: show(summed(one.at, one.of)) }, { label: section.effect, value: show(effect(one.at, one.of)) }], box.left + left + (one.at + 1) * side, box.top + (one.of + 1) * line);
         },
       });
-      grid.node.addEventListener("click", take);
+      grid.node.addEventListener("click", (event) => { here = at(event) ?? here; take(); });
       grid.node.addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); take(); } });
     }
 
@@ -150,7 +150,7 @@
       });
       grids.forEach((grid) => grid.mark && grid.mark());
       const found = cell(layer, head), mean = (section.means[flow.tokens] || [])[metric], all = mean && mean[layer][head];
-      const lines = [["attention to these patches", show(summed(layer, head))], [`cut in ${cut}, this pair: ${section.effect}`, show(effect(layer, head))]];
+      const lines = [["attention to these patches", show(summed(layer, head))], [`cut in ${cut}, this pair: ${section.effect}${flow.cells ? "" : ", largest of a patch"}`, show(effect(layer, head))]];
       if (found) lines.push([`${section.metrics[metric]} after the cut`, show(found[4])]);
       if (all) lines.push([`${section.effect}, ${section.n}`, show(all[0]) + between(all[1], all[2])]);
       told.replaceChildren(...lines.map(([name, text]) => h("div", {}, h("dt", {}, name), h("dd", {}, text))));
@@ -181,7 +181,7 @@
       h("div", { class: "stage" },
         h("div", { class: "slide wide" }, h("label", { class: "field" }, "layer", slider), output),
         h("div", { class: "map" }, map, bar),
-        h("div", {}, told, h("div", { class: "side" }, facts), beside),
+        h("div", {}, told, facts, beside),
         h("div", { class: "wide panels" }, grids.map((grid) => h("div", { class: "panel" }, grid.title, grid.node, grid.bar)))),
     ];
   }

@@ -12,7 +12,7 @@ import pytest
 from probes.activations.capture_run import run_capture
 from probes.activations.config import CaptureConfig, CapturedSites
 from probes.activations.open import open_activations
-from probes.config import DataOptions, ProbeOptions, SiteOptions, SweepConfig
+from probes.config import DataOptions, ProbeOptions, SweepConfig
 from probes.geometry.sweep.config import GeometryConfig
 from probes.geometry.sweep.run import run_geometry_sweep
 from probes.lenses.config import DataOptions as LensData
@@ -28,7 +28,7 @@ from tasks.prompts import CAPTION
 
 PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "photos"
 pytestmark = pytest.mark.skipif(not PHOTOS.is_dir(), reason="needs ../shared/data/photos beside the repository")
-N = 24
+N = 20
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def options(data: Path, **more: bool) -> DataOptions:
 def captured(data: Path, checkpoint: Path) -> Path:
     config = CaptureConfig(
         ModelOptions(str(checkpoint)), options(data, skip_bad=True), "both",
-        CapturedSites(tokens=("image", "caption", "last")), random_init=True, out=data / "activations",
+        CapturedSites(("resid_post",), "0,2", ("image", "caption", "last")), out=data / "activations",
     )  # fmt: skip
     finished = run_capture(config)
     assert isinstance(finished, FinishedRun)
@@ -79,7 +79,7 @@ def captured(data: Path, checkpoint: Path) -> Path:
 def test_a_photograph_without_caption_is_refused_or_left_out_and_listed(
     data: Path, captured: Path, checkpoint: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"captions must be given for every example, got none for 1 of 24"):
+    with pytest.raises(UserError, match=r"captions must be given for every example, got none for 1 of 20"):
         run_capture(CaptureConfig(ModelOptions(str(checkpoint)), options(data), "caption", out=data / "refused"))
     skipped = pd.read_csv(captured / "skipped.csv")
     assert len(skipped) == 1 and skipped["reason"][0] == "caption must be given for the condition caption, got none"
@@ -92,20 +92,18 @@ def test_a_photograph_without_caption_is_refused_or_left_out_and_listed(
 def test_photographs_pass_through_every_command(data: Path, captured: Path, checkpoint: Path) -> None:
     probed = run_sweep(
         SweepConfig(
-            activations=captured, sites=SiteOptions(layers="0,2"), out=data / "probes",
-            probing=ProbeOptions(("person",), folds=3, maps=0),
+            activations=captured, out=data / "probes",
+            probing=ProbeOptions(("person",), folds=2, controls=False, maps=0),
         )
     )  # fmt: skip
     assert isinstance(probed, FinishedRun) and set(probed.results["target"]) == {"person"}
-    transferred = run_transfer(
-        TransferConfig(captured, targets=("person",), layers="0,2", folds=3, out=data / "transfer")
-    )
+    transferred = run_transfer(TransferConfig(captured, targets=("person",), folds=2, out=data / "transfer"))
     assert isinstance(transferred, FinishedRun) and len(transferred.results) == 8
     assert transferred.results["n"].unique().tolist() == [N - 1]
     measured = run_geometry_sweep(
         GeometryConfig(
-            captured, tokens=("image=caption",), target=("supercategory",), layers="0,2", rank=(2, 4), largest=8, k=5,
-            mutual_k=3, draws=8, shuffles=19, out=data / "geometry",
+            captured, tokens=("image=caption",), target=("supercategory",), rank=(2, 4), largest=8, k=5,
+            mutual_k=3, draws=4, shuffles=19, out=data / "geometry",
         )
     )  # fmt: skip
     assert isinstance(measured, FinishedRun) and {"overlap", "cka"} <= set(measured.results["measure"])
@@ -115,8 +113,8 @@ def test_photographs_pass_through_every_command(data: Path, captured: Path, chec
     (data / "words.json").write_text(json.dumps(synonyms))
     read = run_lens_sweep(
         LensConfig(
-            model=ModelOptions(str(checkpoint)), layers="0,2", words=data / "words.json", out=data / "lens",
-            data=LensData(str(data / "rows.jsonl"), images=PHOTOS / "images", limit=4),
+            model=ModelOptions(str(checkpoint)), layers="2", words=data / "words.json", controls=False, shown=1,
+            out=data / "lens", data=LensData(str(data / "rows.jsonl"), images=PHOTOS / "images", limit=4),
         )
     )  # fmt: skip
     assert isinstance(read, FinishedRun) and set(read.results["place"]) >= {"inside"}
