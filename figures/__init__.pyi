@@ -1,3 +1,4 @@
+from .attention.draw import draw_attention as draw_attention
 from .curves import draw_curves as draw_curves
 from .effect_grid import draw_head_map as draw_head_map
 from .effect_grid import draw_token_map as draw_token_map

@@ -90,7 +90,7 @@ def draw_patch_map(
         for panel, (part, name, layer), text in zip(opened.axes, keys, titles, strict=True):
             same = rows["layer"].isna() if pd.isna(layer) else rows["layer"] == layer
             own = rows[(rows["part"] == part) & (rows["name"] == name) & same]
-            extent = _show_picture(panel, shape, picture)
+            extent = show_picture(panel, shape, picture)
             effects = np.full(shape, np.nan)
             effects[own["row"], own["col"]] = own["effect"].astype(float)
             cover = np.clip(0.15 + 0.75 * np.abs(np.nan_to_num(effects)) / float(norm.vmax or 1.0), 0, 0.9)
@@ -158,7 +158,7 @@ def draw_probe_map(
     ) as opened:  # fmt: skip
         for panel, (site, *_), text in zip(opened.axes, sites, titles, strict=True):
             own = rows[rows["site"] == site]
-            extent = _show_picture(panel, shape, picture)
+            extent = show_picture(panel, shape, picture)
             read = np.full(shape, np.nan)
             read[own["row"], own["col"]] = own["p_true"].astype(float)
             panel.imshow(read, cmap=SEQUENTIAL, norm=norm, alpha=1.0 if picture is None else _COVER, extent=extent)
@@ -195,7 +195,7 @@ def _of_layers(rows: pd.DataFrame, layers: Sequence[int] | None) -> pd.DataFrame
     return rows[rows["site"].isin([sites[i] for i in spread])]
 
 
-def _show_picture(panel: Axes, shape: tuple[int, int], picture: Picture | None) -> tuple[float, float, float, float]:
+def show_picture(panel: Axes, shape: tuple[int, int], picture: Picture | None) -> tuple[float, float, float, float]:
     """Draw the picture in grey below the grid; return the extent in which a patch is one unit."""
     height, width = shape
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)

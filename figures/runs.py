@@ -13,6 +13,8 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from figures.attention.draw import draw_attention
+from figures.attention.saved import OF_PATCH, edge_effects, read_attention
 from figures.curves import draw_curves
 from figures.effect_grid import draw_head_map, draw_token_map
 from figures.geometry.draw import draw_geometry, draw_layer_map
@@ -135,6 +137,7 @@ def figures_of(folder: Path, *, width: Width = "two", example: int = 0) -> Itera
         yield from draw_patch_run(table, read_picture(folder / "picture.png") if alone else None, width=width)
         if not alone:
             yield from _draw_pairs(folder, table, width)
+        yield from _draw_attention(folder, table, width)
     elif kind == PROBE:
         first, *others = names_in_blocks(table)
         yield Drawing("score_by_layer", draw_score_by_layer(table, name=first, width=width))
@@ -193,6 +196,23 @@ def _draw_pairs(folder: Path, table: pd.DataFrame, width: Width) -> Iterator[Dra
             width=width,
         )  # fmt: skip
         yield Drawing(f"patch_map_{k}", drawn)
+
+
+def _draw_attention(folder: Path, table: pd.DataFrame, width: Width) -> Iterator[Drawing]:
+    """For each pair with saved attention: that of two heads, and attention against the effect of the cuts."""
+    saved = read_attention(folder)
+    values = read_pair_values(folder) if saved else None
+    if values is None:
+        return
+    values = values.assign(unchanged=str(table["unchanged"].iloc[0]))
+    for one in saved[:_PAIRS]:
+        picture = read_picture(folder / "pictures" / f"{one.k}.png")
+        for number, flow in enumerate(one.flows):
+            effects = edge_effects(values, one, flow.tokens)
+            if OF_PATCH.match(flow.tokens) is None and effects["effect"].notna().any():
+                suffix = f"_{number + 1}" if number else ""
+                drawn = draw_attention(one, effects, picture, flow=number, width=width)
+                yield Drawing(f"attention_{one.k}{suffix}", drawn)
 
 
 def _draw_geometry(folder: Path, table: pd.DataFrame, width: Width) -> Iterator[Drawing]:

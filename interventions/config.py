@@ -47,9 +47,13 @@ if TYPE_CHECKING:
     from interventions.plan.plan import InterventionPlan
 
 ERROR_TABLE = "attribution_error.csv"
+ATTENTION, ATTENTION_TEXT = "attention.safetensors", "attention.json"
 RUN = RunKind(
-    "patch-sweep", writes=("cells", "pairs.parquet", "values.parquet", ERROR_TABLE, "picture.png", "pictures")
-)
+    "patch-sweep",
+    writes=(
+        "cells", "pairs.parquet", "values.parquet", ERROR_TABLE, "picture.png", "pictures", ATTENTION, ATTENTION_TEXT,
+    ),
+)  # fmt: skip
 DEFAULT_LIMIT = 100  # pairs of scenes; smol then takes minutes on two cores for a map of all layers
 
 
@@ -85,6 +89,9 @@ class InterventionOptions:
     transplant: TransplantOptions = field(default_factory=TransplantOptions)
     metrics: Annotated[Repeated[Metric], named("metric")] = ()
     """`logit_difference`, `log_prob`, `probability`, `kl` or `accuracy`. [default: logit_difference, accuracy]"""
+    attention: OrDefault[int] = None
+    """knockout with heads: save the attention over the picture of so many clean runs, the first ones, in at most 64 MB.
+    [default: 3]"""
     engine: EngineName = "incremental"
     """`incremental` computes only what can change; `full` runs complete forward passes. Both give the same numbers."""
 
@@ -94,6 +101,7 @@ class InterventionOptions:
         from interventions.plan.plan import InterventionPlan
 
         default = OPERATIONS[self.op]
+        self._check_attention()
         if bool(self.sources) != bool(self.targets):
             raise UserError("from must go with to, got only one. A knockout needs a source and a target.")
         sites = tuple(self.sites) or default.sites
@@ -126,6 +134,22 @@ class InterventionOptions:
             if name in names and owner is not OPERATIONS[self.op].options:
                 ops = " or ".join(op for op, operation in OPERATIONS.items() if operation.options is owner)
                 raise UserError(f"{name} must go with op {ops}, got op {self.op!r}.")
+
+    @property
+    def saves_attention(self) -> bool:
+        """True if the cells cut attention edges of single heads, whose attention is saved."""
+        return self.op == "knockout" and self.heads is not None and self.attention != 0
+
+    def _check_attention(self) -> None:
+        if self.attention is None:
+            return
+        if self.op != "knockout" or self.heads is None:
+            raise UserError(
+                f"attention must go with op knockout and heads, got op {self.op!r} with heads {self.heads!r}. "
+                "Set --heads all."
+            )
+        if self.attention < 0:
+            raise UserError(f"attention must be >= 0, got {self.attention}. It counts pairs.")
 
     def _options(self, seed: int) -> Options:
         """The operation's options; raise ``UserError`` if an option of another operation differs from its default."""

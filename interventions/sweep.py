@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import figures
+from interventions.attention import AttentionPlan, plan_attention, write_attention
 from interventions.batch_values import BatchValues
 from interventions.cell_statistics import first_bad, list_errors, list_values, summarise_cells
 from interventions.config import ERROR_TABLE, RUN, PatchConfig
@@ -134,6 +135,8 @@ def run_patch_sweep(
         if processes.is_main:
             with writing(config.folder):
                 _write_pairs(sweep)
+                if sweep.attention is not None:
+                    write_attention(llava, sweep.attention, config.folder)
         with run.timings.stage("runs"):
             _run_batches(sweep, processes, on_progress, on_note)
         processes.wait()
@@ -169,7 +172,8 @@ class _Sweep:
     """The cells, pairs and batches of a sweep.
 
     ``llava`` is the recipient of transplants. ``resampled`` holds the pairs with other clean pictures, for resample
-    ablation; ``batches`` the indices of the pairs of each batch; ``first`` the clean inputs of the first batch.
+    ablation; ``batches`` the indices of the pairs of each batch; ``first`` the clean inputs of the first batch;
+    ``attention`` what is saved of the edges that a knockout of single heads cuts.
     """
 
     config: PatchConfig
@@ -181,6 +185,7 @@ class _Sweep:
     directions: Mapping[str, Tensor]
     batches: tuple[range, ...]
     first: Inputs
+    attention: AttentionPlan | None = None
 
     def pairs_of(self, batch: int) -> list[Pair]:
         """The pairs of a batch."""
@@ -225,8 +230,13 @@ def _prepare(
     if isinstance(options, SteerOptions):
         for site in sorted({site for spec in specs for site in spec.sites}):
             fitting_direction(directions, options.direction, site, llava, first)
+    attention = None
+    if config.intervention.saves_attention:
+        attention = plan_attention(
+            llava, specs, pairs.pairs, wanted=config.intervention.attention, preprocess=config.pairs.preprocess
+        )
     resampled = resampled_pairs(config.plan, pairs.pairs)
-    return _Sweep(config, llava, donor, specs, pairs, resampled, directions, batches, first)
+    return _Sweep(config, llava, donor, specs, pairs, resampled, directions, batches, first, attention)
 
 
 def _batch_runner(sweep: _Sweep) -> Callable[[int, Callable[[], None]], BatchValues]:
@@ -270,7 +280,8 @@ def _estimate(sweep: _Sweep, device: str) -> PatchEstimate:
         "figures": FIGURE_SECONDS,
     }
     return PatchEstimate(
-        n_pairs=n, n_cells=n_cells, stages=stages, size=values * _ROW, free=free_bytes(config.folder)
+        n_pairs=n, n_cells=n_cells, stages=stages, free=free_bytes(config.folder),
+        size=values * _ROW + (0 if sweep.attention is None else sweep.attention.n_bytes),
     )  # fmt: skip
 
 
@@ -278,7 +289,7 @@ def _write_pairs(sweep: _Sweep) -> None:
     """Write ``pairs.parquet``, one row for each pair, and the clean pictures as the model gets them.
 
     ``picture.png`` is that of the first pair. If single patches are changed, ``pictures/<k>.png`` are those of the
-    first pairs, whose maps they belong to.
+    first pairs, whose maps they belong to; likewise for the pairs whose attention is saved.
     """
     rows = [
         {"id": p.id, "question": p.clean.question, "answer": p.clean.answer, "foil": p.foil, "batch": batch}
@@ -288,9 +299,11 @@ def _write_pairs(sweep: _Sweep) -> None:
     folder, preprocess = sweep.config.folder, sweep.config.pairs.preprocess
     commit(folder / "pairs.parquet", pd.DataFrame(rows).to_parquet(index=False))
     _write_picture(sweep.llava, sweep.first, folder / "picture.png")
-    if any(spec.tokens.startswith("patch(") for spec in sweep.specs if spec.tokens):
+    by_patch = any(spec.tokens.startswith("patch(") for spec in sweep.specs if spec.tokens)
+    shown = max(_MOST_PICTURES if by_patch else 0, 0 if sweep.attention is None else len(sweep.attention.pairs))
+    if shown:
         (folder / "pictures").mkdir(exist_ok=True)
-        for k, pair in enumerate(sweep.pairs.pairs[:_MOST_PICTURES]):
+        for k, pair in enumerate(sweep.pairs.pairs[:shown]):
             path = folder / "pictures" / f"{k}.png"
             if not path.is_file():
                 _write_picture(sweep.llava, prepare(sweep.llava, [pair.clean], preprocess=preprocess), path)

@@ -61,6 +61,9 @@ class DataOptions:
     """Largest number of examples to fit on. [default: 200 for scenes, else all]"""
     transfer_limit: OrDefault[int] = None
     """Largest number of examples to score only. [default: a third of limit for scenes, else all]"""
+    captions: OrDefault[Path] = None
+    """File of captions, joined by picture: COCO's or Karpathy's JSON, Flickr30k's `.token`, or a CSV. [default: the
+    columns caption or captions of the data]"""
     skip_bad: SkipBad = False
     preprocess: Preprocess = "pad"
 
@@ -101,8 +104,8 @@ class ProbeOptions:
 
 
 _OF_CAPTURE = (
-    "model", "revision", "dtype", "attn", "data", "images", "split", "transfer", "limit", "transfer-limit", "skip-bad",
-    "preprocess", "pool", "store-dtype", "batch-size", "maps",
+    "model", "revision", "dtype", "attn", "data", "images", "split", "transfer", "limit", "transfer-limit", "captions",
+    "skip-bad", "preprocess", "pool", "store-dtype", "batch-size", "maps",
 )  # fmt: skip
 
 

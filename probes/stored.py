@@ -140,6 +140,8 @@ def _captured_settings(stored: ActivationSet) -> _Captured:
     data = read(DataOptions, spec="data")
     if isinstance(data.images, str):
         data = replace(data, images=Path(data.images))
+    if isinstance(data.captions, str):
+        data = replace(data, captions=Path(data.captions))
     numbers = int(settings.get("batch_size", 16)), int(settings.get("seed", 0))
     return _Captured(model, data, settings.get("store_dtype"), *numbers)
 
@@ -240,7 +242,7 @@ def _examples(
             size = stored.manifest.get("data", {}).get("image_size")
             read = load_examples(captured.data, seed=captured.seed, size=int(size or SIZE))
             if read.digest == stored.manifest.get("data", {}).get("digest"):
-                source = readable(read, captured.data).examples
+                source = readable(read, captured.data, captioned="caption" in stored.conditions).examples
         except UserError:
             source = None
         if source is None:

@@ -51,6 +51,6 @@ def captioned_examples(examples: Sequence[Example]) -> Sequence[Example]:
     if without:
         raise UserError(
             f"captions must be given for every example, got none for {len(without)} of {len(examples)}, first "
-            f"{without[0]!r}. Add a column caption or captions, or drop these rows."
+            f"{without[0]!r}. Add a column caption or captions, give --captions, or drop these rows with --skip-bad."
         )
     return LazyExamples(len(examples), lambda index: captioned(examples[index]))

@@ -455,6 +455,8 @@
     ];
   }
 
+  // {{attention}}
+
   // ---- cost against retention, or against what token plans keep
 
   function scatterSection(section) {
@@ -586,7 +588,7 @@
 
   // ---- the page
 
-  const SECTIONS = { curves: curvesSection, heat: heatSection, maps: mapsSection, scatter: scatterSection, table: tableSection, plans: plansSection, text: () => [] };
+  const SECTIONS = { curves: curvesSection, heat: heatSection, maps: mapsSection, attention: attentionSection, scatter: scatterSection, table: tableSection, plans: plansSection, text: () => [] };
   const main = document.getElementById("content"), nav = document.getElementById("runs");
   DATA.runs.forEach((run, index) => {
     nav.append(h("a", { href: `#run-${index}` }, run.name));

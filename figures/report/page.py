@@ -22,6 +22,8 @@ Json = dict[str, Any]
 BUDGET = 4_900_000  # bytes of a page: small enough to mail and to open at once
 _ROWS_OF_ALL = 12_000  # rows of all tables together
 _LEAST_ROWS = 200
+_SINGLE = ("maps", "attention")  # sections of single examples, of which those that do not fit are left out
+_ATTENTION = "// {{attention}}"  # where the script of that view belongs
 
 
 class Report(NamedTuple):
@@ -68,7 +70,7 @@ def build_report(runs: Sequence[Path], *, budget: int = BUDGET) -> Report:
 
 def _fit(runs: list[Json], budget: int) -> tuple[int, int]:
     """Keep as many examples as fit, in turn from each run; return how many are kept and how many are left out."""
-    sections = [section for run in runs for section in run["sections"] if section["type"] == "maps"]
+    sections = [section for run in runs for section in run["sections"] if section["type"] in _SINGLE]
     wanted = [section["examples"] for section in sections]
     for section in sections:
         section["examples"], section["left_out"] = [], 0
@@ -92,6 +94,7 @@ def _fit(runs: list[Json], budget: int) -> tuple[int, int]:
 def _page(runs: list[Json]) -> str:
     page, style, script = (_file(f"page.{ending}") for ending in ("html", "css", "js"))
     style = as_css() + style
+    script = script.replace(_ATTENTION, _file("attention/view.js").strip())
     title = "Laccolith report: " + ", ".join(run["name"] for run in runs)
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "

@@ -18,6 +18,7 @@ from figures.read_run import (
     read_run,
     reading,
 )
+from figures.report.attention.view import attention_view
 from figures.report.comparing import cost_scatter, token_plan_scatter
 from figures.report.findings import compare_finding, inference_finding, patch_finding, probe_finding
 from figures.report.layer_pairs import geometry_curves, geometry_findings, layer_maps, transfer_heat
@@ -68,7 +69,8 @@ def _describe(folder: Path, most_rows: int) -> Json:
             named = "All scores", "results.csv"
         elif kind == PATCH:
             title = f"{first['model']}: {_OPS.get(str(first['op']), str(first['op']))}"
-            sections = [patch_finding(table), patch_maps(folder, table), patch_heat(table), patch_curves(table)]
+            sections = [patch_finding(table), patch_maps(folder, table), attention_view(folder, table)]
+            sections += [patch_heat(table), patch_curves(table)]
             table, named = shown_table(table), ("All cells", "results.csv")
         elif kind == TRANSFER:
             title, sections = f"{first['model']}: probes read across captions and pictures", [transfer_heat(table)]

@@ -4,10 +4,13 @@
 """
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from interventions.engines.edits import Cut, Edit
 from interventions.operations.prepare_batch import PreparedBatch
 from interventions.plan.cells import CellSpec
+from interventions.plan.groups import Masks
 from interventions.plan.options import FLOW
 from tasks.errors import UserError
 
@@ -25,14 +28,7 @@ def edits(spec: CellSpec, batch: PreparedBatch) -> tuple[Edit, ...]:
         arXiv 2304.14767; between modalities in Zhang et al. 2024, "Cross-modal Information Flow in Multimodal Large
         Language Models", arXiv 2411.18620.
     """
-    source, target = spec.tokens.split(FLOW)
-    keys = batch.masks.at("language_model", source)
-    queries = batch.masks.at("language_model", target)
-    if target.strip() == "last":
-        inputs = batch.masks.inputs
-        columns = torch.arange(inputs.n_positions, device=inputs.input_ids.device)
-        stops = torch.tensor([[layout.prompt_stop] for layout in inputs.layout], device=columns.device)
-        queries = queries | ((columns >= stops) & inputs.attention_mask.bool())
+    queries, keys = ends(spec.tokens, batch.masks)
     edges = queries & (keys.int().cumsum(1) - keys.int() > 0)
     missing = (~edges.any(1)).nonzero().flatten().tolist()
     if missing:
@@ -41,3 +37,16 @@ def edits(spec: CellSpec, batch: PreparedBatch) -> tuple[Edit, ...]:
             "batch. Attention is causal: the source must come before the target."
         )
     return tuple(Cut(layer, queries, keys, spec.heads) for layer in spec.layers)
+
+
+def ends(tokens: str, masks: Masks) -> tuple[Bool[Tensor, "example pos"], Bool[Tensor, "example pos"]]:
+    """The queries and the keys of ``source->target``: the columns of its target and of its source."""
+    source, target = tokens.split(FLOW)
+    keys = masks.at("language_model", source)
+    queries = masks.at("language_model", target)
+    if target.strip() == "last":
+        inputs = masks.inputs
+        columns = torch.arange(inputs.n_positions, device=inputs.input_ids.device)
+        stops = torch.tensor([[layout.prompt_stop] for layout in inputs.layout], device=columns.device)
+        queries = queries | ((columns >= stops) & inputs.attention_mask.bool())
+    return queries, keys

@@ -106,7 +106,7 @@ def run_capture(
     on_progress = on_progress or ProgressBars()
     run = Run(config.folder, CAPTURE, config.settings, command=command, overwrite=config.overwrite)
     read = load_examples(config.data, seed=config.seed)
-    data = readable(read, config.data)
+    data = readable(read, config.data, captioned="caption" in config.conditions)
     for condition in config.conditions:
         _check_examples(data.examples, condition, config)
     device = own_device(config.model.device)

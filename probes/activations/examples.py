@@ -17,6 +17,7 @@ from tasks.scenes.datasets import scenes_dataset
 from tasks.scenes.scene import SIZE
 
 SCENES = "scenes"
+NO_CAPTION = "caption must be given for the condition caption, got none"
 SCENE_LIMIT = 200  # about four minutes for smol on two cores
 
 
@@ -67,6 +68,8 @@ def load_examples(data: DataOptions, *, seed: int, targets: Sequence[str] | None
     for option, value in (("limit", data.limit), ("transfer-limit", data.transfer_limit)):
         if value is not None and value < 1:
             raise UserError(f"{option} must be >= 1, got {value}. Leave it out for the default.")
+    if data.spec == SCENES and data.captions is not None:
+        raise UserError("captions must go with data of your own, got scenes, which have theirs. Leave them out.")
     if data.spec == SCENES:
         n = data.limit or SCENE_LIMIT
         split, transfer = data.split or "test", data.transfer or "unseen"
@@ -81,7 +84,10 @@ def load_examples(data: DataOptions, *, seed: int, targets: Sequence[str] | None
             )
         return Examples(SCENES, fitted, scenes_dataset(split=transfer, n=n_transfer, seed=seed, size=size))
     with user_errors(OSError):
-        read = partial(load_dataset, data.spec, data.images, targets=targets, follow_links=data.follow_links)
+        read = partial(
+            load_dataset, data.spec, data.images, targets=targets, captions=data.captions,
+            follow_links=data.follow_links,
+        )  # fmt: skip
         fitted = read(split=data.split, limit=data.limit)
         if data.transfer in (None, "none"):
             return Examples(Path(data.spec).name, fitted, None)
@@ -94,8 +100,13 @@ def load_examples(data: DataOptions, *, seed: int, targets: Sequence[str] | None
         return Examples(Path(data.spec).name, fitted, other)
 
 
-def readable(found: Examples, data: DataOptions) -> Readable:
+def readable(found: Examples, data: DataOptions, *, captioned: bool = False) -> Readable:
     """The examples with readable pictures, and those that are left out.
+
+    Args:
+        found: The examples.
+        data: The options; with ``skip_bad`` examples that cannot be used are left out.
+        captioned: Whether examples without a caption cannot be used.
 
     Raises:
         UserError: If a picture cannot be read and ``skip_bad`` is not set, or none can.
@@ -104,6 +115,10 @@ def readable(found: Examples, data: DataOptions) -> Readable:
     if data.spec == SCENES:
         return Readable(both, first, ())
     bad = [check_pictures(fitted), [] if transfer is None else check_pictures(transfer)]
+    if captioned and data.skip_bad:
+        for part, examples in zip(bad, (fitted.examples, () if transfer is None else transfer.examples), strict=True):
+            known = {item.id for item in part}
+            part += [BadPicture(e.id, NO_CAPTION) for e in examples if not e.captions and e.id not in known]
     skipped = tuple(BadPicture(item.id, " ".join(item.reason.split())) for part in bad for item in part)
     if skipped and not data.skip_bad:
         more = f" {len(skipped) - 1} more examples have bad pictures." if len(skipped) > 1 else ""

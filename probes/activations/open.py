@@ -10,6 +10,8 @@ group. Without pooling, the folder ``positions`` of a condition stores the examp
 of every token.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -80,6 +82,13 @@ class ActivationSet:
         """The name of the model with a hash of its weights: equal for two runs of one model."""
         model = self.manifest.get("model", {})
         return f"{model.get('id', self.model)}@{model.get('weight_hash')}"
+
+    @property
+    def digest(self) -> str:
+        """A hash of what decides the activations, so that a run on others is not resumed."""
+        decides = {key: self.manifest.get(key) for key in ("settings", "model", "data", "versions")}
+        text = json.dumps([decides, list(self.examples["id"].astype(str))], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         """The number of examples."""

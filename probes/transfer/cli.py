@@ -10,7 +10,8 @@ ABOUT = """Show at which text layers the image tokens of a LLaVA-1.5 model are u
 
 Probes are fitted on the tokens of captions at one layer and read on the image tokens of another, and the reverse, on
 activations that capture-activations has stored. An example's caption and picture are always in the same fold. Every
-pair of layers has an interval, a p-value and a control with shuffled pairs.
+pair of layers has an interval, a p-value and a control with shuffled pairs. The same command resumes a run that was
+killed, at the source layer where it stopped.
 
 Examples:
   transfer-sweep --activations runs/activations-smol-scenes

@@ -8,7 +8,7 @@ from records.manifest import RunKind
 from records.options import ConfigFile, DryRun, OrDefault, Out, Overwrite, Repeated, Seed, named, settings_of, slug
 from tasks.errors import UserError
 
-TRANSFER = RunKind("transfer-sweep", writes=("examples.parquet",))
+TRANSFER = RunKind("transfer-sweep", writes=("examples.parquet", "parts"))
 
 
 @dataclass(frozen=True)

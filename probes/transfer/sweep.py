@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from rich.table import Table
@@ -27,6 +28,7 @@ from probes.probe_data import fold_plans
 from probes.stored import Stored, stored_data
 from probes.transfer.config import TRANSFER, TransferConfig
 from probes.transfer.cross import TransferScore, transfer
+from probes.transfer.parts import part_path, read_part, write_part
 from records.manifest import commit
 from records.options import ModelOptions
 from records.processes import Processes, launched, own_device
@@ -51,7 +53,7 @@ def run_transfer(
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
 ) -> FinishedRun | str:
-    """Read probes of captions on pictures and the reverse, at every pair of layers.
+    """Read probes of captions on pictures and the reverse, at every pair of layers; a run that was killed goes on.
 
     Args:
         config: The settings.
@@ -92,7 +94,9 @@ def run_transfer(
     on_note(size)
     if random is None:
         on_note("control random_init left out: the capture has none; capture-activations --random-init stores one")
-    about = {"name": data.name, "digest": data.digest, "n_examples": data.n_fitted}
+    about = {
+        "name": data.name, "digest": data.digest, "n_examples": data.n_fitted, "activations": stored.digest,
+    }  # fmt: skip
     if config.labels is not None:
         about["labels"] = hashlib.sha256(config.labels.read_bytes()).hexdigest()[:16]
     with run.open(Processes(), model=dict(stored.manifest.get("model", {})), data=about):
@@ -152,9 +156,9 @@ def _matrix(
     random: ActivationSet | None,
     on_progress: OnProgress,
 ) -> pd.DataFrame:
-    """The table of all cells."""
+    """The table of all cells; those of source layers that a file holds are not fitted again."""
     depths = dict(zip(found.sites, found.depths, strict=True))
-    rows: list[dict[str, Any]] = []
+    parts: list[pd.DataFrame] = []
     total = 2 * len(found.sites) * len(plans)
     for source, read in DIRECTIONS:
         for group, plan in plans.items():
@@ -166,15 +170,18 @@ def _matrix(
             )  # fmt: skip
             widest = next(found.activations.shards(found.sites[0], group)).shape[1] * (1 + len(found.sites))
             processes = processes_for(bare, widest, len(found.sites), config.device)
-            observed: dict[str, list[float]] = {}
-            null: dict[str, list[Any]] = {}
-            first = len(rows)
-            for site, (cells, controls) in zip(
-                found.sites, each_site(work, found.sites, processes=processes), strict=True
-            ):
+            paths = {site: part_path(config.folder, source, group, str(site)) for site in found.sites}
+            keys = [{"target": target, "read_site": str(at)} for target in bare.targets for at in found.sites]
+            done = [site for site, path in paths.items() if read_part(path, keys) is not None]
+            if done:
+                on_progress("reading probes across", len(done), total)
+            missing = [site for site in found.sites if site not in done]
+            for site, (cells, controls) in zip(missing, each_site(work, missing, processes=processes), strict=True):
+                part: list[dict[str, Any]] = []
+                null: list[Any] = []
                 for target, (own, *read_cells) in cells.items():
                     for number, (at, cell) in enumerate(zip(found.sites, read_cells, strict=True)):
-                        rows.append(
+                        part.append(
                             {
                                 "model": found.config.model.name, "direction": f"{source} to {read}", "target": target,
                                 "probe": config.probe if cell.metric != "r2" else "ridge",
@@ -186,19 +193,37 @@ def _matrix(
                                 "interval": cell.score.interval, "chance": cell.chance, "shuffled": cell.shuffled,
                                 "within": own.score.value, "n": cell.score.n, "p": cell.permuted.p_value,
                                 "random_init": controls[target][number] if controls else np.nan,
+                                "observed": cell.permuted.observed,
                             }
                         )  # fmt: skip
-                        observed.setdefault(target, []).append(cell.permuted.observed)
-                        null.setdefault(target, []).append(cell.permuted.null)
+                        null.append(cell.permuted.null)
+                with writing(config.folder):
+                    write_part(paths[site], pd.DataFrame(part), np.stack(null))
                 on_progress("reading probes across", 1, total)
-            part = pd.DataFrame(rows[first:])
-            for target in observed:
-                family = part.index[part["target"] == target].to_numpy() + first
-                p_max = adjust_max(np.array(observed[target]), np.stack(null[target]))
-                q = adjust_p(np.array([rows[i]["p"] for i in family]))
-                for i, largest, adjusted in zip(family.tolist(), p_max.tolist(), q.tolist(), strict=True):
-                    rows[i] |= {"p_max": largest, "q": adjusted}
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"source_layer": "Int64", "read_layer": "Int64"})
+            parts.append(_corrected([_read(path, keys) for path in paths.values()]))
+    table = pd.concat(parts, ignore_index=True)[list(COLUMNS)]
+    return table.astype({"source_layer": "Int64", "read_layer": "Int64"})
+
+
+def _read(path: Path, keys: list[dict[str, Any]]) -> tuple[pd.DataFrame, npt.NDArray[np.float64]]:
+    """The cells in a file that this run has written."""
+    found = read_part(path, keys)
+    if found is None:
+        raise UserError(
+            f"out must hold what was written, got changed bytes in {str(path)!r}. Start the same command again."
+        )
+    return found
+
+
+def _corrected(parts: Sequence[tuple[pd.DataFrame, npt.NDArray[np.float64]]]) -> pd.DataFrame:
+    """The cells of all source layers of a direction, with p-values corrected for all pairs of layers of a target."""
+    rows = pd.concat([part for part, _ in parts], ignore_index=True)
+    null = np.concatenate([null for _, null in parts])
+    for target in dict.fromkeys(rows["target"]):
+        own = (rows["target"] == target).to_numpy()
+        rows.loc[own, "p_max"] = adjust_max(rows.loc[own, "observed"].to_numpy(dtype=float), null[own])
+        rows.loc[own, "q"] = adjust_p(rows.loc[own, "p"].to_numpy(dtype=float))
+    return rows
 
 
 def _row(

@@ -1,5 +1,6 @@
 """Pictures as text: captions and boxes, from COCO's annotation files or from JSONL or Parquet rows."""
 
+import contextlib
 import json
 import math
 from collections import defaultdict
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.errors import UserError, one_line, shown
+from tasks.readers.caption_files import read_captions
 from tasks.readers.tables import open_table
 
 
@@ -66,9 +68,9 @@ def read_described(captions: Path, boxes: Path | None = None, *, skip_bad: bool 
     """Read captions and boxes.
 
     Args:
-        captions: COCO's ``captions_*.json``, or a JSONL or Parquet file with the columns ``image`` and ``captions``
-            and, if there are boxes, ``width``, ``height`` and ``objects``: a list of ``{"name", "box"}`` with left,
-            top, right and bottom in pixels. ``id`` is optional.
+        captions: COCO's ``captions_*.json``, another file of ``tasks.readers.caption_files``, or JSONL or Parquet rows
+            with ``image`` and ``captions`` and, if there are boxes, ``width``, ``height`` and ``objects``: a list of
+            ``{"name", "box"}`` with left, top, right and bottom in pixels. ``id`` is optional.
         boxes: COCO's ``instances_*.json``; only with COCO's captions.
         skip_bad: Leave out pictures that cannot be used, and list them; otherwise the first one is an error.
 
@@ -83,7 +85,7 @@ def read_described(captions: Path, boxes: Path | None = None, *, skip_bad: bool 
     """
     if captions.suffix.lower() == ".json":
         try:
-            rows: list[tuple[str, Mapping[str, Any]]] = _coco_rows(captions, boxes)
+            rows: list[tuple[str, Mapping[str, Any]]] = _coco_or_karpathy(captions, boxes)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
@@ -91,6 +93,8 @@ def read_described(captions: Path, boxes: Path | None = None, *, skip_bad: bool 
                 f"captions and boxes must have COCO's layout, got {type(error).__name__} {one_line(error)} in "
                 f"{captions.name!r} or its boxes. Download the files again."
             ) from error
+    elif captions.suffix.lower() in (".token", ".txt", ".csv") and boxes is None:
+        rows = _caption_rows(captions)
     elif boxes is not None:
         raise UserError("boxes must come with COCO's captions_*.json; a JSONL or Parquet file holds its own objects.")
     else:
@@ -151,6 +155,26 @@ def _placed(given: Any, row: Mapping[str, Any], where: str) -> PlacedObject:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _coco_or_karpathy(captions: Path, boxes: Path | None) -> list[tuple[str, Mapping[str, Any]]]:
+    """The rows of COCO's annotations, or of Karpathy's file, which has captions alone."""
+    try:
+        return _coco_rows(captions, boxes)
+    except UserError:
+        if boxes is None:
+            with contextlib.suppress(UserError):
+                return _caption_rows(captions)
+        raise
+
+
+def _caption_rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """The rows of a file that has nothing but captions; a picture's id is its path."""
+    found = read_captions(path).captions
+    return [
+        (f"picture {shown(image)} of {path.name}", {"id": image, "image": image, "captions": list(texts)})
+        for image, texts in found.items()
+    ]  # fmt: skip
 
 
 def _coco_rows(captions: Path, boxes: Path | None) -> list[tuple[str, Mapping[str, Any]]]:

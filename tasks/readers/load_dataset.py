@@ -18,6 +18,7 @@ from tasks.benchmarks.layout.dataset import PREFIX, benchmark_dataset
 from tasks.dataset import Dataset, LazyExamples
 from tasks.errors import UserError
 from tasks.example import Example
+from tasks.readers.caption_files import read_captions
 from tasks.readers.picture_folder import PictureFolder
 from tasks.readers.rows import RowReader
 from tasks.readers.scan import Scan
@@ -49,6 +50,7 @@ def load_dataset(
     seed: int = 0,
     size: int = SIZE,
     targets: Sequence[str] | None = None,
+    captions: str | Path | None = None,
     follow_links: bool = False,
 ) -> Dataset:
     """The data set called ``spec``: ``"scenes"``, a benchmark, or the path of a JSONL or Parquet file.
@@ -61,6 +63,7 @@ def load_dataset(
         seed: Seed of the scenes.
         size: Width and height of the scenes in pixels.
         targets: See ``read_table``.
+        captions: See ``read_table``.
         follow_links: See ``read_table``.
 
     Raises:
@@ -70,6 +73,10 @@ def load_dataset(
         >>> len(load_dataset("scenes", limit=3))
         3
     """
+    if captions is not None and (spec == "scenes" or spec.startswith(PREFIX)):
+        raise UserError(
+            f"captions must go with a JSONL or Parquet file of pictures, got data {spec!r}. Leave them out."
+        )
     if spec == "scenes":
         n = _DEFAULT_SCENES if limit is None else limit
         return scenes_dataset(split=split or "test", n=n, seed=seed, size=size)
@@ -77,7 +84,9 @@ def load_dataset(
         if split is not None:
             raise UserError(f"split must be left out for a benchmark, got {split!r}. Its file holds one split.")
         return benchmark_dataset(spec, images, limit=limit, follow_links=follow_links)
-    return read_table(spec, images, split=split, limit=limit, targets=targets, follow_links=follow_links)
+    return read_table(
+        spec, images, split=split, limit=limit, targets=targets, captions=captions, follow_links=follow_links
+    )
 
 
 def read_table(
@@ -90,6 +99,7 @@ def read_table(
     image_column: str | None = None,
     question_column: str = "question",
     answer_column: str = "answer",
+    captions: str | Path | None = None,
     follow_links: bool = False,
 ) -> Dataset:
     """The examples of a JSONL (``.jsonl``) or Parquet (``.parquet``) file, each made when it is indexed.
@@ -109,6 +119,8 @@ def read_table(
         image_column: The column of picture paths; None for ``image`` or ``images``, whichever a row has.
         question_column: The column of questions.
         answer_column: The column of answers.
+        captions: A file of captions, joined by picture: see ``tasks.readers.caption_files``. Rows without a question
+            then ask for a caption.
         follow_links: Whether links in the folder may lead out of it.
 
     Raises:
@@ -130,11 +142,18 @@ def read_table(
     if limit is not None and limit < 1:
         raise UserError(f"limit must be >= 1, got {limit}. Leave it out for all rows.")
     table = open_table(path)
-    reader = RowReader(image_column, question_column, answer_column, PictureFolder(folder, follow_links=follow_links))
+    texts = None if captions is None else read_captions(captions)
+    pictures = PictureFolder(folder, follow_links=follow_links)
+    reader = RowReader(image_column, question_column, answer_column, pictures, texts)
     scan = Scan(table, reader, split)
     kept = scan.kept[:limit]
     if not kept:
         raise UserError(f"data must have at least one row, got none in {str(path)!r}. Add examples.")
+    if texts is not None and not scan.n_captioned:
+        raise UserError(
+            f"captions must describe pictures of the data, got none of {len(kept)} rows in {texts.name!r}. The file "
+            f"names pictures like {next(iter(texts.captions))!r}."
+        )
     groups, floats = scan.groups(), scan.floats
 
     def make(index: int) -> Example:
@@ -142,6 +161,7 @@ def read_table(
         return reader.example(table[number], table.where(number), number, groups[number], floats)
 
     settings = [split, limit, image_column, question_column, answer_column, sorted(targets or [])]
+    settings += [] if texts is None else [texts.digest]
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(json.dumps([settings, sorted(reader.folder.stats.items())]).encode())

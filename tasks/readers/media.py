@@ -22,6 +22,13 @@ def given_pictures(value: object) -> list[object]:
     return [one for one in values if not _is_absent(one)] if len(values) <= 1 else list(values)
 
 
+def picture_name(value: object) -> str:
+    """The path of a picture as a row names it; empty if the row only holds its bytes."""
+    if isinstance(value, dict):
+        value = value.get("path")
+    return value if isinstance(value, str) and not value.startswith("data:") else ""
+
+
 def unread_media(row: Mapping[str, object], read: Iterable[str], names: Iterable[str] = ()) -> str | None:
     """The first key of ``row`` that holds a picture, video or sound but is not among ``read``; None if there is none.
 

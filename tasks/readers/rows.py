@@ -8,7 +8,8 @@ from typing import Any
 from tasks.errors import UserError, printable, shown, shown_text
 from tasks.example import Box, Example, Label, Picture
 from tasks.prompts import CAPTION
-from tasks.readers.media import PICTURES, given_pictures, unread_media
+from tasks.readers.caption_files import CaptionFile
+from tasks.readers.media import PICTURES, given_pictures, picture_name, unread_media
 from tasks.readers.picture_folder import PictureFolder
 from tasks.readers.tables import Row
 
@@ -27,6 +28,7 @@ class RowReader:
     question_column: str
     answer_column: str
     folder: PictureFolder
+    captions: CaptionFile | None = None
 
     def _pictures(self, row: Row, where: str) -> list[Picture]:
         """The row's pictures."""
@@ -58,6 +60,15 @@ class RowReader:
         given = [name for name in _CAPTIONS if not is_missing(row.get(name))]
         if len(given) > 1:
             raise UserError(f"row must have caption or captions, got both in {where}. Keep one of the two columns.")
+        if self.captions is not None:
+            if given:
+                raise UserError(
+                    f"captions must be given once, got a file of captions and the column {given[0]!r} in {where}. "
+                    "Leave out one of them."
+                )
+            columns = (self.image_column,) if self.image_column else PICTURES
+            names = [picture_name(one) for column in columns for one in given_pictures(row.get(column))]
+            return self.captions.of(names[0]) if len(names) == 1 and names[0] else ()
         value = row[given[0]] if given else []
         texts = value if isinstance(value, list) else [value]
         for text in texts:
@@ -116,6 +127,8 @@ class RowReader:
         pictures, captions = self._pictures(row, where), self._captions(row, where)
         # A file of captions asks for one.
         question, answer = (CAPTION, captions[0]) if captions and "question" not in row else (None, None)
+        if self.captions is not None and not captions and "question" not in row:
+            question, answer = CAPTION, ""
         labels: dict[str, Label] = {
             key: float(value) if key in floats else printable(value) if isinstance(value, str) else value
             for key, value in {**self.labels(row), "answer": row.get(self.answer_column)}.items()

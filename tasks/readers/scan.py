@@ -61,6 +61,7 @@ class Scan:
     def __init__(self, table: Table, reader: RowReader, split: str | None) -> None:
         self.table, self.reader = table, reader
         self.kept: list[int] = []
+        self.n_captioned = 0  # kept rows with captions
         self._columns: dict[str, _Column] = {}  # of the kept rows
         self._scope: Literal["image", "object"] = "object"
         self._members: list[tuple[list[str], object, str]] = []  # for each row: pictures, group, id
@@ -79,6 +80,7 @@ class Scan:
             if split is not None and str(row.get("split")) != split:
                 continue
             self.kept.append(number)
+            self.n_captioned += bool(example.captions)
             if example.focus is None:
                 self._scope = "image"
             self._add_labels({**reader.labels(row), "answer": row.get(reader.answer_column)}, number)

@@ -74,6 +74,11 @@ EVERY_OPTION: dict[str, tuple[list[str], object, Callable[[PatchConfig], object]
     "layers": ([], "0-3", lambda c: c.plan.layers),
     "window": ([], 3, lambda c: c.plan.window),
     "heads": (["--site", "z"], "all", lambda c: c.plan.heads),
+    "attention": (
+        ["--op", "knockout", "--tokens", "image->last", "--heads", "all"],
+        2,
+        lambda c: c.intervention.attention,
+    ),
     "engine": ([], "full", lambda c: c.plan.engine),
     "corruption": ([], "blank", lambda c: c.plan.corruption.kind),
     "noise-scale": (["--corruption", "noise"], 2.0, lambda c: c.plan.corruption.scale),

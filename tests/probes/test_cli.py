@@ -73,6 +73,7 @@ EVERY_OPTION: dict[str, tuple[object, Callable[[SweepConfig], object]]] = {
     "images": ("pictures", lambda c: str(c.data.images)),
     "split": ("train", lambda c: c.data.split),
     "transfer": ("later", lambda c: c.data.transfer),
+    "captions": ("captions.json", lambda c: str(c.data.captions)),
     "limit": (7, lambda c: c.data.limit),
     "transfer-limit": (3, lambda c: c.data.transfer_limit),
     "layers": ("0-3", lambda c: c.sites.layers),

@@ -57,7 +57,8 @@ class GenerateConfig:
     """
 
     captions: OrDefault[Path] = None
-    """COCO's captions_*.json, or a JSONL or Parquet file with image, captions, width, height and objects."""
+    """COCO's captions_*.json, Karpathy's dataset_*.json, Flickr30k's .token or .csv, or a JSONL or Parquet file with
+    image, captions, width, height and objects."""
     boxes: OrDefault[Path] = None
     """COCO's instances_*.json, with COCO's captions. [default: none]"""
     model: str = ""

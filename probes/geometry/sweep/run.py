@@ -4,8 +4,6 @@ finished = run_geometry_sweep(GeometryConfig(Path("runs/smol-activations")))
 finished.results, finished.figures[0]
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,6 @@ import torch
 from torch import Tensor
 
 import figures
-from probes.activations.open import ActivationSet
 from probes.geometry.compare import MeasurePlan
 from probes.geometry.sweep.config import RUN, GeometryConfig
 from probes.geometry.sweep.layer_jobs import (
@@ -201,18 +198,11 @@ def _about(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     first = comparisons[0].a.stored
     data = first.manifest.get("data", {})
     about = {"name": data.get("name"), "digest": data.get("digest"), "n_examples": len(first)}
-    runs = {str(side.stored.folder): _digest(side.stored) for side in sides}
+    runs = {str(side.stored.folder): side.stored.digest for side in sides}
     return {
         "model": {"id": ", ".join(names)},
         "data": about | {"activations": runs, "comparisons": [one.name for one in comparisons]},
     }
-
-
-def _digest(stored: ActivationSet) -> str:
-    """A hash of what decides a run's activations, so that a run on others is not resumed."""
-    decides = {key: stored.manifest.get(key) for key in ("settings", "model", "data", "versions")}
-    text = json.dumps([decides, list(stored.examples["id"].astype(str))], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _measure(

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from figures import draw_transfer
 from probes.activations.write import write_activations
 from probes.evaluation.folds import plan_folds
-from probes.transfer import cross
+from probes.transfer import cross, sweep
 from probes.transfer.cli import main
 from probes.transfer.config import TransferConfig
 from probes.transfer.cross import transfer
@@ -150,6 +150,50 @@ def test_the_command_prints_the_best_pair(store: Path, tmp_path: Path, capsys: p
     assert "caption to image" in out and (tmp_path / "run" / "figures" / "transfer.png").is_file()
     main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")])
     assert "caption to image" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_run_that_was_killed_goes_on_at_its_source_layer_and_ends_with_the_same_bytes(
+    store: Path, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TransferConfig(activations=store, targets=("kind",), out=tmp_path / "run")
+    fitted: list[int] = []
+    real = sweep.transfer
+
+    def counted(*arguments: object, **options: object) -> object:
+        fitted.append(1)
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sweep, "transfer", counted)
+
+    def killed(stage: str, done: int, total: int) -> None:
+        if len(fitted) == 4:  # in the second direction
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_transfer(config, on_progress=killed)
+    parts = sorted((tmp_path / "run" / "parts").glob("*.parquet"))
+    assert len(fitted) == len(parts) == 4 and not (tmp_path / "run" / "results.parquet").exists()
+    damaged = parts[0].read_bytes()
+    parts[0].write_bytes(damaged[:-9] + b"otherbyte")
+    seen: list[tuple[int, int]] = []
+    assert run_transfer(config, on_progress=lambda stage, done, total: seen.append((done, total)))
+    assert len(fitted) == 4 + 1 + 2  # the damaged layer and those that were missing
+    assert sum(done for done, _ in seen) == 6 and {total for _, total in seen} == {2 * LAYERS}
+    whole = store.parent / "transfer"
+    for name in ("results.csv", "results.parquet", "examples.parquet"):
+        assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
+    assert parts[0].read_bytes() == damaged
+    run_transfer(config)
+    assert len(fitted) == 7  # a finished run fits nothing
+
+
+def test_a_run_of_other_activations_under_the_same_name_is_not_resumed(tmp_path: Path) -> None:
+    store = planted(tmp_path / "store")
+    swept(store, tmp_path / "run", layers="1")
+    path = store / "manifest.json"
+    path.write_text(path.read_text().replace('"made"', '"other"', 1))
+    with pytest.raises(UserError, match="differs: .*"):
+        swept(store, tmp_path / "run", layers="1")
 
 
 @pytest.mark.parametrize(
