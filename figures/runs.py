@@ -116,6 +116,14 @@ def drawn_figures(folder: Path) -> tuple[Path, ...]:
 
     Raises:
         RunError: As ``draw_run``.
+
+    Example:
+        >>> import tempfile
+        >>> from figures import drawn_figures, example_table
+        >>> run = Path(tempfile.mkdtemp())
+        >>> example_table("skip_smol").to_csv(run / "results.csv", index=False)
+        >>> [path.name for path in drawn_figures(run)] == [path.name for path in drawn_figures(run)]
+        True
     """
     figures = folder / "figures"
     with contextlib.suppress(OSError, ValueError, TypeError):

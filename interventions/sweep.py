@@ -147,7 +147,7 @@ def run_patch_sweep(
                 results = _write_tables(sweep)
             run.finish(results)
             with run.drawing(), writing(config.folder):
-                figures.draw_run(config.folder)
+                figures.drawn_figures(config.folder)
         return finished_patch_sweep(config.folder)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from figures import draw_run, drawn_figures
+from figures import drawn_figures
 from models.llava import Llava
 from models.sites import Site, depth
 from probes.activations.choose_sites import choose_sites
@@ -111,7 +111,7 @@ def run_sweep(
         if estimated is not None:
             return estimated
         if figures:
-            draw_run(config.folder)
+            drawn_figures(config.folder)
         return finished_sweep(config.folder, figures=figures)
     run = Run(config.folder, RUN, config.settings, command=command, overwrite=config.overwrite)
     selection = data or select(config)
@@ -181,7 +181,7 @@ def run_sweep(
             run.finish(fitted.table)
             if figures:
                 with writing(config.folder), run.drawing():
-                    draw_run(config.folder)
+                    drawn_figures(config.folder)
     return finished_sweep(config.folder, figures=figures)
 
 

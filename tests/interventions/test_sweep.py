@@ -61,7 +61,7 @@ def config(checkpoint: Path, out: Path, op: str = "patch", *, limit: int = 6, **
 
 def done(settings: PatchConfig, *, drawn: bool = False) -> FinishedRun:
     """The finished run; ``drawn`` with its figures, which take longer than the run."""
-    with nullcontext() if drawn else patch("figures.draw_run", return_value=()):
+    with nullcontext() if drawn else patch("figures.drawn_figures", return_value=()):
         finished = run_patch_sweep(settings)
     assert isinstance(finished, FinishedRun)
     return finished
@@ -78,7 +78,7 @@ def test_a_model_in_memory_gives_the_same_and_is_left_as_it_was(
     there = load(checkpoint)
     before, described = there.weight_hash, str(there.model)
     monkeypatch.setattr("records.open_model.load", None)
-    with patch("figures.draw_run", return_value=()):
+    with patch("figures.drawn_figures", return_value=()):
         again = run_patch_sweep(config(checkpoint, tmp_path / "run", metrics=METRICS), llava=there)
     assert isinstance(again, FinishedRun)
     pd.testing.assert_frame_equal(again.results, finished.results)

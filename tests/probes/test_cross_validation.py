@@ -279,7 +279,10 @@ def test_r2_of_noise_is_that_of_the_training_mean() -> None:
     assert below <= 4  # with weak penalties alone, 26 to 42 %
 
 
-@pytest.mark.parametrize("regime", ["2 classes, scores near 1", "42 classes of 5", "groups of 5", "R2, n = 60"])
+@pytest.mark.parametrize(
+    "regime",
+    ["2 classes, scores near 1", pytest.param("42 classes of 5", marks=pytest.mark.slow), "groups of 5", "R2, n = 60"],
+)
 def test_intervals_cover_the_score_of_such_probes_on_new_groups(regime: str) -> None:
     trials = [probing_trial(PROBING[regime], seed, regime) for seed in range(60)]
     covers = {line.what: line.share for line in probing_lines(regime, trials)}

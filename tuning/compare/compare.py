@@ -135,7 +135,7 @@ def run_compare(
             commit(config.out / TABLE, table.to_csv(index=False).encode())
         run.finish()
         with writing(config.out), run.drawing():
-            drawn = tuple(paths.png for paths in figures.draw_run(config.out))
+            drawn = figures.drawn_figures(config.out)
     return _finished(config.out, table, drawn)
 
 

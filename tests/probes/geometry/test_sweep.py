@@ -88,7 +88,7 @@ def config(run: Path, out: Path, **options: Any) -> GeometryConfig:
 
 def run(settings: GeometryConfig) -> FinishedRun:
     """A finished run; its figures, which take seconds, are left to the test of the command."""
-    with patch("figures.draw_run", return_value=()):
+    with patch("figures.drawn_figures", return_value=()):
         finished = run_geometry_sweep(settings)
     assert isinstance(finished, FinishedRun)
     return finished
@@ -314,7 +314,7 @@ def test_one_example_of_each_group_without_duplicates_and_up_to_the_limit(tmp_pa
     arrays["caption"][site(2)]["last"][9] = arrays["caption"][site(2)]["last"][7]
     folder = made_run(tmp_path / "more", arrays, group=groups)
     notes: list[str] = []
-    with patch("figures.draw_run", return_value=()):
+    with patch("figures.drawn_figures", return_value=()):
         done = run_geometry_sweep(config(folder, tmp_path / "run", limit=40, layer_map=False), on_note=notes.append)
     assert isinstance(done, FinishedRun)
     assert done.results["n"].max() <= 40
@@ -362,7 +362,7 @@ def test_the_command_prints_its_table_and_draws_its_figures(
     main(["--activations", str(stored), "--out", str(out), *options, "--tokens", "last", "--no-map"])
     printed = capsys.readouterr().out
     assert "where dimensions peak" in printed and str(out / "results.csv") in printed
-    assert {path.name for path in (out / "figures").iterdir()} == {"by_layer.png", "by_layer.svg"}
+    assert {path.name for path in (out / "figures").glob("[!.]*")} == {"by_layer.png", "by_layer.svg"}
     main(["show", str(out)])
     assert "nearest" in capsys.readouterr().out
     assert json.loads((out / "manifest.json").read_text())["settings"]["rank"] == [2, 4]

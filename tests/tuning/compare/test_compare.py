@@ -109,8 +109,8 @@ def test_the_table_has_every_plan_condition_and_family_with_its_columns(
     assert seen["all"] == pytest.approx(seen.drop("all").mean())  # one question of every family about a scene
     assert passage["chance"].isna().all()
     assert pd.read_csv(settings.out / "compare.csv").shape == finished.shape
-    assert {path.suffix for path in (settings.out / "figures").iterdir()} == {".png", ".svg"}
-    drawn = {path.stem for path in (settings.out / "figures").iterdir()}
+    assert {path.suffix for path in (settings.out / "figures").glob("[!.]*")} == {".png", ".svg"}
+    drawn = {path.stem for path in (settings.out / "figures").glob("[!.]*")}
     overall = full[(full["family"] == "all") & (full["condition"] == "seen")].iloc[0]
     kept = {"cost_against_retention"} if overall["score"] > 0 else set()  # of nothing there is no retention
     assert drawn == {"accuracy_by_family", "retention", "plans"} | kept

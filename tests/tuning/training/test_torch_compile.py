@@ -31,8 +31,8 @@ SCORES = ["step", "family", "metric", "score", "n"]
     ("backend", "checkpointing", "bf16", "plan"),
     [
         ("aot_eager", True, False, LayerPlan("all")),
-        ("aot_eager", False, True, LayerPlan("1-2")),
-        ("aot_eager", False, False, LayerPlan("1-2", (), "lora", Lora(2, 4, 0.0))),
+        pytest.param("aot_eager", False, True, LayerPlan("1-2"), marks=pytest.mark.slow),
+        pytest.param("aot_eager", False, False, LayerPlan("1-2", (), "lora", Lora(2, 4, 0.0)), marks=pytest.mark.slow),
         pytest.param("inductor", True, False, LayerPlan("all"), marks=pytest.mark.slow),
     ],
 )
