@@ -232,7 +232,7 @@ class TuningConfig:
     merge: Flag = False
     """Merge LoRA factors into the weights before saving."""
     resume: OrDefault[Path] = None
-    """Checkpoint to resume from. [default: the last one in the run directory]"""
+    """Checkpoint to resume from; `last` is the last one in the run directory. [default: the last whole one]"""
     out: Out = None
     overwrite: Overwrite = False
     dry_run: DryRun = False
