@@ -2,6 +2,7 @@
 
     python -m benchmarks.calibration            # minutes on two cores; goes on after a kill
     python -m benchmarks.calibration --quick    # half a minute, with few trials
+    python -m benchmarks.calibration --regimes "R2, groups of 5" --trials 2 --name r2    # some of the regimes
 
 Every interval and every choice that a command prints is tried on simulated data whose truth is known: activations with
 a planted direction, values of pairs, right answers of plans. A regime is a number of trials; trial i has seed i. Where
@@ -13,7 +14,7 @@ Finished trials are kept in ``--work`` and not run again.
 import argparse
 import json
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -437,13 +438,15 @@ def plan_lines(name: str, trials: list[dict[str, float]]) -> list[Line]:
 _LINES = {"probing": probing_lines, "layers": layer_lines, "cells": cell_lines, "plans": plan_lines}
 
 
-def measure(trials: Mapping[str, int], *, processes: int = 1, work: Path | None = None) -> list[Line]:
-    """All lines of the record; prints the regimes as they finish."""
+def measure(
+    trials: Mapping[str, int], *, processes: int = 1, work: Path | None = None, regimes: Collection[str] = ()
+) -> list[Line]:
+    """The lines of the record, of all ``regimes`` if none is named; prints the regimes as they finish."""
     lines = []
-    for n in PAIRS:
+    for n in PAIRS if not regimes else ():
         lines += [line(what, f"{n} pairs", values) for what, values in pairs_trials(n, 10 * trials["cells"]).items()]
     noise: list[bool] = []
-    jobs = [(kind, name) for kind, (_, regimes) in _RUN.items() for name in regimes]
+    jobs = [(kind, name) for kind, (_, made) in _RUN.items() for name in made if not regimes or name in regimes]
     with ProcessPoolExecutor(processes) as pool:
         waiting = [pool.submit(run_regime, kind, name, trials[kind], work) for kind, name in jobs]
         for number, ((kind, name), done) in enumerate(zip(jobs, waiting, strict=True), 1):
@@ -452,8 +455,7 @@ def measure(trials: Mapping[str, int], *, processes: int = 1, work: Path | None 
             lines += found
             if kind == "probing" and PROBING[name].gains[0] == 0:
                 noise += [trial["p"] <= 0.05 for trial in done.result() if trial["gain"] == 0]
-    lines.append(line("p of noise below 0.05", "all of the above", noise, LEVEL))
-    return lines
+    return [*lines, line("p of noise below 0.05", "all of the above", noise, LEVEL)] if noise else lines
 
 
 def rows_of(lines: Iterable[Line]) -> list[tuple[str, ...]]:
@@ -473,18 +475,22 @@ def main() -> None:
     parser.add_argument("--trials", type=float, default=1.0, help="times as many trials")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/calibration"), help="folder of finished trials")
+    known = [name for _, made in _RUN.values() for name in made]
+    parser.add_argument("--regimes", nargs="+", choices=known, default=(), metavar="NAME", help="only these regimes")
+    parser.add_argument("--name", help="name of the record [default: quick or full]")
     given = parser.parse_args()
     size: Literal["quick", "full"] = "quick" if given.quick else "full"
     trials = {kind: int(n * given.trials / (10 if given.quick else 1)) for kind, n in TRIALS.items()}
-    lines = measure(trials, processes=given.processes, work=given.work)
+    lines = measure(trials, processes=given.processes, work=given.work, regimes=given.regimes)
     judged = [x for x in lines if x.aim != (0.0, 1.0)]
     counts = {verdict: sum(x.verdict == verdict for x in judged) for verdict in ("ok", "near", "cautious", "misses")}
-    facts: dict[str, object] = {"trials": trials, **counts, **machine("cpu")}
+    ran = {kind: n for kind, n in trials.items() if not given.regimes or {*given.regimes} & _RUN[kind][1].keys()}
+    facts: dict[str, object] = {"trials": ran, **counts, **machine("cpu")}
     text = heading("Coverage of intervals, and what is found in noise", facts)
     text += table(("what", "regime", "share", "trials", "aim", "verdict"), rows_of(lines))
     text += ["", __doc__.split("\n\n")[2].strip()]
     record = {"machine": facts, "lines": [x.__dict__ for x in lines]}
-    write_record(given.out, f"calibration-{size}", record, "\n".join(text))
+    write_record(given.out, f"calibration-{given.name or size}", record, "\n".join(text))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ optionally ``id``.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +19,14 @@ from tasks.benchmarks.layout.dataset import PREFIX, benchmark_dataset
 from tasks.errors import UserError, user_errors
 from tasks.example import Example
 from tasks.readers.picture_folder import PictureFolder
+from tasks.readers.rows import is_missing
 from tasks.readers.tables import Row, open_table
 from tasks.scenes.pairs import ATTRIBUTES, make_pairs
 from tasks.scenes.scene import SIZE, Split
 
 SCENES = "scenes"
 _COLUMNS = ("clean", "corrupt", "question", "answer", "foil")
+_READ = {*_COLUMNS, "id"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Pairs:
     name: str
     pairs: tuple[Pair, ...]
     digest: str
+    unread: tuple[tuple[str, int], ...] = ()
+    """The columns of the file that are not read, with the number of rows that have them."""
 
 
 def load_pairs(
@@ -156,7 +161,13 @@ def _read(path: Path, options: PairOptions) -> Pairs:
         for picture in (*pair.clean.pictures, *pair.corrupt.pictures):
             picture.open()
     digest = hashlib.sha256(repr(sorted(folder.stats.items())).encode())
-    return _finished(path.name, pairs, digest)
+    unread = Counter(
+        column
+        for row, _ in rows
+        for column, value in row.items()
+        if column not in _READ and not (is_missing(value) or value == "")
+    )
+    return replace(_finished(path.name, pairs, digest), unread=tuple(unread.most_common()))
 
 
 def _pair(row: Row, number: int, folder: PictureFolder, where: str) -> Pair:

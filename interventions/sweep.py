@@ -43,6 +43,7 @@ from records.timings import describe_estimate
 from tasks.checksums import check_whole
 from tasks.errors import UserError
 from tasks.prompts import vicuna_v1
+from tasks.readers.media import describe_unread
 
 _MOST_PICTURES = 24  # pairs whose pictures are written beside their maps of patches
 _ROW = 40  # upper bound of the bytes of a row of values.parquet and its copy in the files of batches
@@ -125,6 +126,8 @@ def run_patch_sweep(
         return estimate
     check_space(estimate.size, config.folder, what="values", advice="Use fewer pairs, layers or tokens.")
     on_note(str(estimate))
+    if sweep.pairs.unread:
+        on_note(describe_unread(sweep.pairs.unread))
     model = describe_model(llava)
     data = {"name": sweep.pairs.name, "digest": sweep.pairs.digest, "n_pairs": len(sweep.pairs.pairs)}
     if sweep.donor is not None:

@@ -3,6 +3,7 @@
 Source of the recipes: Liu et al. 2024, "Improved Baselines with Visual Instruction Tuning", arXiv 2310.03744.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ RUN = RunKind(
     last="cost.json",
 )  # fmt: skip
 SCENES = "scenes"  # the embedded data set
+FORKS = sys.platform == "linux"  # macOS and Windows cannot, or not safely
 Stage = Literal[1, 2]
 Connector = Literal["keep", "linear", "mlp"]
 LossMean = Literal["micro-batch", "token"]
@@ -202,7 +204,7 @@ class RunOptions:
     log_every: int = 10
     """Steps between lines of the log."""
     workers: int = 0
-    """Processes that open and prepare pictures ahead."""
+    """Processes that open and prepare pictures ahead; on Linux only."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ class TuningConfig:
     merge: Flag = False
     """Merge LoRA factors into the weights before saving."""
     resume: OrDefault[Path] = None
-    """Checkpoint to resume from. [default: the last one in the run directory]"""
+    """Checkpoint to resume from; `last` is the last one in the run directory. [default: the last whole one]"""
     out: Out = None
     overwrite: Overwrite = False
     dry_run: DryRun = False
@@ -316,6 +318,10 @@ def check_numbers(optimisation: Optimisation, options: RunOptions, *, others: Ma
     for name, (value, floor) in least.items():
         if value is not None and not value >= floor:  # false for NaN
             raise UserError(f"{name} must be >= {floor}, got {value}. See layerwise-finetune --help.")
+    if r.workers and not FORKS:
+        raise UserError(
+            f"workers must be 0 on {sys.platform}, got {r.workers}. Only Linux copies a process that holds a model."
+        )
     if not 0 <= o.warmup < 1:
         raise UserError(f"warmup must be a share of the steps in [0, 1), got {o.warmup}. Write 0.03 for 3 per cent.")
     if o.seed >= 2**32:

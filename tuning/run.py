@@ -29,7 +29,7 @@ from tuning.plan.choose_layers import describe_choice
 from tuning.plan.connector import with_connector
 from tuning.plan.resolve import Resolved, resolve
 from tuning.training.accelerator import check_launcher
-from tuning.training.checkpoint import advise_when_interrupted, last_whole_checkpoint
+from tuning.training.checkpoint import advise_when_interrupted, last_whole_checkpoint, named_checkpoint
 from tuning.training.out_of_memory import advise_when_out_of_memory
 from tuning.training.save import bytes_of_model, save_model, write_json
 from tuning.training.torch_compile import check_compiling
@@ -134,11 +134,8 @@ def run_tuning(
         check_compiling(device, keep_prefix=config.keep_prefix)
     processes = join_processes(device)
     run = Run(folder, RUN, config.settings, command=command, overwrite=config.overwrite)
-    if config.resume is not None and not config.resume.is_dir():
-        raise UserError(
-            f"resume must name an existing checkpoint, got {str(config.resume)!r}. Leave it out to use the last one."
-        )
-    if run.is_finished and not (config.overwrite or config.dry_run or config.resume):
+    resume = named_checkpoint(config.resume, folder)
+    if run.is_finished and not (config.overwrite or config.dry_run or resume):
         before = read_manifest(folder, RUN) or {}
         if before.get("data") == (training_source(config) if source is None else source).digest:
             return finished_tuning(folder) if processes.is_main else None
@@ -196,7 +193,7 @@ def run_tuning(
                 eval_every=config.eval_every,
                 facts=facts,
                 eval_sets=eval_sets,
-                resume=config.resume or last_whole_checkpoint(folder, note),
+                resume=resume or last_whole_checkpoint(folder, note),
                 model_bytes=bytes_of_model(resolved, merge=config.merge),
                 on_note=note,
                 on_progress=on_progress if processes.is_main else silent,

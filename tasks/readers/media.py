@@ -1,10 +1,13 @@
-"""Which values of a row are pictures, and which are media that are not read."""
+"""Which values of a row are pictures, and what is not read."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
+from tasks.errors import shown_text
+
 PICTURES = ("image", "images")  # the keys that are read
+_SHOWN = 5  # keys in a sentence
 EMBEDDED = "embedded picture"  # the first words of an embedded picture's name
 _NAMES = {
     "image", "images", "img", "imgs", "image_path", "image_paths", "image_file", "image_url", "img_path", "picture",
@@ -52,6 +55,18 @@ def unread_media(row: Mapping[str, object], read: Iterable[str], names: Iterable
             if named or _is_medium(one):
                 return key
     return None
+
+
+def describe_unread(unread: Sequence[tuple[str, int]]) -> str:
+    """The keys of a file that are not read, each with its number of rows, in one line; empty if all are.
+
+    Example:
+        >>> describe_unread([("height", 12), ("source", 3)])
+        'not read: height (12), source (3)'
+    """
+    keys = ", ".join(f"{shown_text(key, 40)} ({n:,})" for key, n in unread[:_SHOWN])
+    more = f" and {len(unread) - _SHOWN} more" if len(unread) > _SHOWN else ""
+    return f"not read: {keys}{more}" if unread else ""
 
 
 def _is_absent(value: object) -> bool:

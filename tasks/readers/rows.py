@@ -13,6 +13,7 @@ from tasks.readers.media import PICTURES, given_pictures, picture_name, unread_m
 from tasks.readers.picture_folder import PictureFolder
 from tasks.readers.tables import Row
 
+_SHARES = 1.01  # the largest corner of shares of the picture, which may be rounded up
 _FAR = 1e9  # pixels; also refuses NaN and whole numbers that no float holds
 _CAPTIONS = ("caption", "captions")
 _RESERVED = (
@@ -38,12 +39,15 @@ class RowReader:
             raise _unknown_column("image_column", self.image_column, row, where)
         if len(given) > 1:
             raise UserError(f"row must have image or images, got both in {where}. Keep one of the two columns.")
-        if not given and (medium := unread_media(row, (self.image_column or "image",))) is not None:
+        pictures = [self.folder.read(value, where) for value in (given[0] if given else [])]
+        others = {key: value for key, value in row.items() if not (pictures and _is_address(value))}
+        medium = unread_media(others, columns, (picture.key for picture in pictures))
+        if medium is not None and not (pictures and self.image_column):  # where a column is named, it alone is wanted
             raise UserError(
-                f"picture must be in the column image or images, got {medium!r} in {where}, which is not read. Rename "
-                "the column, or drop the row."
+                f"picture must be in the column {' or '.join(columns)}, got {shown(medium)} in {where}, which is "
+                f"not read. {'Drop the column.' if pictures else 'Rename the column, or drop the row.'}"
             )
-        return [self.folder.read(value, where) for value in (given[0] if given else [])]
+        return pictures
 
     def _text(self, row: Row, role: str, column: str, where: str, instead: str | None) -> str:
         if column not in row and instead is not None and column == role:
@@ -100,7 +104,7 @@ class RowReader:
             if box.left < 0 or box.top < 0 or (size and (box.right > size[0] or box.bottom > size[1])):
                 extent = f"{size[0]} x {size[1]}" if size else "picture"
                 raise UserError(f"box must lie inside its picture ({extent}), {found} Clip it.")
-            if max(box) <= 1:  # as shares they are a part of the picture, as pixels less than the corner's
+            if max(box) <= _SHARES:  # as shares they are a part of the picture, as pixels less than the corner's
                 raise UserError(
                     f"box must be in pixels, {found} Multiply shares between 0 and 1 by the picture's width and height."
                 )
@@ -147,6 +151,11 @@ class RowReader:
             family=printable(str(row.get("family") or "")),
             captions=captions,
         )
+
+
+def _is_address(value: object) -> bool:
+    """True for a web address, which data sets give beside the picture that it leads to."""
+    return isinstance(value, str) and value.startswith(("http://", "https://"))
 
 
 def row_id(row: Row, number: int) -> str:

@@ -82,3 +82,11 @@ def test_file_that_cannot_be_used_is_refused_with_the_row_or_picture(pair_file: 
 def test_options_that_mean_no_pairs_are_refused(options: PairOptions, phrase: str) -> None:
     with pytest.raises(UserError, match=phrase):
         load_pairs(options, seed=0)
+
+
+def test_columns_of_a_file_that_are_not_read_are_counted(pair_file: PairFile) -> None:
+    changed = [{**row, "note": "x", "empty": ""} for row in pair_file.rows]
+    changed[0]["clean_2"] = "b.png"
+    other = write_rows(pair_file.folder / "more.jsonl", changed)
+    assert load_pairs(PairOptions(str(pair_file.table)), seed=0).unread == ()
+    assert load_pairs(PairOptions(str(other)), seed=0).unread == (("note", 4), ("clean_2", 1))

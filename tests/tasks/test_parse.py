@@ -72,6 +72,7 @@ ROWS = {
     "boxes without end": ({"boxes": {"x": [0, 0, 1e308, 5]}}, "box must be"),
     "a box of many digits": ({"boxes": {"x": [0, 0, 10**400, 5]}}, "box must be"),
     "shares": ({"boxes": {"x": [0.25, 0.5, 0.75, 1.0]}}, "box must be in pixels"),
+    "shares rounded up": ({"boxes": {"x": [0.25, 0.5, 0.75, 1.0000002]}}, "box must be in pixels"),
     "a long name": ({"boxes": {"x" * 10_000: [3, 0, 2, 5]}}, "box must have left < right"),
     "a nested question": ({"question": {"a": ["b"] * 4000}}, "question must be text"),
     "a question that is no number": ({"question": float("nan")}, "question must be text"),

@@ -345,3 +345,13 @@ def test_where_counts_lines_from_one_and_skips_blank_ones(tmp_path: Path) -> Non
     table = open_table(path)
     assert [table.where(i) for i in range(2)] == ["line 2 of data.jsonl", "line 4 of data.jsonl"]
     assert table[1] == {"a": 2}
+
+
+def test_a_second_picture_in_another_column_is_not_passed_over(read: Callable[..., Dataset]) -> None:
+    for more in ({"image_b": "b.png"}, {"video": "a.mp4"}, {"masks": ["b.png"]}):
+        with pytest.raises(UserError, match=f"got '{next(iter(more))}' in .*not read. Drop the column"):
+            read(row(**more))
+        assert len(read(row(**more), image_column="image").examples) == 1  # the column that is wanted is named
+    # The same file by another path, the address it came from and other texts are no second picture.
+    for known in ({"file": "photos/a.png"}, {"url": "https://host/b.jpg"}, {"kind": "cat"}):
+        assert len(read(row(**known)).examples) == 1

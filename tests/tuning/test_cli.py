@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor, LlavaForConditionalGeneration, Llav
 from models.llava import Llava
 from models.loading.load import load
 from models.pixels import read_pixels
+from tasks.errors import UserError
 from tasks.example import Picture
 from tasks.scenes.questions import FAMILIES
 from tests.tuning.conftest import LlavaRows, turns
@@ -22,6 +23,7 @@ from tuning.cli import main
 from tuning.compare.config import CompareConfig
 from tuning.config import TuningConfig, is_bf16
 from tuning.cost.estimate import FULL
+from tuning.training.checkpoint import named_checkpoint
 
 
 class Done(NamedTuple):
@@ -347,6 +349,23 @@ def test_a_damaged_checkpoint_is_named(name: str, run: Run, tmp_path: Path) -> N
         done = run("--layers", "1", "--train", "none", "--save-every", "1", "--resume", str(checkpoint), "--steps", "1")
         assert done.code == 2 and "Traceback" not in done.err
         assert name in done.err or (damaged is None and "checkpoint" in done.err)
+
+
+def test_workers_are_refused_where_processes_cannot_be_forked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuning.config.FORKS", False)
+    done = run("--layers", "1", "--workers", "1")
+    assert (done.code, "workers must be 0 on" in done.err) == (2, True)
+
+
+def test_last_names_the_latest_checkpoint_of_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="resume must name an existing checkpoint, got 'last'"):
+        named_checkpoint(Path("last"), tmp_path)
+    for step in (2, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / ".checkpoint-12.partial").mkdir()  # of a process that was killed
+    assert named_checkpoint(Path("last"), tmp_path) == tmp_path / "checkpoint-10"
+    assert named_checkpoint(tmp_path / "checkpoint-2", tmp_path) == tmp_path / "checkpoint-2"
+    assert named_checkpoint(None, tmp_path) is None
 
 
 def test_another_plan_or_data_cannot_resume_a_checkpoint(run: Run, tmp_path: Path) -> None:

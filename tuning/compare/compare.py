@@ -25,9 +25,11 @@ from records.processes import launched, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, read_timings, remove_leftovers, writing
 from records.shared_jobs import one_at_a_time, share_jobs
+from records.timings import describe_estimate
 from tasks.errors import UserError, user_errors
 from tuning.compare.config import RUN, TABLE, CompareConfig
 from tuning.compare.data import SurveyedData, open_data, survey_data
+from tuning.compare.estimate import TIMED_STEPS, estimate_stages, plans_to_time
 from tuning.compare.report_table import render_table
 from tuning.compare.table import (
     ANSWERS,
@@ -98,16 +100,20 @@ def run_compare(
     plans, known, n_layers = chosen_plans(config, llava), known_plans(config, llava), llava.n_layers
     resolved = {plan.name: resolve(plan, llava) for plan in known if plan.name != START}
     jobs = _jobs(config, plans)
+    timed = read_costs(config.out)
     if config.dry_run:
-        return _describe(plans, resolved, jobs)
+        remaining = [plan for folder, (plan, _) in jobs.items() if not is_scored(folder)]
+        stages = estimate_stages(
+            config, llava, data, resolved, remaining=remaining, untimed=plans_to_time(config, plans, timed),
+            device=device,
+        )  # fmt: skip
+        return _describe(plans, resolved, stages, f"{len(remaining)} of {len(jobs)} runs remain")
     with writing(config.out):
         config.out.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(config.out, "another process is at the folder: waiting for it", on_note=on_note):
         run.prepare(model=describe_model(llava), **({"data": data.digests} if data.digests else {}))
-    timed = read_costs(config.out)
-    untimed = [plan for plan in plans if plan.name not in (START, *timed)]
     on_note(f"{len(plans)} plans, {len(config.seeds)} seeds, in {config.out}")
-    if (config.timing_rounds and untimed) or not all(map(is_scored, jobs)):
+    if plans_to_time(config, plans, timed) or not all(map(is_scored, jobs)):
         surveyed = survey_data(
             data, llava, skip_bad=config.data.skip_bad, preprocess=config.data.preprocess, on_progress=on_progress
         )
@@ -159,15 +165,15 @@ def _finished(folder: Path, table: pd.DataFrame, drawn: Sequence[Path]) -> Finis
 
 
 def _describe(
-    plans: Sequence[LayerPlan], resolved: Mapping[str, Resolved], jobs: Mapping[Path, tuple[str, int]]
+    plans: Sequence[LayerPlan], resolved: Mapping[str, Resolved], stages: Mapping[str, float], remain: str
 ) -> str:
-    """The plans and the runs that remain, for a dry run."""
+    """The plans, the estimated time and the runs that remain, for a dry run."""
     rows = [
         f"{plan.name:<18}{resolved[plan.name].trained:>14,} of {resolved[plan.name].total:,} train"
         for plan in plans
         if plan.name in resolved
     ]
-    return "\n".join([*rows, f"{sum(not is_scored(folder) for folder in jobs)} of {len(jobs)} runs remain"])
+    return "\n".join([*rows, f"time: {describe_estimate(stages)}; no step was run", remain])
 
 
 def known_plans(config: CompareConfig, llava: Llava) -> list[LayerPlan]:
@@ -371,11 +377,9 @@ def _time(
     on_progress: OnProgress,
 ) -> None:
     """Time a step of each plan that was not timed before, alternating with ``full``, in this process."""
-    known = read_costs(config.out)
-    missing = [plan.name for plan in plans if plan.name not in (START, *known)]
-    if config.timing_rounds < 1 or not missing:
+    timed = {name: resolved[name] for name in plans_to_time(config, plans, read_costs(config.out))}
+    if not timed:
         return
-    timed = {plan.name: resolved[plan.name] for plan in plans if plan.name in (FULL, *missing)}
     samples = data.samples(llava)
     pictured = samples.pictured.nonzero()[0]
     few = (pictured if len(pictured) else np.arange(len(samples)))[: config.optimisation.batch_size]
@@ -385,7 +389,7 @@ def _time(
     on_note(f"timing {len(timed)} plans, {config.timing_rounds} rounds")
     with advise_when_out_of_memory(config.optimisation.batch_size):
         costs = measure_plans(
-            llava, timed, model_inputs(given, llava), rounds=config.timing_rounds, repeats=3,
+            llava, timed, model_inputs(given, llava), rounds=config.timing_rounds, repeats=TIMED_STEPS - 2, warmup=2,
             checkpointing=config.run.gradient_checkpointing, bf16=is_bf16(config.model),
             on_turn=lambda *turn: on_progress("timing plans", 1, config.timing_rounds * len(timed)),
         )  # fmt: skip

@@ -20,8 +20,9 @@ from models.llava import Llava
 from models.pixels import read_pixels
 from records.manifest import commit
 from records.progress import OnProgress, silent
-from tasks.errors import UserError, printable, shown_text
+from tasks.errors import UserError, printable
 from tasks.example import Picture
+from tasks.readers.media import describe_unread
 from tuning.data.conversation import Conversation, UnusableSampleError
 from tuning.data.labels import IGNORED, Encoded, encode, measure
 from tuning.data.prompt_format import PromptFormat
@@ -30,7 +31,6 @@ from tuning.data.stored_lengths import StoredLengths
 
 FAILED = "failed"  # key of the error in place of a sample
 _SHOWN = 3  # samples named in an error message
-_UNREAD = 5  # keys named in a line
 _SURVEYED = 256  # samples tokenised together: enough to use every core, few enough for memory
 
 
@@ -79,9 +79,7 @@ class Survey:
 
     def describe_unread(self) -> str:
         """The keys of the file that are not read, in one line; empty if all are."""
-        shown_keys = ", ".join(f"{shown_text(key, 40)} ({n:,})" for key, n in self.unread[:_UNREAD])
-        more = f" and {len(self.unread) - _UNREAD} more" if len(self.unread) > _UNREAD else ""
-        return f"not read: {shown_keys}{more}" if self.unread else ""
+        return describe_unread(self.unread)
 
 
 def survey(

@@ -30,6 +30,7 @@ from tuning.plan.resolve import Resolved
 from tuning.training.sharding import placed
 
 FACTS = "run.json"  # settings, model and data of the run
+LAST = Path("last")  # names the latest checkpoint
 STATE = "state.json"  # steps, losses, schedule
 # Bytes of a checkpoint for each trained number: the weight and AdamW's two moments in float32.
 _BYTES_PER_NUMBER = 12
@@ -60,6 +61,21 @@ def advise_when_interrupted(folder: Path) -> Iterator[None]:
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the latest step in ``folder``; None if there is none."""
     return next(reversed(checkpoints(folder)), None)
+
+
+def named_checkpoint(given: Path | None, folder: Path) -> Path | None:
+    """The checkpoint that ``--resume`` names; ``last`` is the latest one in ``folder``.
+
+    Raises:
+        UserError: If there is no such folder.
+    """
+    found = last_checkpoint(folder) if given == LAST and not LAST.is_dir() else given
+    if given is not None and (found is None or not found.is_dir()):
+        raise UserError(
+            f"resume must name an existing checkpoint, got {str(given)!r}. Leave it out to use the last whole one, if "
+            "there is one."
+        )
+    return found
 
 
 def last_whole_checkpoint(folder: Path, on_note: Callable[[str], None]) -> Path | None:

@@ -199,6 +199,8 @@ class PlanTrainer:
             sampler=self._sampler,
             collate_fn=collator(self.llava),
             num_workers=self.options.workers,
+            # Whatever the program's start method is: a spawned worker would get a pickled copy of the model.
+            multiprocessing_context="fork" if self.options.workers else None,
             pin_memory=self.accelerator.device.type != "cpu",
         )
 

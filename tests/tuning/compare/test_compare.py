@@ -124,7 +124,9 @@ def test_show_prints_a_finished_comparison_and_a_dry_run_what_remains(
     shown = capsys.readouterr().out
     assert all(name in shown for name in settings.plans) and str(settings.out / "compare.csv") in shown
     text = run_compare(replace(settings, seeds=(0, 1), dry_run=True))
-    assert isinstance(text, str) and text.splitlines()[-1] == "3 of 7 runs remain"  # start has one seed
+    *_, time, remain = str(text).splitlines()
+    assert remain == "3 of 7 runs remain"  # start has one seed
+    assert time.startswith("time: about ") and "training and scoring plans" in time
 
 
 def test_a_finished_plan_is_not_run_again_and_a_new_seed_is_added(

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -426,8 +427,12 @@ def test_words_alone_move_no_projector_by_momentum(fresh: Llava, tmp_path: Path)
     assert moved == shown[:8]
 
 
-def test_samples_made_ahead_give_the_same_weights(mix: SceneMix, tmp_path: Path) -> None:
+def test_samples_made_ahead_give_the_same_weights(
+    mix: SceneMix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ends = []
+    # As in programs that spawn their processes: a model cannot be pickled for the workers.
+    monkeypatch.setattr("multiprocessing.context._default_context._actual_context", get_context("spawn"))
     for workers in (0, 2):
         llava = load(tiny_config(grouped=True), seed=0, validate=False)
         options = RunOptions(save_every=0, log_every=1, workers=workers)
