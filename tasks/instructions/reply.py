@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from tasks.instructions.kinds import Kind
 from tasks.readers.parse import parse_json
 
+NOT_JSON = "the reply is not JSON"
 _TURNS = {
     "type": "object",
     "properties": {
@@ -71,7 +72,7 @@ def parse_reply_json(text: str, kind: Kind) -> tuple[Pair, ...]:
     try:
         value = parse_json(text)
     except ValueError as error:
-        raise UnusableReplyError("the reply is not JSON") from error
+        raise UnusableReplyError(NOT_JSON) from error
     if kind == "detail":
         if not (isinstance(value, dict) and set(value) == {"description"} and isinstance(value["description"], str)):
             raise UnusableReplyError("the reply does not follow the JSON schema")

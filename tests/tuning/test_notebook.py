@@ -16,7 +16,7 @@ from tuning.plan.apply import apply_plan
 from tuning.plan.plan import LayerPlan, Lisa, Lora
 from tuning.plan.resolve import resolve
 from tuning.training.checkpoint import advise_when_interrupted
-from tuning.training.trainer import train
+from tuning.training.train import train
 
 MARKUP = '<i>"plan"</i>'
 PLANS = {

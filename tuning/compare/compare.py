@@ -56,7 +56,8 @@ from tuning.training.checkpoint import advise_when_interrupted, last_whole_check
 from tuning.training.out_of_memory import advise_when_out_of_memory
 from tuning.training.save import bytes_of_model, save_model, write_json
 from tuning.training.torch_compile import check_compiling
-from tuning.training.trainer import PlanTrainer, train
+from tuning.training.train import train
+from tuning.training.trainer import PlanTrainer
 
 
 def run_compare(

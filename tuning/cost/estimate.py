@@ -21,7 +21,7 @@ from tuning.plan.plan import WHOLE, LayerPlan
 from tuning.plan.resolve import Resolved, resolve
 from tuning.scoring.answers import collator, model_inputs
 from tuning.training.sharding import will_shard
-from tuning.training.trainer import Trained
+from tuning.training.train import Trained
 
 # Measured on smol and one CPU thread, 2026-11-29.
 OVERHEAD = 1.5  # time of a step over that of its products in closed form

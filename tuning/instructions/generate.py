@@ -26,13 +26,14 @@ from tasks.instructions import Job, Pair, assign_kinds, llava_sample, load_promp
 from tasks.instructions.duplicates import near_duplicates
 from tasks.instructions.kinds import KINDS, parse_shares
 from tasks.instructions.prompts import ReplyFormat
-from tasks.instructions.reply import UnusableReplyError, parse_reply_json, parse_text
+from tasks.instructions.reply import NOT_JSON, UnusableReplyError, parse_reply_json, parse_text
 from tasks.instructions.validate import Limits
 from tuning.instructions.config import DATA, LOG, REFUSED, RUN, GenerateConfig
 from tuning.instructions.dry_run import GenerateEstimate, estimate
 from tuning.instructions.table import render_summary, tabulate
 
 _STAGE = "ask"
+_NO_SCHEMAS = "most replies that are refused are not JSON: the server may ignore schemas. Use --reply-format text."
 
 
 class Work(NamedTuple):
@@ -105,6 +106,7 @@ def finished_generate(folder: Path) -> FinishedRun:
     notes = (
         f"data: {folder / DATA} ({int(total['samples'])} samples)",
         f"refused: {int(total['refused']) + int(total['duplicates'])}, listed in {folder / REFUSED}",
+        *([_NO_SCHEMAS] if total["most_frequent_reason"] == NOT_JSON else []),
     )
     return FinishedRun(folder, results, render_summary(results), notes=notes)
 
@@ -208,6 +210,8 @@ def judged(job: Job, reply: Reply, reply_format: ReplyFormat, names: frozenset[s
     if not reply.is_answered:
         return Made(job, reply, (), f"{reply.status}: {reply.error}")
     if reply.finish == "length":
+        if reply_format == "json" and not reply.text.lstrip().startswith("{"):
+            return Made(job, reply, (), NOT_JSON)  # more tokens would not help
         return Made(job, reply, (), "cut at the limit of tokens")
     try:
         pairs = (parse_reply_json if reply_format == "json" else parse_text)(reply.text, job.kind)

@@ -1,4 +1,4 @@
-"""Train one plan: ``train(llava, resolved, samples, ...)``, a loop on accelerate (one process, DDP or FSDP).
+"""The training loop of one plan, on accelerate (one process, DDP or FSDP); ``tuning.training.train`` calls it.
 
 The optimizer holds exactly the planned parameters. A run that is killed and resumed ends with the weights of an
 uninterrupted one. A loss or gradient that is NaN or infinite stops the run before a weight changes.
@@ -9,10 +9,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import skip_first_batches
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from models.llava import Llava
-from records.processes import launched
 from records.progress import OnProgress, PartProgress, silent
 from records.timings import Timings
 from tasks.errors import UserError
@@ -30,7 +28,7 @@ from tuning.config import Optimisation, RunOptions
 from tuning.data.labels import IGNORED
 from tuning.data.samples import FAILED, Samples
 from tuning.data.step_order import StepOrder
-from tuning.plan.apply import draw_blocks, planned_parameters, set_checkpointing
+from tuning.plan.apply import draw_blocks, planned_parameters
 from tuning.plan.resolve import Resolved
 from tuning.scoring.answers import collator, model_inputs
 from tuning.scoring.evaluation_table import add_rows, in_log, score_sets, table_of, trim_rows
@@ -41,101 +39,10 @@ from tuning.training.log import add_to_log, trim_log
 from tuning.training.loss import head_at_labels, under_token_plan
 from tuning.training.no_gradient import drop_zero_gradients, with_zero_gradients, zero_gradients_in_forward
 from tuning.training.optimizer import make_adamw, make_schedule
-from tuning.training.torch_compile import check_compiling, compiled
 
 
 class LossNotFiniteError(UserError):
     """The loss or the gradient became NaN or infinite; the weights are unchanged since the step before."""
-
-
-class Trained(NamedTuple):
-    """A finished training run."""
-
-    steps: int
-    losses: dict[int, float]
-    """Logged training losses by step."""
-    step_seconds: tuple[float, ...]
-    """Wall-clock seconds of each optimizer step of this process, without the first."""
-    data_seconds: tuple[float, ...]
-    """Seconds that each of these steps waited for its samples; not part of ``step_seconds``."""
-    tokens: int
-    """Positions that this process ran through the language model, padding included."""
-
-
-def train(
-    llava: Llava,
-    resolved: Resolved,
-    samples: Samples,
-    *,
-    optimisation: Optimisation,
-    options: RunOptions,
-    folder: Path,
-    bf16: bool = False,
-    by_modality: bool = True,
-    keep_prefix: bool = False,
-    eval_every: int = 0,
-    facts: Mapping[str, object] | None = None,
-    eval_sets: Mapping[str, Samples] | None = None,
-    resume: Path | None = None,
-    model_bytes: int = 0,
-    on_note: Callable[[str], None] = lambda line: None,
-    on_progress: OnProgress = silent,
-    on_trained: "Callable[[PlanTrainer], None] | None" = None,
-    timings: Timings | None = None,
-) -> Trained:
-    """Train the plan in place; ``apply_plan`` must have been called, and ``folder`` must exist.
-
-    ``facts`` (settings, model and data) are saved with each checkpoint, and a run resumes only from equal facts. With
-    ``by_modality``, a batch holds samples with pictures or without, not both. If ``eval_every`` is 0, the only
-    evaluation is after the last step. ``on_trained`` is called in every process after the last step, while the model is
-    still sharded; the disk must have room for the ``model_bytes`` that it writes. ``timings`` gets the time of steps,
-    data, evaluations, checkpoints and saving. Raises ``LossNotFiniteError`` if the
-    loss or a gradient is NaN or infinite, and ``UserError`` if the options, samples or checkpoint cannot be used.
-    """
-    if not len(samples):
-        raise UserError("data must have at least one sample that can be trained on, got none. See skipped.csv.")
-    if options.compile:
-        check_compiling(llava.device.type, keep_prefix=keep_prefix)
-    if resume is not None:
-        checkpoint.check_resume(resume, dict(facts or {}))
-    finished = resume is not None and checkpoint.is_finished(resume)
-    checkpoint.check_disk(
-        folder, resolved, replace(options, save_every=0) if finished else options, model_bytes=model_bytes
-    )
-    if resolved.plan.method == "lisa" and launched() > 1:
-        # DDP fixes the parameters that require a gradient when it wraps the model.
-        raise UserError("lisa must run in one process, got several. Use --method full or lora to share the work.")
-    keeper = None
-    if keep_prefix and resolved.plan.token_plan != "all":
-        raise UserError(
-            "keep-prefix must be off under a token plan, got both. The stored prefix is that of plan 'all'."
-        )
-    if keep_prefix:
-        keeper = KeptPrefix(llava, resolved, samples, folder / "prefix", optimisation=optimisation, bf16=bf16)
-    first = None
-    if options.gradient_checkpointing:
-        first = 0 if resolved.plan.method == "lisa" else resolved.first_block  # lisa may draw any of the plan's blocks
-    set_checkpointing(llava, first, resolved.first_vision)
-    trainer = PlanTrainer(
-        llava, resolved, samples, optimisation, options, folder, facts,
-        keeper=keeper, bf16=bf16, by_modality=by_modality, eval_every=eval_every, eval_sets=eval_sets,
-        on_note=on_note, on_progress=on_progress, timings=timings,
-    )  # fmt: skip
-    try:
-        longest = int(samples.lengths.max())
-        with compiled(llava, longest=longest) if options.compile else nullcontext(nullcontext) as trainer.uncompiled:
-            trainer.train(resume)
-        trainer.uncompiled = nullcontext
-        if trainer.eval_sets and not eval_every:
-            trainer.evaluate()
-        if on_trained is not None:
-            with trainer.timings.stage("saving"):
-                on_trained(trainer)
-    finally:
-        set_checkpointing(llava, None)
-        llava.model.eval()
-    seconds, waited = tuple(trainer.step_seconds[1:]), tuple(trainer.data_seconds[1:])
-    return Trained(trainer.step, trainer.losses, seconds, waited, trainer.tokens)
 
 
 class PlanTrainer:

@@ -7,30 +7,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import pytest
 from PIL import Image
 
 from tests.scripted_server import Body, Play, scripted_server
+from tests.tuning.outcome import Outcome, Run, outcome_of
 from tuning.data.llava_json import LlavaFile
 from tuning.instructions.cli import main
 
 N = 12
 NOUNS = ("dog", "cat", "bus", "bench", "kite", "boat", "horse", "clock", "cup", "sofa", "lamp", "tree")
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-    folder: Path
-
-
-Run = Callable[..., Done]
 
 
 @pytest.fixture
@@ -52,19 +42,13 @@ def run(captions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     """Runs the command on the twelve pictures."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
-    def call(*arguments: object, out: str = "run") -> Done:
-        given = [str(argument) for argument in arguments]
+    def call(*arguments: object, out: str = "run") -> Outcome:
+        given = list(arguments)
         if "--captions" not in given:
-            given += ["--captions", str(captions)]
+            given += ["--captions", captions]
         if "--model" not in given:
             given += ["--model", "m"]
-        code = 0
-        try:
-            main([*given, "--out", str(tmp_path / out)])
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return Done(code, captured.out, captured.err, tmp_path / out)
+        return outcome_of(main, given, tmp_path / out, capsys)
 
     return call
 

@@ -1,9 +1,8 @@
 """``layerwise-finetune mix``: the file, the composition, and bad input."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,20 +10,11 @@ import pytest
 from PIL import Image
 
 from tasks.prompts import BOX, CAPTION, LETTER, REGION, SHORT
+from tests.tuning.outcome import Outcome, Run, outcome_of
 from tuning.cli import main
 from tuning.data.llava_json import LlavaFile
 from tuning.mix.composition import PartCounts, tabulate
 from tuning.mix.config import FORMATS, PUBLISHED, parse_part
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-    folder: Path
-
-
-Run = Callable[..., Done]
 
 
 @pytest.fixture
@@ -32,14 +22,8 @@ def mix(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     """Runs ``mix`` in the folder of the parts."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: object, out: str = "run") -> Done:
-        code = 0
-        try:
-            main(["mix", *map(str, arguments), "--out", out])
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return Done(code, captured.out, captured.err, tmp_path / out)
+    def call(*arguments: object, out: str = "run") -> Outcome:
+        return outcome_of(main, ["mix", *arguments], tmp_path / out, capsys)
 
     return call
 
@@ -194,7 +178,7 @@ def test_a_finished_mix_is_shown_and_a_dry_run_writes_nothing(
     assert done.out == "vqav2: 1 of 2 samples, format short\n"
     assert not done.folder.exists()
     done = mix("--part", "vqav2=vqa.jsonl")
-    main(["show", "run"])
+    main(["show", str(done.folder)])
     assert capsys.readouterr().out == done.out
 
 

@@ -17,7 +17,7 @@ from tuning.plan.apply import apply_plan
 from tuning.plan.plan import LayerPlan
 from tuning.plan.resolve import resolve
 from tuning.scoring.evaluation_table import EVALUATIONS, add_rows, in_log, score_sets, tabulate, trim_rows
-from tuning.training.trainer import Trained, train
+from tuning.training.train import Trained, train
 
 
 def answers(n: int = 40) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from tuning.data.scene_mix import SceneMix
 from tuning.plan.plan import LayerPlan, Lisa
 from tuning.plan.resolve import resolve
 from tuning.training.sharding import prepare_fsdp
-from tuning.training.trainer import train
+from tuning.training.train import train
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 ACCELERATE = [

@@ -24,7 +24,7 @@ from tuning.plan.plan import LayerPlan
 from tuning.plan.resolve import resolve
 from tuning.run import run_tuning
 from tuning.scoring.answers import score_answers
-from tuning.training.trainer import train
+from tuning.training.train import train
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -22,7 +22,7 @@ from tuning.plan.plan import LayerPlan, Lisa, Lora
 from tuning.plan.resolve import resolve
 from tuning.training.loss import loss_of
 from tuning.training.torch_compile import check_compiling, compiled
-from tuning.training.trainer import train
+from tuning.training.train import train
 
 SCORES = ["step", "family", "metric", "score", "n"]
 
@@ -46,9 +46,9 @@ def test_compiled_blocks_train_to_the_same_weights(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tuning.training.trainer.compiled", partial(compiled, backend=backend))
+    monkeypatch.setattr("tuning.training.train.compiled", partial(compiled, backend=backend))
     if backend != "inductor":  # no C++ is written
-        monkeypatch.setattr("tuning.training.trainer.check_compiling", lambda *given, **more: None)
+        monkeypatch.setattr("tuning.training.train.check_compiling", lambda *given, **more: None)
     ends, losses, scores = [], [], []
     for on in (False, True):
         counters.clear()

@@ -37,7 +37,8 @@ from tuning.plan.plan import WHOLE, LayerPlan, Lisa, Lora
 from tuning.plan.resolve import Resolved, lisa_layers, resolve
 from tuning.scoring.answers import model_inputs
 from tuning.training import checkpoint
-from tuning.training.trainer import LossNotFiniteError, PlanTrainer, Trained, train
+from tuning.training.train import Trained, train
+from tuning.training.trainer import LossNotFiniteError, PlanTrainer
 
 FAST = Optimisation(steps=3, batch_size=2, lr=1e-2, projector_lr=1e-2)
 QUIET = RunOptions(save_every=0, log_every=1)
