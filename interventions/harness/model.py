@@ -68,7 +68,11 @@ class LaccolithModel(lmms):  # type: ignore[misc]
         self.batch_size, self.preprocess = int(batch_size), preprocess
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """The answer to every request, in order."""
+        """The answer to every request, in order.
+
+        A task's ``until`` is not read, as by lmms-eval's own LLaVA models: it is a blank line by default, and answers
+        of several paragraphs would be cut.
+        """
         answers: dict[int, str] = {}
         kinds: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
@@ -83,7 +87,7 @@ class LaccolithModel(lmms):  # type: ignore[misc]
                     )  # fmt: skip
                     for index, text in zip(own, texts, strict=True):
                         context, options = requests[index].args[:2]
-                        answers[index] = _cut(text, options.get("until"))
+                        answers[index] = text
                         self.cache_hook.add_partial("generate_until", (context, options), answers[index])
         return [answers[index] for index in range(len(requests))]
 
@@ -111,10 +115,3 @@ def _new_tokens(options: Mapping[str, Any]) -> int:
     if options.get("do_sample") or (options.get("num_beams") or 1) != 1 or (options.get("temperature") or 0) > 0:
         raise UserError("generation_kwargs must be greedy with one beam, got sampling or beams. Set temperature 0.")
     return int(options.get("max_new_tokens") or _NEW_TOKENS)
-
-
-def _cut(text: str, until: str | Sequence[str] | None) -> str:
-    """The text before the first of some strings."""
-    for end in [until] if isinstance(until, str) else until or ():
-        text = text.split(end)[0] if end else text
-    return text
