@@ -14,6 +14,7 @@ SIGNIFICANT = 0.05  # threshold of ``p_adjusted`` and ``p_max``
 METRICS = {
     "logit_difference": "logit difference (logits)",
     "log_prob": "log-probability of the answer (nats)",
+    "cider": "CIDEr-D of the caption (0 to 10)",
     "probability": "probability of the answer",
     "kl": "KL divergence from the clean run (nats)",
     "accuracy": "accuracy of the answer",

@@ -25,7 +25,7 @@ COLUMNS = (
 )  # fmt: skip
 INTERVAL = "95% t over pairs, corrected for skewness; recovered: Fieller over pairs"
 SHARE_INTERVAL = "95% Wilson over pairs"
-_RANGE: dict[Metric, tuple[float, float]] = {"probability": (0.0, 1.0), "kl": (0.0, np.inf)}
+_RANGE: dict[Metric, tuple[float, float]] = {"probability": (0.0, 1.0), "kl": (0.0, np.inf), "cider": (0.0, 10.0)}
 Values = Float[Tensor, "cell metric example"]
 Array = npt.NDArray[np.float64]
 Cells = Float[Array, "cell example"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from interventions.engines.names import EngineName
 from interventions.plan.options import (
+    CIDER,
     FLOW,
     OPERATIONS,
     AblateOptions,
@@ -54,6 +55,7 @@ RUN = RunKind(
         "cells", "pairs.parquet", "values.parquet", ERROR_TABLE, "picture.png", "pictures", ATTENTION, ATTENTION_TEXT,
     ),
 )  # fmt: skip
+CAPTION_TOKENS = 64
 DEFAULT_LIMIT = 100  # pairs of scenes; smol then takes minutes on two cores for a map of all layers
 
 
@@ -88,7 +90,8 @@ class InterventionOptions:
     """steer: safetensors file of directions."""
     transplant: TransplantOptions = field(default_factory=TransplantOptions)
     metrics: Annotated[Repeated[Metric], named("metric")] = ()
-    """`logit_difference`, `log_prob`, `probability`, `kl` or `accuracy`. [default: logit_difference, accuracy]"""
+    """`logit_difference`, `log_prob`, `probability`, `kl` or `accuracy`; or `cider` of captions that are generated
+    under each intervention. [default: logit_difference, accuracy]"""
     attention: OrDefault[int] = None
     """knockout with heads: save the attention over the picture of so many clean runs, the first ones, in at most 64 MB.
     [default: 3]"""
@@ -191,6 +194,8 @@ class PatchConfig:
     model: ModelOptions = field(default_factory=ModelOptions)
     pairs: PairOptions = field(default_factory=PairOptions)
     corruption: Corruption = field(default_factory=Corruption)
+    new_tokens: OrDefault[int] = None
+    """cider: largest number of tokens of a caption. [default: 64]"""
     noise_seeds: Annotated[Repeated[int], named("noise-seed")] = ()
     """Seed of the noise; results are means over seeds. [default: 0]"""
     seed: Seed = 0
@@ -206,6 +211,13 @@ class PatchConfig:
         self.intervention.check_given(names)
         if self.corruption.kind != "noise" and {"noise-scale", "noise-seed"}.intersection(names):
             raise UserError(f"noise-scale and noise-seed must go with corruption noise, got {self.corruption.kind!r}.")
+
+    @property
+    def caption_tokens(self) -> int:
+        """Largest number of tokens of a caption; 0 if no captions are generated."""
+        if CIDER not in self.plan.metrics:
+            return 0
+        return CAPTION_TOKENS if self.new_tokens is None else self.new_tokens
 
     @cached_property
     def plan(self) -> "InterventionPlan":
@@ -223,6 +235,7 @@ class PatchConfig:
             if type(options) is not type(plan.options):  # these have no effect
                 found |= {name: False if value is False else None for name, value in settings_of(options).items()}
         chosen: dict[str, Any] = {
+            "new_tokens": self.caption_tokens or None,
             "site": plan.sites, "tokens": plan.tokens, "from": (), "to": (), "window": str(plan.window),
             "metric": plan.metrics, "noise_seed": plan.corruption.seeds,
         }  # fmt: skip

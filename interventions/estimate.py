@@ -18,8 +18,9 @@ OVERHEAD = 1.4
 
 
 def flops_of_pair(
-    plan: InterventionPlan, llava: Llava, specs: Sequence[CellSpec], first: Inputs, pairs: Sequence[Pair]
-) -> float:
+    plan: InterventionPlan, llava: Llava, specs: Sequence[CellSpec], first: Inputs, pairs: Sequence[Pair],
+    caption_tokens: int = 0,
+) -> float:  # fmt: skip
     """Floating-point operations of the matrix products of one pair: two base runs and every cell.
 
     A cell of engine ``incremental`` computes the positions from its first changed one on, in the layers above its
@@ -31,12 +32,15 @@ def flops_of_pair(
         specs: The cells of the plan.
         first: Inputs of the first batch.
         pairs: Its pairs.
+        caption_tokens: Tokens of a caption that each run generates; 0 if none does.
     """
     real = first.layout[0].real
     length = real.stop - real.start
     in_blocks = 2.0 * sum(p.numel() for p in llava.blocks.parameters())
     tower = 2.0 * llava.n_image_tokens * sum(p.numel() for p in llava.vision_blocks.parameters())
     a_run = length * in_blocks + tower
+    if caption_tokens:
+        return (2 + len(specs)) * (a_run + caption_tokens * in_blocks)
     if plan.op == "attribute":
         return 2 * a_run + 3 * a_run
     if plan.op == "transplant":

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interventions.plan.options import Metric
+from interventions.plan.options import CIDER, Metric
 from models.inputs import Inputs
 from models.llava import Llava
 from tasks.errors import UserError
@@ -160,6 +160,8 @@ def measure(
     logits: Logits, readout: Readout, metrics: Sequence[Metric], *, clean: Logits | None = None
 ) -> Float[Tensor, "metric example"]:
     """Every metric of every example; ``clean``, the clean run's logits at the same slots, is only needed for ``kl``."""
+    if CIDER in metrics:
+        raise UserError("metric must be one of logits, got 'cider', which scores captions. Use patch-sweep.")
     return torch.stack([_RULES[metric](logits, readout, clean) for metric in metrics])
 
 

@@ -2,7 +2,7 @@
 
 ``load_pairs(options, ...)`` draws scenes that differ in one attribute, pairs questions of a benchmark, or reads a JSONL
 or Parquet file with the columns ``clean`` and ``corrupt`` (pictures), ``question``, ``answer``, ``foil``, and
-optionally ``id``.
+optionally ``id`` and ``captions`` (of the clean picture, for the metric ``cider``).
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from interventions.benchmark_pairs import capitalised, pair_questions
 from interventions.config import DEFAULT_LIMIT, PairOptions
 from interventions.plan.options import check_among
 from tasks.benchmarks.layout.dataset import PREFIX, benchmark_dataset
-from tasks.errors import UserError, user_errors
+from tasks.errors import UserError, shown, user_errors
 from tasks.example import Example
 from tasks.readers.picture_folder import PictureFolder
 from tasks.readers.rows import is_missing
@@ -26,7 +26,7 @@ from tasks.scenes.scene import SIZE, Split
 
 SCENES = "scenes"
 _COLUMNS = ("clean", "corrupt", "question", "answer", "foil")
-_READ = {*_COLUMNS, "id"}
+_READ = {*_COLUMNS, "id", "captions"}
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _of_benchmark(options: PairOptions, seed: int) -> Pairs:
         for picture in (*clean.pictures, *corrupt.pictures):
             picture.open()
     digest = hashlib.sha256(data.digest.encode())
-    digest.update(repr([pair.corrupt.pictures[0].key for pair in pairs]).encode())
+    digest.update(repr([(pair.corrupt.pictures[0].key, pair.clean.captions) for pair in pairs]).encode())
     return _finished(data.name, pairs, digest)
 
 
@@ -161,6 +161,8 @@ def _read(path: Path, options: PairOptions) -> Pairs:
         for picture in (*pair.clean.pictures, *pair.corrupt.pictures):
             picture.open()
     digest = hashlib.sha256(repr(sorted(folder.stats.items())).encode())
+    captions = [pair.clean.captions for pair in pairs]
+    digest.update(repr(captions).encode() if any(captions) else b"")
     unread = Counter(
         column
         for row, _ in rows
@@ -178,4 +180,7 @@ def _pair(row: Row, number: int, folder: PictureFolder, where: str) -> Pair:
         Example(f"{name}/{which}", (folder.picture(row[which]),), row["question"], row["answer"], group=name)
         for which in ("clean", "corrupt")
     )
-    return Pair(replace(clean, id=name), corrupt, row["foil"])
+    captions = row.get("captions") or ()
+    if not isinstance(captions, list | tuple) or not all(isinstance(text, str) and text.strip() for text in captions):
+        raise UserError(f"captions must be a list of texts, got {shown(captions)} in {where}.")
+    return Pair(replace(clean, id=name, captions=tuple(captions)), corrupt, row["foil"])

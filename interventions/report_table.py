@@ -13,7 +13,7 @@ from figures.findings.largest_effects import summarise
 
 __all__ = ["render_summary", "summarise"]
 
-_SHORT = {"logit_difference": "logit diff.", "log_prob": "log prob."}
+_SHORT = {"logit_difference": "logit diff.", "log_prob": "log prob.", "cider": "CIDEr"}
 
 
 def render_summary(results: pd.DataFrame) -> Table:

@@ -17,6 +17,7 @@ from torch import Tensor
 import figures
 from interventions.attention import AttentionPlan, plan_attention, write_attention
 from interventions.batch_values import BatchValues
+from interventions.caption_batch import references, run_captions
 from interventions.cell_statistics import first_bad, list_errors, list_values, summarise_cells
 from interventions.config import ERROR_TABLE, RUN, PatchConfig
 from interventions.estimate import FIGURE_SECONDS, OVERHEAD, VALUE_SECONDS, flops_of_pair
@@ -239,6 +240,8 @@ def _prepare(
             llava, specs, pairs.pairs, wanted=config.intervention.attention, preprocess=config.pairs.preprocess
         )
     resampled = resampled_pairs(config.plan, pairs.pairs)
+    if config.caption_tokens:
+        references([pair.clean for pair in pairs.pairs])  # captions that are missing raise before the first run
     return _Sweep(config, llava, donor, specs, pairs, resampled, directions, batches, first, attention)
 
 
@@ -254,6 +257,13 @@ def _batch_runner(sweep: _Sweep) -> Callable[[int, Callable[[], None]], BatchVal
         batch_size=sweep.config.batch_size, preprocess=preprocess,
     )  # fmt: skip
     others = sweep.resampled
+    if sweep.config.caption_tokens:
+        captions = references([pair.clean for pair in sweep.pairs.pairs])
+        return lambda batch, on_cell: run_captions(
+            llava, statistics, sweep.specs, sweep.pairs_of(batch), captions, sweep.batches[batch],
+            resampled=None if others is None else [others[number] for number in sweep.batches[batch]],
+            new_tokens=sweep.config.caption_tokens, preprocess=preprocess, on_cell=on_cell,
+        )  # fmt: skip
     return lambda batch, on_cell: run_batch(
         llava, statistics, sweep.specs, sweep.pairs_of(batch),
         resampled=None if others is None else [others[number] for number in sweep.batches[batch]],
@@ -266,6 +276,12 @@ def _check_settings(config: PatchConfig) -> None:
         raise UserError(f"batch-size must be >= 1, got {config.batch_size}.")
     if config.seed < 0:
         raise UserError(f"seed must be >= 0, got {config.seed}.")
+    if config.caption_tokens and config.pairs.spec == SCENES:
+        raise UserError("data must have captions for metric cider, got scenes. Use benchmark:caption=FOLDER.")
+    if config.new_tokens is not None and not config.caption_tokens:
+        raise UserError("new-tokens must go with metric cider, got another metric. Leave it out.")
+    if config.new_tokens is not None and config.new_tokens < 1:
+        raise UserError(f"new-tokens must be >= 1, got {config.new_tokens}.")
     if config.plan.op == "steer" and config.intervention.steer_file is None:
         raise UserError("steer-file must be given for op 'steer', got none. Save a direction as safetensors first.")
 
@@ -274,7 +290,8 @@ def _estimate(sweep: _Sweep, device: str) -> PatchEstimate:
     config, llava, plan = sweep.config, sweep.llava, sweep.config.plan
     n, n_cells = len(sweep.pairs.pairs), len(sweep.specs)
     speed = matmul_speed(device, llava.dtype)
-    runs = OVERHEAD * n * flops_of_pair(plan, llava, sweep.specs, sweep.first, sweep.pairs_of(0)) / speed
+    runs = OVERHEAD * n * flops_of_pair(plan, llava, sweep.specs, sweep.first, sweep.pairs_of(0), config.caption_tokens)
+    runs /= speed
     values = n * n_cells * len(plan.metrics)
     stages = {
         "load": load_seconds(llava),

@@ -238,6 +238,31 @@ def patched(
         yield
 
 
+@contextmanager
+def cell_applied(
+    llava: Llava, plan: InterventionPlan, spec: CellSpec, statistics: DatasetStatistics, *, other: Inputs | None = None
+) -> Iterator[None]:
+    """Apply a cell of a plan to every run, generation included; for ``patch-sweep --metric cider``.
+
+    Args:
+        llava: The model.
+        plan: The plan, with any operation but ``attribute`` and ``transplant``.
+        spec: The cell.
+        statistics: Over the data set, as for ``build_edits``.
+        other: The batch that values are taken from: the other run of a patch, or the batch of resample ablation.
+    """
+    written = plan.op == "patch" or (isinstance(plan.options, AblateOptions) and plan.options.kind == "resample")
+
+    def build(masks: Masks) -> Sequence[Edit]:
+        if not written:
+            return _edits(plan, spec, masks, statistics)
+        assert other is not None
+        return _writes_from(other, spec, masks)
+
+    with _intervening(llava, spec, build):
+        yield
+
+
 @dataclass(frozen=True, eq=False)
 class _Active:
     """An active intervention and the interventions that it is nested in."""

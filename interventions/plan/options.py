@@ -14,7 +14,8 @@ from tasks.errors import UserError
 Op = Literal["patch", "ablate", "knockout", "skip", "steer", "attribute", "transplant"]
 OPS: tuple[Op, ...] = get_args(Op)
 Direction = Literal["denoise", "noise"]
-Metric = Literal["logit_difference", "log_prob", "probability", "kl", "accuracy"]
+Metric = Literal["logit_difference", "log_prob", "probability", "kl", "accuracy", "cider"]
+CIDER: Metric = "cider"  # of captions that are generated; the others are read from logits
 METRICS: tuple[Metric, ...] = get_args(Metric)
 WindowKind = Literal["up-to", "onward", "together"]
 WINDOW_KINDS: tuple[WindowKind, ...] = get_args(WindowKind)

@@ -13,6 +13,7 @@ from interventions.engines.names import EngineName, check_engine
 from interventions.plan.cells import CellSpec, count_heads
 from interventions.plan.groups import PATCHES, is_pictured, parse_group
 from interventions.plan.options import (
+    CIDER,
     FLOW,
     METRICS,
     OPERATIONS,
@@ -112,10 +113,23 @@ class InterventionPlan:
             raise UserError(f"metrics must contain at least one of {', '.join(METRICS)}, got none.")
         for metric in self.metrics:
             check_among("metric", metric, METRICS)
+        if CIDER in self.metrics:
+            self._check_cider()
         if self.op == "attribute" and "accuracy" in self.metrics:
             raise UserError("metric must have a gradient for op 'attribute', got 'accuracy'. Use logit_difference.")
         if self.op == "attribute" and "kl" in self.metrics and self.options == PatchOptions("noise"):
             raise UserError("metric must not be kl for op 'attribute' with direction 'noise'. Its gradient is 0 there.")
+
+    def _check_cider(self) -> None:
+        """Captions are generated, so there are no logits for another metric, no gradient and no fixed noise."""
+        if len(self.metrics) > 1:
+            raise UserError(
+                f"metric cider must be the only metric, got {', '.join(self.metrics)}. Run the others alone."
+            )
+        if self.op in ("attribute", "transplant"):
+            raise UserError(f"metric cider must go with op patch, ablate, knockout, skip or steer, got {self.op!r}.")
+        if self.corruption.kind == "noise":
+            raise UserError("corruption must be pair or blank for metric cider, got 'noise'.")
 
     def _check_window(self) -> None:
         check_window(self.window)

@@ -6,6 +6,7 @@ from models.inputs import prepare
 from models.llava import Llava
 from models.pixels import Preprocess
 from tasks.benchmarks.layout.question import Question
+from tasks.example import Example
 
 
 def answer_batch(
@@ -21,11 +22,24 @@ def answer_batch(
     Prompts are in LLaVA's format ``vicuna_v1``; rows are padded on the left. A token plan concerns only questions with
     a picture.
     """
-    texts = [""] * len(questions)
+    examples = [question.example(row) for row, question in enumerate(questions)]
+    return answer_examples(llava, examples, new_tokens=new_tokens, token_plan=token_plan, preprocess=preprocess)
+
+
+def answer_examples(
+    llava: Llava,
+    examples: Sequence[Example],
+    *,
+    new_tokens: int,
+    token_plan: str = "all",
+    preprocess: Preprocess = "pad",
+) -> list[str]:
+    """As ``answer_batch``, for examples."""
+    texts = [""] * len(examples)
     for pictured in (True, False):
-        rows = [row for row, question in enumerate(questions) if (question.picture is not None) == pictured]
+        rows = [row for row, example in enumerate(examples) if bool(example.pictures) == pictured]
         if rows:
-            inputs = prepare(llava, [questions[row].example(row) for row in rows], preprocess=preprocess)
+            inputs = prepare(llava, [examples[row] for row in rows], preprocess=preprocess)
             tokens = llava.generate_tokens(inputs, new_tokens, token_plan=token_plan if pictured else "all")
             for row, text in zip(rows, llava.tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
                 texts[row] = text.strip()

@@ -96,6 +96,8 @@ def score_file(config: ScoreConfig) -> FileScores:
     if not any(text is not None for text in texts):
         raise UserError(f"answers must belong to the questions, got none that does in {str(config.answers)!r}.")
     config.judge.check(benchmark.scored_by == "judge")
+    if config.judge_log is not None and not config.judge.is_given:
+        raise UserError("judge-log must go with judge-url and judge-model, got neither. Give both.")
     scores = _graded(config, benchmark, questions, texts, given) if config.judge.is_given else None
     scores = scores or benchmark.module.score(questions, texts)
     if config.uploads is not None:

@@ -1,4 +1,4 @@
-"""The benchmarks by name: their module, how many tokens an answer may have, and who scores them."""
+"""LLaVA-1.5's twelve benchmarks and captions by name: their module, new tokens of an answer, and who scores them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Literal, Protocol, runtime_checkable
 
 from tasks.benchmarks import (
+    caption,
     gqa,
     llava_wild,
     mmbench,
@@ -24,10 +25,8 @@ from tasks.benchmarks.layout.rows import FileNames, Row, Source
 from tasks.benchmarks.layout.scores import Scores
 from tasks.errors import UserError
 
-_SHORT, _LONG = (
-    128,
-    1024,
-)  # new tokens in LLaVA's scripts: the loader's, and those of ScienceQA, MMBench and open answers
+# New tokens: the loader's in LLaVA's scripts, those of ScienceQA, MMBench and open answers, lmms-eval's of captions.
+_SHORT, _LONG, _CAPTION = 128, 1024, 64
 Answers = Sequence[str | None]
 
 
@@ -91,6 +90,7 @@ _ALL = (
     Benchmark("seed", "SEED-Bench", "SEED", _SHORT, seed),
     Benchmark("llava_wild", "LLaVA-Bench (in the wild)", "LLaVA-W", _LONG, llava_wild, "judge"),
     Benchmark("mmvet", "MM-Vet", "MM-Vet", _LONG, mmvet, "judge"),
+    Benchmark("caption", "Captions, CIDEr", "CIDEr", _CAPTION, caption),
 )
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({one.name: one for one in _ALL})
 

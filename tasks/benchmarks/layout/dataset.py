@@ -57,7 +57,9 @@ def benchmark_dataset(
     def make(index: int) -> Example:
         question, answer = questions[index], answers[index]
         labels = {**({"answer": answer} if answered else {}), **({"category": question.category} if sorted_in else {})}
-        return replace(question.example(index), answer=answer, labels=labels, family=family or question.category)
+        captions = question.label if benchmark.name == "caption" else ()
+        example = replace(question.example(index), answer=answer, labels=labels, family=family or question.category)
+        return replace(example, captions=captions)
 
     targets = [*(["answer"] if answered else []), *(["category"] if sorted_in else [])]
     return Dataset(

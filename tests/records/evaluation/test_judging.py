@@ -192,6 +192,7 @@ def test_benchmark_eval_keeps_answers_when_the_judge_fails(
         (["--judge-url", "URL"], "judge-model must go with judge-url, got only one"),
         (["--judge-model", "m"], "judge-url must go with judge-model, got only one"),
         (["--judge-prices", "prices.yaml"], "judge-prices must go with judge-url and judge-model, got neither"),
+        (["--judge-log", "log.jsonl"], "judge-log must go with judge-url and judge-model, got neither"),
         (["--judge-url", "ftp://x", "--judge-model", "m"], "judge-url must be an http address"),
         (["--judge-url", "http://me:secret@h/v1", "--judge-model", "m"], "judge-url must hold no user name"),
         (
