@@ -40,7 +40,7 @@ class Flow:
 
     tokens: str
     positions: tuple[int, ...]
-    """Columns of the batch."""
+    """Columns of the batch; those of the answer only if the target has no others."""
     patches: tuple[int, ...]
     """Numbers in the patch grid, row by row."""
 
@@ -163,7 +163,9 @@ def _edges(llava: Llava, pair: Pair, groups: Sequence[str], preprocess: Preproce
     flows = []
     for tokens in groups:
         queries, keys = ends(tokens, masks)
-        positions = [int(at) for at in queries[0].nonzero().flatten() if at >= span.stop]
+        reached = [int(at) for at in queries[0].nonzero().flatten() if at >= span.stop]
+        # The cut also applies to the answer's tokens after ``last``; what they attend to is another question.
+        positions = [at for at in reached if at < inputs.layout[0].prompt_stop] or reached
         patches = [int(at) - span.start for at in keys[0].nonzero().flatten() if span.start <= at < span.stop]
         if positions and patches:
             flows.append(Flow(tokens, tuple(positions), tuple(patches)))

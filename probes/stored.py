@@ -25,6 +25,7 @@ from tasks.example import Example, Label, Target
 from tasks.scenes.scene import SIZE
 
 _CONTINUOUS_ABOVE = 20  # as for a file of examples: a column of floats with more distinct values is continuous
+_PATHS = ("images", "captions")  # options of the data that a manifest holds as text
 
 
 @dataclass(frozen=True)
@@ -133,15 +134,13 @@ def _captured_settings(stored: ActivationSet) -> _Captured:
             name = names.get(field.name, field.name)
             if name in settings:
                 value = settings[name]
+                if field.name in _PATHS and isinstance(value, str):
+                    value = Path(value)
                 values[field.name] = tuple(value) if isinstance(value, list) else value
         return kind(**values)
 
     model = read(ModelOptions, name="model")
     data = read(DataOptions, spec="data")
-    if isinstance(data.images, str):
-        data = replace(data, images=Path(data.images))
-    if isinstance(data.captions, str):
-        data = replace(data, captions=Path(data.captions))
     numbers = int(settings.get("batch_size", 16)), int(settings.get("seed", 0))
     return _Captured(model, data, settings.get("store_dtype"), *numbers)
 

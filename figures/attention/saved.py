@@ -60,7 +60,8 @@ class SavedAttention:
     def summed(self, flow: Flow) -> npt.NDArray[np.float64]:
         """``layer head``: attention over the edges of a knockout, a mean over its positions of the sum over patches."""
         chosen = self.values[:, :, list(flow.positions)][..., list(flow.patches)]
-        return chosen.astype(np.float64).sum(-1).mean(-1)
+        found: npt.NDArray[np.float64] = chosen.astype(np.float64).sum(-1).mean(-1)
+        return found
 
 
 def read_attention(folder: Path) -> tuple[SavedAttention, ...]:

@@ -62,8 +62,9 @@ def test_saved_attention_is_that_of_transformers(saved: Saved, checkpoint: Path)
         assert list(one.words) == [eager.tokenizer.decode([n]) for n in ids]
         assert entry["flows"][0]["patches"] is None and 0 < len(one.flows[1].patches) < 16
         last = one.positions[one.flows[0].positions[0]]
-        assert last == inputs.layout[0].prompt_stop - 1  # and the answer's tokens, whose edges are cut too
-        assert len(one.flows[0].positions) == inputs.layout[0].real.stop - last
+        assert last == inputs.layout[0].prompt_stop - 1
+        assert len(one.flows[0].positions) == 1  # without the answer's tokens, whose edges are cut too
+        assert len(one.flows[1].positions) == inputs.layout[0].question.stop - inputs.layout[0].question.start  # type: ignore[union-attr]
 
 
 def test_the_effect_beside_the_attention_is_that_of_the_same_pair_layer_and_head(saved: Saved) -> None:
