@@ -3,7 +3,8 @@
 import ast
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -51,6 +52,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("notebook")
         for marker in marked(item.path).get(getattr(item, "originalname", item.name), ()):
             item.add_marker(marker)
+
+
+@pytest.fixture(autouse=True)
+def closed_figures() -> Iterator[None]:
+    """No test leaves figures open: matplotlib warns of more than twenty."""
+    yield
+    if (pyplot := sys.modules.get("matplotlib.pyplot")) is not None:
+        pyplot.close("all")
 
 
 WORDS = ("cat", "dog", "umbrella", "taxi", "apple")

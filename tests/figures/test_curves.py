@@ -1,7 +1,5 @@
 """Curves by layer: knockout, skip, transplant."""
 
-from collections.abc import Iterator
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -21,12 +19,6 @@ LABELS = {
     "skip": {"image": "image", "question": "question"},
     "transplant": {"": "recipient with donor's layers"},
 }
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 @pytest.mark.parametrize("op", TABLES)

@@ -1,7 +1,6 @@
 """Maps of effects by layer: of token groups and of heads."""
 
 import itertools
-from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,12 +11,6 @@ from matplotlib.axes import Axes
 from figures.effect_grid import draw_head_map, draw_token_map
 from figures.style import COLOURS, WIDTHS, figure_of
 from tests.figures.tables import patch_table
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 def grids(panels: list[Axes]) -> list[np.ndarray]:

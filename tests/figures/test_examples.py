@@ -2,10 +2,8 @@
 
 import doctest
 import pkgutil
-from collections.abc import Iterator
 from importlib import import_module
 
-import matplotlib.pyplot as plt
 import pytest
 
 import figures
@@ -15,12 +13,6 @@ MODULES = [
     for module in pkgutil.walk_packages(figures.__path__, "figures.")
     if not module.name.endswith("__main__")
 ]
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,7 +1,5 @@
 """The curves of evaluations while training."""
 
-from collections.abc import Iterator
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -10,12 +8,6 @@ import pytest
 from figures.plans.learning_curve import draw_learning_curve
 from figures.style import SERIES, figure_of
 from tests.figures.tables import evaluations_table as evaluations
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 def test_a_run_gets_a_panel_for_each_family_and_one_for_all_log_probabilities() -> None:

@@ -1,7 +1,5 @@
 """Maps over the patch grid, painted on the picture."""
 
-from collections.abc import Iterator
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -12,12 +10,6 @@ from tests.figures.tables import map_table, patch_table
 
 PICTURE = np.zeros((40, 60, 3), dtype=np.uint8)
 PICTURE[:, 30:] = 255
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 def test_patches_stand_where_they_stand_in_the_picture() -> None:

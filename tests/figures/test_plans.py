@@ -1,7 +1,6 @@
 """Figures of tuning plans: diagram, accuracy, retention, cost."""
 
 import itertools
-from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,12 +16,6 @@ from figures.plans.scores import draw_accuracy, draw_retention
 from figures.read_run import example_table
 from figures.style import PLAN_MARKERS, WIDTHS, figure_of, plan_colour, plan_marker
 from tests.figures.tables import PLANS, compare_table
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 def marks(panel: Axes) -> dict[str, tuple[np.ndarray, np.ndarray]]:

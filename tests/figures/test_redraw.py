@@ -2,10 +2,8 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
 from PIL import Image
 
@@ -14,12 +12,6 @@ from figures.style import figure_of
 from tests.figures.tables import patch_table
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 def test_every_table_of_the_gallery_has_a_kind_and_its_figure_beside_it() -> None:

@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,12 +20,6 @@ from figures.style import FigurePaths, Panels, figure_of, file_name, save_figure
 from tests.figures.tables import compare_table, evaluations_table, map_table, patch_table, probe_table
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 def run_folder(folder: Path, kind: str | None, table: pd.DataFrame | None, name: str = "results.parquet") -> Path:

@@ -1,5 +1,4 @@
 import itertools
-from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,12 +11,6 @@ from figures.layer_axis import main_name, names_in_blocks, place_parts
 from figures.score_by_layer import draw_score_by_layer
 from figures.style import COLOURS, WIDTHS, figure_of
 from tests.figures.tables import probe_table
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 def drawn(panel: Axes, concept: str) -> np.ndarray:

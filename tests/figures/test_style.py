@@ -1,7 +1,6 @@
 """The palette under colour blindness and in grey, and how figures are saved."""
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib as mpl
@@ -54,12 +53,6 @@ TOGETHER = {
     "plans": [*{plan_colour(plan): plan for plan in PLAN_MARKERS}, COLOURS["chance"]],
     "cost ratios": [COLOURS[name] for name in ("muted", "control", "score", "chance")],
 }
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 def lab(colour: object, sight: str = "usual") -> np.ndarray:
