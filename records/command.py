@@ -111,6 +111,9 @@ def run_command(
                 logging.disable_progress_bar()  # bars of other libraries
             terminal = Terminal((name, *arguments), bars, bars.note if is_main else lambda line: None)
             result = subcommand.run(options, terminal)
+            bars.close()
+            if result is not None and is_main:
+                _print(result)
         except UserError as error:
             bars.close()
             _refuse(name, error)
@@ -124,8 +127,6 @@ def run_command(
             advice = str(interrupt) or "Start the same command again to go on where it stopped."
             print(f"{name}: interrupted. {advice}", file=sys.stderr)
             raise SystemExit(130) from interrupt
-    if result is not None and is_main:
-        _print(result)
 
 
 def _refuse(name: str, error: UserError) -> NoReturn:

@@ -40,8 +40,9 @@ class RowReader:
         if len(given) > 1:
             raise UserError(f"row must have image or images, got both in {where}. Keep one of the two columns.")
         pictures = [self.folder.read(value, where) for value in (given[0] if given else [])]
+        read = {*_RESERVED, self.question_column, self.answer_column}.difference(PICTURES) | {*columns}
         others = {key: value for key, value in row.items() if not (pictures and _is_address(value))}
-        medium = unread_media(others, columns, (picture.key for picture in pictures))
+        medium = unread_media(others, read, (picture.key for picture in pictures))
         if medium is not None and not (pictures and self.image_column):  # where a column is named, it alone is wanted
             raise UserError(
                 f"picture must be in the column {' or '.join(columns)}, got {shown(medium)} in {where}, which is "

@@ -224,6 +224,15 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on_and_status_130(count) -> None
     assert called.err == "count-sheep: interrupted. Start the same command again to go on where it stopped.\n"
 
 
+def test_ctrl_c_while_the_result_is_printed_is_no_traceback(count, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    def interrupted(result: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("records.command._print", interrupted)
+    called = count("--dry-run")
+    assert (called.code, called.err.count("\n")) == (130, 1)
+
+
 def test_a_finished_run_is_printed_as_notes_table_and_files(count) -> None:  # type: ignore[no-untyped-def]
     lines = count().out.splitlines()
     assert lines[0] == "one left out"

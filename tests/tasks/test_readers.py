@@ -352,6 +352,8 @@ def test_a_second_picture_in_another_column_is_not_passed_over(read: Callable[..
         with pytest.raises(UserError, match=f"got '{next(iter(more))}' in .*not read. Drop the column"):
             read(row(**more))
         assert len(read(row(**more), image_column="image").examples) == 1  # the column that is wanted is named
-    # The same file by another path, the address it came from and other texts are no second picture.
-    for known in ({"file": "photos/a.png"}, {"url": "https://host/b.jpg"}, {"kind": "cat"}):
+    # The same file by another path, the address it came from, texts and columns with a meaning are no second picture.
+    for known in (
+        {"file": "photos/a.png"}, {"url": "https://host/b.jpg"}, {"kind": "cat"}, {"group": "a.mp4"}, {"id": "7.jpg"},
+    ):  # fmt: skip
         assert len(read(row(**known)).examples) == 1
