@@ -61,7 +61,7 @@ def score(questions: Sequence[Question], answers: Sequence[str | None]) -> Score
     Example:
         >>> asked = [Question(0, "?", label=("Two dogs run.",)), Question(1, "?", label=("A cat sleeps here.",))]
         >>> round(score(asked, ["Two dogs run.", "A cat."]).main, 1)
-        531.2
+        526.9
     """
     if empty := unlabelled(questions, "scored with captions, which the file does not have"):
         return empty

@@ -95,7 +95,7 @@ def cider_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -
 
     Example:
         >>> cider_scores(["Two dogs run.", "A cat."], [["Two dogs run."], ["A cat sleeps here."]]).round(2).tolist()
-        [7.5, 3.12]
+        [7.5, 3.04]
     """
     if len(captions) != len(references):
         raise UserError(f"captions must be one for each of {len(references)} pictures, got {len(captions)}.")
