@@ -278,10 +278,10 @@ def _check_settings(config: PatchConfig) -> None:
         raise UserError(f"seed must be >= 0, got {config.seed}.")
     if config.caption_tokens and config.pairs.spec == SCENES:
         raise UserError("data must have captions for metric cider, got scenes. Use benchmark:caption=FOLDER.")
-    if config.new_tokens is not None and not config.caption_tokens:
-        raise UserError("new-tokens must go with metric cider, got another metric. Leave it out.")
     if config.new_tokens is not None and config.new_tokens < 1:
         raise UserError(f"new-tokens must be >= 1, got {config.new_tokens}.")
+    if config.new_tokens is not None and not config.caption_tokens:
+        raise UserError("new-tokens must go with metric cider, got another metric. Leave it out.")
     if config.plan.op == "steer" and config.intervention.steer_file is None:
         raise UserError("steer-file must be given for op 'steer', got none. Save a direction as safetensors first.")
 

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import json
 import sys
 from collections.abc import Iterator
 from io import BytesIO
@@ -158,8 +157,13 @@ metric_list:
 metadata: [{{version: 0.0}}]
 """
 CODE = """
+import io
+
+from PIL import Image
+
+
 def visuals(doc):
-    return [doc["image"].convert("RGB")]
+    return [Image.open(io.BytesIO(doc["image"]["bytes"])).convert("RGB")]
 
 
 def results(doc, answers):
@@ -193,14 +197,16 @@ def test_a_task_on_scenes_gives_the_same_answers_through_llava_hf_and_our_entry_
     (tmp_path / "task" / "scenes.yaml").write_text(TASK.format(data=tmp_path / "scenes.parquet"))
     (tmp_path / "task" / "scene_task.py").write_text(CODE)
 
-    def answers(model: str, **arguments: Any) -> list[str]:
+    tasks = manager(include_path=str(tmp_path / "task"), include_defaults=False)
+
+    def answers(model: str, batch_size: int, **arguments: Any) -> list[str]:
+        words = ",".join(f"{name}={value}" for name, value in {"pretrained": folder, **arguments}.items())
         found = lmms_evaluator.simple_evaluate(
-            model=model, model_args={"pretrained": str(folder), "device": "cpu", **arguments},
-            tasks=["laccolith_scenes"], task_manager=manager(include_path=str(tmp_path / "task")), force_simple=True,
-            log_samples=True, bootstrap_iters=0,
+            model=model, model_args=words, batch_size=batch_size, device="cpu",
+            tasks=["laccolith_scenes"], task_manager=tasks, force_simple=True, log_samples=True, bootstrap_iters=0,
         )  # fmt: skip
         samples = sorted(found["samples"]["laccolith_scenes"], key=lambda sample: sample["doc_id"])
-        return [json.loads(json.dumps(sample["filtered_resps"]))[0].strip() for sample in samples]
+        return [str(sample["filtered_resps"][0]).strip() for sample in samples]
 
     ours = answer_batch(llava, questions, new_tokens=4, preprocess="hf")
     assert len(set(ours)) > 1
