@@ -23,6 +23,7 @@ NAMES = (
     "08_your_own_model",
     "09_other_tools",
     "10_words_in_the_picture",
+    "11_image_meets_caption",
 )
 _MACHINE_PATH = re.compile(r"(?<![\w.:/$~])/(?:home|Users|work|root|mnt|opt|tmp|data|var|usr)/\w+|[A-Z]:\\\\?Users")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]")  # what progress bars and coloured logs leave behind
@@ -82,7 +83,7 @@ def faults(notebook: NotebookNode, size: int) -> list[str]:
     return [rule for rule, kept in checks.items() if not kept]
 
 
-def test_there_are_ten_notebooks() -> None:
+def test_there_are_eleven_notebooks() -> None:
     assert tuple(path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))) == NAMES
 
 
