@@ -22,6 +22,8 @@ NAMES = (
     "07_tune_the_middle",
     "08_your_own_model",
     "09_other_tools",
+    "10_words_in_the_picture",
+    "11_image_meets_caption",
 )
 # Fewer examples, layers and steps: what a notebook draws and says is made, in a part of its time.
 FEWER: dict[str, dict[str, object]] = {
@@ -92,7 +94,7 @@ def faults(notebook: NotebookNode, size: int) -> list[str]:
     return [rule for rule, kept in checks.items() if not kept]
 
 
-def test_there_are_nine_notebooks() -> None:
+def test_there_are_eleven_notebooks() -> None:
     assert tuple(path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))) == NAMES
 
 
