@@ -87,6 +87,8 @@ PLAN_MARKERS = {
     "random layers": "h",
     "LoRA everywhere": "^",
     "LoRA on the band": "v",
+    "full under the token plan": "p",
+    "middle band under the token plan": "H",
 }
 
 _LONGEST = 100  # characters of a file's name before its ending
@@ -159,10 +161,10 @@ def series_look(number: int) -> tuple[int, str]:
 
 
 def plan_colour(plan: str) -> str:
-    """The colour of a plan in all figures; reference models are dark."""
+    """The colour of a plan in all figures, under a token plan too; reference models are dark."""
     kinds = {"LoRA": COLOURS["random_init"], "reference ": COLOURS["chance"]}
     other = next((colour for kind, colour in kinds.items() if plan.startswith(kind)), COLOURS["control"])
-    return PLAN_COLOURS.get(plan, other)
+    return PLAN_COLOURS.get(plan.removesuffix(" under the token plan"), other)
 
 
 def plan_marker(plan: str) -> str:
