@@ -184,6 +184,8 @@ def check_folder(folder: Path, wanted: Mapping[str, Any], kind: RunKind, *, over
     Raises:
         UserError: If the folder is a file, contains files that no run wrote, or contains a different run.
     """
+    if "\0" in str(folder):
+        raise UserError(f"out must be a path without null bytes, got {str(folder)!r}. Choose another name.")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out must be a folder, got the file {str(folder)!r}. Choose another name.")
     # Hidden files are locks and temporary files.

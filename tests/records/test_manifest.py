@@ -127,3 +127,8 @@ def test_manifest_survives_json_unchanged(tmp_path: Path) -> None:
     assert json.loads(json.dumps(manifest)) == manifest
     write_manifest(tmp_path, manifest)
     assert read_manifest(tmp_path, KIND) == manifest
+
+
+def test_a_folder_with_a_null_byte_is_refused_before_any_work() -> None:
+    with pytest.raises(UserError, match="out must be a path without null bytes"):
+        check_folder(Path("\0run"), MANIFEST, KIND, overwrite=False)
