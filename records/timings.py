@@ -11,6 +11,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 _SHOWN = 0.005  # share of the whole below which a stage is not named
 
@@ -62,6 +63,23 @@ def describe_estimate(stages: Mapping[str, float]) -> str:
     whole = sum(stages.values())
     shown = sorted((name for name in stages if stages[name] > _SHOWN * whole), key=lambda name: -stages[name])
     return f"about {_rounded(whole)}: " + ", ".join(f"{name} {_rounded(stages[name])}" for name in shown)
+
+
+@dataclass(frozen=True)
+class LowerBound:
+    """The work of a run in words, and a lower bound of its seconds, that of its matrix products.
+
+    Example:
+        >>> print(LowerBound("900 questions of 1 benchmark", 12.3))
+        900 questions of 1 benchmark: at least 12 s
+    """
+
+    work: str
+    seconds: float
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"{self.work}: at least {self.seconds:.0f} s"
 
 
 def _rounded(seconds: float) -> str:

@@ -4,7 +4,6 @@ finished = run_lens_training(TrainConfig(kind="tuned", steps=100))
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from records.processes import Processes, join_processes, launched, matmul_speed,
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, writing
 from records.tables import read_results
+from records.timings import LowerBound
 from tasks.dataset import Dataset
 from tasks.errors import UserError, user_errors
 
@@ -44,18 +44,6 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TrainEstimate:
-    """The work of a run, and a lower bound of the time of its matrix products."""
-
-    what: str
-    seconds: float
-
-    def __str__(self) -> str:
-        """One line."""
-        return f"{self.what}: at least {self.seconds:.0f} s"
-
-
 def run_lens_training(
     config: TrainConfig,
     *,
@@ -63,7 +51,7 @@ def run_lens_training(
     command: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
-) -> FinishedRun | TrainEstimate | None:
+) -> FinishedRun | LowerBound | None:
     """Make a lens, or resume a run that was killed.
 
     Args:
@@ -257,15 +245,13 @@ def _read(path: Path) -> dict[str, Tensor] | None:
         return None
 
 
-def _estimate(
-    config: TrainConfig, llava: Llava, data: Dataset | None, texts: Sequence[str], device: str
-) -> TrainEstimate:
+def _estimate(config: TrainConfig, llava: Llava, data: Dataset | None, texts: Sequence[str], device: str) -> LowerBound:
     blocks = sum(p.numel() for p in llava.blocks.parameters())
     head = int(llava.config.text_config.vocab_size) * llava.d_model
     speed = matmul_speed(device, llava.dtype)
     if data is None:
         flops = 2 * config.text.corpus_tokens * blocks
-        return TrainEstimate(f"{len(texts)} texts, up to {config.text.corpus_tokens} tokens", flops / speed)
+        return LowerBound(f"{len(texts)} texts, up to {config.text.corpus_tokens} tokens", flops / speed)
     with user_errors(ValueError):
         inputs = _one(config, llava, data, 0)
     image = int((inputs.input_ids == llava.image_token_id).sum())
@@ -273,7 +259,7 @@ def _estimate(
     n_read = image if config.read_at == "image" else length - image
     if config.kind == "jacobian":
         flops = 2 * 2 * len(data) * length * blocks * llava.d_model  # one backward pass for each dimension
-        return TrainEstimate(f"Jacobians of {len(data)} prompts", flops / speed)
+        return LowerBound(f"Jacobians of {len(data)} prompts", flops / speed)
     per_example = length * blocks + 2 * n_read * llava.n_layers * head
     flops = 2 * config.steps * min(config.batch_size, len(data)) * per_example
-    return TrainEstimate(f"{config.steps} steps of {min(config.batch_size, len(data))} examples", flops / speed)
+    return LowerBound(f"{config.steps} steps of {min(config.batch_size, len(data))} examples", flops / speed)

@@ -7,7 +7,6 @@ finished.results, finished.summary
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from models.inputs import prepare
@@ -28,22 +27,10 @@ from records.processes import Processes, join_processes, matmul_speed, own_devic
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, writing
 from records.tables import read_results
+from records.timings import LowerBound
 from tasks.benchmarks.layout.answers import answer_rows
 from tasks.benchmarks.layout.rows import json_lines
 from tasks.benchmarks.layout.scores import Scores
-
-
-@dataclass(frozen=True)
-class EvaluationEstimate:
-    """The size of a run: numbers of questions and benchmarks, and a lower bound of the time of its prefills."""
-
-    n_questions: int
-    n_benchmarks: int
-    seconds: float
-
-    def __str__(self) -> str:
-        """One line."""
-        return f"{self.n_questions} questions of {self.n_benchmarks} benchmarks: at least {self.seconds:.0f} s"
 
 
 def run_benchmark_eval(
@@ -53,7 +40,7 @@ def run_benchmark_eval(
     command: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
-) -> FinishedRun | EvaluationEstimate | None:
+) -> FinishedRun | LowerBound | None:
     """Answer the questions of benchmarks and score the answers, or resume a run that was killed.
 
     Args:
@@ -76,8 +63,8 @@ def run_benchmark_eval(
         >>> folder = Path(tempfile.mkdtemp()) / "pope"
         >>> write_pope(folder, scene_pictures(2, size=28))
         >>> config = EvaluationConfig(ModelOptions("random:tiny"), (f"pope={folder}",), dry_run=True)
-        >>> run_benchmark_eval(config).n_benchmarks
-        1
+        >>> run_benchmark_eval(config).work.partition(" ")[2]
+        'questions of pope'
     """
     on_progress = on_progress or ProgressBars()
     run = Run(config.folder, RUN, config.settings, command=command, overwrite=config.overwrite)
@@ -119,7 +106,7 @@ def finished_benchmark_eval(folder: Path) -> FinishedRun:
 
 def _estimate(
     config: EvaluationConfig, llava: Llava, opened: Sequence[OpenBenchmark], plan: TokenPlan, device: str
-) -> EvaluationEstimate:
+) -> LowerBound:
     """The prefill of every question, taken as long as the first one of its benchmark, and the vision tower."""
     tower = llava.n_image_tokens * sum(weights.numel() for weights in llava.vision_blocks.parameters())
     total = 0.0
@@ -129,8 +116,8 @@ def _estimate(
         n_image = sum(span.stop - span.start for span in prompt.images)
         once = prefill(Sizes.of(llava), plan, n_image, prompt.prompt_stop - n_image)
         total += len(one.questions) * once + pictures * tower
-    n = sum(len(one.questions) for one in opened)
-    return EvaluationEstimate(n, len(opened), 2 * total / matmul_speed(device, llava.dtype))
+    n, names = sum(len(one.questions) for one in opened), ", ".join(one.name for one in opened)
+    return LowerBound(f"{n} questions of {names}", 2 * total / matmul_speed(device, llava.dtype))
 
 
 def _answer(
