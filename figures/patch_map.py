@@ -30,10 +30,16 @@ def of_patches(results: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def with_patches(results: pd.DataFrame) -> pd.DataFrame:
-    """The rows of single patches, with the columns ``row`` and ``col`` of the patch grid."""
+    """The rows of single patches, with ``row`` and ``col`` of the patch grid; ``name`` also names the head, if any."""
     places = [PATCH.fullmatch(str(text)) for text in results["tokens"]]
     rows = results[[place is not None for place in places]]
-    return rows.assign(row=[int(p[1]) for p in places if p], col=[int(p[2]) for p in places if p])
+    names = [f"head {head} of {name}" if head else name for name, head in zip(rows["name"], _heads(rows), strict=True)]
+    return rows.assign(row=[int(p[1]) for p in places if p], col=[int(p[2]) for p in places if p], name=names)
+
+
+def _heads(rows: pd.DataFrame) -> list[str]:
+    """The head of each row; empty for rows of all heads together."""
+    return ["" if pd.isna(head) else str(head) for head in rows["head"]] if "head" in rows else [""] * len(rows)
 
 
 def pair_rows(results: pd.DataFrame, values: pd.DataFrame, pair: str) -> pd.DataFrame:
@@ -42,8 +48,9 @@ def pair_rows(results: pd.DataFrame, values: pd.DataFrame, pair: str) -> pd.Data
     ``values`` is ``values.parquet``, with a row for each cell, metric and pair.
     """
     own = values[values["id"].astype(str) == pair].astype({"site": str, "tokens": str, "metric": str})
-    found = own.set_index(["site", "tokens", "metric"])[["value", "clean", "corrupt", "recovered"]]
-    keys = pd.MultiIndex.from_frame(results[["site", "tokens", "metric"]].astype(str))
+    cell = ["site", "tokens", "metric", "head"]
+    found = own.assign(head=_heads(own)).set_index(cell)[["value", "clean", "corrupt", "recovered"]]
+    keys = pd.MultiIndex.from_frame(results.assign(head=_heads(results))[cell].astype(str))
     empty = ("lower", "upper", "recovered_lower", "recovered_upper", "p_adjusted")
     columns = {str(name): found[name].reindex(keys).to_numpy(dtype=float) for name in found}
     columns |= {name: np.full(len(results), np.nan) for name in empty if name in results}

@@ -2,10 +2,12 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
-from figures.patch_map import draw_patch_map, draw_probe_map
+from figures.patch_map import draw_patch_map, draw_probe_map, pair_rows
 from figures.style import figure_of
+from tests.figures.made_runs import patch_rows
 from tests.figures.tables import map_table, patch_table
 
 PICTURE = np.zeros((40, 60, 3), dtype=np.uint8)
@@ -81,3 +83,17 @@ def test_what_was_not_mapped_is_refused_with_what_was() -> None:
         draw_probe_map(maps, example="c")
     with pytest.raises(ValueError, match=r"layers must be among 0, 1, 2, 3, got \[2, 4\]"):
         draw_probe_map(maps, layers=[2, 4])
+
+
+def test_heads_have_a_map_each_and_pairs_keep_them_apart() -> None:
+    table = patch_rows(["patch(0,0)", "patch(0,1)"], heads=["0", "1"]).query("layer == 2").assign(name="z")
+    panels = draw_patch_map(table)
+    assert [panel.get_title() for panel in panels] == ["head 0 of z 2", "head 1 of z 2"]
+    for panel, head in zip(panels, "01", strict=True):
+        wanted = table[(table["head"] == head) & (table["metric"] == "logit_difference")]["recovered"]
+        np.testing.assert_allclose(np.asarray(panel.images[-1].get_array(), float).ravel(), wanted)
+    values = pd.concat(
+        [table.assign(id=pair, value=table["value"] + shift) for pair, shift in (("a", 1.0), ("b", 2.0))]
+    ).sample(frac=1, random_state=0)
+    own = pair_rows(table, values, "b")
+    np.testing.assert_allclose(own["value"], table["value"] + 2.0)
