@@ -136,6 +136,8 @@ def run_tuning(
     processes = join_processes(device)
     run = Run(folder, RUN, config.settings, command=command, overwrite=config.overwrite)
     resume = named_checkpoint(config.resume, folder)
+    if resume is not None and config.overwrite and resume.absolute().parent == folder.absolute():
+        raise UserError("resume must not name a checkpoint of the run that --overwrite removes. Leave one of them out.")
     if run.is_finished and not (config.overwrite or config.dry_run or resume):
         before = read_manifest(folder, RUN) or {}
         if before.get("data") == (training_source(config) if source is None else source).digest:

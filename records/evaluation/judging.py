@@ -78,7 +78,6 @@ def grade_answers(
     reviews = review(module.RUBRIC, questions, texts, judge)  # from the log
     scores = score_reviews(module.RUBRIC, questions, texts, reviews=reviews)
     own = f"graded by {model}: not comparable with figures of another judge, the published ones included"
-    cost = f"the judge's log has requests of ${client.cost:.4f} in all"
-    notes = (own, *scores.notes, *((cost,) if client.cost else ()))
+    notes = (own, *scores.notes)
     metrics = tuple(metric._replace(rule=f"graded by {model}") for metric in scores.metrics)
     return Graded(replace(scores, metrics=metrics, notes=notes), module.review_files(reviews, ids, model))

@@ -7,7 +7,7 @@ Source: Liu et al. 2023, "Visual Instruction Tuning", arXiv 2304.08485; LLaVA's 
     ``summarize_gpt_review``. The instructions to the judge are ours, with the authors' scale and layout.
 """
 
-import math
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -89,11 +89,10 @@ def parse_reply(reply: str) -> tuple[float, float] | None:
         ((8.0, 6.5), None, None)
     """
     parts = reply.split("\n")[0].replace(",", " ").split()
-    try:
-        grades = [float(part) for part in parts]
-    except ValueError:
+    if not all(re.fullmatch(r"\d+(\.\d+)?", part) for part in parts):
         return None
-    if len(grades) != 2 or not all(math.isfinite(g) and LOWEST <= g <= HIGHEST for g in grades):
+    grades = [float(part) for part in parts]
+    if len(grades) != 2 or not all(LOWEST <= g <= HIGHEST for g in grades):
         return None
     return grades[0], grades[1]
 

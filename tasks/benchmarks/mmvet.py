@@ -7,7 +7,7 @@ Source: Yu et al. 2023, "MM-Vet", arXiv 2308.02490; LLaVA's ``convert_mmvet_for_
 """
 
 import json
-import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,17 +66,16 @@ def judge_prompt(question: Question, answer: str) -> str:
 
 
 def parse_reply(reply: str) -> float | None:
-    """The grade at the start of a reply; None unless it is a number from 0 to 1.
+    r"""The grade at the start of a reply; None unless it is a number from 0 to 1.
 
     Example:
         >>> parse_reply("0.5"), parse_reply("1.0 because it is right"), parse_reply("2"), parse_reply("good")
         (0.5, 1.0, None, None)
+        >>> parse_reply("1 out of 10"), parse_reply("0.5\nbecause")
+        (None, 0.5)
     """
-    try:
-        grade = float(reply.strip().split(" ")[0].strip())
-    except ValueError:
-        return None
-    return grade if math.isfinite(grade) and 0 <= grade <= 1 else None
+    found = _GRADE.match(reply)
+    return float(found[1]) if found else None
 
 
 def _grade(reply: str) -> Grade | None:
@@ -93,6 +92,8 @@ def _measure(reviews: Sequence[Review]) -> tuple[list[Item], list[Metric]]:
     return [Item("all", one.graded[0], 1.0, one.question.group) for one in reviews], metrics
 
 
+# A number from 0 to 1 in front of space or the end; "1 / 10", "1 out of 10" and "1 AND 0.5" are no grades.
+_GRADE = re.compile(r"\s*(0(?:\.\d+)?|1(?:\.0+)?)(?=\s|$)(?!\s*(?:/|(?:out\s+of|of|<?and|<?or)\b|\d))", re.IGNORECASE)
 RUBRIC = Rubric(judge_prompt, _grade, _measure, "mm-vet.json")
 
 

@@ -84,7 +84,8 @@ def endpoint_of(url: str, prefix: str = "") -> str:
     """
     try:
         parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        host = (parts.hostname or "").encode("idna")  # a UnicodeError is a ValueError
+        valid = parts.scheme in ("http", "https") and bool(host) and (parts.port or 1) > 0 and url.isprintable()
     except ValueError:
         valid = False
     if not valid:
@@ -108,6 +109,10 @@ def key_from(variable: str, prefix: str = "") -> str:
             f"{prefix}key-env must be the name of an environment variable, got something else. The key is its value."
         )
     key = os.environ.get(variable, "").strip()
+    if not key and variable != variable.upper():  # may be the key itself
+        raise UserError(
+            f"{prefix}key-env must be the name of an environment variable that is set, got one that is not."
+        )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UserError(f"the key in {variable} must be printable ASCII without spaces, got other characters.")
     return key
@@ -214,7 +219,7 @@ class Connection:
                 raise TypeError
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             raise FaultError(f"no chat completion in the reply ({self._said(data)})", may_cost=True) from None
-        return Completion(self._clean(text), str(choice.get("finish_reason") or ""), *counts)
+        return Completion(self._clean(text), self._clean(str(choice.get("finish_reason") or "")), *counts)
 
     def _said(self, data: bytes) -> str:
         """The server's own message, short and without the key."""

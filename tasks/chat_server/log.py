@@ -16,6 +16,7 @@ from tasks.chat_server.request import Reply
 from tasks.errors import UserError, user_errors
 from tasks.readers.parse import parse_json
 
+_START = b'{"time": '  # of every line
 _FIELDS = {field.name for field in fields(Reply)} - {"cached"}
 
 
@@ -49,7 +50,9 @@ class RequestLog:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
-                    break
+                    if not line.startswith(_START[: len(line)]):
+                        raise _not_a_log(f"line {number} of {path.name}")
+                    break  # half a line of a log
                 end += len(line)
                 self._keep(_parsed(line, f"line {number} of {path.name}"))
         if end < path.stat().st_size:
@@ -85,6 +88,14 @@ class RequestLog:
 def _parsed(line: bytes, where: str) -> Reply:
     try:
         row: Any = parse_json(line)
-        return Reply(**{name: value for name, value in row.items() if name in _FIELDS})
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"log must hold one reply a line, got {where}. Remove the file to start afresh.") from error
+        reply = Reply(**{name: value for name, value in row.items() if name in _FIELDS})
+        texts = (reply.key, reply.tag, reply.status, reply.text, reply.finish, reply.error)
+        if all(isinstance(text, str) for text in texts) and float(reply.cost) >= 0:
+            return reply
+    except (ValueError, TypeError, AttributeError):
+        pass
+    raise _not_a_log(where)
+
+
+def _not_a_log(where: str) -> UserError:
+    return UserError(f"log must hold one reply a line, got {where}. Name another file.")

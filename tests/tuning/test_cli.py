@@ -357,6 +357,16 @@ def test_workers_are_refused_where_processes_cannot_be_forked(run: Run, monkeypa
     assert (done.code, "workers must be 0 on" in done.err) == (2, True)
 
 
+def test_a_run_is_not_removed_to_resume_its_own_checkpoint(run: Run, tmp_path: Path) -> None:
+    first = run("--layers", "1", "--steps", "1", "--save-every", "1")
+    assert first.code == 0
+    kept = sorted((tmp_path / "run").rglob("*"))
+    for name in ("last", str(tmp_path / "run" / "checkpoint-1")):
+        again = run("--layers", "1", "--steps", "2", "--save-every", "1", "--overwrite", "--resume", name)
+        assert (again.code, "resume must not name a checkpoint of the run" in again.err) == (2, True)
+    assert sorted((tmp_path / "run").rglob("*")) == kept
+
+
 def test_last_names_the_latest_checkpoint_of_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="resume must name an existing checkpoint, got 'last'"):
         named_checkpoint(Path("last"), tmp_path)

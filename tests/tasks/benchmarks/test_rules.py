@@ -423,3 +423,7 @@ def test_mmvet(tmp_path: Path) -> None:
     (upload,) = uploads("mmvet", folder, ["x = 1", "a cat", None]).values()
     assert upload.decode() == '{\n  "v1_0": "x = 1",\n  "v1_1": "a cat"\n}'
     assert [mmvet.parse_reply(reply) for reply in ("", "-0.1", "nan", "0.30\n")] == [None, None, None, 0.3]
+    unclear = ("1 out of 10", "1 / 10", "1/10", "0_1", "1 AND 0.5", "1 of 2", "0.5 0.7", "10", "1.5", "1e0")
+    assert [mmvet.parse_reply(reply) for reply in unclear] == [None] * len(unclear)
+    assert [mmvet.parse_reply(reply) for reply in ("0.5\nbecause", "1.0", " 0 ")] == [0.5, 1.0, 0.0]
+    assert llava_wild.parse_reply("1_0 5") is None

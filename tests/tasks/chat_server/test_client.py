@@ -119,7 +119,7 @@ def test_answers_are_read_from_the_log_also_after_half_a_line(tmp_path: Path) ->
         with ChatClient(server.url, log=log) as client:
             first = client.ask(request("a"), "1")
         whole = log.read_bytes()
-        log.write_bytes(whole + b'{"key": "ab')
+        log.write_bytes(whole + b'{"time": 17')
         with ChatClient("http://127.0.0.1:9/v1", log=log) as client:  # nothing listens there
             again = client.ask(request("a"), "2")
             assert (again.text, again.cached, again.tag, first.cached) == ("answer 0", True, "2", False)
@@ -137,14 +137,28 @@ def test_answers_are_read_from_the_log_also_after_half_a_line(tmp_path: Path) ->
 
 
 def test_a_log_of_something_else_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text('{"no": "reply"}\n')
+    for text in ('{"no": "reply"}\n', "a file without a last line break", '{"k": 1}'):
+        (tmp_path / "log.jsonl").write_text(text)
+        with pytest.raises(UserError, match=r"line 1 of log\.jsonl"):
+            ChatClient("http://localhost:1/v1", log=tmp_path / "log.jsonl")
+        assert (tmp_path / "log.jsonl").read_text() == text
+
+
+@pytest.mark.parametrize("field", [{"cost": "x"}, {"cost": -1.0}, {"cost": None}, {"key": [1]}, {"text": 5}])
+def test_a_log_with_values_of_other_kinds_is_an_error(tmp_path: Path, field: dict[str, object]) -> None:
+    row = {"time": 1.0, "key": "k", "tag": "", "status": "answered", "text": "Yes."}
+    (tmp_path / "log.jsonl").write_text(json.dumps(row | field) + "\n")
     with pytest.raises(UserError, match=r"line 1 of log\.jsonl"):
         ChatClient("http://localhost:1/v1", log=tmp_path / "log.jsonl")
 
 
 def test_the_key_is_sent_and_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", f" {KEY}\n")
-    plays = [Play(f"wrong {KEY}", status=500), Play(f"Your key is {KEY}."), Play(f"bad key {KEY}", status=401)]
+    plays = [
+        Play(f"wrong {KEY}", status=500),
+        Play(f"Your key is {KEY}.", finish=f"stop {KEY}"),
+        Play(f"bad key {KEY}", status=401),
+    ]
     with scripted_server(lambda body, n: plays[n]) as server:
         client = ChatClient(server.url, key_env="MY_KEY", log=tmp_path / "log.jsonl")
         assert client.ask(request()).text == "Your key is [key]."
@@ -319,6 +333,9 @@ def test_a_table_of_prices_that_cannot_be_used_is_an_error(text: str, said: str,
     [
         ({"url": "localhost:8000"}, "http address"),
         ({"url": "http://"}, "http address"),
+        ({"url": "http://ex..com/v1"}, "http address"),
+        ({"url": "http://host/v1\x7f"}, "http address"),
+        ({"key_env": "gsk_secretsecretsecret"}, "name of an environment variable that is set"),
         ({"url": "http://u:secret@host/v1"}, "no user name"),
         ({"url": "http://host/v1?key=secret"}, "no user name, password or query"),
         ({"key_env": "sk-secret-secret"}, "name of an environment variable"),
