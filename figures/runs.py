@@ -216,8 +216,10 @@ def _draw_attention(folder: Path, table: pd.DataFrame, width: Width) -> Iterator
     for one in saved[:_PAIRS]:
         picture = read_picture(folder / "pictures" / f"{one.k}.png")
         for number, flow in enumerate(one.flows):
+            if OF_PATCH.match(flow.tokens) is not None:
+                continue
             effects = edge_effects(values, one, flow.tokens)
-            if OF_PATCH.match(flow.tokens) is None and effects["effect"].notna().any():
+            if effects["effect"].notna().any():
                 suffix = f"_{number + 1}" if number else ""
                 drawn = draw_attention(one, effects, picture, flow=number, width=width)
                 yield Drawing(f"attention_{one.k}{suffix}", drawn)

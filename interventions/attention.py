@@ -92,7 +92,7 @@ def plan_attention(
         preprocess: See ``prepare``.
 
     Raises:
-        UserError: If ``wanted`` is not None and the attention does not fit.
+        UserError: If ``wanted`` is given and the attention does not fit, or no cut edge reads a patch.
     """
     layers = tuple(sorted({spec.layer for spec in specs if spec.layer is not None}))
     heads = tuple(dict.fromkeys(spec.head for spec in specs if spec.head is not None))
@@ -102,6 +102,8 @@ def plan_attention(
     for pair in pairs[: DEFAULT_PAIRS if wanted is None else wanted]:
         one = _edges(llava, pair, groups, preprocess)
         if one is None:
+            if wanted:
+                raise UserError("attention needs cut edges that read patches of a picture, got none. Leave it out.")
             return None
         plan = AttentionPlan(layers, heads, (*found, one), n_patches)
         if plan.n_bytes > MOST_BYTES:

@@ -93,7 +93,7 @@ def edge_effects(values: pd.DataFrame, attention: SavedAttention, tokens: str) -
         attention: The pair.
         tokens: The knockout, such as ``"image->last"``.
     """
-    own = values[(values["id"].astype(str) == attention.id) & (values["tokens"].astype(str) == tokens)]
+    own = values[(values["tokens"].astype(str) == tokens) & (values["id"].astype(str) == attention.id)]
     own = own[own["head"].notna()]
     return with_effect(as_text(own.astype({"metric": str, "tokens": str, "head": str, "window": str, "site": str})))
 

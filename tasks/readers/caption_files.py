@@ -7,6 +7,7 @@ of captions, separated by commas or, as in Flickr30k's ``results.csv``, by bars.
 
 import csv
 import hashlib
+import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -102,9 +103,10 @@ def _pairs(path: Path, data: bytes) -> Iterator[tuple[Any, Any]]:
         loaded = parse_json(data)
         yield from _coco(loaded) if "annotations" in loaded else _karpathy(loaded)
         return
-    lines = decode_text(data).splitlines()
-    if path.suffix.lower() == ".csv" or (lines and "#" not in lines[0].partition("\t")[0]):
-        yield from _columns(lines)
+    text = decode_text(data)
+    lines = text.split("\n")
+    if path.suffix.lower() == ".csv" or (lines[0] and "#" not in lines[0].partition("\t")[0]):
+        yield from _columns(text)
         return
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -130,14 +132,17 @@ def _karpathy(loaded: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
             yield picture, sentence["raw"]
 
 
-def _columns(lines: list[str]) -> Iterator[tuple[Any, Any]]:
+def _columns(text: str) -> Iterator[tuple[Any, Any]]:
     """The rows of a CSV file; Flickr30k's bars have spaces beside them, and its captions may hold bars of their own."""
-    header = lines[0] if lines else ""
+    lines = text.split("\n")
+    header = lines[0]
     if "|" in header:
         names = [name.strip() for name in header.split("|")]
         rows = [[part.strip() for part in line.split("|", len(names) - 1)] for line in lines[1:] if line.strip()]
     else:
-        names, *rows = [[part.strip() for part in row] for row in csv.reader(lines) if row] or [[]]
+        names, *rows = [[part.strip() for part in row] for row in csv.reader(io.StringIO(text, newline="")) if row] or [
+            []
+        ]
     picture, caption = (
         next((names.index(name) for name in known if name in names), None) for known in (_PICTURES, _CAPTIONS)
     )

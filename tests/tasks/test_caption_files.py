@@ -124,3 +124,11 @@ def test_captions_that_do_not_belong_to_the_data_are_refused(tmp_path: Path) -> 
         load_dataset("scenes", captions=tmp_path / "c.json")
     with pytest.raises(UserError, match="captions must be a readable file"):
         load_dataset(str(rows(tmp_path, "a.jpg")), captions=tmp_path / "missing.json")
+
+
+def test_line_breaks_inside_a_caption_are_white_space(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes('image,caption\r\n1.jpg,"A dog\nruns\u2028away"\r\n2.jpg,A cat\r\n'.encode())
+    found = read_captions(tmp_path / "a.csv")
+    assert (found.of("1.jpg"), found.of("2.jpg")) == (("A dog runs away",), ("A cat",))
+    (tmp_path / "a.token").write_text("1.jpg#0\tA dog\x85runs .\r\n")
+    assert read_captions(tmp_path / "a.token").of("1.jpg") == ("A dog runs .",)

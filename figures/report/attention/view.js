@@ -78,7 +78,13 @@
 
     /** Draws the maps of layers and heads: attention, and effects. */
     function fill() {
-      if (!bytes) return;
+      if (!bytes) {
+        for (const grid of grids) {
+          grid.cells = [];
+          grid.redraw();
+        }
+        return;
+      }
       grids[1].title.textContent = `${section.effect[0].toUpperCase()}${section.effect.slice(1)}${flow.cells ? "" : ", largest of a patch"}`;
       for (const grid of grids) {
         const range = grid.colours();

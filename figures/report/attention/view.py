@@ -48,13 +48,14 @@ def attention_view(folder: Path, results: pd.DataFrame) -> Json | None:
         if one.id not in pairs.index:
             raise ValueError(f"attention must be of the run's pairs, got {one.id!r}. Run the sweep again.")
         told = pairs.loc[one.id]
+        own = values[values["id"].astype(str) == one.id]
         picture = folder / "pictures" / f"{one.k}.png"
         examples.append(
             {
                 "name": one.id, "question": str(told["question"]), "answer": f"{told['answer']} (foil: {told['foil']})",
                 "shape": list(one.shape), "picture": thumbnail(picture, _SIDE) if picture.is_file() else "",
                 "positions": [f"{at}: {_short(word)}" for at, word in zip(one.positions, one.words, strict=True)],
-                "packed": _pack(one), "flows": [_flow(one, flow, values, metrics) for flow in _flows(one)],
+                "packed": _pack(one), "flows": [_flow(one, flow, own, metrics) for flow in _flows(one)],
             }
         )  # fmt: skip
     caption = (
@@ -92,7 +93,7 @@ def _flows(one: SavedAttention) -> list[Flow]:
 
 
 def _flow(one: SavedAttention, flow: Flow, values: pd.DataFrame, metrics: list[str]) -> Json:
-    """The edges of a knockout, and the effects of its cells in the pair."""
+    """The edges of a knockout, and the effects of its cells in the pair, whose rows ``values`` holds."""
     patches = None if len(flow.patches) == one.shape[0] * one.shape[1] else list(flow.patches)
     about: Json = {
         "tokens": flow.tokens, "label": token_title(flow.tokens), "positions": list(flow.positions), "patches": patches,
@@ -101,17 +102,17 @@ def _flow(one: SavedAttention, flow: Flow, values: pd.DataFrame, metrics: list[s
         rows = edge_effects(values, one, flow.tokens)
         about["cells"] = [_grid(rows[rows["metric"] == metric], one) for metric in metrics]
         return about
-    grids: list[list[list[Any]]] = []
-    for metric in metrics:
-        layers: list[list[Any]] = [[[None] * (one.shape[0] * one.shape[1]) for _ in one.heads] for _ in one.layers]
-        for single in one.flows:
-            if OF_PATCH.sub("patches->", single.tokens) == flow.tokens:
-                rows = edge_effects(values, one, single.tokens)
-                for row in rows[rows["metric"] == metric].to_dict("records"):
-                    at, of = one.layers.index(int(row["layer"])), one.heads.index(str(row["head"]))
-                    layers[at][of][single.patches[0]] = plain_value(row["effect"])
-        grids.append(layers)
-    about["by_patch"] = grids
+    n_patches = one.shape[0] * one.shape[1]
+    grids: dict[str, list[list[list[Any]]]] = {
+        metric: [[[None] * n_patches for _ in one.heads] for _ in one.layers] for metric in metrics
+    }
+    for single in one.flows:
+        if OF_PATCH.sub("patches->", single.tokens) == flow.tokens:
+            for row in edge_effects(values, one, single.tokens).to_dict("records"):
+                at, of = one.layers.index(int(row["layer"])), one.heads.index(str(row["head"]))
+                if row["metric"] in grids:
+                    grids[row["metric"]][at][of][single.patches[0]] = plain_value(row["effect"])
+    about["by_patch"] = list(grids.values())
     return about
 
 

@@ -130,14 +130,16 @@ def test_attention_is_bounded_and_a_set_of_heads_has_their_mean(
     values = load_file(tmp_path / "attention.safetensors")
     assert sum(one.nbytes for one in values.values()) == plan.n_bytes
     np.testing.assert_allclose(values["1"][:, 2], (values["1"][:, 0] + values["1"][:, 1]) / 2, atol=1e-7)
-    monkeypatch.setattr("interventions.attention.MOST_BYTES", plan.n_bytes // 2 + 1000)
+    monkeypatch.setattr("interventions.attention.MOST_BYTES", plan.n_bytes - 1)
     fewer = plan_attention(llava, specs, pairs, wanted=None)
     assert fewer is not None and len(fewer.pairs) == 1
     with pytest.raises(UserError, match="attention must fit into 0 MB"):
         plan_attention(llava, specs, pairs, wanted=3)
     assert plan_attention(llava, specs, pairs, wanted=0) is None
     only_text = InterventionOptions("knockout", tokens=("question->last",), heads="0").plan(Corruption())
-    assert plan_attention(llava, only_text.cells(llava), pairs, wanted=2) is None  # no cut edge reads a patch
+    assert plan_attention(llava, only_text.cells(llava), pairs, wanted=None) is None  # no cut edge reads a patch
+    with pytest.raises(UserError, match="attention needs cut edges that read patches"):
+        plan_attention(llava, only_text.cells(llava), pairs, wanted=2)
 
 
 def test_attention_of_a_model_without_grouped_queries_is_that_of_transformers(llava_plain: Llava) -> None:
