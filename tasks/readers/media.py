@@ -51,7 +51,9 @@ def unread_media(row: Mapping[str, object], read: Iterable[str], names: Iterable
                 continue
             if is_embedded and one is value and isinstance(one, str) and not one.startswith("data:"):
                 continue  # the picture's file name
-            named = key.lower().replace("-", "_") in _NAMES and isinstance(one, str | dict | bytes)
+            # Beside a picture that is read, a text such as "temple" in the column photo is a label.
+            kinds = (dict, bytes) if known else (str, dict, bytes)
+            named = key.lower().replace("-", "_") in _NAMES and isinstance(one, kinds)
             if named or _is_medium(one):
                 return key
     return None

@@ -74,6 +74,7 @@ EVERY_OPTION: dict[str, tuple[list[str], object, Callable[[PatchConfig], object]
     "layers": ([], "0-3", lambda c: c.plan.layers),
     "window": ([], 3, lambda c: c.plan.window),
     "heads": (["--site", "z"], "all", lambda c: c.plan.heads),
+    "new-tokens": (["--metric", "cider"], 20, lambda c: c.new_tokens),
     "attention": (
         ["--op", "knockout", "--tokens", "image->last", "--heads", "all"],
         2,
@@ -96,6 +97,7 @@ EVERY_OPTION: dict[str, tuple[list[str], object, Callable[[PatchConfig], object]
 FLAGS: dict[str, tuple[list[str], Callable[[PatchConfig], object]]] = {
     "overwrite": ([], lambda c: c.overwrite),
     "dry-run": ([], lambda c: c.dry_run),
+    "capital-answers": (["--data", "benchmark:pope=pope"], lambda c: c.pairs.capital_answers),
     "hidden": (["--op", "skip"], lambda c: c.plan.options.hidden),  # type: ignore[union-attr]
     "with-head": (["--op", "transplant"], lambda c: c.plan.options.head),  # type: ignore[union-attr]
     "with-projector": (["--op", "transplant"], lambda c: c.plan.options.projector),  # type: ignore[union-attr]

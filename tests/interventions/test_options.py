@@ -79,6 +79,8 @@ CASES: dict[str, Case] = {
 ELSEWHERE = {
     "model", "revision", "device", "attn", "preprocess", "engine", "batch-size",  # below
     "quantize", "device-map",  # tests/gpu/test_little_memory
+    "attention", "new-tokens",  # operations/test_attention, test_captions
+    "capital-answers",  # test_benchmark_pairs
     "data", "images", "overwrite", "dry-run", "out",  # test_cli, test_pairs
 }  # fmt: skip
 
