@@ -35,6 +35,7 @@ FEWER: dict[str, dict[str, object]] = {
     "06_skip_and_transplant": {"N_SKIP": 3, "N_TRANSPLANT": 2, "SKIPPED": "0,12,23", "UP_TO": "29", "ONWARD": "9"},
     "07_tune_the_middle": {"STEPS": 2, "N_SCORED": 3},
     "09_other_tools": {"REPEATS": 2},
+    "11_image_meets_caption": {"N": 40, "LAYERS": "0,10,20,29"},
 }
 _MACHINE_PATH = re.compile(r"(?<![\w.:/$~])/(?:home|Users|work|root|mnt|opt|tmp|data|var|usr)/\w+|[A-Z]:\\\\?Users")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]")  # what progress bars and coloured logs leave behind
@@ -105,7 +106,9 @@ def test_the_committed_notebook_keeps_the_rules(name: str) -> None:
     assert faults(notebook, (NOTEBOOKS / f"{name}.ipynb").stat().st_size) == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "tune" in name else ()) for name in NAMES], ids=NAMES
+)
 @pytest.mark.parametrize("fewer", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fewer", "as-committed"])
 @pytest.mark.timeout(TIMEOUT + 60)
 def test_the_notebook_runs_top_to_bottom_and_draws_every_picture_that_it_shows(
