@@ -1,7 +1,7 @@
 # Two commands do everything on a machine with Python 3.11+ and make:
 #   make sweep   installs, then probes every layer of the embedded model and draws the figure
 #   make test    installs, then runs the linters, the type checker and the tests
-# While you work: make quick (two minutes), make docs (the site, in site/).
+# While you work: make quick, make docs (the site, in site/).
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
