@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.benchmarks.layout.question import Id, Question
-from tasks.benchmarks.layout.rows import Row, json_lines, read_json, read_rows
+from tasks.benchmarks.layout.rows import Row, read_json, read_rows
 from tasks.errors import UserError
 
 _ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"  # of the authors' ids
@@ -117,13 +117,6 @@ def answer_rows(
             }
         )  # fmt: skip
     return rows
-
-
-def answer_file(
-    questions: Sequence[Question], texts: Sequence[str], model_id: str, ids: Sequence[str] | None = None
-) -> bytes:
-    """The bytes of an answer file in LLaVA's layout."""
-    return json_lines(answer_rows(questions, texts, model_id, ids))
 
 
 def answer_id(text: str) -> str:

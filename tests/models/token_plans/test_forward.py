@@ -47,7 +47,7 @@ def equal(found: torch.Tensor, wanted: torch.Tensor) -> bool:
     return bool((found - wanted).abs().max() <= 1e-5 * wanted.abs().max())
 
 
-@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("n", [1, 4])
 @pytest.mark.parametrize("text", PLANS)
 def test_prefill_and_twenty_tokens_equal_the_dense_oracle(text: str, n: int, llava: Llava) -> None:
     inputs, plan = batch(llava, n), parse_token_plan(text, N_LAYERS)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tasks.benchmarks import llava_wild, mmvet, published
-from tasks.benchmarks.layout.answers import answer_file, match_answers, read_answers
+from tasks.benchmarks.layout.answers import answer_rows, match_answers, read_answers
 from tasks.benchmarks.layout.judge import Review
 from tasks.benchmarks.layout.question import Question
 from tasks.benchmarks.layout.rows import Source, json_lines, read_rows
@@ -74,7 +74,9 @@ def rewritten(questions: list[Question], path: Path) -> bytes:
     """An answer file of the authors, read, matched and written again with the same ids."""
     given = read_answers(path)
     texts = [text for text in match_answers(questions, given) if text is not None]
-    return answer_file(questions, texts, "llava-v1.5-13b", [str(answer.row["answer_id"]) for answer in given])
+    return json_lines(
+        answer_rows(questions, texts, "llava-v1.5-13b", [str(answer.row["answer_id"]) for answer in given])
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tasks.benchmarks.layout.answers import answer_file, answer_id, match_answers, read_answers
+from tasks.benchmarks.layout.answers import answer_id, answer_rows, match_answers, read_answers
 from tasks.benchmarks.layout.make_pope import Annotated, listed_pictures, pope_files, write_pope
 from tasks.benchmarks.layout.question import Question
-from tasks.benchmarks.layout.rows import read_rows
+from tasks.benchmarks.layout.rows import json_lines, read_rows
 from tasks.benchmarks.registry import BENCHMARKS
 from tasks.errors import UserError
 from tasks.prompts import LETTER, SHORT
@@ -92,7 +92,7 @@ def test_answer_files_of_every_form_are_matched(tmp_path: Path) -> None:
 def test_questions_that_share_an_id_are_told_apart_by_their_prompts(tmp_path: Path) -> None:
     questions = [Question("a.png", "1?"), Question("a.png", "2?"), Question("a.png", "2?")]
     path = tmp_path / "a.jsonl"
-    path.write_bytes(answer_file(questions, ["x", "y", "z"], "smol"))
+    path.write_bytes(json_lines(answer_rows(questions, ["x", "y", "z"], "smol")))
     assert match_answers(questions, read_answers(path)[::1]) == ["x", "y", "z"]
     with pytest.raises(UserError, match="must record the prompt where questions share an id"):
         match_answers(questions, [read_answers(path)[0]._replace(prompt=None)])
