@@ -64,7 +64,7 @@ def summarise_cells(
         recovered = above.sum(1) / below[0].sum() if whole else np.full(len(specs), np.nan)
         is_share = metric == "accuracy"
         interval = share_intervals(value, np.ones_like(value)) if is_share else mean_intervals(value)
-        interval = Intervals(*(np.clip(end, *_RANGE.get(metric, (-np.inf, np.inf))) for end in interval))
+        interval = interval.within(*_RANGE.get(metric, (-np.inf, np.inf)))
         fraction = _fractions(above, below if whole else np.zeros_like(above), is_share=is_share)
         moved = value - (of_clean if unchanged == "clean" else of_corrupt)
         # Rounding errors count as no effect, since their sign can be the same in every example.

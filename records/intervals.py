@@ -24,6 +24,16 @@ class Intervals(NamedTuple):
     lower: Float[Array, "*cell"]
     upper: Float[Array, "*cell"]
 
+    def within(self, lowest: float, highest: float = np.inf) -> "Intervals":
+        """The same with ends inside what the quantity can be; NaN stays NaN.
+
+        Example:
+            >>> import numpy as np
+            >>> Intervals(np.array([-0.2]), np.array([0.9])).within(0.0)
+            Intervals(lower=array([0.]), upper=array([0.9]))
+        """
+        return Intervals(np.clip(self.lower, lowest, highest), np.clip(self.upper, lowest, highest))
+
 
 def quantile(degrees: Number, *, level: float = LEVEL) -> Array:
     """The number of standard errors on either side of an estimate: Student's quantile."""

@@ -17,7 +17,7 @@ def render_summary(results: pd.DataFrame) -> Table:
         caption=(
             "prefill, cache: closed form of the language model, keys of frozen tokens included; time: prefill measured "
             "in turn; decode: time of a token; kept: accuracy relative to all, with its 95 % interval over pictures; "
-            "same: share of equal texts; kl: of the answer's first token, nats"
+            "same: share of equal texts; kl: of the answer's first token, nats; -: no picture differs"
         ),
         title_justify="left",
         caption_justify="left",
@@ -36,7 +36,7 @@ def render_summary(results: pd.DataFrame) -> Table:
             _number(row["cache_ratio"]),
             f"{row['accuracy']:.3f}",
             _number(row["kept"]),
-            "" if pd.isna(row["kept_lower"]) else f"{row['kept_lower']:.2f}..{row['kept_upper']:.2f}",
+            "-" if pd.isna(row["kept_lower"]) else f"{row['kept_lower']:.2f}..{row['kept_upper']:.2f}",
             _number(row["agreement"]),
             f"{row['kl']:.3f}",
         )

@@ -108,12 +108,12 @@ def _quality(own: pd.DataFrame, full: pd.DataFrame) -> dict[str, float]:
     found = _named("accuracy", own["right"].mean(), share_intervals(right, asked))
     same = own["plan"].equals(full["plan"])
     ratio = float(right.sum() / base.sum()) if base.sum() else np.nan
-    found |= _named("kept", ratio, None if same else ratio_intervals(right, base))
+    found |= _named("kept", ratio, None if same else ratio_intervals(right, base).within(0.0))
     for name, column in (("difference", "right"), ("log_prob_difference", "log_prob")):
         change = own[column].to_numpy(dtype=float) - full[column].to_numpy(dtype=float)
         found |= _named(name, change.mean(), None if same else ratio_intervals(sums(change), asked))
     found |= _named("agreement", own["agrees"].mean(), None if same else share_intervals(sums(own["agrees"]), asked))
-    found |= _named("kl", own["kl"].mean(), None if same else mean_intervals(sums(own["kl"]) / asked))
+    found |= _named("kl", own["kl"].mean(), None if same else mean_intervals(sums(own["kl"]) / asked).within(0.0))
     found |= {"log_prob": float(own["log_prob"].mean()), "n": len(own), "n_groups": n}
     return found
 

@@ -67,7 +67,8 @@ def _scores(rows: pd.DataFrame) -> list[dict[str, Any]]:
     found = []
     for metric in METRICS:
         own = sums["reciprocal_rank" if metric == "mrr" else metric]
-        ends = ratio_intervals(own[None], asked[None]) if metric == "mrr" else share_intervals(own[None], asked[None])
+        intervals = ratio_intervals if metric == "mrr" else share_intervals
+        ends = intervals(own[None], asked[None]).within(0.0, 1.0)
         found.append({"metric": metric, **_named(own.sum() / max(asked.sum(), 1), ends), **about})
     return found
 

@@ -59,6 +59,18 @@ def test_a_ratio_whose_denominator_may_be_zero_has_no_interval() -> None:
     assert lower[0] < 0.5 < upper[0]
 
 
+def test_ends_outside_of_what_a_score_can_be_are_moved_to_the_limit() -> None:
+    found = ratio_intervals(
+        np.array([[0.0, 1.0], [1.0, 1.0], [1.0, 1.0]]), np.array([[7.0, 7.0], [1.0, 2.0], [1.0, 1.0]])
+    )
+    assert found.lower[0] < 0.0
+    assert found.upper[0] > 0.5
+    kept = found.within(0.0, 0.5)
+    assert (kept.lower[0], kept.upper[0]) == (0.0, 0.5)
+    assert np.isnan(kept.lower[2]), "equal ratios have no interval, and a limit is no end"
+    assert found.within(0.0).upper[0] == found.upper[0]
+
+
 def test_units_that_do_not_count_leave_the_interval_alone() -> None:
     above, below = noise(1, 9, mean=2.0), noise(1, 9, mean=4.0, seed=1)
     padded = (np.pad(x, ((0, 0), (0, 30))) for x in (above, below))

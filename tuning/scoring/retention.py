@@ -232,14 +232,14 @@ def _compare_text(own: pd.DataFrame, full: pd.DataFrame, *, trains: bool) -> dic
     """Score and retention of a plan on ordinary text; the intervals are over seeds."""
     own, full = own.sort_values("seed"), full.sort_values("seed")
     values = np.exp(own["value"])
-    ends = mean_intervals(values.to_numpy()[None])  # of a probability, so that it stays in 0 to 1
+    ends = mean_intervals(values.to_numpy()[None]).within(0.0, 1.0)
     found = {
         "condition": "passage",
         "family": "text",
         "metric": "probability of a token",
         "score": values.mean(),
-        "score_lower": np.clip(ends.lower[0], 0.0, 1.0),
-        "score_upper": np.clip(ends.upper[0], 0.0, 1.0),
+        "score_lower": ends.lower[0],
+        "score_upper": ends.upper[0],
         "score_interval": ONE_TEXT if len(values) == 1 else TEXT,
         "n": 1,
         "seeds": len(values),
@@ -250,10 +250,11 @@ def _compare_text(own: pd.DataFrame, full: pd.DataFrame, *, trains: bool) -> dic
     if values.empty:
         return found
     above, below = values.to_numpy(), np.exp(full["value"].to_numpy())
-    ratio = ratio_intervals((above if trains else np.full_like(below, above.mean()))[None], below[None])
+    own_scores = above if trains else np.full_like(below, above.mean())
+    ratio = ratio_intervals(own_scores[None], below[None]).within(0.0)
     return found | {
         "retention": above.mean() / below.mean(),
-        "lower": max(ratio.lower[0], 0.0),
+        "lower": ratio.lower[0],
         "upper": ratio.upper[0],
         "interval": ONE_TEXT if len(below) == 1 else TEXT,
     }

@@ -85,6 +85,22 @@ def made_answers() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def test_what_is_kept_and_the_kl_have_no_interval_below_0() -> None:
+    right = {"all": (1, 1, 1, 1), "leave@2": (0, 0, 0, 1)}
+    answers = pd.concat(
+        made_answers().query("plan == @plan").head(4).assign(right=values, group=list("aabb"), kl=(0.0, 0.0, 0.0, 0.1))
+        for plan, values in right.items()
+    )
+    plans = [parse_token_plan(text, 4) for text in right]
+    cut = (
+        tabulate(answers, pd.DataFrame(), plans, Sizes(4, 8, 8, 4, 16), model="made", itemsize=4)
+        .set_index("plan")
+        .loc["leave@2"]
+    )
+    assert (cut["kept_lower"], cut["kl_lower"]) == (0.0, 0.0)
+    assert cut["kept_upper"] > cut["kept"] == 0.25
+
+
 def test_table_of_made_answers() -> None:
     plans = [parse_token_plan(text, 4) for text in ("all", "leave@2")]
     sizes = Sizes(4, 8, 8, 4, 16)
