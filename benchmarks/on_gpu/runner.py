@@ -89,7 +89,8 @@ def run_steps(
             place.log(f"{step.name}: done before")
             continue
         left = began + minutes * 60 - _LAST - clock()
-        budget = min(limit_of(step, minutes), left)
+        building = place.model_seconds if step.uses_model else 0.0
+        budget = min(limit_of(step, minutes) + building, left)
         reason, work = _planned(step, place, budget)
         if work is None:
             place.log(f"{step.name}: skipped, {reason}")

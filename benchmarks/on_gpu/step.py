@@ -39,6 +39,8 @@ class Step:
     """The work that fits a number of seconds, or the reason why none does."""
     needs: tuple[str, ...] = ()
     """Packages without which the step is skipped."""
+    uses_model: bool = False
+    """Whether it uses the shared model. The time to build the model is added to the limit of the first such step."""
 
 
 NOMINAL = 8.0  # minutes of a run for which the limits of the steps are given

@@ -18,7 +18,7 @@ REAL = "random:llava-1.5-7b"
 # A forward pass of many positions reaches about this share of a large product's speed. It is an assumption; each record
 # states the estimate and the time that was taken.
 SHARE = 0.4
-_MODEL_SECONDS = 15.0  # to draw 7e9 random weights on the device and build the modules, assumed
+MODEL_SECONDS = 15.0  # to draw 7e9 random weights on the device and build the modules, assumed
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def _fastest(run: Callable[[], object], device: str, repeats: int = 10) -> float
 
 def measure_speed(device: str, *, small: bool) -> Speed:
     """Time a product of each type and a copy on ``device``."""
-    side = 256 if small else 8192
+    side = 128 if small else 8192
     products = {}
     for dtype in ("float32", "bfloat16"):
         left = torch.randn(side, side, device=device, dtype=getattr(torch, dtype))
@@ -95,7 +95,7 @@ class Workplace:
     @property
     def model_seconds(self) -> float:
         """Seconds until the model is there: 0 once a step has built it."""
-        return 0.0 if self.device in self._models or self.small else _MODEL_SECONDS
+        return 0.0 if self.device in self._models or self.small else MODEL_SECONDS
 
     def llava(self) -> Llava:
         """The model, with random weights drawn on the device; built once."""

@@ -190,8 +190,12 @@ def jacobians_of(
     sources: Sources,
     skip_first: int = SKIP_FIRST,
     together: int = _TOGETHER,
-) -> dict[int, Float[Tensor, "d_model d_model"]] | None:
-    """The Jacobians of one prompt by layer, float32 on the CPU; None if it has no source positions."""
+    rows: int | None = None,
+) -> dict[int, Float[Tensor, "rows d_model"]] | None:
+    """The Jacobians of one prompt by layer, float32 on the CPU; None if it has no source positions.
+
+    ``rows`` is the number of output dimensions, from the first, that are computed; None for all.
+    """
     if len(inputs) != 1:
         raise UserError(f"inputs must be one prompt, got {len(inputs)}. Jacobians are averaged prompt by prompt.")
     source, target = _positions(llava, inputs, sources, skip_first)
@@ -211,7 +215,7 @@ def jacobians_of(
             parameter.requires_grad_(False)
         with torch.enable_grad(), edited(llava, {first: rooted}), recorded(llava, [*sites, last]) as values:
             llava.model(**repeated, logits_to_keep=1, use_cache=False)
-        return _rows(values, sites, last, source, target, together)
+        return _rows(values, sites, last, source, target, together, llava.d_model if rows is None else rows)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
@@ -224,17 +228,18 @@ def _rows(
     source: Bool[Tensor, " pos"],
     target: Bool[Tensor, " pos"],
     together: int,
+    rows: int,
 ) -> dict[int, Tensor]:
-    """The rows of every matrix, ``together`` at a time."""
+    """The first ``rows`` rows of every matrix, ``together`` at a time."""
     final, starts = values[last], [values[site] for site in sites]
     width = final.shape[-1]
-    found = {int(site.layer or 0): torch.zeros(width, width) for site in sites}
-    for begin in range(0, width, together):
-        n = min(together, width - begin)
+    found = {int(site.layer or 0): torch.zeros(rows, width) for site in sites}
+    for begin in range(0, rows, together):
+        n = min(together, rows - begin)
         cotangent = torch.zeros_like(final)
         for row in range(n):
             cotangent[row, target, begin + row] = 1.0
-        grads = torch.autograd.grad(final, starts, cotangent, retain_graph=begin + n < width)
+        grads = torch.autograd.grad(final, starts, cotangent, retain_graph=begin + n < rows)
         for site, grad in zip(sites, grads, strict=True):
             found[int(site.layer or 0)][begin : begin + n] = grad[:n, source].float().mean(1).cpu()
     return found

@@ -8,9 +8,11 @@ import torch
 
 from models.inputs import prepare
 from models.loading.load import load
+from probes.geometry import nearest
 from probes.linear.solver import rotate, solve_logistic
 from tests.conftest import make_examples
 from tests.gpu.places import CUDA, PLACES, Place, close, model, on_gpu
+from tests.probes.geometry.reference_sets import point_sets
 from tests.probes.test_solver import CLOSE, example_set, sklearn_logistic
 from tuning.cost.measure import synthetic_batch
 from tuning.plan.apply import applied, trained_parameters
@@ -99,6 +101,14 @@ def test_weights_drawn_on_the_device_are_seeded_and_have_a_hash_of_their_own(
     assert abs(float(weights[0].float().std()) * 48**0.5 - 1) < 0.05
     inputs = prepare(one, make_examples(2))
     assert close(place, one.logits(inputs), same.logits(inputs))
+
+
+@on_gpu
+def test_neighbours_on_the_device_equal_those_on_the_cpu(place: Place) -> None:
+    points = torch.from_numpy(point_sets()["20-d Gaussian in 576"])
+    here, there = nearest(points, k=32), nearest(points.to(place.device), k=32)
+    assert torch.equal(there.indices.cpu(), here.indices)
+    torch.testing.assert_close(there.distances.cpu(), here.distances)
 
 
 @on_gpu

@@ -35,6 +35,7 @@ FEWER: dict[str, dict[str, object]] = {
     "06_skip_and_transplant": {"N_SKIP": 3, "N_TRANSPLANT": 2, "SKIPPED": "0,12,23", "UP_TO": "29", "ONWARD": "9"},
     "07_tune_the_middle": {"STEPS": 2, "N_SCORED": 3},
     "09_other_tools": {"REPEATS": 2},
+    "10_words_in_the_picture": {"N": 3, "LAYERS": "0,14,26,29", "N_CAPTIONS": 20},  # the last cell reads these layers
     "11_image_meets_caption": {"N": 40, "LAYERS": "0,10,20,29"},
 }
 _MACHINE_PATH = re.compile(r"(?<![\w.:/$~])/(?:home|Users|work|root|mnt|opt|tmp|data|var|usr)/\w+|[A-Z]:\\\\?Users")

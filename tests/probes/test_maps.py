@@ -337,17 +337,21 @@ def test_option_reaches_the_sweep_from_line_and_file(monkeypatch: pytest.MonkeyP
     assert SweepConfig().settings["maps"] is None
 
 
-def test_command_writes_maps_as_a_process_and_refuses_too_many(checkpoint: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable, "-m", "probes.cli", "--model", str(checkpoint), "--limit", "30", "--transfer", "none",
-        "--target", "colour", "--folds", "2", "--no-controls", "--site", "projector:out",
-        "--out", str(tmp_path / "run"),
+def test_command_writes_maps_as_a_process_and_refuses_too_many(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "--model", str(checkpoint), "--limit", "30", "--transfer", "none", "--target", "colour", "--folds", "2",
+        "--no-controls", "--site", "projector:out", "--out", str(tmp_path / "run"),
     ]  # fmt: skip
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--maps", "16"])
+    assert end.value.code == 2
+    refused = capsys.readouterr().err
+    assert refused.startswith("probe-sweep: maps must be at most 15 for 30 groups of examples, got 16.")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    refused = subprocess.run([*command, "--maps", "16"], env=environment, capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("probe-sweep: maps must be at most 15 for 30 groups of examples, got 16.")
-    done = subprocess.run([*command, "--maps", "3"], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "probes.cli", *arguments, "--maps", "3"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     entries = json.loads((tmp_path / "run/maps.json").read_text())
     assert [entry["k"] for entry in entries] == [0, 1, 2]

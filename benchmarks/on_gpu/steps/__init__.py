@@ -8,6 +8,7 @@ from benchmarks.on_gpu.steps import (
     inference,
     interventions,
     learning,
+    lenses,
     probes,
     tuning_cost,
 )
@@ -20,5 +21,7 @@ STEPS: tuple[Step, ...] = (
     capture.STEP,
     inference.STEP,
     geometry.STEP,
+    lenses.TUNED,
+    lenses.JACOBIAN,
     learning.STEP,
 )

@@ -65,5 +65,5 @@ def run(place: Workplace, repeats: int, images: int, peers: list[str]) -> Iterat
 
 STEP = Step(
     "capture", "all layers, mean over image tokens: relative to a plain forward, images/s with the store on disk", 0.6,
-    plan,
+    plan, uses_model=True,
 )  # fmt: skip

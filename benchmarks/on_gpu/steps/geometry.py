@@ -76,6 +76,5 @@ def residual_stream(layers: int, n: int, d: int, device: str) -> list[Tensor]:
 
 STEP = Step(
     "geometry", "dimension, overlap and similarity at 33 layers x 2,500 x 4,096; the logit lens of image tokens",
-    0.3,
-    plan, needs=("probes.geometry",),
+    0.3, plan, needs=("probes.geometry",), uses_model=True,
 )  # fmt: skip

@@ -41,4 +41,6 @@ def run(place: Workplace, batches: tuple[int, ...], rounds: int, new: int) -> It
         yield {"rows": rows}
 
 
-STEP = Step("inference", "token plans: time to the first token, decoding, bytes of the cache", 0.6, plan)
+STEP = Step(
+    "inference", "token plans: time to the first token, decoding, bytes of the cache", 0.6, plan, uses_model=True
+)

@@ -64,5 +64,5 @@ def run(place: Workplace, pairs: tuple[int, ...], repeats: int, peers: list[str]
 
 STEP = Step(
     "interventions", "the whole image patched at every layer, one pair and eight: forwards' worth of time, peak memory",
-    0.9, plan,
+    0.9, plan, uses_model=True,
 )  # fmt: skip

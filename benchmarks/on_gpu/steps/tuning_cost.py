@@ -113,6 +113,6 @@ def _draw(place: Workplace, rows: list[dict[str, Any]]) -> None:
 
 
 STEP = Step(
-    "tuning-cost", "time, memory and tokens/s of a training step of each plan, relative to full tuning", 2.8, plan,
-    needs=("peft",),
+    "tuning-cost", "time, memory and tokens/s of a training step of each plan, relative to full tuning", 2.6, plan,
+    needs=("peft",), uses_model=True,
 )  # fmt: skip

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -85,14 +84,6 @@ def test_neighbours_equal_brute_force(metric: neighbours_module.Metric, monkeypa
     assert found.indices.tolist() == wanted.argsort(1)[:, :6].tolist()
     # a mean of 1,000 costs 6 of the 16 digits of a squared distance in float64; float32 would lose all of them
     np.testing.assert_allclose(found.distances, np.sort(wanted, 1)[:, :6], rtol=1e-5)
-
-
-@pytest.mark.gpu
-def test_neighbours_on_a_gpu_equal_those_on_a_cpu() -> None:
-    points = torch.from_numpy(SETS["20-d Gaussian in 576"])
-    here, there = nearest(points, k=32), nearest(points.cuda(), k=32)
-    assert torch.equal(there.indices.cpu(), here.indices)
-    torch.testing.assert_close(there.distances.cpu(), here.distances)
 
 
 def brute_ranks(points: Array) -> Array:

@@ -183,6 +183,9 @@ def test_jacobians_equal_derivatives_taken_one_position_at_a_time(llava: Llava) 
         full = torch.autograd.functional.jacobian(lambda value: rest(value)[0, target].sum(0), start)
     expected = full[:, 0, image.start : image.stop].mean(1)
     assert_close(found[0], expected, atol=1e-5, rtol=1e-4)  # float32 sums in another order
+    first = jacobians_of(llava, one, [site], sources="image", together=7, rows=10)
+    assert first is not None
+    assert torch.equal(first[0], found[0][:10])
     assert [parameter.requires_grad for parameter in llava.model.parameters()] == before
 
 
