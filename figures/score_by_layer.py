@@ -31,9 +31,9 @@ def draw_score_by_layer(
 
     Blue, filled: cross-validated score with its 95 % interval over groups (n in each panel). Brown, open: the same
     probes on the transfer split (in the embedded data: drawings that training did not use). Green, dash-dotted: the
-    control task (same activations, random labels for each type). Pink: probes of a randomly initialised model. Dashed:
-    a constant answer. Dotted: raw pixels. Below the panel layers count from 0; above it depth runs from 0 to 1 in each
-    part. Short parts are stretched.
+    control task (same activations, random labels for each type). Violet: probes of a randomly initialised model.
+    Dashed: a constant answer. Dotted: raw pixels. Below the panel layers count from 0; above it depth runs from 0 to 1
+    in each part. Short parts are stretched.
 
     ``name`` is the block activation to draw; by default the one with the most layers. The other arguments are described
     in ``figures.panels``.

@@ -10,12 +10,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from figures.effect_colours import colour_bar
 from figures.panels import draw_band, open_panels, stride
-from figures.style import COLOURS, LINES, SEQUENTIAL, SERIES, SERIES_MARKERS, Panels, Width
+from figures.style import COLOURS, LINES, SEQUENTIAL, SERIES, SERIES_MARKERS, Panels, Width, figure_of
+
+_SMALL = 6.0  # size of the names of curves, and what they take, in points:
+_PER_LETTER, _PER_HANDLE, _PER_ROW = 3.4, 26.0, 7.9
+_TITLE_PAD = 6.0  # Matplotlib's own
 
 # measure -> label of its axis, in the order of the panels
 MEASURES = {
@@ -95,7 +100,7 @@ def draw_geometry(
     """Measures of two representations by layer (from 0), one panel for each measure.
 
     Bands are 95 % intervals over halves of the n examples, drawn without replacement. Green, dash-dotted: shuffled
-    pairs, mean. Pink: the same measure in a randomly initialised model. ``comparison`` is by default the
+    pairs, mean. Violet: the same measure in a randomly initialised model. ``comparison`` is by default the
     table's first, ``rank`` (such as ``8,16``) that of the run. The other arguments are described in ``figures.panels``.
 
     Example:
@@ -119,19 +124,21 @@ def draw_geometry(
         axes, [title for title, _, _ in panels], width=width, columns=2 if width == "two" else 1, heights=1.9,
         extra=0.9, title=title, default_title=f"{models}: {comparison}, layer by layer", legend=legend,
     ) as opened:  # fmt: skip
+        opened.axes[0].fill_between([], [], [], color="#777777", alpha=0.3, linewidth=0, label="95 % interval")
         for panel, (name, label, curves) in zip(opened.axes, panels, strict=True):
-            _draw_panel(panel, curves)
-            panel.set_title(name, loc="left")
+            lines = _draw_panel(panel, curves)
+            named = legend and len(curves) > 1
+            height = _draw_names(panel, lines, [curve.label for curve in curves]) if named else 0.0
+            panel.set_title(name, loc="left", pad=_TITLE_PAD + height)
             panel.set_ylabel(label)
             panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         for panel in opened.axes[-opened.columns :]:
             panel.set_xlabel("layer, from 0")
-        handles = opened.axes[0]
-        handles.fill_between([], [], [], color="#777777", alpha=0.3, linewidth=0, label="95 % interval")
     return opened.axes
 
 
-def _draw_panel(panel: Axes, curves: list[Curve]) -> None:
+def _draw_panel(panel: Axes, curves: list[Curve]) -> list[Line2D]:
+    """Draw the curves of a panel and their controls; the lines of the curves."""
     lines: list[Line2D] = []
     for curve in curves:
         rows = curve.rows[curve.rows["value"].notna()]
@@ -144,12 +151,27 @@ def _draw_panel(panel: Axes, curves: list[Curve]) -> None:
             ("control", "control", "shuffled pairs"), ("random_init", "random_init", "randomly initialised model"),
         ):  # fmt: skip
             if rows[column].notna().any():
-                only = label if curve.number == 0 and len(curves) == 1 else None
+                once = label if curve.number == 0 else None
                 panel.plot(
-                    layers, rows[column], color=COLOURS[concept], linestyle=LINES[concept][0], label=only, zorder=2
+                    layers, rows[column], color=COLOURS[concept], linestyle=LINES[concept][0], label=once, zorder=2
                 )
-    if len(curves) > 1:
-        panel.legend(lines, [curve.label for curve in curves], fontsize=6)
+    return lines
+
+
+def _draw_names(panel: Axes, lines: list[Line2D], labels: list[str]) -> float:
+    """Name the curves of a panel between the panel and its title; the height of the names in points.
+
+    The legend is not the panel's own one, which the legend of all panels may take.
+    """
+    points = panel.get_position().width * figure_of(panel).get_figwidth() * 72 * 0.9  # the layout is computed later
+    widths = [_PER_LETTER * len(label) + _PER_HANDLE for label in labels]
+    columns = len(labels) if sum(widths) <= points else min(max(int(points // max(widths)), 1), len(labels))
+    names = Legend(
+        panel, lines, labels, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.1, borderpad=0.2, ncols=columns,
+        fontsize=_SMALL, labelspacing=0.2, columnspacing=1.4,
+    )  # fmt: skip
+    panel.add_artist(names)
+    return _PER_ROW * -(-len(labels) // columns)
 
 
 def draw_layer_map(

@@ -8,6 +8,7 @@ of captions, separated by commas or, as in Flickr30k's ``results.csv``, by bars.
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +18,8 @@ from tasks.readers.parse import decode_text, parse_json
 
 _PICTURES = ("image_name", "image", "image_id", "filename", "file_name")
 _CAPTIONS = ("comment", "caption", "sentence", "text")
+_NUMBER = "comment_number"
+_LACKS_A_BAR = re.compile(r"\d+\s{2,}\S")  # one blank could be inside a caption, such as "2 dogs run"
 _LAYOUTS = (
     "Give COCO's captions JSON, Karpathy's dataset JSON, a .token file, or a .csv file with columns image and caption."
 )
@@ -133,7 +136,10 @@ def _karpathy(loaded: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def _columns(text: str) -> Iterator[tuple[Any, Any]]:
-    """The rows of a CSV file; Flickr30k's bars have spaces beside them, and its captions may hold bars of their own."""
+    """The rows of a CSV file; Flickr30k's bars have spaces beside them, and its captions may hold bars of their own.
+
+    One row of Flickr30k's ``results.csv`` lacks the bar after the number: ``2199200615.jpg| 4   A dog runs ...``.
+    """
     lines = text.split("\n")
     header = lines[0]
     if "|" in header:
@@ -148,7 +154,10 @@ def _columns(text: str) -> Iterator[tuple[Any, Any]]:
     )
     if picture is None or caption is None:
         raise ValueError(f"columns {', '.join(names)[:60] or 'none'}")
+    numbered = "|" in header and names[caption - 1] == _NUMBER and caption == len(names) - 1
     for number, row in enumerate(rows, start=2):
+        if numbered and len(row) == caption and _LACKS_A_BAR.match(row[-1]):
+            row[-1:] = row[-1].split(maxsplit=1)
         if len(row) <= max(picture, caption):
             raise ValueError(f"row {number} has {len(row)} columns")
         yield row[picture], row[caption]

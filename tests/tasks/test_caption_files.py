@@ -50,6 +50,17 @@ def test_every_layout_gives_the_same_captions(name: str, tmp_path: Path) -> None
     assert found.of("b.jpg") == ("A bird.",) and found.of("c.jpg") == ()
 
 
+def test_the_row_of_flickr30ks_csv_that_lacks_a_bar_is_read(tmp_path: Path) -> None:
+    lines = [
+        "image_name| comment_number| comment", "a.jpg| 3| A dog jumps .", "a.jpg| 4   A dog runs across the grass .",
+        "b.jpg| 0| 4   dogs | run .", "",
+    ]  # fmt: skip
+    (tmp_path / "results.csv").write_text("\n".join(lines))
+    found = read_captions(tmp_path / "results.csv")
+    assert found.of("a.jpg") == ("A dog jumps .", "A dog runs across the grass .")
+    assert found.of("b.jpg") == ("4 dogs | run .",)
+
+
 def test_cocos_split_of_karpathy_names_pictures_with_their_folder(tmp_path: Path) -> None:
     path = tmp_path / "dataset_coco.json"
     images = [{"filepath": folder, "filename": "1.jpg", "sentences": [{"raw": folder}]} for folder in ("train", "val")]
@@ -102,6 +113,12 @@ def test_rows_are_joined_by_picture_and_those_without_captions_stay(tmp_path: Pa
         ("x.csv", "name,words\na,b\n", "columns name, words"),
         ("x.csv", "image,caption\na.jpg\n", "row 2 has 1 columns"),
         ("x.csv", "", "columns none"),
+        ("x.csv", "image_name| comment_number| comment\na.jpg| 0| A cat.\na.jpg| 2 cats.\n", "row 3 has 2 columns"),
+        ("x.csv", "image_name| comment_number| comment\na.jpg| 4\n", "row 2 has 2 columns"),
+        ("x.csv", "image_name| comment_number| comment\na.jpg| A  cat.\n", "row 2 has 2 columns"),
+        ("x.csv", "image_name| comment_number| comment\na.jpg 0| A cat.\n", "row 2 has 2 columns"),
+        ("x.csv", "image_name| comment_number| comment\na.jpg\n", "row 2 has 1 columns"),
+        ("x.csv", "image| kind| caption\na.jpg| 4   A cat.\n", "row 2 has 2 columns"),
         ("x.token", "", "at least one caption, got none"),
     ],
 )

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from probes.geometry.compare import Labels, Measured, MeasurePlan, measure
 from probes.geometry.search import Searched, length_for_halves
-from probes.geometry.similarity import Hsic, Kernel, hsic
+from probes.geometry.sweep.kernels import Kernels
 from probes.geometry.sweep.sides import LayerPair, Rows, Side
 from records.manifest import commit
 from records.run import writing
@@ -26,16 +26,6 @@ from records.run import writing
 Array = npt.NDArray[np.float64]
 METRICS = ("near", "aligned")
 _KINDS = ("values", "errors", "draws", "shuffles", "lists")
-
-
-class Compact(NamedTuple):
-    """A kernel for the layer map, in half of the memory."""
-
-    above: Tensor
-    """The entries above the diagonal, float32."""
-    kernel: Kernel
-    """Without ``off``."""
-    own: Hsic
 
 
 class LayerJob(NamedTuple):
@@ -51,13 +41,11 @@ class Done(NamedTuple):
     """What a file holds."""
 
     measured: Measured
-    lists: dict[str, Int64[Tensor, "point k"]]
+    lists: dict[str, Int32[Tensor, "point k"]]
     """Neighbours by side (``a``, ``b``) and metric (``near``, ``aligned``), such as ``a near``."""
 
 
-def run_job(
-    job: LayerJob, rows: Rows, plan: MeasurePlan, labels: Labels, device: str, kernels: dict[str, Compact] | None
-) -> None:
+def run_job(job: LayerJob, rows: Rows, plan: MeasurePlan, labels: Labels, device: str, kernels: Kernels | None) -> None:
     """Measure and write; keep the kernels of both layers in ``kernels`` for the map, if given."""
     a, b = (searched(side, layer, rows, plan, device) for side, layer in zip((job.a, job.b), job.pair, strict=True))
     found = measure(a, b, plan, labels)
@@ -78,7 +66,7 @@ def run_job(
         commit(job.path, save(tensors))
     if kernels is not None:
         for key, one in ((f"a {job.pair.a}", a), (f"b {job.pair.b}", b)):
-            kernels[key] = compact(one.kernel)
+            kernels.put(key, one.kernel)
 
 
 def listed(one: Searched, plan: MeasurePlan, metric: str) -> Int32[Tensor, "point k"]:
@@ -91,14 +79,6 @@ def searched(side: Side, layer: int, rows: Rows, plan: MeasurePlan, device: str)
     """The search of one side at a layer."""
     points = torch.from_numpy(side.read(layer, rows)).to(device)
     return Searched.of(points, k=plan.listed, mutual_k=plan.mutual_k)
-
-
-def compact(kernel: Kernel) -> Compact:
-    """The kernel without the half that is its mirror image."""
-    n = len(kernel.diagonal)
-    rows, columns = torch.triu_indices(n, n, 1, device=kernel.off.device)
-    empty = Kernel(kernel.off[:0], kernel.diagonal, kernel.sums)
-    return Compact(kernel.off[rows, columns], empty, hsic(kernel, kernel))
 
 
 def read_job(path: Path, n: int) -> Done | None:
@@ -120,4 +100,4 @@ def read_job(path: Path, n: int) -> Done | None:
     measured = Measured(
         int(sizes[0]), int(sizes[1]), numbers["values"], arrays["draws"], arrays["shuffles"], numbers["errors"]
     )
-    return Done(measured, {name: value.long() for name, value in parts["lists"].items()})
+    return Done(measured, {name: value.clone() for name, value in parts["lists"].items()})

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
 from probes.geometry.compare import MeasurePlan, halves
+from probes.geometry.search import Members
 from probes.geometry.similarity import cka_of, hsic_of
-from probes.geometry.sweep.layer_jobs import Compact
+from probes.geometry.sweep.kernels import Compact
 from records.resampling import draw_permutations
 
 Array = npt.NDArray[np.float64]
@@ -39,7 +40,7 @@ def compare_layers(
     aligned: tuple[Mapping[int, Tensor], Mapping[int, Tensor]],
     kernel: Callable[[str, int], Compact],
     plan: MeasurePlan,
-    on_layer: Callable[[], None],
+    on_step: Callable[[], None],
 ) -> LayerMap:
     """The map of two sides.
 
@@ -48,41 +49,42 @@ def compare_layers(
         aligned: The same by cosine.
         kernel: The kernel of a side (``a`` or ``b``) at a layer.
         plan: The numbers of neighbours and draws.
-        on_layer: Called after each layer of a.
+        on_step: Called after each layer of a, each half of the points and each shuffle.
     """
     layers_a, layers_b = sorted(near[0]), sorted(near[1])
     n = len(near[0][layers_a[0]])
-    members = [(part.rows.cpu(), part.inside.cpu()) for part in halves(n, plan, torch.device("cpu"))]
+    lists_b = torch.cat([near[1][layer][:, : plan.k].long() for layer in layers_b], 1)
+    aligned_b = torch.cat([aligned[1][layer][:, : plan.mutual_k].long() for layer in layers_b], 1)
+    kernels_b = [kernel("b", layer) for layer in layers_b]
+    shape = len(layers_a), len(layers_b)
+    # the results lie in arrays made at once: small ones that stay between large tensors that go would pin their space
+    values = {name: np.empty(shape) for name in MAP_MEASURES}
+    draws, shuffles = (np.empty((number, *shape)) for number in (plan.draws, plan.shuffles))
+    masks = torch.empty(len(layers_a), n, n + 1, dtype=torch.bool)
+    for row, layer in enumerate(layers_a):
+        masks[row] = _mask(near[0][layer][:, : plan.k].long(), n)
+        values["overlap"][row] = _shares(masks[row], lists_b, plan.k)
+        beside = _mask(aligned[0][layer][:, : plan.mutual_k].long(), n)
+        values["mutual_knn"][row] = _shares(beside, aligned_b, plan.mutual_k)
+        for column, other in enumerate(kernels_b):
+            values["cka_unbiased"][row, column] = _cka(kernel("a", layer), other)
+        on_step()
+    for draw, members in enumerate(halves(n, plan, torch.device("cpu"))):
+        lists = torch.cat([_first(near[1][layer], members, plan.k) for layer in layers_b], 1)
+        for row, layer in enumerate(layers_a):
+            draws[draw, row] = _shares(_mask(_first(near[0][layer], members, plan.k), n), lists, plan.k)
+        on_step()
     orders = torch.from_numpy(
         draw_permutations(np.arange(n), draws=plan.shuffles, generator=np.random.default_rng(plan.seed + 1))
     )
-    lists_b = torch.cat([near[1][layer][:, : plan.k] for layer in layers_b], 1)
-    halved_b = [
-        torch.cat([_first(near[1][layer][own], inside, plan.k) for layer in layers_b], 1) for own, inside in members
-    ]
-    aligned_b = torch.cat([aligned[1][layer][:, : plan.mutual_k] for layer in layers_b], 1)
-    kernels_b = [kernel("b", layer) for layer in layers_b]
-    found: dict[str, list[Array]] = {name: [] for name in (*MAP_MEASURES, "draws")}
-    for layer in layers_a:
-        mask = _mask(near[0][layer][:, : plan.k], n)
-        found["overlap"].append(_shares(mask, lists_b, plan.k))
-        found["mutual_knn"].append(_shares(_mask(aligned[0][layer][:, : plan.mutual_k], n), aligned_b, plan.mutual_k))
-        halved = []
-        for (own, inside), lists in zip(members, halved_b, strict=True):
-            part = _mask(_first(near[0][layer][own], inside, plan.k), n)
-            halved.append(_shares(part, lists, plan.k))
-        found["draws"].append(np.array(halved))
-        found["cka_unbiased"].append(np.array([_cka(kernel("a", layer), other) for other in kernels_b]))
-        on_layer()
-    masks = [_mask(near[0][layer][:, : plan.k], n) for layer in layers_a]
-    shuffles = []
-    for order in orders:
+    for shuffle, order in enumerate(orders):
         back = torch.empty_like(order)
         back[order] = torch.arange(n)
         lists = back[lists_b[order]]
-        shuffles.append([_shares(mask, lists, plan.k) for mask in masks])
-    values = {name: np.array(found[name]) for name in MAP_MEASURES}
-    return LayerMap(layers_a, layers_b, values, np.stack(found["draws"], 1), np.array(shuffles))
+        for row, mask in enumerate(masks):
+            shuffles[shuffle, row] = _shares(mask, lists, plan.k)
+        on_step()
+    return LayerMap(layers_a, layers_b, values, draws, shuffles)
 
 
 def _mask(lists: Int64[Tensor, "row k"], n: int) -> Tensor:
@@ -98,14 +100,15 @@ def _shares(mask: Tensor, lists: Int64[Tensor, "row listed"], k: int) -> Array:
     return np.asarray(share, dtype=np.float64)
 
 
-def _first(lists: Int64[Tensor, "row listed"], inside: Tensor, k: int) -> Int64[Tensor, "row k"]:
-    """The first ``k`` members of every list; n, which is no point, where a list holds fewer."""
-    left = inside[lists]
+def _first(lists: Int32[Tensor, "point listed"], members: Members, k: int) -> Int64[Tensor, "row k"]:
+    """The first ``k`` members of every member's list; n, which is no point, where a list holds fewer."""
+    own = lists[members.rows].long()
+    left = members.inside[own]
     order = left.cumsum(1)
     left &= order <= k
-    found = torch.full((len(lists), k), len(inside), dtype=torch.int64)
+    found = torch.full((len(own), k), len(lists), dtype=torch.int64)
     row, column = left.nonzero(as_tuple=True)
-    found[row, order[row, column] - 1] = lists[row, column]
+    found[row, order[row, column] - 1] = own[row, column]
     return found
 
 

@@ -5,29 +5,18 @@ finished.results, finished.figures[0]
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
-import torch
 from torch import Tensor
 
 import figures
 from probes.geometry.compare import MeasurePlan
 from probes.geometry.sweep.config import RUN, GeometryConfig
-from probes.geometry.sweep.layer_jobs import (
-    METRICS,
-    Compact,
-    Done,
-    LayerJob,
-    compact,
-    listed,
-    read_job,
-    run_job,
-    searched,
-)
+from probes.geometry.sweep.estimate import GeometryEstimate, check_memory, estimate_run
+from probes.geometry.sweep.kernels import Compact, Kernels
+from probes.geometry.sweep.layer_jobs import METRICS, Done, LayerJob, listed, read_job, run_job, searched
 from probes.geometry.sweep.layer_map import LayerMap, compare_layers
 from probes.geometry.sweep.report_table import render_summary
 from probes.geometry.sweep.sides import (
@@ -42,32 +31,11 @@ from probes.geometry.sweep.sides import (
 )
 from probes.geometry.sweep.table import Curves, find_places, tabulate, tabulate_maps
 from records.manifest import commit
-from records.processes import Processes, join_processes, matmul_speed, own_device
+from records.processes import Processes, join_processes, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, writing
 from records.tables import read_results
 from tasks.errors import UserError
-
-_MATRICES = 40  # bytes for each pair of points and each of two sides: float64 products, and float32 matrices
-
-
-@dataclass(frozen=True)
-class GeometryEstimate:
-    """The size of a run: comparisons, searches, examples, a lower bound of the time, and the memory."""
-
-    n_comparisons: int
-    n_searches: int
-    n_examples: int
-    seconds: float
-    memory: int
-    """Bytes."""
-
-    def __str__(self) -> str:
-        """One line."""
-        return (
-            f"{self.n_comparisons} comparisons of {self.n_examples} examples, {self.n_searches} searches: at least "
-            f"{self.seconds:.0f} s, about {self.memory / 1e9:.1f} GB of memory"
-        )
 
 
 def run_geometry_sweep(
@@ -118,16 +86,12 @@ def run_geometry_sweep(
     chosen = [choose_rows(comparison, config, least=plan.least) for comparison in comparisons]
     for comparison, rows in zip(comparisons, chosen, strict=True):
         label_codes(comparison, config.target, rows.rows)
-    estimate = _estimate(config, comparisons, chosen, device)
+    estimate = estimate_run(config, plan, comparisons, chosen, device)
     if config.dry_run:
         return estimate
     for note in (str(estimate), *_left_out(comparisons, chosen)):
         on_note(note)
-    if device == "cpu" and estimate.memory > psutil.virtual_memory().available:
-        raise UserError(
-            f"limit must be small enough for the memory, got {estimate.n_examples} examples, which take "
-            f"{estimate.memory / 1e9:.1f} GB of {psutil.virtual_memory().available / 1e9:.1f} GB. Set --limit."
-        )
+    check_memory(estimate, device)
     with run.open(processes, **_about(comparisons)):
         if not run.is_finished:
             curves = [
@@ -155,26 +119,6 @@ def finished_geometry_sweep(folder: Path, notes: tuple[str, ...] = ()) -> Finish
     with writing(folder):
         drawn = figures.drawn_figures(folder)
     return FinishedRun(folder, results, render_summary(findings), drawn, notes)
-
-
-def _estimate(
-    config: GeometryConfig, comparisons: Sequence[Comparison], chosen: Sequence[ChosenRows], device: str
-) -> GeometryEstimate:
-    """The products of all searches, and the matrices and kernels that are in memory together."""
-    searches, seconds, memory = 0, 0.0, 0
-    speed = matmul_speed(device, torch.float64)
-    for comparison, rows in zip(comparisons, chosen, strict=True):
-        n = len(rows.rows)
-        sets = 2 if comparison.random else 1
-        own = 2 * len(comparison.pairs) * sets
-        layer = next(iter(comparison.a.sites))
-        width = comparison.a.read(layer, rows.rows[:1]).shape[1]
-        searches += own
-        seconds += own * 2 * n**2 * width / speed
-        kernels = 2 * len(comparison.pairs) * 2 * n**2 if config.layer_map else 0
-        memory = max(memory, 2 * _MATRICES * n**2 + kernels + 6 * n * width * 4)
-    n_examples = max(len(rows.rows) for rows in chosen)
-    return GeometryEstimate(len(comparisons), searches, n_examples, seconds, memory)
 
 
 def _left_out(comparisons: Sequence[Comparison], chosen: Sequence[ChosenRows]) -> list[str]:
@@ -218,7 +162,9 @@ def _measure(
     """Measure what no file holds yet, then read all files and compare all layers; the last on rank 0 alone."""
     labels = label_codes(comparison, config.target, chosen.rows)
     rows, folder = chosen.rows, config.folder / "layers"
-    kernels: dict[str, Compact] = {}
+    kernels = None
+    if config.layer_map and processes.is_main:
+        kernels = Kernels(len(rows), len(comparison.a.sites) + len(comparison.b.sites), device)
     jobs: dict[str, list[LayerJob]] = {}
     for name, sides in (("", (comparison.a, comparison.b)), ("random-", comparison.random)):
         if sides is not None:
@@ -230,19 +176,19 @@ def _measure(
     owned = every[processes.rank :: processes.world]
     for name, job in owned:
         if read_job(job.path, len(rows)) is None:
-            keep = config.layer_map and not name and processes.world == 1
+            keep = not name and processes.world == 1
             run_job(job, rows, plan, labels, device, kernels if keep else None)
         on_progress(f"measuring {comparison.name}", 1, len(owned))
     processes.wait()
     if not processes.is_main:
         return Curves(comparison, chosen, {}, {}, None)
-    done = {name: {job.pair: read_job(job.path, len(rows)) for job in own} for name, own in jobs.items()}
-    found = {name: {pair: one for pair, one in own.items() if one is not None} for name, own in done.items()}
-
+    found = {job.pair: one for job in jobs[""] if (one := read_job(job.path, len(rows))) is not None}
     layer_map = None
-    if config.layer_map:
-        layer_map = _map(comparison, rows, plan, device, found[""], kernels, on_progress)
-    measured, random = ({pair: one.measured for pair, one in found.get(name, {}).items()} for name in ("", "random-"))
+    if kernels is not None:
+        layer_map = _map(comparison, rows, plan, device, found, kernels, on_progress)
+    measured = {pair: one.measured for pair, one in found.items()}
+    of_random = ((job.pair, read_job(job.path, len(rows))) for job in jobs.get("random-", ()))
+    random = {pair: one.measured for pair, one in of_random if one is not None}
     return Curves(comparison, chosen, measured, random, layer_map)
 
 
@@ -252,7 +198,7 @@ def _map(
     plan: MeasurePlan,
     device: str,
     found: Mapping[LayerPair, Done],
-    kernels: dict[str, Compact],
+    kernels: Kernels,
     on_progress: OnProgress,
 ) -> LayerMap:
     """The map of layers from the neighbour lists of the files; what they and ``kernels`` lack is searched."""
@@ -263,18 +209,18 @@ def _map(
     for layer in comparison.b.sites:
         if layer not in lists["b near"]:  # the other model is deeper: no curve holds this layer
             one_layer = searched(comparison.b, layer, rows, plan, device)
-            kernels[f"b {layer}"] = compact(one_layer.kernel)
+            kernels.put(f"b {layer}", one_layer.kernel)
             for metric in METRICS:
-                lists[f"b {metric}"][layer] = listed(one_layer, plan, metric).long()
+                lists[f"b {metric}"][layer] = listed(one_layer, plan, metric)
 
     def kernel(side: str, layer: int) -> Compact:
         key = f"{side} {layer}"
         if key not in kernels:
             one = comparison.a if side == "a" else comparison.b
-            kernels[key] = compact(searched(one, layer, rows, plan, device).kernel)
+            kernels.put(key, searched(one, layer, rows, plan, device).kernel)
         return kernels[key]
 
-    total = len(lists["a near"])
+    total = len(lists["a near"]) + plan.draws + plan.shuffles
     return compare_layers(
         (lists["a near"], lists["b near"]), (lists["a aligned"], lists["b aligned"]), kernel, plan,
         lambda: on_progress(f"map {comparison.name}", 1, total),

@@ -47,10 +47,10 @@ class Side:
         return f"{self.condition}/{self.tokens}"
 
     def read(self, layer: int, rows: Rows) -> Float32[np.ndarray, "row d_model"]:
-        """The representation of some examples at a layer; raises as ``ActivationSet.tensor``."""
+        """The representation of some examples, in ascending order, at a layer; raises as ``ActivationSet.tensor``."""
         site = self.sites[layer]
         if self.stored.pool != "none":
-            return np.asarray(self.stored.numpy(site, self.group, self.condition)[rows], dtype=np.float32)
+            return self._read_pooled(site, rows)
         place = np.array(self.stored.token_rows(self.group, self.condition)["example"])
         counts = np.bincount(place, minlength=len(self.stored))
         if not counts[rows].all():
@@ -72,6 +72,16 @@ class Side:
             found.append(sums.index_add_(0, own - first, shard.float() * weights[:, None]))
             offset += len(shard)
         return np.asarray(torch.cat(found).numpy()[rows], dtype=np.float32)
+
+    def _read_pooled(self, site: str, rows: Rows) -> Float32[np.ndarray, "row d_model"]:
+        """The rows alone, in ascending order; a run may hold many more than are compared."""
+        found: list[Tensor] = []
+        offset = 0
+        for shard in self.stored.shards(site, self.group, self.condition):
+            first, last = np.searchsorted(rows, [offset, offset + len(shard)])
+            found.append(shard[torch.from_numpy(rows[first:last] - offset)].float())
+            offset += len(shard)
+        return np.asarray(torch.cat(found).numpy(), dtype=np.float32)
 
 
 class LayerPair(NamedTuple):

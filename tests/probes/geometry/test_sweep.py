@@ -32,8 +32,9 @@ from probes.geometry.search import Members, Searched
 from probes.geometry.sweep import layer_jobs
 from probes.geometry.sweep.cli import main
 from probes.geometry.sweep.config import GeometryConfig
+from probes.geometry.sweep.estimate import GeometryEstimate
 from probes.geometry.sweep.findings import best_place, interval_of, judge_nearest, judge_peak
-from probes.geometry.sweep.run import GeometryEstimate, run_geometry_sweep
+from probes.geometry.sweep.run import run_geometry_sweep
 from probes.geometry.sweep.sides import choose_rows, open_comparisons
 from probes.geometry.sweep.table import COLUMNS, FINDING_COLUMNS, MAP_COLUMNS
 from records.resampling import draw_permutations, permutation_p

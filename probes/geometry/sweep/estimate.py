@@ -1,0 +1,91 @@
+"""What a run of ``geometry-sweep`` takes: the time of its searches, and the memory that the system will count."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from probes.geometry.compare import MeasurePlan
+from probes.geometry.search import length_for_halves
+from probes.geometry.sweep.config import GeometryConfig
+from probes.geometry.sweep.kernels import size_of
+from probes.geometry.sweep.sides import ChosenRows, Comparison
+from records.processes import matmul_speed
+from tasks.errors import UserError
+
+# Bytes for each pair of points. Kept of each of two sides: distances, cosines and the kernel in float32. At most at one
+# time beside them: the inner products of a side in float64 with three matrices made of them.
+_KEPT, _MADE = 12, 32
+
+
+@dataclass(frozen=True)
+class GeometryEstimate:
+    """The size of a run: comparisons, searches, examples, a lower bound of the time, and the memory."""
+
+    n_comparisons: int
+    n_searches: int
+    n_examples: int
+    seconds: float
+    memory: int
+    """Bytes at the peak, with what the process takes before it measures; on a GPU those of the GPU."""
+    added: int
+    """Bytes of ``memory`` that the process does not have yet."""
+
+    def __str__(self) -> str:
+        """One line."""
+        return (
+            f"{self.n_comparisons} comparisons of {self.n_examples} examples, {self.n_searches} searches: at least "
+            f"{self.seconds:.0f} s, about {self.memory / 1e9:.1f} GB of memory"
+        )
+
+
+def estimate_run(
+    config: GeometryConfig, plan: MeasurePlan, comparisons: Sequence[Comparison], chosen: Sequence[ChosenRows],
+    device: str,
+) -> GeometryEstimate:  # fmt: skip
+    """The products of all searches, and what is in memory together."""
+    searches, seconds, added = 0, 0.0, 0
+    speed = matmul_speed(device, torch.float64)
+    for comparison, rows in zip(comparisons, chosen, strict=True):
+        n = len(rows.rows)
+        widths = [side.read(next(iter(side.sites)), rows.rows[:1]).shape[1] for side in (comparison.a, comparison.b)]
+        own = 2 * len(comparison.pairs) * (2 if comparison.random else 1)
+        searches += own
+        seconds += own * 2 * n**2 * max(widths) / speed
+        added = max(added, memory_of(n, widths, [len(side.sites) for side in (comparison.a, comparison.b)], plan,
+                                     with_map=config.layer_map))  # fmt: skip
+    n_examples = max(len(rows.rows) for rows in chosen)
+    here = psutil.Process().memory_info().rss if device == "cpu" else 0
+    return GeometryEstimate(len(comparisons), searches, n_examples, seconds, here + added, added)
+
+
+def memory_of(n: int, widths: Sequence[int], layers: Sequence[int], plan: MeasurePlan, *, with_map: bool) -> int:
+    """Bytes that a comparison needs at its peak, which is in a search or in the map.
+
+    Args:
+        n: Number of points.
+        widths: ``d_model`` of both sides.
+        layers: Numbers of layers of both sides.
+        plan: The numbers of neighbours.
+        with_map: Whether all layers are compared with each other.
+    """
+    points = 4 * n * sum(widths)
+    neighbours = 2 * 12 * n * (length_for_halves(plan.listed) + length_for_halves(plan.mutual_k))
+    measuring = points + neighbours + (2 * _KEPT + _MADE) * n**2 + 8 * n * max(widths)
+    if not with_map:
+        return measuring
+    kernels = sum(layers) * size_of(n)
+    lists = 4 * n * sum(layers) * (length_for_halves(plan.k) + length_for_halves(plan.mutual_k))
+    mapping = lists + layers[0] * n**2 + 3 * 8 * n * layers[1] * plan.k
+    return kernels + max(measuring, mapping)
+
+
+def check_memory(estimate: GeometryEstimate, device: str) -> None:
+    """Raise ``UserError`` if the memory is not free; that of a GPU is not checked."""
+    free = psutil.virtual_memory().available
+    if device == "cpu" and estimate.added > free:
+        raise UserError(
+            f"limit must be small enough for the memory, got {estimate.n_examples} examples, which take "
+            f"{estimate.added / 1e9:.1f} GB of {free / 1e9:.1f} GB. Set --limit, or --no-map."
+        )
