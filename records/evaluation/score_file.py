@@ -9,7 +9,7 @@ from typing import Any
 
 from records.evaluation.config import ScoreConfig
 from records.evaluation.intervals import Estimate, score_estimate
-from records.evaluation.judging import grade_answers, open_judge
+from records.evaluation.judging import grade_answers, name_of_judge, open_judge
 from records.manifest import commit, write_atomically
 from records.run import writing
 from records.shared_jobs import one_at_a_time
@@ -124,7 +124,8 @@ def _graded(
         with one_at_a_time(log.parent), open_judge(config.judge, log) as client:
             graded = grade_answers(client, config.judge.model, benchmark, questions, texts, ids)
         for name, content in graded.files.items():
-            write_atomically(log.with_name(f"{config.answers.stem}.{name}"), content)
+            own = f"{config.answers.stem}.{name_of_judge(config.judge.model)}.{name}"
+            write_atomically(log.with_name(own), content)
     return graded.scores
 
 
