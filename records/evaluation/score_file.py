@@ -85,6 +85,8 @@ def score_file(config: ScoreConfig) -> FileScores:
         questions=None if is_folder else config.questions,
         labels=config.labels,
     )
+    if config.uploads is not None and config.uploads.exists() and not config.uploads.is_dir():
+        raise UserError(f"uploads must be a folder, got the file {str(config.uploads)!r}. Choose another name.")
     if config.limit is not None and config.limit < 1:
         raise UserError(f"limit must be >= 1, got {config.limit}.")
     questions = benchmark.read(source)[: config.limit]

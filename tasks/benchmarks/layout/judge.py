@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from tasks.benchmarks.layout.question import Question
-from tasks.benchmarks.layout.scores import Item, Metric, Scores, answered
+from tasks.benchmarks.layout.scores import Item, Metric, Scores, answered, unlabelled
 from tasks.chat_server.connection import RejectedError
 
 Grade = tuple[float, ...]
@@ -113,8 +113,8 @@ def score_reviews(
     reviews: Sequence[Review] = (),
 ) -> Scores:
     """The scores of reviews, which ``judge`` makes if it is given; only a note if there are neither."""
-    if any(question.label is None for question in questions):
-        return Scores(notes=(f"needs {rubric.needs}, and a judge",))
+    if empty := unlabelled(questions, f"needs {rubric.needs}, and a judge"):
+        return empty
     if judge is None and not reviews:
         return Scores(notes=("needs a judge",))
     found = list(reviews) if judge is None else review(rubric, questions, answers, judge)
