@@ -10,6 +10,7 @@ SYSTEM = (
 )
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
+UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 CAPTION = "Provide a one-sentence caption for the provided image."
 REGION = "Provide a short description for this region."
 BOX = "Provide the bounding box coordinate of the region this sentence describes."

@@ -1,8 +1,10 @@
 """Intervals of benchmark scores, and of the ratio of two models' scores on the same questions.
 
 A score is a sum of weighted ratios of sums over questions (see ``tasks.benchmarks.layout.scores``), and questions about
-one picture are drawn together. Accuracies get the interval of ``records.intervals.share_intervals``; other scores, such
-as the mean of three F1, a Student interval whose variance is that of the linearised score (the delta method).
+one picture are drawn together. Accuracies get the interval of ``records.intervals.share_intervals``. Other scores with a
+largest value, such as the mean of three F1, get the same interval as the share of that value which they are: Wilson's,
+for the number of independent answers whose share would vary as much as the linearised score does (the delta method). It
+never leaves the range. ``benchmarks/calibration_of_scores.py`` measures how often it covers the true score.
 """
 
 from typing import NamedTuple
@@ -10,11 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from records.intervals import quantile, ratio_intervals, share_intervals
+from records.intervals import Intervals, effective_size, quantile, ratio_intervals, share_intervals, wilson
 from tasks.benchmarks.layout.scores import Scores
 from tasks.errors import UserError
 
 SHARE = "95% Wilson over pictures"
+BOUNDED = "95% Wilson over pictures, linearised"
 LINEARISED = "95% t over pictures, linearised"
 NONE = "none"
 _Array = npt.NDArray[np.float64]
@@ -49,7 +52,33 @@ def score_estimate(scores: Scores) -> Estimate | None:
         lower, upper = share_intervals(above[None], below[None])
         weight = next(iter(scores.weights.values()))
         return Estimate(main, weight * float(lower[0]), weight * float(upper[0]), n, SHARE)
-    return _student(main, influence(scores), LINEARISED)
+    moved = influence(scores)
+    if not scores.bounded:
+        return _student(main, moved, LINEARISED)
+    lower_end, upper_end = bounded_interval(main, scores.highest, variance_of(moved), units=n, degrees=max(n - 1, 1))
+    return Estimate(main, float(lower_end), float(upper_end), n, BOUNDED)
+
+
+def bounded_interval(
+    value: int | float, highest: int | float, variance: int | float, *, units: int, degrees: int | float
+) -> Intervals:
+    """The interval of a score from 0 to ``highest``, from its variance.
+
+    Args:
+        value: The score.
+        highest: The largest possible score.
+        variance: Of the score; if it is 0, the score varies as the share of ``units`` independent answers would.
+        units: Pictures.
+        degrees: Of freedom of the variance.
+
+    Example:
+        >>> found = bounded_interval(2.0, 100.0, 4.0, units=12, degrees=11)
+        >>> round(float(found.lower), 2), round(float(found.upper), 2)
+        (0.22, 15.67)
+    """
+    share = value / highest
+    lower, upper = wilson(share, effective_size(share, variance / highest**2, units), degrees=degrees)
+    return Intervals(highest * lower, highest * upper)
 
 
 def retention_estimate(own: Scores, full: Scores) -> Estimate | None:
@@ -78,7 +107,8 @@ def retention_estimate(own: Scores, full: Scores) -> Estimate | None:
     if _is_share(own) and _is_share(full):
         (mine, _), (theirs, _) = (_sums(scores, groups, n) for scores in (own, full))
         lower, upper = ratio_intervals(mine[None], theirs[None])
-        return Estimate(first / second, float(lower[0]), float(upper[0]), n, "95% Fieller over pictures, paired")
+        name = "95% Fieller over pictures, paired"
+        return Estimate(first / second, float(np.maximum(lower[0], 0.0)), float(upper[0]), n, name)
     ratio = first / second
     change = (influence(own) - ratio * influence(full)) / second
     return _student(ratio, change, f"{LINEARISED}, paired")
@@ -121,10 +151,22 @@ def influence(scores: Scores) -> _Array:
     return total
 
 
-def _student(value: float, influence: _Array, name: str) -> Estimate:
+def variance_of(influence: _Array) -> float:
+    """The variance of a score from what each group of questions moves it by.
+
+    Example:
+        >>> variance_of(np.array([25.0, -25.0]))
+        2500.0
+    """
     n = len(influence)
-    error = float(np.sqrt(n / max(n - 1, 1) * (influence**2).sum()))
+    return float(n / max(n - 1, 1) * (influence**2).sum())
+
+
+def _student(value: float, influence: _Array, name: str) -> Estimate:
+    """A Student interval of a score or a ratio that cannot be negative."""
+    n = len(influence)
+    error = variance_of(influence) ** 0.5
     if n < 2 or error < 1e-12 * max(1.0, abs(value)):
         return Estimate(value, np.nan, np.nan, n, NONE)
     half = float(quantile(n - 1)) * error
-    return Estimate(value, value - half, value + half, n, name)
+    return Estimate(value, max(0.0, value - half), value + half, n, name)

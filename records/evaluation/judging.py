@@ -1,12 +1,15 @@
 """Answers graded by a judge at a chat server. A reply is logged before it is used, and never asked for again.
 
-The judge's name is the rule of every number, and the notes say that figures of two judges are not comparable.
+The judge's name is the rule of every number, and the notes say that figures of two judges are not comparable. Reviews
+lie in a folder, or in files, of their judge, so that those of two judges never mix.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
+from urllib.parse import quote
 
 from records.evaluation.config import JudgeOptions
 from tasks.benchmarks.layout.judge import JudgedModule, judge_prompts, review, score_reviews
@@ -16,6 +19,7 @@ from tasks.benchmarks.registry import Benchmark
 from tasks.chat_server import ChatClient, ServerJudge, read_price
 
 STAGE = "judge"
+REVIEWS = "reviews"
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,16 @@ class Graded:
 
     scores: Scores
     files: dict[str, bytes]
+
+
+def name_of_judge(model: str) -> str:
+    """The judge's name as part of a file's name; two judges have two names.
+
+    Example:
+        >>> name_of_judge("gpt-4-0613"), name_of_judge("org/judge"), name_of_judge("..")
+        ('gpt-4-0613', 'org%2Fjudge', '%2E.')
+    """
+    return re.sub(r"^\.", "%2E", quote(model, safe=" "))
 
 
 def open_judge(options: JudgeOptions, log: Path | None) -> ChatClient:
@@ -66,7 +80,8 @@ def grade_answers(
         on_progress: Called with (stage, newly graded, total).
 
     Raises:
-        ChatServerError: If the server cannot be used, or a request has no reply. Other replies are in the log.
+        ChatServerError: If the server cannot be used or accepts no answer, or every attempt of a request failed. Other
+            replies are in the log. An answer that the server rejects is left out of the scores and counted.
         CostLimitError: If the next request could exceed the limit of costs.
     """
     module = cast(JudgedModule, benchmark.module)

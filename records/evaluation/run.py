@@ -8,29 +8,30 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from models.inputs import prepare
 from models.llava import Llava
-from models.token_plans.cost import Sizes, prefill
-from models.token_plans.plan import TokenPlan, parse_token_plan, recorded_token_plan
+from models.token_plans.plan import parse_token_plan, recorded_token_plan
 from records.evaluation.answering import answer_questions
 from records.evaluation.config import JUDGE_LOG, RUN, EvaluationConfig
-from records.evaluation.judging import grade_answers, open_judge
+from records.evaluation.estimate import estimate_run, own_questions
+from records.evaluation.judging import REVIEWS, grade_answers, name_of_judge, open_judge
 from records.evaluation.parts import PartFile, read_parts
 from records.evaluation.report_table import notes_of, render_summary
 from records.evaluation.sources import OpenBenchmark, Skipped, open_benchmarks
 from records.evaluation.table import tabulate
-from records.manifest import commit
+from records.manifest import commit, read_manifest
 from records.open_model import describe_model, open_model
 from records.options import slug
-from records.processes import Processes, join_processes, matmul_speed, own_device
+from records.processes import Processes, join_processes, own_device
 from records.progress import OnProgress, ProgressBars
-from records.run import FinishedRun, Run, writing
+from records.run import FinishedRun, Run, check_folder, writing
 from records.tables import read_results
 from records.timings import LowerBound
 from tasks.benchmarks.layout.answers import answer_rows
 from tasks.benchmarks.layout.rows import json_lines
 from tasks.benchmarks.layout.scores import Scores
+from tasks.benchmarks.published import OFFICIAL, unlike_published
 
 
 def run_benchmark_eval(
@@ -77,12 +78,20 @@ def run_benchmark_eval(
     llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
     recorded = recorded_token_plan(config.model.name, llava.n_layers)
     plan = parse_token_plan(config.token_plan or recorded, llava.n_layers)
-    estimate = _estimate(config, llava, opened, plan, device)
+    data: dict[str, Any] = {
+        one.name: {"digest": one.digest, "n_questions": len(one.questions)} for one in opened
+    } | {"token_plan": plan.text}
+    resumes = processes.is_main and check_folder(config.folder, {"data": data}, RUN, overwrite=config.overwrite)
+    resumes = resumes and not config.overwrite
+    estimate = estimate_run(config, llava, opened, plan, device=device, processes=processes, resumes=resumes)
     if config.dry_run:
         return estimate
     on_note(str(estimate))
-    data = {one.name: {"digest": one.digest, "n_questions": len(one.questions)} for one in opened}
-    with run.open(processes, model=describe_model(llava), data=data | {"token_plan": plan.text}):
+    labels = {one.name: one.labels_digest for one in opened}
+    if resumes:
+        for name in _changed_labels(config.folder, labels):
+            on_note(f"{name}: its labels changed since the run was scored; the answers are scored anew")
+    with run.open(processes, model=describe_model(llava), data=data, labels=labels):
         for one in opened:
             _answer(config, llava, one, plan.text, processes, on_progress)
         processes.wait()
@@ -92,7 +101,7 @@ def run_benchmark_eval(
         _write_skipped(config.folder, [bad for one in opened for bad in one.skipped])
         results = tabulate(
             scores, {one.name: one.notes for one in opened}, n={one.name: len(one.questions) for one in opened},
-            model=config.model.name, token_plan=plan.text,
+            model=config.model.name, token_plan=plan.text, unlike={one.name: _unlike(config, one) for one in opened},
         )  # fmt: skip
         run.finish(results)
     return finished_benchmark_eval(config.folder)
@@ -104,20 +113,27 @@ def finished_benchmark_eval(folder: Path) -> FinishedRun:
     return FinishedRun(folder, results, render_summary(results), notes=notes_of(results))
 
 
-def _estimate(
-    config: EvaluationConfig, llava: Llava, opened: Sequence[OpenBenchmark], plan: TokenPlan, device: str
-) -> LowerBound:
-    """The prefill of every question, taken as long as the first one of its benchmark, and the vision tower."""
-    tower = llava.n_image_tokens * sum(weights.numel() for weights in llava.vision_blocks.parameters())
-    total = 0.0
-    for one in opened:
-        prompt = prepare(llava, [one.questions[0].example(0)], preprocess=config.preprocess).layout[0]
-        pictures = sum(question.picture is not None for question in one.questions)
-        n_image = sum(span.stop - span.start for span in prompt.images)
-        once = prefill(Sizes.of(llava), plan, n_image, prompt.prompt_stop - n_image)
-        total += len(one.questions) * once + pictures * tower
-    n, names = sum(len(one.questions) for one in opened), ", ".join(one.name for one in opened)
-    return LowerBound(f"{n} questions of {names}", 2 * total / matmul_speed(device, llava.dtype))
+def _unlike(config: EvaluationConfig, one: OpenBenchmark) -> str:
+    """Why the published scores of a benchmark are not comparable with this run's; empty if nothing shows it."""
+    if one.name not in OFFICIAL:
+        return ""
+    found = [unlike_published(one.name, one.questions)]
+    if config.new_tokens not in (None, one.benchmark.new_tokens):
+        found.append(f"answers have at most {config.new_tokens} tokens")
+    if config.preprocess != "pad":
+        found.append("pictures are not padded to a square")
+    if config.judge.is_given and one.benchmark.scored_by == "judge":
+        found.append(f"graded by {config.judge.model}")
+    return "; ".join(reason for reason in found if reason)
+
+
+def _changed_labels(folder: Path, labels: Mapping[str, str]) -> list[str]:
+    """The benchmarks whose labels are not those with which the finished run in ``folder`` was scored."""
+    manifest = read_manifest(folder, RUN) or {}
+    before = manifest.get("labels")
+    if not manifest.get("finished") or not isinstance(before, dict):
+        return []
+    return [name for name in labels if before.get(name) != labels[name]]
 
 
 def _answer(
@@ -132,7 +148,7 @@ def _answer(
     n = len(one.questions)
     part = PartFile(config.folder, one.name, processes.rank, n)
     done = read_parts(config.folder, one.name, n)
-    mine = [i for i in range(n) if i // config.batch_size % processes.world == processes.rank]
+    mine = own_questions(n, config.batch_size, processes)
     left = [i for i in mine if i not in done]
     if len(left) < len(mine):
         on_progress(one.name, len(mine) - len(left), len(mine))
@@ -159,7 +175,8 @@ def _write(config: EvaluationConfig, one: OpenBenchmark, on_progress: OnProgress
     ids = [row["answer_id"] for row in rows]
     with open_judge(config.judge, config.folder / JUDGE_LOG) as client:
         graded = grade_answers(client, config.judge.model, one.benchmark, one.questions, texts, ids, on_progress)
-    _commit(config.folder, {f"reviews/{one.name}/{name}": content for name, content in graded.files.items()})
+    reviews = f"{REVIEWS}/{name_of_judge(config.judge.model)}/{one.name}"
+    _commit(config.folder, {f"{reviews}/{name}": content for name, content in graded.files.items()})
     return graded.scores
 
 

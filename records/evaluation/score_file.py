@@ -9,7 +9,7 @@ from typing import Any
 
 from records.evaluation.config import ScoreConfig
 from records.evaluation.intervals import Estimate, score_estimate
-from records.evaluation.judging import grade_answers, open_judge
+from records.evaluation.judging import grade_answers, name_of_judge, open_judge
 from records.manifest import commit, write_atomically
 from records.run import writing
 from records.shared_jobs import one_at_a_time
@@ -85,6 +85,8 @@ def score_file(config: ScoreConfig) -> FileScores:
         questions=None if is_folder else config.questions,
         labels=config.labels,
     )
+    if config.uploads is not None and config.uploads.exists() and not config.uploads.is_dir():
+        raise UserError(f"uploads must be a folder, got the file {str(config.uploads)!r}. Choose another name.")
     if config.limit is not None and config.limit < 1:
         raise UserError(f"limit must be >= 1, got {config.limit}.")
     questions = benchmark.read(source)[: config.limit]
@@ -124,7 +126,8 @@ def _graded(
         with one_at_a_time(log.parent), open_judge(config.judge, log) as client:
             graded = grade_answers(client, config.judge.model, benchmark, questions, texts, ids)
         for name, content in graded.files.items():
-            write_atomically(log.with_name(f"{config.answers.stem}.{name}"), content)
+            own = f"{config.answers.stem}.{name_of_judge(config.judge.model)}.{name}"
+            write_atomically(log.with_name(own), content)
     return graded.scores
 
 

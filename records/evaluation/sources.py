@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from records.evaluation.config import EvaluationConfig
-from tasks.benchmarks.layout.question import Question
+from tasks.benchmarks.layout.question import Question, labels_digest
 from tasks.benchmarks.layout.rows import Source
 from tasks.benchmarks.registry import Benchmark, find_benchmark
 from tasks.errors import UserError
@@ -39,12 +39,17 @@ class OpenBenchmark:
 
     @property
     def digest(self) -> str:
-        """A hash of the questions, and of path, size and time of change of their pictures."""
+        """A hash of the questions, and of path, size and time of change of their pictures: what the answers depend on."""
         digest = hashlib.sha256()
         for question in self.questions:
             digest.update(repr((question.id, question.text, question.picture and question.picture.key)).encode())
         digest.update(repr(sorted(self.source.folder.stats.items())).encode())
         return digest.hexdigest()[:16]
+
+    @property
+    def labels_digest(self) -> str:
+        """A hash of the labels and categories of the questions: what the scores depend on besides the answers."""
+        return labels_digest(self.questions)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from tasks.benchmarks.layout.scores import OFFICIAL, Scores
 MAIN = "main"
 COLUMNS = (
     "model", "benchmark", "metric", "part", "rule", "score", "lower", "upper", "interval", "n", "n_groups",
-    "token_plan", "notes",
+    "token_plan", "unlike_published", "notes",
 )  # fmt: skip
 
 
@@ -23,6 +23,7 @@ def tabulate(
     n: Mapping[str, int],
     model: str,
     token_plan: str,
+    unlike: Mapping[str, str],
 ) -> pd.DataFrame:
     """The table of a run; ``docs/results.md`` describes its columns.
 
@@ -35,11 +36,14 @@ def tabulate(
         n: Number of questions that were asked, by benchmark.
         model: The model's name.
         token_plan: The token plan that the answers were generated under.
+        unlike: Why published scores are not comparable, by benchmark; empty if nothing speaks against it.
     """
     rows: list[dict[str, Any]] = []
     for name, own in scores.items():
         told = "; ".join([*notes.get(name, ()), *own.notes])
-        about = {"model": model, "benchmark": name, "token_plan": token_plan, "notes": told}
+        about = {
+            "model": model, "benchmark": name, "token_plan": token_plan, "unlike_published": unlike[name], "notes": told,
+        }  # fmt: skip
         found = score_estimate(own) or Estimate(np.nan, np.nan, np.nan, 0, NONE)
         rule = own.metrics[0].rule if own.metrics else OFFICIAL
         rows.append(

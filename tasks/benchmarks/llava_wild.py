@@ -1,7 +1,7 @@
 """LLaVA-Bench (in the wild): 60 open questions, graded by a judge against reference answers of GPT-4.
 
 The score is the judge's sum for the model over that for the references. Figures of another judge than the authors'
-(gpt-4-0314) are not comparable. A reply that cannot be read is counted and left out; the authors' script scores it -1.
+(gpt-4-0314) are not comparable. An answer without a grade is counted and left out; the authors' script scores it -1.
 
 Source: Liu et al. 2023, "Visual Instruction Tuning", arXiv 2304.08485; LLaVA's ``eval_gpt_review_bench`` and
     ``summarize_gpt_review``. The instructions to the judge are ours, with the authors' scale and layout.
@@ -110,7 +110,9 @@ def _measure(reviews: Sequence[Review]) -> tuple[list[Item], list[Metric]]:
     return [Item("all", one.graded[1], one.graded[0], one.question.group) for one in reviews], metrics
 
 
-RUBRIC = Rubric(judge_prompt, parse_reply, _measure, "context.jsonl and answers_gpt4.jsonl beside it", SYSTEM)
+RUBRIC = Rubric(
+    judge_prompt, parse_reply, _measure, "context.jsonl and answers_gpt4.jsonl beside it", SYSTEM, bounded=False
+)
 
 
 def score(
@@ -134,7 +136,7 @@ def score(
 
 
 def review_files(reviews: Sequence[Review], answers: Sequence[str], judge: str) -> dict[str, bytes]:
-    """``reviews.jsonl`` in LLaVA's layout; a reply that cannot be read has no tuple.
+    """``reviews.jsonl`` in LLaVA's layout; without a grade there is no tuple, and ``not_judged`` says why none came.
 
     Args:
         reviews: In the order of the answers.
@@ -147,7 +149,8 @@ def review_files(reviews: Sequence[Review], answers: Sequence[str], judge: str) 
             "id": number, "question_id": one.question.id, "answer1_id": one.question.label.answer_id, "answer2_id": own,
             "category": f"llava_bench_{one.question.category}", "content": one.reply,
         }  # fmt: skip
-        rows.append(row | ({} if one.grade is None else {"tuple": list(one.grade)}))
+        row |= {} if one.grade is None else {"tuple": list(one.grade)}
+        rows.append(row | ({"not_judged": one.rejection} if one.rejection else {}))
     return {"reviews.jsonl": json_lines(rows)}
 
 

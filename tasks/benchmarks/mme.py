@@ -25,6 +25,7 @@ PERCEPTION = (
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 ASK = " Please answer yes or no."  # the benchmark's own tail, which LLaVA replaces
 Verdict = Literal["yes", "no", "other"]
+_MOST = 2.0  # points of a question
 
 
 def prompt(row: Row) -> str:
@@ -74,7 +75,7 @@ def score(questions: Sequence[Question], answers: Sequence[str | None]) -> Score
     if unknown:
         raise UserError(f"category must be one of MME's fourteen, got {unknown[0]!r}. Use MME's question file.")
     official = _items(questions, [parse(text) for text in texts])
-    weights = {name: 100.0 for name in PERCEPTION if any(q.category == name for q in questions)}
+    weights = {name: 100.0 * _MOST for name in PERCEPTION if any(q.category == name for q in questions)}
     metrics = _metrics(questions, official, "official")
     metrics += _metrics(questions, _items(questions, [_lmms(text) for text in texts]), "lmms-eval")
     kept = tuple(item for item in official if item.stratum in weights)
@@ -107,7 +108,7 @@ def _lmms(text: str) -> Verdict:
 
 
 def _items(questions: Sequence[Question], verdicts: Sequence[Verdict]) -> list[Item]:
-    """One item for each question: 1 if it is right, and 1 more if both questions about the picture are."""
+    """One item for each question: 1 of 2 if it is right, and 1 more if both questions about the picture are."""
     right = [verdict == q.label for q, verdict in zip(questions, verdicts, strict=True)]
     pairs: dict[str, list[int]] = {}
     for index, question in enumerate(questions):
@@ -121,7 +122,7 @@ def _items(questions: Sequence[Question], verdicts: Sequence[Verdict]) -> list[I
         for index in pair:
             plus[index] = float(right[pair[0]] and right[pair[1]])
     return [
-        Item(q.category, ok + both, 1.0, f"{q.category}/{q.id}")
+        Item(q.category, ok + both, _MOST, f"{q.category}/{q.id}")
         for q, ok, both in zip(questions, right, plus, strict=True)
     ]
 

@@ -117,13 +117,18 @@ def score(
 
 
 def review_files(reviews: Sequence[Review], answers: Sequence[str], judge: str) -> dict[str, bytes]:
-    """``mm-vet-grades.json`` in the layout of MM-Vet's notebook, with the judge's name; it holds no ids of answers."""
+    """``mm-vet-grades.json`` in the layout of MM-Vet's notebook, with the judge's name; it holds no ids of answers.
+
+    An answer without a grade has empty lists; ``not_judged`` says why the judge's server rejects it.
+    """
     grades: dict[str, Any] = {}
     for one in reviews:
         own = grades.setdefault(_key(one.question.id), {"model": [], "content": [], "score": []})
         if one.grade is not None:
             for name, value in (("model", judge), ("content", one.reply), ("score", one.grade[0])):
                 own[name].append(value)
+        if one.rejection:
+            own["not_judged"] = one.rejection
     return {"mm-vet-grades.json": json.dumps(grades, indent=1).encode()}
 
 

@@ -67,14 +67,24 @@ class Benchmark:
     scored_by: Literal["labels", "server", "judge"] = "labels"
 
     def read(self, source: Source) -> list[Question]:
-        """The questions in the order of the file; ``UserError`` if they or the labels have another layout."""
+        """The questions in the order of the file.
+
+        Raises:
+            UserError: If they or the labels have another layout, or labels that the user named are those of others.
+        """
         try:
-            return self.module.read(source)
+            found = self.module.read(source)
         except (KeyError, TypeError, AttributeError, IndexError) as error:  # labels in another layout
             raise UserError(
                 f"labels must have the layout of {self.title}, got {type(error).__name__} {str(error)[:60]} in "
                 f"{str(source.labels or source.questions[0])!r}. See the page on benchmarks."
             ) from error
+        if source.labels_given and all(question.label is None for question in found):
+            raise UserError(
+                f"labels must belong to the questions, got none for {len(found)} questions of {self.name} in "
+                f"{str(source.labels)!r}. Use the labels of the same split."
+            )
+        return found
 
 
 _ALL = (

@@ -14,11 +14,10 @@ from tasks.benchmarks.layout.question import Question
 from tasks.benchmarks.layout.rows import FileNames, Row, Source, read_json
 from tasks.benchmarks.layout.scores import Scores, answered, mean_scores, unlabelled
 from tasks.errors import UserError
-from tasks.prompts import SHORT
+from tasks.prompts import SHORT, UNANSWERABLE
 from tasks.rules.vqav2 import accuracy, normalise
 
 FILES = FileNames(questions=("llava_test.jsonl",), images=("test", "val"), labels=("val.json", "Annotations/val.json"))
-UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 
 
 def prompt(row: Row) -> str:

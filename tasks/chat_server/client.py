@@ -116,8 +116,14 @@ class ChatClient:
         self._log.add(reply)
         return reply
 
-    def ask_all(self, requests: Iterable[tuple[str, ChatRequest]]) -> Iterator[Reply]:
+    def ask_all(
+        self, requests: Iterable[tuple[str, ChatRequest]], *, stop_when_rejected: bool = True
+    ) -> Iterator[Reply]:
         """The replies to pairs of tag and request, in their order. Equal requests are sent once.
+
+        Args:
+            requests: Read as replies come in.
+            stop_when_rejected: Whether rejected requests count among five in a row without an answer, which end it.
 
         Raises:
             ChatServerError: If the server cannot be used, or five requests in a row have no answer.
@@ -142,9 +148,12 @@ class ChatClient:
                     reply = future.result()
                     if not any(future is other for _, other in waiting):
                         running.pop(reply.key, None)
-                    unanswered = 0 if reply.is_answered else unanswered + 1
-                    if unanswered == _IN_A_ROW or not (waiting or self._log.n_answered):
-                        raise ChatServerError(reply.error)
+                    if reply.is_answered:
+                        unanswered = 0
+                    elif stop_when_rejected or reply.status != "rejected":
+                        unanswered += 1
+                        if unanswered == _IN_A_ROW or not (waiting or self._log.n_answered):
+                            raise ChatServerError(reply.error)
                     yield replace(reply, tag=tag)
             finally:
                 self._stop.set()  # ends the waits between attempts

@@ -1,9 +1,9 @@
 """A judge of answers at a chat server, as ``tasks.benchmarks`` asks one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from tasks.chat_server.client import ChatClient
-from tasks.chat_server.connection import ChatServerError
+from tasks.chat_server.connection import ChatServerError, RejectedError
 from tasks.chat_server.request import ChatRequest, Message, Reply
 
 
@@ -40,6 +40,7 @@ class ServerJudge:
         self.model = model
         self._client, self._system = client, system
         self._max_tokens, self._temperature, self._seed = max_tokens, temperature, seed
+        self._rejected: dict[str, str] = {}  # prompts that the server rejects for good, and what it says
 
     def request(self, prompt: str) -> ChatRequest:
         """What is sent for a prompt."""
@@ -51,29 +52,41 @@ class ServerJudge:
         """The reply to a prompt, from the log if it was asked before.
 
         Raises:
+            RejectedError: If the server does not accept this prompt, for example because it is too long.
             ChatServerError: If there is no reply.
             CostLimitError: If the request could exceed the limit of costs.
         """
-        return _text(self._client.ask(self.request(prompt)))
+        if prompt not in self._rejected:
+            text = self._text(prompt, self._client.ask(self.request(prompt)))
+            if text is not None:
+                return text
+        raise RejectedError(self._rejected[prompt])
 
-    def ask_all(self, prompts: Iterable[str], *, on_reply: Callable[[], object] = lambda: None) -> list[str]:
-        """The replies to many prompts, several at a time. ``ask`` then returns each without asking again.
+    def ask_all(self, prompts: Sequence[str], *, on_reply: Callable[[], object] = lambda: None) -> list[str | None]:
+        """The replies to many prompts, several at a time; None for a prompt that the server does not accept.
 
-        ``on_reply`` is called after each reply.
+        ``ask`` then returns each reply, or raises ``RejectedError``, without asking again. ``on_reply`` is called after
+        each reply.
 
         Raises:
-            ChatServerError: If there is no reply to one of them.
+            ChatServerError: If the server accepts no prompt, or does not reply to one of them.
             CostLimitError: If the next request could exceed the limit of costs.
         """
-        replies = self._client.ask_all((str(n), self.request(prompt)) for n, prompt in enumerate(prompts))
+        requests = ((str(n), self.request(prompt)) for n, prompt in enumerate(prompts))
         found = []
-        for reply in replies:
+        for reply in self._client.ask_all(requests, stop_when_rejected=False):
             found.append(reply)
             on_reply()
-        return [_text(reply) for reply in found]
+        texts = [self._text(prompt, reply) for prompt, reply in zip(prompts, found, strict=True)]
+        if found and not any(reply.is_answered for reply in found):
+            raise ChatServerError(found[0].error)
+        return texts
 
-
-def _text(reply: Reply) -> str:
-    if not reply.is_answered:
-        raise ChatServerError(f"{reply.error} Start the same command again; other replies are kept.")
-    return reply.text
+    def _text(self, prompt: str, reply: Reply) -> str | None:
+        """The text of a reply; None if the server rejects the prompt."""
+        if reply.status == "rejected":
+            self._rejected[prompt] = reply.error
+            return None
+        if not reply.is_answered:
+            raise ChatServerError(f"{reply.error} Start the same command again; other replies are kept.")
+        return reply.text

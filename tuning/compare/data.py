@@ -41,10 +41,14 @@ class OpenData(NamedTuple):
 
     @property
     def digests(self) -> dict[str, str]:
-        """The digest of each file's samples by condition (``train`` for the training data); scenes have none."""
+        """The digest of each file's samples by condition (``train`` for the training data); scenes have none.
+
+        A benchmark has one of its questions, and one of its labels, which its stored scores depend on.
+        """
         return {
             **{name: source.digest for name, source in self.files.items()},
             **{f"{PREFIX}{one.name}": one.digest for one in self.benchmarks},
+            **{f"labels of {one.name}": one.labels_digest for one in self.benchmarks},
         }
 
     @property

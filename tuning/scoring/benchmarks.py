@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from models.llava import Llava
 from models.pixels import Preprocess
 from records.evaluation.answering import answer_questions
-from records.evaluation.intervals import influence, score_estimate
+from records.evaluation.intervals import bounded_interval, influence, score_estimate
 from records.evaluation.sources import OpenBenchmark
 from records.intervals import crossed, quantile
 from tasks.benchmarks.layout.scores import Item, Scores
@@ -29,7 +29,7 @@ METRIC = "benchmark score"
 _COLUMNS = ("benchmark", "stratum", "above", "below", "group", "weight")
 _PAIRED = "95% t over pictures and seeds, linearised, paired with full"
 _PAIRED_ONE = "95% t over pictures, linearised, paired with full; this seed only"
-_SCORE = "95% t over pictures and seeds, linearised"
+_SCORE = "95% Wilson over pictures and seeds, linearised"
 _NO_INTERVAL = "none: the answers do not differ"
 _Array = NDArray[np.float64]
 
@@ -145,8 +145,13 @@ def _score(own: _Seeds) -> dict[str, Any]:
         assert found is not None
         ends, name = (found.lower, found.upper), f"{found.interval}; this seed only"
     else:
-        half = _half(own.values[:, None] - value + own.moved * own.moved.shape[1])
-        ends, name = (value - half, value + half), _SCORE
+        n = own.moved.shape[1]
+        varied = crossed(own.values[:, None] - value + n * own.moved)
+        variance = varied.variance if n > 1 else 0.0  # seeds alone say nothing about other pictures
+        lower, upper = bounded_interval(
+            value, own.scores[0].highest, variance, units=n, degrees=max(varied.degrees, 1.0)
+        )
+        ends, name = (float(lower), float(upper)), _SCORE
     return {"score": value, "score_lower": ends[0], "score_upper": ends[1], "score_interval": name}
 
 
@@ -172,7 +177,7 @@ def _retention(own: _Seeds, full: _Seeds, *, paired: bool) -> dict[str, Any]:
     ) / base  # a plan with one seed is paired with every seed of full
     half = _half(residuals)
     name = _NO_INTERVAL if np.isnan(half) else _PAIRED if len(full.seeds) > 1 else _PAIRED_ONE
-    return {"retention": ratio, "lower": ratio - half, "upper": ratio + half, "interval": name}
+    return {"retention": ratio, "lower": float(np.maximum(ratio - half, 0.0)), "upper": ratio + half, "interval": name}
 
 
 def _reference() -> dict[str, Any]:
@@ -191,13 +196,13 @@ def _half(residuals: Float[_Array, "seed picture"]) -> float:
 
 def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The mean of the retentions; the benchmarks' pictures are independent, so the variances of their intervals add."""
-    halves = np.array([(row["upper"] - row["lower"]) / 2 for row in rows], dtype=float)
+    halves = np.array([row["upper"] - row["retention"] for row in rows], dtype=float)  # lower ends stop at 0
     value = float(np.mean([row["retention"] for row in rows]))
     half = float("nan") if np.isnan(halves).all() else float(np.sqrt(np.nansum(halves**2)) / len(rows))
     name = rows[0]["interval"] if np.isnan(half) else "95%, from the intervals of the benchmarks as independent"
     return {
         "condition": MEAN, "family": "all", "metric": "mean retention", "chance": np.nan, "score": np.nan,
         "score_lower": np.nan, "score_upper": np.nan, "score_interval": "none", "retention": value,
-        "lower": value - half, "upper": value + half, "interval": name, "n": int(sum(row["n"] for row in rows)),
+        "lower": float(np.maximum(value - half, 0.0)), "upper": value + half, "interval": name, "n": int(sum(row["n"] for row in rows)),
         "seeds": min(row["seeds"] for row in rows),
     }  # fmt: skip

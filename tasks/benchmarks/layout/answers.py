@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 
 from tasks.benchmarks.layout.question import Id, Question
 from tasks.benchmarks.layout.rows import Row, read_json, read_rows
-from tasks.errors import UserError
+from tasks.errors import UserError, shown_text
+from tasks.prompts import IMAGE, LETTER, SHORT, UNANSWERABLE
 
 _ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"  # of the authors' ids
 _ID_LENGTH = 22
 _IDS = ("question_id", "questionId", "image", "id")
+_FORMATS = {text.lower() for text in (SHORT, LETTER, UNANSWERABLE)}
+_NO_PROMPT = "Unknown"  # what the ScienceQA script records for a question without answer
 _TEXTS = ("text", "prediction", "answer", "pred")
 
 
@@ -49,7 +52,8 @@ def read_answers(path: Path) -> list[Answer]:
     for row in rows:
         text = next((name for name in _TEXTS if row.values.get(name) is not None), "text")
         prompt = row.values.get("prompt", row.values.get("question"))
-        found.append(Answer(row.id(*_IDS), row.text(text), prompt if isinstance(prompt, str) else None, row.values))
+        known = isinstance(prompt, str) and prompt != _NO_PROMPT
+        found.append(Answer(row.id(*_IDS), row.text(text), prompt if known else None, row.values))
     return found
 
 
@@ -59,7 +63,8 @@ def match_answers(questions: Sequence[Question], answers: Sequence[Answer]) -> l
     Questions that share an id, such as the two about a picture of MME, are told apart by their prompts.
 
     Raises:
-        UserError: If an answer belongs to no question, or a question has two different answers.
+        UserError: If an answer belongs to no question, records a prompt that has no line of the question's, or a question
+            has two different answers.
 
     Example:
         >>> match_answers([Question(1, "a?"), Question(2, "b?")], [Answer("2", "yes")])
@@ -88,6 +93,11 @@ def match_answers(questions: Sequence[Question], answers: Sequence[Answer]) -> l
                 )
             if len(places) > 1:  # the same question twice: in order
                 by_prompt[(name, answer.prompt or "")].popleft()
+        if answer.prompt is not None and not _alike(answer.prompt, questions[places[0]].prompt):
+            raise UserError(
+                f"answers must belong to the questions, got the prompt {shown_text(answer.prompt, 60)!r} for {answer.id!r}, "
+                f"whose question is {shown_text(questions[places[0]].prompt, 60)!r}. Use the answers of the same questions."
+            )
         if found[places[0]] not in (None, answer.text):
             raise UserError(
                 f"answers must have one answer for each question, got two different ones for {answer.id!r}. Remove one."
@@ -132,6 +142,22 @@ def answer_id(text: str) -> str:
         number, rest = divmod(number, len(_ALPHABET))
         letters.append(_ALPHABET[rest])
     return "".join(reversed(letters))
+
+
+def _alike(given: str, own: str) -> bool:
+    """Whether two prompts may be of one question: one contains the other, or they share a line.
+
+    Format prompts, which are the same for all questions, do not count.
+    """
+    first, second = (_lines(text) for text in (given, own))
+    if not first or not second or " ".join(first) in " ".join(second) or " ".join(second) in " ".join(first):
+        return True
+    return bool(set(first) & set(second))
+
+
+def _lines(prompt: str) -> list[str]:
+    lines = (" ".join(line.split()).lower() for line in prompt.replace(IMAGE, "").split("\n"))
+    return [line for line in lines if line and line not in _FORMATS]
 
 
 def _listed(options: tuple[str, ...]) -> dict[str, Any]:

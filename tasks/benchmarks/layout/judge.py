@@ -1,16 +1,19 @@
 """A judge grades answers with a number. LLaVA-Bench (in the wild) and MM-Vet are scored by one.
 
-A reply that cannot be read is counted and left out of the mean; no grade is made up. Figures of two judges are not
-comparable, so every number of a judge carries its name.
+An answer that the judge's server rejects for good and a reply that cannot be read are counted and left out of the mean;
+no grade is made up. Figures of two judges are not comparable, so every number of a judge carries its name.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from tasks.benchmarks.layout.question import Question
-from tasks.benchmarks.layout.scores import Item, Metric, Scores, answered
+from tasks.benchmarks.layout.scores import Item, Metric, Scores, answered, unlabelled
+from tasks.chat_server.connection import RejectedError
 
 Grade = tuple[float, ...]
+NOT_JUDGED = "not judged"
+_LISTED = 3  # rejected answers that a note lists; the file of reviews has all
 
 
 @runtime_checkable
@@ -26,15 +29,17 @@ class Judge(Protocol):
     """
 
     def ask(self, prompt: str) -> str:
-        """The reply to a prompt."""
+        """The reply to a prompt; ``RejectedError`` if the judge can never grade this one."""
 
 
 class Review(NamedTuple):
-    """A judge's reply about one answer, and the numbers in it; None if it cannot be read."""
+    """A judge's reply about one answer, and the numbers in it; None if there are none."""
 
     question: Question
     reply: str
     grade: Grade | None
+    rejection: str = ""
+    """Why the judge's server does not accept the answer; empty if there is a reply."""
 
     @property
     def graded(self) -> Grade:
@@ -54,6 +59,8 @@ class Rubric(NamedTuple):
     """The files without which there is nothing to compare an answer with."""
     system: str = ""
     """The system message; none if empty."""
+    bounded: bool = True
+    """Whether the score has a largest value; see ``Scores``."""
 
 
 @runtime_checkable
@@ -87,8 +94,14 @@ def review(rubric: Rubric, questions: Sequence[Question], answers: Sequence[str 
         >>> review(RUBRIC, [Question(0, "What is x?", label=("-1", ("math",)))], ["x = 1"], Kind())[0].grade
         (0.5,)
     """
-    replies = [judge.ask(prompt) for prompt in judge_prompts(rubric, questions, answers)]
-    return [Review(q, reply, rubric.parse(reply)) for q, reply in zip(questions, replies, strict=True)]
+    found = []
+    for question, prompt in zip(questions, judge_prompts(rubric, questions, answers), strict=True):
+        try:
+            reply = judge.ask(prompt)
+            found.append(Review(question, reply, rubric.parse(reply)))
+        except RejectedError as error:
+            found.append(Review(question, "", None, str(error)))
+    return found
 
 
 def score_reviews(
@@ -100,13 +113,24 @@ def score_reviews(
     reviews: Sequence[Review] = (),
 ) -> Scores:
     """The scores of reviews, which ``judge`` makes if it is given; only a note if there are neither."""
-    if any(question.label is None for question in questions):
-        return Scores(notes=(f"needs {rubric.needs}, and a judge",))
+    if empty := unlabelled(questions, f"needs {rubric.needs}, and a judge"):
+        return empty
     if judge is None and not reviews:
         return Scores(notes=("needs a judge",))
     found = list(reviews) if judge is None else review(rubric, questions, answers, judge)
     graded = [one for one in found if one.grade is not None]
+    rejected = [one for one in found if one.rejection]
+    unreadable = len(found) - len(graded) - len(rejected)
     items, metrics = rubric.measure(graded)
-    bad = len(found) - len(graded)
-    notes = (f"{bad} of {len(found)} replies of the judge cannot be read and are left out",) if bad else ()
-    return Scores(tuple(items), {"all": 100.0}, tuple(metrics), notes)
+    counted, notes = [], []
+    if rejected:
+        listed = "; ".join(f"question {one.question.id} ({one.rejection})" for one in rejected[:_LISTED])
+        more = f"; and {len(rejected) - _LISTED} more" if len(rejected) > _LISTED else ""
+        notes.append(
+            f"the judge's server rejects {len(rejected)} of {len(found)} answers, which are left out: {listed}{more}"
+        )
+        counted.append(Metric(NOT_JUDGED, "rejected", float(len(rejected)), len(found)))
+    if unreadable:
+        notes.append(f"{unreadable} of {len(found)} replies of the judge cannot be read and are left out")
+        counted.append(Metric(NOT_JUDGED, "unreadable", float(unreadable), len(found)))
+    return Scores(tuple(items), {"all": 100.0}, (*metrics, *counted), tuple(notes), rubric.bounded)

@@ -1,6 +1,7 @@
 """A question of a benchmark, in the words that the model is asked."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,3 +49,16 @@ class Question:
         pictures = (self.picture,) if self.picture else ()
         answer = self.label if isinstance(self.label, str) else ""
         return Example(f"{number}:{self.id}", pictures, self.text, answer, self.group, family=self.category)
+
+
+def labels_digest(questions: Iterable[Question]) -> str:
+    """A hash of the labels and categories of questions, from files or from the question file itself.
+
+    Example:
+        >>> labels_digest([Question(1, "a?", label="yes")]) == labels_digest([Question(1, "a?", label="no")])
+        False
+    """
+    digest = hashlib.sha256()
+    for question in questions:
+        digest.update(repr((question.category, question.label)).encode())
+    return digest.hexdigest()[:16]

@@ -63,6 +63,8 @@ class Source:
     images: Path
     labels: Path | None = None
     follow_links: bool = False
+    labels_given: bool = False
+    """Whether the user named the labels, which then must be those of the questions."""
     folder: PictureFolder = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -136,7 +138,7 @@ class FileNames:
             )
         label = labels or next(iter(_first(folder, self.labels)), None)
         picture_folder = images or next((p for p in _first(folder, self.images) if p.is_dir()), None)
-        return Source(tuple(found), picture_folder or folder, label, follow_links)
+        return Source(tuple(found), picture_folder or folder, label, follow_links, labels is not None)
 
 
 def _first(folder: Path, names: Sequence[str]) -> list[Path]:

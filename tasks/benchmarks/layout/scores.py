@@ -2,7 +2,8 @@
 
 The main score is the sum over strata of weight x (sum of ``above`` / sum of ``below``). A plain accuracy has one
 stratum and ``below`` 1; POPE's mean of three F1 has three, with ``above`` 2 x true positives; MME has one for each
-category.
+category. Except for grades relative to a reference, ``above`` is never larger than ``below``, so a score lies between 0
+and the sum of the weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +53,13 @@ class Scores:
     weights: Mapping[str, float] = field(default_factory=lambda: {"all": 100.0})
     metrics: tuple[Metric, ...] = ()
     notes: tuple[str, ...] = ()
+    bounded: bool = True
+    """Whether ``above`` is at most ``below`` in every item that could be, so that the score has a largest value."""
+
+    @property
+    def highest(self) -> float:
+        """The largest possible score; infinity if there is none."""
+        return float(sum(self.weights.values())) if self.bounded else float("inf")
 
     @property
     def main(self) -> float | None:
@@ -67,7 +75,7 @@ class Scores:
     def sums(self, stratum: str) -> tuple[float, float]:
         """The sums of ``above`` and ``below`` of a stratum."""
         own = [item for item in self.items if item.stratum == stratum]
-        return sum(item.above for item in own), sum(item.below for item in own)
+        return sum((item.above for item in own), 0.0), sum((item.below for item in own), 0.0)
 
 
 def mean_scores(

@@ -22,6 +22,7 @@ from records.processes import Processes
 from records.run import FinishedRun
 from tasks.benchmarks.layout.make_pope import scene_pictures, write_pope
 from tasks.errors import UserError
+from tasks.prompts import SHORT
 from tests.tasks.benchmarks.bundle import png, write
 
 TINY = ModelOptions("random:tiny")
@@ -201,6 +202,18 @@ def test_a_server_scores_what_has_no_labels_and_gets_an_upload(
             "got one for 99, which the questions do not have",
         ),
         (["score", "pope", "--answers", "FEW", "--questions", "POPE"], "answers must cover every question"),
+        (
+            ["score", "pope", "--answers", "UNLIKE", "--questions", "POPE"],
+            "got the prompt 'Is there a zebra?\\nAnswer the question using a single word or phr...' for 1, whose question is",
+        ),
+        (
+            ["score", "gqa", "--answers", "FEW", "--questions", "GQA", "--labels", "labels.json"],
+            "labels must belong to the questions, got none for 1 questions of gqa in 'labels.json'",
+        ),
+        (
+            ["score", "pope", "--answers", "FEW", "--questions", "POPE", "--uploads", "few.jsonl"],
+            "uploads must be a folder, got the file 'few.jsonl'",
+        ),
         (["score", "gqa", "--answers", "FEW", "--questions", "GQA"], "labels must be given to score gqa"),
         (["make-pope"], "out must be given"),
         (["make-pope", "--out", "POPE"], "out must be a new or empty folder"),
@@ -216,8 +229,9 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     few = {"question_id": 1, "prompt": "Is there a cat?", "text": "Yes"}
     files = {"other.jsonl": [{**few, "question_id": 99}], "few.jsonl": [few], "gqa.jsonl": [few | {"image": "a"}]}
-    write(tmp_path, files)
-    named = {"POPE": str(pope), "OTHER": "other.jsonl", "FEW": "few.jsonl", "GQA": "gqa.jsonl"}
+    unlike = few | {"prompt": f"Is there a zebra?\n{SHORT}"}
+    write(tmp_path, files | {"unlike.jsonl": [unlike], "labels.json": {"7": {"answer": "yes"}}})
+    named = {"POPE": str(pope), "OTHER": "other.jsonl", "FEW": "few.jsonl", "GQA": "gqa.jsonl", "UNLIKE": "unlike.jsonl"}
     given = [word.replace("=POPE", f"={pope}") if "=" in word else named.get(word, word) for word in words]
     is_run = not words or words[0].startswith("--")
     with pytest.raises(SystemExit) as end:

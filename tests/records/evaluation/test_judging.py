@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -83,7 +84,7 @@ def test_a_judge_scores_answers_and_is_asked_once(wild: Path, capsys: pytest.Cap
         assert found["metrics"][0]["rule"] == "graded by kind-judge" and found["metrics"][0]["n"] == N - 1
         assert any("not comparable with figures of another judge" in note for note in found["notes"])
         assert "1 of 6 replies of the judge cannot be read and are left out" in found["notes"]
-        reviews = [json.loads(line) for line in (wild / "answers.reviews.jsonl").read_text().splitlines()]
+        reviews = [json.loads(line) for line in (wild / "answers.kind-judge.reviews.jsonl").read_text().splitlines()]
         assert [row.get("tuple") for row in reviews] == [None, *([8.0, float(i)] for i in range(1, N))]
         assert [row["answer2_id"] for row in reviews] == [f"a{i}" for i in range(N)]
         log = wild / "answers.judge.jsonl"
@@ -102,15 +103,117 @@ def test_mmvet_is_graded(vet: Path, capsys: pytest.CaptureFixture[str]) -> None:
         score(vet, server.url, "--json", benchmark="mmvet")
     found = json.loads(capsys.readouterr().out)
     assert {m["part"]: round(m["value"], 6) for m in found["metrics"]} == {"all": 70.0, "ocr": 40.0, "math": 100.0}
-    written = json.loads((vet / "answers.mm-vet-grades.json").read_text())
+    written = json.loads((vet / "answers.kind-judge.mm-vet-grades.json").read_text())
     assert written["v1_0"] == {"model": ["kind-judge"], "content": ["0.4"], "score": [0.4]}
+
+
+def long_ones(status: int) -> Callable[[Body, int], Play]:
+    """Question 2 is too long for the server; the reply about question 0 cannot be read."""
+
+    def script(body: Body, n: int) -> Play:
+        return Play("too long", status=status) if number(body) == 2 else grades(body, n)
+
+    return script
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_an_answer_that_the_server_rejects_is_not_judged_and_the_others_are(
+    status: int, wild: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted_server(long_ones(status)) as server:
+        score(wild, server.url, "--json")
+        assert len(server.asked) == N, "a rejected request is not sent twice"
+    found = json.loads(capsys.readouterr().out)
+    # Without the questions 0, which cannot be read, and 2: 1 + 3 + 4 + 5 of 4 x 8.
+    assert found["score"] == pytest.approx(100 * 13 / 32)
+    counted = {(m["name"], m["part"]): (m["value"], m["n"]) for m in found["metrics"]}
+    assert counted["relative score", "all"] == (pytest.approx(100 * 13 / 32), N - 2)
+    assert counted["not judged", "rejected"] == counted["not judged", "unreadable"] == (1, N)
+    assert all(m["rule"] == "graded by kind-judge" for m in found["metrics"])
+    (note,) = [note for note in found["notes"] if "rejects" in note]
+    assert note.startswith("the judge's server rejects 1 of 6 answers, which are left out: question 2 (")
+    assert f"status {status} (too long)" in note
+    rows = [json.loads(line) for line in (wild / "answers.kind-judge.reviews.jsonl").read_text().splitlines()]
+    assert [row["question_id"] for row in rows if "tuple" not in row] == [0, 2]
+    assert f"status {status} (too long)" in rows[2]["not_judged"] and "not_judged" not in rows[0]
+
+
+def test_a_run_with_a_rejected_answer_ends_and_its_table_counts_it(
+    wild: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["--model", "random:tiny", "--benchmark", f"llava_wild={wild}", "--new-tokens", "2", "--out", str(out)]
+    with scripted_server(long_ones(400)) as server:
+        words += ["--judge-url", server.url, "--judge-model", "kind-judge"]
+        main(words)
+        estimate, _, printed = capsys.readouterr().out.partition("\n")
+        main(words)  # only the rejected request is sent again, since the server may have changed
+        assert [number(body) for body in server.asked[N:]] == [2]
+        assert capsys.readouterr().out.partition("\n")[2] == printed != estimate
+    assert re.search(r"not judged +2", printed) and "question 2 (server must accept the request" in printed
+    table = pd.read_csv(out / "results.csv").set_index(["metric", "part"])
+    assert table.loc[("not judged", "rejected"), "score"] == 1
+    assert (table.loc[("main", "all"), "n"], table.loc[("main", "all"), "rule"]) == (N - 2, "graded by kind-judge")
+
+
+def test_many_rejected_answers_in_a_row_are_passed_over_and_none_accepted_is_an_error(
+    vet: Path, wild: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted_server(lambda b, n: grades(b, n) if number(b) == 5 else Play("too long", status=413)) as server:
+        score(wild, server.url, "--judge-concurrency", "1")
+        assert "rejects 5 of 6 answers" in capsys.readouterr().out
+    with scripted_server(lambda body, n: Play("no such field", status=422)) as server:
+        with pytest.raises(SystemExit) as end:
+            score(vet, server.url, benchmark="mmvet")
+        error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1
+    assert "server must accept the request, got status 422 (no such field)" in error
+    assert not list(vet.glob("*grades*"))
+
+
+def test_a_rejected_answer_of_mmvet_has_no_grade(vet: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted_server(lambda b, n: Play("1.0") if "Q1?" in str(b) else Play("long", status=400)) as server:
+        score(vet, server.url, "--json", benchmark="mmvet")
+    assert json.loads(capsys.readouterr().out)["score"] == 100.0
+    written = json.loads((vet / "answers.kind-judge.mm-vet-grades.json").read_text())
+    assert written["v1_0"]["score"] == [] and "status 400 (long)" in written["v1_0"]["not_judged"]
+    assert written["v1_1"] == {"model": ["kind-judge"], "content": ["1.0"], "score": [1.0]}
+
+
+def test_reviews_lie_in_a_folder_of_their_judge_and_results_name_it(
+    wild: Path, vet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["--model", "random:tiny", "--new-tokens", "2", "--out", str(out)]
+    words += ["--benchmark", f"llava_wild={wild}", "--benchmark", f"mmvet={vet}"]
+    write(vet / "images", {f"v1_{i}.png": png() for i in range(2)})
+
+    def script(body: Body, n: int) -> Play:
+        if "[Question]" in body["messages"][-1]["content"]:
+            return Play("4 8") if body["model"] == "org/second" else grades(body, n)
+        return Play(status=403) if body["model"] == "org/second" else Play("0.5")
+
+    with scripted_server(script) as server:
+        main([*words, "--judge-url", server.url, "--judge-model", "first"])
+        before = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+        with pytest.raises(SystemExit):  # the second judge grades one benchmark, and fails at the other
+            main([*words, "--judge-url", server.url, "--judge-model", "org/second"])
+    capsys.readouterr()
+    table = pd.read_csv(out / "results.csv")
+    assert set(table["rule"]) == {"graded by first"}
+    own = [path for path in before if "reviews" in path.parts]
+    assert {path.relative_to(out).parts[:3] for path in own if path.suffix} >= {
+        ("reviews", "first", "llava_wild"), ("reviews", "first", "mmvet")
+    }  # fmt: skip
+    assert all(path.read_bytes() == before[path] for path in own), "the reviews of the first judge are as they were"
 
 
 def test_replies_that_cannot_be_read_give_no_score(wild: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with scripted_server(lambda body, n: Play("-1")) as server:
         score(wild, server.url, "--json")
     found = json.loads(capsys.readouterr().out)
-    assert found["score"] is None and found["metrics"] == []
+    assert found["score"] is None
+    assert [(m["name"], m["part"], m["value"]) for m in found["metrics"]] == [("not judged", "unreadable", 6)]
     assert "6 of 6 replies of the judge cannot be read and are left out" in found["notes"]
 
 
@@ -138,7 +241,7 @@ def test_nothing_is_asked_twice_after_a_kill_and_the_key_is_written_nowhere(
                 time.sleep(0.02)
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
-        assert not (wild / "answers.reviews.jsonl").exists()
+        assert not (wild / "answers.kind-judge.reviews.jsonl").exists()
         first = [number(body) for body in server.asked]
         score(wild, server.url, *words)
         again = [number(body) for body in server.asked[4:]]
@@ -181,7 +284,7 @@ def test_benchmark_eval_keeps_answers_when_the_judge_fails(
     row = table.iloc[0]
     assert (row["metric"], row["rule"], row["n"]) == ("main", "graded by kind-judge", N - 1)
     assert row["score"] == pytest.approx(100 * 15 / 40)
-    assert len((out / "reviews" / "llava_wild" / "reviews.jsonl").read_text().splitlines()) == N
+    assert len((out / "reviews" / "kind-judge" / "llava_wild" / "reviews.jsonl").read_text().splitlines()) == N
     assert "graded by kind-judge" in capsys.readouterr().out
     assert "authorization" not in server.headers[0]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from records.evaluation.cli import main
-from records.evaluation.intervals import LINEARISED, score_estimate
+from records.evaluation.intervals import BOUNDED, score_estimate
 from tasks.benchmarks import caption
 from tasks.errors import UserError
 from tasks.rules.cider import cider_scores
@@ -51,7 +51,8 @@ def test_every_layout_gives_the_same_questions_and_score(name: str, content: Any
     assert found(scores) == {"CIDEr all": pytest.approx(100 * values.mean(), abs=1e-4)}
     assert scores.main == pytest.approx(100 * values.mean())
     estimate = score_estimate(scores)
-    assert estimate is not None and estimate.interval == LINEARISED, "no interval of a share"
+    assert estimate is not None and estimate.interval == BOUNDED, "no interval of an accuracy"
+    assert 0 < estimate.lower < estimate.value < estimate.upper < 1000
     (upload,) = uploads("caption", folder, ANSWERS).values()
     assert json.loads(upload)[1] == {"image_id": questions[1].id, "caption": "Two dogs."}
 

@@ -384,7 +384,7 @@ def test_llava_bench_in_the_wild(tmp_path: Path) -> None:
     # sums of the replies that can be read: (6 + 4.5) / (8 + 9); the authors' script scores the third -1
     assert found(scores) == {
         "relative score all": round(100 * 10.5 / 17, 4), "relative score llava_bench_conv": 75.0,
-        "relative score llava_bench_detail": 50.0,
+        "relative score llava_bench_detail": 50.0, "not judged unreadable": 1.0,
     }  # fmt: skip
     assert scores.notes == ("1 of 3 replies of the judge cannot be read and are left out",)
     assert judge.prompts[1].startswith(
@@ -417,7 +417,9 @@ def test_mmvet(tmp_path: Path) -> None:
     questions = read("mmvet", folder)
     judge = Scripted("0.5", "1.0 is right", "1.1")
     scores = mmvet.score(questions, ["x = 1", "a cat", "4"], judge)
-    assert found(scores) == {"score all": 75.0, "score rec": 100.0, "score ocr": 50.0, "score math": 50.0}
+    assert found(scores) == {
+        "score all": 75.0, "score rec": 100.0, "score ocr": 50.0, "score math": 50.0, "not judged unreadable": 1.0,
+    }  # fmt: skip
     assert scores.notes == ("1 of 3 replies of the judge cannot be read and are left out",)
     assert judge.prompts[0].endswith("\nQ0? | 1 <AND> 5 | x = 1 |")
     (upload,) = uploads("mmvet", folder, ["x = 1", "a cat", None]).values()

@@ -95,6 +95,11 @@ def test_compare_scores_plans_on_a_benchmark(tmp_path: Path) -> None:
     saved = pd.read_parquet(tmp_path / "compare" / "runs" / "full-seed0" / "benchmarks.parquet")
     assert set(saved["group"]) and len(saved) == 4
     assert "pope" in pd.read_csv(tmp_path / "compare" / "compare.csv")["condition"].tolist()
+    run_compare(settings)  # the same labels
+    for path in (tmp_path / "pope" / "coco").iterdir():
+        path.write_text(path.read_text().replace('"yes"', '"?"').replace('"no"', '"yes"').replace('"?"', '"no"'))
+    with pytest.raises(UserError, match=r"a run in .* that differs: data\.labels of pope was"):
+        run_compare(settings)  # stored scores belong to the labels before
 
 
 @pytest.mark.parametrize(
