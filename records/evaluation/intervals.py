@@ -106,9 +106,8 @@ def retention_estimate(own: Scores, full: Scores) -> Estimate | None:
         return Estimate(np.nan, np.nan, np.nan, n, NONE)
     if _is_share(own) and _is_share(full):
         (mine, _), (theirs, _) = (_sums(scores, groups, n) for scores in (own, full))
-        lower, upper = ratio_intervals(mine[None], theirs[None])
-        name = "95% Fieller over pictures, paired"
-        return Estimate(first / second, float(np.maximum(lower[0], 0.0)), float(upper[0]), n, name)
+        lower, upper = ratio_intervals(mine[None], theirs[None]).within(0.0)
+        return Estimate(first / second, float(lower[0]), float(upper[0]), n, "95% Fieller over pictures, paired")
     ratio = first / second
     change = (influence(own) - ratio * influence(full)) / second
     return _student(ratio, change, f"{LINEARISED}, paired")
