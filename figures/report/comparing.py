@@ -35,7 +35,7 @@ def cost_scatter(table: pd.DataFrame) -> Json | None:
         rows = overall[(overall["condition"] == condition) & overall["retention"].notna()]
         if not rows.empty:
             first = rows.iloc[0]
-            about = first.get("interval", "95 % interval")  # a table from before this column
+            about = _interval(rows, "lower")
             seeds = f", seeds: {int(rows['seeds'].max())}" if "seeds" in rows else ""
             interval = f"{about}; n = {int(first['n'])}{seeds}"
             points = [_point(row, list(costs)) for row in rows.to_dict("records")]
@@ -55,6 +55,14 @@ def cost_scatter(table: pd.DataFrame) -> Json | None:
         "costs": [{"name": name, "label": label} for name, label in costs.items()],
         "choices": choices,
     }
+
+
+def _interval(rows: pd.DataFrame, lower: str) -> str:
+    """What the intervals of plans are about; the plan that others are compared with has none."""
+    if "interval" not in rows:
+        return "95 % interval"  # a table from before this column
+    drawn = rows[rows[lower].notna()]
+    return str((rows if drawn.empty else drawn)["interval"].iloc[0])
 
 
 def _point(row: Mapping[Any, Any], costs: list[str]) -> Json:
@@ -84,7 +92,7 @@ def token_plan_scatter(table: pd.DataFrame) -> Json | None:
             }
             for row in rows.to_dict("records")
         ]  # fmt: skip
-        choices.append({"label": str(split), "interval": str(rows["interval"].iloc[0]), "points": points})
+        choices.append({"label": str(split), "interval": _interval(rows, "kept_lower"), "points": points})
     if not choices:
         return None
     return {

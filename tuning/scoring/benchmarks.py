@@ -21,6 +21,7 @@ from records.evaluation.sources import OpenBenchmark
 from records.intervals import crossed, quantile
 from tasks.benchmarks.layout.scores import Item, Scores
 from tasks.errors import UserError
+from tuning.scoring.retention import NO_PAIR, REFERENCE
 
 BENCHMARKS = "benchmarks.parquet"
 PREFIX = "benchmark:"
@@ -164,7 +165,7 @@ def _retention(own: _Seeds, full: _Seeds, *, paired: bool) -> dict[str, Any]:
                 "retention": np.nan,
                 "lower": np.nan,
                 "upper": np.nan,
-                "interval": "none: no seed is shared with full",
+                "interval": NO_PAIR,
             }
         own, full = own.of(seeds), full.of(seeds)
     base = float(full.values.mean())
@@ -181,7 +182,7 @@ def _retention(own: _Seeds, full: _Seeds, *, paired: bool) -> dict[str, Any]:
 
 
 def _reference() -> dict[str, Any]:
-    return {"retention": 1.0, "lower": np.nan, "upper": np.nan, "interval": "none: the reference itself"}
+    return {"retention": 1.0, "lower": np.nan, "upper": np.nan, "interval": REFERENCE}
 
 
 def _half(residuals: Float[_Array, "seed picture"]) -> float:

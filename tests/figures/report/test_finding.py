@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
 from figures.report import build_report
+from figures.report.comparing import cost_scatter, token_plan_scatter
 from figures.report.patching import patch_curves
 from figures.runs import figures_of
 from figures.style import series_look, series_numbers
@@ -131,6 +133,20 @@ def test_one_token_group_has_one_colour_in_every_figure() -> None:
     assert set(colours_of) == {"s0"}
     many = [series_look(number) for number in series_numbers([f"group {k}" for k in range(12)])]
     assert len(set(many)) == 12
+
+
+def test_bars_are_described_by_the_interval_of_a_plan_that_has_one() -> None:
+    table = pd.DataFrame(
+        [("full", 1.0, 1.0, np.nan, np.nan, "none: the reference itself"), ("band", 0.8, 0.6, 0.5, 0.7, "95% made")],
+        columns=["plan", "flops_ratio", "retention", "lower", "upper", "interval"],
+    ).assign(family="all", condition="test", n=4, seeds=2)
+    scatter = cost_scatter(table)
+    assert scatter is not None
+    assert scatter["choices"][0]["interval"] == "95% made; n = 4, seeds: 2"
+    plans = table.assign(kept=table["retention"], kept_lower=table["lower"], kept_upper=table["upper"], split="test")
+    scatter = token_plan_scatter(plans.assign(prefill_ratio=table["flops_ratio"]))
+    assert scatter is not None
+    assert scatter["choices"][0]["interval"] == "95% made"
 
 
 def test_a_comparison_and_token_plans_open_on_what_is_kept(tmp_path: Path) -> None:
