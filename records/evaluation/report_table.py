@@ -43,7 +43,8 @@ def render_summary(results: pd.DataFrame) -> Table:
     other = {name: _other_rule(results, name) for name in names}
     if any(other.values()):
         table.add_row("  by lmms-eval's rule", *(other[name] or "-" for name in names))
-    unlike = {name: str(main.loc[name, "unlike_published"]) for name in names}
+    told = main.get("unlike_published", pd.Series("", main.index))  # a table from before this column has none
+    unlike = {name: str(told[name]) for name in names}
     marks = {name: "*" if reason else "" for name, reason in unlike.items()}
     published = [row for row in PUBLISHED if set(names) & row.scores.keys()]
     if any(marks.values()) and published:

@@ -9,19 +9,19 @@ from tasks.benchmarks import mmbench
 from tasks.benchmarks.layout.question import Question
 from tasks.benchmarks.layout.rows import FileNames, Row, Source
 from tasks.benchmarks.layout.scores import Scores
+from tasks.prompts import LETTER_CN
 
 FILES = FileNames(questions=("mmbench_dev_cn_20231003.tsv", "mmbench_dev_cn_*.tsv"))
-TAIL = "请直接回答选项字母。"
 
 
 def prompt(row: Row) -> str:
     """The words of the model's prompt: hint if there is one, question, options, and the Chinese format prompt."""
-    return f"{mmbench.words(row)}\n{TAIL}"
+    return f"{mmbench.words(row)}\n{LETTER_CN}"
 
 
 def read(source: Source) -> list[Question]:
     """As ``mmbench.read``, with the Chinese format prompt."""
-    return mmbench.read_with(source, TAIL)
+    return mmbench.read_with(source, LETTER_CN)
 
 
 def parse(text: str) -> str | None:

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from tasks.benchmarks.layout.question import Id, Question
 from tasks.benchmarks.layout.rows import Row, read_json, read_rows
 from tasks.errors import UserError, shown_text
-from tasks.prompts import IMAGE, LETTER, SHORT, UNANSWERABLE
+from tasks.prompts import IMAGE, LETTER, LETTER_CN, SHORT, UNANSWERABLE
 
 _ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"  # of the authors' ids
 _ID_LENGTH = 22
 _IDS = ("question_id", "questionId", "image", "id")
-_FORMATS = {text.lower() for text in (SHORT, LETTER, UNANSWERABLE)}
+_FORMATS = {text.lower() for text in (SHORT, LETTER, LETTER_CN, UNANSWERABLE)}
 _NO_PROMPT = "Unknown"  # what the ScienceQA script records for a question without answer
 _TEXTS = ("text", "prediction", "answer", "pred")
 

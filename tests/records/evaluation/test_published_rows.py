@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from records.evaluation.cli import main
+from records.evaluation.report_table import render_summary
 from tasks.benchmarks.layout.make_pope import scene_pictures, write_pope
 from tasks.benchmarks.layout.question import Question
 from tasks.benchmarks.published import OFFICIAL, PUBLISHED, unlike_published
@@ -74,6 +75,8 @@ def test_table_csv_and_report_say_that_published_rows_are_about_other_questions(
     assert table["unlike_published"].str.startswith(reason).all()
     main(["show", str(out)])
     assert "8,910*" in capsys.readouterr().out
+    earlier = render_summary(table.drop(columns="unlike_published"))
+    assert earlier.row_count > len(PUBLISHED) // 2, "a table from before the column"
     main(["report", str(out), "--out", str(tmp_path / "report.html")])
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "unlike_published" in page and reason in page
