@@ -1,10 +1,10 @@
 """Intervals of benchmark scores, and of the ratio of two models' scores on the same questions.
 
 A score is a sum of weighted ratios of sums over questions (see ``tasks.benchmarks.layout.scores``), and questions about
-one picture are drawn together. Accuracies get the interval of ``records.intervals.share_intervals``. Other scores with a
-largest value, such as the mean of three F1, get the same interval as the share of that value which they are: Wilson's,
-for the number of independent answers whose share would vary as much as the linearised score does (the delta method). It
-never leaves the range. ``benchmarks/calibration_of_scores.py`` measures how often it covers the true score.
+one picture are drawn together. Accuracies get the interval of ``records.intervals.share_intervals``. Other scores with
+a largest value, such as the mean of three F1, get the same interval as the share of that value which they are:
+Wilson's, for the number of independent answers whose share would vary as much as the linearised score does (the delta
+method). It never leaves the range. ``benchmarks/calibration_of_scores.py`` measures how often it covers the true score.
 """
 
 from typing import NamedTuple

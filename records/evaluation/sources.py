@@ -39,7 +39,7 @@ class OpenBenchmark:
 
     @property
     def digest(self) -> str:
-        """A hash of the questions, and of path, size and time of change of their pictures: what the answers depend on."""
+        """A hash of what answers depend on: the questions, and path, size and time of change of their pictures."""
         digest = hashlib.sha256()
         for question in self.questions:
             digest.update(repr((question.id, question.text, question.picture and question.picture.key)).encode())

@@ -42,7 +42,8 @@ def tabulate(
     for name, own in scores.items():
         told = "; ".join([*notes.get(name, ()), *own.notes])
         about = {
-            "model": model, "benchmark": name, "token_plan": token_plan, "unlike_published": unlike[name], "notes": told,
+            "model": model, "benchmark": name, "token_plan": token_plan, "unlike_published": unlike[name],
+            "notes": told,
         }  # fmt: skip
         found = score_estimate(own) or Estimate(np.nan, np.nan, np.nan, 0, NONE)
         rule = own.metrics[0].rule if own.metrics else OFFICIAL

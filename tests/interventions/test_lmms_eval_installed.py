@@ -1,8 +1,8 @@
 """lmms-eval 0.7.3 in an environment of its own, in which the task on scenes of ``test_lmms_eval`` runs.
 
 The environment sees the packages of this one, so nothing large is installed, torch stays as it is, and lmms-eval's pins
-change nothing here. It is kept in ``~/.cache/laccolith-tests``. ``LACCOLITH_LMMS_EVAL_PYTHON`` names the Python of another
-environment that has lmms-eval.
+change nothing here. It is kept in ``~/.cache/laccolith-tests``. ``LACCOLITH_LMMS_EVAL_PYTHON`` names the Python of
+another environment that has lmms-eval.
 """
 
 import hashlib
@@ -26,7 +26,12 @@ IMPORTED = (
     "aiohttp", "av<16", "datasets", "decord", "evaluate", "jsonlines", "loguru", "openai", "pytablewriter",
     "python-dotenv", "pytz", "requests", "sacrebleu", "tenacity", "wandb",
 )  # fmt: skip
-UNREACHABLE = ("No matching distribution found", "Could not find a version", "NewConnectionError", "Max retries exceeded")
+UNREACHABLE = (
+    "No matching distribution found",
+    "Could not find a version",
+    "NewConnectionError",
+    "Max retries exceeded",
+)
 
 
 def environment() -> Path:
@@ -49,7 +54,9 @@ def environment() -> Path:
         constraints = folder / "constraints.txt"
         constraints.write_text("".join(f"{name}=={importlib.metadata.version(name)}\n" for name in kept))
         install = [python, "-m", "pip", "install", "-q", "--retries", "1", "--timeout", "30", "-c", constraints]
-        done = subprocess.run([*install, "--no-deps", f"lmms-eval=={VERSION}"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*install, "--no-deps", f"lmms-eval=={VERSION}"], capture_output=True, text=True, check=False
+        )
         if done.returncode and any(text in done.stderr for text in UNREACHABLE):
             pytest.skip(f"pip reaches no index with lmms-eval {VERSION}: {done.stderr.strip().splitlines()[-1]}")
         assert done.returncode == 0, done.stderr

@@ -203,6 +203,7 @@ def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "condition": MEAN, "family": "all", "metric": "mean retention", "chance": np.nan, "score": np.nan,
         "score_lower": np.nan, "score_upper": np.nan, "score_interval": "none", "retention": value,
-        "lower": float(np.maximum(value - half, 0.0)), "upper": value + half, "interval": name, "n": int(sum(row["n"] for row in rows)),
+        "lower": float(np.maximum(value - half, 0.0)), "upper": value + half, "interval": name,
+        "n": int(sum(row["n"] for row in rows)),
         "seeds": min(row["seeds"] for row in rows),
     }  # fmt: skip

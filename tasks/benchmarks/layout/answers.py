@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from tasks.benchmarks.layout.question import Id, Question
 from tasks.benchmarks.layout.rows import Row, read_json, read_rows
-from tasks.errors import UserError, shown_text
+from tasks.errors import UserError, shown
 from tasks.prompts import IMAGE, LETTER, SHORT, UNANSWERABLE
 
 _ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"  # of the authors' ids
@@ -63,8 +63,8 @@ def match_answers(questions: Sequence[Question], answers: Sequence[Answer]) -> l
     Questions that share an id, such as the two about a picture of MME, are told apart by their prompts.
 
     Raises:
-        UserError: If an answer belongs to no question, records a prompt that has no line of the question's, or a question
-            has two different answers.
+        UserError: If an answer belongs to no question or records the prompt of another one, or a question has two
+            different answers.
 
     Example:
         >>> match_answers([Question(1, "a?"), Question(2, "b?")], [Answer("2", "yes")])
@@ -95,8 +95,8 @@ def match_answers(questions: Sequence[Question], answers: Sequence[Answer]) -> l
                 by_prompt[(name, answer.prompt or "")].popleft()
         if answer.prompt is not None and not _alike(answer.prompt, questions[places[0]].prompt):
             raise UserError(
-                f"answers must belong to the questions, got the prompt {shown_text(answer.prompt, 60)!r} for {answer.id!r}, "
-                f"whose question is {shown_text(questions[places[0]].prompt, 60)!r}. Use the answers of the same questions."
+                f"answers must belong to the questions, got the prompt {shown(answer.prompt, 60)} for {answer.id!r}, "
+                f"whose question is {shown(questions[places[0]].prompt, 60)}. Use the answers of the same questions."
             )
         if found[places[0]] not in (None, answer.text):
             raise UserError(

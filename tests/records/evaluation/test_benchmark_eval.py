@@ -204,7 +204,7 @@ def test_a_server_scores_what_has_no_labels_and_gets_an_upload(
         (["score", "pope", "--answers", "FEW", "--questions", "POPE"], "answers must cover every question"),
         (
             ["score", "pope", "--answers", "UNLIKE", "--questions", "POPE"],
-            "got the prompt 'Is there a zebra?\\nAnswer the question using a single word or phr...' for 1, whose question is",
+            "answers must belong to the questions, got the prompt 'Is there a zebra?",
         ),
         (
             ["score", "gqa", "--answers", "FEW", "--questions", "GQA", "--labels", "labels.json"],
@@ -227,11 +227,17 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    few = {"question_id": 1, "prompt": "Is there a cat?", "text": "Yes"}
+    few = {"question_id": 1, "text": "Yes"}
     files = {"other.jsonl": [{**few, "question_id": 99}], "few.jsonl": [few], "gqa.jsonl": [few | {"image": "a"}]}
     unlike = few | {"prompt": f"Is there a zebra?\n{SHORT}"}
     write(tmp_path, files | {"unlike.jsonl": [unlike], "labels.json": {"7": {"answer": "yes"}}})
-    named = {"POPE": str(pope), "OTHER": "other.jsonl", "FEW": "few.jsonl", "GQA": "gqa.jsonl", "UNLIKE": "unlike.jsonl"}
+    named = {
+        "POPE": str(pope),
+        "OTHER": "other.jsonl",
+        "FEW": "few.jsonl",
+        "GQA": "gqa.jsonl",
+        "UNLIKE": "unlike.jsonl",
+    }
     given = [word.replace("=POPE", f"={pope}") if "=" in word else named.get(word, word) for word in words]
     is_run = not words or words[0].startswith("--")
     with pytest.raises(SystemExit) as end:

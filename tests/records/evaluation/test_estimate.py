@@ -60,7 +60,9 @@ def killed_after(batches: int, config: EvaluationConfig, tiny: Llava) -> None:
         run_benchmark_eval(config, llava=tiny, on_progress=kill)
 
 
-def test_questions_that_are_answered_do_not_count_before_and_in_a_dry_run(config: EvaluationConfig, tiny: Llava) -> None:
+def test_questions_that_are_answered_do_not_count_before_and_in_a_dry_run(
+    config: EvaluationConfig, tiny: Llava
+) -> None:
     fresh = dry(config, tiny)
     n = int(fresh.work.split()[0])
     assert fresh.work == f"{n} questions of pope"
@@ -82,9 +84,7 @@ def test_processes_divide_the_work_and_the_slowest_one_counts(config: Evaluation
     n = len(opened[0].questions)
 
     def estimate(world: int, *, resumes: bool = False) -> LowerBound:
-        return estimate_run(
-            config, tiny, opened, plan, device="cpu", processes=Processes(0, world), resumes=resumes
-        )
+        return estimate_run(config, tiny, opened, plan, device="cpu", processes=Processes(0, world), resumes=resumes)
 
     alone, both = estimate(1), estimate(2)
     assert both.work == f"{n} questions of pope, in 2 processes"

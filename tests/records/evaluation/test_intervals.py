@@ -87,7 +87,9 @@ def test_a_model_that_says_no_to_nearly_all_has_an_interval_inside_the_range() -
             for wanted in ("yes", "yes", "no", "no") if picture else ("yes", "yes", "yes", "no", "no", "no"):
                 text = f"{picture} {len(asked)}?"
                 asked.append(Question(len(asked), text, category=category, label=wanted, row={}))
-                said.append("Yes" if (picture, category, wanted) == (0, "random", "yes") and "Yes" not in said else "No")
+                said.append(
+                    "Yes" if (picture, category, wanted) == (0, "random", "yes") and "Yes" not in said else "No"
+                )
     asked = [Question(q.id, q.text, _picture(q.text[0]), q.category, q.label) for q in asked]
     found = score_estimate(score_pope(asked, said))
     assert found is not None and found.value == pytest.approx(20 / 3) and found.n_groups == 4

@@ -28,13 +28,13 @@ def pope(tmp_path: Path) -> Path:
 
 
 def labels(*words: str) -> dict[str, object]:
-    return {"coco/coco_pope_random.json": [{"question_id": i, "image": "a.png", "label": w} for i, w in enumerate(words)]}
+    return {
+        "coco/coco_pope_random.json": [{"question_id": i, "image": "a.png", "label": w} for i, w in enumerate(words)]
+    }
 
 
 def run(pope: Path, out: Path, notes: list[str], given: Path | None = None) -> FinishedRun:
-    settings = EvaluationConfig(
-        ModelOptions("random:tiny"), (f"pope={pope}",), labels=given, new_tokens=2, out=out
-    )
+    settings = EvaluationConfig(ModelOptions("random:tiny"), (f"pope={pope}",), labels=given, new_tokens=2, out=out)
     found = run_benchmark_eval(settings, on_note=notes.append)
     assert isinstance(found, FinishedRun)
     return found
@@ -57,7 +57,8 @@ def test_other_labels_give_new_scores_of_the_same_answers_and_the_change_is_said
     assert asked == [], "answers do not depend on labels"
     assert notes[-1] == "pope: its labels changed since the run was scored; the answers are scored anew"
     accuracy = [
-        float(found.results.set_index(["metric", "part"]).loc[("accuracy", "mean"), "score"]) for found in (before, after)
+        float(found.results.set_index(["metric", "part"]).loc[("accuracy", "mean"), "score"])
+        for found in (before, after)
     ]
     assert sum(accuracy) == 100.0, "what was right is wrong now"
     notes.clear()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks.benchmarks.layout.answers import answer_id, answer_rows, match_answers, read_answers
+from tasks.benchmarks.layout.answers import Answer, answer_id, answer_rows, match_answers, read_answers
 from tasks.benchmarks.layout.make_pope import Annotated, listed_pictures, pope_files, write_pope
 from tasks.benchmarks.layout.question import Question
 from tasks.benchmarks.layout.rows import json_lines, read_rows
@@ -114,6 +114,21 @@ def test_answers_of_other_questions_or_layouts_are_refused(content: str, said: s
     path.write_text(content)
     with pytest.raises(UserError, match=re.escape(said)):
         match_answers([Question(1, "a?")], read_answers(path))
+
+
+def test_an_answer_whose_prompt_is_another_question_is_refused_and_other_forms_of_the_prompt_are_not() -> None:
+    short = "Answer the question using a single word or phrase."
+    ask = "Provide a reason if the text cannot be read."
+    asked = [Question(1, f"What is the brand?\nReference OCR token: A, B\n{short}")]
+    for prompt in (
+        asked[0].text, "What is the brand?", f"<image>\nwhat is  the brand?\n{short}", f"{ask}\nWhat is the brand?",
+        short, "", None,
+    ):  # fmt: skip
+        assert match_answers(asked, [Answer(1, "x", prompt)]) == ["x"], prompt
+    for prompt in ("What colour is it?", f"What colour is it?\n{short}", f"<image>\nIs it?\n{short}"):
+        with pytest.raises(UserError, match="answers must belong to the questions, got the prompt") as error:
+            match_answers(asked, [Answer(1, "x", prompt)])
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
