@@ -78,9 +78,8 @@ def run_benchmark_eval(
     llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
     recorded = recorded_token_plan(config.model.name, llava.n_layers)
     plan = parse_token_plan(config.token_plan or recorded, llava.n_layers)
-    data: dict[str, Any] = {one.name: {"digest": one.digest, "n_questions": len(one.questions)} for one in opened} | {
-        "token_plan": plan.text
-    }
+    data: dict[str, Any] = {one.name: {"digest": one.digest, "n_questions": len(one.questions)} for one in opened}
+    data["token_plan"] = plan.text
     resumes = processes.is_main and check_folder(config.folder, {"data": data}, RUN, overwrite=config.overwrite)
     resumes = resumes and not config.overwrite
     estimate = estimate_run(config, llava, opened, plan, device=device, processes=processes, resumes=resumes)

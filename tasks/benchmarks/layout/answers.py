@@ -63,8 +63,8 @@ def match_answers(questions: Sequence[Question], answers: Sequence[Answer]) -> l
     Questions that share an id, such as the two about a picture of MME, are told apart by their prompts.
 
     Raises:
-        UserError: If an answer belongs to no question, records a prompt that has no line of the question's, or a
-            question has two different answers.
+        UserError: If an answer belongs to no question or records the prompt of another one, or a question has two
+            different answers.
 
     Example:
         >>> match_answers([Question(1, "a?"), Question(2, "b?")], [Answer("2", "yes")])
