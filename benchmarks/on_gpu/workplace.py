@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,13 @@ def measure_speed(device: str, *, small: bool) -> Speed:
     return Speed(products, source.numel() / _fastest(partial(torch.empty_like(source).copy_, source), device))
 
 
+@cache
+def _toy(device: str) -> Llava:
+    """The model of toy size, in float32; the runs of a process share it."""
+    config = llava_config(Size(64, 128, 4, 4), Size(32, 64, 3, 4), side=3, pad_token_id=None)
+    return load(config, device=device, dtype=torch.float32, validate=False)
+
+
 @dataclass
 class Workplace:
     """The device and what the steps share."""
@@ -109,10 +116,8 @@ class Workplace:
 
     def _model(self, device: str) -> Llava:
         if device not in self._models:
-            source: Any = REAL
-            if self.small:
-                source = llava_config(Size(64, 128, 4, 4), Size(32, 64, 3, 4), side=3, pad_token_id=None)
-            self._models[device] = load(source, device=device, dtype=self.dtype, validate=False)
+            real = partial(load, REAL, device=device, dtype=self.dtype, validate=False)
+            self._models[device] = _toy(device) if self.small else real()
         return self._models[device]
 
     def free(self) -> None:

@@ -30,7 +30,7 @@ FEWER: dict[str, dict[str, object]] = {
     "01_see_inside": {"N": 6, "STEP": 10},
     "02_probe_layers": {"N": 30, "N_UNSEEN": 9, "LAYERS": "0,8,16"},
     "03_where_in_the_image": {"N": 36, "N_MAPS": 6, "LAYERS": "0,8,16"},
-    "04_patch_the_image": {"N": 4, "LAYERS": "0,12,23,28", "GRID_LAYERS": "23"},
+    "04_patch_the_image": {"N": 4, "LAYERS": "0,12,23,28", "GRID_LAYERS": "23", "ROUNDS": 2},
     "05_information_flow": {"N": 4, "CENTRES": "7,17,27"},
     "06_skip_and_transplant": {"N_SKIP": 3, "N_TRANSPLANT": 2, "SKIPPED": "0,12,23", "UP_TO": "29", "ONWARD": "9"},
     "07_tune_the_middle": {"STEPS": 2, "N_SCORED": 3},

@@ -293,17 +293,15 @@ def seconds_of(*arguments: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-@pytest.fixture(scope="module")
-def small_command() -> float:
-    """Seconds of a small command line; transformers installs what it imports."""
-    return min(seconds_of("-c", "import typer, rich") for _ in range(5))
+def is_quick(module: str) -> bool:
+    """Whether ``--help`` takes at most half a second more than a small command line, whose imports transformers has."""
+    small = min(seconds_of("-c", "import typer, rich") for _ in range(2))
+    return seconds_of("-m", module, "--help") < 1.5 * small + 0.5
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_help_answers_without_torch_in_half_a_second_more_than_a_small_command(
-    module: str, small_command: float
-) -> None:
-    assert any(seconds_of("-m", module, "--help") < 1.5 * small_command + 0.5 for _ in range(5))  # the fastest of five
+def test_help_answers_without_torch_in_half_a_second_more_than_a_small_command(module: str) -> None:
+    assert any(is_quick(module) for _ in range(5))  # other programs may disturb one measurement
     code = f"import sys; import {module}; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
