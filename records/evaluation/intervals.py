@@ -74,7 +74,7 @@ def bounded_interval(
     Example:
         >>> found = bounded_interval(2.0, 100.0, 4.0, units=12, degrees=11)
         >>> round(float(found.lower), 2), round(float(found.upper), 2)
-        (0.22, 15.67)
+        (0.29, 12.34)
     """
     share = value / highest
     lower, upper = wilson(share, effective_size(share, variance / highest**2, units), degrees=degrees)
