@@ -41,8 +41,8 @@ class Kernels:
     """The kernels of layers by name, such as ``a 12``.
 
     All that is kept lies in three blocks that are allocated once; the system counts their pages when they are written.
-    Small tensors that stay between large ones that go keep the C library from using the space of these again: with
-    tensors of their own for each layer, the memory of a run doubles.
+    Small tensors that stay between large ones that go would keep the C library from using the space of these again
+    (``docs/LOG.md``).
 
     Args:
         n: Number of points.
@@ -69,12 +69,8 @@ class Kernels:
         if name in self._found:
             return
         number = len(self._found)
-        above = self._block[number, : self._entries]
-        start = 0
-        for row, values in enumerate(kernel.off):
-            right = values[row + 1 :]
-            above[start : start + len(right)] = right
-            start += len(right)
+        rows, columns = torch.triu_indices(*kernel.off.shape, 1, device=kernel.off.device)
+        above = self._block[number, : self._entries].copy_(kernel.off[rows, columns])
         diagonal, sums = self._diagonals[number].copy_(kernel.diagonal), self._sums[number].copy_(kernel.sums)
         empty = self._block[:0, :0]  # a slice of ``off`` would keep the memory of all of it
         self._found[name] = Compact(above, Kernel(empty, diagonal, sums), hsic(kernel, kernel))

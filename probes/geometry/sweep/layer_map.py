@@ -57,7 +57,7 @@ def compare_layers(
     aligned_b = torch.cat([aligned[1][layer][:, : plan.mutual_k].long() for layer in layers_b], 1)
     kernels_b = [kernel("b", layer) for layer in layers_b]
     shape = len(layers_a), len(layers_b)
-    # the results lie in arrays made at once: small ones that stay between large tensors that go would pin their space
+    # results lie in arrays that are made at once: small ones between large tensors would keep the space of these
     values = {name: np.empty(shape) for name in MAP_MEASURES}
     draws, shuffles = (np.empty((number, *shape)) for number in (plan.draws, plan.shuffles))
     masks = torch.empty(len(layers_a), n, n + 1, dtype=torch.bool)

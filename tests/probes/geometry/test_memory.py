@@ -26,6 +26,7 @@ N, LAYERS, WIDTH = 500, 6, 64
 PEAK = """
 import json, sys
 from pathlib import Path
+import figures
 from probes.geometry.sweep.config import GeometryConfig
 from probes.geometry.sweep.run import run_geometry_sweep
 from records.progress import silent
@@ -36,6 +37,7 @@ def peak():
     return int(line.split()[1]) * 1024
 
 
+figures.drawn_figures = lambda folder: ()  # fonts and the like are no part of the estimate
 folder, out = map(Path, sys.argv[1:])
 estimate = run_geometry_sweep(GeometryConfig(folder, dry_run=True))
 before = peak()
@@ -109,6 +111,7 @@ def test_too_little_free_memory_is_one_sentence_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
 def test_the_estimate_holds_the_peak_that_the_system_counts(tmp_path: Path) -> None:
     folder = made_run(tmp_path / "acts")
@@ -116,7 +119,7 @@ def test_the_estimate_holds_the_peak_that_the_system_counts(tmp_path: Path) -> N
         [sys.executable, "-c", PEAK, str(folder), str(tmp_path / "run")], capture_output=True, text=True, check=True
     )
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["peak"] > found["before"], "the run takes memory that the estimate alone does not"
-    # figures and libraries that are loaded on first use take some 60 MB, which no formula has
-    assert found["peak"] < found["memory"] + 100e6
-    assert found["peak"] > 0.8 * found["memory"]
+    grown = found["peak"] - found["before"]
+    # 30 MB for libraries that are loaded on first use; matrices that stay by mistake would be 160 MB here
+    assert 0 < grown < 2 * found["added"] + 30e6
+    assert 0.8 * found["memory"] < found["peak"] < found["memory"] + 50e6
