@@ -92,9 +92,9 @@ def test_questions_that_are_left_out_and_cropped_pictures_are_reasons_too(
 
 
 def test_a_judged_score_is_marked_with_its_judge(
-    wild: Path,
+    wild: Path,  # noqa: F811
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["--model", "random:tiny", "--benchmark", f"llava_wild={wild}", "--new-tokens", "2"]
     with scripted_server(grades) as server:
