@@ -69,7 +69,8 @@ class Kernels:
         if name in self._found:
             return
         number = len(self._found)
-        rows, columns = torch.triu_indices(*kernel.off.shape, 1, device=kernel.off.device)
+        n = len(kernel.off)
+        rows, columns = torch.triu_indices(n, n, offset=1, device=kernel.off.device)
         above = self._block[number, : self._entries].copy_(kernel.off[rows, columns])
         diagonal, sums = self._diagonals[number].copy_(kernel.diagonal), self._sums[number].copy_(kernel.sums)
         empty = self._block[:0, :0]  # a slice of ``off`` would keep the memory of all of it
