@@ -12,8 +12,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no tes
 
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from tests.shapes import modules_with_shapes
+
+install_import_hook(modules_with_shapes(), "beartype.beartype")
 
 from models.llava import Llava
 from models.loading.load import load
