@@ -19,7 +19,6 @@ from typing import Any, Literal
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -128,6 +127,8 @@ def style() -> Iterator[None]:
     Matplotlib's interactive mode, which a notebook's backend sets at the first figure, is kept, so that later figures
     show.
     """
+    import seaborn as sns  # takes half a second, which runs that draw nothing do not need
+
     interactive = mpl.is_interactive()
     try:
         with mpl.rc_context(), sns.axes_style("ticks"), mpl.rc_context(_SETTINGS):

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # File -> a folder that it alone may import: every command has `report`, which draws a page.
 ALSO = {"records/command.py": {"figures"}}
-LATE = {"transformer_lens", "nnsight", "beartype"}  # slow, or for development only: imported inside functions
+LATE = {"transformer_lens", "nnsight", "seaborn", "beartype"}  # slow or for development: imported inside functions
 NOT_IN_ENGINES = {"pandas", "typer", "tyro", "PIL"}  # an engine computes on tensors
 MAX_FILES = 15  # Python files in one folder, besides __init__.py
 LARGER_FOLDERS: dict[str, str] = {}  # folder -> the reason
