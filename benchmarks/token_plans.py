@@ -94,7 +94,7 @@ def training(llava: Llava, given: argparse.Namespace) -> list[dict[str, Any]]:
         for name, layers, train in (("full", "all", WHOLE), (f"{band} + projector", band, ("projector",)))
     }
     batch = synthetic_batch(llava, rows=given.batch, text_tokens=64)
-    costs = measure_plans(llava, plans, batch, rounds=given.repeats, repeats=1, warmup=1, clock=given.clock)
+    costs = measure_plans(llava, plans, batch, rounds=given.repeats, repeats=1, warmup=2, clock=given.clock)
     first = np.array(costs["full, all"].seconds)
     return [
         {
