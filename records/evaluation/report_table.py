@@ -7,7 +7,7 @@ from rich.table import Table
 
 from records.evaluation.table import MAIN
 from tasks.benchmarks.layout.judge import NOT_JUDGED
-from tasks.benchmarks.published import OFFICIAL, PUBLISHED, SOURCE
+from tasks.benchmarks.published import PUBLISHED, PUBLISHED_QUESTIONS, SOURCE
 from tasks.benchmarks.registry import BENCHMARKS
 
 
@@ -48,7 +48,10 @@ def render_summary(results: pd.DataFrame) -> Table:
     marks = {name: "*" if reason else "" for name, reason in unlike.items()}
     published = [row for row in PUBLISHED if set(names) & row.scores.keys()]
     if any(marks.values()) and published:
-        counts = {name: f"{OFFICIAL[name].n:,}{marks[name]}" if name in OFFICIAL else "-" for name in names}
+        counts = {
+            name: f"{official.n:,}{marks[name]}" if (official := PUBLISHED_QUESTIONS.get(name)) else "-"
+            for name in names
+        }
         table.add_row("  questions of published rows", *counts.values())
         reasons = [f"{BENCHMARKS[name].column}: {reason}" for name, reason in unlike.items() if reason]
         table.caption = f"{table.caption}\n* not comparable with the score above: {escape('. '.join(reasons))}"

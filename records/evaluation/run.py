@@ -31,7 +31,7 @@ from records.timings import LowerBound
 from tasks.benchmarks.layout.answers import answer_rows
 from tasks.benchmarks.layout.rows import json_lines
 from tasks.benchmarks.layout.scores import Scores
-from tasks.benchmarks.published import OFFICIAL, unlike_published
+from tasks.benchmarks.published import PUBLISHED_QUESTIONS, unlike_published
 
 
 def run_benchmark_eval(
@@ -114,7 +114,7 @@ def finished_benchmark_eval(folder: Path) -> FinishedRun:
 
 def _unlike(config: EvaluationConfig, one: OpenBenchmark) -> str:
     """Why the published scores of a benchmark are not comparable with this run's; empty if nothing shows it."""
-    if one.name not in OFFICIAL:
+    if one.name not in PUBLISHED_QUESTIONS:
         return ""
     found = [unlike_published(one.name, one.questions)]
     if config.new_tokens not in (None, one.benchmark.new_tokens):

@@ -108,7 +108,7 @@ def _numbers(n: int) -> str:
     return digest_of_names([str(i) for i in range(n)])
 
 
-OFFICIAL: Mapping[str, Official] = MappingProxyType(
+PUBLISHED_QUESTIONS: Mapping[str, Official] = MappingProxyType(
     {
         "vqav2": Official(107_394),
         "gqa": Official(12_578),
@@ -134,14 +134,14 @@ def unlike_published(benchmark: str, questions: Sequence[Question]) -> str:
 
     Example:
         >>> unlike_published("gqa", [Question(1, "What is it?")])
-        'these are 1 questions, the published scores are about 12,578'
+        'the number of questions is 1, that of the published scores 12,578'
     """
-    official = OFFICIAL.get(benchmark)
+    official = PUBLISHED_QUESTIONS.get(benchmark)
     if official is None:
         return ""
     n = len(questions)
     if n not in (official.n, official.also):
-        return f"these are {n:,} questions, the published scores are about {official.also or official.n:,}"
+        return f"the number of questions is {n:,}, that of the published scores {official.also or official.n:,}"
     if official.name is None:
         return ""
     names = [name for question in questions if (name := official.name(question)) is not None]

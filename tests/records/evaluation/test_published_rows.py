@@ -10,7 +10,7 @@ from records.evaluation.cli import main
 from records.evaluation.report_table import render_summary
 from tasks.benchmarks.layout.make_pope import scene_pictures, write_pope
 from tasks.benchmarks.layout.question import Question
-from tasks.benchmarks.published import OFFICIAL, PUBLISHED, unlike_published
+from tasks.benchmarks.published import PUBLISHED, PUBLISHED_QUESTIONS, unlike_published
 from tasks.benchmarks.registry import BENCHMARKS
 from tests.records.evaluation.test_judging import grades, wild  # noqa: F401 - a fixture
 from tests.scripted_server import scripted_server
@@ -20,8 +20,8 @@ SHARED = Path(__file__).parents[4] / "shared" / "data" / "llava15-eval"
 
 
 def test_every_benchmark_with_published_scores_has_its_number_of_questions() -> None:
-    assert OFFICIAL.keys() == {name for row in PUBLISHED for name in row.scores}
-    assert OFFICIAL.keys() | {"caption"} == BENCHMARKS.keys()
+    assert PUBLISHED_QUESTIONS.keys() == {name for row in PUBLISHED for name in row.scores}
+    assert PUBLISHED_QUESTIONS.keys() | {"caption"} == BENCHMARKS.keys()
 
 
 def questions(n: int, *, image: str = "{i}.png", first: int = 0) -> list[Question]:
@@ -30,7 +30,9 @@ def questions(n: int, *, image: str = "{i}.png", first: int = 0) -> list[Questio
 
 def test_another_number_of_questions_or_other_ids_are_said() -> None:
     assert unlike_published("gqa", questions(12578)) == ""
-    assert unlike_published("gqa", questions(500)) == "these are 500 questions, the published scores are about 12,578"
+    assert (
+        unlike_published("gqa", questions(500)) == "the number of questions is 500, that of the published scores 12,578"
+    )
     assert unlike_published("llava_wild", questions(60)) == ""
     other = unlike_published("llava_wild", questions(60, first=1))
     assert other == "these are 60 other questions than those of the published scores"
@@ -65,7 +67,7 @@ def test_table_csv_and_report_say_that_published_rows_are_about_other_questions(
     words = ["--model", "random:tiny", "--benchmark", f"pope={pope}", "--new-tokens", "2", "--out", str(out)]
     main([*words, "--limit", "6"])
     printed = capsys.readouterr().out
-    reason = "these are 6 questions, the published scores are about 8,910"
+    reason = "the number of questions is 6, that of the published scores 8,910"
     lines = printed.splitlines()
     assert any(line.split()[-1:] == ["85.9*"] and "LLaVA-1.5-7B" in line for line in lines)
     assert any("questions of published rows" in line and line.split()[-1] == "8,910*" for line in lines)
@@ -90,7 +92,7 @@ def test_questions_that_are_left_out_and_cropped_pictures_are_reasons_too(
     main(["--model", "random:tiny", "--benchmark", f"vizwiz={folder}", "--skip-bad", "--preprocess", "hf",
           "--new-tokens", "2", "--out", str(tmp_path / "run")])  # fmt: skip
     printed = " ".join(capsys.readouterr().out.split())
-    assert "VizWiz: these are 2 questions, the published scores are about 8,000; answers have at most 2" in printed
+    assert "VizWiz: the number of questions is 2, that of the published scores 8,000; answers have at most 2" in printed
     assert "pictures are not padded to a square" in printed
 
 
