@@ -96,8 +96,9 @@ def _mask(lists: Int64[Tensor, "row k"], n: int) -> Tensor:
 
 def _shares(mask: Tensor, lists: Int64[Tensor, "row listed"], k: int) -> Array:
     """The mean share of neighbours in the mask, for every ``k`` columns of the lists."""
-    share = mask.gather(1, lists).view(len(lists), -1, k).double().mean((0, 2))
-    return np.asarray(share, dtype=np.float64)
+    hits = mask.gather(1, lists).view(torch.uint8).numpy()  # NumPy adds small numbers in half of torch's time
+    found = np.add.reduce(hits, 0, dtype=np.int32).reshape(-1, k).sum(1)
+    return np.asarray(found / (len(lists) * k), dtype=np.float64)
 
 
 def _first(lists: Int32[Tensor, "point listed"], members: Members, k: int) -> Int64[Tensor, "row k"]:
