@@ -146,7 +146,7 @@ def _on_members(
     found["overlap"] = _shared(near[0].indices[:, : plan.k], near[1].indices[:, : plan.k], len(a.points))
     found["mutual_knn"] = _shared(aligned[0], aligned[1], len(a.points))
     for name, one, other in (("imbalance_a_to_b", near[0], b), ("imbalance_b_to_a", near[1], a)):
-        own = other.squared if whole else other.squared.index_select(0, rows).index_select(1, rows)
+        own = other.squared if whole else paired(other.squared, rows)
         to = other.squared[rows, one.indices[:, 0]]
         found[name] = 2 / m * ((own < to[:, None]).count_nonzero(1) + 1).double().mean().item()
     first, second = (one.kernel if whole else one.kernel.part(rows) for one in (a, b))
