@@ -12,13 +12,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no tes
 
 import numpy as np
 import pytest
-from jaxtyping import install_import_hook
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from tests.shapes import modules_with_shapes
+from tests.shapes import check_shapes
 
-install_import_hook(modules_with_shapes(), "beartype.beartype")
+check_shapes()
 
 from models.llava import Llava
 from models.loading.load import load

@@ -3,6 +3,9 @@
 import sys
 from pathlib import Path
 
+from _pytest.assertion.rewrite import AssertionRewritingHook
+from jaxtyping import install_import_hook
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("laccolith", "models", "tasks", "records", "probes", "interventions", "tuning", "figures")
 
@@ -22,3 +25,9 @@ def modules_with_shapes() -> list[str]:
     if early := [module for module in modules if module in sys.modules]:
         raise RuntimeError(f"Shapes are checked in modules that are imported later, got {', '.join(early)}.")
     return modules
+
+
+def check_shapes() -> None:
+    """Check shapes in this process if pytest runs in it; processes that tests start import modules as users do."""
+    if any(isinstance(finder, AssertionRewritingHook) for finder in sys.meta_path):
+        install_import_hook(modules_with_shapes(), "beartype.beartype")
