@@ -7,7 +7,7 @@ from _pytest.assertion.rewrite import AssertionRewritingHook
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("laccolith", "models", "tasks", "records", "probes", "interventions", "tuning", "figures")
+PACKAGES = sorted({path.parent for path in ROOT.glob("*/__init__.py")} - {ROOT / "tests"})
 
 
 def modules_with_shapes() -> list[str]:
@@ -19,7 +19,7 @@ def modules_with_shapes() -> list[str]:
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for package in PACKAGES
-        for path in sorted((ROOT / package).rglob("*.py"))
+        for path in sorted(package.rglob("*.py"))
         if "from jaxtyping import" in path.read_text(encoding="utf-8")
     ]
     if early := [module for module in modules if module in sys.modules]:

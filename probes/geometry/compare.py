@@ -17,7 +17,7 @@ from probes.geometry.dimension import LARGEST, RANK, Rank, fit_gride, log_ratios
 from probes.geometry.neighbours import smallest
 from probes.geometry.overlap import MUTUAL_K, K, ranks
 from probes.geometry.search import Members, Searched
-from probes.geometry.similarity import cka_of, hsic, paired, standardised_distances
+from probes.geometry.similarity import cka_of, hsic, select_points, standardised_distances
 from records.resampling import draw_permutations
 
 Array = npt.NDArray[np.float64]
@@ -146,7 +146,7 @@ def _on_members(
     found["overlap"] = _shared(near[0].indices[:, : plan.k], near[1].indices[:, : plan.k], len(a.points))
     found["mutual_knn"] = _shared(aligned[0], aligned[1], len(a.points))
     for name, one, other in (("imbalance_a_to_b", near[0], b), ("imbalance_b_to_a", near[1], a)):
-        own = other.squared if whole else paired(other.squared, rows)
+        own = other.squared if whole else select_points(other.squared, rows)
         to = other.squared[rows, one.indices[:, 0]]
         found[name] = 2 / m * ((own < to[:, None]).count_nonzero(1) + 1).double().mean().item()
     first, second = (one.kernel if whole else one.kernel.part(rows) for one in (a, b))
@@ -208,11 +208,11 @@ def _id_correlation(a: Searched, b: Searched, n: int, plan: MeasurePlan) -> tupl
 
     draws = []
     for members in halves(n, plan, a.points.device):
-        parts = [paired(distances, members.rows) for distances in (first, second)]
+        parts = [select_points(distances, members.rows) for distances in (first, second)]
         draws.append(correlation([_dimension(part) for part in parts], _dimension(parts[0] + parts[1])))
     orders = draw_permutations(np.arange(n), draws=plan.shuffles, generator=np.random.default_rng(plan.seed + 1))
     shuffles = [
-        correlation(own, _dimension(first + paired(second, torch.from_numpy(order).to(first.device))))
+        correlation(own, _dimension(first + select_points(second, torch.from_numpy(order).to(first.device))))
         for order in orders
     ]
     return correlation(own, _dimension(first + second)), np.array(draws), np.array(shuffles)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from probes.geometry.neighbours import Neighbours, from_products, smallest
-from probes.geometry.similarity import Kernel, paired
+from probes.geometry.similarity import Kernel, select_points
 
 _SPARE = 6  # standard deviations of the number of a list's neighbours that are left in a half of the points
 
@@ -79,5 +79,5 @@ def _among(lists: Neighbours, distances: Float32[Tensor, "point point"], members
     if bool((left.sum(1) == k).all()):
         columns = left.nonzero()[:, 1].view(-1, k)
         return Neighbours(lists.distances[members.rows].gather(1, columns), indices.gather(1, columns))
-    found, columns = smallest(paired(distances, members.rows), k)
+    found, columns = smallest(select_points(distances, members.rows), k)
     return Neighbours(found, members.rows[columns])
