@@ -156,13 +156,26 @@ def check_rank(rank: Rank) -> None:
 
 
 def log_ratios(distances: Float[Array, "point k"], rank: Rank, *, cut: bool = True) -> Float[Array, " point"]:
+    """``log_ratios_of`` for distances to the nearest neighbours in ascending order."""
+    return log_ratios_of(distances[:, rank[0] - 1], distances[:, rank[1] - 1], rank, cut=cut)
+
+
+def log_ratios_of(
+    inner: Float[Array, " point"], outer: Float[Array, " point"], rank: Rank, *, cut: bool = True
+) -> Float[Array, " point"]:
     """log(r[n2] / r[n1]) of the points at which it is defined; with ``cut`` without those of near-duplicates.
+
+    Args:
+        inner: The distance of each point to its neighbour ``rank[0]``.
+        outer: To its neighbour ``rank[1]``.
+        rank: For the message.
+        cut: Whether to leave out points with near-duplicates.
 
     Raises:
         UserError: If fewer than 2 points are left.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = np.log(distances[:, rank[1] - 1] / distances[:, rank[0] - 1])
+        ratios = np.log(outer / inner)
     ratios = ratios[np.isfinite(ratios) & (ratios > 0)] if cut else ratios[np.isfinite(ratios)]
     if cut and len(ratios):
         with np.errstate(over="ignore"):

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
-from probes.geometry.neighbours import Neighbours, from_products, smallest
+from probes.geometry.neighbours import Neighbours, from_products, inner_products, smallest
 from probes.geometry.similarity import Kernel, select_points
 
 _SPARE = 6  # standard deviations of the number of a list's neighbours that are left in a half of the points
@@ -43,8 +43,7 @@ class Searched:
     @classmethod
     def of(cls, points: Float32[Tensor, "point d_model"], *, k: int, mutual_k: int) -> "Searched":
         """Search for at least ``k`` neighbours by distance and ``mutual_k`` by cosine, also in halves of the points."""
-        exact = points.to(torch.float64)
-        products = exact @ exact.T
+        products = inner_products(points.to(torch.float64))
         squares = products.diagonal().clone()
         squared = from_products(products, squares, squares, 0, "euclidean")
         lengths = squares.sqrt().clamp_min(torch.finfo(torch.float64).tiny)

@@ -8,7 +8,14 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from probes.geometry.dimension import log_ratios, two_nn_of
-from probes.geometry.neighbours import Points, as_points, smallest, squared_distances, unique_points
+from probes.geometry.neighbours import (
+    Points,
+    as_points,
+    inner_products,
+    smallest,
+    squared_distances,
+    unique_points,
+)
 from records.resampling import draw_permutations, permutation_p
 from tasks.errors import UserError
 
@@ -54,7 +61,7 @@ def linear_cka(a: Points, b: Points, *, unbiased: bool = True) -> float:
         1.0
     """
     (x, y), _, _ = unique_points(a, b, least=4)
-    own_a, own_b = (Kernel.of(points.double() @ points.double().T) for points in (x, y))
+    own_a, own_b = (Kernel.of(inner_products(points.double())) for points in (x, y))
     found = cka_of(hsic(own_a, own_b), hsic(own_a, own_a), hsic(own_b, own_b))
     return found.unbiased if unbiased else found.biased
 

@@ -10,6 +10,7 @@ from probes.geometry.compare import MeasurePlan
 from probes.geometry.search import length_for_halves
 from probes.geometry.sweep.config import GeometryConfig
 from probes.geometry.sweep.kernels import size_of
+from probes.geometry.sweep.layer_jobs import jobs_at_once
 from probes.geometry.sweep.sides import ChosenRows, Comparison
 from records.processes import matmul_speed
 from tasks.errors import UserError
@@ -54,13 +55,15 @@ def estimate_run(
         searches += own
         seconds += own * 2 * n**2 * max(widths) / speed
         added = max(added, memory_of(n, widths, [len(side.sites) for side in (comparison.a, comparison.b)], plan,
-                                     with_map=config.layer_map))  # fmt: skip
+                                     with_map=config.layer_map, at_once=jobs_at_once(device)))  # fmt: skip
     n_examples = max(len(rows.rows) for rows in chosen)
     here = psutil.Process().memory_info().rss if device == "cpu" else 0
     return GeometryEstimate(len(comparisons), searches, n_examples, seconds, here + added, added)
 
 
-def memory_of(n: int, widths: Sequence[int], layers: Sequence[int], plan: MeasurePlan, *, with_map: bool) -> int:
+def memory_of(
+    n: int, widths: Sequence[int], layers: Sequence[int], plan: MeasurePlan, *, with_map: bool, at_once: int = 1
+) -> int:
     """Bytes that a comparison needs at its peak, which is in a search or in the map.
 
     Args:
@@ -69,10 +72,11 @@ def memory_of(n: int, widths: Sequence[int], layers: Sequence[int], plan: Measur
         layers: Numbers of layers of both sides.
         plan: The numbers of neighbours.
         with_map: Whether all layers are compared with each other.
+        at_once: How many pairs of layers are measured together.
     """
     points = 4 * n * sum(widths)
     neighbours = 2 * 12 * n * (length_for_halves(plan.listed) + length_for_halves(plan.mutual_k))
-    measuring = points + neighbours + (2 * _KEPT + _MADE) * n**2 + 8 * n * max(widths)
+    measuring = at_once * (points + neighbours + (2 * _KEPT + _MADE) * n**2 + 8 * n * max(widths))
     if not with_map:
         return measuring
     kernels = sum(layers) * size_of(n)

@@ -5,6 +5,10 @@
 A file holds the values, the draws, the shuffles and the neighbour lists; its name appears when it is complete.
 """
 
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +22,7 @@ from torch import Tensor
 
 from probes.geometry.compare import Labels, Measured, MeasurePlan, measure
 from probes.geometry.search import Searched, length_for_halves
+from probes.geometry.similarity import Kernel
 from probes.geometry.sweep.kernels import Kernels
 from probes.geometry.sweep.sides import LayerPair, Rows, Side
 from records.manifest import commit
@@ -45,8 +50,39 @@ class Done(NamedTuple):
     """Neighbours by side (``a``, ``b``) and metric (``near``, ``aligned``), such as ``a near``."""
 
 
-def run_job(job: LayerJob, rows: Rows, plan: MeasurePlan, labels: Labels, device: str, kernels: Kernels | None) -> None:
-    """Measure and write; keep the kernels of both layers in ``kernels`` for the map, if given."""
+class MadeJob(NamedTuple):
+    """A pair of layers that is measured and not yet written."""
+
+    job: LayerJob
+    tensors: dict[str, Tensor]
+    """The contents of its file."""
+    kernels: tuple[Kernel, Kernel]
+    """Of both layers."""
+
+
+def jobs_at_once(device: str) -> int:
+    """How many jobs are measured together: two where threads can share the work, which has parts for one thread."""
+    return 2 if device == "cpu" and torch.get_num_threads() > 1 else 1
+
+
+def make_jobs(
+    jobs: Sequence[LayerJob], rows: Rows, plan: MeasurePlan, labels: Labels, device: str
+) -> Iterator[MadeJob]:
+    """Measure all jobs, in their order, several at once."""
+    threads, lanes = torch.get_num_threads(), jobs_at_once(device)
+    share = threads // lanes
+    left = iter(jobs)
+    try:
+        with ThreadPoolExecutor(lanes, "measure", torch.set_num_threads, (share,)) as pool:
+            begun = deque(pool.submit(_make, job, rows, plan, labels, device) for job in islice(left, lanes))
+            while begun:
+                yield begun.popleft().result()
+                begun.extend(pool.submit(_make, job, rows, plan, labels, device) for job in islice(left, 1))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _make(job: LayerJob, rows: Rows, plan: MeasurePlan, labels: Labels, device: str) -> MadeJob:
     a, b = (searched(side, layer, rows, plan, device) for side, layer in zip((job.a, job.b), job.pair, strict=True))
     found = measure(a, b, plan, labels)
     tensors = {
@@ -61,12 +97,18 @@ def run_job(job: LayerJob, rows: Rows, plan: MeasurePlan, labels: Labels, device
             for metric in METRICS
         },
     }
-    with writing(job.path.parent):
-        job.path.parent.mkdir(exist_ok=True)
-        commit(job.path, save(tensors))
+    return MadeJob(job, tensors, (a.kernel, b.kernel))
+
+
+def write_job(made: MadeJob, kernels: Kernels | None) -> None:
+    """Write the file; keep the kernels of both layers in ``kernels`` for the map, if given."""
+    path, pair = made.job.path, made.job.pair
+    with writing(path.parent):
+        path.parent.mkdir(exist_ok=True)
+        commit(path, save(made.tensors))
     if kernels is not None:
-        for key, one in ((f"a {job.pair.a}", a), (f"b {job.pair.b}", b)):
-            kernels.put(key, one.kernel)
+        for key, one in zip((f"a {pair.a}", f"b {pair.b}"), made.kernels, strict=True):
+            kernels.put(key, one)
 
 
 def listed(one: Searched, plan: MeasurePlan, metric: str) -> Int32[Tensor, "point k"]:

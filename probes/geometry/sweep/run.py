@@ -16,7 +16,7 @@ from probes.geometry.compare import MeasurePlan
 from probes.geometry.sweep.config import RUN, GeometryConfig
 from probes.geometry.sweep.estimate import GeometryEstimate, check_memory, estimate_run
 from probes.geometry.sweep.kernels import Compact, Kernels
-from probes.geometry.sweep.layer_jobs import METRICS, Done, LayerJob, listed, read_job, run_job, searched
+from probes.geometry.sweep.layer_jobs import METRICS, Done, LayerJob, listed, make_jobs, read_job, searched, write_job
 from probes.geometry.sweep.layer_map import LayerMap, compare_layers
 from probes.geometry.sweep.report_table import render_summary
 from probes.geometry.sweep.sides import (
@@ -174,10 +174,12 @@ def _measure(
             ]
     every = [(name, job) for name, own in jobs.items() for job in own]
     owned = every[processes.rank :: processes.world]
-    for name, job in owned:
-        if read_job(job.path, len(rows)) is None:
-            keep = not name and processes.world == 1
-            run_job(job, rows, plan, labels, device, kernels if keep else None)
+    missing = [(name, job) for name, job in owned if read_job(job.path, len(rows)) is None]
+    on_progress(f"measuring {comparison.name}", len(owned) - len(missing), len(owned))
+    made_jobs = make_jobs([job for _, job in missing], rows, plan, labels, device)
+    for (name, _), made in zip(missing, made_jobs, strict=True):
+        keep = not name and processes.world == 1
+        write_job(made, kernels if keep else None)
         on_progress(f"measuring {comparison.name}", 1, len(owned))
     processes.wait()
     if not processes.is_main:

@@ -260,17 +260,17 @@ def test_a_killed_run_goes_on_and_gives_equal_bytes(stored: Path, tmp_path: Path
         calls.append(arguments)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        layer_jobs.run_job(*arguments)
+        layer_jobs.write_job(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr("probes.geometry.sweep.run.run_job", kill)
+        patched.setattr("probes.geometry.sweep.run.write_job", kill)
         with pytest.raises(KeyboardInterrupt):
             run_geometry_sweep(config(stored, tmp_path / "cut"))
     (tmp_path / "cut/layers/0-1-1.safetensors").write_bytes(b"cut")
     with monkeypatch.context() as patched:
-        patched.setattr("probes.geometry.sweep.run.run_job", lambda *a: calls.append(a) or layer_jobs.run_job(*a))
+        patched.setattr("probes.geometry.sweep.run.write_job", lambda *a: calls.append(a) or layer_jobs.write_job(*a))
         run(config(stored, tmp_path / "cut"))
-    assert [call[0].pair.a for call in calls] == [0, 1, 2, 1, 2]
+    assert [call[0].job.pair.a for call in calls] == [0, 1, 2, 1, 2]
     for name in ("results.csv", "map.csv", "findings.csv"):
         assert (tmp_path / "cut" / name).read_bytes() == (whole.folder / name).read_bytes()
     again = run(config(stored, tmp_path / "cut"))
@@ -279,6 +279,35 @@ def test_a_killed_run_goes_on_and_gives_equal_bytes(stored: Path, tmp_path: Path
         run_geometry_sweep(config(stored, tmp_path / "cut", k=4))
     assert run(config(stored, tmp_path / "cut", k=4, layer_map=False, overwrite=True)).results["k"].isin([1, 4]).any()
     assert not (tmp_path / "cut/map.csv").exists()
+
+
+def test_two_layers_at_once_give_the_table_of_one_and_an_error_of_either_ends_the_run(
+    stored: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    threads = torch.get_num_threads()
+    tables = {}
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            assert layer_jobs.jobs_at_once("cpu") == number and layer_jobs.jobs_at_once("cuda") == 1
+            tables[number] = run(config(stored, tmp_path / str(number))).results
+            assert torch.get_num_threads() == number
+        working = []
+
+        def broken(side: Any, layer: int, *arguments: Any) -> Any:
+            working.append(torch.get_num_threads())
+            if layer == 1:
+                raise UserError("layer 1 is broken.")
+            return layer_jobs_searched(side, layer, *arguments)
+
+        layer_jobs_searched = layer_jobs.searched
+        monkeypatch.setattr(layer_jobs, "searched", broken)
+        with pytest.raises(UserError, match="layer 1 is broken"):
+            run_geometry_sweep(config(stored, tmp_path / "broken"))
+        assert set(working) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    pd.testing.assert_frame_equal(tables[1], tables[2], rtol=1e-6)
 
 
 def test_two_runs_are_compared_at_equal_conditions_and_layers_of_equal_depth(stored: Path, tmp_path: Path) -> None:
