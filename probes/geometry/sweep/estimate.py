@@ -18,6 +18,8 @@ from tasks.errors import UserError
 # Bytes for each pair of points. Kept of each of two sides: distances, cosines and the kernel in float32. At most at one
 # time beside them: the inner products of a side in float64 with three matrices made of them.
 _KEPT, _MADE = 12, 32
+# What the C library keeps of memory that was freed, as measured: 1.5 at 2,500 points and d_model 4,096 with two threads.
+_HEAP = 1.5
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def memory_of(
     """
     points = 4 * n * sum(widths)
     neighbours = 2 * 12 * n * (length_for_halves(plan.listed) + length_for_halves(plan.mutual_k))
-    measuring = at_once * (points + neighbours + (2 * _KEPT + _MADE) * n**2 + 8 * n * max(widths))
+    measuring = int(at_once * _HEAP * (points + neighbours + (2 * _KEPT + _MADE) * n**2 + 8 * n * max(widths)))
     if not with_map:
         return measuring
     kernels = sum(layers) * size_of(n)

@@ -1,6 +1,7 @@
 """The memory of ``geometry-sweep``: what the kernels keep, what the estimate says, and what the system counts."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -113,11 +114,12 @@ def test_too_little_free_memory_is_one_sentence_before_any_work(
 
 @pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
-def test_the_estimate_holds_the_peak_that_the_system_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_estimate_holds_the_peak_that_the_system_counts(threads: int, tmp_path: Path) -> None:
     folder = made_run(tmp_path / "acts")
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK, str(folder), str(tmp_path / "run")], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", PEAK, str(folder), str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found = json.loads(done.stdout.splitlines()[-1])
     grown = found["peak"] - found["before"]
     # 30 MB for libraries that are loaded on first use; matrices that stay by mistake would be 160 MB here
