@@ -18,7 +18,7 @@ from tasks.errors import UserError
 # Bytes for each pair of points. Kept of each of two sides: distances, cosines and the kernel in float32. At most at one
 # time beside them: the inner products of a side in float64 with three matrices made of them.
 _KEPT, _MADE = 12, 32
-# What the C library keeps of memory that was freed, as measured: 1.5 at 2,500 points and d_model 4,096 with two threads.
+# What the C library keeps of freed memory, as measured with two threads at 2,500 points and d_model 4,096.
 _HEAP = 1.5
 
 
