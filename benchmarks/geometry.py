@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from benchmarks.record import command, heading, machine, options, peak_memory, table, write_record
 from probes.activations.write import write_activations
@@ -113,7 +114,8 @@ def main() -> None:
     if "not_run" in facts:
         lines = ["", f"Not yet run: {facts['not_run']}"]
     else:
-        rows = record["rows"] = coverage(given) if given.coverage else [speed(given) for _ in range(given.repeats)]
+        with threadpool_limits(given.threads):
+            rows = record["rows"] = coverage(given) if given.coverage else [speed(given) for _ in range(given.repeats)]
         cells = [[f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
         lines = table([name.replace("_", " ") for name in rows[0]], cells)
     name = f"geometry-{kind}-{given.device.partition(':')[0]}"

@@ -6,19 +6,18 @@ found.values["overlap"], found.draws["overlap"], found.shuffles["overlap"]
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from probes.geometry.dimension import LARGEST, RANK, Rank, fit_gride, log_ratios_of, scales, two_nn_of
 from probes.geometry.neighbours import smallest
 from probes.geometry.overlap import MUTUAL_K, K, ranks
 from probes.geometry.search import Members, Searched
-from probes.geometry.similarity import cka_of, cosines, hsic, select_points, standardised_distances
+from probes.geometry.similarity import cka_of, hsic, select_points, standardised_distances
 from records.resampling import draw_permutations
 
 Array = npt.NDArray[np.float64]
@@ -81,23 +80,6 @@ class Measured:
     """Standard errors of the likelihood of dimensions."""
 
 
-class CrossCosines(NamedTuple):
-    """The cosines of points in a with points in b."""
-
-    paired: Float64[Tensor, " point"]
-    """Of the two representations of each point."""
-    all: Float32[Tensor, "point point"]
-    """Of every point in a with every point in b, for shuffled pairs; float32 takes half of the time."""
-
-    @classmethod
-    def of(cls, a: Searched, b: Searched) -> "CrossCosines | None":
-        """None for representations of different widths."""
-        if a.points.shape[1] != b.points.shape[1]:
-            return None
-        first, second = (torch.nn.functional.normalize(one.points, dim=1, eps=1e-30) for one in (a, b))
-        return cls(cosines(a.points, b.points), first @ second.T)
-
-
 def dimension_name(side: str, rank: Rank) -> str:
     """The name of a GRIDE estimate among the values, for example ``a gride 16,32``."""
     return f"{side} gride {rank[0]},{rank[1]}"
@@ -125,7 +107,7 @@ def measure(a: Searched, b: Searched, plan: MeasurePlan, labels: Labels | None =
     n, device = len(a.points), a.points.device
     codes = {name: torch.from_numpy(code).to(device) for name, code in (labels or {}).items()}
     everyone = Members(torch.arange(n, device=device), torch.ones(n, dtype=torch.bool, device=device))
-    cross = CrossCosines.of(a, b)
+    cross = _cross_cosines(a, b)
     values = _on_members(a, b, cross, everyone, plan, codes)
     errors = {
         dimension_name(side, rank): fit_gride(_log_ratios(one.near.distances, rank), rank)[1]
@@ -144,12 +126,7 @@ def measure(a: Searched, b: Searched, plan: MeasurePlan, labels: Labels | None =
 
 
 def _on_members(
-    a: Searched,
-    b: Searched,
-    cross: CrossCosines | None,
-    members: Members,
-    plan: MeasurePlan,
-    codes: Mapping[str, Tensor],
+    a: Searched, b: Searched, cross: Tensor | None, members: Members, plan: MeasurePlan, codes: Mapping[str, Tensor]
 ) -> dict[str, float]:
     """The measures of some of the points, except the ID correlation."""
     m, rows = len(members.rows), members.rows
@@ -173,14 +150,14 @@ def _on_members(
         found[name] = 2 / m * ((own < to[:, None]).count_nonzero(1) + 1).double().mean().item()
     first, second = (one.kernel if whole else one.kernel.part(rows) for one in (a, b))
     found["cka"], found["cka_unbiased"] = cka_of(hsic(first, second), hsic(first, first), hsic(second, second))
-    found["cosine_gap"] = _gap(cross.paired[rows]) if cross else float("nan")
+    found["cosine_gap"] = _gap(cross, rows, rows)
     return found
 
 
 def _on_shuffles(
     a: Searched,
     b: Searched,
-    cross: CrossCosines | None,
+    cross: Tensor | None,
     orders: Int64[Tensor, "shuffle point"],
     plan: MeasurePlan,
     codes: Mapping[str, Tensor],
@@ -200,7 +177,7 @@ def _on_shuffles(
         for name, mask, lists in (("overlap", masks[0], near[1]), ("mutual_knn", masks[1], aligned[1])):
             values[name] = mask.gather(1, back[lists[order]]).double().mean().item()
         values["cka"], values["cka_unbiased"] = cka_of(hsic(a.kernel, b.kernel.part(order)), *own)
-        values["cosine_gap"] = _gap(cross.all[rows, order]) if cross else float("nan")
+        values["cosine_gap"] = _gap(cross, rows, order)
         for name, code in codes.items():
             for side, lists in zip("ab", near, strict=True):
                 values[f"{side} label_overlap {name}"] = _label_share(lists, code[order], code[order])
@@ -264,5 +241,14 @@ def _label_share(lists: Int64[Tensor, "row k"], own: Tensor, code: Tensor) -> fl
     return (same / (sizes[own] * (sizes > 0).sum())).sum().item()
 
 
-def _gap(found: Float[Tensor, " point"]) -> float:
-    return 1 - float(np.median(found.cpu().numpy()))
+def _cross_cosines(a: Searched, b: Searched) -> Tensor | None:
+    """The cosines of every point in a with every point in b; None for representations of different widths."""
+    if a.points.shape[1] != b.points.shape[1]:
+        return None
+    first, second = (torch.nn.functional.normalize(one.points.double(), dim=1, eps=1e-30) for one in (a, b))
+    return first @ second.T
+
+
+def _gap(cross: Tensor | None, rows: Tensor, order: Tensor) -> float:
+    """The cosine gap of points ``rows`` of a and ``order`` of b; NaN without cosines."""
+    return float("nan") if cross is None else 1 - float(np.median(cross[rows, order].cpu().numpy()))

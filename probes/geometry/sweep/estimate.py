@@ -18,8 +18,7 @@ from tasks.errors import UserError
 # Bytes for each pair of points. Kept of each of two sides: distances, cosines and the kernel in float32. At most at one
 # time beside them: the inner products of a side in float64 with three matrices made of them.
 _KEPT, _MADE = 12, 32
-# What the C library keeps of freed memory, as measured with two threads at 2,500 points and d_model 4,096.
-_HEAP = 1.5
+_LIBRARIES = 30_000_000  # bytes that the libraries of matrix products take in each thread, as measured
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class GeometryEstimate:
     """Bytes at the peak, with what the process takes before it measures; on a GPU those of the GPU."""
     added: int
     """Bytes of ``memory`` that the process does not have yet."""
+    at_once: int
+    """Pairs of layers that are measured together."""
 
     def __str__(self) -> str:
         """One line."""
@@ -48,19 +49,26 @@ def estimate_run(
     device: str,
 ) -> GeometryEstimate:  # fmt: skip
     """The products of all searches, and what is in memory together."""
-    searches, seconds, added = 0, 0.0, 0
+    searches, seconds = 0, 0.0
     speed = matmul_speed(device, torch.float64)
+    needs: dict[int, int] = dict.fromkeys({1, jobs_at_once(device)}, 0)
     for comparison, rows in zip(comparisons, chosen, strict=True):
         n = len(rows.rows)
         widths = [side.read(next(iter(side.sites)), rows.rows[:1]).shape[1] for side in (comparison.a, comparison.b)]
+        layers = [len(side.sites) for side in (comparison.a, comparison.b)]
         own = 2 * len(comparison.pairs) * (2 if comparison.random else 1)
         searches += own
         seconds += own * 2 * n**2 * max(widths) / speed
-        added = max(added, memory_of(n, widths, [len(side.sites) for side in (comparison.a, comparison.b)], plan,
-                                     with_map=config.layer_map, at_once=jobs_at_once(device)))  # fmt: skip
+        for at_once, most in needs.items():
+            bytes_of = memory_of(n, widths, layers, plan, with_map=config.layer_map, at_once=at_once)
+            needs[at_once] = max(most, bytes_of)
+    at_once = max(needs)
+    if needs[at_once] > psutil.virtual_memory().available:
+        at_once = 1
+    added = needs[at_once]
     n_examples = max(len(rows.rows) for rows in chosen)
     here = psutil.Process().memory_info().rss if device == "cpu" else 0
-    return GeometryEstimate(len(comparisons), searches, n_examples, seconds, here + added, added)
+    return GeometryEstimate(len(comparisons), searches, n_examples, seconds, here + added, added, at_once)
 
 
 def memory_of(
@@ -78,7 +86,8 @@ def memory_of(
     """
     points = 4 * n * sum(widths)
     neighbours = 2 * 12 * n * (length_for_halves(plan.listed) + length_for_halves(plan.mutual_k))
-    measuring = int(at_once * _HEAP * (points + neighbours + (2 * _KEPT + _MADE) * n**2 + 8 * n * max(widths)))
+    searching, crossing = _MADE * n**2 + 8 * n * max(widths), 24 * n * max(widths)  # crossing: cosines of a and b
+    measuring = at_once * (points + neighbours + 2 * _KEPT * n**2 + max(searching, crossing) + _LIBRARIES)
     if not with_map:
         return measuring
     kernels = sum(layers) * size_of(n)

@@ -6,7 +6,7 @@ A file holds the values, the draws, the shuffles and the neighbour lists; its na
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -66,15 +66,18 @@ def jobs_at_once(device: str) -> int:
 
 
 def make_jobs(
-    jobs: Sequence[LayerJob], rows: Rows, plan: MeasurePlan, labels: Labels, device: str
-) -> Iterator[MadeJob]:
-    """Measure all jobs, in their order, several at once."""
-    threads, lanes = torch.get_num_threads(), jobs_at_once(device)
-    share = threads // lanes
+    jobs: Sequence[LayerJob], rows: Rows, plan: MeasurePlan, labels: Labels, device: str, at_once: int
+) -> Generator[MadeJob]:
+    """Measure all jobs, in their order, ``at_once`` at a time; close the generator if it is left early.
+
+    Threads cannot be stopped: an error or Ctrl-C is raised when the jobs that have begun are measured.
+    """
+    threads = torch.get_num_threads()
+    share = max(1, threads // at_once)
     left = iter(jobs)
     try:
-        with ThreadPoolExecutor(lanes, "measure", torch.set_num_threads, (share,)) as pool:
-            begun = deque(pool.submit(_make, job, rows, plan, labels, device) for job in islice(left, lanes))
+        with ThreadPoolExecutor(at_once, "measure", torch.set_num_threads, (share,)) as pool:
+            begun = deque(pool.submit(_make, job, rows, plan, labels, device) for job in islice(left, at_once))
             while begun:
                 yield begun.popleft().result()
                 begun.extend(pool.submit(_make, job, rows, plan, labels, device) for job in islice(left, 1))

@@ -5,6 +5,7 @@ finished.results, finished.figures[0]
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def run_geometry_sweep(
     with run.open(processes, **_about(comparisons)):
         if not run.is_finished:
             curves = [
-                _measure(config, plan, number, comparison, rows, processes, device, on_progress)
+                _measure(config, plan, number, comparison, rows, processes, device, estimate.at_once, on_progress)
                 for number, (comparison, rows) in enumerate(zip(comparisons, chosen, strict=True))
             ]
             if processes.is_main:
@@ -157,6 +158,7 @@ def _measure(
     chosen: ChosenRows,
     processes: Processes,
     device: str,
+    at_once: int,
     on_progress: OnProgress,
 ) -> Curves:
     """Measure what no file holds yet, then read all files and compare all layers; the last on rank 0 alone."""
@@ -176,11 +178,12 @@ def _measure(
     owned = every[processes.rank :: processes.world]
     missing = [(name, job) for name, job in owned if read_job(job.path, len(rows)) is None]
     on_progress(f"measuring {comparison.name}", len(owned) - len(missing), len(owned))
-    made_jobs = make_jobs([job for _, job in missing], rows, plan, labels, device)
-    for (name, _), made in zip(missing, made_jobs, strict=True):
-        keep = not name and processes.world == 1
-        write_job(made, kernels if keep else None)
-        on_progress(f"measuring {comparison.name}", 1, len(owned))
+    made_jobs = make_jobs([job for _, job in missing], rows, plan, labels, device, at_once)
+    with closing(made_jobs):
+        for (name, _), made in zip(missing, made_jobs, strict=True):
+            keep = not name and processes.world == 1
+            write_job(made, kernels if keep else None)
+            on_progress(f"measuring {comparison.name}", 1, len(owned))
     processes.wait()
     if not processes.is_main:
         return Curves(comparison, chosen, {}, {}, None)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -100,6 +101,20 @@ def test_the_memory_grows_with_the_map_and_with_all_sizes() -> None:
         (1000, [512, 512], [10, 11]),
     ):
         assert memory_of(n, widths, layers, plan, with_map=True) > base
+
+
+def test_pairs_of_layers_are_measured_one_by_one_where_two_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made_run(tmp_path / "acts", n=100, layers=1)
+    monkeypatch.setattr("probes.geometry.sweep.estimate.jobs_at_once", lambda device: 2)
+
+    def estimate(free: int) -> Any:
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=free))
+        return run_geometry_sweep(GeometryConfig(folder, dry_run=True))
+
+    two, one = estimate(2**40), estimate(50_000_000)
+    assert (two.at_once, one.at_once) == (2, 1) and one.added < 50_000_000 < two.added
 
 
 def test_too_little_free_memory_is_one_sentence_before_any_work(

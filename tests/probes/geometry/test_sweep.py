@@ -1,7 +1,9 @@
 """``geometry-sweep``: fast measures against the eager ones, planted layers, its life, its figures, and bad input."""
 
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -298,13 +300,25 @@ def test_two_layers_at_once_give_the_table_of_one_and_an_error_of_either_ends_th
             working.append(torch.get_num_threads())
             if layer == 1:
                 raise UserError("layer 1 is broken.")
-            return layer_jobs_searched(side, layer, *arguments)
+            return searched(side, layer, *arguments)
 
-        layer_jobs_searched = layer_jobs.searched
-        monkeypatch.setattr(layer_jobs, "searched", broken)
-        with pytest.raises(UserError, match="layer 1 is broken"):
-            run_geometry_sweep(config(stored, tmp_path / "broken"))
+        searched = layer_jobs.searched
+        with monkeypatch.context() as patched:
+            patched.setattr(layer_jobs, "searched", broken)
+            with pytest.raises(UserError, match="layer 1 is broken"):
+                run_geometry_sweep(config(stored, tmp_path / "broken"))
         assert set(working) == {1} and torch.get_num_threads() == 2
+
+        def stop(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("probes.geometry.sweep.run.write_job", stop)
+        with pytest.raises(KeyboardInterrupt) as interrupted:
+            run_geometry_sweep(config(stored, tmp_path / "stopped"))
+        assert interrupted.tb is not None, "the frames of the run are alive"
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("measure")]
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
     finally:
         torch.set_num_threads(threads)
     pd.testing.assert_frame_equal(tables[1], tables[2], rtol=1e-6)
