@@ -10,6 +10,9 @@ in the same round. The closed form counts the blocks of the language model; meas
 """
 
 import argparse
+import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,6 +88,21 @@ def inference(llava: Llava, given: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def product_speeds(llava: Llava, rows: Sequence[int]) -> dict[str, str]:
+    """The speed of the product of an MLP with each number of rows: layers that hide image tokens have few rows."""
+    sizes, draw = Sizes.of(llava), partial(torch.randn, device=llava.device, dtype=llava.dtype)
+    weight = draw(sizes.d_mlp, sizes.d_model)
+    found = {}
+    for n in rows:
+        values, seconds = draw(n, sizes.d_model), []
+        for _ in range(20):
+            start = time.perf_counter()
+            float(torch.nn.functional.linear(values, weight)[0, 0])  # reading a value waits for the device
+            seconds.append(time.perf_counter() - start)
+        found[f"product of {n} rows"] = f"{2 * n * weight.numel() / np.median(seconds) / 1e9:.0f} GFLOP/s"
+    return found
+
+
 def training(llava: Llava, given: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each layer plan, without and with the band as a token plan: step time relative to full tuning."""
     band = layer_spec(anchor_band(llava.n_layers), llava.n_layers)
@@ -135,9 +153,14 @@ def main() -> None:
         llava = build(given.model, given.device, getattr(torch, given.dtype))
         facts |= model_facts(llava, batch=given.batch) | {"attention": llava.attention}
         record["rows"] = training(llava, given) if given.training else inference(llava, given)
+        if not given.training:
+            n_text = record["rows"][0]["n_text"]
+            facts |= product_speeds(llava, [given.batch * n_text, given.batch * (n_text + llava.n_image_tokens)])
         lines = describe(record["rows"])
     kind = "training" if given.training else "inference"
     name = f"token-plans-{kind}-{given.model.rsplit('/', 1)[-1]}-{given.device.partition(':')[0]}"
+    if given.batch > 1:
+        name += f"-batch-{given.batch}"
     write_record(given.out, name, record, "\n".join([*heading(f"Token plans in {kind}", facts), *lines]))
 
 
