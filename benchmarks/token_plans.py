@@ -25,6 +25,7 @@ from interventions.token_plans.timing import measure
 from models.inputs import prepare
 from models.llava import Llava
 from models.loading.load import load
+from models.precision import fast_bfloat16
 from models.token_plans.cost import Sizes, cache_bytes, decode, prefill
 from models.token_plans.plan import parse_token_plan, parse_token_plans
 from tuning.cost.measure import synthetic_batch
@@ -95,10 +96,11 @@ def product_speeds(llava: Llava, rows: Sequence[int]) -> dict[str, str]:
     found = {}
     for n in rows:
         values, seconds = draw(n, sizes.d_model), []
-        for _ in range(20):
-            start = time.perf_counter()
-            float(torch.nn.functional.linear(values, weight)[0, 0])  # reading a value waits for the device
-            seconds.append(time.perf_counter() - start)
+        with fast_bfloat16():  # in which the model runs too
+            for _ in range(20):
+                start = time.perf_counter()
+                float(torch.nn.functional.linear(values, weight)[0, 0])  # reading a value waits for the device
+                seconds.append(time.perf_counter() - start)
         found[f"product of {n} rows"] = f"{2 * n * weight.numel() / np.median(seconds) / 1e9:.0f} GFLOP/s"
     return found
 

@@ -168,7 +168,7 @@ def log_ratios_of(
     Args:
         inner: The distance of each point to its neighbour ``rank[0]``.
         outer: To its neighbour ``rank[1]``.
-        rank: For the message.
+        rank: The numbers of both neighbours, for the message.
         cut: Whether to leave out points with near-duplicates.
 
     Raises:

@@ -163,7 +163,8 @@ def squared_distances(
 def inner_products(points: Float64[Tensor, "point d_model"]) -> Float64[Tensor, "point point"]:
     """The inner products of all pairs of points.
 
-    On a CPU NumPy computes one half and mirrors it, in half of the time of torch, which computes both.
+    On a CPU NumPy computes one half and mirrors it, in half of the time of torch, which computes both. Its threads are
+    those of OMP_NUM_THREADS.
     """
     if points.device.type != "cpu":
         return points @ points.T

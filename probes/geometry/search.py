@@ -1,7 +1,7 @@
 """One representation after its search: everything that its measures need, computed once.
 
-a, b = Searched.of(x, plan), Searched.of(y, plan)      # the same points, without duplicates
-measure_pair(a, b, plan)                               # probes.geometry.compare
+a, b = (Searched.of(points, k=30, mutual_k=10) for points in (x, y))      # the same points, without duplicates
+measure(a, b, MeasurePlan())                                              # probes.geometry.compare
 """
 
 from dataclasses import dataclass

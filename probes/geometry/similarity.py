@@ -123,9 +123,9 @@ def hsic_of(a: Kernel, b: Kernel, products: float) -> Hsic:
     return Hsic(biased, products + total - 2 / (n - 2) * float(a.sums @ b.sums))
 
 
-def cka_of(both: Hsic, own_a: Hsic, own_b: Hsic) -> Hsic:
+def cka_of(both: Hsic, own_a: Hsic, own_b: Hsic) -> Cka:
     """Linear CKA, biased and unbiased; NaN where the criterion of one with itself is not positive."""
-    return Hsic(
+    return Cka(
         *(x / (y * z) ** 0.5 if y > 0 and z > 0 else float("nan") for x, y, z in zip(both, own_a, own_b, strict=True))
     )
 

@@ -60,7 +60,8 @@ def estimate_run(
         searches += own
         seconds += own * 2 * n**2 * max(widths) / speed
         for at_once, most in needs.items():
-            bytes_of = memory_of(n, widths, layers, plan, with_map=config.layer_map, at_once=at_once)
+            together = min(at_once, own // 2)
+            bytes_of = memory_of(n, widths, layers, plan, with_map=config.layer_map, at_once=together)
             needs[at_once] = max(most, bytes_of)
     at_once = max(needs)
     if needs[at_once] > psutil.virtual_memory().available:
@@ -86,7 +87,8 @@ def memory_of(
     """
     points = 4 * n * sum(widths)
     neighbours = 2 * 12 * n * (length_for_halves(plan.listed) + length_for_halves(plan.mutual_k))
-    searching, crossing = _MADE * n**2 + 8 * n * max(widths), 24 * n * max(widths)  # crossing: cosines of a and b
+    # the most of a search, and of the cosines of a with b
+    searching, crossing = _MADE * n**2 + 8 * n * max(widths), 24 * n * max(widths)
     measuring = at_once * (points + neighbours + 2 * _KEPT * n**2 + max(searching, crossing) + _LIBRARIES)
     if not with_map:
         return measuring

@@ -50,7 +50,7 @@ class Done(NamedTuple):
     """Neighbours by side (``a``, ``b``) and metric (``near``, ``aligned``), such as ``a near``."""
 
 
-class MadeJob(NamedTuple):
+class MeasuredJob(NamedTuple):
     """A pair of layers that is measured and not yet written."""
 
     job: LayerJob
@@ -61,31 +61,32 @@ class MadeJob(NamedTuple):
 
 
 def jobs_at_once(device: str) -> int:
-    """How many jobs are measured together: two where threads can share the work, which has parts for one thread."""
+    """How many jobs are measured together: two on a CPU with several threads, because parts of a job use only one."""
     return 2 if device == "cpu" and torch.get_num_threads() > 1 else 1
 
 
-def make_jobs(
+def measure_jobs(
     jobs: Sequence[LayerJob], rows: Rows, plan: MeasurePlan, labels: Labels, device: str, at_once: int
-) -> Generator[MadeJob]:
+) -> Generator[MeasuredJob]:
     """Measure all jobs, in their order, ``at_once`` at a time; close the generator if it is left early.
 
     Threads cannot be stopped: an error or Ctrl-C is raised when the jobs that have begun are measured.
     """
     threads = torch.get_num_threads()
+    at_once = max(1, min(at_once, len(jobs)))
     share = max(1, threads // at_once)
     left = iter(jobs)
     try:
         with ThreadPoolExecutor(at_once, "measure", torch.set_num_threads, (share,)) as pool:
-            begun = deque(pool.submit(_make, job, rows, plan, labels, device) for job in islice(left, at_once))
+            begun = deque(pool.submit(_measure_job, job, rows, plan, labels, device) for job in islice(left, at_once))
             while begun:
                 yield begun.popleft().result()
-                begun.extend(pool.submit(_make, job, rows, plan, labels, device) for job in islice(left, 1))
+                begun.extend(pool.submit(_measure_job, job, rows, plan, labels, device) for job in islice(left, 1))
     finally:
         torch.set_num_threads(threads)
 
 
-def _make(job: LayerJob, rows: Rows, plan: MeasurePlan, labels: Labels, device: str) -> MadeJob:
+def _measure_job(job: LayerJob, rows: Rows, plan: MeasurePlan, labels: Labels, device: str) -> MeasuredJob:
     a, b = (searched(side, layer, rows, plan, device) for side, layer in zip((job.a, job.b), job.pair, strict=True))
     found = measure(a, b, plan, labels)
     tensors = {
@@ -100,17 +101,17 @@ def _make(job: LayerJob, rows: Rows, plan: MeasurePlan, labels: Labels, device: 
             for metric in METRICS
         },
     }
-    return MadeJob(job, tensors, (a.kernel, b.kernel))
+    return MeasuredJob(job, tensors, (a.kernel, b.kernel))
 
 
-def write_job(made: MadeJob, kernels: Kernels | None) -> None:
+def write_job(measured: MeasuredJob, kernels: Kernels | None) -> None:
     """Write the file; keep the kernels of both layers in ``kernels`` for the map, if given."""
-    path, pair = made.job.path, made.job.pair
+    path, pair = measured.job.path, measured.job.pair
     with writing(path.parent):
         path.parent.mkdir(exist_ok=True)
-        commit(path, save(made.tensors))
+        commit(path, save(measured.tensors))
     if kernels is not None:
-        for key, one in zip((f"a {pair.a}", f"b {pair.b}"), made.kernels, strict=True):
+        for key, one in zip((f"a {pair.a}", f"b {pair.b}"), measured.kernels, strict=True):
             kernels.put(key, one)
 
 

@@ -17,7 +17,16 @@ from probes.geometry.compare import MeasurePlan
 from probes.geometry.sweep.config import RUN, GeometryConfig
 from probes.geometry.sweep.estimate import GeometryEstimate, check_memory, estimate_run
 from probes.geometry.sweep.kernels import Compact, Kernels
-from probes.geometry.sweep.layer_jobs import METRICS, Done, LayerJob, listed, make_jobs, read_job, searched, write_job
+from probes.geometry.sweep.layer_jobs import (
+    METRICS,
+    Done,
+    LayerJob,
+    listed,
+    measure_jobs,
+    read_job,
+    searched,
+    write_job,
+)
 from probes.geometry.sweep.layer_map import LayerMap, compare_layers
 from probes.geometry.sweep.report_table import render_summary
 from probes.geometry.sweep.sides import (
@@ -174,15 +183,16 @@ def _measure(
                 LayerJob(*sides, pair, folder / f"{name}{number}-{pair.a}-{pair.b}.safetensors")
                 for pair in comparison.pairs
             ]
-    every = [(name, job) for name, own in jobs.items() for job in own]
+    every = [job for own in jobs.values() for job in own]
     owned = every[processes.rank :: processes.world]
-    missing = [(name, job) for name, job in owned if read_job(job.path, len(rows)) is None]
+    missing = [job for job in owned if read_job(job.path, len(rows)) is None]
     on_progress(f"measuring {comparison.name}", len(owned) - len(missing), len(owned))
-    made_jobs = make_jobs([job for _, job in missing], rows, plan, labels, device, at_once)
-    with closing(made_jobs):
-        for (name, _), made in zip(missing, made_jobs, strict=True):
-            keep = not name and processes.world == 1
-            write_job(made, kernels if keep else None)
+    mapped = {job.path for job in jobs[""]} if processes.world == 1 else set()
+    measured_jobs = measure_jobs(missing, rows, plan, labels, device, at_once)
+    with closing(measured_jobs):
+        for measured in measured_jobs:
+            write_job(measured, kernels if measured.job.path in mapped else None)
+            del measured  # its kernels are large, and the next ones are being made
             on_progress(f"measuring {comparison.name}", 1, len(owned))
     processes.wait()
     if not processes.is_main:
@@ -191,10 +201,10 @@ def _measure(
     layer_map = None
     if kernels is not None:
         layer_map = _map(comparison, rows, plan, device, found, kernels, on_progress)
-    measured = {pair: one.measured for pair, one in found.items()}
+    values = {pair: one.measured for pair, one in found.items()}
     of_random = ((job.pair, read_job(job.path, len(rows))) for job in jobs.get("random-", ()))
     random = {pair: one.measured for pair, one in of_random if one is not None}
-    return Curves(comparison, chosen, measured, random, layer_map)
+    return Curves(comparison, chosen, values, random, layer_map)
 
 
 def _map(

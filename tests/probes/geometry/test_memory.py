@@ -106,7 +106,7 @@ def test_the_memory_grows_with_the_map_and_with_all_sizes() -> None:
 def test_pairs_of_layers_are_measured_one_by_one_where_two_do_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = made_run(tmp_path / "acts", n=100, layers=1)
+    folder = made_run(tmp_path / "acts", n=100, layers=2)
     monkeypatch.setattr("probes.geometry.sweep.estimate.jobs_at_once", lambda device: 2)
 
     def estimate(free: int) -> Any:
