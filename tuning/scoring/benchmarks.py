@@ -31,7 +31,9 @@ _COLUMNS = ("benchmark", "stratum", "above", "below", "group", "weight")
 _PAIRED = "95% t over pictures and seeds, linearised, paired with full"
 _PAIRED_ONE = "95% t over pictures, linearised, paired with full; this seed only"
 _SCORE = "95% Wilson over pictures and seeds, linearised"
-_NO_INTERVAL = "none: the answers do not differ"
+_NO_INTERVAL = "none: no picture or seed moves it"  # as where a plan scores 0, or answers as full tuning does
+_ONE_PICTURE = "none: one picture"
+_NO_MEAN = "none: a benchmark has none"
 _Array = NDArray[np.float64]
 
 
@@ -177,7 +179,9 @@ def _retention(own: _Seeds, full: _Seeds, *, paired: bool) -> dict[str, Any]:
         own.values[:, None] - ratio * full.values[:, None] + n * (own.moved - ratio * full.moved)
     ) / base  # a plan with one seed is paired with every seed of full
     half = _half(residuals)
-    name = _NO_INTERVAL if np.isnan(half) else _PAIRED if len(full.seeds) > 1 else _PAIRED_ONE
+    name = _PAIRED if len(full.seeds) > 1 else _PAIRED_ONE
+    if np.isnan(half):
+        name = _NO_INTERVAL if n > 1 else _ONE_PICTURE
     return {"retention": ratio, "lower": float(np.maximum(ratio - half, 0.0)), "upper": ratio + half, "interval": name}
 
 
@@ -199,8 +203,11 @@ def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The mean of the retentions; the benchmarks' pictures are independent, so the variances of their intervals add."""
     halves = np.array([row["upper"] - row["retention"] for row in rows], dtype=float)  # lower ends stop at 0
     value = float(np.mean([row["retention"] for row in rows]))
-    half = float("nan") if np.isnan(halves).all() else float(np.sqrt(np.nansum(halves**2)) / len(rows))
-    name = rows[0]["interval"] if np.isnan(half) else "95%, from the intervals of the benchmarks as independent"
+    half = float(np.sqrt((halves**2).sum()) / len(rows))
+    name = "95%, from the intervals of the benchmarks as independent"
+    if np.isnan(half):
+        reasons = {str(row["interval"]) for row in rows}
+        name = reasons.pop() if len(reasons) == 1 else _NO_MEAN
     return {
         "condition": MEAN, "family": "all", "metric": "mean retention", "chance": np.nan, "score": np.nan,
         "score_lower": np.nan, "score_upper": np.nan, "score_interval": "none", "retention": value,

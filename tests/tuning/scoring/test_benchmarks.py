@@ -65,6 +65,20 @@ def test_several_seeds_add_their_variance_and_only_shared_ones_are_paired() -> N
     assert benchmark_rows(alone)["band"][0]["interval"] == "none: no seed is shared with full"
 
 
+def test_a_plan_that_scores_nothing_has_no_interval_and_nor_has_a_mean_with_it() -> None:
+    full, band = items(pope(0.8), "full"), items(pope(0.7, seed=1), "band")
+    nothing = band.assign(above=0.0)
+    parts = [part.assign(benchmark="pope") for part in (full, nothing)]
+    parts += [part.assign(benchmark="other") for part in (full, band)]
+    first, second, mean = benchmark_rows(pd.concat(parts))["band"]
+    assert (first["retention"], first["interval"]) == (0, "none: no picture or seed moves it")
+    assert np.isnan(first["upper"]) and second["upper"] > second["retention"]
+    assert mean["interval"] == "none: a benchmark has none" and np.isnan(mean["upper"])
+    assert mean["retention"] == pytest.approx(second["retention"] / 2)
+    alone = pd.concat([own[own["group"] == "picture 0"] for own in (full, band)])
+    assert benchmark_rows(alone)["band"][0]["interval"] == "none: one picture"
+
+
 def test_the_mean_of_retentions_adds_variances_of_independent_benchmarks() -> None:
     runs = [items(pope(0.8), "full"), items(pope(0.7, seed=1), "band")]
     table = pd.concat([part.assign(benchmark=name) for name in ("pope", "other") for part in runs])
