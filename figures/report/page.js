@@ -471,7 +471,8 @@
       plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
       plot.style.height = `${height}px`;
       shown = points.map((point) => ({ ...point, px: x(point.x[cost.name]), py: y(point.y[0]) }));
-      const taken = shown.map((point) => [point.px - 5, point.py - 5, point.px + 5, point.py + 5]), names = [];
+      const bar = (point) => [y(point.y[2] ?? point.y[0]), y(point.y[1] ?? point.y[0])], names = [];
+      const taken = [[48, y(1) - 1, width - 12, y(1) + 1]].concat(shown.flatMap((point) => [[point.px - 5, point.py - 5, point.px + 5, point.py + 5], [point.px - 1, bar(point)[0], point.px + 1, bar(point)[1]]]));
       for (const point of shown) { // a label where it covers nothing; where there is no room the tip tells
         const size = point.label.length * 6.1, spots = [[8, 4, "start"], [-8, 4, "end"], [8, -8, "start"], [8, 16, "start"], [-8, -8, "end"], [-8, 16, "end"]];
         for (const [dx, dy, anchor] of spots) {
@@ -488,7 +489,7 @@
         s("text", { x: 48 + (width - 60) / 2, y: height - 6, "text-anchor": "middle" }, cost.label),
         s("text", { transform: `translate(10 ${height / 2 - 20}) rotate(-90)`, "text-anchor": "middle" }, section.y),
         s("line", { class: "level", colour: "chance", "stroke-dasharray": "6 4", x1: 48, x2: width - 12, y1: y(1), y2: y(1) }),
-        ...shown.flatMap((point) => [s("line", { class: "bars", colour: point.colour, x1: point.px, x2: point.px, y1: y(point.y[1] ?? point.y[0]), y2: y(point.y[2] ?? point.y[0]) }), s("circle", { class: "dot", colour: point.colour, cx: point.px, cy: point.py, r: 5, "data-plan": point.label })]),
+        ...shown.flatMap((point) => [s("line", { class: "bars", colour: point.colour, x1: point.px, x2: point.px, y1: bar(point)[1], y2: bar(point)[0] }), s("circle", { class: "dot", colour: point.colour, cx: point.px, cy: point.py, r: 5, "data-plan": point.label })]),
         ...names, (marks = s("g")));
       note.textContent = `Bars: ${choice.interval}. Dashed: as much as ${section.full}.`;
     });
