@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.errors import printable
+from tasks.errors import print_any_text, printable
 
 _EXAMPLES = """\
 examples:
@@ -33,6 +33,7 @@ See docs/figures.md.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exit with status 2 and a message on invalid input."""
+    print_any_text()
     parser = argparse.ArgumentParser(
         prog="python -m figures", description=__doc__, epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

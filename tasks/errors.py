@@ -3,7 +3,9 @@
 Raise ``UserError`` for anything that a user can correct. A command prints its message and exits with status 2.
 """
 
+import io
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +72,16 @@ def printable(text: str, keep: str = "") -> str:
         one if one in kept or unicodedata.category(one) not in _HIDDEN else one.encode("unicode_escape").decode("ascii")
         for one in text
     )
+
+
+def print_any_text() -> None:
+    r"""Let ``sys.stdout`` and ``sys.stderr`` write characters that their encoding lacks as ``\u989c``.
+
+    Every program that prints text from the user's data calls this first; the work is done before most of it is printed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's streams, and those of some tests, take any text
+            stream.reconfigure(errors="backslashreplace")
 
 
 def cut(text: str, longest: int) -> str:
