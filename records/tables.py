@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -24,9 +25,24 @@ def read_results(folder: Path, kind: RunKind) -> pd.DataFrame:
     path = folder / "results.parquet"
     if not path.is_file() or manifest.get("finished", True) is None:
         raise UserError(f"run must be finished, got one without results in {str(folder)!r}. Start it again to resume.")
+    return read_table(path)
+
+
+def read_table(path: Path, **options: Any) -> pd.DataFrame:
+    """A table that a run wrote, Parquet or CSV by its name; ``options`` are those of pandas.
+
+    Raises:
+        UserError: If the file is missing, changed, or no table.
+    """
     check_whole(path, advice="Start the same command again: the table is made anew.")
     with user_errors(OSError, ValueError):
-        return pd.read_parquet(path)
+        return pd.read_parquet(path, **options) if path.suffix == ".parquet" else pd.read_csv(path, **options)
+
+
+def skipped_note(folder: Path) -> tuple[str, ...]:
+    """The sentence about the examples that ``skipped.csv`` of a run lists; none if it has no such file."""
+    path = folder / "skipped.csv"
+    return (f"{len(read_table(path))} examples left out, see {path}",) if path.is_file() else ()
 
 
 def clock(seconds: float) -> str:

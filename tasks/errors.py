@@ -3,6 +3,7 @@
 Raise ``UserError`` for anything that a user can correct. A command prints its message and exits with status 2.
 """
 
+import errno
 import io
 import re
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _LONGEST = 399  # characters of a message: one sentence that fits a few lines of a terminal
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room on the disk, in the user's share, for one file
 _WORD = 160  # characters without a space in it; a path is shorter
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control characters, invisible marks, half surrogate pairs, line separators
 _JOINERS = "\u200c\u200d"  # invisible marks that words of some languages and emoji need
@@ -45,6 +47,17 @@ def user_errors(*errors: type[Exception]) -> Iterator[None]:
         raise
     except errors as error:
         raise UserError(one_line(error)) from error
+
+
+def is_full(error: Exception) -> bool:
+    """True for an error of a disk, or of a share of it, that has no room; safetensors raises its own kind of error.
+
+    Example:
+        >>> is_full(OSError(errno.ENOSPC, "No space left on device")), is_full(OSError(errno.ENAMETOOLONG, "too long"))
+        (True, False)
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    return number in _FULL or any(f"(os error {full})" in str(error) for full in _FULL)
 
 
 def one_line(error: Exception) -> str:
