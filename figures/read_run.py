@@ -132,7 +132,7 @@ def kind_of_run(folder: Path) -> str:
         if command in KINDS:
             return command
         raise RunError(
-            f"RUN must be a run of {', '.join(KINDS)}, got one of {kind!r} in {str(folder)!r}. "
+            f"RUN must be a run of one of laccolith's commands, got one of {kind!r} in {str(folder)!r}. "
             "Give what a command wrote with --out."
         )
     if (folder / "compare.csv").is_file():

@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -28,15 +27,17 @@ def read_results(folder: Path, kind: RunKind) -> pd.DataFrame:
     return read_table(path)
 
 
-def read_table(path: Path, **options: Any) -> pd.DataFrame:
-    """A table that a run wrote, Parquet or CSV by its name; ``options`` are those of pandas.
+def read_table(path: Path) -> pd.DataFrame:
+    """A table that a run wrote, Parquet or CSV by its name; only empty cells of a CSV file are missing values.
 
     Raises:
         UserError: If the file is missing, changed, or no table.
     """
     check_whole(path, advice="Start the same command again: the table is made anew.")
     with user_errors(OSError, ValueError):
-        return pd.read_parquet(path, **options) if path.suffix == ".parquet" else pd.read_csv(path, **options)
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
 def skipped_note(folder: Path) -> tuple[str, ...]:

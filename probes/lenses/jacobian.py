@@ -99,7 +99,7 @@ class JacobianLens:
             dict(self.jacobians), n_prompts=self.n_prompts, d_model=self.d_model, metadata=dict(self.about)
         )
         fresh = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        fresh.mkdir()
+        fresh.mkdir(exist_ok=True)
         try:  # under its own name, which torch writes into the file
             theirs.save(str(fresh / path.name), dtype=dtype)
             move_recorded(fresh / path.name, path)

@@ -127,7 +127,7 @@ def run_geometry_sweep(
 def finished_geometry_sweep(folder: Path, notes: tuple[str, ...] = ()) -> FinishedRun:
     """The finished run in ``folder``, with its figures drawn; raise ``UserError`` if there is none."""
     results = read_results(folder, RUN)
-    findings = read_table(folder / "findings.csv", keep_default_na=False, na_values=[""])
+    findings = read_table(folder / "findings.csv")
     with writing(folder):
         drawn = figures.drawn_figures(folder)
     return FinishedRun(folder, results, render_summary(findings), drawn, notes)
