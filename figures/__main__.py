@@ -4,6 +4,9 @@ A run directory is what a command wrote with --out:
   probe-sweep                 score_by_layer; probe_map_TARGET if the run mapped examples
   patch-sweep                 token_map, head_map or patch_map; curves of knockouts, skipping and transplants
   layerwise-finetune compare  accuracy_by_family, retention, plans, cost_against_retention
+  inference-cost              cost_against_score
+  geometry-sweep              by_layer, layer_map
+  transfer-sweep              transfer
   lens-sweep                  lenses: hit rates by layer
   layerwise-finetune          plan: the layers that train; learning_curve if the run was evaluated
 
@@ -16,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.errors import printable
+from tasks.errors import print_any_text, printable
 
 _EXAMPLES = """\
 examples:
@@ -33,6 +36,7 @@ See docs/figures.md.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exit with status 2 and a message on invalid input."""
+    print_any_text()
     parser = argparse.ArgumentParser(
         prog="python -m figures", description=__doc__, epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

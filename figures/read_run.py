@@ -21,6 +21,8 @@ GEOMETRY = "geometry-sweep"
 TRANSFER = "transfer-sweep"
 BENCHMARKS = "benchmark-eval"
 LENS = "lens-sweep"
+# commands whose table alone is shown, without figures
+LISTED = ("capture-activations", "generate-instructions", "layerwise-finetune mix", "lens-sweep train")
 GALLERY = Path(__file__).parent / "gallery"
 # command -> columns that its figures need
 _COLUMNS = {
@@ -42,6 +44,7 @@ _COLUMNS = {
            "upper", "n", "n_groups"),
     TUNE: ("step", "set", "family", "metric", "score", "lower", "upper", "n"),
 }  # fmt: skip
+KINDS = (*_COLUMNS, *LISTED)  # the commands whose runs are read
 # without these, pandas reads empty text and layers as floats
 _TYPES: dict[Any, Any] = {"layer": "Int64"} | dict.fromkeys(
     ("window", "tokens", "head", "layers", "train", "family", "run", "rank"), str
@@ -117,17 +120,20 @@ class SavedMaps(NamedTuple):
 
 
 def kind_of_run(folder: Path) -> str:
-    """The command that wrote the folder, by its manifest or, if it has none, its tables; ``RunError`` if unknown."""
+    """The command that wrote the folder, by its manifest or, if it has none, its tables; ``RunError`` if unknown.
+
+    The runs of ``LISTED`` have a table and no figures.
+    """
     if not folder.is_dir():
         raise RunError(f"RUN must be a folder, got {str(folder)!r}. Give what a command wrote with --out.")
     if (folder / "manifest.json").is_file():
         kind = read_manifest(folder).get("kind")
         command = str(kind).removeprefix("laccolith ")
-        if command in _COLUMNS:
+        if command in KINDS:
             return command
         raise RunError(
-            f"RUN must be a run of {PROBE}, {PATCH} or {TUNE}, got one of {kind!r} in {str(folder)!r}. "
-            "Such runs have no figures."
+            f"RUN must be a run of one of laccolith's commands, got one of {kind!r} in {str(folder)!r}. "
+            "Give what a command wrote with --out."
         )
     if (folder / "compare.csv").is_file():
         return COMPARE
@@ -139,7 +145,7 @@ def kind_of_run(folder: Path) -> str:
                     return kind
     raise RunError(
         f"RUN must contain a manifest.json or a table of a run, got neither in {str(folder)!r}. "
-        f"Give what {PROBE}, {PATCH} or {TUNE} wrote with --out."
+        "Give what a command wrote with --out."
     )
 
 
@@ -157,7 +163,7 @@ def read_run(folder: Path, kind: str) -> pd.DataFrame:
 def read_table(path: Path, kind: str) -> pd.DataFrame:
     """A table that the command ``kind`` wrote; ``RunError`` if it lacks rows or columns that the figures need."""
     table = read_saved(path)
-    missing = [column for column in _COLUMNS[kind] if column not in table]
+    missing = [column for column in _COLUMNS.get(kind, ()) if column not in table]
     if missing or table.empty:
         lacking = f"no {', '.join(missing)}" if missing else "no rows"
         raise RunError(f"{path.name} must be the table of a {kind} run, got {lacking} in {str(path)!r}. Run it again.")

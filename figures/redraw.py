@@ -14,6 +14,7 @@ from typing import Any
 import figures
 from figures.read_run import GALLERY, read_picture, read_saved
 from figures.style import Panels, Width, figure_of, save_figure
+from tasks.errors import print_any_text
 
 # start of a table's name -> the function of this package that draws it
 KINDS = {
@@ -55,6 +56,7 @@ def draw_table(path: Path, *, width: Width = "two") -> Panels:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
+    print_any_text()
     parser = argparse.ArgumentParser(
         prog="python -m figures.redraw", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -32,6 +32,7 @@ from figures.read_run import (
     GEOMETRY,
     INFERENCE,
     LENS,
+    LISTED,
     PATCH,
     PROBE,
     TRANSFER,
@@ -139,6 +140,11 @@ def figures_of(folder: Path, *, width: Width = "two", example: int = 0) -> Itera
     if kind == TUNE:
         yield from _draw_tuning(folder, width)
         return
+    if kind in (BENCHMARKS, *LISTED):
+        raise RunError(
+            f"RUN must be a run that has figures, got one of {kind} in {str(folder)!r}. The command's show and report "
+            "print its table."
+        )
     table = read_run(folder, kind)
     if kind == PATCH:
         alone = int(table["n"].max()) == 1
@@ -160,7 +166,7 @@ def figures_of(folder: Path, *, width: Width = "two", example: int = 0) -> Itera
         yield Drawing("lenses", draw_lenses(table, width=width))
     elif kind == GEOMETRY:
         yield from _draw_geometry(folder, table, width)
-    elif kind != BENCHMARKS:  # whose table is the result
+    else:
         yield Drawing("accuracy_by_family", draw_accuracy(table, width=width))
         yield Drawing("retention", draw_retention(table, width=width))
         yield Drawing("plans", draw_plan_diagram(table, width=width))

@@ -39,9 +39,9 @@ from records.open_model import describe_model, load_seconds, open_model, other_m
 from records.processes import Processes, join_processes, matmul_speed, own_device
 from records.progress import OnProgress, PartProgress, ProgressBars
 from records.run import FinishedRun, Run, check_space, free_bytes, read_timings, writing
-from records.tables import read_results
+from records.tables import read_results, read_table
 from records.timings import describe_estimate
-from tasks.checksums import check_whole
+from tasks.checksums import is_whole
 from tasks.errors import UserError
 from tasks.prompts import vicuna_v1
 from tasks.readers.media import describe_unread
@@ -162,11 +162,10 @@ def finished_patch_sweep(folder: Path) -> FinishedRun:
         drawn = figures.drawn_figures(folder)
     notes: list[str] = []
     if (folder / ERROR_TABLE).is_file():
-        check_whole(folder / ERROR_TABLE, advice="Start the same command again: it is made anew.")
         notes = [
             f"against exact patching, {row['metric'].replace('_', ' ')}: correlation {row['correlation']:.2f}, mean "
             f"error {row['relative_error']:.0%} of the mean exact change (n = {row['n']})"
-            for row in pd.read_csv(folder / ERROR_TABLE).to_dict("records")
+            for row in read_table(folder / ERROR_TABLE).to_dict("records")
         ]
     return FinishedRun(folder, results, render_summary(results), drawn, tuple(notes), timings=read_timings(folder, RUN))
 
@@ -325,7 +324,7 @@ def _write_pairs(sweep: _Sweep) -> None:
         (folder / "pictures").mkdir(exist_ok=True)
         for k, pair in enumerate(sweep.pairs.pairs[:shown]):
             path = folder / "pictures" / f"{k}.png"
-            if not path.is_file():
+            if not is_whole(path):
                 _write_picture(sweep.llava, prepare(sweep.llava, [pair.clean], preprocess=preprocess), path)
 
 

@@ -35,9 +35,9 @@ from records.open_model import describe_model, load_seconds, open_model
 from records.processes import join_processes, launched, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, check_space, read_timings, writing
-from records.tables import read_results
+from records.tables import read_results, skipped_note
 from records.timings import describe_estimate
-from tasks.errors import UserError, user_errors
+from tasks.errors import UserError
 from tasks.example import Example
 
 FIGURE = "score_by_layer"
@@ -195,12 +195,8 @@ def finished_sweep(folder: Path, *, figures: bool = True) -> FinishedRun:
     if figures:
         with writing(folder):
             drawn = drawn_figures(folder)
-    skipped = folder / "skipped.csv"
-    notes: tuple[str, ...] = ()
-    if skipped.is_file():
-        with user_errors(OSError, ValueError):
-            notes = (f"{len(pd.read_csv(skipped))} examples left out, see {skipped}",)
-    return FinishedRun(folder, results, render_summary(results), drawn, notes, timings=read_timings(folder, RUN))
+    notes, timings = skipped_note(folder), read_timings(folder, RUN)
+    return FinishedRun(folder, results, render_summary(results), drawn, notes, timings=timings)
 
 
 def _check_settings(config: SweepConfig) -> None:

@@ -52,7 +52,7 @@ def sweep_stored(
     about = {"name": data.name, "digest": data.digest, "n_examples": len(data.examples)}
     if config.labels is not None:
         about["labels"] = hashlib.sha256(config.labels.read_bytes()).hexdigest()[:16]
-    with run.open(Processes(), model=dict(stored.manifest.get("model", {})), data=about):
+    with run.open(Processes(), on_note=on_note, model=dict(stored.manifest.get("model", {})), data=about):
         with writing(config.folder):
             table = stored.examples.drop(columns=[n for n in stored.examples.columns if n.startswith("label_")])
             for target in data.targets:

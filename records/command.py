@@ -31,7 +31,7 @@ from tyro import conf
 
 from records.options import Option, options_of
 from records.progress import OnProgress, ProgressBars
-from tasks.errors import UserError, one_line, printable, user_errors
+from tasks.errors import UserError, one_line, print_any_text, printable, user_errors
 from tasks.readers.parse import decode_text, parse_yaml
 
 # Errors of a path or a disk, which a user can correct wherever they occur.
@@ -93,6 +93,7 @@ def run_command(
     Raises:
         SystemExit: With status 2 for invalid input, 130 after Ctrl-C, and 0 after ``--help``.
     """
+    print_any_text()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     known = (*subcommands, Subcommand("report", Report, _report))
     is_main = os.environ.get("RANK", "0") == "0"
@@ -157,7 +158,8 @@ def _parse(
         given = [*_tokens(given, options, command), *given]
     # A union of the sub-commands, from which tyro makes the parser, the help and the completion.
     union: Any = Union[tuple(_member(sub) for sub in subcommands)]  # noqa: UP007
-    errors, printed = io.StringIO(), io.TextIOWrapper(_HelpPage(), encoding=sys.stdout.encoding)
+    errors = io.StringIO()
+    printed = io.TextIOWrapper(_HelpPage(), encoding=sys.stdout.encoding, errors="backslashreplace")
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(printed):
             parsed = tyro.cli(

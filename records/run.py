@@ -12,6 +12,7 @@ Equal settings resume the run in a folder; other settings raise ``UserError`` un
 """
 
 import contextlib
+import errno
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from records.shared_jobs import is_locked, one_at_a_time
 from records.tables import clock, write_results
 from records.timings import Timings, describe_seconds
 from tasks.checksums import damaged_files
-from tasks.errors import UserError
+from tasks.errors import UserError, is_full
 
 RESERVE = 64 * 1024**2  # bytes that stay free for results, figures and other programs
 
@@ -250,10 +251,19 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"out must be a folder with room on the disk, got {error.strerror or error} at {str(folder)!r}. "
-            "Free some space and start the same command again: finished parts are kept."
-        ) from error
+        raise write_error(error, folder) from error
+
+
+def write_error(error: OSError, folder: Path) -> UserError:
+    """The error of a write into a run directory: advice on space only where space is what is missing."""
+    got, kept = error.strerror or error, "start the same command again: finished parts are kept."
+    if is_full(error):
+        return UserError(
+            f"out must be a folder with room on the disk, got {got} at {str(folder)!r}. Free some space and {kept}"
+        )
+    path = str(error.filename or folder)
+    advice = "Choose a shorter path." if error.errno == errno.ENAMETOOLONG else f"Correct this and {kept}"
+    return UserError(f"out must be a folder that can be read and written, got {got} at {path!r}. {advice}")
 
 
 def free_bytes(folder: Path) -> int:

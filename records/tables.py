@@ -24,9 +24,26 @@ def read_results(folder: Path, kind: RunKind) -> pd.DataFrame:
     path = folder / "results.parquet"
     if not path.is_file() or manifest.get("finished", True) is None:
         raise UserError(f"run must be finished, got one without results in {str(folder)!r}. Start it again to resume.")
+    return read_table(path)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table that a run wrote, Parquet or CSV by its name; only empty cells of a CSV file are missing values.
+
+    Raises:
+        UserError: If the file is missing, changed, or no table.
+    """
     check_whole(path, advice="Start the same command again: the table is made anew.")
     with user_errors(OSError, ValueError):
-        return pd.read_parquet(path)
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
+def skipped_note(folder: Path) -> tuple[str, ...]:
+    """The sentence about the examples that ``skipped.csv`` of a run lists; none if it has no such file."""
+    path = folder / "skipped.csv"
+    return (f"{len(read_table(path))} examples left out, see {path}",) if path.is_file() else ()
 
 
 def clock(seconds: float) -> str:

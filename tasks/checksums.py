@@ -5,12 +5,16 @@
     data = read_whole(path, advice="Start the same command again.")   # or DamagedFileError
 
 A line of a ledger is the CRC-32, the size in bytes and the name of one file. A folder without a ledger, such as one
-that an earlier version wrote, is read unchecked.
+that an earlier version wrote, is read unchecked. In files that are only appended to, each line has its own checksum:
+``checked_line(row)`` makes one, ``read_checked_line(line, known=...)`` reads it.
 """
 
+import json
 import os
+import re
 import time
 import zlib
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +22,7 @@ from tasks.errors import UserError, one_line
 from tasks.readers.parse import parse_json
 
 LEDGER = ".checksums"
+_LINE = re.compile(rb'(\{.*), "crc": "([0-9a-f]{8})"\}\n', re.DOTALL)
 _CHUNK = 2**22  # bytes read at a time
 _LARGEST = 2**26  # bytes of a ledger: a million names
 _SETTLED = 10**8  # nanoseconds; a file may change twice within the resolution of its time
@@ -98,6 +103,12 @@ def check_whole(path: Path, *, advice: str) -> None:
         raise DamagedFileError(f"{path.name} must be as it was written, got changed bytes in {str(path)!r}. {advice}")
 
 
+def check_recorded(path: Path, *, advice: str) -> None:
+    """As `check_whole` for a file that the ledger names; one that another program wrote beside them is passed over."""
+    if path.name in (_read_ledger(path.parent) or {}):
+        check_whole(path, advice=advice)
+
+
 def read_whole(path: Path, *, advice: str) -> bytes:
     """The bytes of a file that is as it was written; raises ``OSError`` if it cannot be read, else as `check_whole`."""
     data = path.read_bytes()
@@ -132,6 +143,44 @@ def read_whole_json(path: Path, *, advice: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path.name} must hold a mapping, got {type(found).__name__} in {str(path)!r}. {advice}")
     return found
+
+
+def checked_line(row: Mapping[str, Any]) -> bytes:
+    r"""One line of JSON whose last entry, ``crc``, is the CRC-32 of the line without it.
+
+    Example:
+        >>> checked_line({"n": 3})
+        b'{"n": 3, "crc": "38c15ec0"}\n'
+    """
+    text = json.dumps(row)
+    return f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n'.encode()
+
+
+def read_checked_line(line: bytes, *, known: Set[str]) -> dict[str, Any]:
+    """The mapping in a line that `checked_line` made, or in one that an earlier version wrote without a checksum.
+
+    Args:
+        line: The line with its end.
+        known: The entries that a line without a checksum may have.
+
+    Raises:
+        ValueError: If the line is cut or changed.
+
+    Example:
+        >>> read_checked_line(checked_line({"n": 3}), known={"n"})
+        {'n': 3}
+        >>> read_checked_line(checked_line({"n": 3}).replace(b"3", b"4", 1), known={"n"})
+        Traceback (most recent call last):
+        ValueError: its checksum is another
+    """
+    match = _LINE.fullmatch(line)
+    body = line if match is None else match[1] + b"}"
+    if match is not None and zlib.crc32(body) != int(match[2], 16):
+        raise ValueError("its checksum is another")
+    row = parse_json(body)
+    if not isinstance(row, dict) or not line.endswith(b"\n") or (match is None and not row.keys() <= known):
+        raise ValueError("it is not as it was written")
+    return row
 
 
 def _add(path: Path, found: Checksum) -> None:

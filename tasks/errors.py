@@ -3,12 +3,16 @@
 Raise ``UserError`` for anything that a user can correct. A command prints its message and exits with status 2.
 """
 
+import errno
+import io
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _LONGEST = 399  # characters of a message: one sentence that fits a few lines of a terminal
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room on the disk, in the user's share, for one file
 _WORD = 160  # characters without a space in it; a path is shorter
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control characters, invisible marks, half surrogate pairs, line separators
 _JOINERS = "\u200c\u200d"  # invisible marks that words of some languages and emoji need
@@ -45,6 +49,17 @@ def user_errors(*errors: type[Exception]) -> Iterator[None]:
         raise UserError(one_line(error)) from error
 
 
+def is_full(error: Exception) -> bool:
+    """True for an error of a disk, or of a share of it, that has no room; safetensors raises its own kind of error.
+
+    Example:
+        >>> is_full(OSError(errno.ENOSPC, "No space left on device")), is_full(OSError(errno.ENAMETOOLONG, "too long"))
+        (True, False)
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    return number in _FULL or any(f"(os error {full})" in str(error) for full in _FULL)
+
+
 def one_line(error: Exception) -> str:
     """The message of ``error`` on one line; the name of its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -70,6 +85,16 @@ def printable(text: str, keep: str = "") -> str:
         one if one in kept or unicodedata.category(one) not in _HIDDEN else one.encode("unicode_escape").decode("ascii")
         for one in text
     )
+
+
+def print_any_text() -> None:
+    r"""Let ``sys.stdout`` and ``sys.stderr`` write characters that their encoding lacks as ``\u989c``.
+
+    Every program that prints text from the user's data calls this first; the work is done before most of it is printed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's streams, and those of some tests, take any text
+            stream.reconfigure(errors="backslashreplace")
 
 
 def cut(text: str, longest: int) -> str:

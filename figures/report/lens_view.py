@@ -1,6 +1,5 @@
 """The report's sections on a lens sweep: hit rates by layer, and the words that lenses read at every patch."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from figures.layer_axis import ENTRY, steps_of
-from figures.read_run import RunError, read_saved
+from figures.read_run import RunError, read_json, read_saved
 from figures.report.curves import curve_panel, curves_section, drawn_values, site_axis
 from figures.report.palette import dashes
 from figures.report.pictures import colour_scale, packed, quantise, thumbnail
@@ -164,10 +163,7 @@ def _shown(word: object) -> str:
 
 
 def _read_examples(folder: Path) -> list[dict[str, Any]]:
-    try:
-        about = json.loads((folder / EXAMPLES).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{EXAMPLES} must be readable JSON, got {str(folder)!r} ({error}).") from error
+    about = read_json(folder / EXAMPLES)
     keys = {"k", "example", "word", "forms"}
     if not isinstance(about, list) or not all(isinstance(entry, dict) and keys <= entry.keys() for entry in about):
         raise RunError(f"{EXAMPLES} must be a list of examples, got another value in {str(folder)!r}. Run it again.")

@@ -9,6 +9,7 @@ from figures.read_run import (
     GEOMETRY,
     INFERENCE,
     LENS,
+    LISTED,
     PATCH,
     PROBE,
     TRANSFER,
@@ -90,6 +91,9 @@ def _describe(folder: Path, most_rows: int) -> Json:
             title = f"{first['model']}: words that lenses read at image tokens"
             sections = [lens_curves(table), lens_words(folder)]
             named = "All scores", "results.csv"
+        elif kind in LISTED:
+            title, sections = f"{model}{kind}", []
+            named = "The table", "results.csv"
         else:
             title = f"{model}tuning plans side by side"
             sections = [compare_finding(table), cost_scatter(table), plan_section(table)]

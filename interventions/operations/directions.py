@@ -12,11 +12,13 @@ from interventions.engines.checks import site_shape
 from models.inputs import Inputs
 from models.llava import Llava
 from models.sites import Site
+from tasks.checksums import check_recorded
 from tasks.errors import UserError
 
 
 def load_directions(path: Path) -> dict[str, Tensor]:
     """The directions in a safetensors file, by name."""
+    check_recorded(path, advice="Start the command that wrote it again, or remove .checksums if another program did.")
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:

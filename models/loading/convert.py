@@ -8,7 +8,7 @@ from models.loading.checkpoints import stored_tensors
 from models.loading.load import load
 from models.loading.locate import locate
 from models.loading.original import is_original, language_files
-from tasks.errors import UserError
+from tasks.errors import UserError, print_any_text
 
 
 def convert(source: str | Path, out: Path, *, base: str | Path | None = None) -> Path:
@@ -39,6 +39,7 @@ def convert(source: str | Path, out: Path, *, base: str | Path | None = None) ->
 
 def main() -> None:
     """Convert one checkpoint."""
+    print_any_text()
     parser = argparse.ArgumentParser(
         description="Write an original LLaVA checkpoint (such as liuhaotian/llava-v1.5-7b) as a llava-hf folder, which "
         "transformers, TransformerLens, nnsight and all commands of laccolith open.",

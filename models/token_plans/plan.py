@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.layer_ranges import format_layers, parse_layers
+from tasks.checksums import check_recorded
 from tasks.errors import UserError
 from tasks.readers.parse import parse_json
 
@@ -188,6 +189,7 @@ def recorded_token_plan(folder: str | Path, n_layers: int) -> str:
     path = Path(folder) / "plan.json"
     if not path.is_file():
         return "all"
+    check_recorded(path, advice="Start the same layerwise-finetune again: it is made anew.")
     try:
         text = parse_json(path.read_bytes())["plan"].get("token_plan", "all")
         return parse_token_plan(str(text), n_layers).text

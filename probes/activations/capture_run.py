@@ -30,7 +30,7 @@ from records.open_model import describe_model, open_model
 from records.processes import join_processes, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, check_space, writing
-from records.tables import read_results
+from records.tables import read_results, skipped_note
 from tasks.captions import captioned_examples
 from tasks.errors import UserError
 from tasks.example import Example
@@ -126,7 +126,7 @@ def run_capture(
         advice="Use fewer sites, tokens or examples, --pool mean, or --store-dtype float16.",
     )  # fmt: skip
     on_note(str(estimate))
-    with run.open(processes, model=describe_model(llava), data=_about_data(read, data, llava)):
+    with run.open(processes, on_note=on_note, model=describe_model(llava), data=_about_data(read, data, llava)):
         if processes.is_main:
             _write_tables(config, data, work)
 
@@ -136,7 +136,7 @@ def run_capture(
                 root = config.folder.absolute() / folders[condition]
                 store = ActivationStore(root, n, size, ragged=config.sites.pool == "none")
                 done = partial(_tell, on_progress, f"capturing {condition}{of_what}", total)
-                fill_store(store, model, part.examples[:n], part.sites, part.groups, config, processes, done)
+                fill_store(store, model, part.examples[:n], part.sites, part.groups, config, processes, done, on_note)
 
         captured(lambda: llava, FOLDERS, len(data.examples), "")
         processes.wait()
@@ -155,9 +155,7 @@ def run_capture(
 def finished_capture(folder: Path) -> FinishedRun:
     """The finished capture in ``folder``; raise ``UserError`` if there is none."""
     results = read_results(folder, CAPTURE)
-    skipped = folder / "skipped.csv"
-    notes = (f"{len(pd.read_csv(skipped))} examples left out, see {skipped}",) if skipped.is_file() else ()
-    return FinishedRun(folder, results, _summary(results), (), notes)
+    return FinishedRun(folder, results, _summary(results), (), skipped_note(folder))
 
 
 def _tell(on_progress: OnProgress, stage: str, total: int, done: int) -> None:

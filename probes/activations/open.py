@@ -29,10 +29,12 @@ from torch import Tensor
 from models.sites import Site
 from probes.activations.store import FOLDERS, POSITIONS, RANDOM, groups_at
 from records.manifest import FILE
+from tasks.checksums import check_whole
 from tasks.errors import UserError
 from tasks.readers.parse import parse_json
 
 EXAMPLES = "examples.parquet"
+_AGAIN = "Start the command that wrote it again: its examples are captured anew."
 TOKEN_COLUMNS = ("example", "position", "row", "column")
 
 
@@ -210,6 +212,7 @@ def open_activations(run: Path | str) -> ActivationSet:
         ('last',)
     """
     folder = Path(run)
+    check_whole(folder / EXAMPLES, advice="Start the command that wrote it again: it is made anew.")
     try:
         manifest = parse_json((folder / FILE).read_bytes())
         examples = pd.read_parquet(folder / EXAMPLES)
@@ -269,6 +272,7 @@ def _contents(folder: Path) -> tuple[int, tuple[str, ...]]:
     """The number of rows of a site, and the token groups of its shards."""
     n, groups = 0, dict[str, None]()
     for path in _shard_paths(folder):
+        check_whole(path, advice=_AGAIN)
         try:
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys())
@@ -284,6 +288,7 @@ def _shard_paths(folder: Path) -> list[Path]:
 
 
 def _read(path: Path, name: str) -> Tensor:
+    check_whole(path, advice=_AGAIN)
     try:
         with safe_open(path, framework="pt") as file:
             value: Tensor = file.get_tensor(name)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.sites import Site
 from records.manifest import commit
-from records.run import free_bytes
+from records.run import free_bytes, write_error
 from tasks.checksums import check_whole, is_whole
 from tasks.errors import UserError
 
@@ -105,10 +105,7 @@ class ActivationStore:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 commit(path, data)
             except OSError as error:
-                raise UserError(
-                    f"activations must fit on the disk, got {error.strerror or error} at {str(path)!r}. "
-                    "Free some space and start again; finished shards are kept."
-                ) from error
+                raise write_error(error, path) from error
 
     def read(self, site: Site, group: str) -> Float[Tensor, "example d"]:
         """The activations of all examples at a site, in their order and dtype; ``UserError`` if a shard is damaged."""

@@ -5,6 +5,8 @@ lens = fit_jacobian_lens(llava, [inputs], sources="image"); lens.save("lens.pt")
 The ``.pt`` file has the format of TransformerLens 4.3 and of anthropics/jacobian-lens: either opens the other's.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +24,8 @@ from models.llava import Llava
 from models.loading.checkpoints import load_restricted
 from models.sites import Site
 from models.tokens import Group, token_mask
-from probes.lenses.reading import lens_sites, lens_words
+from probes.lenses.reading import MADE_ANEW, lens_sites, lens_words
+from tasks.checksums import check_recorded, move_recorded
 from tasks.errors import UserError, one_line
 
 Sources = Literal["image", "text"]
@@ -84,22 +87,33 @@ class JacobianLens:
         return lens_words(self, llava, inputs, tokens=tokens, layers=layers, k=k)
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
-        """Write the lens in TransformerLens' format, with its own function; ``dtype`` is that of the matrices."""
+        """Write the lens in TransformerLens' format, with its own function; ``dtype`` is that of the matrices.
+
+        The file appears when it is complete, and its checksum stands in the ledger beside it.
+        """
         from transformer_lens.tools.analysis.jacobian_lens import JacobianLens as TheirLens
 
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         theirs = TheirLens(
             dict(self.jacobians), n_prompts=self.n_prompts, d_model=self.d_model, metadata=dict(self.about)
         )
-        theirs.save(str(path), dtype=dtype)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        fresh.mkdir(exist_ok=True)
+        try:  # under its own name, which torch writes into the file
+            theirs.save(str(fresh / path.name), dtype=dtype)
+            move_recorded(fresh / path.name, path)
+        finally:
+            shutil.rmtree(fresh)
 
     @staticmethod
     def load(path: str | Path) -> "JacobianLens":
         """The lens in a file of this format; nothing but tensors, numbers and text is read.
 
         Raises:
-            UserError: If the file holds no such lens.
+            UserError: If the file holds no such lens, or changed since ``save`` wrote it.
         """
+        check_recorded(Path(path), advice=MADE_ANEW)
         try:
             saved = load_restricted(Path(path))
             matrices = {int(layer): matrix.float() for layer, matrix in saved["J"].items()}

@@ -24,8 +24,9 @@ from models.layer_ranges import LayerRange
 from models.llava import Llava
 from models.sites import Site
 from models.tokens import Group
-from probes.lenses.reading import check_lens, lens_sites
+from probes.lenses.reading import MADE_ANEW, check_lens, lens_sites
 from records.manifest import commit
+from tasks.checksums import check_recorded
 from tasks.errors import UserError, one_line
 from tasks.example import Example
 from tasks.readers.parse import parse_json
@@ -164,9 +165,11 @@ class LatentLens:
         """The index in a folder that ``save`` wrote.
 
         Raises:
-            UserError: If the folder holds no index.
+            UserError: If the folder holds no index, or a file of it changed.
         """
         folder = Path(folder)
+        for name in (CONFIG, VECTORS):
+            check_recorded(folder / name, advice=MADE_ANEW)
         try:
             config = parse_json((folder / CONFIG).read_bytes())
             vectors = load_file(folder / VECTORS)["vectors"]

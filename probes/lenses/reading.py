@@ -21,6 +21,7 @@ from models.tokens import Group
 from tasks.errors import UserError
 
 INPUT = Site("language_model", 0, "resid_pre")
+MADE_ANEW = "Make the lens again, or remove .checksums beside it if another program wrote it."
 
 
 @runtime_checkable

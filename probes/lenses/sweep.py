@@ -40,6 +40,7 @@ from records.processes import Processes, join_processes, matmul_speed, own_devic
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, writing
 from records.tables import read_results
+from tasks.checksums import is_whole
 from tasks.errors import UserError, user_errors
 
 Lens = Transport | LatentLens
@@ -158,16 +159,18 @@ def run_lens_sweep(
         "name": data.name, "digest": data.digest, "n_examples": len(kept), "words": digest_of([dump(table)]),
         "corpus": digest_of(texts), "lenses": [_describe(lens) for lens in loaded.values()],
     }  # fmt: skip
-    with run.open(processes, model=describe_model(llava), data=about):
-        job = _Job(config, data, kept, table, sites, loaded, texts, processes, on_progress)
+    with run.open(processes, on_note=on_note, model=describe_model(llava), data=about):
+        job = _Job(config, data, kept, table, sites, loaded, texts, processes, on_progress, on_note)
         notes = job.read(llava)
         if config.controls and not config.model.name.startswith("random:"):
             job.read_control(llava)
         processes.wait()
         if not processes.is_main:
             return None
-        if not run.is_finished:
+        finished = run.is_finished
+        if not (finished and job.has_pictures):
             job.write_shown(llava)
+        if not finished:
             scores, nearest = job.collect()
             with writing(config.folder):
                 commit(config.folder / "scores.parquet", scores.to_parquet(index=False))
@@ -200,7 +203,9 @@ class _Job:
         texts: Sequence[str],
         processes: Processes,
         on_progress: OnProgress,
+        on_note: Callable[[str], None],
     ) -> None:
+        self.on_note = on_note
         self.config, self.data, self.kept, self.table, self.sites = config, data, list(kept), table, sites
         self.loaded, self.texts, self.processes, self.on_progress = loaded, texts, processes, on_progress
         self.shards = [self.kept[at : at + SHARD] for at in range(0, len(self.kept), SHARD)]
@@ -250,6 +255,11 @@ class _Job:
                 parts.append(own[own["site"].isin(sites)].assign(lens=lens))
             scores = pd.concat(parts, ignore_index=True)
         return scores, nearest
+
+    @property
+    def has_pictures(self) -> bool:
+        """True if the pictures of the first examples are there, as they were written."""
+        return all(is_whole(self.config.folder / "pictures" / f"{k}.png") for k in range(self.n_shown))
 
     def write_shown(self, llava: Llava) -> None:
         """Write ``tokens.parquet``, ``examples.json`` and the pictures of the first examples."""
@@ -323,8 +333,17 @@ class _Job:
         return _Words(self.table, self.data.words, tokens, forms, self.config.controls)
 
     def _missing(self, who: str) -> list[int]:
-        own = range(self.processes.rank, len(self.shards), self.processes.world)
-        return [n for n in own if len(self._read(who, n, "scores", COLUMNS)) == 0]
+        """The shards of this rank that lack a file, or have a damaged one, which is named."""
+        missing = []
+        for number in range(self.processes.rank, len(self.shards), self.processes.world):
+            shown = who == "model" and number * SHARD < self.n_shown
+            paths = [self._path(who, number, name) for name in ("scores", "nearest", *(("tokens",) if shown else ()))]
+            damaged = [path for path in paths if path.is_file() and not is_whole(path)]
+            for path in damaged:
+                self.on_note(f"{path.relative_to(self.config.folder)} is damaged: its examples are read again")
+            if damaged or not all(path.is_file() for path in paths) or self._read(who, number, "scores", COLUMNS).empty:
+                missing.append(number)
+        return missing
 
     def _all(self, who: str, name: str, columns: tuple[str, ...]) -> pd.DataFrame:
         parts = [self._read(who, n, name, columns) for n in range(len(self.shards))]
@@ -335,7 +354,9 @@ class _Job:
         return self.config.folder / "shards" / f"{who}-{name}-{number:05d}.parquet"
 
     def _read(self, who: str, number: int, name: str, columns: tuple[str, ...]) -> pd.DataFrame:
-        """A part of a shard; empty if it has no complete file."""
+        """A part of a shard; empty if it has no file as it was written."""
+        if not is_whole(self._path(who, number, name)):
+            return pd.DataFrame(columns=list(columns))
         try:
             found = pd.read_parquet(io.BytesIO(self._path(who, number, name).read_bytes()))
         except (OSError, ValueError):

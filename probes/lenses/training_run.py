@@ -32,6 +32,7 @@ from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, writing
 from records.tables import read_results
 from records.timings import LowerBound
+from tasks.checksums import is_whole
 from tasks.dataset import Dataset
 from tasks.errors import UserError, user_errors
 
@@ -90,7 +91,7 @@ def run_lens_training(
     about: dict[str, Any] = {"corpus": digest_of(texts)}
     if fitted is not None and held_out is not None:
         about = {"name": fitted.name, "digest": f"{fitted.digest}+{held_out.digest}", "n_examples": len(fitted)}
-    with run.open(processes, model=describe_model(llava), data=about):
+    with run.open(processes, on_note=on_note, model=describe_model(llava), data=about):
         if not run.is_finished:
             if texts:
                 run.finish(_make_latent(config, llava, texts, on_progress))
@@ -238,9 +239,9 @@ def _answered(data: Dataset) -> bool:
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of a checkpoint; None if there is none that is complete."""
+    """The tensors of a checkpoint; None if there is none as it was written."""
     try:
-        return load_file(path) if path.is_file() else None
+        return load_file(path) if is_whole(path) else None
     except (OSError, SafetensorError):
         return None
 

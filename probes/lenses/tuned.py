@@ -25,8 +25,9 @@ from models.llava import Llava
 from models.loading.checkpoints import load_restricted
 from models.sites import Site
 from models.tokens import Group
-from probes.lenses.reading import is_last, lens_sites, lens_words
+from probes.lenses.reading import MADE_ANEW, is_last, lens_sites, lens_words
 from records.manifest import commit
+from tasks.checksums import check_recorded
 from tasks.errors import UserError, one_line
 from tasks.readers.parse import parse_json
 
@@ -122,7 +123,7 @@ class TunedLens:
         """The lens in a folder that ``save`` or the package tuned-lens wrote.
 
         Raises:
-            UserError: If the folder holds no such lens.
+            UserError: If the folder holds no such lens, or a file of it changed.
         """
         folder = Path(folder)
         path = next((folder / name for name in (PARAMS, PICKLED) if (folder / name).is_file()), None)
@@ -131,6 +132,8 @@ class TunedLens:
                 f"tuned lens must be a folder with {CONFIG} and {PARAMS} or {PICKLED}, got {str(folder)!r}. "
                 "lens-sweep train writes one."
             )
+        for file in (path, folder / CONFIG):
+            check_recorded(file, advice=MADE_ANEW)
         try:
             config = parse_json((folder / CONFIG).read_bytes())
             state: dict[str, Tensor] = load_file(path) if path.name == PARAMS else load_restricted(path)

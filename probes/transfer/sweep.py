@@ -99,11 +99,11 @@ def run_transfer(
     }  # fmt: skip
     if config.labels is not None:
         about["labels"] = hashlib.sha256(config.labels.read_bytes()).hexdigest()[:16]
-    with run.open(Processes(), model=dict(stored.manifest.get("model", {})), data=about):
+    with run.open(Processes(), on_note=on_note, model=dict(stored.manifest.get("model", {})), data=about):
         with writing(config.folder):
             commit(config.folder / "examples.parquet", stored.examples.to_parquet(index=False))
         if not run.is_finished:
-            run.finish(_matrix(config, found, plans, random, on_progress))
+            run.finish(_matrix(config, found, plans, random, on_progress, on_note))
     return finished_transfer(config.folder)
 
 
@@ -155,6 +155,7 @@ def _matrix(
     plans: Mapping[str, FoldPlan],
     random: ActivationSet | None,
     on_progress: OnProgress,
+    on_note: Callable[[str], None],
 ) -> pd.DataFrame:
     """The table of all cells; those of source layers that a file holds are not fitted again."""
     depths = dict(zip(found.sites, found.depths, strict=True))
@@ -173,6 +174,8 @@ def _matrix(
             paths = {site: part_path(config.folder, source, group, str(site)) for site in found.sites}
             keys = [{"target": target, "read_site": str(at)} for target in bare.targets for at in found.sites]
             done = [site for site, path in paths.items() if read_part(path, keys) is not None]
+            for path in (path for site, path in paths.items() if site not in done and path.is_file()):
+                on_note(f"{path.relative_to(config.folder)} is damaged: its layers are read again")
             if done:
                 on_progress("reading probes across", len(done), total)
             missing = [site for site in found.sites if site not in done]

@@ -90,9 +90,9 @@ def run_benchmark_eval(
     if resumes:
         for name in _changed_labels(config.folder, labels):
             on_note(f"{name}: its labels changed since the run was scored; the answers are scored anew")
-    with run.open(processes, model=describe_model(llava), data=data, labels=labels):
+    with run.open(processes, on_note=on_note, model=describe_model(llava), data=data, labels=labels):
         for one in opened:
-            _answer(config, llava, one, plan.text, processes, on_progress)
+            _answer(config, llava, one, plan.text, processes, on_progress, on_note)
         processes.wait()
         if not processes.is_main:
             return None
@@ -142,11 +142,12 @@ def _answer(
     plan: str,
     processes: Processes,
     on_progress: OnProgress,
+    on_note: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Answer the questions of this rank (batches rank, rank + world, ...) that no process has answered yet."""
     n = len(one.questions)
+    done = read_parts(config.folder, one.name, n, on_note=on_note)
     part = PartFile(config.folder, one.name, processes.rank, n)
-    done = read_parts(config.folder, one.name, n)
     mine = own_questions(n, config.batch_size, processes)
     left = [i for i in mine if i not in done]
     if len(left) < len(mine):

@@ -1,20 +1,18 @@
 """The log of requests: one JSON object a line, only ever appended. It is also the cache of replies.
 
 A line is on the disk before the reply is used. After a kill, every answered request in the log is answered from it;
-half a last line is dropped.
+half a last line is dropped. Each line has a checksum. A changed line is an error: it holds what its request cost.
 """
 
-import json
 import os
 import threading
 import time
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 from tasks.chat_server.request import Reply
+from tasks.checksums import checked_line, read_checked_line
 from tasks.errors import UserError, user_errors
-from tasks.readers.parse import parse_json
 
 _START = b'{"time": '  # of every line
 _FIELDS = {field.name for field in fields(Reply)} - {"cached"}
@@ -24,7 +22,7 @@ class RequestLog:
     """The log in a file, or in memory if ``path`` is None. One process at a time writes a file.
 
     Raises:
-        UserError: If the file cannot be opened, or holds something else than replies.
+        UserError: If the file cannot be opened, holds something else than replies, or a line of it changed.
 
     Example:
         >>> log = RequestLog(Path("requests.jsonl"))
@@ -79,7 +77,7 @@ class RequestLog:
         with self._lock, user_errors(OSError):
             if self.path is not None:
                 with self.path.open("ab") as file:
-                    file.write(json.dumps(row).encode() + b"\n")
+                    file.write(checked_line(row))
                     file.flush()
                     os.fsync(file.fileno())
             self._keep(reply)
@@ -87,7 +85,7 @@ class RequestLog:
 
 def _parsed(line: bytes, where: str) -> Reply:
     try:
-        row: Any = parse_json(line)
+        row = read_checked_line(line, known={"time", *_FIELDS})
         reply = Reply(**{name: value for name, value in row.items() if name in _FIELDS})
         texts = (reply.key, reply.tag, reply.status, reply.text, reply.finish, reply.error)
         if all(isinstance(text, str) for text in texts) and float(reply.cost) >= 0:
@@ -98,4 +96,7 @@ def _parsed(line: bytes, where: str) -> Reply:
 
 
 def _not_a_log(where: str) -> UserError:
-    return UserError(f"log must hold one reply a line, got {where}. Name another file.")
+    return UserError(
+        f"log must hold one reply a line as it was written, got another {where}. Name another file, or remove the line "
+        "to send its request again."
+    )

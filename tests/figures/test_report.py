@@ -1,3 +1,4 @@
+import ast
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from figures import draw_run, read_run
 from figures.effects import with_effect
 from figures.read_run import RunError
 from figures.report import build_report
@@ -18,8 +20,16 @@ from figures.report.palette import colours
 from figures.report.patching import patch_curves, patch_heat, shown_table
 from figures.report.tables import plain_value, table_section
 from figures.style import COLOURS
-from tests.figures.made_runs import HOSTILE, patch_rows, write_compare_run, write_patch_run, write_probe_run
+from tests.figures.made_runs import (
+    HOSTILE,
+    patch_rows,
+    write_compare_run,
+    write_manifest,
+    write_patch_run,
+    write_probe_run,
+)
 from tests.figures.test_style import APART, LINE_CONTRAST, SIGHT, TOGETHER, contrast, distance
+from tests.test_layout import MODULES
 
 DARK_PAPER = "#14171a"  # the background in ``page.css``
 LEGIBLE = 4.5  # contrast that WCAG 2.2 asks of text
@@ -284,6 +294,34 @@ def test_a_run_whose_files_do_not_fit_is_refused_with_what_is_wrong(
     breaks(run)
     with pytest.raises(ValueError, match=re.escape(message)):
         build_report([run])
+
+
+def kinds_of_runs() -> set[str]:
+    """The commands that write runs, by the packages' own definitions."""
+    found = set()
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "RunKind":
+                (name,) = (arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant))
+                found.add(str(name))
+    return found
+
+
+def test_runs_of_every_command_are_known_and_those_without_figures_are_a_table(tmp_path: Path) -> None:
+    assert kinds_of_runs() == set(read_run.KINDS)
+    for number, kind in enumerate(read_run.LISTED):
+        run = tmp_path / str(number)
+        write_manifest(run, kind, settings={"model": "smol"}, finished="2026-01-01")
+        with pytest.raises(RunError, match="RUN must be finished"):
+            build_report([run])
+        pd.DataFrame({"part": ["vqa"], "samples": [3]}).to_csv(run / "results.csv", index=False)
+        page = build_report([run]).html
+        (shown,) = data_of(page)["runs"]
+        assert (shown["command"], shown["title"]) == (kind, f"smol: {kind}")
+        (table,) = shown["sections"]
+        assert "vqa" in json.dumps(table)
+        with pytest.raises(RunError, match="RUN must be a run that has figures"):
+            draw_run(run)
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Which figures a run directory gets, and the command, run as a process."""
 
+import io
 import json
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from figures import example_table, runs
+from figures.__main__ import main
 from figures.read_run import RunError, kind_of_run
 from figures.runs import draw_patch_run, draw_run, drawn_figures, figures_of
 from figures.style import FigurePaths, Panels, figure_of, file_name, save_figure
@@ -230,6 +232,17 @@ def test_the_command_draws_every_run_and_prints_the_paths(tmp_path: Path) -> Non
     printed, _ = call("figures", two)
     assert printed == [f"{two}/figures/token_map{ending}" for ending in (".svg", ".png")]
     assert sizes(printed) == {1440}
+
+
+def test_paths_that_the_terminal_cannot_show_are_printed_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_folder(tmp_path / "颜色", "laccolith patch-sweep", patch_table())
+    out = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", errors="strict")
+    monkeypatch.setattr(sys, "stdout", out)
+    main([str(run)])
+    out.flush()
+    assert rb"\u989c\u8272" in out.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_command_refuses_what_is_no_run_before_it_draws_any(tmp_path: Path) -> None:

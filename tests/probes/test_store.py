@@ -56,7 +56,7 @@ def test_full_disk_in_mid_write_leaves_no_file(tmp_path: Path, monkeypatch: pyte
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="must fit on the disk, got No space left on device"):
+    with pytest.raises(UserError, match="room on the disk, got No space left on device"):
         filled(tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path.name != LEDGER] == []
 

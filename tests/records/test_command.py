@@ -1,6 +1,7 @@
 """The command line that is made from dataclasses, on a command made for the purpose, and on the project's own."""
 
 import importlib
+import io
 import resource
 import subprocess
 import sys
@@ -238,6 +239,40 @@ def test_a_finished_run_is_printed_as_notes_table_and_files(count) -> None:  # t
     assert lines[0] == "one left out"
     assert "sheep" in "".join(lines[1:-2])
     assert lines[-2:] == ["table:  runs/x/results.csv", "figure: a.png"]
+
+
+def count_named(*arguments: str) -> None:
+    """A command that prints text of users: as a note, in the table, in paths and in an error."""
+
+    def run(options: Sheep, terminal: Terminal) -> object:
+        if options.rate < 0:
+            raise UserError(f"name must be known, got {options.names[0]!r}.")
+        terminal.on_note(f"counting {options.names[0]}")
+        table = Table("target", title=options.names[0])
+        table.add_row(options.names[0])
+        return FinishedRun(Path(options.names[0]), pd.DataFrame(), table, (), options.names)
+
+    run_command("count-sheep", (Subcommand("run", Sheep, run),), arguments, about="Count 颜色.")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "cp437"])
+@pytest.mark.parametrize("arguments", [("--name", "颜色"), ("--name", "颜色", "--rate", "-1"), ("--help",)])
+def test_a_terminal_that_lacks_characters_gets_them_escaped(
+    encoding: str, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict") for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    try:
+        code = 0
+        count_named(*arguments)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    for stream in (out, err):
+        stream.flush()
+    assert code == (2 if "-1" in arguments else 0)
+    printed = b"".join(stream.buffer.getvalue() for stream in (out, err))  # type: ignore[attr-defined]
+    assert rb"\u989c\u8272" in printed
 
 
 def test_other_ranks_print_nothing(count, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

@@ -1,5 +1,6 @@
 """The life of a run directory: checked, locked, resumed, replaced, finished."""
 
+import errno
 import json
 import os
 import shutil
@@ -90,6 +91,23 @@ def test_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         pass
     with pytest.raises(UserError, match="room on the disk, got full.*kept"), writing(tmp_path):
         raise OSError(28, "full")
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENAMETOOLONG, r"got File name too long at 'x+'\. Choose a shorter path\."),
+        (errno.EACCES, r"got Permission denied at 'x+'\. Correct this and start the same command again: finished"),
+        (errno.EIO, r"got Input/output error at .* Correct this"),
+    ],
+)
+def test_the_sentence_about_a_failed_write_fits_its_cause(number: int, advice: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=advice) as raised, writing(tmp_path):
+        raise OSError(number, os.strerror(number), "xx")
+    assert "space" not in str(raised.value) and "room" not in str(raised.value)
+    for full in (errno.ENOSPC, errno.EDQUOT):
+        with pytest.raises(UserError, match="room on the disk, got .* Free some space"), writing(tmp_path):
+            raise OSError(full, os.strerror(full), "xx")
 
 
 def test_room_on_the_disk_leaves_a_reserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

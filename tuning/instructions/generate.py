@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from records.manifest import write_atomically
+from records.manifest import commit
 from records.processes import Processes
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, writing
@@ -91,7 +91,7 @@ def run_generate(
         return known
     on_note(str(known))
     digest = hashlib.sha256("".join(request.key for request in work.requests).encode()).hexdigest()[:16]
-    with run.open(Processes(), data={"n_requests": len(work.requests), "digest": digest}):
+    with run.open(Processes(), on_note=on_note, data={"n_requests": len(work.requests), "digest": digest}):
         if not run.is_finished:
             with _locked(config), _client(config, price, config.server.log or config.folder / LOG) as client:
                 replies = _ask(client, work, on_progress, skip_failed=config.skip_bad)
@@ -195,12 +195,12 @@ def _write(config: GenerateConfig, run: Run, work: Work, replies: Sequence[Reply
     refused = [(one.job.id, one.job.kind, one.reason, one.reply.text) for one in made if one.reason]
     with writing(config.folder):
         data = "[\n" + ",\n".join(json.dumps(sample, ensure_ascii=False) for sample in samples) + "\n]\n"
-        write_atomically(config.folder / DATA, data.encode())
+        commit(config.folder / DATA, data.encode())
         table = pd.DataFrame(refused, columns=["id", "kind", "reason", "reply"])
-        write_atomically(config.folder / REFUSED, table.to_csv(index=False).encode())
+        commit(config.folder / REFUSED, table.to_csv(index=False).encode())
         if work.skipped:
             skipped = pd.DataFrame({"reason": work.skipped})
-            write_atomically(config.folder / "skipped.csv", skipped.to_csv(index=False).encode())
+            commit(config.folder / "skipped.csv", skipped.to_csv(index=False).encode())
     rows = [(one.job.kind, one.reply, len(one.pairs), one.reason) for one in made]
     run.finish(tabulate(rows, len(work.skipped)))
 

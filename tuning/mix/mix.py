@@ -19,6 +19,7 @@ from records.processes import Processes
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, check_space, writing
 from records.tables import read_results
+from tasks.checksums import move_recorded
 from tasks.errors import UserError
 from tuning.data.conversation import UnusableSampleError
 from tuning.mix.composition import PartCounts, render_summary, tabulate
@@ -41,7 +42,7 @@ def run_mix(
         config: The settings.
         command: The command line, for the manifest.
         on_progress: Called with (stage, newly done, total); None shows bars in a terminal or notebook.
-        on_note: Not called.
+        on_note: Called for each file of the run that changed since it was written.
 
     Returns:
         The finished run; with ``config.dry_run`` the numbers of samples as text.
@@ -72,7 +73,7 @@ def run_mix(
     )
     places = np.concatenate([np.stack([np.full_like(used, i), used], axis=1) for i, used in enumerate(chosen)])
     order = np.random.default_rng(config.seed).permutation(len(places))
-    with run.open(Processes(), data={part.spec.name: part.digest for part in parts}):
+    with run.open(Processes(), on_note=on_note, data={part.spec.name: part.digest for part in parts}):
         if not run.is_finished:
             counts = {part.spec.name: PartCounts() for part in parts}
             skipped: list[tuple[str, str, str]] = []
@@ -141,7 +142,7 @@ def _write(path: Path, samples: Iterator[Sample]) -> int:
             n_written = _write_array(file, samples)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        move_recorded(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return n_written

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from models.llava import Llava
 from records.progress import OnProgress, PartProgress, silent
 from records.timings import Timings
-from tasks.errors import UserError
+from tasks.errors import UserError, is_full
 from tuning.config import Optimisation, RunOptions
 from tuning.data.labels import IGNORED
 from tuning.data.samples import FAILED, Samples
@@ -282,9 +282,10 @@ class PlanTrainer:
             yield
         except (OSError, SafetensorError) as error:  # safetensors raises its own error when the disk is full
             last = checkpoint.last_checkpoint(self.folder)
+            must, advice = ("fit on the disk", "Make room") if is_full(error) else ("be writable", "Correct this")
             raise UserError(
-                f"checkpoint must fit on the disk, got {error} at step {self.step}. "
-                f"Make room and resume from {last.name if last else 'the start'}."
+                f"checkpoint must {must}, got {error} at step {self.step}. "
+                f"{advice} and resume from {last.name if last else 'the start'}."
             ) from error
 
     def _save(self) -> None:

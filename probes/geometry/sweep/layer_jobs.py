@@ -27,6 +27,7 @@ from probes.geometry.sweep.kernels import Kernels
 from probes.geometry.sweep.sides import LayerPair, Rows, Side
 from records.manifest import commit
 from records.run import writing
+from tasks.checksums import is_whole
 
 Array = npt.NDArray[np.float64]
 METRICS = ("near", "aligned")
@@ -129,6 +130,8 @@ def searched(side: Side, layer: int, rows: Rows, plan: MeasurePlan, device: str)
 
 def read_job(path: Path, n: int) -> Done | None:
     """The file's contents; None if it is missing or damaged, or holds another number of points."""
+    if not is_whole(path):
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping

@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from torch import Tensor
 
 import figures
@@ -44,7 +43,7 @@ from records.manifest import commit
 from records.processes import Processes, join_processes, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, writing
-from records.tables import read_results
+from records.tables import read_results, read_table
 from tasks.errors import UserError
 
 
@@ -77,6 +76,7 @@ def run_geometry_sweep(
         >>> draw = np.random.default_rng(0).normal(size=(2, 90, 8)).astype(np.float32)
         >>> site = "blocks.0.hook_resid_post"
         >>> arrays = {c: {site: {"last": x}} for c, x in zip(("image", "caption"), draw, strict=True)}
+        >>> import pandas as pd
         >>> made = write_activations(folder, arrays, pd.DataFrame({"id": [str(i) for i in range(90)]}))
         >>> print(run_geometry_sweep(GeometryConfig(folder, dry_run=True)).n_searches)
         2
@@ -102,10 +102,12 @@ def run_geometry_sweep(
     for note in (str(estimate), *_left_out(comparisons, chosen)):
         on_note(note)
     check_memory(estimate, device)
-    with run.open(processes, **_about(comparisons)):
+    with run.open(processes, on_note=on_note, **_about(comparisons)):
         if not run.is_finished:
             curves = [
-                _measure(config, plan, number, comparison, rows, processes, device, estimate.at_once, on_progress)
+                _measure(
+                    config, plan, number, comparison, rows, processes, device, estimate.at_once, on_progress, on_note
+                )
                 for number, (comparison, rows) in enumerate(zip(comparisons, chosen, strict=True))
             ]
             if processes.is_main:
@@ -125,7 +127,7 @@ def run_geometry_sweep(
 def finished_geometry_sweep(folder: Path, notes: tuple[str, ...] = ()) -> FinishedRun:
     """The finished run in ``folder``, with its figures drawn; raise ``UserError`` if there is none."""
     results = read_results(folder, RUN)
-    findings = pd.read_csv(folder / "findings.csv", keep_default_na=False, na_values=[""])
+    findings = read_table(folder / "findings.csv")
     with writing(folder):
         drawn = figures.drawn_figures(folder)
     return FinishedRun(folder, results, render_summary(findings), drawn, notes)
@@ -169,6 +171,7 @@ def _measure(
     device: str,
     at_once: int,
     on_progress: OnProgress,
+    on_note: Callable[[str], None],
 ) -> Curves:
     """Measure what no file holds yet, then read all files and compare all layers; the last on rank 0 alone."""
     labels = label_codes(comparison, config.target, chosen.rows)
@@ -186,6 +189,9 @@ def _measure(
     every = [job for own in jobs.values() for job in own]
     owned = every[processes.rank :: processes.world]
     missing = [job for job in owned if read_job(job.path, len(rows)) is None]
+    for path in (job.path for job in missing):
+        if path.is_file():
+            on_note(f"{path.relative_to(config.folder)} is damaged: its layers are measured again")
     on_progress(f"measuring {comparison.name}", len(owned) - len(missing), len(owned))
     mapped = {job.path for job in jobs[""]} if processes.world == 1 else set()
     measured_jobs = measure_jobs(missing, rows, plan, labels, device, at_once)

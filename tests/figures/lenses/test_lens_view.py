@@ -12,6 +12,7 @@ from PIL import Image
 
 from figures.lenses import CURVES, draw_lenses
 from figures.report import build_report
+from tasks.checksums import record
 from tests.figures.made_runs import HOSTILE, write_manifest
 from tests.figures.test_report_page import HALF_STEP, browser, drawn, maps_of, visit  # noqa: F401
 
@@ -98,6 +99,24 @@ def test_damaged_files_of_words_are_refused(tmp_path: Path) -> None:
         build_report([run])
     (run / "examples.json").write_text('[{"k": "../../x", "example": "scene-0", "word": "", "forms": []}]')
     with pytest.raises(ValueError, match="k must be the number"):
+        build_report([run])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[" * 100_000, "nested more than"), ('[{"k": 0, "k": 1}]', "given twice"), ('"\\ud83d"', "half a surrogate")],
+)
+def test_the_list_of_examples_is_read_as_every_other_file_of_a_run(text: str, message: str, tmp_path: Path) -> None:
+    run = write_lens_run(tmp_path / "run", n_examples=1, n_layers=2)
+    whole = (run / "examples.json").read_bytes()
+    (run / "examples.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        build_report([run])
+    record(run / "examples.json", whole)
+    (run / "examples.json").write_bytes(whole.replace(b"cats", b"cots"))
+    for name in ("results.parquet", "tokens.parquet"):
+        record(run / name, (run / name).read_bytes())
+    with pytest.raises(ValueError, match=r"examples\.json must be as it was written"):
         build_report([run])
 
 

@@ -12,12 +12,7 @@ from models.loading import smol
 from models.loading.load import load
 from tasks.checksums import DamagedFileError, is_whole_folder, record_files
 from tasks.errors import UserError
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
+from tests.damage import flip
 
 
 def test_a_damaged_composed_checkpoint_is_written_anew(

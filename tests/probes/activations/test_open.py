@@ -11,6 +11,7 @@ import torch
 from probes.activations.open import ActivationSet, open_activations
 from probes.activations.write import write_activations
 from tasks.errors import UserError
+from tests.damage import flip
 
 SITE, LAST = "blocks.0.hook_resid_post", "blocks.11.hook_resid_post"
 
@@ -107,3 +108,15 @@ def test_arrays_of_another_length_are_an_error(tmp_path: Path) -> None:
         write_activations(
             tmp_path / "run", {"image": {SITE: {"last": np.ones((2, 2), np.float32)}}}, pd.DataFrame({"id": [0, 1, 2]})
         )
+
+
+@pytest.mark.parametrize("name", [f"activations/{SITE}/00001.safetensors", "examples.parquet"])
+def test_a_changed_file_is_refused_when_it_is_read(name: str, tmp_path: Path) -> None:
+    stored, _ = pooled(tmp_path / "run")
+    flip(tmp_path / "run" / name, -3)
+    with pytest.raises(UserError, match=r"must be as it was written, got changed bytes"):
+        open_activations(tmp_path / "run").numpy(SITE, "last")
+    if name.startswith("activations"):
+        with pytest.raises(UserError, match=r"00001\.safetensors must be as it was written"):
+            stored.numpy(SITE, "last")
+        assert len(stored.numpy(LAST, "last")) == 7

@@ -36,12 +36,13 @@ from probes.geometry.sweep.cli import main
 from probes.geometry.sweep.config import GeometryConfig
 from probes.geometry.sweep.estimate import GeometryEstimate
 from probes.geometry.sweep.findings import best_place, interval_of, judge_nearest, judge_peak
-from probes.geometry.sweep.run import run_geometry_sweep
+from probes.geometry.sweep.run import finished_geometry_sweep, run_geometry_sweep
 from probes.geometry.sweep.sides import choose_rows, open_comparisons
 from probes.geometry.sweep.table import COLUMNS, FINDING_COLUMNS, MAP_COLUMNS
 from records.resampling import draw_permutations, permutation_p
 from records.run import FinishedRun
 from tasks.errors import UserError
+from tests.damage import flip, unfinish
 from tests.probes.geometry.test_measures import views
 
 N, WIDTH = 64, 12
@@ -281,6 +282,27 @@ def test_a_killed_run_goes_on_and_gives_equal_bytes(stored: Path, tmp_path: Path
         run_geometry_sweep(config(stored, tmp_path / "cut", k=4))
     assert run(config(stored, tmp_path / "cut", k=4, layer_map=False, overwrite=True)).results["k"].isin([1, 4]).any()
     assert not (tmp_path / "cut/map.csv").exists()
+
+
+def test_a_changed_layer_file_is_named_and_measured_again(
+    stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run(config(stored, tmp_path / "run"))
+    before = {name: (whole.folder / name).read_bytes() for name in ("results.csv", "map.csv", "findings.csv")}
+    unfinish(whole.folder)
+    flip(whole.folder / "layers/0-1-1.safetensors")
+    notes: list[str] = []
+    with patch("figures.drawn_figures", return_value=()):
+        run_geometry_sweep(config(stored, whole.folder), on_note=notes.append)
+    assert "layers/0-1-1.safetensors is damaged: its layers are measured again" in notes
+    assert {name: (whole.folder / name).read_bytes() for name in before} == before
+    flip(whole.folder / "findings.csv")
+    with pytest.raises(UserError, match=r"findings\.csv must be as it was written"):
+        finished_geometry_sweep(whole.folder)
+    with patch("figures.drawn_figures", return_value=()):
+        run_geometry_sweep(config(stored, whole.folder), on_note=notes.append)
+    assert "findings.csv is damaged: the run counts as unfinished" in notes
+    assert {name: (whole.folder / name).read_bytes() for name in before} == before
 
 
 def test_two_layers_at_once_give_the_table_of_one_and_an_error_of_either_ends_the_run(

@@ -32,6 +32,7 @@ from probes.lenses.tuned import Translator
 from probes.lenses.tuned_training import TunedTrainer, kl_by_site, position_mask, residuals
 from tasks.errors import UserError
 from tests.conftest import make_examples
+from tests.damage import flip
 
 TEXTS = [
     "A red cat at the top left.",
@@ -297,3 +298,41 @@ def test_a_damaged_or_hostile_lens_file_is_one_sentence(content: bytes, tmp_path
     (tmp_path / "params.pt").write_bytes(content)
     with pytest.raises(UserError, match="tuned lens must be readable"):
         TunedLens.load(tmp_path)
+
+
+def test_a_changed_lens_is_refused_and_files_of_others_beside_it_are_read(llava: Llava, tmp_path: Path) -> None:
+    TunedLens.zero(llava).save(tmp_path / "tuned")
+    build_latent_lens(llava, TEXTS, layers="1").save(tmp_path / "latent")
+    JacobianLens({0: torch.eye(4)}, 1).save(tmp_path / "lens.pt")
+    (tmp_path / "other.pt").write_bytes((tmp_path / "lens.pt").read_bytes())  # by another program
+    JacobianLens.load(tmp_path / "other.pt")
+    assert not list(tmp_path.glob(".*.partial"))
+    for load_it, folder, names in (
+        (TunedLens.load, "tuned", ("params.safetensors", "config.json")),
+        (LatentLens.load, "latent", ("index.safetensors", "config.json")),
+        (JacobianLens.load, "lens.pt", ("",)),
+    ):
+        load_it(tmp_path / folder)
+        for name in names:
+            path = tmp_path / folder / name
+            whole = path.read_bytes()
+            flip(path, len(whole) * 3 // 4)
+            with pytest.raises(UserError, match="must be as it was written, got changed bytes"):
+                load_it(tmp_path / folder)
+            path.write_bytes(whole)
+
+
+def test_a_lens_that_is_written_while_the_disk_fills_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(state: object, path: str) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "lens.pt"
+    JacobianLens({0: torch.eye(4)}, 1).save(path)
+    whole = path.read_bytes()
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(OSError, match="No space"):
+        JacobianLens({0: torch.ones(4, 4)}, 1).save(path)
+    assert path.read_bytes() == whole and not list(tmp_path.glob(".*.partial"))

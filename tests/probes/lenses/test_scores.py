@@ -23,6 +23,7 @@ from records.options import ModelOptions
 from records.run import FinishedRun
 from tasks.errors import UserError
 from tests.conftest import make_examples
+from tests.damage import flip, unfinish
 
 # Words that the tokenizer of tiny models has as one token, as synonyms of the colours of scenes.
 WORDS = {"orange": "picture", "yellow": "question", "green": "letter", "blue": "word", "purple": "phrase",
@@ -188,6 +189,43 @@ def test_a_killed_sweep_goes_on_and_gives_equal_bytes(tmp_path: Path, words: Pat
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     with pytest.raises(UserError, match="shown was 2, is 1"):
         run_lens_sweep(sweep(tmp_path / "cut", words, "logit", "latent", shown=1))
+
+
+def test_changed_shards_are_named_and_read_again(tmp_path: Path, words: Path) -> None:
+    settings, run = sweep(tmp_path, words, "logit", "latent"), tmp_path
+    run_lens_sweep(settings)
+    names = ("results.csv", "tokens.parquet", "scores.parquet", "examples.json", "pictures/1.png")
+    before = {name: (run / name).read_bytes() for name in names}
+    for finished in (False, True):
+        if not finished:
+            unfinish(run)
+        for name in ("scores-00000", "nearest-00001", "tokens-00000"):
+            flip(run / "shards" / f"model-{name}.parquet", 200)  # in the values
+        flip(run / "pictures/1.png")
+        notes: list[str] = []
+        run_lens_sweep(settings, on_note=notes.append)
+        for name in ("scores-00000", "nearest-00001", "tokens-00000"):
+            assert f"shards/model-{name}.parquet is damaged: its examples are read again" in notes
+        assert {name: (run / name).read_bytes() for name in names} == before
+
+
+@pytest.mark.parametrize("kind", ["tuned", "jacobian"])
+def test_a_changed_checkpoint_or_lens_is_named_and_made_anew(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, lens = train(tmp_path, kind, steps=26), {"tuned": "params.safetensors", "jacobian": "lens.pt"}[kind]
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.unlink", lambda *a, **k: None)  # the checkpoint stays
+        run_lens_training(settings)
+    before = {name: (tmp_path / name).read_bytes() for name in ("results.csv", lens)}
+    for name in ("checkpoint.safetensors", lens):
+        unfinish(tmp_path)
+        flip(tmp_path / name, -3)
+        notes: list[str] = []
+        run_lens_training(settings, on_note=notes.append)
+        assert f"{name} is damaged: the run counts as unfinished" in notes
+        assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 def test_training_resumes_and_its_lens_is_scored(tmp_path: Path, words: Path) -> None:

@@ -108,6 +108,28 @@ def test_a_killed_run_goes_on_with_the_questions_that_are_left(pope: Path, tiny:
         run_benchmark_eval(config(pope, cut, new=2), llava=tiny)
 
 
+def test_a_changed_answer_is_named_and_asked_again(pope: Path, tiny: Llava, tmp_path: Path) -> None:
+    run(config(pope, tmp_path), tiny)
+    part = tmp_path / "parts" / "pope.0.jsonl"
+    names = ("results.csv", "answers/pope.jsonl", "parts/pope.0.jsonl")
+    before = {name: (tmp_path / name).read_bytes() for name in names}
+    lines = before["parts/pope.0.jsonl"].splitlines(keepends=True)
+    changed = lines[1].replace(b'"text": "', b'"text": "no ')
+    for damage, number in ((changed, 2), (lines[1][:20] + b"\n", 2), (b"\x00" * 30 + b"\n", 2)):
+        part.write_bytes(b"".join([lines[0], damage, *lines[2:]]))
+        notes: list[str] = []
+        run_benchmark_eval(config(pope, tmp_path), llava=tiny, on_note=notes.append)
+        assert f"line {number} of parts/pope.0.jsonl is damaged: its question is asked again" in notes
+        for name in names[:2]:
+            assert (tmp_path / name).read_bytes() == before[name], (name, damage)
+        assert sorted(part.read_bytes().splitlines()) == sorted(line[:-1] for line in lines)
+    earlier = b"".join(json.dumps({"n": n, "text": "yes"}).encode() + b"\n" for n in range(len(lines)))
+    part.write_bytes(earlier)  # as versions without checksums wrote it
+    notes = []
+    run_benchmark_eval(config(pope, tmp_path), llava=tiny, on_note=notes.append)
+    assert answers(tmp_path) == ["yes"] * len(lines) and not any("damaged" in note for note in notes)
+
+
 def test_processes_share_the_questions(pope: Path, tiny: Llava, tmp_path: Path) -> None:
     settings = config(pope, tmp_path)
     one = open_benchmark(f"pope={pope}")

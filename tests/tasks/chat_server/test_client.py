@@ -136,6 +136,31 @@ def test_answers_are_read_from_the_log_also_after_half_a_line(tmp_path: Path) ->
     assert len(server.asked) == 5
 
 
+def test_a_changed_line_of_the_log_is_refused_by_number_and_asked_again_once_it_is_removed(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    with scripted_server(lambda body, n: Play(f"answer {n}")) as server:
+        with ChatClient(server.url, log=log) as client:
+            for text in "abc":
+                client.ask(request(text))
+        lines = log.read_bytes().splitlines(keepends=True)
+        for place in range(0, len(lines[1]) - 1, 3):
+            damaged = bytearray(lines[1])
+            damaged[place] ^= 1
+            log.write_bytes(lines[0] + damaged + lines[2])
+            with pytest.raises(UserError, match=r"got another line 2 of log\.jsonl.*remove the line"):
+                ChatClient(server.url, log=log)
+            assert log.read_bytes() == lines[0] + damaged + lines[2]
+        log.write_bytes(lines[0] + lines[2])
+        with ChatClient(server.url, log=log) as client:
+            assert [client.ask(request(text)).text for text in "abc"] == ["answer 0", "answer 3", "answer 2"]
+        rows_before = [json.loads(line) for line in lines]
+        for row in rows_before:
+            del row["crc"]
+        log.write_text("".join(json.dumps(row) + "\n" for row in rows_before))  # as earlier versions wrote it
+        with ChatClient("http://127.0.0.1:9/v1", log=log) as client:
+            assert [client.ask(request(text)).text for text in "abc"] == ["answer 0", "answer 1", "answer 2"]
+
+
 def test_a_log_of_something_else_is_an_error(tmp_path: Path) -> None:
     for text in ('{"no": "reply"}\n', "a file without a last line break", '{"k": 1}'):
         (tmp_path / "log.jsonl").write_text(text)
