@@ -14,6 +14,7 @@ from typing import Any
 
 from tasks.chat_server.request import Reply
 from tasks.errors import UserError, user_errors
+from tasks.files import check_regular
 from tasks.readers.parse import parse_json
 
 _START = b'{"time": '  # of every line
@@ -46,6 +47,7 @@ class RequestLog:
     def _read(self, path: Path) -> None:
         if not path.exists():
             return
+        check_regular(path)
         end = 0
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from tasks.benchmarks.layout.question import Id
 from tasks.errors import UserError, one_line, shown
 from tasks.example import Picture
+from tasks.files import check_regular, read_file
 from tasks.pictures import open_picture
 from tasks.readers.media import EMBEDDED
 from tasks.readers.parse import parse_json
@@ -182,7 +184,7 @@ def read_json(path: Path) -> Any:
 def read_bytes(path: Path) -> bytes:
     """The bytes of a file; ``UserError`` if it cannot be read."""
     with _readable(path):
-        return path.read_bytes()
+        return read_file(path)
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -205,18 +207,14 @@ def digest_of(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-class _readable:  # noqa: N801 - a context manager
-    """Re-raise an ``OSError`` as ``UserError``."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise UserError(f"file must be readable, got {str(self._path)!r} ({one_line(error)}).") from error
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Check that the path leads to a regular file, and re-raise an ``OSError`` as ``UserError``."""
+    try:
+        check_regular(path)
+        yield
+    except OSError as error:
+        raise UserError(f"file must be readable, got {str(path)!r} ({one_line(error)}).") from error
 
 
 def _begins_with_list(path: Path) -> bool:
