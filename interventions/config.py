@@ -24,6 +24,7 @@ from interventions.plan.options import (
 )
 from records.manifest import RunKind
 from records.options import (
+    MOST_NEW_TOKENS,
     ConfigFile,
     DryRun,
     Flag,
@@ -36,6 +37,7 @@ from records.options import (
     Preprocess,
     Repeated,
     Seed,
+    check_ranges,
     named,
     options_of,
     plain,
@@ -205,6 +207,10 @@ class PatchConfig:
     overwrite: Overwrite = False
     dry_run: DryRun = False
     config: ConfigFile = None
+
+    def __post_init__(self) -> None:
+        """Check the length of captions."""
+        check_ranges(("new-tokens", self.new_tokens, 1, MOST_NEW_TOKENS))
 
     def check_given(self, names: Collection[str]) -> None:
         """Raise ``UserError`` if an option that was given has no effect."""

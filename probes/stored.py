@@ -22,6 +22,7 @@ from records.options import ModelOptions
 from tasks.dataset import LazyExamples
 from tasks.errors import UserError
 from tasks.example import Example, Label, Target
+from tasks.files import check_regular
 from tasks.scenes.scene import SIZE
 
 _CONTINUOUS_ABOVE = 20  # as for a file of examples: a column of floats with more distinct values is continuous
@@ -208,6 +209,7 @@ def _read_labels(path: Path, ids: Sequence[str]) -> dict[str, list[Label | None]
         UserError: If the file cannot be read, has no column ``id``, repeats an id, or lacks an example.
     """
     try:
+        check_regular(path)
         read = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype={"id": str})
     except (OSError, ValueError) as error:
         raise UserError(

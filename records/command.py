@@ -322,23 +322,23 @@ def _report(options: Report, terminal: Terminal) -> str:
 def _print(result: Any) -> None:
     """Print a finished run as its notes, its table and its files, and anything else as text."""
     if isinstance(result, str):  # returns before the next import, which loads torch
-        print(result)
+        print(printable(result, keep="\n"))
         return
     from rich.console import Console
 
-    from records.narrow import fit_width
+    from records.narrow import fit_width, printable_table
     from records.run import FinishedRun
 
     if not isinstance(result, FinishedRun):
-        print(result)
+        print(printable(str(result), keep="\n"))
         return
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(_NARROWEST, console.width))
     for note in result.notes:
-        print(note)
-    for part in fit_width(result.summary, console.width):
+        print(printable(note, keep="\n"))
+    for part in fit_width(printable_table(result.summary), console.width):
         console.print(part)
     print(f"table:  {result.folder / result.table}")
     for figure in result.figures:

@@ -1,11 +1,14 @@
-"""Tables that fit a narrow terminal: ``fit_width(table, width)`` splits a table instead of cutting its numbers."""
+"""Tables that a terminal shows: ``fit_width`` splits a wide one, ``printable_table`` escapes control characters."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Column, Table
+
+from tasks.errors import printable
 
 
 def fit_width(table: Table, width: int) -> list[Table]:
@@ -36,6 +39,27 @@ def fit_width(table: Table, width: int) -> list[Table]:
         part.title = table.title if number == 0 else None
         part.caption = table.caption if number == len(parts) - 1 else None
     return parts
+
+
+def printable_table(table: Table) -> Table:
+    r"""The table, with control characters in its texts escaped; rich passes escape sequences on.
+
+    Example:
+        >>> unsafe = Table("part")
+        >>> unsafe.add_row("red\x1b[31m")
+        >>> list(printable_table(unsafe).columns[0].cells)
+        ['red\\x1b[31m']
+    """
+    for column in table.columns:
+        column.header = _shown(column.header)
+        column._cells = [_shown(cell) for cell in column._cells]
+    table.title = _shown(table.title)
+    table.caption = _shown(table.caption)
+    return table
+
+
+def _shown(text: Any) -> Any:
+    return printable(text, keep="\n") if isinstance(text, str) else text
 
 
 def _part(table: Table, columns: Sequence[Column]) -> Table:

@@ -81,6 +81,7 @@ ConfigFile = Annotated[
     OrDefault[Path], conf.arg(help="YAML file whose keys are these options; the command line takes precedence.")
 ]
 LARGEST = 2**32  # whole numbers of options are smaller: counts and seeds
+MOST_NEW_TOKENS = 2**16  # of an answer: memory is taken for all of them
 # These do not change the results, so runs that differ only in them are equal.
 NOT_SETTINGS = ("out", "overwrite", "dry_run", "config", "follow_links")
 
@@ -121,6 +122,27 @@ class Option(NamedTuple):
     """True for a flag that also has a form with `--no-`."""
     joined: bool = False
     """True for a list that is written as one comma-separated text."""
+
+
+def check_ranges(*ranges: tuple[str, int | None, int, int]) -> None:
+    """Check whole numbers of options before anything is built from them.
+
+    Args:
+        ranges: Name, value (None if it is not given), smallest and largest value of each.
+
+    Raises:
+        UserError: If one is out of range; a number that is too large is a slip of the keyboard.
+
+    Example:
+        >>> check_ranges(("limit", 0, 1, 10))
+        Traceback (most recent call last):
+        tasks.errors.UserError: limit must be >= 1, got 0.
+    """
+    for name, value, lowest, highest in ranges:
+        if value is not None and value < lowest:
+            raise UserError(f"{name} must be >= {lowest}, got {value}.")
+        if value is not None and value > highest:
+            raise UserError(f"{name} must be at most {highest}, got {value}.")
 
 
 def options_of(options: Any) -> Iterator[Option]:

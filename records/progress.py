@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from tasks.errors import printable
+
 OnProgress = Callable[[str, int, int], None]  # the stage, the number newly done, the total
 
 
@@ -81,7 +83,8 @@ class ProgressBars:
             bar.close()
 
     def note(self, line: str) -> None:
-        """Print a line above the bars."""
+        """Print a line above the bars; control characters in it are escaped."""
+        line = printable(line, keep="\n")
         if any(not bar.disable and bar.n < bar.total for bar in self._bars.values()):
             from tqdm.auto import tqdm
 

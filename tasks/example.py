@@ -1,12 +1,13 @@
 """Examples: pictures, which are opened on demand, a question, the answer, and labels."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from PIL import Image
 
 Label = str | int | float | bool
+_SHARES = 1.01  # the largest corner of a box in shares
 
 
 class Box(NamedTuple):
@@ -21,6 +22,18 @@ class Box(NamedTuple):
     top: float
     right: float
     bottom: float
+
+
+def are_shares(corners: Sequence[float]) -> bool:
+    """Whether a box is written in shares of the picture, which readers refuse: no corner lies beyond one pixel.
+
+    As shares it is a part of the picture, as pixels less than its first pixel. Shares may be rounded up.
+
+    Example:
+        >>> are_shares((0.1, 0.2, 0.5, 0.75)), are_shares((64, 96, 320, 360))
+        (True, False)
+    """
+    return max(corners) <= _SHARES
 
 
 @dataclass(frozen=True)

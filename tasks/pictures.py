@@ -4,8 +4,6 @@ Every command opens pictures here: regular files only, raster formats only, and 
 """
 
 import io
-import os
-import stat
 import struct
 import warnings
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from tasks.errors import UserError
+from tasks.files import not_regular
 
 # Raster formats that Pillow decodes itself. Others, such as EPS, start programs or run code of the file.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -36,13 +35,6 @@ _DAMAGED_EXIF = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, EOFError,
     struct.error,
 )  # fmt: skip
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 def open_picture(source: str | Path | bytes, name: str | None = None) -> Image.Image:
@@ -83,16 +75,6 @@ def picture_size(source: str | Path | bytes, name: str | None = None) -> tuple[i
     name = _name(source) if name is None else name
     with _reading(source, name), _open(source, name) as image:
         return (image.height, image.width) if _orientation(image) in _TURNED else (image.width, image.height)
-
-
-def not_regular(path: str | Path) -> str | None:
-    """What a path leads to if it is no regular file, such as ``"a named pipe"``; None for a file.
-
-    Raises:
-        OSError: If nothing is there.
-    """
-    mode = os.stat(path).st_mode
-    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "a special file")
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -14,12 +14,14 @@ from models.llava import Llava
 from models.sites import Site
 from tasks.checksums import check_recorded
 from tasks.errors import UserError
+from tasks.files import check_regular
 
 
 def load_directions(path: Path) -> dict[str, Tensor]:
     """The directions in a safetensors file, by name."""
     check_recorded(path, advice="Start the command that wrote it again, or remove .checksums if another program did.")
     try:
+        check_regular(path)
         found = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"directions must be a safetensors file, got {str(path)!r} ({error}).") from error

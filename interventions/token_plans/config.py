@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from records.manifest import RunKind
 from records.options import (
+    MOST_NEW_TOKENS,
     ConfigFile,
     DryRun,
     FollowLinks,
@@ -16,11 +17,11 @@ from records.options import (
     Overwrite,
     Preprocess,
     Seed,
+    check_ranges,
     named,
     settings_of,
     slug,
 )
-from tasks.errors import UserError
 
 RUN = RunKind("inference-cost", writes=("batches", "answers.parquet", "times.parquet"))
 DEFAULT_LIMIT = 140  # questions of each split of scenes: 20 scenes with 7 questions
@@ -71,14 +72,10 @@ class InferenceConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges of numbers."""
-        for name, value, lowest, highest in (
-            ("new-tokens", self.new_tokens, 1, 2**16), ("rounds", self.rounds, 0, 10**6),
+        check_ranges(
+            ("new-tokens", self.new_tokens, 1, MOST_NEW_TOKENS), ("rounds", self.rounds, 0, 10**6),
             ("batch-size", self.batch_size, 1, 2**20), ("seed", self.seed, 0, 2**63 - 1),
-        ):  # fmt: skip
-            if value < lowest:
-                raise UserError(f"{name} must be >= {lowest}, got {value}.")
-            if value > highest:  # a slip of the keyboard, which would run for years
-                raise UserError(f"{name} must be at most {highest}, got {value}.")
+        )  # fmt: skip
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -37,20 +37,24 @@ def read_processor(folder: Path, config: Any) -> LlavaProcessor:
     Raises:
         UserError: If one of them is missing or broken, or the picture processor has a setting that is not supported.
     """
-    tokenizer, chat = _read_tokenizer(folder)
+    tokenizer, chat = read_tokenizer(folder)
     return llava_processor(tokenizer, read_pictures(folder, config), config, chat_template=chat)
 
 
 def with_tokenizer_of(folder: Path, processor: LlavaProcessor, config: Any) -> LlavaProcessor:
     """The processor with the tokenizer of a folder that has no picture processor."""
-    tokenizer, chat = _read_tokenizer(folder)
+    tokenizer, chat = read_tokenizer(folder)
     pictures: Any = processor.image_processor
     template: Any = processor.chat_template
     return llava_processor(tokenizer, pictures, config, chat_template=chat or template)
 
 
-def _read_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerBase, Any]:
-    """The tokenizer of a folder, and its chat template."""
+def read_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerBase, Any]:
+    """The tokenizer of a folder, and its chat template.
+
+    Raises:
+        UserError: If it is missing or broken.
+    """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise UserError(
             f"checkpoint folder must hold tokenizer.json or tokenizer.model, got neither in {folder.name}. "

@@ -11,6 +11,7 @@ from probes.lenses.config import SCENE_LIMIT, SCENES, CorpusOptions, DataOptions
 from tasks.dataset import Dataset, join
 from tasks.errors import UserError, one_line, user_errors
 from tasks.example import Example
+from tasks.files import read_file
 from tasks.readers.load_dataset import check_pictures, load_dataset
 from tasks.readers.parse import decode_text
 from tasks.scenes.datasets import scenes_dataset
@@ -99,7 +100,7 @@ def load_corpus(options: CorpusOptions, spec: str, *, seed: int) -> list[str]:
         passage = (Path(PARTS) / "passage.txt").read_text(encoding="utf-8")
         return [*_paragraphs(passage), *dict.fromkeys(captions)]
     try:
-        text = decode_text(options.corpus.read_bytes())
+        text = decode_text(read_file(options.corpus))
     except (OSError, ValueError) as error:
         raise UserError(
             f"corpus must be a readable text file, got {str(options.corpus)!r} ({one_line(error)})."

@@ -14,6 +14,7 @@ from typing import Any
 
 from models.llava import Llava
 from tasks.errors import UserError, one_line
+from tasks.files import read_file
 from tasks.readers.parse import parse_json
 
 _SHORTEST = 3  # letters of a piece of a longer word that still says which word it is
@@ -68,7 +69,7 @@ def read_synonyms(path: Path | None) -> dict[str, list[str]]:
         UserError: If the file is not a mapping of words to lists of words.
     """
     try:
-        found = parse_json((path or SYNONYMS).read_bytes())
+        found = parse_json(read_file(path or SYNONYMS))
     except (OSError, ValueError) as error:
         raise UserError(f"words must be a readable JSON file, got {str(path)!r} ({one_line(error)}).") from error
     if not isinstance(found, dict) or not all(

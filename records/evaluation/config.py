@@ -8,6 +8,8 @@ from tyro import conf
 
 from records.manifest import RunKind
 from records.options import (
+    LARGEST,
+    MOST_NEW_TOKENS,
     NOT_SETTINGS,
     ConfigFile,
     DryRun,
@@ -21,6 +23,7 @@ from records.options import (
     Preprocess,
     Repeated,
     Seed,
+    check_ranges,
     named,
     options_of,
     settings_of,
@@ -123,11 +126,10 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges of numbers."""
-        for name, value in (("limit", self.limit), ("new-tokens", self.new_tokens), ("batch-size", self.batch_size)):
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be >= 1, got {value}.")
-        if self.seed < 0:
-            raise UserError(f"seed must be >= 0, got {self.seed}.")
+        check_ranges(
+            ("limit", self.limit, 1, LARGEST), ("new-tokens", self.new_tokens, 1, MOST_NEW_TOKENS),
+            ("batch-size", self.batch_size, 1, 2**20), ("seed", self.seed, 0, 2**63 - 1),
+        )  # fmt: skip
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -186,6 +188,7 @@ class MakePopeConfig:
     images: Images = None
     pictures: int = 100
     """Largest number of pictures."""
+    follow_links: FollowLinks = False
     size: int = 112
     """Width of scenes in pixels."""
     seed: Seed = 0

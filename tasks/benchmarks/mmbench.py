@@ -24,6 +24,7 @@ from tasks.benchmarks.layout.scores import Item, Metric, Scores, answered, unlab
 from tasks.benchmarks.layout.xlsx import xlsx_file
 from tasks.errors import UserError, one_line
 from tasks.example import Picture
+from tasks.files import check_regular
 from tasks.pictures import open_picture
 from tasks.prompts import LETTER
 
@@ -146,6 +147,7 @@ def read_with(source: Source, tail: str) -> list[Question]:
 def _tsv_rows(path: Path) -> list[Row]:
     """The rows of the official TSV, with pandas' rules for missing values, as in LLaVA's script."""
     try:
+        check_regular(path)
         table = pd.read_table(path, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"questions must be MMBench's TSV, got {str(path)!r} ({one_line(error)}).") from error

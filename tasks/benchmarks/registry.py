@@ -1,7 +1,7 @@
 """LLaVA-1.5's twelve benchmarks and captions by name: their module, new tokens of an answer, and who scores them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, Protocol, runtime_checkable
 
@@ -23,7 +23,7 @@ from tasks.benchmarks import (
 from tasks.benchmarks.layout.question import Question
 from tasks.benchmarks.layout.rows import FileNames, Row, Source
 from tasks.benchmarks.layout.scores import Scores
-from tasks.errors import UserError
+from tasks.errors import UserError, printable
 
 # New tokens: the loader's in LLaVA's scripts, those of ScienceQA, MMBench and open answers, lmms-eval's of captions.
 _SHORT, _LONG, _CAPTION = 128, 1024, 64
@@ -84,7 +84,10 @@ class Benchmark:
                 f"labels must belong to the questions, got none for {len(found)} questions of {self.name} in "
                 f"{str(source.labels)!r}. Use the labels of the same split."
             )
-        return found
+        return [
+            one if printable(one.category) == one.category else replace(one, category=printable(one.category))
+            for one in found
+        ]
 
 
 _ALL = (

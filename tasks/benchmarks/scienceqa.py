@@ -126,6 +126,11 @@ def _label(row: Row, words: str, problem: Any) -> tuple[str, int] | None:
     choices: Any = row.values.get("choices") if problem is None else problem.get("choices")
     answer: Any = row.values.get("answer") if problem is None else problem.get("answer")
     if choices is not None and isinstance(answer, int):
+        if not isinstance(choices, list) or isinstance(answer, bool) or not 0 <= answer < len(choices) <= len(LETTERS):
+            raise UserError(
+                f"answer must be the number of one of at most {len(LETTERS)} choices, from 0, got {shown(answer)} of "
+                f"{shown(choices)} for {row.where}."
+            )
         return LETTERS[answer], len(choices)
     turns: Any = row.values.get("conversations")
     if not isinstance(turns, list) or len(turns) < 2:

@@ -15,6 +15,7 @@ from tasks.benchmarks.layout.rows import FileNames, Row, Source, read_json
 from tasks.benchmarks.layout.scores import Scores, answered, mean_scores, unlabelled
 from tasks.errors import UserError
 from tasks.prompts import SHORT, UNANSWERABLE
+from tasks.readers.media import picture_name
 from tasks.rules.vqav2 import accuracy, normalise
 
 FILES = FileNames(questions=("llava_test.jsonl",), images=("test", "val"), labels=("val.json", "Annotations/val.json"))
@@ -66,7 +67,7 @@ def write_submission(questions: Sequence[Question], answers: Sequence[str | None
     """The file for the server: one answer for each picture."""
     texts = answered(questions, answers)
     rows = [
-        {"image": q.row.get("image", f"{q.id}.jpg"), "answer": parse(text)}
+        {"image": picture_name(q.row.get("image")) or f"{q.id}.jpg", "answer": parse(text)}
         for q, text in zip(questions, texts, strict=True)
     ]
     return {"vizwiz.json": json.dumps(rows).encode()}

@@ -23,6 +23,7 @@ from tasks.errors import UserError
 
 KEY_ENV = "OPENAI_API_KEY"
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0  # seconds between attempts, doubled each time, as in OpenAI's own client
+_LONGEST_TIMEOUT = 86_400  # seconds, a day
 _LONGEST_ASKED = 600.0  # seconds of a Retry-After that are waited; a server that asks for more is not usable now
 _AHEAD = 16  # requests for each thread that are read before the first is answered, so that a slow one stops no other
 _IN_A_ROW = 5  # requests without an answer, after which the server counts as not usable
@@ -40,7 +41,7 @@ class ChatClient:
         log: The file of the log and cache; None keeps replies in memory.
         concurrency: Requests at a time.
         timeout: Seconds of one attempt.
-        attempts: Attempts of one request.
+        attempts: Attempts of one request. There is one as long as no connection has ever been made.
         price: Dollars per million tokens; None counts no costs.
         max_cost: Dollars that all requests in the log may cost together. No request is sent that could exceed them.
         prefix: What the names of options start with in errors, such as ``judge-`` for ``--judge-url``.
@@ -72,6 +73,8 @@ class ChatClient:
                 raise UserError(f"{prefix}{name} must be >= 1, got {value}.")
         if not timeout > 0:
             raise UserError(f"{prefix}timeout must be > 0 seconds, got {timeout}.")
+        if timeout > _LONGEST_TIMEOUT:
+            raise UserError(f"{prefix}timeout must be at most {_LONGEST_TIMEOUT:,} seconds, got {timeout}.")
         if max_cost is not None and price is None:
             raise UserError(f"{prefix}max-cost must come with the price of the model, got none. Give --{prefix}prices.")
         if max_cost is not None and not max_cost > 0:
@@ -184,7 +187,7 @@ class ChatClient:
             except FaultError as fault:
                 said = f"server must answer, got {fault} after {attempt} attempt{'s' if attempt > 1 else ''}."
                 last = attempt == self._attempts or (fault.wait or 0.0) > _LONGEST_ASKED
-                if last and fault.unreachable:
+                if fault.unreachable and (last or not self._connection.is_reached):
                     raise ChatServerError(
                         f"{self._prefix}url must be the address of a running server, got no connection ({fault}). "
                         f"Start the server, or check --{self._prefix}url."

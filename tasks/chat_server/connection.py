@@ -8,7 +8,9 @@ import ipaddress
 import json
 import os
 import re
+import threading
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +20,9 @@ from tasks.errors import UserError, one_line, shown_text
 from tasks.readers.parse import parse_json
 
 _LARGEST = 1 << 24  # bytes of a reply; 1,000 times a long one
+_REACH = 9.0  # seconds for the first connection, name and proxy included; a server that is there takes less than one
 _REJECTED = (400, 413, 422)
+_Answer = tuple[int, float | None, bytes]  # status, seconds of Retry-After, body
 _AGAIN = (408, 409, 425, 429)  # and 500 and above
 
 
@@ -139,6 +143,7 @@ class Connection:
         self._prefix = prefix
         self._timeout = timeout
         self._token_field = "max_tokens"
+        self._reached = threading.Event()
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         with_proxies = not is_loopback(str(urlsplit(url).hostname))
         try:
@@ -155,8 +160,13 @@ class Connection:
         """Close the connections."""
         self._http.close()
 
+    @property
+    def is_reached(self) -> bool:
+        """Whether a connection to the server has been made before."""
+        return self._reached.is_set()
+
     def ask(self, request: ChatRequest) -> Completion:
-        """One attempt.
+        """One attempt. Until a connection has been made, it waits nine seconds for one.
 
         Raises:
             ChatServerError: If the server cannot be used at all.
@@ -164,7 +174,7 @@ class Connection:
             FaultError: If another attempt may succeed.
         """
         field = self._token_field
-        status, wait, data = self._post(request, field)
+        status, wait, data = (self._post if self.is_reached else self._first_post)(request, field)
         if 200 <= status < 300:
             return self._completion(data)
         said = self._said(data)
@@ -184,15 +194,47 @@ class Connection:
             f"--{self._prefix}url and --{self._prefix}model."
         )
 
-    def _post(self, request: ChatRequest, token_field: str) -> tuple[int, float | None, bytes]:
+    def _first_post(self, request: ChatRequest, token_field: str) -> _Answer:
+        """As ``_post``, in a thread that is left alone if it makes no connection.
+
+        Limits of the library hold for each address of a name, and neither for finding it nor for a proxy's answer.
+        """
+        done: Future[_Answer] = Future()
+        connected = threading.Event()
+
+        def post() -> None:
+            try:
+                done.set_result(self._post(request, token_field, connected))
+            except BaseException as error:
+                done.set_exception(error)
+            finally:
+                connected.set()
+
+        threading.Thread(target=post, daemon=True, name="connect").start()
+        longest = min(_REACH, self._timeout)
+        if not connected.wait(longest):
+            raise FaultError(f"nothing answers within {longest:g} s", unreachable=True)
+        return done.result()
+
+    def _post(self, request: ChatRequest, token_field: str, connected: threading.Event | None = None) -> _Answer:
         """The status, the seconds of ``Retry-After`` and the body of an answer."""
         import httpx
 
         body = request.body
         body[token_field] = body.pop("max_tokens")
+
+        def trace(event: str, about: Any) -> None:
+            """Called by httpcore at each step; the request leaves when all connections are made."""
+            if event == "http11.send_request_headers.started" and about["request"].method != b"CONNECT":
+                self._reached.set()
+                if connected is not None:
+                    connected.set()
+
         until, parts, size = time.monotonic() + self._timeout, [], 0
         try:
-            with self._http.stream("POST", self._endpoint, json=body) as response:
+            with self._http.stream(
+                "POST", self._endpoint, json=body, extensions={"trace": trace}
+            ) as response:
                 for part in response.iter_bytes():
                     parts.append(part)
                     size += len(part)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from tasks.chat_server.request import ChatRequest
 from tasks.errors import UserError, one_line, shown
+from tasks.files import read_file
 from tasks.readers.parse import decode_text, parse_yaml
 
 
@@ -48,7 +49,7 @@ def read_price(path: Path, model: str, prefix: str = "") -> Price:
         Price(prompt=2.5, completion=10.0)
     """
     try:
-        table = parse_yaml(decode_text(path.read_bytes()))
+        table = parse_yaml(decode_text(read_file(path)))
     except (OSError, ValueError) as error:
         said = one_line(error)
         raise UserError(f"{prefix}prices must be a readable YAML file, got {str(path)!r} ({said}).") from error

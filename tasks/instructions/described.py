@@ -1,17 +1,23 @@
 """Pictures as text: captions and boxes, from COCO's annotation files or from JSONL or Parquet rows."""
 
 import contextlib
-import json
-import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.errors import UserError, one_line, shown
+from tasks.example import are_shares
+from tasks.files import read_file
 from tasks.readers.caption_files import read_captions
+from tasks.readers.media import unread_media
+from tasks.readers.parse import parse_json
 from tasks.readers.tables import open_table
+
+_READ = ("id", "image", "captions", "width", "height", "objects")
+_BOXES = ("boxes", "box", "bboxes", "bbox")  # other names of objects
+_FAR = 1e9  # pixels; also refuses NaN and whole numbers that no float holds
 
 
 class PlacedObject(NamedTuple):
@@ -62,6 +68,8 @@ class DescribedPictures(NamedTuple):
 
     pictures: tuple[Described, ...]
     skipped: tuple[str, ...]
+    unread: tuple[tuple[str, int], ...] = ()
+    """The keys of rows that are not read, each with its number of rows."""
 
 
 def read_described(captions: Path, boxes: Path | None = None, *, skip_bad: bool = False) -> DescribedPictures:
@@ -70,7 +78,8 @@ def read_described(captions: Path, boxes: Path | None = None, *, skip_bad: bool 
     Args:
         captions: COCO's ``captions_*.json``, another file of ``tasks.readers.caption_files``, or JSONL or Parquet rows
             with ``image`` and ``captions`` and, if there are boxes, ``width``, ``height`` and ``objects``: a list of
-            ``{"name", "box"}`` with left, top, right and bottom in pixels. ``id`` is optional.
+            ``{"name", "box"}`` with left, top, right and bottom in pixels. ``id`` is optional. Other keys are counted;
+            one that holds another picture, a video or boxes is an error.
         boxes: COCO's ``instances_*.json``; only with COCO's captions.
         skip_bad: Leave out pictures that cannot be used, and list them; otherwise the first one is an error.
 
@@ -86,9 +95,9 @@ def read_described(captions: Path, boxes: Path | None = None, *, skip_bad: bool 
     if captions.suffix.lower() == ".json":
         try:
             rows: list[tuple[str, Mapping[str, Any]]] = _coco_or_karpathy(captions, boxes)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise UserError(
                 f"captions and boxes must have COCO's layout, got {type(error).__name__} {one_line(error)} in "
                 f"{captions.name!r} or its boxes. Download the files again."
@@ -102,6 +111,7 @@ def read_described(captions: Path, boxes: Path | None = None, *, skip_bad: bool 
         rows = [(table.where(number), row) for number, row in enumerate(table)]
     found: list[Described] = []
     skipped: list[str] = []
+    unread: Counter[str] = Counter()
     seen: set[str] = set()
     for number, (where, row) in enumerate(rows):
         try:
@@ -115,20 +125,32 @@ def read_described(captions: Path, boxes: Path | None = None, *, skip_bad: bool 
             continue
         seen.add(picture.id)
         found.append(picture)
+        unread.update(key for key in row if key not in _READ)
     if not found:
         raise UserError(f"captions must describe at least one picture, got none in {captions.name!r}. Check the file.")
-    return DescribedPictures(tuple(found), tuple(skipped))
+    return DescribedPictures(tuple(found), tuple(skipped), tuple(unread.items()))
 
 
 def _described(row: Mapping[str, Any], where: str, number: int) -> Described:
     image, texts = row.get("image"), row.get("captions")
     if not isinstance(image, str) or not image:
         raise UserError(f"image must be the path of a picture, got {shown(image)} in {where}.")
+    medium = unread_media(row, _READ, [image])
+    if medium is not None:
+        raise UserError(
+            f"picture must be under image, got {shown(medium)} in {where}, which is not read. Drop the key, or the row."
+        )
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise UserError(f"captions must be a list of texts, got {shown(texts)} in {where}.")
     given = row.get("objects")
     if given is not None and not isinstance(given, list):
         raise UserError(f"objects must be a list of name and box, got {shown(given)} in {where}.")
+    other = next((key for key in _BOXES if row.get(key)), None)
+    if given is None and other is not None:
+        raise UserError(
+            f"objects must be a list of name and box, got {other!r} in {where}, which is not read. Write each box as "
+            '{"name": ..., "box": [left, top, right, bottom]} under objects.'
+        )
     objects = tuple(_placed(one, row, where) for one in given or ())
     name = row.get("id")
     captions = tuple(" ".join(text.split()) for text in texts)
@@ -147,6 +169,11 @@ def _placed(given: Any, row: Mapping[str, Any], where: str) -> PlacedObject:
         raise UserError(f"objects must have a name each, got {shown(given)} in {where}.")
     if not isinstance(box, Sequence) or len(box) != 4 or not all(map(_is_number, box)):
         raise UserError(f"box must be left, top, right and bottom in pixels, got {shown(box)} in {where}.")
+    if are_shares(box):
+        raise UserError(
+            f"box must be in pixels, got {shown(box)} in {where}. Multiply shares between 0 and 1 by the picture's width "
+            "and height."
+        )
     left, top, right, bottom = (min(max(edge / size[i % 2], 0.0), 1.0) for i, edge in enumerate(box))
     if not (left < right and top < bottom):
         raise UserError(f"box must have left < right and top < bottom in the picture, got {shown(box)} in {where}.")
@@ -154,7 +181,7 @@ def _placed(given: Any, row: Mapping[str, Any], where: str) -> PlacedObject:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FAR
 
 
 def _coco_or_karpathy(captions: Path, boxes: Path | None) -> list[tuple[str, Mapping[str, Any]]]:
@@ -203,18 +230,14 @@ def _coco_rows(captions: Path, boxes: Path | None) -> list[tuple[str, Mapping[st
 def _coco(path: Path, argument: str, key: str) -> dict[str, Any]:
     """A file of COCO annotations; outlines are dropped while it is read, because they are most of it."""
     try:
-        loaded = json.loads(path.read_bytes(), object_hook=_without_outline)
+        loaded = parse_json(read_file(path), without=("segmentation",))
         _ = loaded["images"][0]["id"], loaded["annotations"][0]["image_id"], loaded["annotations"][0][key]
     except OSError as error:
         raise UserError(f"{argument} must be a readable file, got {str(path)!r} ({one_line(error)}).") from error
-    except (ValueError, RecursionError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
+        said = one_line(error) if isinstance(error, ValueError) else "something else"
         raise UserError(
-            f"{argument} must have COCO's layout with 'images' and 'annotations' that have {key!r}, got something else "
-            f"in {path.name!r}. Rows of your own go into a .jsonl file."
+            f"{argument} must have COCO's layout with 'images' and 'annotations' that have {key!r}, got {said} in "
+            f"{path.name!r}. Rows of your own go into a .jsonl file."
         ) from error
     return dict(loaded)
-
-
-def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
-    entry.pop("segmentation", None)
-    return entry

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from tasks.chat_server.request import Message
 from tasks.errors import UserError, one_line
+from tasks.files import read_file
 from tasks.instructions.described import Described
 from tasks.instructions.kinds import KINDS, Kind
 from tasks.instructions.reply import UnusableReplyError, as_json, parse_text, schema_of
@@ -102,7 +103,7 @@ def _load(kind: Kind, folder: Path) -> KindPrompt:
 
 def _read(path: Path) -> str:
     try:
-        text = decode_text(path.read_bytes()).strip()
+        text = decode_text(read_file(path)).strip()
     except (OSError, ValueError) as error:
         raise UserError(f"prompts must have the file {path.parent.name}/{path.name}, got {one_line(error)}.") from error
     if not text:

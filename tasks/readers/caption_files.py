@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tasks.errors import UserError, one_line, shown
+from tasks.files import read_file
 from tasks.readers.parse import decode_text, parse_json
 
 _PICTURES = ("image_name", "image", "image_id", "filename", "file_name")
@@ -82,7 +83,7 @@ def read_captions(path: str | Path) -> CaptionFile:
     path = Path(path)
     found: dict[str, list[str]] = {}
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         for picture, text in _pairs(path, data):
             if not isinstance(picture, str) or not picture or not isinstance(text, str) or not text.strip():
                 raise ValueError(f"picture {shown(picture, 40)} with caption {shown(text, 40)}")

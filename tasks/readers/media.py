@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from tasks.errors import shown_text
+from tasks.example import Picture
 
 PICTURES = ("image", "images")  # the keys that are read
 _SHOWN = 5  # keys in a sentence
@@ -39,7 +40,7 @@ def unread_media(row: Mapping[str, object], read: Iterable[str], names: Iterable
         row: The values by key.
         read: The keys that are read.
         names: The paths of the pictures that are read; another key may repeat their file names, and give the
-            one of an embedded picture.
+            one of an embedded picture, or a web address that leads to one.
     """
     known = {PurePosixPath(name).name for name in names}
     is_embedded = any(name.startswith(EMBEDDED) for name in known)
@@ -49,10 +50,12 @@ def unread_media(row: Mapping[str, object], read: Iterable[str], names: Iterable
         for one in value if isinstance(value, list) else [value]:
             if _is_absent(one) or (isinstance(one, str) and PurePosixPath(one).name in known):
                 continue
+            if known and isinstance(one, str) and one.startswith(("http://", "https://")):
+                continue
             if is_embedded and one is value and isinstance(one, str) and not one.startswith("data:"):
                 continue  # the picture's file name
             # Beside a picture that is read, a text such as "temple" in the column photo is a label.
-            kinds = (dict, bytes) if known else (str, dict, bytes)
+            kinds = (dict, bytes, Picture) if known else (str, dict, bytes, Picture)
             named = key.lower().replace("-", "_") in _NAMES and isinstance(one, kinds)
             if named or _is_medium(one):
                 return key
@@ -78,6 +81,8 @@ def _is_absent(value: object) -> bool:
 
 
 def _is_medium(value: object) -> bool:
+    if isinstance(value, Picture):
+        return True
     if isinstance(value, dict):
         return isinstance(value.get("bytes"), bytes)
     if not isinstance(value, str):

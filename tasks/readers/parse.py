@@ -1,7 +1,8 @@
 """Strict JSON and YAML: plain data of bounded depth, valid Unicode, no key twice. What is not raises ``ValueError``."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from functools import partial
 from typing import Any
 
 _DEEPEST = 64  # levels; later code recurses into what is read
@@ -23,8 +24,12 @@ def decode_text(data: bytes) -> str:
         raise ValueError(f"the text is not UTF-8 (byte {error.start}); save it as UTF-8") from error
 
 
-def parse_json(data: bytes | str) -> Any:
+def parse_json(data: bytes | str, *, without: Collection[str] = ()) -> Any:
     """The value of a JSON text.
+
+    Args:
+        data: The text, or its bytes in UTF-8.
+        without: Keys that are dropped from every object while it is read, with their values.
 
     Raises:
         ValueError: If it is no JSON (then a ``json.JSONDecodeError``), not UTF-8, nested too deeply, or has a key twice
@@ -32,7 +37,7 @@ def parse_json(data: bytes | str) -> Any:
     """
     text = decode_text(data) if isinstance(data, bytes) else data
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
+        value = json.loads(text, object_pairs_hook=partial(_unique, without=without) if without else _unique)
     except RecursionError:
         raise _too_deep() from None
     if text.count("[") + text.count("{") > _DEEPEST or "\\ud" in text or "\\uD" in text:
@@ -96,13 +101,15 @@ def check_plain(value: object) -> None:
     raise _too_deep()
 
 
-def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: Iterable[tuple[str, Any]], without: Collection[str] = ()) -> dict[str, Any]:
     pairs = list(pairs)
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {twice[:40]!r} is given twice; remove one")
+    for name in without:
+        found.pop(name, None)
     return found
 
 

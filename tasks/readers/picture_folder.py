@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tasks.errors import UserError
 from tasks.example import Picture
-from tasks.pictures import not_regular, open_picture, picture_size
+from tasks.files import not_regular
+from tasks.pictures import open_picture, picture_size
 from tasks.readers.media import EMBEDDED
 
 _DATA = "data:"  # begins a picture that is written as text

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.errors import UserError, printable, shown, shown_text
-from tasks.example import Box, Example, Label, Picture
+from tasks.example import Box, Example, Label, Picture, are_shares
 from tasks.prompts import CAPTION
 from tasks.readers.caption_files import CaptionFile
 from tasks.readers.media import PICTURES, given_pictures, picture_name, unread_media
 from tasks.readers.picture_folder import PictureFolder
 from tasks.readers.tables import Row
 
-_SHARES = 1.01  # the largest corner of shares of the picture, which may be rounded up
 _FAR = 1e9  # pixels; also refuses NaN and whole numbers that no float holds
 _CAPTIONS = ("caption", "captions")
 _RESERVED = (
@@ -41,8 +40,7 @@ class RowReader:
             raise UserError(f"row must have image or images, got both in {where}. Keep one of the two columns.")
         pictures = [self.folder.read(value, where) for value in (given[0] if given else [])]
         read = {*_RESERVED, self.question_column, self.answer_column}.difference(PICTURES) | {*columns}
-        others = {key: value for key, value in row.items() if not (pictures and _is_address(value))}
-        medium = unread_media(others, read, (picture.key for picture in pictures))
+        medium = unread_media(row, read, (picture.key for picture in pictures))
         if medium is not None and not (pictures and self.image_column):  # where a column is named, it alone is wanted
             raise UserError(
                 f"picture must be in the column {' or '.join(columns)}, got {shown(medium)} in {where}, which is "
@@ -105,7 +103,7 @@ class RowReader:
             if box.left < 0 or box.top < 0 or (size and (box.right > size[0] or box.bottom > size[1])):
                 extent = f"{size[0]} x {size[1]}" if size else "picture"
                 raise UserError(f"box must lie inside its picture ({extent}), {found} Clip it.")
-            if max(box) <= _SHARES:  # as shares they are a part of the picture, as pixels less than the corner's
+            if are_shares(box):
                 raise UserError(
                     f"box must be in pixels, {found} Multiply shares between 0 and 1 by the picture's width and height."
                 )
@@ -152,11 +150,6 @@ class RowReader:
             family=printable(str(row.get("family") or "")),
             captions=captions,
         )
-
-
-def _is_address(value: object) -> bool:
-    """True for a web address, which data sets give beside the picture that it leads to."""
-    return isinstance(value, str) and value.startswith(("http://", "https://"))
 
 
 def row_id(row: Row, number: int) -> str:

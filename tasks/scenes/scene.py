@@ -25,6 +25,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 MOST_SCENES = 1_000_000  # of one data set: more are a slip of the keyboard
 SIZE = 112
+_LARGEST = 4096  # pixels; a scene then takes 500 MB while it is drawn
 _NOISE = 6.0  # standard deviation of the pixel noise, of 255: visible, but much weaker than a drawing
 
 
@@ -129,7 +130,7 @@ def make_scene(
         n_objects: The number of objects; None draws one to four.
 
     Raises:
-        UserError: If ``split`` is unknown, ``index`` negative, ``size`` below 28, or ``n_objects`` not one to four.
+        UserError: If ``split`` is unknown, ``index`` negative, ``size`` not in [28, 4096], or ``n_objects`` not one to four.
 
     Example:
         >>> [thing.kind for thing in make_scene(0, n_objects=2).objects]
@@ -141,6 +142,8 @@ def make_scene(
         raise UserError(f"index must be >= 0, got {index}.")
     if size < 28:
         raise UserError(f"size must be >= 28 pixels, got {size}. Smaller drawings are not legible.")
+    if size > _LARGEST:
+        raise UserError(f"size must be at most {_LARGEST} pixels, got {size}. Scenes have no finer details.")
     if n_objects is not None and not 1 <= n_objects <= 4:
         raise UserError(f"n_objects must be in [1, 4], got {n_objects}. A scene has four cells.")
     digest = hashlib.sha256(f"{split}/{seed}/{index}".encode()).digest()

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,7 +19,7 @@ from tuning.data.conversation import Conversation, Turn, UnusableSampleError
 
 _CHUNK = 1 << 20
 _LARGEST = 1 << 26  # bytes of one sample; otherwise a broken file would be read to its end
-_READ = {"id", "conversations", *PICTURES}
+READ = {"id", "conversations", *PICTURES}  # the keys of a sample
 
 
 @runtime_checkable
@@ -92,13 +92,23 @@ class LlavaFile:
         missing = next((picture.key for picture in pictures if self._folder.is_missing(picture)), None)
         if missing is not None:
             raise UnusableSampleError(f"its picture {missing!r} is missing")
-        unread = tuple(key for key in row if key not in _READ)
-        if unread and (key := unread_media(row, _READ, (picture.key for picture in pictures))) is not None:
-            raise UnusableSampleError(f"{key!r} holds media that are not read; only pictures under image or images are")
+        unread = tuple(key for key in row if key not in READ)
+        if unread:
+            check_media(row, READ, (picture.key for picture in pictures))
         # LLaVA decides by the key: without one, <image> is a word. A key with an empty value is one.
         words_only = not any(key in row for key in PICTURES)
         turns, placed = turns_of(row.get("conversations"), len(pictures), words_only=words_only)
         return Conversation(name, tuple(pictures), turns, placed=placed, unread=unread)
+
+
+def check_media(row: Mapping[str, Any], read: Iterable[str], names: Iterable[str]) -> None:
+    """Check that a row holds no picture, video or sound under a key that is not read; see ``unread_media``.
+
+    Raises:
+        UnusableSampleError: If it does: without it the sample would have words alone.
+    """
+    if (key := unread_media(row, read, names)) is not None:
+        raise UnusableSampleError(f"{key!r} holds media that are not read; only pictures under image or images are")
 
 
 def sample_rows(path: Path) -> SampleRows:

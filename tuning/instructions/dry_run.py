@@ -64,21 +64,27 @@ def estimate(requests: Sequence[ChatRequest], tokenizer: Path | None, price: Pri
 
 
 def _counted(requests: Sequence[ChatRequest], folder: Path) -> int:
-    from transformers import AutoTokenizer
+    from models.loading.config_checks import check_json_files
+    from models.loading.processors import read_tokenizer
 
     if not folder.is_dir():
         raise UserError(f"tokenizer must be a folder, got {str(folder)!r}. Leave it out to count bytes.")
+    check_json_files(folder)
+    found: Any = read_tokenizer(folder)
+    tokenizer, template = found
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         counts = [
             len(
                 tokenizer.apply_chat_template(
-                    [message._asdict() for message in request.messages], add_generation_prompt=True, return_dict=True
+                    [message._asdict() for message in request.messages],
+                    chat_template=template,
+                    add_generation_prompt=True,
+                    return_dict=True,
                 )["input_ids"]
             )
             for request in requests
         ]
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a template is a program
         raise UserError(
             f"tokenizer must be a folder with a tokenizer and its chat template, got {str(folder)!r} "
             f"({one_line(error)}). Leave it out to count bytes."

@@ -28,6 +28,7 @@ from tasks.instructions.kinds import KINDS, parse_shares
 from tasks.instructions.prompts import ReplyFormat
 from tasks.instructions.reply import NOT_JSON, UnusableReplyError, parse_reply_json, parse_text
 from tasks.instructions.validate import Limits
+from tasks.readers.media import describe_unread
 from tuning.instructions.config import DATA, LOG, REFUSED, RUN, GenerateConfig
 from tuning.instructions.dry_run import GenerateEstimate, estimate
 from tuning.instructions.table import render_summary, tabulate
@@ -43,6 +44,8 @@ class Work(NamedTuple):
     requests: list[ChatRequest]
     names: frozenset[str]
     skipped: tuple[str, ...]
+    unread: tuple[tuple[str, int], ...]
+    """The keys of rows that are not read, each with its number of rows."""
 
 
 class Made(NamedTuple):
@@ -67,7 +70,7 @@ def run_generate(
         config: The settings.
         command: The command line, for the manifest.
         on_progress: Called with (stage, newly done, total); None shows bars in a terminal or notebook.
-        on_note: Called with the estimate.
+        on_note: Called with the keys that are not read, and with the estimate.
 
     Returns:
         The finished run; the estimate if ``config.dry_run`` is set.
@@ -86,6 +89,8 @@ def run_generate(
     work = plan_work(config)
     price = read_price(config.server.prices, config.model) if config.server.prices else None
     _client(config, price, None).close()  # checks address, key and limit
+    if work.unread:
+        on_note(describe_unread(work.unread))
     known = estimate(work.requests, config.tokenizer if config.dry_run else None, price)
     if config.dry_run:
         return known
@@ -123,7 +128,7 @@ def plan_work(config: GenerateConfig) -> Work:
         raise UserError("model must be the name of a model at the server, got none. Give --model.")
     shares = parse_shares(config.shares)
     prompts = load_prompts(config.prompts, tuple(kind for kind in KINDS if shares[kind]))
-    pictures, skipped = read_described(config.captions, config.boxes, skip_bad=config.skip_bad)
+    pictures, skipped, unread = read_described(config.captions, config.boxes, skip_bad=config.skip_bad)
     n_samples = len(pictures) if config.samples is None else config.samples
     jobs = assign_kinds(pictures, n_samples, shares=shares, seed=config.seed)
     requests = [
@@ -137,7 +142,7 @@ def plan_work(config: GenerateConfig) -> Work:
         )
         for job in jobs
     ]
-    return Work(jobs, requests, vocabulary(pictures), skipped)
+    return Work(jobs, requests, vocabulary(pictures), skipped, unread)
 
 
 def _locked(config: GenerateConfig) -> AbstractContextManager[None]:

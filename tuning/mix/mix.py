@@ -6,6 +6,7 @@ finished.results, finished.folder / "mix.json"
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -20,7 +21,9 @@ from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, check_space, writing
 from records.tables import read_results
 from tasks.checksums import move_recorded
-from tasks.errors import UserError
+from tasks.errors import UserError, shown
+from tasks.readers.media import describe_unread, picture_name
+from tasks.readers.picture_folder import PictureFolder
 from tuning.data.conversation import UnusableSampleError
 from tuning.mix.composition import PartCounts, render_summary, tabulate
 from tuning.mix.config import DATA, RUN, MixConfig
@@ -42,7 +45,7 @@ def run_mix(
         config: The settings.
         command: The command line, for the manifest.
         on_progress: Called with (stage, newly done, total); None shows bars in a terminal or notebook.
-        on_note: Called for each file of the run that changed since it was written.
+        on_note: Called for each file of the run that changed since it was written, and with the keys that are not read.
 
     Returns:
         The finished run; with ``config.dry_run`` the numbers of samples as text.
@@ -83,6 +86,9 @@ def run_mix(
                 if skipped:
                     table = pd.DataFrame(skipped, columns=["part", "sample", "reason"])
                     commit(config.folder / "skipped.csv", table.to_csv(index=False).encode())
+            unread = sum((part.unread for part in parts), Counter[str]())
+            if unread:
+                on_note(describe_unread(tuple(unread.items())))
             if not n_written:
                 (config.folder / DATA).unlink()
                 raise UserError("part must have a sample that can be used, got none. See skipped.csv.")
@@ -109,15 +115,14 @@ def _samples(
     on_progress: OnProgress,
 ) -> Iterator[Sample]:
     """The samples at ``places`` (part, index) in order, counted as they pass."""
+    folder = None if config.images is None else PictureFolder(config.images, follow_links=True)
     for done, (number, index) in enumerate(places, 1):
         part = parts[int(number)]
         name = part.spec.name
         try:
             sample = part[int(index)]
-            if config.images is not None:
-                missing = next((one for one in pictures_of(sample) if not (config.images / one).is_file()), None)
-                if missing is not None:
-                    raise UnusableSampleError(f"its picture {missing!r} is missing", sample["id"])
+            if folder is not None:
+                _check_pictures(sample, folder)
         except UnusableSampleError as error:
             if not config.skip_bad:
                 raise UserError(
@@ -132,6 +137,17 @@ def _samples(
         if done % _EVERY == 0:
             on_progress("mix", _EVERY, len(places))
     on_progress("mix", len(places) % _EVERY, len(places))
+
+
+def _check_pictures(sample: Sample, folder: PictureFolder) -> None:
+    """Check that each picture of a sample is a file in the folder, or is written as text."""
+    for one in pictures_of(sample):
+        try:
+            name = folder.add(one, f"sample {sample['id']}")
+        except UserError as error:
+            raise UnusableSampleError(str(error), sample["id"]) from error
+        if picture_name(name) and folder.stats.pop(name)[0] < 0:  # popped, so that the memory does not grow
+            raise UnusableSampleError(f"its picture {shown(one)} is missing", sample["id"])
 
 
 def _write(path: Path, samples: Iterator[Sample]) -> int:

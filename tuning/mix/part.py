@@ -1,6 +1,8 @@
 """A part of a mix: its samples by index in LLaVA's layout, with format prompt and picture folder."""
 
 import hashlib
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,14 +11,15 @@ import numpy.typing as npt
 
 from tasks.errors import UserError, shown
 from tasks.prompts import IMAGE
-from tasks.readers.media import given_pictures
+from tasks.readers.media import PICTURES, given_pictures, picture_name
 from tasks.readers.tables import Table, open_table
 from tuning.data.conversation import UnusableSampleError
-from tuning.data.llava_json import sample_rows, turns_of
+from tuning.data.llava_json import READ, check_media, sample_rows, turns_of
 from tuning.data.sources import is_llava
 from tuning.mix.config import FORMATS, PartSpec
 
 Sample = dict[str, Any]
+_COLUMNS = {"id", "question", "answer", *PICTURES}  # of a table
 
 
 class Part:
@@ -30,6 +33,7 @@ class Part:
         if not spec.path.is_file():
             raise UserError(f"part {spec.name} must be an existing file, got {str(spec.path)!r}. Check the path.")
         self.spec = spec
+        self.unread: Counter[str] = Counter()  # keys that are not read, of the samples that were returned
         self._prompt = FORMATS[spec.format]
         self._table: Table | None = None
         if is_llava(spec.path):
@@ -66,20 +70,23 @@ class Part:
         """The sample as it is written.
 
         Raises:
-            UnusableSampleError: If its turns, pictures or placeholders cannot be used.
+            UnusableSampleError: If its turns, pictures or placeholders cannot be used, or a key holds a picture, video
+                or sound that is not read.
         """
         if self._table is not None:
             return self._from_table(self._table, self._groups[index])
         row = self._rows[index]
         name = str(row.get("id", index))
-        pictures = [name for key in ("image", "images") for name in given_pictures(row.get(key))]
+        pictures = [one for key in PICTURES for one in given_pictures(row.get(key))]
         if not all(isinstance(picture, str) for picture in pictures):
             raise UnusableSampleError("its picture is no path; a mix holds paths", name)
         try:
+            check_media(row, READ, map(str, pictures))
             turns_of(row.get("conversations"), len(pictures), words_only=not pictures)
         except UnusableSampleError as error:
             raise UnusableSampleError(str(error), name) from error
         turns = [{"from": turn["from"], "value": turn["value"]} for turn in row["conversations"]]
+        self.unread.update(key for key in row if key not in READ)
         return self._sample(name, [str(picture) for picture in pictures], turns)
 
     def _from_table(self, table: Table, numbers: Sequence[int]) -> Sample:
@@ -92,8 +99,10 @@ class Part:
             if not all(isinstance(text, str | int | float) and str(text).strip() for text in texts):
                 raise UnusableSampleError(f"question and answer must be texts, got {shown(texts)}", table.where(number))
             picture = _picture(row)
+            check_media(row, _COLUMNS, [picture] if picture else [])
             question = f"{IMAGE}\n{texts[0]}" if picture and not position else str(texts[0])
             turns += [{"from": "human", "value": question}, {"from": "gpt", "value": str(texts[1])}]
+            self.unread.update(key for key in row if key not in _COLUMNS)
         first = table[numbers[0]].get("id")
         return self._sample(str(numbers[0] if first is None else first), [picture] if picture else [], turns)
 
@@ -102,9 +111,17 @@ class Part:
         asked = [turn for turn in turns if turn["from"] == "human"]
         if self._prompt and not any(self._prompt.lower() in turn["value"].lower() for turn in asked):
             asked[0]["value"] = f"{asked[0]['value']}\n{self._prompt}"
-        paths = [f"{self.spec.prefix}/{picture}" if self.spec.prefix else picture for picture in pictures]
+        paths = [self._prefixed(picture, name) for picture in pictures]
         image: Sample = {"image": paths[0] if len(paths) == 1 else paths} if paths else {}
         return {"id": f"{self.spec.name}-{name}", **image, "conversations": turns}
+
+    def _prefixed(self, picture: str, name: str) -> str:
+        """The path of a picture with the folder of the part before it; a picture written as text has none."""
+        if not self.spec.prefix or not picture_name(picture):
+            return picture
+        if os.path.isabs(picture) or "://" in picture[:12]:
+            raise UnusableSampleError(f"its picture {shown(picture)} is no relative path; prefix needs one", name)
+        return f"{self.spec.prefix}/{picture}"
 
 
 def pictures_of(sample: Mapping[str, Any]) -> list[str]:
@@ -114,7 +131,7 @@ def pictures_of(sample: Mapping[str, Any]) -> list[str]:
 
 
 def _picture(row: Mapping[str, Any]) -> str | None:
-    found = [one for key in ("image", "images") for one in given_pictures(row.get(key))]
+    found = [one for key in PICTURES for one in given_pictures(row.get(key))]
     if len(found) > 1 or not all(isinstance(one, str) for one in found):
         raise UnusableSampleError(f"image must be one path, got {shown(found)}")
     return str(found[0]) if found else None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.benchmarks.layout.question import Id, Question
-from tasks.benchmarks.layout.rows import Row, read_json, read_rows
+from tasks.benchmarks.layout.rows import Row, object_of, read_json, read_rows
 from tasks.errors import UserError, shown
 from tasks.prompts import IMAGE, LETTER, LETTER_CN, SHORT, UNANSWERABLE
 
@@ -41,7 +41,7 @@ def read_answers(path: Path) -> list[Answer]:
         raise UserError(f"answers must be an existing file, got {str(path)!r}. Check the path.")
     whole = _whole_object(path)
     if isinstance(whole, dict) and {"correct", "incorrect"} <= whole.keys():
-        rows = [Row(row, f"entry {i} of {path.name}") for i, row in enumerate(whole["correct"] + whole["incorrect"], 1)]
+        rows = _sorted_rows(whole, path)
     elif isinstance(whole, dict) and all(isinstance(text, str) for text in whole.values()):
         return [Answer(name, text) for name, text in whole.items()]
     else:
@@ -162,6 +162,17 @@ def _lines(prompt: str) -> list[str]:
 
 def _listed(options: tuple[str, ...]) -> dict[str, Any]:
     return {"options": list(options), "option_char": list("ABCD"[: len(options)])}
+
+
+def _sorted_rows(whole: Mapping[str, Any], path: Path) -> list[Row]:
+    """The right and the wrong answers that the ScienceQA script lists."""
+    found: list[Row] = []
+    for name in ("correct", "incorrect"):
+        if not isinstance(whole[name], list):
+            raise UserError(f"answers must list {name} answers, got {shown(whole[name])} in {path.name!r}.")
+        places = [f"entry {i} of {name!r} in {path.name}" for i in range(1, len(whole[name]) + 1)]
+        found += [Row(object_of(one, where), where) for one, where in zip(whole[name], places, strict=True)]
+    return found
 
 
 def _whole_object(path: Path) -> Any:

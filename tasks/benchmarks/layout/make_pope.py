@@ -9,7 +9,6 @@ Source: Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Languag
 """
 
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,11 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tasks.benchmarks.layout.rows import Row, json_lines, read_rows
-from tasks.errors import UserError, user_errors
+from tasks.benchmarks.layout.rows import Row, json_lines, picture_of, read_rows
+from tasks.errors import UserError, shown, user_errors
+from tasks.example import Picture
 from tasks.prompts import SHORT
+from tasks.readers.media import EMBEDDED
 from tasks.readers.picture_folder import PictureFolder
-from tasks.scenes.scene import MOST_SCENES, SIZE, Scene, article, make_scene
+from tasks.scenes.scene import MOST_SCENES, SIZE, article, make_scene
 
 CATEGORIES = {
     "adversarial": 0,
@@ -30,6 +31,7 @@ CATEGORIES = {
     "popular": 20_000_000,
 }  # first id of each, less 1, as in POPE's file
 MOST_ASKED = 3  # present objects of a picture, as in POPE
+_COLUMNS = ("id", "objects")
 _FIRST_SCENE = 300_000  # on these the embedded checkpoints were not trained
 
 
@@ -52,23 +54,33 @@ def scene_pictures(n: int, *, seed: int = 0, size: int = SIZE) -> list[Annotated
     found = []
     for index in range(n):
         scene = make_scene(_FIRST_SCENE + index, split="test", seed=seed, size=size)
-        found.append(Annotated(f"{scene.id}.png", tuple(thing.kind for thing in scene.objects), partial(_png, scene)))
+        found.append(Annotated(f"{scene.id}.png", tuple(thing.kind for thing in scene.objects), partial(_png, scene.picture)))
     return found
 
 
-def _png(scene: Scene) -> bytes:
+def _png(picture: Picture) -> bytes:
     buffer = io.BytesIO()
-    scene.picture.open().save(buffer, format="PNG")
+    picture.open().save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def listed_pictures(path: Path, images: Path | None = None, *, limit: int | None = None) -> list[Annotated]:
+def listed_pictures(
+    path: Path, images: Path | None = None, *, limit: int | None = None, follow_links: bool = False
+) -> list[Annotated]:
     """The pictures of a JSONL file with the columns ``image`` and ``objects``: names, or objects with ``name``.
 
+    Each picture is opened once. Embedded ones become PNG files that are named after their bytes.
+
+    Args:
+        path: The file.
+        images: The folder of the pictures; None for that of the file.
+        limit: The largest number of pictures.
+        follow_links: Whether links in the folder may lead out of it.
+
     Raises:
-        UserError: If a row has another layout, or a picture is missing.
+        UserError: If a row has another layout, or a picture cannot be read.
     """
-    folder = PictureFolder(images or path.parent)
+    folder = PictureFolder(images or path.parent, follow_links=follow_links)
     return [_listed(row, folder) for row in read_rows(path)[:limit]]
 
 
@@ -182,9 +194,14 @@ def _listed(row: Row, folder: PictureFolder) -> Annotated:
         [one.get("name") if isinstance(one, dict) else one for one in objects] if isinstance(objects, list) else [None]
     )
     if not all(isinstance(one, str) and one for one in found):
-        raise UserError(f"objects must be a list of names, got {json.dumps(objects)[:60]} in {row.where}.")
-    name = folder.add(row.values.get("image"), row.where)
-    path = folder.root / name
-    if not path.is_file():
-        raise UserError(f"picture must exist, got {name!r} in {row.where}. Check the path and --images.")
-    return Annotated(Path(name).name, tuple(map(str, found)), path.read_bytes)
+        raise UserError(f"objects must be a list of names, got {shown(objects)} in {row.where}.")
+    picture = picture_of(row, folder, read=_COLUMNS)
+    if picture is None:
+        raise UserError(f"row must have a picture under 'image', got none in {row.where}.")
+    if folder.is_missing(picture):
+        raise UserError(f"picture must exist, got {picture.key!r} in {row.where}. Check the path and --images.")
+    picture.open()  # bytes that are no picture are not copied
+    if picture.key.startswith(EMBEDDED):
+        return Annotated(f"{picture.key.replace(' ', '-')}.png", tuple(map(str, found)), partial(_png, picture))
+    path = folder.root / picture.key
+    return Annotated(path.name, tuple(map(str, found)), path.read_bytes)

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,15 @@ from PIL import Image
 from tasks.benchmarks.layout.question import Id
 from tasks.errors import UserError, one_line, shown
 from tasks.example import Picture
+from tasks.files import check_regular, read_file
 from tasks.pictures import open_picture
-from tasks.readers.media import EMBEDDED
+from tasks.readers.media import EMBEDDED, given_pictures, unread_media
 from tasks.readers.parse import parse_json
 from tasks.readers.picture_folder import PictureFolder
 from tasks.readers.tables import Parquet, is_parquet, open_table
+
+# Texts of a row, which may be the names of files.
+_TEXTS = ("id", "question_id", "text", "question", "answer", "answers", "label", "category", "hint", "context")
 
 
 class Row(NamedTuple):
@@ -84,17 +89,36 @@ class Source:
         return found
 
     def picture(self, row: Row, name: str = "image") -> Picture | None:
-        """The picture of a row; None if it has none."""
-        value = row.values.get(name)
-        if isinstance(value, list):  # frames of a video: the one in the middle, as in LLaVA's evaluation
-            value = value[len(value) // 2] if value else None
-        if value is None or value == "":
-            return None
-        return value if isinstance(value, Picture) else self.folder.read(value, row.where)
+        """The picture of a row; None if it has none. See ``picture_of``."""
+        return picture_of(row, self.folder, name, read=_TEXTS)
 
     def missing(self, picture: Picture | None) -> bool:
         """True if the picture is a path without a file."""
         return picture is not None and self.folder.is_missing(picture)
+
+
+def picture_of(row: Row, folder: PictureFolder, name: str = "image", *, read: Iterable[str] = ()) -> Picture | None:
+    """The picture of a row, of several the one in the middle; None if it has none.
+
+    Args:
+        row: The row.
+        folder: The folder of the pictures.
+        name: The key of the picture.
+        read: Other keys that are read.
+
+    Raises:
+        UserError: If the value is no picture, or a key that is not read holds a picture, video or sound.
+    """
+    given = given_pictures(row.values.get(name))
+    value = given[len(given) // 2] if given else None  # the middle frame of a video, as in LLaVA's evaluation
+    found = value if value is None or isinstance(value, Picture) else folder.read(value, row.where)
+    medium = unread_media(row.values, {*read, name}, [] if found is None else [found.key])
+    if medium is not None:
+        raise UserError(
+            f"picture must be under {name!r}, got {shown(medium)} in {row.where}, which is not read. "
+            f"{'Rename the key.' if found is None else 'Drop the key.'}"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -156,7 +180,7 @@ def read_rows(path: Path) -> list[Row]:
         UserError: If the file cannot be read; the message names the row.
     """
     if path.suffix.lower() == ".json" and _begins_with_list(path):
-        return [Row(_object(value, f"entry {i} of {path.name}"), f"entry {i} of {path.name}")
+        return [Row(object_of(value, f"entry {i} of {path.name}"), f"entry {i} of {path.name}")
                 for i, value in enumerate(read_json(path), 1)]  # fmt: skip
     if path.suffix.lower() == ".json":  # POPE's labels are JSONL with this ending
         lines = read_bytes(path).splitlines()
@@ -182,7 +206,7 @@ def read_json(path: Path) -> Any:
 def read_bytes(path: Path) -> bytes:
     """The bytes of a file; ``UserError`` if it cannot be read."""
     with _readable(path):
-        return path.read_bytes()
+        return read_file(path)
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -205,18 +229,14 @@ def digest_of(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-class _readable:  # noqa: N801 - a context manager
-    """Re-raise an ``OSError`` as ``UserError``."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise UserError(f"file must be readable, got {str(self._path)!r} ({one_line(error)}).") from error
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Check that the path leads to a regular file, and re-raise an ``OSError`` as ``UserError``."""
+    try:
+        check_regular(path)
+        yield
+    except OSError as error:
+        raise UserError(f"file must be readable, got {str(path)!r} ({one_line(error)}).") from error
 
 
 def _begins_with_list(path: Path) -> bool:
@@ -226,14 +246,15 @@ def _begins_with_list(path: Path) -> bool:
 
 def _line(line: bytes, where: str) -> Row:
     try:
-        return Row(_object(parse_json(line), where), where)
+        return Row(object_of(parse_json(line), where), where)
     except UserError:
         raise
     except ValueError as error:
         raise UserError(f"row must be JSON, got {where}: {one_line(error)}. Write one object a line.") from error
 
 
-def _object(value: object, where: str) -> Mapping[str, Any]:
+def object_of(value: object, where: str) -> Mapping[str, Any]:
+    """The value of a row, which must be an object; ``where`` is its place in the message."""
     if not isinstance(value, dict):
         raise UserError(f"row must be a JSON object, got {type(value).__name__} in {where}. Check the layout.")
     return value

@@ -1,6 +1,7 @@
 """``benchmark-eval``: its answers against the model asked one by one, its life, its table, and bad input."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -213,6 +214,7 @@ def test_a_server_scores_what_has_no_labels_and_gets_an_upload(
         (["--benchmark", "pope=POPE", "--questions", "gone"], "questions must exist"),
         (["--benchmark", "pope=POPE", "--limit", "0"], "limit must be >= 1, got 0"),
         (["--benchmark", "pope=POPE", "--new-tokens", "0"], "new-tokens must be >= 1"),
+        (["--benchmark", "pope=POPE", "--new-tokens", "1000000000"], "new-tokens must be at most 65536, got 1000000000"),
         (["--benchmark", "pope=POPE", "--batch-size", "0"], "batch-size must be >= 1"),
         (["--benchmark", "pope=POPE", "--token-plan", "leave@99"], "layer must be in [0, 4), got 99"),
         (["score"], "benchmark must be one of vqav2"),
@@ -241,6 +243,17 @@ def test_a_server_scores_what_has_no_labels_and_gets_an_upload(
         (["make-pope", "--out", "POPE"], "out must be a new or empty folder"),
         (["make-pope", "--out", "new", "--pictures", "0"], "pictures must be >= 1"),
         (["make-pope", "--out", "new", "--data", "gone.jsonl"], "gone.jsonl"),
+        (["make-pope", "--out", "new", "--size", "1000000"], "size must be at most 4096 pixels, got 1000000"),
+        (["make-pope", "--out", "new", "--data", "eps.jsonl"], "picture must be a readable image file"),
+        (["make-pope", "--out", "new", "--data", "linked.jsonl"], "Add --follow-links to follow links."),
+        (["score", "pope", "--answers", "FEW", "--questions", "pipe.json"], "got 'pipe.json' (it is a named pipe"),
+        (["score", "pope", "--answers", "FEW", "--questions", "pipe.jsonl"], "existing file|named pipe"),
+        (["score", "pope", "--answers", "pipe.json", "--questions", "POPE"], "answers must be an existing file"),
+        (
+            ["score", "gqa", "--answers", "FEW", "--questions", "GQA", "--labels", "pipe.json"],
+            "got 'pipe.json' (it is a named pipe",
+        ),
+        (["--benchmark", "pope=POPE", "--labels", "pipes"], "coco_pope_random.json' (it is a named pipe"),
         (["show", "gone"], "run must be a folder that benchmark-eval wrote"),
     ],
 )
@@ -252,6 +265,12 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     few = {"question_id": 1, "text": "Yes"}
     files = {"other.jsonl": [{**few, "question_id": 99}], "few.jsonl": [few], "gqa.jsonl": [few | {"image": "a"}]}
     unlike = few | {"prompt": f"Is there a zebra?\n{SHORT}"}
+    for name in ("pipe.json", "pipe.jsonl", "pipes/coco_pope_random.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / name)
+    files |= {f"{name}.jsonl": [{"image": f"{name}.png", "objects": ["cat"]}] for name in ("eps", "linked")}
+    write(tmp_path, {"eps.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"})
+    (tmp_path / "linked.png").symlink_to(pope / "val2014" / "test-0-300000.png")
     write(tmp_path, files | {"unlike.jsonl": [unlike], "labels.json": {"7": {"answer": "yes"}}})
     named = {
         "POPE": str(pope),
@@ -266,9 +285,37 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         main([*given, *(["--model", "random:tiny", "--out", "run"] if is_run else [])])
     error = capsys.readouterr().err
     assert end.value.code == 2
-    assert said in error
+    assert any(text in error for text in said.split("|"))
     assert error.count("\n") == 1 and len(error) < 500
     assert not (tmp_path / "run").exists() and not (tmp_path / "new").exists()
+
+
+def test_linked_pictures_are_followed_if_asked(
+    pope: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = pope / "val2014" / "test-0-300000.png"
+    (tmp_path / "a.png").symlink_to(source)
+    write(tmp_path, {"rows.jsonl": [{"image": "a.png", "objects": ["cat"]}, {"image": "b.png", "objects": ["dog"]}]})
+    (tmp_path / "b.png").symlink_to(source)
+    main(
+        ["make-pope", "--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "new"), "--follow-links"]
+    )
+    assert "about 2 pictures" in capsys.readouterr().out
+    assert (tmp_path / "new" / "val2014" / "a.png").read_bytes() == source.read_bytes()
+
+
+def test_escapes_in_a_category_do_not_reach_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"question_id": i, "image": "a.png", "text": "Q?", "category": "random\x1b[31mRED\x07", "answer": "yes"}
+        for i in (0, 1)
+    ]
+    given = [{"question_id": row["question_id"], "text": "Yes"} for row in rows]
+    write(tmp_path, {"q.jsonl": rows, "a.jsonl": given})
+    words = ["score", "pope", "--answers", str(tmp_path / "a.jsonl"), "--questions", str(tmp_path / "q.jsonl")]
+    for more in ([], ["--json"]):
+        main([*words, *more])
+        printed = capsys.readouterr().out
+        assert "RED" in printed and not {"\x1b", "\x07"} & set(printed)
 
 
 @pytest.mark.smol

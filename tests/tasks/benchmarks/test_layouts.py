@@ -1,6 +1,9 @@
 """Hugging Face layouts, answer files of other makers, POPE-style files, and files in another layout."""
 
+import base64
 import json
+import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -211,11 +214,20 @@ def test_pope_style_files_follow_popes_three_ways_of_choosing(tmp_path: Path) ->
 
 def test_pope_style_files_of_bad_lists_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "eps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    os.mkfifo(tmp_path / "pipe.png")
     path = tmp_path / "photos.jsonl"
     for row, said in (
         ({"image": "b.png", "objects": ["cat"]}, "picture must exist, got 'b.png'"),
         ({"image": "a.png", "objects": "cat"}, "objects must be a list of names"),
         ({"image": "a.png"}, "objects must be a list of names"),
+        ({"image": "eps.png", "objects": ["cat"]}, "picture must be a readable image file"),
+        ({"image": "pipe.png", "objects": ["cat"]}, "picture must exist"),
+        ({"image": "data:image/png;base64,@", "objects": ["cat"]}, "base64"),
+        ({"image": "data:image/png;base64,aaaa", "objects": ["cat"]}, "picture must be a readable image file"),
+        ({"image": math.nan, "objects": ["cat"]}, "row must have a picture under 'image'"),
+        ({"image_path": "a.png", "objects": ["cat"]}, "picture must be under 'image', got 'image_path'"),
+        ({"image": "a.png", "objects": ["cat"], "video": "a.mp4"}, "got 'video'"),
     ):
         path.write_text(json.dumps(row))
         with pytest.raises(UserError, match=said):
@@ -225,3 +237,80 @@ def test_pope_style_files_of_bad_lists_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"image": "a.png", "objects": [{"name": "cat"}]}))
     assert [p.objects for p in listed_pictures(path)] == [("cat",)]
     assert len(read_rows(path)) == 1
+
+
+def test_pope_style_pictures_may_be_written_as_text_or_embedded(tmp_path: Path) -> None:
+    text = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
+    write(tmp_path, {
+        "a.jsonl": [{"image": text, "objects": ["cat"]}, {"image": "b.png", "objects": ["dog"]}], "b.png": png((1, 2, 3)),
+        "a.parquet": [{"image": PICTURE, "objects": ["cat"]}],
+    })  # fmt: skip
+    write_pope(tmp_path / "new", listed_pictures(tmp_path / "a.jsonl"))
+    pictures = [question.picture for question in read("pope", tmp_path / "new")]
+    assert {p.open().getpixel((0, 0)) for p in pictures if p} == {(200, 30, 30), (1, 2, 3)}
+    (embedded,) = listed_pictures(tmp_path / "a.parquet")
+    assert embedded.name == listed_pictures(tmp_path / "a.jsonl")[0].name
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "pope": {"text": "Q?", "category": "random", "answer": "yes"}, "mmvet": {"text": "Q?"}, "vqav2": {"text": "Q?"},
+    "gqa": {"text": "Q?"}, "textvqa": {"text": f"Q?\n{SHORT}"}, "vizwiz": {"text": "Q?"}, "llava_wild": {"text": "Q?"},
+    "seed": {"text": "Q?"}, "mme": {"text": "Q?", "category": "count"}, "scienceqa": {"question": "Q?"},
+}  # fmt: skip
+FILE = {name: BENCHMARKS[name].module.FILES.questions[0] for name in ROWS}
+
+
+def one_row(name: str, folder: Path, **more: Any) -> Path:
+    """A folder with one question."""
+    row = {"question_id": 1, "id": 1, **ROWS[name], **more}
+    return write(folder, {FILE[name]: [row], "a.png": png()})
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_picture_under_a_key_that_is_not_read_is_refused_in_every_benchmark(name: str, tmp_path: Path) -> None:
+    for more in (
+        {"image_path": "a.png"}, {"images": ["a.png"]}, {"video": "a.mp4"}, {"image": "a.png", "video": "a.mp4"},
+        {"photo": {"path": "a.png"}},
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"picture must be under 'image', got '{list(more)[-1]}'"):
+            read(name, one_row(name, tmp_path, **more))
+    beside = {"image": "a.png", "file_name": "x/a.png", "coco_url": "http://host/b.jpg", "photo": "temple"}
+    (question,) = read(name, one_row(name, tmp_path, **beside))
+    assert question.picture is not None
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("empty", ["", None, math.nan, {"bytes": None, "path": None}, [], [None]])
+def test_no_picture_is_written_in_many_ways(name: str, empty: Any, tmp_path: Path) -> None:
+    (question,) = read(name, one_row(name, tmp_path, image=empty))
+    assert question.picture is None
+
+
+def test_embedded_pictures_under_another_column_are_refused(tmp_path: Path) -> None:
+    row = {"question_id": 1, "question": "Q?", "category": "random", "answer": "yes"}
+    with pytest.raises(UserError, match="got 'photo'"):
+        read("pope", write(tmp_path / "a", {"a.parquet": [{**row, "photo": PICTURE}]}))
+    with pytest.raises(UserError, match="got 'photo'"):
+        read("pope", write(tmp_path / "b", {"a.parquet": [{**row, "image": PICTURE, "photo": PICTURE}]}))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"correct": [1], "incorrect": []}, {"correct": 1, "incorrect": 2}, {"correct": [], "incorrect": {}},
+     {"correct": None, "incorrect": []}, {"correct": [], "incorrect": ["a"]}],
+)  # fmt: skip
+def test_sorted_answers_of_another_form_are_one_sentence(given: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(given))
+    with pytest.raises(UserError, match="answers must list|row must be a JSON object"):
+        read_answers(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("answer", [-1, 2, 7, True, 10**30])
+def test_an_answer_of_scienceqa_that_is_no_choice_is_refused(answer: object, tmp_path: Path) -> None:
+    row = {"id": "1", "question": "Q?", "choices": ["aa", "bb"], "answer": answer}
+    with pytest.raises(UserError, match="answer must be the number of one of"):
+        read("scienceqa", write(tmp_path / "a", {FILE["scienceqa"]: [row]}))
+    problems = {"1": {"choices": ["aa", "bb"], "answer": answer}}
+    asked = {FILE["scienceqa"]: [{"id": "1", "question": "Q?"}], "problems.json": problems}
+    with pytest.raises(UserError, match="answer must be the number of one of"):
+        read("scienceqa", write(tmp_path / "b", asked))

@@ -2,14 +2,17 @@
 
 import email.utils
 import json
+import socket
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tasks.chat_server import ChatClient, ChatRequest, Message, Price, read_price
 from tasks.chat_server import client as client_module
+from tasks.chat_server import connection
 from tasks.chat_server.connection import ChatServerError, _wait
 from tasks.chat_server.prices import Budget, CostLimitError
 from tasks.errors import UserError
@@ -228,6 +231,58 @@ def test_a_server_that_is_not_there_is_one_sentence() -> None:
     with pytest.raises(ChatServerError, match="url must be the address of a running server") as raised:
         ChatClient("http://127.0.0.1:9/v1", attempts=2).ask(request())
     assert "\n" not in str(raised.value)
+
+
+def test_nothing_is_tried_again_as_long_as_no_connection_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_FIRST_WAIT", 0.5)
+    started = time.monotonic()
+    with pytest.raises(ChatServerError, match="url must be the address of a running server"):
+        list(ChatClient("http://127.0.0.1:9/v1").ask_all((str(i), request(str(i))) for i in range(9)))
+    assert time.monotonic() - started < 5  # the waits between six attempts take 14 s
+
+
+@pytest.mark.parametrize("name", ["getaddrinfo", "create_connection"])
+def test_a_silent_address_is_one_sentence_after_the_first_wait(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    def hang(*arguments: object, **options: object) -> None:
+        ended.wait(30)
+        raise OSError("timed out")
+
+    monkeypatch.setattr(socket, name, hang)
+    monkeypatch.setattr(connection, "_REACH", 0.5)
+    started = time.monotonic()
+    with pytest.raises(ChatServerError, match=r"got no connection \(nothing answers within 0.5 s\)") as raised:
+        list(ChatClient("http://chat.invalid/v1").ask_all((str(i), request(str(i))) for i in range(9)))
+    assert time.monotonic() - started < 5
+    assert len(str(raised.value)) < 400
+    ended.set()
+
+
+def test_a_silent_proxy_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_REACH", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:  # takes connections and says nothing
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        with pytest.raises(ChatServerError, match="nothing answers within 0.5 s"):
+            ChatClient("https://chat.invalid/v1").ask(request())
+
+
+def test_a_slow_server_is_waited_for_and_a_connection_that_is_lost_later_is_made_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "_REACH", 0.2)
+    with scripted_server(lambda body, n: Play("late", slow=1.0)) as server, ChatClient(server.url) as client:
+        assert client.ask(request("first")).text == "late"
+        fails = iter([True, True])
+        post = client._connection._post
+
+        def lost(*arguments: Any) -> Any:
+            if next(fails, False):
+                raise connection.FaultError("gone", unreachable=True)
+            return post(*arguments)
+
+        monkeypatch.setattr(client._connection, "_post", lost)
+        assert client.ask(request("second")).attempts == 3
 
 
 @pytest.mark.parametrize("status", [301, 404, 405])

@@ -197,6 +197,43 @@ def test_a_dry_run_counts_requests_tokens_and_costs_and_asks_nothing(run: Run, t
     assert not done.folder.exists()
 
 
+def _tokenizer(folder: Path, name: str) -> None:
+    """A tokenizer of three words whose file or chat template is broken."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "[UNK]": 2}, "[UNK]"))
+    own = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    own.chat_template = "{{ messages[0]['content'] }}"
+    own.save_pretrained(folder)
+    if name == "none":
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+    elif name in ("{}", "[]", "{"):
+        (folder / "tokenizer.json").write_text(name)
+    elif name == "whole":
+        assert (folder / "chat_template.jinja").is_file()
+    else:
+        (folder / "chat_template.jinja").write_text(name)
+
+
+TEMPLATES = ["{}", "[]", "{", "none", "{% if %}", "{{ raise_exception('no system') }}", "{{ 1 / 0 }}", "{{ a.b.c }}"]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_broken_tokenizer_is_one_sentence(name: str, run: Run, tmp_path: Path) -> None:
+    _tokenizer(tmp_path / "tokenizer", name)
+    done = run("--dry-run", "--tokenizer", tmp_path / "tokenizer")
+    assert (done.code, done.out, done.err.count("\n"), len(done.err) < 450) == (2, "", 1, True)
+    assert "tokenizer" in done.err
+    _tokenizer(tmp_path / "whole", "whole")
+    assert "12 requests: 12 prompt tokens" in run("--dry-run", "--tokenizer", tmp_path / "whole").out
+
+
+def test_keys_that_are_not_read_are_said_before_anything_is_asked(run: Run, captions: Path) -> None:
+    captions.write_text("\n".join(json.dumps({**row, "source": "a"}) for row in rows(captions)))
+    assert run("--dry-run").out.startswith("not read: source (12)\n12 requests")
+
+
 def test_a_limit_of_costs_stops_and_a_higher_one_goes_on(run: Run, tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("m: {prompt: 1, completion: 1000}")  # 100 + 10 tokens cost $0.0101
     with scripted_server(good) as server:
@@ -299,6 +336,7 @@ BAD: list[tuple[list[str], str]] = [
     (["--boxes", "gone.json"], "boxes must come with COCO's"),
     (["--reply-format", "xml"], "reply-format must be one of json, text"),
     (["--seed", "-1"], "seed must be >= 0"),
+    (["--timeout", "inf"], "timeout must be at most 86,400 seconds"),
     (["--dry-run", "--tokenizer", "gone"], "tokenizer must be a folder"),
 ]
 

@@ -1,6 +1,8 @@
 """``layerwise-finetune mix``: the file, the composition, and bad input."""
 
+import base64
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +171,70 @@ def test_unusable_samples_are_an_error_or_are_left_out_and_listed(mix: Run, tmp_
     }  # fmt: skip
     source = LlavaFile(done.folder / "mix.json", tmp_path)
     assert source[0].turns[0] == ("Q?", "A")
+
+
+ELSEWHERE = [
+    ("image_path", "1.jpg"), ("image_file", "1.jpg"), ("img", "1"), ("video", "1.mp4"), ("images_list", ["1.jpg"]),
+    ("photo", {"path": "1.jpg"}), ("audio", "1.wav"), ("Image", "1.jpg"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), ELSEWHERE, ids=[key for key, _ in ELSEWHERE])
+def test_a_picture_under_a_key_that_is_not_read_is_no_text_only_sample(
+    key: str, value: Any, mix: Run, tmp_path: Path
+) -> None:
+    hidden = {**llava("x", "Q?", "A", image=None), key: value}
+    (tmp_path / "a.json").write_text(json.dumps([hidden, llava("ok", "Q?", "A", image=None)]))
+    row = {"id": "r", "question": "Q?", "answer": "A"}
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, [{**row, key: value}, {**row, "id": "s"}])))
+    for part in ("p=a.json", "p=b.jsonl"):
+        done = mix("--part", part, out=f"bad-{part[2]}")
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert f"{key!r} holds media that are not read" in done.err
+        assert not (done.folder / "mix.json").exists()
+        done = mix("--part", part, "--skip-bad", out=f"kept-{part[2]}")
+        assert (done.code, len(samples(done.folder))) == (0, 1)
+        assert len(pd.read_csv(done.folder / "skipped.csv")) == 1
+
+
+def test_other_keys_that_are_not_read_are_said(mix: Run, tmp_path: Path) -> None:
+    rows = [{**llava(str(i), "<image>\nQ?", "A"), "source": "a", "url": "http://h/1.jpg"} for i in range(3)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    assert "not read: source (3), url (3)" in mix("--part", "p=a.json").out
+
+
+def test_pictures_written_as_text_have_no_folder_before_them_and_are_not_looked_for(mix: Run, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    text = f"data:image/png;base64,{base64.b64encode((tmp_path / '1.png').read_bytes() * 9).decode()}"
+    rows = [llava("t", "<image>\nQ?", "A", image=text), llava("f", "<image>\nQ?", "A", image="1.png")]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "coco").symlink_to(tmp_path)
+    done = mix("--part", "p=a.json,prefix=coco", "--images", tmp_path)
+    assert done.code == 0, done.err
+    assert {name: one["image"] for name, one in samples(done.folder).items()} == {"p-t": text, "p-f": "coco/1.png"}
+    assert [len(LlavaFile(done.folder / "mix.json", tmp_path, follow_links=True)[i].pictures) for i in (0, 1)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("image", "part", "said"),
+    [
+        ("data:image/png;base64,@@", "p=a.json", "base64"), ("x" * 5000, "p=a.json", "is missing"),
+        ("../1.jpg", "p=a.json", "inside the image folder"), ("pipe", "p=a.json", "is missing"),
+        ("/data/1.jpg", "p=a.json,prefix=coco", "no relative path"),
+        ("http://host/1.jpg", "p=a.json,prefix=coco", "no relative path"),
+        ({"bytes": "x", "path": None}, "p=a.json", "no path"),
+    ],
+)  # fmt: skip
+def test_a_picture_that_is_no_file_of_the_folder_is_one_sentence(
+    image: Any, part: str, said: str, mix: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe")
+    (tmp_path / "a.json").write_text(json.dumps([llava("x", "<image>\nQ?", "A", image=image)]))
+    done = mix("--part", part, "--images", folder)
+    assert (done.code, done.out, done.err.count("\n"), len(done.err) < 450) == (2, "", 1, True)
+    assert said in done.err and "room on the disk" not in done.err
 
 
 def test_a_finished_mix_is_shown_and_a_dry_run_writes_nothing(

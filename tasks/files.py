@@ -1,0 +1,48 @@
+"""Files that a user names: only regular ones are opened, because opening a named pipe waits for ever."""
+
+import os
+import stat
+from pathlib import Path
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def not_regular(path: str | Path) -> str | None:
+    """What a path leads to if it is no regular file, such as ``"a named pipe"``; None for a file.
+
+    Raises:
+        OSError: If nothing is there.
+    """
+    mode = os.stat(path).st_mode
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "a special file")
+
+
+def check_regular(path: str | Path) -> None:
+    """Check that a path leads to a regular file.
+
+    Raises:
+        OSError: If it does not, or nothing is there.
+    """
+    if (kind := not_regular(path)) is not None:
+        raise OSError(f"it is {kind}, not a file")
+
+
+def read_file(path: str | Path) -> bytes:
+    r"""The bytes of a regular file.
+
+    Raises:
+        OSError: If it is no regular file, is missing or cannot be read.
+
+    Example:
+        >>> _ = Path("words.txt").write_text("a")
+        >>> read_file("words.txt")
+        b'a'
+    """
+    check_regular(path)
+    return Path(path).read_bytes()
