@@ -211,3 +211,53 @@ def crossed(residuals: Float[Array, "row column"]) -> Crossed:
         variance = total
     degrees = total**2 / sum(part**2 / df for part, df in parts) if total > 0 else max(df for _, df in parts)
     return Crossed(mean, variance, float(degrees))
+
+
+def paired_share_intervals(
+    above: Float[Array, "seed unit"],
+    below: Float[Array, "seed unit"],
+    asked: Float[Array, " unit"],
+    *,
+    ratio: bool,
+) -> Intervals:
+    """The interval of the ratio or the difference of two shares of right answers to the same questions.
+
+    Two units are added: one in which only ``above`` has right answers, and one in which only ``below`` has. Without
+    them, answers that hardly differ would be taken to be equal with near certainty. In each they are as many as both
+    differ by where they differ (at least one), or those of a mean unit if both agree everywhere.
+
+    NaN with one unit, and for a ratio if nothing in ``below`` is right.
+
+    Args:
+        above: Right answers of each unit; one row for each seed.
+        below: The same of the reference.
+        asked: Answers of each unit.
+        ratio: ``above`` / ``below`` in place of ``above`` - ``below``.
+
+    Source: Bonett & Price 2012, "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on
+        Paired Data", J. Educational and Behavioral Statistics 37.
+
+    Example:
+        >>> import numpy as np
+        >>> right = np.ones((1, 20))
+        >>> found = paired_share_intervals(right, right, right[0], ratio=False)
+        >>> found.lower.round(2), found.upper.round(2)
+        (np.float64(-0.14), np.float64(0.14))
+    """
+    n_seeds, n = above.shape
+    if n < 2 or (ratio and not below.any()):
+        return Intervals(np.asarray(np.nan), np.asarray(np.nan))
+    apart = np.abs(above - below)
+    size = max(1.0, float((apart**2).sum() / apart.sum())) if apart.any() else float(asked.mean())
+    one = np.concatenate([above, np.tile([size, 0.0], (n_seeds, 1))], 1)
+    two = np.concatenate([below, np.tile([0.0, size], (n_seeds, 1))], 1)
+    of = np.concatenate([asked, [size, size]])
+    if ratio:
+        seen, centre = above.sum() / below.sum(), one.sum() / two.sum()
+        varied = crossed((one - centre * two) / two.mean())
+    else:
+        seen, centre = (above - below).sum() / (n_seeds * asked.sum()), (one - two).sum() / (n_seeds * of.sum())
+        varied = crossed((one - two - centre * of) / of.mean())
+    half = float(quantile(varied.degrees)) * varied.variance**0.5
+    found = Intervals(np.asarray(min(seen, centre - half)), np.asarray(max(seen, centre + half)))
+    return found.within(0.0) if ratio else found.within(-1.0, 1.0)
