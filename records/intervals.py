@@ -157,15 +157,37 @@ def share_intervals(
         >>> found.lower.round(2), found.upper.round(2)
         (array([0.84]), array([1.]))
     """
+    share, size, degrees = share_sizes(right, asked)
+    found = wilson(share, size, degrees=degrees, level=level)
+    empty = asked.sum(1) == 0
+    return Intervals(*(np.where(empty, np.nan, end) for end in found))
+
+
+class ShareSizes(NamedTuple):
+    """Shares of right answers, and how much is known about them."""
+
+    share: Float[Array, " cell"]
+    size: Float[Array, " cell"]
+    """Number of independent answers whose share would vary as much."""
+    degrees: Float[Array, " cell"]
+    """Degrees of freedom of the variance that the size was computed from; infinite if the size is known."""
+
+
+def share_sizes(right: Float[Array, "cell unit"], asked: Float[Array, "cell unit"]) -> ShareSizes:
+    """The shares of `share_intervals` with their effective sizes.
+
+    Example:
+        >>> import numpy as np
+        >>> share_sizes(np.array([[1.0, 0.0, 1.0, 1.0]]), np.ones((1, 4)))
+        ShareSizes(share=array([0.75]), size=array([4.]), degrees=array([inf]))
+    """
     units = np.maximum((asked > 0).sum(1), 1)
     total = np.maximum(asked.sum(1), 1)
     share = right.sum(1) / total
     variance = ((right - share[:, None] * asked) ** 2).sum(1) / total**2 * units / np.maximum(units - 1, 1)
     single = asked.max(1, initial=0) <= 1  # one answer a unit: the size is known
-    size = np.where(single, units, effective_size(share, variance, units))
-    found = wilson(share, size, degrees=np.where(single, np.inf, np.maximum(units - 1, 1)), level=level)
-    empty = asked.sum(1) == 0
-    return Intervals(*(np.where(empty, np.nan, end) for end in found))
+    size = np.where(single, units, effective_size(share, variance, units)).astype(float)
+    return ShareSizes(share, size, np.where(single, np.inf, np.maximum(units - 1, 1)))
 
 
 def effective_size(share: Number, variance: Number, units: Number) -> Array:
