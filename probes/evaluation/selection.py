@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from probes.evaluation.cross_validation import Result
-from probes.evaluation.scores import Score
+from probes.evaluation.scores import CONSTANT, Score
 from records.intervals import quantile
 from records.resampling import NORMAL, Array, adjust_max, select_best
 
@@ -89,12 +89,11 @@ def choose_best(scores: Sequence[Score], *, seed: int) -> BestScore | None:
     """
     z = np.array([quantile(score.spread.degrees) for score in scores])
     errors = np.array([(score.upper - score.lower) / 2 for score in scores]) / z
+    errors[[score.interval == CONSTANT for score in scores]] = 0.0  # nothing that the groups show moves such a score
     values = np.array([score.value for score in scores])
     if not np.isfinite(values + errors).all():
         return None
     best = select_best(values, errors, np.stack([score.spread.influence for score in scores]), seed=seed)
     chosen, wider = scores[best.place], float(z[best.place]) / NORMAL
-    return BestScore(
-        best.place, best.shares, chosen.spread.below(best.optimism), chosen.spread.below(best.highest * wider),
-        chosen.upper,
-    )  # fmt: skip
+    lower = chosen.spread.below(best.highest * wider) if np.isfinite(chosen.upper) else _NAN
+    return BestScore(best.place, best.shares, chosen.spread.below(best.optimism), lower, chosen.upper)
