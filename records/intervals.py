@@ -157,15 +157,37 @@ def share_intervals(
         >>> found.lower.round(2), found.upper.round(2)
         (array([0.84]), array([1.]))
     """
+    share, size, degrees = share_sizes(right, asked)
+    found = wilson(share, size, degrees=degrees, level=level)
+    empty = asked.sum(1) == 0
+    return Intervals(*(np.where(empty, np.nan, end) for end in found))
+
+
+class ShareSizes(NamedTuple):
+    """Shares of right answers, and how much is known about them."""
+
+    share: Float[Array, " cell"]
+    size: Float[Array, " cell"]
+    """Number of independent answers whose share would vary as much."""
+    degrees: Float[Array, " cell"]
+    """Degrees of freedom of the variance that the size was computed from; infinite if the size is known."""
+
+
+def share_sizes(right: Float[Array, "cell unit"], asked: Float[Array, "cell unit"]) -> ShareSizes:
+    """The shares of `share_intervals` with their effective sizes.
+
+    Example:
+        >>> import numpy as np
+        >>> share_sizes(np.array([[1.0, 0.0, 1.0, 1.0]]), np.ones((1, 4)))
+        ShareSizes(share=array([0.75]), size=array([4.]), degrees=array([inf]))
+    """
     units = np.maximum((asked > 0).sum(1), 1)
     total = np.maximum(asked.sum(1), 1)
     share = right.sum(1) / total
     variance = ((right - share[:, None] * asked) ** 2).sum(1) / total**2 * units / np.maximum(units - 1, 1)
     single = asked.max(1, initial=0) <= 1  # one answer a unit: the size is known
-    size = np.where(single, units, effective_size(share, variance, units))
-    found = wilson(share, size, degrees=np.where(single, np.inf, np.maximum(units - 1, 1)), level=level)
-    empty = asked.sum(1) == 0
-    return Intervals(*(np.where(empty, np.nan, end) for end in found))
+    size = np.where(single, units, effective_size(share, variance, units)).astype(float)
+    return ShareSizes(share, size, np.where(single, np.inf, np.maximum(units - 1, 1)))
 
 
 def effective_size(share: Number, variance: Number, units: Number) -> Array:
@@ -211,3 +233,53 @@ def crossed(residuals: Float[Array, "row column"]) -> Crossed:
         variance = total
     degrees = total**2 / sum(part**2 / df for part, df in parts) if total > 0 else max(df for _, df in parts)
     return Crossed(mean, variance, float(degrees))
+
+
+def paired_share_intervals(
+    above: Float[Array, "seed unit"],
+    below: Float[Array, "seed unit"],
+    asked: Float[Array, " unit"],
+    *,
+    ratio: bool,
+) -> Intervals:
+    """The interval of the ratio or the difference of two shares of right answers to the same questions.
+
+    Two units are added: one in which only ``above`` has right answers, and one in which only ``below`` has. Without
+    them, answers that hardly differ would be taken to be equal with near certainty. In each they are as many as both
+    differ by where they differ (at least one), or those of a mean unit if both agree everywhere.
+
+    NaN with one unit, and for a ratio if nothing in ``below`` is right.
+
+    Args:
+        above: Right answers of each unit; one row for each seed.
+        below: The same of the reference.
+        asked: Answers of each unit.
+        ratio: ``above`` / ``below`` in place of ``above`` - ``below``.
+
+    Source: Bonett & Price 2012, "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on
+        Paired Data", J. Educational and Behavioral Statistics 37.
+
+    Example:
+        >>> import numpy as np
+        >>> right = np.ones((1, 20))
+        >>> found = paired_share_intervals(right, right, right[0], ratio=False)
+        >>> found.lower.round(2), found.upper.round(2)
+        (np.float64(-0.14), np.float64(0.14))
+    """
+    n_seeds, n = above.shape
+    if n < 2 or (ratio and not below.any()):
+        return Intervals(np.asarray(np.nan), np.asarray(np.nan))
+    apart = np.abs(above - below)
+    size = max(1.0, float((apart**2).sum() / apart.sum())) if apart.any() else float(asked.mean())
+    one = np.concatenate([above, np.tile([size, 0.0], (n_seeds, 1))], 1)
+    two = np.concatenate([below, np.tile([0.0, size], (n_seeds, 1))], 1)
+    of = np.concatenate([asked, [size, size]])
+    if ratio:
+        seen, centre = above.sum() / below.sum(), one.sum() / two.sum()
+        varied = crossed((one - centre * two) / two.mean())
+    else:
+        seen, centre = (above - below).sum() / (n_seeds * asked.sum()), (one - two).sum() / (n_seeds * of.sum())
+        varied = crossed((one - two - centre * of) / of.mean())
+    half = float(quantile(varied.degrees)) * varied.variance**0.5
+    found = Intervals(np.asarray(min(seen, centre - half)), np.asarray(max(seen, centre + half)))
+    return found.within(0.0) if ratio else found.within(-1.0, 1.0)

@@ -17,7 +17,7 @@ def render_summary(results: pd.DataFrame) -> Table:
         caption=(
             "prefill, cache: closed form of the language model, keys of frozen tokens included; time: prefill measured "
             "in turn; decode: time of a token; kept: accuracy relative to all, with its 95 % interval over pictures; "
-            "same: share of equal texts; kl: of the answer's first token, nats; -: no picture moves it"
+            "same: share of equal texts; kl: of the answer's first token, nats; -: none"
         ),
         title_justify="left",
         caption_justify="left",

@@ -9,7 +9,7 @@ import pandas as pd
 
 from models.token_plans.cost import CONVENTIONS, Sizes, cache_bytes, decode, prefill
 from models.token_plans.plan import TokenPlan
-from records.intervals import Intervals, mean_intervals, ratio_intervals, share_intervals
+from records.intervals import Intervals, mean_intervals, paired_share_intervals, ratio_intervals, share_intervals
 
 INTERVAL = "95% over groups of questions about one picture; kept, difference: paired with all"
 COLUMNS = (
@@ -108,16 +108,28 @@ def _quality(own: pd.DataFrame, full: pd.DataFrame) -> dict[str, float]:
     found = _named("accuracy", own["right"].mean(), share_intervals(right, asked))
     same = own["plan"].equals(full["plan"])
     ratio = float(right.sum() / base.sum()) if base.sum() else np.nan
-    found |= _named("kept", ratio, None if same else ratio_intervals(right, base).within(0.0))
-    for name, column in (("difference", "right"), ("log_prob_difference", "log_prob")):
-        change = own[column].to_numpy(dtype=float) - full[column].to_numpy(dtype=float)
-        found |= _named(name, change.mean(), None if same else ratio_intervals(sums(change), asked))
+    is_right_or_wrong = {*own["right"], *full["right"]} <= {0, 1}
+    kept, difference = (None, None) if same else _paired(right, base, asked, is_right_or_wrong=is_right_or_wrong)
+    found |= _named("kept", ratio, kept)
+    found |= _named("difference", float((right - base).sum() / asked.sum()), difference)
+    change = own["log_prob"].to_numpy(dtype=float) - full["log_prob"].to_numpy(dtype=float)
+    found |= _named("log_prob_difference", change.mean(), None if same else ratio_intervals(sums(change), asked))
     found |= _named("agreement", own["agrees"].mean(), None if same else share_intervals(sums(own["agrees"]), asked))
     found |= _named("kl", own["kl"].mean(), None if same else mean_intervals(sums(own["kl"]) / asked).within(0.0))
     found |= {"log_prob": float(own["log_prob"].mean()), "n": len(own), "n_groups": n}
     return found
 
 
+def _paired(
+    right: np.ndarray, base: np.ndarray, asked: np.ndarray, *, is_right_or_wrong: bool
+) -> tuple[Intervals, Intervals]:
+    """The intervals of the ratio and of the difference of two plans' scores, from the sums of each group."""
+    if is_right_or_wrong:
+        ratio, difference = (paired_share_intervals(right, base, asked[0], ratio=ratio) for ratio in (True, False))
+        return ratio, difference
+    return ratio_intervals(right, base).within(0.0), ratio_intervals(right - base, asked)
+
+
 def _named(name: str, value: float, interval: Intervals | None) -> dict[str, float]:
-    lower, upper = (np.nan, np.nan) if interval is None else (float(end[0]) for end in interval)
+    lower, upper = (np.nan, np.nan) if interval is None else (float(end.item()) for end in interval)
     return {name: float(value), f"{name}_lower": lower, f"{name}_upper": upper}

@@ -25,6 +25,8 @@ INTERVALS: Mapping[tuple[str, Source], str] = {
     ("continuous", "cv"): "95% t over groups: such probes, new groups",
     ("continuous", "transfer"): "95% t over groups: these probes, new groups",
 }
+CONSTANT = "none: no group differs"  # as for values that are predicted exactly
+_ROUNDING = 1e-9  # narrower intervals show rounding errors only
 
 
 class Spread(NamedTuple):
@@ -59,7 +61,7 @@ class Score:
     value: float
     """The estimate from all ``n`` examples."""
     lower: float
-    """Lower end of the interval."""
+    """Lower end of the interval; NaN with one group, and where no group differs."""
     upper: float
     """Upper end of the interval."""
     n: int
@@ -173,11 +175,13 @@ def _degrees(influence: Array) -> float:
 
 
 def _score(metric: str, value: float, spread: Spread, n: int, source: Source) -> Score:
-    ends = np.nan, np.nan
+    ends, name = (np.nan, np.nan), INTERVALS[spread.kind, source]
     if len(spread.influence) > 1:
         z = float(quantile(spread.degrees))
         ends = spread.below(z), spread.below(-z)
-    return Score(metric, value, *ends, n, INTERVALS[spread.kind, source], spread)
+        if ends[1] - ends[0] <= _ROUNDING:
+            ends, name = (np.nan, np.nan), CONSTANT
+    return Score(metric, value, *ends, n, name, spread)
 
 
 class Permuted(NamedTuple):

@@ -4,10 +4,12 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from probes.evaluation.cross_validation import Result
+from probes.evaluation.scores import CONSTANT, Score
 from records.intervals import quantile
-from records.resampling import NORMAL, adjust_max, select_best
+from records.resampling import NORMAL, Array, adjust_max, select_best
 
 _NAN = float("nan")
 
@@ -44,19 +46,54 @@ def select_sites(results: Sequence[Result], curves: Sequence[Hashable], *, seed:
     found = [Selected(float(p), _NAN) for p in p_max]
     for curve in dict.fromkeys(curves):
         members = [i for i, other in enumerate(curves) if other == curve]
-        scores = [results[i].score for i in members]
-        z = np.array([quantile(score.spread.degrees) for score in scores])
-        errors = np.array([(score.upper - score.lower) / 2 for score in scores]) / z
-        values = np.array([score.value for score in scores])
-        if not np.isfinite(values + errors).all():
+        best = choose_best([results[i].score for i in members], seed=seed)
+        if best is None:
             continue
-        best = select_best(values, errors, np.stack([score.spread.influence for score in scores]), seed=seed)
         for i, share in zip(members, best.shares.tolist(), strict=True):
             found[i] = found[i]._replace(best_share=share)
-        chosen, wider = scores[best.place], float(z[best.place]) / NORMAL
-        found[members[best.place]] = found[members[best.place]]._replace(
-            best_score=chosen.spread.below(best.optimism),
-            best_lower=chosen.spread.below(best.highest * wider),
-            best_upper=chosen.upper,
-        )
+        at = members[best.place]
+        found[at] = found[at]._replace(best_score=best.score, best_lower=best.lower, best_upper=best.upper)
     return found
+
+
+class BestScore(NamedTuple):
+    """The best of several scores on the same groups, corrected for having been chosen."""
+
+    place: int
+    """Of the largest score."""
+    shares: Float[Array, " score"]
+    """Share of bootstrap draws in which each score is the best."""
+    score: float
+    """The largest score, corrected for the choice."""
+    lower: float
+    """Lower end of its interval, which allows for the choice."""
+    upper: float
+    """Upper end."""
+
+
+def choose_best(scores: Sequence[Score], *, seed: int) -> BestScore | None:
+    """The best of several scores with its corrected height and interval; None if one has no finite interval.
+
+    Args:
+        scores: Of the same groups, in the same order.
+        seed: Of the draws.
+
+    Example:
+        >>> from probes.evaluation.scores import score_classes
+        >>> truth = np.arange(40) % 2
+        >>> scores = [score_classes(truth, np.where(np.arange(40) < n, 1 - truth, truth), 2, np.arange(40))["accuracy"]
+        ...     for n in (4, 20)]
+        >>> best = choose_best(scores, seed=0)
+        >>> best.place, best.score <= scores[0].value, best.lower <= scores[0].lower
+        (0, True, True)
+    """
+    z = np.array([quantile(score.spread.degrees) for score in scores])
+    errors = np.array([(score.upper - score.lower) / 2 for score in scores]) / z
+    errors[[score.interval == CONSTANT for score in scores]] = 0.0  # nothing that the groups show moves such a score
+    values = np.array([score.value for score in scores])
+    if not np.isfinite(values + errors).all():
+        return None
+    best = select_best(values, errors, np.stack([score.spread.influence for score in scores]), seed=seed)
+    chosen, wider = scores[best.place], float(z[best.place]) / NORMAL
+    lower = chosen.spread.below(best.highest * wider) if np.isfinite(chosen.upper) else _NAN
+    return BestScore(best.place, best.shares, chosen.spread.below(best.optimism), lower, chosen.upper)

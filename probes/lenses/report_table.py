@@ -8,17 +8,23 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from figures.findings.peaks import NONE, SIGNIFICANT, location_range
+from probes.lenses.best_layer import COLUMNS
+
 _METRIC = "hit@5"
 
 
 def render_summary(results: pd.DataFrame) -> Table:
-    """One row for each lens and split: the layer at which it names the object most often, with the controls there."""
+    """One row for each lens and split: the layer at which it names the object most often, if that is shown at all."""
     table = Table(
         title=escape(f"{results['model'].iloc[0]}: words that lenses read at the object's patches ({_METRIC})"),
         caption=(
-            "layer: the one with the highest score, so the score is a little too high; inside: share of the patches in "
-            "the box where one of the lens's five best words is the object's, with its 95 % interval over groups; "
-            "other: another example's words; frequency: words of like frequency; random: a randomly initialised model"
+            "layer: the best one, in brackets the 95 % range of its place; none: at no layer are the object's words "
+            f"found more often than those of every control ({SIGNIFICANT:.0%}, corrected for the choice among all "
+            "layers); not tested: no control, or a table of an earlier version; inside: share of the patches in the "
+            "box where one of the lens's five best words is the object's, corrected for the choice, with its 95 % "
+            "interval over groups; other: another example's words; frequency: words of like frequency; random: a "
+            "randomly initialised model"
         ),
         title_justify="left",
         caption_justify="left",
@@ -30,27 +36,32 @@ def render_summary(results: pd.DataFrame) -> Table:
     for header in ("layer", "inside", "95 %", "outside", "other", "frequency", "random", "patches"):
         table.add_column(header, justify="right", no_wrap=True)
     scored = results[results["metric"] == _METRIC]
+    scored = scored.assign(**{name: float("nan") for name in COLUMNS if name not in scored})
     for lens in dict.fromkeys(scored["lens"]):
         for split in dict.fromkeys(scored["split"]):
             rows = scored[(scored["lens"] == lens) & (scored["split"] == split)]
             named = rows[(rows["words"] == "object") & (rows["place"] == "inside")]
-            if named.empty:
-                continue
-            best = named.iloc[int(named["score"].to_numpy(dtype=float).argmax())]
-            at = rows[rows["site"] == best["site"]].set_index(["words", "place"])["score"]
-            table.add_row(
-                escape(str(lens)), escape(str(split)),
-                "input" if best["name"] == "resid_pre" else str(int(best["layer"])), f"{best['score']:.3f}",
-                "-" if pd.isna(best["lower"]) else f"{best['lower']:.3f}..{best['upper']:.3f}",
-                *(
-                    _number(at.get(key, float("nan")))
-                    for key in (
-                        ("object", "outside"), ("other", "inside"), ("frequency", "inside"), ("random_init", "inside"),
-                    )
-                ),
-                str(int(best["n"])),
-            )  # fmt: skip
+            if not named.empty:
+                table.add_row(escape(str(lens)), escape(str(split)), *_best(named, rows))
     return table
+
+
+def _best(named: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
+    """The cells about the best layer of one lens and split."""
+    at = int(named["score"].to_numpy(dtype=float).argmax())
+    best = named.iloc[at]
+    if not best["p_max"] < SIGNIFICANT:
+        return ["not tested" if pd.isna(best["p_max"]) else NONE, *["-"] * 6, str(int(best["n"]))]
+    first, last = location_range(named["best_share"].to_numpy(dtype=float))
+    place = _layer(best)
+    if first != last:
+        place += f" ({_layer(named.iloc[first])}-{_layer(named.iloc[last])})"
+    beside = rows[rows["site"] == best["site"]].set_index(["words", "place"])["score"]
+    keys = (("object", "outside"), ("other", "inside"), ("frequency", "inside"), ("random_init", "inside"))
+    return [
+        place, _number(best["best_score"]), f"{best['best_lower']:.3f}..{best['best_upper']:.3f}",
+        *(_number(beside.get(key, float("nan"))) for key in keys), str(int(best["n"])),
+    ]  # fmt: skip
 
 
 def render_training(results: pd.DataFrame) -> Table:

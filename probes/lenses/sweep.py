@@ -174,7 +174,7 @@ def run_lens_sweep(
             scores, nearest = job.collect()
             with writing(config.folder):
                 commit(config.folder / "scores.parquet", scores.to_parquet(index=False))
-            run.finish(tabulate(scores, nearest, model=config.model.name, n_layers=llava.n_layers))
+            run.finish(tabulate(scores, nearest, model=config.model.name, n_layers=llava.n_layers, seed=config.seed))
     for note in notes:
         on_note(note)
     return finished_lens_sweep(config.folder)

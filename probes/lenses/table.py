@@ -8,6 +8,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from models.sites import Site
+from probes.lenses.best_layer import COLUMNS as BEST
+from probes.lenses.best_layer import best_layer, read_curve
 from records.intervals import Intervals, mean_intervals, ratio_intervals, share_intervals
 
 INTERVAL = "95% over groups of examples; difference: of the means inside and outside, paired"
@@ -15,12 +17,13 @@ HITS = ("hit@1", "hit@5", "hit@10")
 METRICS = (*HITS, "mrr")
 COLUMNS = (
     "model", "lens", "part", "site", "layer", "name", "depth", "place", "words", "metric", "split", "score", "lower",
-    "upper", "n", "n_groups", "interval",
+    "upper", "n", "n_groups", "interval", *BEST,
 )  # fmt: skip
+_CURVE = ("lens", "split", "metric", "site", "place", "words")
 Array = npt.NDArray[np.float64]
 
 
-def tabulate(scores: pd.DataFrame, nearest: pd.DataFrame, *, model: str, n_layers: int) -> pd.DataFrame:
+def tabulate(scores: pd.DataFrame, nearest: pd.DataFrame, *, model: str, n_layers: int, seed: int = 0) -> pd.DataFrame:
     """The table of results; ``docs/results.md`` describes its columns.
 
     Args:
@@ -28,6 +31,7 @@ def tabulate(scores: pd.DataFrame, nearest: pd.DataFrame, *, model: str, n_layer
         nearest: The rows of ``score_example.nearest_rows``; may be empty.
         model: The model's name.
         n_layers: Its blocks.
+        seed: Of the tests and draws about the best layer.
     """
     rows: list[dict[str, Any]] = []
     keys = ["lens", "site", "words", "split"]
@@ -42,7 +46,20 @@ def tabulate(scores: pd.DataFrame, nearest: pd.DataFrame, *, model: str, n_layer
         rows += [about | {"place": "all"} | found for found in _nearest(part)]
     table = pd.DataFrame(rows).assign(interval=INTERVAL)
     table["layer"] = table["layer"].astype("Int64")
+    table = table.merge(_best_layers(scores, seed=seed), how="left", on=list(_CURVE))
     return table[list(COLUMNS)]
+
+
+def _best_layers(scores: pd.DataFrame, *, seed: int) -> pd.DataFrame:
+    """What is known about the best layer of every lens, split and kind of hit."""
+    inside = scores[scores["place"] == "inside"]
+    found = []
+    for (lens, split), rows in inside.groupby(["lens", "split"], sort=False):
+        sites = [str(site) for site in dict.fromkeys(rows["site"])]
+        for metric in HITS:
+            about = {"lens": lens, "split": split, "metric": metric, "site": sites, "place": "inside"}
+            found.append(best_layer(read_curve(rows, metric, sites), seed=seed).assign(**about, words="object"))
+    return pd.concat(found, ignore_index=True)
 
 
 def place_of(site: str, n_layers: int) -> dict[str, Any]:

@@ -12,23 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from rich.table import Table
 from torch import Tensor
 
 from figures import drawn_figures
+from figures.findings.peaks import NONE, SIGNIFICANT, location_range
 from models.sites import Site
 from probes.activations.open import ActivationSet
 from probes.config import ProbeOptions, SiteOptions, SweepConfig
 from probes.evaluation.folds import FoldPlan
 from probes.evaluation.parallel import each_site, processes_for
+from probes.evaluation.scores import Score, Spread
+from probes.evaluation.selection import choose_best
 from probes.probe_data import fold_plans
 from probes.stored import Stored, stored_data
 from probes.transfer.config import TRANSFER, TransferConfig
 from probes.transfer.cross import TransferScore, transfer
-from probes.transfer.parts import part_path, read_part, write_part
+from probes.transfer.parts import Part, part_path, read_part, write_part
 from records.manifest import commit
 from records.options import ModelOptions
 from records.processes import Processes, launched, own_device
@@ -42,6 +44,7 @@ COLUMNS = (
     "model", "direction", "target", "probe", "standardise", "source", "source_tokens", "source_site", "source_layer",
     "source_depth", "read", "read_tokens", "read_site", "read_layer", "read_depth", "metric", "score", "lower", "upper",
     "interval", "chance", "shuffled", "within", "random_init", "n", "p", "q", "p_max",
+    "best_share", "best_score", "best_lower", "best_upper",
 )  # fmt: skip
 DIRECTIONS = (("caption", "image"), ("image", "caption"))  # fitted on, read on
 
@@ -182,6 +185,7 @@ def _matrix(
             for site, (cells, controls) in zip(missing, each_site(work, missing, processes=processes), strict=True):
                 part: list[dict[str, Any]] = []
                 null: list[Any] = []
+                spreads: list[Spread] = []
                 for target, (own, *read_cells) in cells.items():
                     for number, (at, cell) in enumerate(zip(found.sites, read_cells, strict=True)):
                         part.append(
@@ -200,15 +204,16 @@ def _matrix(
                             }
                         )  # fmt: skip
                         null.append(cell.permuted.null)
+                        spreads.append(cell.score.spread)
                 with writing(config.folder):
-                    write_part(paths[site], pd.DataFrame(part), np.stack(null))
+                    write_part(paths[site], Part(pd.DataFrame(part), np.stack(null), spreads))
                 on_progress("reading probes across", 1, total)
-            parts.append(_corrected([_read(path, keys) for path in paths.values()]))
+            parts.append(_corrected([_read(path, keys) for path in paths.values()], seed=config.seed))
     table = pd.concat(parts, ignore_index=True)[list(COLUMNS)]
     return table.astype({"source_layer": "Int64", "read_layer": "Int64"})
 
 
-def _read(path: Path, keys: list[dict[str, Any]]) -> tuple[pd.DataFrame, npt.NDArray[np.float64]]:
+def _read(path: Path, keys: list[dict[str, Any]]) -> Part:
     """The cells in a file that this run has written."""
     found = read_part(path, keys)
     if found is None:
@@ -218,14 +223,25 @@ def _read(path: Path, keys: list[dict[str, Any]]) -> tuple[pd.DataFrame, npt.NDA
     return found
 
 
-def _corrected(parts: Sequence[tuple[pd.DataFrame, npt.NDArray[np.float64]]]) -> pd.DataFrame:
-    """The cells of all source layers of a direction, with p-values corrected for all pairs of layers of a target."""
-    rows = pd.concat([part for part, _ in parts], ignore_index=True)
-    null = np.concatenate([null for _, null in parts])
+def _corrected(parts: Sequence[Part], *, seed: int) -> pd.DataFrame:
+    """The cells of all source layers of a direction, with what the choice among all pairs of a target allows to say."""
+    rows = pd.concat([part.rows for part in parts], ignore_index=True)
+    null = np.concatenate([part.null for part in parts])
+    spreads = [spread for part in parts for spread in part.spreads]
+    rows = rows.assign(best_share=np.nan, best_score=np.nan, best_lower=np.nan, best_upper=np.nan)
     for target in dict.fromkeys(rows["target"]):
         own = (rows["target"] == target).to_numpy()
         rows.loc[own, "p_max"] = adjust_max(rows.loc[own, "observed"].to_numpy(dtype=float), null[own])
         rows.loc[own, "q"] = adjust_p(rows.loc[own, "p"].to_numpy(dtype=float))
+        scores = [
+            Score(row["metric"], row["score"], row["lower"], row["upper"], row["n"], row["interval"], spread)
+            for row, spread, mine in zip(rows.to_dict("records"), spreads, own, strict=True) if mine
+        ]  # fmt: skip
+        best = choose_best(scores, seed=seed)
+        if best is not None:
+            rows.loc[own, "best_share"] = best.shares
+            at = rows.index[own][best.place]
+            rows.loc[at, ["best_score", "best_lower", "best_upper"]] = best.score, best.lower, best.upper
     return rows
 
 
@@ -260,19 +276,38 @@ def _row(
 
 
 def render_summary(results: pd.DataFrame) -> Table:
-    """The best pair of layers of each target and direction, "not shown" where no pair is significant."""
+    """The best pair of layers of each target and direction; "none" where no pair is significant."""
     table = Table(
         "target", "direction", "fitted at", "read at", "score", "95 %", "chance", "shuffled", "own side", "p_max",
         title="Probes read across captions and pictures",
-        caption="the pair with the best score; p_max: adjusted for the choice among all pairs; own side: the same "
-        "probe on its own side; shuffled: activations exchanged between examples",
+        caption="the pair with the best score, in brackets the 95 % range of its place; score, 95 %: of such probes at "
+        "that pair on new groups, corrected for the choice among all pairs; none: no pair is significant at 5 %, "
+        "corrected for the choice (p_max); own side: the same probe on its own side; shuffled: activations exchanged "
+        "between examples; -: none, or not in a table of an earlier version",
     )  # fmt: skip
+    chosen = ("best_share", "best_score", "best_lower", "best_upper")
+    results = results.assign(**{name: np.nan for name in chosen if name not in results})
     for (target, direction), rows in results.groupby(["target", "direction"], sort=False):
         best = rows.iloc[int(rows["score"].to_numpy().argmax())]
-        layers = (str(best["source_layer"]), str(best["read_layer"])) if best["p_max"] < 0.05 else ("not shown", "-")
-        table.add_row(
-            str(target), str(direction), *layers,
-            f"{best['score']:.2f}", f"{best['lower']:.2f}-{best['upper']:.2f}", f"{best['chance']:.2f}",
-            f"{best['shuffled']:.2f}", f"{best['within']:.2f}", f"{best['p_max']:.3f}",
-        )  # fmt: skip
+        found = (NONE, *["-"] * 3, f"{best['chance']:.2f}", "-", "-")
+        if best["p_max"] < SIGNIFICANT:
+            ends = "-" if pd.isna(best["best_lower"]) else f"{best['best_lower']:.2f}-{best['best_upper']:.2f}"
+            found = (
+                _place(rows, best, "source_layer"), _place(rows, best, "read_layer"), _number(best["best_score"]), ends,
+                f"{best['chance']:.2f}", f"{best['shuffled']:.2f}", f"{best['within']:.2f}",
+            )  # fmt: skip
+        table.add_row(str(target), str(direction), *found, f"{best['p_max']:.3f}")
     return table
+
+
+def _place(rows: pd.DataFrame, best: "pd.Series[Any]", column: str) -> str:
+    """The layer of the best pair on one side, with the 95 % range of its place if that is more than one."""
+    shares = rows.groupby(column)["best_share"].sum(min_count=1).sort_index()
+    if shares.isna().any():
+        return str(best[column])
+    first, last = (str(shares.index[at]) for at in location_range(shares.to_numpy(dtype=float)))
+    return str(best[column]) if first == last else f"{best[column]} ({first}-{last})"
+
+
+def _number(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value:.2f}"

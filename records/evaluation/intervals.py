@@ -12,13 +12,22 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from records.intervals import Intervals, effective_size, quantile, ratio_intervals, share_intervals, wilson
+from records.intervals import (
+    Intervals,
+    effective_size,
+    paired_share_intervals,
+    quantile,
+    ratio_intervals,
+    share_intervals,
+    wilson,
+)
 from tasks.benchmarks.layout.scores import Scores
 from tasks.errors import UserError
 
 SHARE = "95% Wilson over pictures"
 BOUNDED = "95% Wilson over pictures, linearised"
 LINEARISED = "95% t over pictures, linearised"
+PAIRED = "95% t over pictures, paired"
 NONE = "none"
 _Array = npt.NDArray[np.float64]
 
@@ -84,7 +93,8 @@ def bounded_interval(
 def retention_estimate(own: Scores, full: Scores) -> Estimate | None:
     """The ratio of two main scores on the same questions, with a paired interval; None if a score is missing.
 
-    Accuracies get Fieller's interval, other scores a Student interval of the linearised ratio.
+    Shares of right answers get the interval of ``records.intervals.paired_share_intervals``, means of scores between
+    right and wrong Fieller's, other scores a Student interval of the linearised ratio.
 
     Raises:
         UserError: If the two are not about the same questions.
@@ -104,13 +114,31 @@ def retention_estimate(own: Scores, full: Scores) -> Estimate | None:
     groups, n = _groups(own)
     if not second:
         return Estimate(np.nan, np.nan, np.nan, n, NONE)
+    answers = right_answers(own), right_answers(full)
+    if answers[0] is not None and answers[1] is not None:
+        (mine, asked), (theirs, _) = answers
+        lower, upper = paired_share_intervals(mine[None], theirs[None], asked, ratio=True)
+        return Estimate(first / second, lower.item(), upper.item(), n, PAIRED if n > 1 else NONE)
     if _is_share(own) and _is_share(full):
         (mine, _), (theirs, _) = (_sums(scores, groups, n) for scores in (own, full))
         lower, upper = ratio_intervals(mine[None], theirs[None]).within(0.0)
-        return Estimate(first / second, float(lower[0]), float(upper[0]), n, "95% Fieller over pictures, paired")
+        return Estimate(first / second, lower.item(), upper.item(), n, "95% Fieller over pictures, paired")
     ratio = first / second
     change = (influence(own) - ratio * influence(full)) / second
     return _student(ratio, change, f"{LINEARISED}, paired")
+
+
+def right_answers(scores: Scores) -> tuple[_Array, _Array] | None:
+    """Right answers and questions of each group, if the score is a share of right answers; else None.
+
+    Example:
+        >>> from tasks.benchmarks.layout.scores import Item
+        >>> right_answers(Scores((Item("all", 1.0, 1.0, "a"), Item("all", 0.0, 1.0, "b"))))
+        (array([1., 0.]), array([1., 1.]))
+    """
+    if not _is_share(scores) or any(item.above not in (0.0, 1.0) for item in scores.items):
+        return None
+    return _sums(scores, *_groups(scores))
 
 
 def _groups(scores: Scores) -> tuple[npt.NDArray[np.int64], int]:

@@ -16,12 +16,13 @@ from probes.evaluation.cross_validation import Result, evaluate
 from probes.evaluation.folds import plan_folds
 from probes.evaluation.jobs import BATCHED
 from probes.evaluation.scores import (
+    Source,
     dependence,
     permute_classes,
     score_classes,
     score_values,
 )
-from probes.evaluation.selection import select_sites
+from probes.evaluation.selection import choose_best, select_sites
 from probes.linear.estimators import LogisticProbe
 from records.resampling import draw_permutations
 
@@ -230,6 +231,24 @@ def test_scores_equal_scikit_learn() -> None:
     assert score.value == pytest.approx(balanced_accuracy_score(truth, guess))
     values, near = generator.normal(size=90) + 1e3, generator.normal(size=90) + 1e3
     assert score_values(values, near, np.arange(90))["r2"].value == pytest.approx(r2_score(values, near))
+
+
+@pytest.mark.parametrize("source", ["cv", "transfer"])
+def test_values_that_are_predicted_exactly_have_no_interval_and_none_has_zero_width(source: Source) -> None:
+    values = np.random.default_rng(0).normal(size=40)
+    groups = np.arange(40) // 2
+    for predicted in (values, values + 1e-12):
+        found = score_values(values, predicted, groups, source=source)["r2"]
+        assert found.value == pytest.approx(1) and np.isnan([found.lower, found.upper]).all()
+        assert found.interval == "none: no group differs"
+    near = score_values(values, values + 0.01 * np.random.default_rng(1).normal(size=40), groups, source=source)["r2"]
+    assert near.lower < near.value < 1 and near.upper > near.lower
+    codes = np.arange(40) % 2
+    for guess in (codes, 1 - codes):
+        for score in score_classes(codes, guess, 2, groups, source=source).values():
+            assert score.upper > score.lower
+    best = choose_best([near, score_values(values, values, groups, source=source)["r2"]], seed=0)
+    assert best is not None and (best.place, best.score) == (1, 1.0) and np.isnan([best.lower, best.upper]).all()
 
 
 def test_p_values_of_cross_validated_noise_keep_their_level() -> None:

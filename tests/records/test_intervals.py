@@ -5,10 +5,12 @@ import pytest
 from scipy.stats import binomtest, ttest_1samp
 
 from benchmarks.calibration import PAIRS, pairs_trials
+from benchmarks.calibration_of_plans import REGIMES, measure
 from records.intervals import (
     crossed,
     effective_size,
     mean_intervals,
+    paired_share_intervals,
     ratio_intervals,
     share_intervals,
     wilson,
@@ -109,3 +111,35 @@ def test_crossed_means_vary_with_both_seeds_and_scenes() -> None:
     assert np.mean(variances) == pytest.approx(expected, rel=0.1)
     alone = crossed(rng.normal(size=(1, 25)))
     assert alone.degrees == 24
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_paired_shares_always_have_an_interval_that_covers_the_truth(regime: str) -> None:
+    for found in measure(regime, 150):
+        if found.what in ("kept", "difference"):
+            assert found.trials == 150 and found.share > 0.86, found  # 150 trials: three standard errors are 5 points
+
+
+def test_few_losses_without_gains_were_missed_by_the_intervals_before() -> None:
+    shares = {found.what: found.share for found in measure("accuracy exactly 0.9, exactly 3 % lost, 100 pictures", 400)}
+    assert shares["difference, before"] < 0.88 < 0.92 < shares["difference"]
+    assert shares["kept, before: none"] > 0.02 and shares["kept: none"] == 0
+
+
+def test_an_interval_of_paired_shares_is_wald_s_with_two_answers_added() -> None:
+    above, below, asked = np.array([[1.0, 0, 1, 1, 0, 1]]), np.array([[1.0, 1, 1, 1, 0, 0]]), np.ones(6)
+    lower, upper = paired_share_intervals(above, below, asked, ratio=False)
+    change = np.array([0, -1, 0, 0, 0, 1, 1, -1])
+    half = ttest_1samp(change, 0).confidence_interval(0.95).high
+    assert (lower, upper) == (pytest.approx(-half), pytest.approx(half))
+    ends = np.array([*paired_share_intervals(above, above, asked, ratio=True)])
+    assert ends[0] < 1 < ends[1], "equal answers are not equal with certainty"
+    for one, two, units in ((above[:, :1], below[:, :1], asked[:1]), (above, 0 * below, asked)):
+        assert np.isnan(paired_share_intervals(one, two, units, ratio=True)).all()
+
+
+def test_answers_of_a_unit_that_change_together_count_once_in_a_difference() -> None:
+    above, below = (np.random.default_rng(0).random((2, 1, 60)) < 0.8).astype(float)
+    once = paired_share_intervals(above, below, np.ones(60), ratio=False)
+    thrice = paired_share_intervals(3 * above, 3 * below, np.full(60, 3.0), ratio=False)
+    assert np.allclose(once, thrice)

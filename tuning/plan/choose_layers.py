@@ -1,7 +1,8 @@
 """Choose a layer band from the table of a probe or patch run: ``choose_layers(run, n_layers)``, the spec ``auto:RUN``.
 
 The band is the shortest one that holds most of the evidence. Rule and evidence are returned with it. Only sites and
-cells that are significant after correction for the choice among all of the run (``p_max``) are evidence.
+cells that are significant after correction for the choice among all of the run (``p_max``) are evidence. Tables from
+before ``p_max`` hold false discovery rates in its place; the rule then says so.
 """
 
 from pathlib import Path
@@ -21,8 +22,12 @@ from tasks.files import check_regular
 _COVERED = 0.8
 _PROBE_COLUMNS = {"part", "name", "layer", "target", "split", "score", "chance"}
 _PATCH_COLUMNS = {"op", "site", "layer", "tokens", "recovered"}
-# p-values corrected for the choice among all sites or cells; tables from before p_max hold false discovery rates
+# p-values corrected for the choice among all sites or cells; tables from before p_max hold false discovery rates only
 _CORRECTED = ("p_max", "q", "p_adjusted")
+_EARLIER = (
+    "; this table is from before p_max, so layers count by a false discovery rate ({}), which is not corrected for the "
+    "choice among all: run the sweep again for a corrected choice"
+)
 _METRICS = ("logit_difference", "log_prob", "probability", "accuracy")  # the most sensitive first; kl has no direction
 
 
@@ -49,7 +54,9 @@ def choose_layers(run: Path, n_layers: int) -> Chosen:
     run has them.
 
     The choice among many layers must not be one of noise: the score of a site that is not significant after correction
-    for the choice among all sites (``p_max``) counts as chance, and the effect of such a cell as 0.
+    for the choice among all sites (``p_max``) counts as chance, and the effect of such a cell as 0. A table from before
+    ``p_max`` is read by its false discovery rates (``q``, ``p_adjusted``), which are not corrected for the choice; the
+    rule says so.
 
     Args:
         run: The run directory, or its ``results.csv``.
@@ -78,10 +85,12 @@ def choose_layers(run: Path, n_layers: int) -> Chosen:
             "Run the sweep again if its table holds no corrected p-values."
         )
     total = by_layer.sum()
+    tested = _tested_by(table)
     if not total > 0:
+        correction = ", corrected for the choice among all" if tested == "p_max" else ""
         raise UserError(
-            f"auto must find a layer that is significant, corrected for the choice among all (p_max < {SIGNIFICANT}), "
-            f"got none in {str(run)!r}. Use more examples, or name the layers yourself."
+            f"auto must find a layer that is significant{correction} ({tested} < {SIGNIFICANT}), got none in "
+            f"{str(run)!r}. Use more examples, or name the layers yourself."
         )
     shares = by_layer / total
     sums = np.concatenate([[0.0], np.cumsum(shares)])
@@ -95,6 +104,8 @@ def choose_layers(run: Path, n_layers: int) -> Chosen:
     band = tuple(range(start, start + length))
     named = f"layers {band[0]}-{band[-1]} hold" if length > 1 else f"layer {band[0]} holds"
     rule = f"shortest band with at least {_COVERED:.0%} of the evidence ({what}): {named} {-held:.0%}"
+    if tested != "p_max":
+        rule += _EARLIER.format(tested)
     chosen = [layer in band for layer in range(n_layers)]
     return Chosen(band, rule, pd.DataFrame({"layer": range(n_layers), "evidence": shares, "chosen": chosen}))
 
@@ -109,8 +120,13 @@ def describe_choice(run: Path, n_layers: int) -> str:
     return "\n".join([f"auto: {chosen.rule}", *rows])
 
 
+def _tested_by(rows: pd.DataFrame) -> str:
+    """The column that says which sites or cells are significant."""
+    return next(name for name in _CORRECTED if name in rows)
+
+
 def _is_significant(rows: pd.DataFrame) -> "pd.Series[bool]":
-    return rows[next(name for name in _CORRECTED if name in rows)] < SIGNIFICANT
+    return rows[_tested_by(rows)] < SIGNIFICANT
 
 
 def _probe_evidence(table: pd.DataFrame, n_layers: int, run: Path) -> tuple[NDArray[np.float64], str]:

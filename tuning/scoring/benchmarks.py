@@ -2,7 +2,7 @@
 
 A run keeps what each question adds to the score (``benchmarks.parquet``), so the table needs no question file. Scores
 are those of papers; with several seeds they are means over seeds. Intervals are about other pictures and other seeds,
-by the linearised score, and pair a plan with full tuning.
+by the linearised score or the right answers, and pair a plan with full tuning.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from models.llava import Llava
 from models.pixels import Preprocess
 from records.evaluation.answering import answer_questions
-from records.evaluation.intervals import bounded_interval, influence, score_estimate
+from records.evaluation.intervals import bounded_interval, influence, right_answers, score_estimate
 from records.evaluation.sources import OpenBenchmark
-from records.intervals import crossed, quantile
+from records.intervals import crossed, paired_share_intervals, quantile
 from tasks.benchmarks.layout.scores import Item, Scores
 from tasks.errors import UserError
 from tuning.scoring.retention import NO_PAIR, REFERENCE
@@ -30,6 +30,8 @@ METRIC = "benchmark score"
 _COLUMNS = ("benchmark", "stratum", "above", "below", "group", "weight")
 _PAIRED = "95% t over pictures and seeds, linearised, paired with full"
 _PAIRED_ONE = "95% t over pictures, linearised, paired with full; this seed only"
+_RIGHT = "95% t over pictures and seeds, paired with full"
+_RIGHT_ONE = "95% t over pictures, paired with full; this seed only"
 _SCORE = "95% Wilson over pictures and seeds, linearised"
 _NO_INTERVAL = "none: no picture or seed moves it"  # as where a plan scores 0, or answers as full tuning does
 _ONE_PICTURE = "none: one picture"
@@ -175,6 +177,14 @@ def _retention(own: _Seeds, full: _Seeds, *, paired: bool) -> dict[str, Any]:
         return {"retention": np.nan, "lower": np.nan, "upper": np.nan, "interval": "none: full tuning scores 0"}
     ratio = float(own.values.mean()) / base
     n = own.moved.shape[1]
+    answers = [[right_answers(scores) for scores in side.scores] for side in (own, full)]
+    if n > 1 and all(found is not None for side in answers for found in side):
+        right, whole = (np.stack([found[0] for found in side if found is not None]) for side in answers)
+        asked = next(found[1] for found in answers[0] if found is not None)
+        right = np.broadcast_to(right, whole.shape)  # a plan with one seed is paired with every seed of full
+        lower, upper = paired_share_intervals(right, whole, asked, ratio=True)
+        name = _RIGHT if len(full.seeds) > 1 else _RIGHT_ONE
+        return {"retention": ratio, "lower": lower.item(), "upper": upper.item(), "interval": name}
     residuals = (
         own.values[:, None] - ratio * full.values[:, None] + n * (own.moved - ratio * full.moved)
     ) / base  # a plan with one seed is paired with every seed of full
@@ -201,7 +211,9 @@ def _half(residuals: Float[_Array, "seed picture"]) -> float:
 
 def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The mean of the retentions; the benchmarks' pictures are independent, so the variances of their intervals add."""
-    halves = np.array([row["upper"] - row["retention"] for row in rows], dtype=float)  # lower ends stop at 0
+    ends = np.array([[row["upper"], row["lower"]] for row in rows], dtype=float)
+    # The longer side, since lower ends stop at 0
+    halves = np.abs(ends - np.array([[row["retention"]] for row in rows], dtype=float)).max(1)
     value = float(np.mean([row["retention"] for row in rows]))
     half = float(np.sqrt((halves**2).sum()) / len(rows))
     name = "95%, from the intervals of the benchmarks as independent"

@@ -12,7 +12,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from records.intervals import crossed, effective_size, mean_intervals, quantile, ratio_intervals, wilson
+from records.intervals import (
+    crossed,
+    effective_size,
+    mean_intervals,
+    paired_share_intervals,
+    ratio_intervals,
+    wilson,
+)
 from tasks.errors import UserError
 
 # What the interval of retention is about
@@ -54,9 +61,13 @@ class _Answers(NamedTuple):
         """Share of right answers, mean over seeds."""
         return float((self.right.to_numpy().sum(1) / self.asked.sum()).mean())
 
+    def counts(self) -> NDArray[np.float64]:
+        """Right answers ``seed`` by ``id``."""
+        return self.right.to_numpy(dtype=float)
+
     def per_scene(self) -> NDArray[np.float64]:
         """Right answers ``seed`` by ``id``, scaled so that their mean is the score."""
-        return np.asarray(self.right.to_numpy() * (len(self.asked) / self.asked.sum()), dtype=float)
+        return self.counts() * float(len(self.asked) / self.asked.sum())
 
 
 def summarise(
@@ -138,15 +149,15 @@ def differences(answers: pd.DataFrame, plan: str, *, untrained: Collection[str] 
             if name == plan or mine.right.empty:
                 continue
             _check_same_questions(mine, other)
-            lower, upper = _paired(mine.per_scene(), other.per_scene(), mine.asked.mean(), ratio=False)
+            lower, upper = paired_share_intervals(mine.counts(), other.counts(), mine.asked, ratio=False)
             rows.append(
                 {
                     "plan": name,
                     "condition": condition,
                     "family": family,
                     "difference": mine.score() - other.score(),
-                    "lower": lower,
-                    "upper": upper,
+                    "lower": float(lower),
+                    "upper": float(upper),
                     "n": len(mine.asked),
                     "seeds": len(mine.right),
                     "interval": DIFFERENCE_ONE_SEED if len(mine.right) == 1 else DIFFERENCE,
@@ -202,30 +213,9 @@ def _compare(own: _Answers, full: _Answers, *, trains: bool) -> dict[str, Any]:
     base = whole.score()
     if base == 0:
         return found
-    above = mine.per_scene() if trains else np.tile(mine.per_scene().mean(0), (len(whole.right), 1))
-    found["lower"], found["upper"] = _paired(above, whole.per_scene(), own.asked.mean(), ratio=True)
-    return found | {"retention": mine.score() / base}
-
-
-def _paired(
-    above: NDArray[np.float64], below: NDArray[np.float64], answers: float, *, ratio: bool
-) -> tuple[float, float]:
-    """The interval of the ratio or the difference of two means over seeds and scenes of ``answers`` answers each.
-
-    Two scenes with one answer that only one of both plans gives are added, so that plans without a different answer
-    are not taken to be equal with certainty.
-
-    Source: Bonett & Price 2012, "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on
-        Paired Data", J. Educational and Behavioral Statistics 37.
-    """
-    one = np.concatenate([above, np.tile([1 / answers, 0.0], (len(above), 1))], 1)
-    two = np.concatenate([below, np.tile([0.0, 1 / answers], (len(below), 1))], 1)
-    seen = above.mean() / below.mean() if ratio else above.mean() - below.mean()
-    centre = one.mean() / two.mean() if ratio else one.mean() - two.mean()
-    varied = crossed((one - centre * two) / two.mean() if ratio else one - two - centre)
-    half = float(quantile(varied.degrees)) * varied.variance**0.5
-    lowest = 0.0 if ratio else -1.0
-    return max(lowest, min(seen, centre - half)), max(seen, centre + half)
+    above = mine.counts() if trains else np.tile(mine.counts().mean(0), (len(whole.right), 1))
+    lower, upper = paired_share_intervals(above, whole.counts(), own.asked, ratio=True)
+    return found | {"retention": mine.score() / base, "lower": float(lower), "upper": float(upper)}
 
 
 def _compare_text(own: pd.DataFrame, full: pd.DataFrame, *, trains: bool) -> dict[str, Any]:

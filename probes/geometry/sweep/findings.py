@@ -66,7 +66,7 @@ class Place(NamedTuple):
     value: float
     lower: float
     upper: float
-    """The interval of the value at its place, widened for the choice of the place."""
+    """The interval of the value at its place, widened for the choice of the place; NaN without spread."""
     everywhere: bool
     """True if the range holds every cell: the place is not known."""
 
@@ -87,8 +87,9 @@ def best_place(
     reach = [best.highest * error, float(quantile(len(draws) - 1)) * error]
     lowest, highest = RANGES.get(name, (-np.inf, np.inf))
     lower, upper = (value - reach[0], value + reach[1]) if sign > 0 else (value - reach[1], value + reach[0])
+    lower, upper = (max(lower, lowest), min(upper, highest)) if error > 0 else (np.nan, np.nan)
     return Place(
-        int(cells[best.place]), int(cells[first]), int(cells[last]), value, max(lower, lowest), min(upper, highest),
+        int(cells[best.place]), int(cells[first]), int(cells[last]), value, lower, upper,
         everywhere=len(cells) > 1 and first == 0 and last == len(cells) - 1,
     )  # fmt: skip
 
@@ -121,7 +122,8 @@ def judge_nearest(
     if not p <= 0.05:
         return Verdict(shown=False, p=p, reason="shuffled pairs are as near")
     if random is not None:
-        covered = random.upper >= place.lower if sign > 0 else random.lower <= place.upper
+        lower, upper = (place.value, place.value) if np.isnan(place.lower) else (place.lower, place.upper)
+        covered = random.upper >= lower if sign > 0 else random.lower <= upper
         if covered:
             return Verdict(shown=False, p=p, reason="the random model is as near")
     if place.everywhere:

@@ -21,6 +21,7 @@ from models.inputs import prepare
 from models.llava import Llava
 from models.token_plans.cost import Sizes
 from models.token_plans.plan import parse_token_plan
+from records.intervals import ratio_intervals
 from records.options import ModelOptions
 from records.run import FinishedRun
 from tasks.errors import UserError
@@ -99,6 +100,20 @@ def test_what_is_kept_and_the_kl_have_no_interval_below_0() -> None:
     )
     assert (cut["kept_lower"], cut["kl_lower"]) == (0.0, 0.0)
     assert cut["kept_upper"] > cut["kept"] == 0.25
+
+
+def test_plans_that_answer_alike_have_an_interval_and_scores_between_right_and_wrong_keep_fieller_s() -> None:
+    plans, times = [parse_token_plan(text, 4) for text in ("all", "leave@2")], pd.DataFrame()
+    made = made_answers()
+    same = made.assign(right=[*made["right"][:16]] * 2)
+    row = tabulate(same, times, plans, Sizes(4, 8, 8, 4, 16), model="made", itemsize=4).set_index("plan").loc["leave@2"]
+    assert row["kept_lower"] < 1 == row["kept"] < row["kept_upper"]
+    assert row["difference_lower"] < 0 == row["difference"] < row["difference_upper"]
+    half = made.assign(right=made["right"] * 0.5)
+    row = tabulate(half, times, plans, Sizes(4, 8, 8, 4, 16), model="made", itemsize=4).set_index("plan").loc["leave@2"]
+    right, base = (half["right"].to_numpy()[at : at + 16].reshape(8, 2).sum(1)[None] for at in (16, 0))
+    wanted = ratio_intervals(right, base)
+    assert (row["kept_lower"], row["kept_upper"]) == (max(wanted.lower[0], 0), wanted.upper[0])
 
 
 def test_table_of_made_answers() -> None:

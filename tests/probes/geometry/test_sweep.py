@@ -231,6 +231,14 @@ def test_what_the_control_covers_is_not_shown() -> None:
     assert not judge_nearest(lowest, shuffles - 20, None, sign=-1).shown
 
 
+def test_a_place_whose_value_never_varies_has_no_interval() -> None:
+    values = np.array([0.0, 1.0, 0.5])
+    place = best_place("x", values, np.tile(values, (6, 1)), seed=0)
+    assert (place.cell, place.value) == (1, 1.0) and np.isnan([place.lower, place.upper]).all()
+    near = interval_of("x", 1.0, 1 + 0.1 * np.random.default_rng(0).normal(size=6))
+    assert judge_nearest(place, np.zeros((19, 3)), near, sign=1).reason == "the random model is as near"
+
+
 def test_the_interval_of_a_mean_from_halves_is_that_of_the_textbook() -> None:
     points = np.random.default_rng(0).normal(size=400)
     draws = np.array([np.random.default_rng(i).permutation(points)[:200].mean() for i in range(300)])

@@ -1,5 +1,6 @@
 """Transfer: a planted shared direction is found at its pair of layers and nowhere else, and nothing leaks."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
@@ -18,7 +20,7 @@ from probes.transfer import cross, sweep
 from probes.transfer.cli import main
 from probes.transfer.config import TransferConfig
 from probes.transfer.cross import transfer
-from probes.transfer.sweep import COLUMNS, run_transfer
+from probes.transfer.sweep import COLUMNS, render_summary, run_transfer
 from records.run import FinishedRun
 from tasks.errors import UserError
 
@@ -150,6 +152,36 @@ def test_the_command_prints_the_best_pair(store: Path, tmp_path: Path, capsys: p
     assert "caption to image" in out and (tmp_path / "run" / "figures" / "transfer.png").is_file()
     main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")])
     assert "caption to image" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def printed(table: pd.DataFrame) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render_summary(table))
+    return console.export_text()
+
+
+def test_the_best_pair_is_corrected_for_the_choice(table: pd.DataFrame) -> None:
+    for _, rows in table.groupby("direction"):
+        best = rows.iloc[int(rows["score"].to_numpy().argmax())]
+        assert best["best_score"] <= best["score"] and best["best_lower"] <= best["lower"]
+        assert best["best_lower"] < best["best_score"] <= best["best_upper"] == best["upper"]
+        assert rows["best_share"].sum() == pytest.approx(1) and rows["best_score"].notna().sum() == 1
+    text = printed(table)
+    assert "none" not in text.split("│ kind")[1] and f"{best['best_lower']:.2f}-{best['best_upper']:.2f}" in text
+
+
+def test_nothing_is_named_where_no_pair_is_significant_and_old_tables_have_no_corrected_score(
+    table: pd.DataFrame,
+) -> None:
+    best = table.loc[table["score"].idxmax()]
+    text = printed(table.assign(p_max=0.4))
+    rows = [line for line in text.splitlines() if "kind" in line]
+    assert len(rows) == 2 and all("none" in row and "0.40" in row for row in rows)
+    for value in (best["score"], best["best_score"], best["lower"], best["best_lower"]):
+        assert not any(f"{value:.2f}" in row for row in rows)
+    old = printed(table.drop(columns=["best_share", "best_score", "best_lower", "best_upper"]))
+    row = next(line for line in old.splitlines() if "caption to image" in line)
+    assert [cell.strip() for cell in row.split("│")][3:7] == ["2", "1", "-", "-"]
 
 
 def test_a_run_that_was_killed_goes_on_at_its_source_layer_and_ends_with_the_same_bytes(

@@ -37,6 +37,21 @@ def test_auto_takes_the_shortest_band_in_which_probes_gain(tmp_path: Path) -> No
     assert shown.count("<") == 3
 
 
+@pytest.mark.parametrize("column", ["q", "p_adjusted"])
+def test_a_table_from_before_p_max_is_read_with_a_rule_that_says_so(tmp_path: Path, column: str) -> None:
+    run = probe_table(tmp_path / "run", [0.1, 0.12, 0.3, 0.6, 0.88, 0.9, 0.9, 0.85])
+    assert "before p_max" not in choose_layers(run, 8).rule
+    table = pd.read_csv(run / "results.csv").rename(columns={"p_max": column})
+    table.to_csv(run / "results.csv", index=False)
+    chosen = choose_layers(run, 8)
+    assert chosen.layers == (2, 3, 4)
+    assert f"a false discovery rate ({column}), which is not corrected for the choice" in chosen.rule
+    assert "run the sweep again" in describe_choice(run, 8).splitlines()[0]
+    table.assign(**{column: 0.5}).to_csv(run / "results.csv", index=False)
+    with pytest.raises(UserError, match=rf"significant \({column} < 0.05\), got none"):
+        choose_layers(run, 8)
+
+
 def test_auto_reads_the_drop_of_a_patch_run(tmp_path: Path) -> None:
     recovered = [1.0, 1.0, 0.9, 0.4, 0.1, 0.05, 0.0, 0.0]
     rows = [

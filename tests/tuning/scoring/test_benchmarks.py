@@ -11,7 +11,7 @@ from records.intervals import crossed, quantile
 from records.options import ModelOptions
 from records.run import FinishedRun
 from tasks.benchmarks.layout.make_pope import scene_pictures, write_pope
-from tasks.benchmarks.layout.scores import Scores
+from tasks.benchmarks.layout.scores import Item, Scores
 from tasks.errors import UserError
 from tests.records.evaluation.test_intervals import jackknife, pope, without
 from tests.tasks.benchmarks.bundle import write
@@ -63,6 +63,15 @@ def test_several_seeds_add_their_variance_and_only_shared_ones_are_paired() -> N
     assert rows["start"][0]["retention"] == pytest.approx((pope(0.5, seed=9).main or 0) / mains["full"].mean())
     alone = pd.concat([items(made["full"][0], "full", 0), items(made["band"][1], "band", 1)])
     assert benchmark_rows(alone)["band"][0]["interval"] == "none: no seed is shared with full"
+
+
+def test_retention_of_right_answers_has_an_interval_also_where_two_plans_answer_alike() -> None:
+    answers = Scores(tuple(Item("all", float(i % 4 > 0), 1.0, f"picture {i}") for i in range(40)), {"all": 100.0})
+    (own,) = benchmark_rows(pd.concat([items(answers, "full"), items(answers, "band")]))["band"]
+    assert own["lower"] < 1 == own["retention"] < own["upper"]
+    assert own["interval"] == "95% t over pictures, paired with full; this seed only"
+    seeds = [items(answers, plan, seed) for plan in ("full", "band") for seed in (0, 1)]
+    assert benchmark_rows(pd.concat(seeds))["band"][0]["interval"] == "95% t over pictures and seeds, paired with full"
 
 
 def test_a_plan_that_scores_nothing_has_no_interval_and_nor_has_a_mean_with_it() -> None:
