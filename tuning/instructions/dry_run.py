@@ -64,12 +64,12 @@ def estimate(requests: Sequence[ChatRequest], tokenizer: Path | None, price: Pri
 
 
 def _counted(requests: Sequence[ChatRequest], folder: Path) -> int:
-    from transformers import AutoTokenizer
+    from models.loading.processors import stored_tokenizer
 
     if not folder.is_dir():
         raise UserError(f"tokenizer must be a folder, got {str(folder)!r}. Leave it out to count bytes.")
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: Any = stored_tokenizer(folder)
         counts = [
             len(
                 tokenizer.apply_chat_template(
@@ -78,7 +78,7 @@ def _counted(requests: Sequence[ChatRequest], folder: Path) -> int:
             )
             for request in requests
         ]
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise UserError(
             f"tokenizer must be a folder with a tokenizer and its chat template, got {str(folder)!r} "
             f"({one_line(error)}). Leave it out to count bytes."
