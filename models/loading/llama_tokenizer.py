@@ -7,10 +7,9 @@ from typing import Any
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
-from transformers import LlamaTokenizer, PreTrainedTokenizerBase
+from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from models.loading.config_checks import read_json
-from models.loading.processors import fast_tokenizer
 from tasks.errors import UserError
 from tasks.prompts import IMAGE
 
@@ -18,12 +17,16 @@ _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for a space
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # types of pieces
 
 
-def llama_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """LLaMA's tokenizer with ``<image>`` as its next token.
+def llama_tokenizer(folder: Path, *, chat_template: bool = False) -> PreTrainedTokenizerBase:
+    """LLaMA's tokenizer with ``<image>``: as its next token, or where the folder has it.
 
     The texts before and after a picture are tokenized separately, as in the original code, so each begins with a space
     token. The text after another special token, such as ``</s>``, begins with one only if ``tokenizer_config.json``
     says ``legacy: true`` or nothing.
+
+    Args:
+        folder: Holds ``tokenizer.model``, or a ``tokenizer.json`` of LLaMA's kind.
+        chat_template: Whether to keep the folder's chat template.
 
     Raises:
         UserError: If the folder has no tokenizer of LLaMA's kind.
@@ -50,13 +53,16 @@ def llama_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             "Copy it from the language model."
         ) from error
     special = [token.content for _, token in sorted(llama.backend_tokenizer.get_added_tokens_decoder().items())]
-    return fast_tokenizer(
-        _tokenizer(model, [token for token in special if token != IMAGE], legacy=legacy is not False),
+    found = fast_tokenizer(
+        _tokenizer(model, special, legacy=legacy is not False),
         bos_token=llama.bos_token,
         eos_token=llama.eos_token,
         unk_token=llama.unk_token,
         pad_token=llama.pad_token or llama.unk_token,  # as the original code pads
     )
+    if chat_template:
+        found.chat_template = llama.chat_template
+    return found
 
 
 def _model(written: bytes) -> models.BPE:
@@ -101,12 +107,23 @@ def _tokenizer(model: Any, special: list[str], *, legacy: bool) -> Tokenizer:
     ``normalized=True`` are found after the space is added.
     """
     tokenizer = Tokenizer(model)
-    own = "|".join(map(re.escape, special))
+    own = "|".join(re.escape(token) for token in special if token != IMAGE)
     start = normalizers.Prepend(_SPACE) if legacy else normalizers.Replace(Regex(rf"\A(?!{own})"), _SPACE)
     tokenizer.normalizer = normalizers.Sequence([start, normalizers.Replace(" ", _SPACE)])
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=not legacy) for token in special])
-    tokenizer.add_special_tokens([AddedToken(IMAGE, special=True, normalized=False)])
+    for token in [*special, *([] if IMAGE in special else [IMAGE])]:  # in the order of their ids
+        tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=token != IMAGE and not legacy)])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     return tokenizer
+
+
+def fast_tokenizer(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerBase:
+    """A tokenizer for transformers, with ``<image>`` and the tokens named in ``special``."""
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call, unused-ignore]
+        tokenizer_object=tokenizer,
+        additional_special_tokens=[IMAGE],
+        add_bos_token=True,
+        clean_up_tokenization_spaces=False,
+        **special,
+    )

@@ -14,10 +14,10 @@ from transformers import (
     LlavaImageProcessorPil,
     LlavaProcessor,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 
 from models.loading.config_checks import broken_files
+from models.loading.llama_tokenizer import fast_tokenizer, llama_tokenizer
 from tasks.errors import UserError
 from tasks.prompts import CAPTION, CHAT_TEMPLATE, IMAGE, LETTER, SHORT, SYSTEM, vicuna_v1
 
@@ -61,15 +61,31 @@ def read_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerBase, Any]:
             "Download the tokenizer's files."
         )
     with broken_files("tokenizer", folder.name, "Download the tokenizer's files."):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        except Exception as error:  # the tokenizers library raises nothing more special
-            raise ValueError(error) from error
+        tokenizer = stored_tokenizer(folder)
         if not isinstance(tokenizer.model_max_length, int | float):
             raise TypeError(f"model_max_length {tokenizer.model_max_length!r:.40}")
         template = folder / "chat_template.jinja"
         chat = template.read_text(encoding="utf-8") if template.is_file() else tokenizer.chat_template
     return tokenizer, chat
+
+
+def stored_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder as transformers reads it, or ``llama_tokenizer`` if there is only ``tokenizer.model``.
+
+    Transformers 5 reads that file with other merges: runs of spaces become other tokens.
+
+    Raises:
+        ValueError: If it is missing or damaged, or ``tokenizer.model`` is not LLaMA's.
+    """
+    if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
+        return llama_tokenizer(folder, chat_template=True)
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # the tokenizers library raises nothing more special
+        raise ValueError(error) from error
+    return found
 
 
 def read_pictures(folder: Path, config: Any) -> CLIPImageProcessorPil | LlavaImageProcessorPil:
@@ -185,17 +201,6 @@ def offline_processor(config: LlavaConfig) -> LlavaProcessor:
     fast = fast_tokenizer(tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     pictures = clip_pictures(int(config.vision_config.image_size))  # type: ignore[union-attr]
     return llava_processor(fast, pictures, config, chat_template=CHAT_TEMPLATE)
-
-
-def fast_tokenizer(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerBase:
-    """A tokenizer for transformers, with ``<image>`` and the tokens named in ``special``."""
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call, unused-ignore]
-        tokenizer_object=tokenizer,
-        additional_special_tokens=[IMAGE],
-        add_bos_token=True,
-        clean_up_tokenization_spaces=False,
-        **special,
-    )
 
 
 def clip_pictures(side: int, *, pad: bool = False) -> CLIPImageProcessorPil | LlavaImageProcessorPil:

@@ -239,6 +239,9 @@ def _tokenise(tokenizer: Any, texts: list[str], *, plain_words: bool = False) ->
 def _owners(parts: Sequence[_Part], offsets: Int[np.ndarray, "token 2"]) -> Int[np.ndarray, " token"]:
     """The turn whose answer each token belongs to, or -1.
 
+    A token without characters belongs to the next character: after a picture, LLaMA's tokenizer writes a space that the
+    text does not have. No answer begins with the first character, so the beginning-of-text token belongs to none.
+
     Raises:
         UnusableSampleError: If a token joins characters of an answer with others.
     """
@@ -247,7 +250,7 @@ def _owners(parts: Sequence[_Part], offsets: Int[np.ndarray, "token 2"]) -> Int[
     first, last = offsets[:, 0], offsets[:, 1]
     begins = np.minimum(np.searchsorted(ends, first, side="right"), len(parts) - 1)
     stops = np.maximum(begins, np.searchsorted(ends, last - 1, side="right"))
-    owners = np.where(first == last, -1, part_owner[begins])  # the beginning-of-text token has no characters
+    owners = part_owner[begins]
     for token in np.flatnonzero((begins != stops) & (first != last)):
         spanned = {part.owner for part in parts[begins[token] : stops[token] + 1] if part.text}
         if len(spanned) > 1:

@@ -21,7 +21,7 @@ from records.manifest import write_atomically
 from tuning.data.prompt_format import PromptFormat
 
 SMALLEST = 5000  # samples; fewer are tokenised in seconds
-_FORMAT = 1
+_FORMAT = 2  # changes with the rules of labels
 
 Table = Int[np.ndarray, "sample 3"]  # tokens, labelled tokens, 1 if cut; zeros for a sample that is not measured
 

@@ -1,23 +1,20 @@
 """LLaMA's tokenizer: the ids of SentencePiece itself, part by part, as the authors' code makes them."""
 
-import io
 import json
 import random
-from importlib import import_module
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from models.loading.llama_tokenizer import llama_tokenizer
 from tasks.errors import UserError
-from tasks.prompts import LETTER, SHORT, SYSTEM
+from tests.models.sentencepiece_models import SPACE, slow_ids, tokenizer_of, trained
 
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 WORDS = [
     "And",
     " ",
@@ -39,38 +36,9 @@ WORDS = [
 ]
 
 
-def trained(**changes: Any) -> bytes:
-    """A SentencePiece model whose runs of spaces have the lowest score and the first places, as in LLaMA's."""
-    learned = io.BytesIO()
-    corpus = [SYSTEM, SHORT, LETTER, "And where does the return value of a picture go?", "USER: x ASSISTANT: y"]
-    settings = {
-        "vocab_size": 420, "model_type": "bpe", "byte_fallback": True, "character_coverage": 1.0, "pad_id": -1,
-        "unk_id": 0, "bos_id": 1, "eos_id": 2, "normalization_rule_name": "identity",
-        "remove_extra_whitespaces": False, "minloglevel": 2,
-    }  # fmt: skip
-    trainer: Any = sentencepiece.SentencePieceTrainer
-    trainer.train(sentence_iterator=iter(corpus * 3), model_writer=learned, **(settings | changes))
-    model: Any = sentencepiece_model_pb2.ModelProto.FromString(learned.getvalue())  # type: ignore[attr-defined]
-    space = next(piece for piece in model.pieces if piece.piece == SPACE)
-    space.score = -1e9
-    runs = [model.SentencePiece(piece=SPACE * n, score=-1e9, type=1) for n in (2, 4, 8, 3, 5, 6, 7)]
-    first = 3 + 256
-    kept = list(model.pieces)
-    del model.pieces[:]
-    model.pieces.extend([*kept[:first], *runs, *kept[first:]])
-    return bytes(model.SerializeToString())
-
-
 @pytest.fixture(scope="module")
 def sentences() -> bytes:
     return trained()
-
-
-def tokenizer_of(folder: Path, sentences: bytes, **described: object) -> PreTrainedTokenizerBase:
-    folder.mkdir(exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(sentences)
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", **described}))
-    return llama_tokenizer(folder)
 
 
 def ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -94,10 +62,12 @@ def test_runs_of_spaces_become_the_pieces_of_sentencepiece(tmp_path: Path, sente
 
 
 def test_mistral_s_own_tokenizer_agrees_with_sentencepiece(tmp_path: Path) -> None:
-    if not find_spec("mistral_common"):
-        pytest.skip("mistral-common is not installed")
-    package: Any = import_module("mistral_common")
-    sentences = (Path(package.__file__).parent / "data" / "tokenizer.model.v1").read_bytes()
+    found = find_spec("mistral_common")
+    apart = Path(sys.prefix) / "mistral-common" / "mistral_common"  # where ``make setup-dev`` puts it
+    package = Path(found.origin).parent if found is not None and found.origin is not None else apart
+    if not package.is_dir():
+        pytest.skip("mistral-common is not installed: make setup-dev")
+    sentences = (package / "data" / "tokenizer.model.v1").read_bytes()
     oracle: Any = sentencepiece.SentencePieceProcessor(model_proto=sentences)
     tokenizer = tokenizer_of(tmp_path, sentences)
     assert tokenizer.convert_ids_to_tokens(ids(tokenizer, "And  where")) == [f"{SPACE}And", SPACE, f"{SPACE}where"]
@@ -114,19 +84,9 @@ def test_each_part_begins_as_in_the_authors_code(
     image = oracle.vocab_size()
 
     def authors(text: str) -> list[int]:
-        """LLaMA's slow tokenizer in transformers 4.37, on each text between pictures."""
         found: list[int] = []
         for number, part in enumerate(text.split("<image>")):
-            found += [image] * bool(number)
-            for turn, words in enumerate(part.split("</s>")):
-                found += [2] * bool(turn)
-                if not words:
-                    continue
-                if described.get("legacy") is False and turn:  # without the space that SentencePiece adds
-                    mark = oracle.encode("\n")
-                    found += oracle.encode("\n" + words)[len(mark) :]
-                else:
-                    found += oracle.encode(words)
+            found += [image] * bool(number) + slow_ids(oracle, part, legacy=described.get("legacy") is not False)
         return found
 
     tokenizer.save_pretrained(tmp_path / "saved")
