@@ -107,11 +107,9 @@ def run_sweep(
     if config.activations is not None:
         if launched() > 1:
             raise UserError(f"activations must be read by one process, got {launched()}. Start it without a launcher.")
-        estimated = sweep_stored(config, command=command, on_progress=on_progress, on_note=on_note)
+        estimated = sweep_stored(config, command=command, on_progress=on_progress, on_note=on_note, figures=figures)
         if estimated is not None:
             return estimated
-        if figures:
-            drawn_figures(config.folder)
         return finished_sweep(config.folder, figures=figures)
     run = Run(config.folder, RUN, config.settings, command=command, overwrite=config.overwrite)
     selection = data or select(config)

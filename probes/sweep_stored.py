@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 
+from figures import drawn_figures
 from probes.config import RUN, SweepConfig
 from probes.fit_sites import fit_sites
 from probes.linear.saving import save_probes
@@ -20,10 +21,12 @@ def sweep_stored(
     command: Sequence[str] = (),
     on_progress: OnProgress,
     on_note: Callable[[str], None] = lambda line: None,
+    figures: bool = True,
 ) -> str | None:
     """Fit probes on the activations that ``config.activations`` holds and write the run.
 
     The control of random weights is read from the same capture; without one it is left out, and ``on_note`` says so.
+    ``figures`` are drawn unless it is False.
 
     Returns:
         A line about the data for a dry run, after which nothing is written; None when the run is finished.
@@ -60,12 +63,17 @@ def sweep_stored(
             commit(config.folder / "examples.parquet", table.to_parquet(index=False))
         if not run.is_finished:
             total = len(found.sites) * len(data.groups)
-            fitted = fit_sites(
-                StoredCondition(stored, condition, len(data.examples)),
-                StoredCondition(random, condition, data.n_fitted) if random is not None and has_random else None,
-                found.sites, found.depths, data, plans, config,
-                lambda n: on_progress("fitting probes", n, total),
-            )  # fmt: skip
-            save_probes(config.folder, fitted.probes)
+            with run.timings.stage("fitting probes"):
+                fitted = fit_sites(
+                    StoredCondition(stored, condition, len(data.examples)),
+                    StoredCondition(random, condition, data.n_fitted) if random is not None and has_random else None,
+                    found.sites, found.depths, data, plans, config,
+                    lambda n: on_progress("fitting probes", n, total),
+                )  # fmt: skip
+            with writing(config.folder):
+                save_probes(config.folder, fitted.probes)
             run.finish(fitted.table)
+            if figures:
+                with writing(config.folder), run.drawing():
+                    drawn_figures(config.folder)
     return None

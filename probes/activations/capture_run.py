@@ -29,7 +29,7 @@ from records.manifest import commit
 from records.open_model import describe_model, open_model
 from records.processes import join_processes, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
-from records.run import FinishedRun, Run, check_space, writing
+from records.run import FinishedRun, Run, check_space, read_timings, writing
 from records.tables import read_results
 from tasks.captions import captioned_examples
 from tasks.errors import UserError
@@ -39,6 +39,8 @@ COLUMNS = (
     "model", "condition", "weights", "part", "site", "layer", "name", "depth", "tokens", "pool", "dtype", "n_examples",
     "n_rows", "d", "bytes", "norm",
 )  # fmt: skip
+
+CAPTURING, CHECKING = "capturing", "checking"  # stages
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ def run_capture(
     device = own_device(config.model.device)
     processes = join_processes(device)
     given = llava
-    llava = open_model(config.model, device=device, seed=config.seed, given=given, weights=not config.dry_run)
+    with run.timings.stage("load"):
+        llava = open_model(config.model, device=device, seed=config.seed, given=given, weights=not config.dry_run)
     if config.data.spec == SCENES:
         read = load_examples(config.data, seed=config.seed, size=llava.image_size)
         data = data._replace(examples=read.both)
@@ -138,17 +141,21 @@ def run_capture(
                 done = partial(_tell, on_progress, f"capturing {condition}{of_what}", total)
                 fill_store(store, model, part.examples[:n], part.sites, part.groups, config, processes, done)
 
-        captured(lambda: llava, FOLDERS, len(data.examples), "")
+        with run.timings.stage(CAPTURING):
+            captured(lambda: llava, FOLDERS, len(data.examples), "")
         processes.wait()
         if random:
             control = partial(control_model, llava, config.model, seed=config.seed, keep=given is not None)
-            captured(_once(control), RANDOM, data.n_fitted, " of the random model")
+            with run.timings.stage(f"{CAPTURING} the random model"):
+                captured(_once(control), RANDOM, data.n_fitted, " of the random model")
         processes.wait()
         if not processes.is_main:
             return None
         if not run.is_finished:
             depths = {str(site): depth(site, llava) for part in work.values() for site in part.sites}
-            run.finish(_stored_table(config, depths, on_progress))
+            with run.timings.stage(CHECKING):
+                table = _stored_table(config, depths, on_progress)
+            run.finish(table)
     return finished_capture(config.folder)
 
 
@@ -157,7 +164,7 @@ def finished_capture(folder: Path) -> FinishedRun:
     results = read_results(folder, CAPTURE)
     skipped = folder / "skipped.csv"
     notes = (f"{len(pd.read_csv(skipped))} examples left out, see {skipped}",) if skipped.is_file() else ()
-    return FinishedRun(folder, results, _summary(results), (), notes)
+    return FinishedRun(folder, results, _summary(results), (), notes, timings=read_timings(folder, CAPTURE))
 
 
 def _tell(on_progress: OnProgress, stage: str, total: int, done: int) -> None:
@@ -305,7 +312,7 @@ def _stored_table(config: CaptureConfig, depths: Mapping[str, float], on_progres
                         group, found.pool, dtype, len(found), n, d, n_bytes, norms / n if n else np.nan,
                     )  # fmt: skip
                     rows.append(dict(zip(COLUMNS, row, strict=True)))
-                on_progress("checking", 1, len(found.sites) * sum(len(s.conditions) for _, s in sets))
+                on_progress(CHECKING, 1, len(found.sites) * sum(len(s.conditions) for _, s in sets))
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"layer": "Int64"})
 
 

@@ -38,8 +38,9 @@ from records.manifest import commit
 from records.open_model import describe_model, open_model
 from records.processes import Processes, join_processes, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
-from records.run import FinishedRun, Run, writing
+from records.run import FinishedRun, Run, read_timings, writing
 from records.tables import read_results
+from records.timings import Timings
 from tasks.errors import UserError, user_errors
 
 Lens = Transport | LatentLens
@@ -128,7 +129,8 @@ def run_lens_sweep(
     loaded = {spec: _load(spec) for spec in config.lens_specs if spec != "latent"}
     device = own_device(config.model.device)
     processes = join_processes(device)
-    llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
+    with run.timings.stage("load"):
+        llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
     if config.data.spec == SCENES:
         data = load_examples(config.data, config.target, seed=config.seed, size=llava.image_size)
     sites = lens_sites(llava.n_layers, config.layers)
@@ -159,7 +161,7 @@ def run_lens_sweep(
         "corpus": digest_of(texts), "lenses": [_describe(lens) for lens in loaded.values()],
     }  # fmt: skip
     with run.open(processes, model=describe_model(llava), data=about):
-        job = _Job(config, data, kept, table, sites, loaded, texts, processes, on_progress)
+        job = _Job(config, data, kept, table, sites, loaded, texts, processes, on_progress, run.timings)
         notes = job.read(llava)
         if config.controls and not config.model.name.startswith("random:"):
             job.read_control(llava)
@@ -167,11 +169,15 @@ def run_lens_sweep(
         if not processes.is_main:
             return None
         if not run.is_finished:
-            job.write_shown(llava)
-            scores, nearest = job.collect()
+            with run.timings.stage("tables"):
+                job.write_shown(llava)
+                scores, nearest = job.collect()
+                results = tabulate(scores, nearest, model=config.model.name, n_layers=llava.n_layers)
             with writing(config.folder):
                 commit(config.folder / "scores.parquet", scores.to_parquet(index=False))
-            run.finish(tabulate(scores, nearest, model=config.model.name, n_layers=llava.n_layers))
+            run.finish(results)
+            with writing(config.folder), run.drawing():
+                figures.drawn_figures(config.folder)
     for note in notes:
         on_note(note)
     return finished_lens_sweep(config.folder)
@@ -183,7 +189,7 @@ def finished_lens_sweep(folder: Path) -> FinishedRun:
     with writing(folder):
         drawn = figures.drawn_figures(folder)
     notes = middle_sentences(results)
-    return FinishedRun(folder, results, render_summary(results), drawn, notes)
+    return FinishedRun(folder, results, render_summary(results), drawn, notes, timings=read_timings(folder, RUN))
 
 
 class _Job:
@@ -200,7 +206,9 @@ class _Job:
         texts: Sequence[str],
         processes: Processes,
         on_progress: OnProgress,
+        timings: Timings,
     ) -> None:
+        self.timings = timings
         self.config, self.data, self.kept, self.table, self.sites = config, data, list(kept), table, sites
         self.loaded, self.texts, self.processes, self.on_progress = loaded, texts, processes, on_progress
         self.shards = [self.kept[at : at + SHARD] for at in range(0, len(self.kept), SHARD)]
@@ -213,7 +221,8 @@ class _Job:
         if not missing:
             return []
         lenses = self._lenses(llava, self.config.lens_specs)
-        self._run(llava, lenses, self._words(llava, lenses), missing, "model", "reading")
+        with self.timings.stage("reading"):
+            self._run(llava, lenses, self._words(llava, lenses), missing, "model", "reading")
         notes = []
         for lens in lenses:
             if isinstance(lens, LatentLens):
@@ -232,8 +241,9 @@ class _Job:
         control = randomised(llava, self.config.seed + _CONTROL_SEED)
         specs = ["logit"] if any(not spec.startswith("latent") for spec in self.config.lens_specs) else []
         lenses = self._lenses(control, [*specs, *(["latent"] if self.texts else [])])
-        words = replace(self._words(control, lenses), controls=False)
-        self._run(control, lenses, words, missing, "random", "reading the random model")
+        with self.timings.stage("reading the random model"):
+            words = replace(self._words(control, lenses), controls=False)
+            self._run(control, lenses, words, missing, "random", "reading the random model")
 
     def collect(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The scores and the nearest layers of all shards; the random model's scores stand with every lens."""
@@ -307,10 +317,11 @@ class _Job:
         for spec in specs:
             if spec == "latent":
                 stage = f"indexing {llava.id}"
-                made = build_latent_lens(
-                    llava, self.texts, most_tokens=self.config.text.corpus_tokens,
-                    on_text=partial(self.on_progress, stage),
-                )  # fmt: skip
+                with self.timings.stage("indexing"):
+                    made = build_latent_lens(
+                        llava, self.texts, most_tokens=self.config.text.corpus_tokens,
+                        on_text=partial(self.on_progress, stage),
+                    )  # fmt: skip
                 found.append(made)
             else:
                 found.append(LogitLens() if spec == "logit" else self.loaded[spec])

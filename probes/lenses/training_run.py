@@ -29,7 +29,7 @@ from records.manifest import commit, read_manifest
 from records.open_model import describe_model, open_model
 from records.processes import Processes, join_processes, launched, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
-from records.run import FinishedRun, Run, writing
+from records.run import FinishedRun, Run, read_timings, writing
 from records.tables import read_results
 from records.timings import LowerBound
 from tasks.dataset import Dataset
@@ -79,7 +79,8 @@ def run_lens_training(
     texts = load_corpus(config.text, config.data.spec, seed=config.seed) if config.kind == "latent" else []
     device = own_device(config.model.device)
     processes: Processes = join_processes(device)
-    llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
+    with run.timings.stage("load"):
+        llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
     fitted, held_out = (None, None) if texts else load_training(config.data, seed=config.seed, size=llava.image_size)
     if config.kind == "jacobian":
         jacobian_sites(llava.n_layers, config.layers)  # raises for layers that it cannot have
@@ -93,12 +94,18 @@ def run_lens_training(
     with run.open(processes, model=describe_model(llava), data=about):
         if not run.is_finished:
             if texts:
-                run.finish(_make_latent(config, llava, texts, on_progress))
+                with run.timings.stage("indexing"):
+                    results = _make_latent(config, llava, texts, on_progress)
+                run.finish(results)
             else:
                 assert fitted is not None
                 assert held_out is not None
-                make = _make_tuned if config.kind == "tuned" else _make_jacobian
-                run.finish(_evaluate(config, llava, make(config, llava, fitted, on_progress), held_out, on_progress))
+                stage, make = ("training", _make_tuned) if config.kind == "tuned" else ("Jacobians", _make_jacobian)
+                with run.timings.stage(stage):
+                    lens = make(config, llava, fitted, on_progress)
+                with run.timings.stage("scoring"):
+                    results = _evaluate(config, llava, lens, held_out, on_progress)
+                run.finish(results)
                 (config.folder / CHECKPOINT).unlink(missing_ok=True)
     return finished_lens_training(config.folder)
 
@@ -107,7 +114,8 @@ def finished_lens_training(folder: Path) -> FinishedRun:
     """The finished run in ``folder``; raise ``UserError`` if there is none."""
     results = read_results(folder, TRAIN)
     name = JACOBIAN if (folder / JACOBIAN).is_file() else ""
-    return FinishedRun(folder, results, render_training(results), (), (f"lens: {folder / name}",))
+    notes = (f"lens: {folder / name}",)
+    return FinishedRun(folder, results, render_training(results), (), notes, timings=read_timings(folder, TRAIN))
 
 
 def is_training(folder: Path) -> bool:

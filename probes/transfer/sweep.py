@@ -34,7 +34,7 @@ from records.options import ModelOptions
 from records.processes import Processes, launched, own_device
 from records.progress import OnProgress, ProgressBars
 from records.resampling import adjust_max, adjust_p
-from records.run import FinishedRun, Run, writing
+from records.run import FinishedRun, Run, read_timings, writing
 from records.tables import read_results
 from tasks.errors import UserError
 
@@ -103,7 +103,11 @@ def run_transfer(
         with writing(config.folder):
             commit(config.folder / "examples.parquet", stored.examples.to_parquet(index=False))
         if not run.is_finished:
-            run.finish(_matrix(config, found, plans, random, on_progress))
+            with run.timings.stage("fitting probes"):
+                table = _matrix(config, found, plans, random, on_progress)
+            run.finish(table)
+            with writing(config.folder), run.drawing():
+                drawn_figures(config.folder)
     return finished_transfer(config.folder)
 
 
@@ -112,7 +116,7 @@ def finished_transfer(folder: Path) -> FinishedRun:
     results = read_results(folder, TRANSFER)
     with writing(folder):
         drawn = drawn_figures(folder)
-    return FinishedRun(folder, results, render_summary(results), drawn)
+    return FinishedRun(folder, results, render_summary(results), drawn, timings=read_timings(folder, TRANSFER))
 
 
 def _stored(config: TransferConfig) -> Stored:

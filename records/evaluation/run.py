@@ -25,7 +25,7 @@ from records.open_model import describe_model, open_model
 from records.options import slug
 from records.processes import Processes, join_processes, own_device
 from records.progress import OnProgress, ProgressBars
-from records.run import FinishedRun, Run, check_folder, writing
+from records.run import FinishedRun, Run, check_folder, read_timings, writing
 from records.tables import read_results
 from records.timings import LowerBound
 from tasks.benchmarks.layout.answers import answer_rows
@@ -75,7 +75,8 @@ def run_benchmark_eval(
         open_judge(config.judge, None).close()  # checks address, key and limit
     device = own_device(config.model.device)
     processes = join_processes(device)
-    llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
+    with run.timings.stage("load"):
+        llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
     recorded = recorded_token_plan(config.model.name, llava.n_layers)
     plan = parse_token_plan(config.token_plan or recorded, llava.n_layers)
     data: dict[str, Any] = {one.name: {"digest": one.digest, "n_questions": len(one.questions)} for one in opened}
@@ -91,12 +92,14 @@ def run_benchmark_eval(
         for name in _changed_labels(config.folder, labels):
             on_note(f"{name}: its labels changed since the run was scored; the answers are scored anew")
     with run.open(processes, model=describe_model(llava), data=data, labels=labels):
-        for one in opened:
-            _answer(config, llava, one, plan.text, processes, on_progress)
+        with run.timings.stage("answering"):
+            for one in opened:
+                _answer(config, llava, one, plan.text, processes, on_progress)
         processes.wait()
         if not processes.is_main:
             return None
-        scores = {one.name: _write(config, one, on_progress) for one in opened}
+        with run.timings.stage("scoring"):
+            scores = {one.name: _write(config, one, on_progress) for one in opened}
         _write_skipped(config.folder, [bad for one in opened for bad in one.skipped])
         results = tabulate(
             scores, {one.name: one.notes for one in opened}, n={one.name: len(one.questions) for one in opened},
@@ -109,7 +112,8 @@ def run_benchmark_eval(
 def finished_benchmark_eval(folder: Path) -> FinishedRun:
     """The finished run in ``folder``; raise ``UserError`` if there is none."""
     results = read_results(folder, RUN)
-    return FinishedRun(folder, results, render_summary(results), notes=notes_of(results))
+    timings = read_timings(folder, RUN)
+    return FinishedRun(folder, results, render_summary(results), notes=notes_of(results), timings=timings)
 
 
 def _unlike(config: EvaluationConfig, one: OpenBenchmark) -> str:

@@ -17,7 +17,7 @@ import pandas as pd
 from records.manifest import commit
 from records.processes import Processes
 from records.progress import OnProgress, ProgressBars
-from records.run import FinishedRun, Run, check_space, writing
+from records.run import FinishedRun, Run, check_space, read_timings, writing
 from records.tables import read_results
 from tasks.errors import UserError
 from tuning.data.conversation import UnusableSampleError
@@ -58,7 +58,8 @@ def run_mix(
     """
     on_progress = on_progress or ProgressBars()
     run = Run(config.folder, RUN, config.settings, command=command, overwrite=config.overwrite)
-    parts = [Part(spec) for spec in config.specs]
+    with run.timings.stage("reading parts"):
+        parts = [Part(spec) for spec in config.specs]
     if config.images is not None and not config.images.is_dir():
         raise UserError(f"images must be a folder, got {str(config.images)!r}. Check the path.")
     chosen = [part.chosen(config.seed) for part in parts]
@@ -77,7 +78,7 @@ def run_mix(
             counts = {part.spec.name: PartCounts() for part in parts}
             skipped: list[tuple[str, str, str]] = []
             samples = _samples(config, parts, places[order], counts, skipped, on_progress)
-            with writing(config.folder):
+            with writing(config.folder), run.timings.stage("writing"):
                 n_written = _write(config.folder / DATA, samples)
                 if skipped:
                     table = pd.DataFrame(skipped, columns=["part", "sample", "reason"])
@@ -85,7 +86,9 @@ def run_mix(
             if not n_written:
                 (config.folder / DATA).unlink()
                 raise UserError("part must have a sample that can be used, got none. See skipped.csv.")
-            run.finish(tabulate(counts, {part.spec.name: part.spec.format for part in parts}))
+            with run.timings.stage("table"):
+                results = tabulate(counts, {part.spec.name: part.spec.format for part in parts})
+            run.finish(results)
     return finished_mix(config.folder)
 
 
@@ -96,7 +99,7 @@ def finished_mix(folder: Path) -> FinishedRun:
     notes = [f"data: {folder / DATA} ({int(total['samples']):,} samples)"]
     if total["skipped"]:
         notes.append(f"left out: {int(total['skipped']):,} samples, listed in {folder / 'skipped.csv'}")
-    return FinishedRun(folder, results, render_summary(results), notes=tuple(notes))
+    return FinishedRun(folder, results, render_summary(results), notes=tuple(notes), timings=read_timings(folder, RUN))
 
 
 def _samples(
