@@ -97,7 +97,7 @@ def run_geometry_sweep(
         chosen = [choose_rows(comparison, config, least=plan.least) for comparison in comparisons]
         for comparison, rows in zip(comparisons, chosen, strict=True):
             label_codes(comparison, config.target, rows.rows)
-    estimate = estimate_run(config, plan, comparisons, chosen, device)
+    estimate = estimate_run(config, plan, comparisons, chosen, device, processes.world)
     if config.dry_run:
         return estimate
     for note in (str(estimate), *_left_out(comparisons, chosen)):
