@@ -25,6 +25,7 @@ from models.pixels import to_png
 from models.sites import Site
 from probes.lenses.config import RUN, SCENES, LensConfig
 from probes.lenses.data import LensData, digest_of, load_corpus, load_examples
+from probes.lenses.estimate import sweep_estimate
 from probes.lenses.jacobian import JacobianLens
 from probes.lenses.latent import LatentLens, build_latent_lens
 from probes.lenses.reading import INPUT, LogitLens, Transport, check_lens, lens_sites
@@ -36,11 +37,11 @@ from probes.lenses.words import WordTable, dump, matched_tokens, matched_words, 
 from probes.maps.write import about_example
 from records.manifest import commit
 from records.open_model import describe_model, open_model
-from records.processes import Processes, join_processes, matmul_speed, own_device
+from records.processes import Processes, join_processes, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, read_timings, writing
 from records.tables import read_results
-from records.timings import Timings
+from records.timings import TimeEstimate, Timings
 from tasks.errors import UserError, user_errors
 
 Lens = Transport | LatentLens
@@ -48,23 +49,6 @@ _CONTROL_SEED = 2**16  # added to the seed, so that the control differs from a r
 SHARD = 4  # examples of a shard
 _TOKENS = ("lens", "example", "site", "name", "layer", "row", "col", "rank", "word", "strength", "neighbour_layer",
            "p_object")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LensEstimate:
-    """The size of a run, and a lower bound of the time of its matrix products."""
-
-    n_examples: int
-    n_sites: int
-    n_lenses: int
-    seconds: float
-
-    def __str__(self) -> str:
-        """One line."""
-        return (
-            f"{self.n_examples} examples at {self.n_sites} sites with {self.n_lenses} "
-            f"lens{'' if self.n_lenses == 1 else 'es'}: at least {self.seconds:.0f} s"
-        )
 
 
 @dataclass(frozen=True)
@@ -96,7 +80,7 @@ def run_lens_sweep(
     command: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
-) -> FinishedRun | LensEstimate | None:
+) -> FinishedRun | TimeEstimate | None:
     """Score lenses, or resume a run that was killed.
 
     Args:
@@ -148,7 +132,7 @@ def run_lens_sweep(
         raise UserError(
             f"words must have a word-start token in {llava.id}, got none for {', '.join(table.left_out[:5])}."
         )
-    estimate = _estimate(config, llava, len(kept), len(sites), device)
+    estimate = sweep_estimate(config, llava, data, len(kept), sites, device, processes.world)
     if config.dry_run:
         return estimate
     on_note(str(estimate))
@@ -374,17 +358,3 @@ def _describe(lens: Lens) -> dict[str, Any]:
     for tensor in tensors:
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
     return {"name": lens.name, "width": lens.d_model, "digest": digest.hexdigest()[:16]}
-
-
-def _estimate(config: LensConfig, llava: Llava, n: int, n_sites: int, device: str) -> LensEstimate:
-    """The language model up to the image's end, the tower, and the head or the index at every patch and site."""
-    patches = llava.grid[0] * llava.grid[1]
-    blocks = sum(p.numel() for p in llava.blocks.parameters()) + sum(
-        p.numel() for p in llava.vision_blocks.parameters()
-    )
-    head = int(llava.config.text_config.vocab_size) * llava.d_model
-    index = config.text.corpus_tokens * 9 * llava.d_model
-    each = sum(index if spec.startswith("latent") else head for spec in config.lens_specs)
-    control = config.controls and not config.model.name.startswith("random:")
-    flops = 2 * n * patches * (blocks + n_sites * each) * (2 if control else 1)
-    return LensEstimate(n, n_sites, len(config.lens_specs), flops / matmul_speed(device, llava.dtype))

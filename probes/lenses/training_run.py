@@ -18,6 +18,7 @@ from models.inputs import Inputs, prepare
 from models.llava import Llava
 from probes.lenses.config import TRAIN, TrainConfig
 from probes.lenses.data import digest_of, load_corpus, load_training
+from probes.lenses.estimate import training_estimate
 from probes.lenses.jacobian import JacobianLens, average, jacobian_sites, jacobians_of
 from probes.lenses.latent import build_latent_lens
 from probes.lenses.reading import LogitLens, Transport
@@ -27,13 +28,13 @@ from probes.lenses.tuned_training import TunedTrainer, kl_by_site
 from records.intervals import mean_intervals
 from records.manifest import commit, read_manifest
 from records.open_model import describe_model, open_model
-from records.processes import Processes, join_processes, launched, matmul_speed, own_device
+from records.processes import Processes, join_processes, launched, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, read_timings, writing
 from records.tables import read_results
-from records.timings import LowerBound
+from records.timings import TimeEstimate
 from tasks.dataset import Dataset
-from tasks.errors import UserError, user_errors
+from tasks.errors import UserError
 
 CHECKPOINT, JACOBIAN = "checkpoint.safetensors", "lens.pt"
 _EVERY = 25  # steps between two checkpoints
@@ -51,7 +52,7 @@ def run_lens_training(
     command: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
-) -> FinishedRun | LowerBound | None:
+) -> FinishedRun | TimeEstimate | None:
     """Make a lens, or resume a run that was killed.
 
     Args:
@@ -70,7 +71,7 @@ def run_lens_training(
     Example:
         >>> from records.options import ModelOptions
         >>> print(run_lens_training(TrainConfig(ModelOptions("random:tiny"), steps=5, dry_run=True)))
-        5 steps of 8 examples: at least ... s
+        5 steps of 8 examples, about ...
     """
     on_progress = on_progress or ProgressBars()
     if launched() > 1:
@@ -84,7 +85,7 @@ def run_lens_training(
     fitted, held_out = (None, None) if texts else load_training(config.data, seed=config.seed, size=llava.image_size)
     if config.kind == "jacobian":
         jacobian_sites(llava.n_layers, config.layers)  # raises for layers that it cannot have
-    estimate = _estimate(config, llava, fitted, texts, device)
+    estimate = training_estimate(config, llava, fitted, 0 if held_out is None else len(held_out), texts, device)
     if config.dry_run:
         return estimate
     on_note(str(estimate))
@@ -251,23 +252,3 @@ def _read(path: Path) -> dict[str, Tensor] | None:
         return load_file(path) if path.is_file() else None
     except (OSError, SafetensorError):
         return None
-
-
-def _estimate(config: TrainConfig, llava: Llava, data: Dataset | None, texts: Sequence[str], device: str) -> LowerBound:
-    blocks = sum(p.numel() for p in llava.blocks.parameters())
-    head = int(llava.config.text_config.vocab_size) * llava.d_model
-    speed = matmul_speed(device, llava.dtype)
-    if data is None:
-        flops = 2 * config.text.corpus_tokens * blocks
-        return LowerBound(f"{len(texts)} texts, up to {config.text.corpus_tokens} tokens", flops / speed)
-    with user_errors(ValueError):
-        inputs = _one(config, llava, data, 0)
-    image = int((inputs.input_ids == llava.image_token_id).sum())
-    length = inputs.n_positions
-    n_read = image if config.read_at == "image" else length - image
-    if config.kind == "jacobian":
-        flops = 2 * 2 * len(data) * length * blocks * llava.d_model  # one backward pass for each dimension
-        return LowerBound(f"Jacobians of {len(data)} prompts", flops / speed)
-    per_example = length * blocks + 2 * n_read * llava.n_layers * head
-    flops = 2 * config.steps * min(config.batch_size, len(data)) * per_example
-    return LowerBound(f"{config.steps} steps of {min(config.batch_size, len(data))} examples", flops / speed)
