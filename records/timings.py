@@ -66,23 +66,6 @@ def describe_estimate(stages: Mapping[str, float]) -> str:
 
 
 @dataclass(frozen=True)
-class LowerBound:
-    """The work of a run in words, and a lower bound of its seconds, that of its matrix products.
-
-    Example:
-        >>> print(LowerBound("900 questions of 1 benchmark", 12.3))
-        900 questions of 1 benchmark: at least 12 s
-    """
-
-    work: str
-    seconds: float
-
-    def __str__(self) -> str:
-        """One line."""
-        return f"{self.work}: at least {self.seconds:.0f} s"
-
-
-@dataclass(frozen=True)
 class TimeEstimate:
     """The work of a run in words, and its estimated time.
 

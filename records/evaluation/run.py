@@ -14,7 +14,7 @@ from models.llava import Llava
 from models.token_plans.plan import parse_token_plan, recorded_token_plan
 from records.evaluation.answering import answer_questions
 from records.evaluation.config import JUDGE_LOG, RUN, EvaluationConfig
-from records.evaluation.estimate import estimate_run, own_questions
+from records.evaluation.estimate import EvaluationEstimate, estimate_run, own_questions
 from records.evaluation.judging import REVIEWS, grade_answers, name_of_judge, open_judge
 from records.evaluation.parts import PartFile, read_parts
 from records.evaluation.report_table import notes_of, render_summary
@@ -27,7 +27,6 @@ from records.processes import Processes, join_processes, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, check_folder, read_timings, writing
 from records.tables import read_results
-from records.timings import LowerBound
 from tasks.benchmarks.layout.answers import answer_rows
 from tasks.benchmarks.layout.rows import json_lines
 from tasks.benchmarks.layout.scores import Scores
@@ -41,7 +40,7 @@ def run_benchmark_eval(
     command: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
-) -> FinishedRun | LowerBound | None:
+) -> FinishedRun | EvaluationEstimate | None:
     """Answer the questions of benchmarks and score the answers, or resume a run that was killed.
 
     Args:
