@@ -1,8 +1,10 @@
 """The time of a probe sweep by stage, estimated before it starts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from models.llava import Llava
+from models.sites import Site
 from probes.evaluation.cross_validation import STRENGTHS
 from probes.evaluation.folds import FoldPlan
 
@@ -27,6 +29,29 @@ class FitCost(NamedTuple):
     scored: float
     """Examples times targets."""
     targets: int
+
+
+def forward_flops(llava: Llava, sites: Sequence[Site], *, positions: int, n_pictures: int) -> float:
+    """Floating-point operations of a forward pass that ends after the last of ``sites``.
+
+    Args:
+        llava: The model; its weights may have no values.
+        sites: What is captured.
+        positions: Tokens of the prompt up to the last one that is captured.
+        n_pictures: Pictures in the prompt.
+    """
+
+    def blocks_to_last(part: str, n_blocks: int) -> int:
+        reached = [n_blocks if site.layer is None else site.layer + 1 for site in sites if site.part == part]
+        return max(reached, default=0)
+
+    in_blocks = sum(p.numel() for p in llava.blocks.parameters())
+    in_tower = sum(p.numel() for p in llava.vision_blocks.parameters())
+    share = blocks_to_last("language_model", llava.n_layers) / llava.n_layers
+    whole_tower = any(site.part != "vision_tower" for site in sites)
+    of_tower = 1.0 if whole_tower else blocks_to_last("vision_tower", llava.n_vision_layers) / llava.n_vision_layers
+    patches = n_pictures * llava.grid[0] * llava.grid[1]
+    return 2.0 * (positions * share * in_blocks + patches * of_tower * in_tower)
 
 
 def fit_cost(plan: FoldPlan, d: int, *, maps: bool = False) -> FitCost:

@@ -19,7 +19,7 @@ from probes.activations.control_model import control_model, has_control
 from probes.activations.fill import fill_store, layouts, shard_size, stored_dtype, width
 from probes.activations.store import RANDOM, STORES, ActivationStore, SizeEstimate, estimate_size
 from probes.config import RUN, TEXT_TOKENS, SweepConfig
-from probes.estimate import sweep_stages
+from probes.estimate import forward_flops, sweep_stages
 from probes.evaluation.folds import FoldPlan
 from probes.evaluation.parallel import processes_for
 from probes.fit_sites import fit_sites
@@ -36,7 +36,7 @@ from records.processes import join_processes, launched, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, check_space, read_timings, writing
 from records.tables import read_results, skipped_note
-from records.timings import describe_estimate
+from records.timings import TimeEstimate, describe_estimate
 from tasks.errors import UserError
 from tasks.example import Example
 
@@ -77,7 +77,7 @@ def run_sweep(
     command: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
-) -> FinishedRun | Estimate | str | None:
+) -> FinishedRun | Estimate | TimeEstimate | None:
     """Run a sweep, or resume one that was killed.
 
     Args:
@@ -90,7 +90,7 @@ def run_sweep(
         on_note: Called with the estimate and with notes on what is left out, before the sweep starts.
 
     Returns:
-        The finished run; the estimate if ``config.dry_run`` is set (a line of text for stored activations); None on all
+        The finished run; the estimate if ``config.dry_run`` is set (of time alone for stored activations); None on all
         processes but rank 0.
 
     Raises:
@@ -107,11 +107,9 @@ def run_sweep(
     if config.activations is not None:
         if launched() > 1:
             raise UserError(f"activations must be read by one process, got {launched()}. Start it without a launcher.")
-        estimated = sweep_stored(config, command=command, on_progress=on_progress, on_note=on_note)
+        estimated = sweep_stored(config, command=command, on_progress=on_progress, on_note=on_note, figures=figures)
         if estimated is not None:
             return estimated
-        if figures:
-            drawn_figures(config.folder)
         return finished_sweep(config.folder, figures=figures)
     run = Run(config.folder, RUN, config.settings, command=command, overwrite=config.overwrite)
     selection = data or select(config)
@@ -250,10 +248,7 @@ def _estimate(
     layout = layouts(llava, [selection.examples[0]], config)[0]
     text = config.sites.tokens in TEXT_TOKENS or not layout.images
     positions = layout.prompt_stop if text else layout.images[-1].stop
-    in_blocks = sum(p.numel() for p in llava.blocks.parameters())
-    in_tower = sum(p.numel() for p in llava.vision_blocks.parameters())
-    patches = llava.grid[0] * llava.grid[1]
-    a_run = 2.0 * (positions * in_blocks + patches * in_tower * len(layout.images))
+    a_run = forward_flops(llava, sites, positions=positions, n_pictures=len(layout.images))
     widths = [width(site, llava) for site in sites]
     processes = [processes_for(plan, max(widths), len(sites), config.model.device) for plan in plans.values()]
     stages = sweep_stages(

@@ -13,6 +13,7 @@ from records.options import ModelOptions
 from tasks.errors import UserError, user_errors
 
 _LOAD_RATE = 1e-8  # seconds for each weight
+_CPU_BANDWIDTH, _GPU_BANDWIDTH = 8e9, 1e12  # bytes a second, of reading weights
 
 
 def open_model(
@@ -68,3 +69,14 @@ def describe_model(llava: Llava) -> dict[str, Any]:
 def load_seconds(llava: Llava) -> float:
     """Estimated time to load a model of this size, from a rate measured on smol and one CPU thread."""
     return 1.0 + _LOAD_RATE * sum(parameter.numel() for parameter in llava.model.parameters())
+
+
+def token_seconds(llava: Llava, n_rows: int, *, second: float, device: str) -> float:
+    """Estimated time to decode one token of each row of a batch: at least the time to read all weights once.
+
+    ``second`` is the time of one multiply-add of a product, and ``device`` where the model will run.
+    """
+    head = llava.config.text_config.vocab_size * llava.d_model
+    weights = sum(parameter.numel() for parameter in llava.blocks.parameters()) + head
+    bandwidth = _CPU_BANDWIDTH if torch.device(device).type == "cpu" else _GPU_BANDWIDTH
+    return float(max(n_rows * second * weights, weights * llava.dtype.itemsize / bandwidth))

@@ -62,28 +62,39 @@ def describe_estimate(stages: Mapping[str, float]) -> str:
     """
     whole = sum(stages.values())
     shown = sorted((name for name in stages if stages[name] > _SHOWN * whole), key=lambda name: -stages[name])
-    return f"about {_rounded(whole)}: " + ", ".join(f"{name} {_rounded(stages[name])}" for name in shown)
+    return f"about {rounded_seconds(whole)}: " + ", ".join(f"{name} {rounded_seconds(stages[name])}" for name in shown)
 
 
 @dataclass(frozen=True)
-class LowerBound:
-    """The work of a run in words, and a lower bound of its seconds, that of its matrix products.
+class TimeEstimate:
+    """The work of a run in words, and its estimated time.
 
     Example:
-        >>> print(LowerBound("900 questions of 1 benchmark", 12.3))
-        900 questions of 1 benchmark: at least 12 s
+        >>> print(TimeEstimate("40 examples, 3 x 3 layers", {"fitting probes": 12.3, "figures": 1.5}))
+        40 examples, 3 x 3 layers, about 14 s: fitting probes 12 s, figures 2 s
     """
 
     work: str
-    seconds: float
+    stages: Mapping[str, float]
+    """Seconds by stage, named as in the manifest's ``timings``, for a machine that does nothing else."""
+
+    @property
+    def seconds(self) -> float:
+        """Estimated seconds of the whole run."""
+        return sum(self.stages.values())
 
     def __str__(self) -> str:
         """One line."""
-        return f"{self.work}: at least {self.seconds:.0f} s"
+        return f"{self.work}, {describe_estimate(self.stages)}"
 
 
-def _rounded(seconds: float) -> str:
-    """One or two digits in the unit that suits the time."""
+def rounded_seconds(seconds: float) -> str:
+    """An estimated time with one or two digits, in the unit that suits it.
+
+    Example:
+        >>> rounded_seconds(204.0), rounded_seconds(0.3)
+        ('3.4 min', '0.3 s')
+    """
     for size, unit in ((86_400.0, "days"), (3600.0, "h"), (60.0, "min")):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 import figures
 from interventions.token_plans.config import RUN, InferenceConfig
@@ -26,7 +25,7 @@ from models.llava import Llava
 from models.token_plans.cost import Sizes, prefill
 from models.token_plans.plan import TokenPlan, parse_token_plan, parse_token_plans, recorded_token_plan
 from records.manifest import commit
-from records.open_model import describe_model, load_seconds, open_model
+from records.open_model import describe_model, load_seconds, open_model, token_seconds
 from records.processes import Processes, join_processes, matmul_speed, own_device
 from records.progress import OnProgress, PartProgress, ProgressBars
 from records.run import FinishedRun, Run, read_timings, writing
@@ -35,7 +34,6 @@ from records.timings import describe_estimate
 from tasks.checksums import is_whole
 from tasks.errors import UserError
 
-CPU_BANDWIDTH, GPU_BANDWIDTH = 8e9, 1e12  # bytes a second, of reading weights
 # Time over that of the products, measured on smol and one CPU thread, 2026-11-29: of answers, which end before the
 # last new token, and of timed runs, which do not.
 OVERHEAD, TIMED_OVERHEAD = 1.3, 2.3
@@ -182,22 +180,17 @@ def _check_pictured(questions: Questions) -> None:
 def _estimate(
     config: InferenceConfig, llava: Llava, questions: Questions, plans: Sequence[TokenPlan], device: str
 ) -> InferenceEstimate:
-    """Two prefills of every question under every plan, its decoding steps, the vision tower, and the timed rounds.
-
-    A decoding step of a batch takes at least the time to read all weights once.
-    """
-    n, on_cpu = len(questions.examples), torch.device(device).type == "cpu"
+    """Two prefills of every question under every plan, its decoding steps, the vision tower, and the timed rounds."""
+    n = len(questions.examples)
     sizes, second = Sizes.of(llava), 2 / matmul_speed(device, llava.dtype)  # of a multiply-add
     prompt = prepare(llava, [questions.examples[0]], preprocess=config.questions.preprocess).layout[0]
     n_image = sum(span.stop - span.start for span in prompt.images)
     n_text = prompt.prompt_stop - n_image
     head = llava.config.text_config.vocab_size * llava.d_model
-    weights = sum(p.numel() for p in llava.blocks.parameters()) + head
-    read = weights * llava.dtype.itemsize / (CPU_BANDWIDTH if on_cpu else GPU_BANDWIDTH)
     tower = len(prompt.images) * llava.n_image_tokens * sum(p.numel() for p in llava.vision_blocks.parameters())
     once = {plan: second * (prefill(sizes, plan, n_image, n_text) + head + tower) for plan in plans}
     rows = min(n, config.batch_size)
-    step = max(rows * second * weights, read)
+    step = token_seconds(llava, rows, second=second, device=device)
     n_batches = -(-n // config.batch_size)
     answering = sum(2 * n * each + n_batches * config.new_tokens * step for each in once.values())
     timing = (config.rounds + 1) * sum(rows * each + config.new_tokens * step for each in once.values())

@@ -25,12 +25,15 @@ from probes.activations.examples_table import examples_table
 from probes.activations.fill import fill_store, layouts, shard_size, stored_dtype, width
 from probes.activations.open import EXAMPLES, ActivationSet, open_activations
 from probes.activations.store import FOLDERS, RANDOM, ActivationStore, SizeEstimate, groups_at, size_of
+from probes.estimate import CAPTURE as CAPTURE_OVERHEAD
+from probes.estimate import forward_flops
 from records.manifest import commit
-from records.open_model import describe_model, open_model
+from records.open_model import describe_model, load_seconds, open_model
 from records.processes import join_processes, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
-from records.run import FinishedRun, Run, check_space, writing
+from records.run import FinishedRun, Run, check_space, read_timings, writing
 from records.tables import read_results, skipped_note
+from records.timings import describe_estimate
 from tasks.captions import captioned_examples
 from tasks.errors import UserError
 from tasks.example import Example
@@ -40,6 +43,9 @@ COLUMNS = (
     "n_rows", "d", "bytes", "norm",
 )  # fmt: skip
 
+CAPTURING, OF_RANDOM, CHECKING = "capturing", "capturing the random model", "checking"  # stages
+VALUE_SECONDS = 1e-8  # of checking a stored value, measured on smol and one CPU thread, 2026-11-30
+
 
 @dataclass(frozen=True)
 class CaptureEstimate:
@@ -47,19 +53,24 @@ class CaptureEstimate:
 
     size: SizeEstimate
     """Bytes written, and bytes free."""
-    seconds: float
-    """Lower bound of the time, from the matrix products and the measured speed of one."""
+    stages: Mapping[str, float]
+    """Seconds by stage, named as in the manifest's ``timings``."""
     n_examples: int
     n_sites: int
     n_groups: int
     """Number of token groups, those of both conditions counted."""
 
+    @property
+    def seconds(self) -> float:
+        """Estimated seconds of the whole capture."""
+        return sum(self.stages.values())
+
     def __str__(self) -> str:
         """One line."""
         return (
             f"{self.n_examples} examples at {self.n_sites} sites, {self.n_groups} token groups: "
-            f"{self.size.activations / 1e6:.1f} MB of activations ({self.size.free / 1e9:.1f} GB free), at least "
-            f"{self.seconds:.0f} s"
+            f"{self.size.activations / 1e6:.1f} MB of activations ({self.size.free / 1e9:.1f} GB free), "
+            f"{describe_estimate(self.stages)}"
         )
 
 
@@ -101,7 +112,7 @@ def run_capture(
         >>> from records.options import ModelOptions
         >>> config = CaptureConfig(ModelOptions("random:tiny"), DataOptions(limit=8, transfer="none"), dry_run=True)
         >>> print(run_capture(config))  # doctest: +ELLIPSIS
-        8 examples at ... sites, 2 token groups: ... MB of activations (... GB free), at least ... s
+        8 examples at ... sites, 2 token groups: ... MB of activations (... GB free), about ...
     """
     on_progress = on_progress or ProgressBars()
     run = Run(config.folder, CAPTURE, config.settings, command=command, overwrite=config.overwrite)
@@ -112,13 +123,14 @@ def run_capture(
     device = own_device(config.model.device)
     processes = join_processes(device)
     given = llava
-    llava = open_model(config.model, device=device, seed=config.seed, given=given, weights=not config.dry_run)
+    with run.timings.stage("load"):
+        llava = open_model(config.model, device=device, seed=config.seed, given=given, weights=not config.dry_run)
     if config.data.spec == SCENES:
         read = load_examples(config.data, seed=config.seed, size=llava.image_size)
         data = data._replace(examples=read.both)
     work = {condition: _work(config, condition, data.examples, llava) for condition in config.conditions}
     random = config.random_init and has_control(config.model)
-    estimate = _estimate(config, llava, work, data, device, random=random)
+    estimate = _estimate(config, llava, work, data, device, random=random, world=processes.world)
     if config.dry_run:
         return estimate
     check_space(
@@ -138,24 +150,30 @@ def run_capture(
                 done = partial(_tell, on_progress, f"capturing {condition}{of_what}", total)
                 fill_store(store, model, part.examples[:n], part.sites, part.groups, config, processes, done, on_note)
 
-        captured(lambda: llava, FOLDERS, len(data.examples), "")
+        with run.timings.stage(CAPTURING):
+            captured(lambda: llava, FOLDERS, len(data.examples), "")
         processes.wait()
         if random:
             control = partial(control_model, llava, config.model, seed=config.seed, keep=given is not None)
-            captured(_once(control), RANDOM, data.n_fitted, " of the random model")
+            with run.timings.stage(OF_RANDOM):
+                captured(_once(control), RANDOM, data.n_fitted, " of the random model")
         processes.wait()
         if not processes.is_main:
             return None
         if not run.is_finished:
             depths = {str(site): depth(site, llava) for part in work.values() for site in part.sites}
-            run.finish(_stored_table(config, depths, on_progress))
+            with run.timings.stage(CHECKING):
+                table = _stored_table(config, depths, on_progress)
+            run.finish(table)
     return finished_capture(config.folder)
 
 
 def finished_capture(folder: Path) -> FinishedRun:
     """The finished capture in ``folder``; raise ``UserError`` if there is none."""
     results = read_results(folder, CAPTURE)
-    return FinishedRun(folder, results, _summary(results), (), skipped_note(folder))
+    return FinishedRun(
+        folder, results, _summary(results), (), skipped_note(folder), timings=read_timings(folder, CAPTURE)
+    )
 
 
 def _tell(on_progress: OnProgress, stage: str, total: int, done: int) -> None:
@@ -234,25 +252,25 @@ def _estimate(
     device: str,
     *,
     random: bool,
+    world: int,
 ) -> CaptureEstimate:
     """Bytes and seconds of all captures, that of the control model included."""
-    values, flops = 0, 0.0
-    in_blocks = sum(p.numel() for p in llava.blocks.parameters())
-    in_tower = sum(p.numel() for p in llava.vision_blocks.parameters())
-    patches = llava.grid[0] * llava.grid[1]
+    values, seconds = 0, {CAPTURING: 0.0, OF_RANDOM: 0.0}
+    second = CAPTURE_OVERHEAD / matmul_speed(device, llava.dtype) / world  # of one operation
     for part in work.values():
         shown = part.layouts + (part.layouts[: data.n_fitted] if random else [])
         rows = {group: sum(_n_rows(layout, group, config.sites.pool) for layout in shown) for group in part.groups}
         values += sum(width(site, llava) * rows[group] for site in part.sites for group in groups_at(site, part.groups))
         whole = bool(set(part.groups) - {"image", "object"})
-        in_model = any(site.part == "language_model" for site in part.sites)
-        for layout in shown:
+        for number, layout in enumerate(shown):
             positions = layout.prompt_stop if whole or not layout.images else layout.images[-1].stop
-            flops += 2 * (in_model * positions * in_blocks + patches * in_tower * len(layout.images))
+            flops = forward_flops(llava, part.sites, positions=positions, n_pictures=len(layout.images))
+            seconds[CAPTURING if number < len(part.layouts) else OF_RANDOM] += flops * second
     size = size_of(values, dtype=stored_dtype(config, llava), folder=config.folder)
     n_sites = len({site for part in work.values() for site in part.sites})
     n_groups = sum(len(part.groups) for part in work.values())
-    return CaptureEstimate(size, flops / matmul_speed(device, llava.dtype), len(data.examples), n_sites, n_groups)
+    stages = {"load": load_seconds(llava), **seconds, CHECKING: VALUE_SECONDS * values}
+    return CaptureEstimate(size, stages, len(data.examples), n_sites, n_groups)
 
 
 def _about_data(read: Examples, data: Readable, llava: Llava) -> dict[str, Any]:
@@ -303,7 +321,7 @@ def _stored_table(config: CaptureConfig, depths: Mapping[str, float], on_progres
                         group, found.pool, dtype, len(found), n, d, n_bytes, norms / n if n else np.nan,
                     )  # fmt: skip
                     rows.append(dict(zip(COLUMNS, row, strict=True)))
-                on_progress("checking", 1, len(found.sites) * sum(len(s.conditions) for _, s in sets))
+                on_progress(CHECKING, 1, len(found.sites) * sum(len(s.conditions) for _, s in sets))
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"layer": "Int64"})
 
 

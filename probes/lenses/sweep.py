@@ -25,6 +25,7 @@ from models.pixels import to_png
 from models.sites import Site
 from probes.lenses.config import RUN, SCENES, LensConfig
 from probes.lenses.data import LensData, digest_of, load_corpus, load_examples
+from probes.lenses.estimate import sweep_estimate
 from probes.lenses.jacobian import JacobianLens
 from probes.lenses.latent import LatentLens, build_latent_lens
 from probes.lenses.reading import INPUT, LogitLens, Transport, check_lens, lens_sites
@@ -36,10 +37,11 @@ from probes.lenses.words import WordTable, dump, matched_tokens, matched_words, 
 from probes.maps.write import about_example
 from records.manifest import commit
 from records.open_model import describe_model, open_model
-from records.processes import Processes, join_processes, matmul_speed, own_device
+from records.processes import Processes, join_processes, own_device
 from records.progress import OnProgress, ProgressBars
-from records.run import FinishedRun, Run, writing
+from records.run import FinishedRun, Run, read_timings, writing
 from records.tables import read_results
+from records.timings import TimeEstimate, Timings
 from tasks.checksums import is_whole
 from tasks.errors import UserError, user_errors
 
@@ -48,23 +50,6 @@ _CONTROL_SEED = 2**16  # added to the seed, so that the control differs from a r
 SHARD = 4  # examples of a shard
 _TOKENS = ("lens", "example", "site", "name", "layer", "row", "col", "rank", "word", "strength", "neighbour_layer",
            "p_object")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LensEstimate:
-    """The size of a run, and a lower bound of the time of its matrix products."""
-
-    n_examples: int
-    n_sites: int
-    n_lenses: int
-    seconds: float
-
-    def __str__(self) -> str:
-        """One line."""
-        return (
-            f"{self.n_examples} examples at {self.n_sites} sites with {self.n_lenses} "
-            f"lens{'' if self.n_lenses == 1 else 'es'}: at least {self.seconds:.0f} s"
-        )
 
 
 @dataclass(frozen=True)
@@ -96,7 +81,7 @@ def run_lens_sweep(
     command: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
-) -> FinishedRun | LensEstimate | None:
+) -> FinishedRun | TimeEstimate | None:
     """Score lenses, or resume a run that was killed.
 
     Args:
@@ -129,7 +114,8 @@ def run_lens_sweep(
     loaded = {spec: _load(spec) for spec in config.lens_specs if spec != "latent"}
     device = own_device(config.model.device)
     processes = join_processes(device)
-    llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
+    with run.timings.stage("load"):
+        llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
     if config.data.spec == SCENES:
         data = load_examples(config.data, config.target, seed=config.seed, size=llava.image_size)
     sites = lens_sites(llava.n_layers, config.layers)
@@ -147,7 +133,7 @@ def run_lens_sweep(
         raise UserError(
             f"words must have a word-start token in {llava.id}, got none for {', '.join(table.left_out[:5])}."
         )
-    estimate = _estimate(config, llava, len(kept), len(sites), device)
+    estimate = sweep_estimate(config, llava, data, len(kept), sites, device, processes.world)
     if config.dry_run:
         return estimate
     on_note(str(estimate))
@@ -160,7 +146,9 @@ def run_lens_sweep(
         "corpus": digest_of(texts), "lenses": [_describe(lens) for lens in loaded.values()],
     }  # fmt: skip
     with run.open(processes, on_note=on_note, model=describe_model(llava), data=about):
-        job = _Job(config, data, kept, table, sites, loaded, texts, processes, on_progress, on_note)
+        job = _Job(
+            config, data, kept, table, sites, loaded, texts, processes, on_progress, on_note, timings=run.timings
+        )
         notes = job.read(llava)
         if config.controls and not config.model.name.startswith("random:"):
             job.read_control(llava)
@@ -168,13 +156,18 @@ def run_lens_sweep(
         if not processes.is_main:
             return None
         finished = run.is_finished
-        if not (finished and job.has_pictures):
-            job.write_shown(llava)
+        with run.timings.stage("tables"):
+            if not (finished and job.has_pictures):
+                job.write_shown(llava)
+            if not finished:
+                scores, nearest = job.collect()
+                results = tabulate(scores, nearest, model=config.model.name, n_layers=llava.n_layers, seed=config.seed)
         if not finished:
-            scores, nearest = job.collect()
             with writing(config.folder):
                 commit(config.folder / "scores.parquet", scores.to_parquet(index=False))
-            run.finish(tabulate(scores, nearest, model=config.model.name, n_layers=llava.n_layers, seed=config.seed))
+            run.finish(results)
+            with writing(config.folder), run.drawing():
+                figures.drawn_figures(config.folder)
     for note in notes:
         on_note(note)
     return finished_lens_sweep(config.folder)
@@ -186,7 +179,7 @@ def finished_lens_sweep(folder: Path) -> FinishedRun:
     with writing(folder):
         drawn = figures.drawn_figures(folder)
     notes = middle_sentences(results)
-    return FinishedRun(folder, results, render_summary(results), drawn, notes)
+    return FinishedRun(folder, results, render_summary(results), drawn, notes, timings=read_timings(folder, RUN))
 
 
 class _Job:
@@ -204,8 +197,10 @@ class _Job:
         processes: Processes,
         on_progress: OnProgress,
         on_note: Callable[[str], None],
+        *,
+        timings: Timings,
     ) -> None:
-        self.on_note = on_note
+        self.on_note, self.timings = on_note, timings
         self.config, self.data, self.kept, self.table, self.sites = config, data, list(kept), table, sites
         self.loaded, self.texts, self.processes, self.on_progress = loaded, texts, processes, on_progress
         self.shards = [self.kept[at : at + SHARD] for at in range(0, len(self.kept), SHARD)]
@@ -218,7 +213,8 @@ class _Job:
         if not missing:
             return []
         lenses = self._lenses(llava, self.config.lens_specs)
-        self._run(llava, lenses, self._words(llava, lenses), missing, "model", "reading")
+        with self.timings.stage("reading"):
+            self._run(llava, lenses, self._words(llava, lenses), missing, "model", "reading")
         notes = []
         for lens in lenses:
             if isinstance(lens, LatentLens):
@@ -237,8 +233,9 @@ class _Job:
         control = randomised(llava, self.config.seed + _CONTROL_SEED)
         specs = ["logit"] if any(not spec.startswith("latent") for spec in self.config.lens_specs) else []
         lenses = self._lenses(control, [*specs, *(["latent"] if self.texts else [])])
-        words = replace(self._words(control, lenses), controls=False)
-        self._run(control, lenses, words, missing, "random", "reading the random model")
+        with self.timings.stage("reading the random model"):
+            words = replace(self._words(control, lenses), controls=False)
+            self._run(control, lenses, words, missing, "random", "reading the random model")
 
     def collect(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The scores and the nearest layers of all shards; the random model's scores stand with every lens."""
@@ -317,10 +314,11 @@ class _Job:
         for spec in specs:
             if spec == "latent":
                 stage = f"indexing {llava.id}"
-                made = build_latent_lens(
-                    llava, self.texts, most_tokens=self.config.text.corpus_tokens,
-                    on_text=partial(self.on_progress, stage),
-                )  # fmt: skip
+                with self.timings.stage("indexing"):
+                    made = build_latent_lens(
+                        llava, self.texts, most_tokens=self.config.text.corpus_tokens,
+                        on_text=partial(self.on_progress, stage),
+                    )  # fmt: skip
                 found.append(made)
             else:
                 found.append(LogitLens() if spec == "logit" else self.loaded[spec])
@@ -384,17 +382,3 @@ def _describe(lens: Lens) -> dict[str, Any]:
     for tensor in tensors:
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
     return {"name": lens.name, "width": lens.d_model, "digest": digest.hexdigest()[:16]}
-
-
-def _estimate(config: LensConfig, llava: Llava, n: int, n_sites: int, device: str) -> LensEstimate:
-    """The language model up to the image's end, the tower, and the head or the index at every patch and site."""
-    patches = llava.grid[0] * llava.grid[1]
-    blocks = sum(p.numel() for p in llava.blocks.parameters()) + sum(
-        p.numel() for p in llava.vision_blocks.parameters()
-    )
-    head = int(llava.config.text_config.vocab_size) * llava.d_model
-    index = config.text.corpus_tokens * 9 * llava.d_model
-    each = sum(index if spec.startswith("latent") else head for spec in config.lens_specs)
-    control = config.controls and not config.model.name.startswith("random:")
-    flops = 2 * n * patches * (blocks + n_sites * each) * (2 if control else 1)
-    return LensEstimate(n, n_sites, len(config.lens_specs), flops / matmul_speed(device, llava.dtype))

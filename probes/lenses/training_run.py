@@ -18,6 +18,7 @@ from models.inputs import Inputs, prepare
 from models.llava import Llava
 from probes.lenses.config import TRAIN, TrainConfig
 from probes.lenses.data import digest_of, load_corpus, load_training
+from probes.lenses.estimate import training_estimate
 from probes.lenses.jacobian import JacobianLens, average, jacobian_sites, jacobians_of
 from probes.lenses.latent import build_latent_lens
 from probes.lenses.reading import LogitLens, Transport
@@ -27,14 +28,14 @@ from probes.lenses.tuned_training import TunedTrainer, kl_by_site
 from records.intervals import mean_intervals
 from records.manifest import commit, read_manifest
 from records.open_model import describe_model, open_model
-from records.processes import Processes, join_processes, launched, matmul_speed, own_device
+from records.processes import Processes, join_processes, launched, own_device
 from records.progress import OnProgress, ProgressBars
-from records.run import FinishedRun, Run, writing
+from records.run import FinishedRun, Run, read_timings, writing
 from records.tables import read_results
-from records.timings import LowerBound
+from records.timings import TimeEstimate
 from tasks.checksums import is_whole
 from tasks.dataset import Dataset
-from tasks.errors import UserError, user_errors
+from tasks.errors import UserError
 
 CHECKPOINT, JACOBIAN = "checkpoint.safetensors", "lens.pt"
 _EVERY = 25  # steps between two checkpoints
@@ -52,7 +53,7 @@ def run_lens_training(
     command: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
-) -> FinishedRun | LowerBound | None:
+) -> FinishedRun | TimeEstimate | None:
     """Make a lens, or resume a run that was killed.
 
     Args:
@@ -71,7 +72,7 @@ def run_lens_training(
     Example:
         >>> from records.options import ModelOptions
         >>> print(run_lens_training(TrainConfig(ModelOptions("random:tiny"), steps=5, dry_run=True)))
-        5 steps of 8 examples: at least ... s
+        5 steps of 8 examples, about ...
     """
     on_progress = on_progress or ProgressBars()
     if launched() > 1:
@@ -80,11 +81,12 @@ def run_lens_training(
     texts = load_corpus(config.text, config.data.spec, seed=config.seed) if config.kind == "latent" else []
     device = own_device(config.model.device)
     processes: Processes = join_processes(device)
-    llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
+    with run.timings.stage("load"):
+        llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
     fitted, held_out = (None, None) if texts else load_training(config.data, seed=config.seed, size=llava.image_size)
     if config.kind == "jacobian":
         jacobian_sites(llava.n_layers, config.layers)  # raises for layers that it cannot have
-    estimate = _estimate(config, llava, fitted, texts, device)
+    estimate = training_estimate(config, llava, fitted, 0 if held_out is None else len(held_out), texts, device)
     if config.dry_run:
         return estimate
     on_note(str(estimate))
@@ -94,12 +96,18 @@ def run_lens_training(
     with run.open(processes, on_note=on_note, model=describe_model(llava), data=about):
         if not run.is_finished:
             if texts:
-                run.finish(_make_latent(config, llava, texts, on_progress))
+                with run.timings.stage("indexing"):
+                    results = _make_latent(config, llava, texts, on_progress)
+                run.finish(results)
             else:
                 assert fitted is not None
                 assert held_out is not None
-                make = _make_tuned if config.kind == "tuned" else _make_jacobian
-                run.finish(_evaluate(config, llava, make(config, llava, fitted, on_progress), held_out, on_progress))
+                stage, make = ("training", _make_tuned) if config.kind == "tuned" else ("Jacobians", _make_jacobian)
+                with run.timings.stage(stage):
+                    lens = make(config, llava, fitted, on_progress)
+                with run.timings.stage("scoring"):
+                    results = _evaluate(config, llava, lens, held_out, on_progress)
+                run.finish(results)
                 (config.folder / CHECKPOINT).unlink(missing_ok=True)
     return finished_lens_training(config.folder)
 
@@ -108,7 +116,8 @@ def finished_lens_training(folder: Path) -> FinishedRun:
     """The finished run in ``folder``; raise ``UserError`` if there is none."""
     results = read_results(folder, TRAIN)
     name = JACOBIAN if (folder / JACOBIAN).is_file() else ""
-    return FinishedRun(folder, results, render_training(results), (), (f"lens: {folder / name}",))
+    notes = (f"lens: {folder / name}",)
+    return FinishedRun(folder, results, render_training(results), (), notes, timings=read_timings(folder, TRAIN))
 
 
 def is_training(folder: Path) -> bool:
@@ -244,23 +253,3 @@ def _read(path: Path) -> dict[str, Tensor] | None:
         return load_file(path) if is_whole(path) else None
     except (OSError, SafetensorError):
         return None
-
-
-def _estimate(config: TrainConfig, llava: Llava, data: Dataset | None, texts: Sequence[str], device: str) -> LowerBound:
-    blocks = sum(p.numel() for p in llava.blocks.parameters())
-    head = int(llava.config.text_config.vocab_size) * llava.d_model
-    speed = matmul_speed(device, llava.dtype)
-    if data is None:
-        flops = 2 * config.text.corpus_tokens * blocks
-        return LowerBound(f"{len(texts)} texts, up to {config.text.corpus_tokens} tokens", flops / speed)
-    with user_errors(ValueError):
-        inputs = _one(config, llava, data, 0)
-    image = int((inputs.input_ids == llava.image_token_id).sum())
-    length = inputs.n_positions
-    n_read = image if config.read_at == "image" else length - image
-    if config.kind == "jacobian":
-        flops = 2 * 2 * len(data) * length * blocks * llava.d_model  # one backward pass for each dimension
-        return LowerBound(f"Jacobians of {len(data)} prompts", flops / speed)
-    per_example = length * blocks + 2 * n_read * llava.n_layers * head
-    flops = 2 * config.steps * min(config.batch_size, len(data)) * per_example
-    return LowerBound(f"{config.steps} steps of {min(config.batch_size, len(data))} examples", flops / speed)

@@ -30,14 +30,16 @@ from probes.probe_data import fold_plans
 from probes.stored import Stored, stored_data
 from probes.transfer.config import TRANSFER, TransferConfig
 from probes.transfer.cross import TransferScore, transfer
+from probes.transfer.estimate import transfer_stages
 from probes.transfer.parts import Part, part_path, read_part, write_part
 from records.manifest import commit
 from records.options import ModelOptions
-from records.processes import Processes, launched, own_device
+from records.processes import Processes, launched, matmul_speed, own_device
 from records.progress import OnProgress, ProgressBars
 from records.resampling import adjust_max, adjust_p
-from records.run import FinishedRun, Run, writing
+from records.run import FinishedRun, Run, read_timings, writing
 from records.tables import read_results
+from records.timings import TimeEstimate
 from tasks.errors import UserError
 
 COLUMNS = (
@@ -55,7 +57,7 @@ def run_transfer(
     command: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
-) -> FinishedRun | str:
+) -> FinishedRun | TimeEstimate:
     """Read probes of captions on pictures and the reverse, at every pair of layers; a run that was killed goes on.
 
     Args:
@@ -65,7 +67,7 @@ def run_transfer(
         on_note: Called with the size of the run, and with what is left out.
 
     Returns:
-        The finished run; a line about its size if ``config.dry_run`` is set.
+        The finished run; the estimate if ``config.dry_run`` is set.
 
     Raises:
         UserError: If the activations, labels or settings do not fit together.
@@ -77,8 +79,8 @@ def run_transfer(
         >>> sides = {side: {"blocks.0.hook_resid_post": {side: x}} for side in ("image", "caption")}
         >>> table = pd.DataFrame({"id": range(40), "label_kind": ["cat", "dog"] * 20})
         >>> store = write_activations(Path(tempfile.mkdtemp()), sides, table)
-        >>> run_transfer(TransferConfig(store.folder, targets=("kind",), dry_run=True))
-        '40 examples, 1 x 1 layers, 2 cells, no forward pass'
+        >>> print(run_transfer(TransferConfig(store.folder, targets=("kind",), dry_run=True)))  # doctest: +ELLIPSIS
+        40 examples, 1 x 1 layers, 2 cells, no forward pass, about ...
     """
     on_progress = on_progress or ProgressBars()
     if launched() > 1:
@@ -89,12 +91,18 @@ def run_transfer(
     plans = fold_plans(data, found.config)
     n_cells = 2 * len(found.sites) ** 2 * len(data.targets)
     size = f"{data.n_fitted} examples, {len(found.sites)} x {len(found.sites)} layers, {n_cells} cells, no forward pass"
-    if config.dry_run:
-        return size
     random = stored.random_init
     if random is not None and len(random.conditions) < 2:
         random = None
-    on_note(size)
+    width = next(stored.shards(found.sites[0], next(iter(plans)))).shape[1]
+    stages = transfer_stages(
+        plans, width, len(found.sites), second=1 / matmul_speed(config.device, torch.float32), probe=config.probe,
+        device=config.device, has_random=random is not None,
+    )  # fmt: skip
+    estimate = TimeEstimate(size, stages)
+    if config.dry_run:
+        return estimate
+    on_note(str(estimate))
     if random is None:
         on_note("control random_init left out: the capture has none; capture-activations --random-init stores one")
     about = {
@@ -106,7 +114,11 @@ def run_transfer(
         with writing(config.folder):
             commit(config.folder / "examples.parquet", stored.examples.to_parquet(index=False))
         if not run.is_finished:
-            run.finish(_matrix(config, found, plans, random, on_progress, on_note))
+            with run.timings.stage("fitting probes"):
+                table = _matrix(config, found, plans, random, on_progress, on_note)
+            run.finish(table)
+            with writing(config.folder), run.drawing():
+                drawn_figures(config.folder)
     return finished_transfer(config.folder)
 
 
@@ -115,7 +127,7 @@ def finished_transfer(folder: Path) -> FinishedRun:
     results = read_results(folder, TRANSFER)
     with writing(folder):
         drawn = drawn_figures(folder)
-    return FinishedRun(folder, results, render_summary(results), drawn)
+    return FinishedRun(folder, results, render_summary(results), drawn, timings=read_timings(folder, TRANSFER))
 
 
 def _stored(config: TransferConfig) -> Stored:

@@ -14,7 +14,7 @@ from models.llava import Llava
 from models.token_plans.plan import parse_token_plan, recorded_token_plan
 from records.evaluation.answering import answer_questions
 from records.evaluation.config import JUDGE_LOG, RUN, EvaluationConfig
-from records.evaluation.estimate import estimate_run, own_questions
+from records.evaluation.estimate import EvaluationEstimate, estimate_run, own_questions
 from records.evaluation.judging import REVIEWS, grade_answers, name_of_judge, open_judge
 from records.evaluation.parts import PartFile, read_parts
 from records.evaluation.report_table import notes_of, render_summary
@@ -25,9 +25,8 @@ from records.open_model import describe_model, open_model
 from records.options import slug
 from records.processes import Processes, join_processes, own_device
 from records.progress import OnProgress, ProgressBars
-from records.run import FinishedRun, Run, check_folder, writing
+from records.run import FinishedRun, Run, check_folder, read_timings, writing
 from records.tables import read_results
-from records.timings import LowerBound
 from tasks.benchmarks.layout.answers import answer_rows
 from tasks.benchmarks.layout.rows import json_lines
 from tasks.benchmarks.layout.scores import Scores
@@ -41,7 +40,7 @@ def run_benchmark_eval(
     command: Sequence[str] = (),
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] = lambda line: None,
-) -> FinishedRun | LowerBound | None:
+) -> FinishedRun | EvaluationEstimate | None:
     """Answer the questions of benchmarks and score the answers, or resume a run that was killed.
 
     Args:
@@ -75,7 +74,8 @@ def run_benchmark_eval(
         open_judge(config.judge, None).close()  # checks address, key and limit
     device = own_device(config.model.device)
     processes = join_processes(device)
-    llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
+    with run.timings.stage("load"):
+        llava = open_model(config.model, device=device, seed=config.seed, given=llava, weights=not config.dry_run)
     recorded = recorded_token_plan(config.model.name, llava.n_layers)
     plan = parse_token_plan(config.token_plan or recorded, llava.n_layers)
     data: dict[str, Any] = {one.name: {"digest": one.digest, "n_questions": len(one.questions)} for one in opened}
@@ -91,12 +91,14 @@ def run_benchmark_eval(
         for name in _changed_labels(config.folder, labels):
             on_note(f"{name}: its labels changed since the run was scored; the answers are scored anew")
     with run.open(processes, on_note=on_note, model=describe_model(llava), data=data, labels=labels):
-        for one in opened:
-            _answer(config, llava, one, plan.text, processes, on_progress, on_note)
+        with run.timings.stage("answering"):
+            for one in opened:
+                _answer(config, llava, one, plan.text, processes, on_progress, on_note)
         processes.wait()
         if not processes.is_main:
             return None
-        scores = {one.name: _write(config, one, on_progress) for one in opened}
+        with run.timings.stage("scoring"):
+            scores = {one.name: _write(config, one, on_progress) for one in opened}
         _write_skipped(config.folder, [bad for one in opened for bad in one.skipped])
         results = tabulate(
             scores, {one.name: one.notes for one in opened}, n={one.name: len(one.questions) for one in opened},
@@ -109,7 +111,8 @@ def run_benchmark_eval(
 def finished_benchmark_eval(folder: Path) -> FinishedRun:
     """The finished run in ``folder``; raise ``UserError`` if there is none."""
     results = read_results(folder, RUN)
-    return FinishedRun(folder, results, render_summary(results), notes=notes_of(results))
+    timings = read_timings(folder, RUN)
+    return FinishedRun(folder, results, render_summary(results), notes=notes_of(results), timings=timings)
 
 
 def _unlike(config: EvaluationConfig, one: OpenBenchmark) -> str:

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -15,10 +17,24 @@ from interventions.config import InterventionOptions, PairOptions, PatchConfig
 from interventions.sweep import run_patch_sweep
 from interventions.token_plans.config import InferenceConfig, QuestionOptions
 from interventions.token_plans.sweep import run_inference_cost
+from probes.activations.capture_run import run_capture
+from probes.activations.config import CaptureConfig, CapturedSites
+from probes.activations.write import write_activations
 from probes.config import DataOptions, ProbeOptions, SiteOptions, SweepConfig
+from probes.geometry.sweep.config import GeometryConfig
+from probes.geometry.sweep.run import run_geometry_sweep
+from probes.lenses.config import CorpusOptions, LensConfig, TrainConfig, TrainDataOptions
+from probes.lenses.config import DataOptions as LensData
+from probes.lenses.sweep import run_lens_sweep
+from probes.lenses.training_run import run_lens_training
 from probes.sweep import run_sweep
+from probes.transfer.config import TransferConfig
+from probes.transfer.sweep import run_transfer
+from records.evaluation.config import EvaluationConfig
+from records.evaluation.run import run_benchmark_eval
 from records.progress import silent
 from records.timings import Timings
+from tasks.benchmarks.layout.make_pope import scene_pictures, write_pope
 from tuning.config import DataOptions as TuningData
 from tuning.config import Optimisation, PlanOptions, TuningConfig
 from tuning.run import run_tuning
@@ -43,11 +59,51 @@ SMALL: dict[str, tuple[Callable[..., Any], Any]] = {
             probing=ProbeOptions(targets=("place",), maps=0, controls=False),
         ),
     ),
+    "capture-activations": (
+        run_capture,
+        CaptureConfig(
+            data=DataOptions(limit=12, transfer="none"), condition="both", sites=CapturedSites(("resid_post",), "3,12")
+        ),
+    ),
+    "transfer-sweep": (run_transfer, TransferConfig(Path("stored"), targets=("kind",))),
+    "geometry-sweep": (run_geometry_sweep, GeometryConfig(Path("stored"))),
+    "lens-sweep": (
+        run_lens_sweep,
+        LensConfig(data=LensData(limit=3), lenses=("logit",), layers="5,20", shown=1),
+    ),
+    "lens-sweep with a latent lens": (
+        run_lens_sweep,
+        LensConfig(
+            data=LensData(limit=3), lenses=("latent",), layers="5", text=CorpusOptions(corpus_tokens=256),
+            controls=False, shown=0,
+        ),
+    ),
+    "lens-sweep train": (
+        run_lens_training, TrainConfig(data=TrainDataOptions(limit=4, eval_limit=1), steps=2, batch_size=2),
+    ),
+    "lens-sweep train --kind latent": (
+        run_lens_training, TrainConfig(kind="latent", text=CorpusOptions(corpus_tokens=256)),
+    ),
+    "benchmark-eval": (run_benchmark_eval, EvaluationConfig(benchmarks=("pope=pope",), limit=6, new_tokens=2)),
     "layerwise-finetune": (
         partial(run_tuning),
         TuningConfig(plan=PlanOptions(layers="20-29"), optimisation=Optimisation(steps=2), data=TuningData(scenes=2)),
     ),
 }  # fmt: skip
+
+
+def write_random(folder: Path, *, n: int, d: int, n_layers: int) -> None:
+    """A capture of random numbers, with a label that they do not show."""
+    draw = np.random.default_rng(0)
+    arrays = {
+        condition: {
+            f"blocks.{layer}.hook_resid_post": {condition: draw.normal(size=(n, d)).astype(np.float32)}
+            for layer in range(n_layers)
+        }
+        for condition in ("image", "caption")
+    }
+    table = pd.DataFrame({"id": [str(i) for i in range(n)], "label_kind": ["cat", "dog", "bus"] * (n // 3)})
+    write_activations(folder, arrays, table)
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +119,15 @@ def on_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.slow  # speed differs between machines
 @pytest.mark.smol
 @pytest.mark.parametrize("command", SMALL)
-def test_a_dry_run_estimates_each_stage_within_a_small_factor(command: str, tmp_path: Path) -> None:
+def test_a_dry_run_estimates_each_stage_within_a_small_factor(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, settings = SMALL[command]
+    monkeypatch.chdir(tmp_path)
+    if command == "benchmark-eval":
+        write_pope(Path("pope"), scene_pictures(1, size=112))
+    elif command in ("transfer-sweep", "geometry-sweep"):
+        write_random(Path("stored"), n=300, d=512, n_layers=4)
     estimate = run(replace(settings, out=tmp_path / "run", dry_run=True))
     stages: Mapping[str, float] = estimate.stages
     assert "about " in str(estimate) and not (tmp_path / "run").exists()

@@ -18,7 +18,7 @@ class GenerateEstimate:
 
     Example:
         >>> print(GenerateEstimate(3, 1000, 300, is_counted=True, most_cost=None))
-        3 requests: 1,000 prompt tokens, at most 300 tokens of replies
+        3 requests: 1,000 prompt tokens, at most 300 tokens of replies; the time is that of the server, not estimated
     """
 
     n_requests: int
@@ -34,7 +34,7 @@ class GenerateEstimate:
         cost = "" if self.most_cost is None else f", at most ${self.most_cost:,.2f}"
         return (
             f"{self.n_requests:,} requests: {'' if self.is_counted else 'about '}{self.prompt_tokens:,} prompt tokens, "
-            f"at most {self.most_reply_tokens:,} tokens of replies{cost}"
+            f"at most {self.most_reply_tokens:,} tokens of replies{cost}; the time is that of the server, not estimated"
         )
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from records.manifest import commit
 from records.processes import Processes
 from records.progress import OnProgress, ProgressBars
-from records.run import FinishedRun, Run, writing
+from records.run import FinishedRun, Run, read_timings, writing
 from records.shared_jobs import one_at_a_time
 from records.tables import read_results
 from tasks.chat_server import ChatClient, ChatRequest, Price, Reply, read_price
@@ -98,9 +98,12 @@ def run_generate(
     digest = hashlib.sha256("".join(request.key for request in work.requests).encode()).hexdigest()[:16]
     with run.open(Processes(), on_note=on_note, data={"n_requests": len(work.requests), "digest": digest}):
         if not run.is_finished:
-            with _locked(config), _client(config, price, config.server.log or config.folder / LOG) as client:
+            log = config.server.log or config.folder / LOG
+            with _locked(config), _client(config, price, log) as client, run.timings.stage("asking"):
                 replies = _ask(client, work, on_progress, skip_failed=config.skip_bad)
-            _write(config, run, work, replies)
+            with run.timings.stage("checking replies"):
+                table = _write(config, work, replies)
+            run.finish(table)
     return finished_generate(config.folder)
 
 
@@ -113,7 +116,7 @@ def finished_generate(folder: Path) -> FinishedRun:
         f"refused: {int(total['refused']) + int(total['duplicates'])}, listed in {folder / REFUSED}",
         *([_NO_SCHEMAS] if total["most_frequent_reason"] == NOT_JSON else []),
     )
-    return FinishedRun(folder, results, render_summary(results), notes=notes)
+    return FinishedRun(folder, results, render_summary(results), notes=notes, timings=read_timings(folder, RUN))
 
 
 def plan_work(config: GenerateConfig) -> Work:
@@ -188,8 +191,8 @@ def _ask(client: ChatClient, work: Work, on_progress: OnProgress, *, skip_failed
     return replies
 
 
-def _write(config: GenerateConfig, run: Run, work: Work, replies: Sequence[Reply]) -> None:
-    """Write the data, the refusals and, last, the table."""
+def _write(config: GenerateConfig, work: Work, replies: Sequence[Reply]) -> pd.DataFrame:
+    """Write the data and the refusals; return the table."""
     limits = Limits(config.fewest_turns, config.most_turns)
     made = [
         judged(job, reply, config.reply_format, work.names, limits)
@@ -207,7 +210,7 @@ def _write(config: GenerateConfig, run: Run, work: Work, replies: Sequence[Reply
             skipped = pd.DataFrame({"reason": work.skipped})
             commit(config.folder / "skipped.csv", skipped.to_csv(index=False).encode())
     rows = [(one.job.kind, one.reply, len(one.pairs), one.reason) for one in made]
-    run.finish(tabulate(rows, len(work.skipped)))
+    return tabulate(rows, len(work.skipped))
 
 
 def judged(job: Job, reply: Reply, reply_format: ReplyFormat, names: frozenset[str], limits: Limits) -> Made:

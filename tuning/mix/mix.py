@@ -18,8 +18,9 @@ import pandas as pd
 from records.manifest import commit
 from records.processes import Processes
 from records.progress import OnProgress, ProgressBars
-from records.run import FinishedRun, Run, check_space, writing
+from records.run import FinishedRun, Run, check_space, read_timings, writing
 from records.tables import read_results
+from records.timings import TimeEstimate
 from tasks.checksums import move_recorded
 from tasks.errors import UserError, shown
 from tasks.readers.media import describe_unread, picture_name
@@ -30,6 +31,8 @@ from tuning.mix.config import DATA, RUN, MixConfig
 from tuning.mix.part import Part, Sample, pictures_of
 
 _EVERY = 1000  # samples between two reports of progress
+# Seconds of a sample, and of a byte of the files that hold it, measured on one CPU thread, 2026-11-30.
+SAMPLE_SECONDS, BYTE_SECONDS = 1.3e-4, 9e-8
 
 
 def run_mix(
@@ -48,7 +51,7 @@ def run_mix(
         on_note: Called for each file of the run that changed since it was written, and with the keys that are not read.
 
     Returns:
-        The finished run; with ``config.dry_run`` the numbers of samples as text.
+        The finished run; with ``config.dry_run`` the numbers of samples and the estimated time as text.
 
     Raises:
         UserError: If a part cannot be read, a sample cannot be used and ``skip_bad`` is False, or the disk is full.
@@ -62,15 +65,18 @@ def run_mix(
     """
     on_progress = on_progress or ProgressBars()
     run = Run(config.folder, RUN, config.settings, command=command, overwrite=config.overwrite)
-    parts = [Part(spec) for spec in config.specs]
+    with run.timings.stage("reading parts"):
+        parts = [Part(spec) for spec in config.specs]
     if config.images is not None and not config.images.is_dir():
         raise UserError(f"images must be a folder, got {str(config.images)!r}. Check the path.")
     chosen = [part.chosen(config.seed) for part in parts]
     if config.dry_run:
-        return "\n".join(
+        each = [
             f"{part.spec.name}: {len(used):,} of {len(part):,} samples, format {part.spec.format}"
             for part, used in zip(parts, chosen, strict=True)
-        )
+        ]
+        stages = {**run.timings.seconds, "writing": _writing_seconds(parts, chosen)}
+        return "\n".join([*each, str(TimeEstimate(f"{sum(map(len, chosen)):,} samples", stages))])
     check_space(
         sum(part.spec.path.stat().st_size for part in parts), config.folder, what="mix", advice="Use a smaller share."
     )
@@ -81,7 +87,7 @@ def run_mix(
             counts = {part.spec.name: PartCounts() for part in parts}
             skipped: list[tuple[str, str, str]] = []
             samples = _samples(config, parts, places[order], counts, skipped, on_progress)
-            with writing(config.folder):
+            with writing(config.folder), run.timings.stage("writing"):
                 n_written = _write(config.folder / DATA, samples)
                 if skipped:
                     table = pd.DataFrame(skipped, columns=["part", "sample", "reason"])
@@ -92,7 +98,9 @@ def run_mix(
             if not n_written:
                 (config.folder / DATA).unlink()
                 raise UserError("part must have a sample that can be used, got none. See skipped.csv.")
-            run.finish(tabulate(counts, {part.spec.name: part.spec.format for part in parts}))
+            with run.timings.stage("table"):
+                results = tabulate(counts, {part.spec.name: part.spec.format for part in parts})
+            run.finish(results)
     return finished_mix(config.folder)
 
 
@@ -103,7 +111,16 @@ def finished_mix(folder: Path) -> FinishedRun:
     notes = [f"data: {folder / DATA} ({int(total['samples']):,} samples)"]
     if total["skipped"]:
         notes.append(f"left out: {int(total['skipped']):,} samples, listed in {folder / 'skipped.csv'}")
-    return FinishedRun(folder, results, render_summary(results), notes=tuple(notes))
+    return FinishedRun(folder, results, render_summary(results), notes=tuple(notes), timings=read_timings(folder, RUN))
+
+
+def _writing_seconds(parts: Sequence[Part], chosen: Sequence[npt.NDArray[np.int64]]) -> float:
+    """Estimated time to read, count and write the chosen samples; those of one file are taken to be equally long."""
+    seconds = 0.0
+    for part, used in zip(parts, chosen, strict=True):
+        n_bytes = part.spec.path.stat().st_size * len(used) / max(1, len(part))
+        seconds += SAMPLE_SECONDS * len(used) + BYTE_SECONDS * n_bytes
+    return seconds
 
 
 def _samples(

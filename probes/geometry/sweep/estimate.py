@@ -1,6 +1,6 @@
 """What a run of ``geometry-sweep`` takes: the time of its searches, and the memory that the system will count."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -13,22 +13,28 @@ from probes.geometry.sweep.kernels import size_of
 from probes.geometry.sweep.layer_jobs import jobs_at_once
 from probes.geometry.sweep.sides import ChosenRows, Comparison
 from records.processes import matmul_speed
+from records.timings import describe_estimate
 from tasks.errors import UserError
 
 # Bytes for each pair of points. Kept of each of two sides: distances, cosines and the kernel in float32. At most at one
 # time beside them: the inner products of a side in float64 with three matrices made of them.
 _KEPT, _MADE = 12, 32
 _LIBRARIES = 30_000_000  # bytes that the libraries of matrix products take in each thread, as measured
+# Seconds measured on one CPU thread, 2026-11-30. Of a draw or a shuffle: however few the points, and for each pair of
+# points. Of the map, for each draw or shuffle, point and neighbour: of a layer, and of a pair of layers.
+DRAW, DRAW_POINTS, MAP_LAYER, MAP_PAIR = 5e-3, 2.6e-8, 5.7e-8, 1.5e-9
+FIGURES = 4.5  # seconds
 
 
 @dataclass(frozen=True)
 class GeometryEstimate:
-    """The size of a run: comparisons, searches, examples, a lower bound of the time, and the memory."""
+    """The size of a run: comparisons, searches, examples, the time, and the memory."""
 
     n_comparisons: int
     n_searches: int
     n_examples: int
-    seconds: float
+    stages: Mapping[str, float]
+    """Seconds by stage, named as in the manifest's ``timings``."""
     memory: int
     """Bytes at the peak, with what the process takes before it measures; on a GPU those of the GPU."""
     added: int
@@ -36,21 +42,32 @@ class GeometryEstimate:
     at_once: int
     """Pairs of layers that are measured together."""
 
+    @property
+    def seconds(self) -> float:
+        """Estimated seconds of the whole run."""
+        return sum(self.stages.values())
+
     def __str__(self) -> str:
         """One line."""
         return (
-            f"{self.n_comparisons} comparisons of {self.n_examples} examples, {self.n_searches} searches: at least "
-            f"{self.seconds:.0f} s, about {self.memory / 1e9:.1f} GB of memory"
+            f"{self.n_comparisons} comparisons of {self.n_examples} examples, {self.n_searches} searches: about "
+            f"{self.memory / 1e9:.1f} GB of memory, {describe_estimate(self.stages)}"
         )
 
 
 def estimate_run(
     config: GeometryConfig, plan: MeasurePlan, comparisons: Sequence[Comparison], chosen: Sequence[ChosenRows],
-    device: str,
+    device: str, world: int = 1,
 ) -> GeometryEstimate:  # fmt: skip
-    """The products of all searches, and what is in memory together."""
-    searches, seconds = 0, 0.0
-    speed = matmul_speed(device, torch.float64)
+    """The products of all searches, the draws and shuffles of every pair, the map, and what is in memory together.
+
+    The time is that of this many processes, all equally fast, each with ``jobs_at_once`` pairs side by side.
+    """
+    searches, measuring, mapping = 0, 0.0, 0.0
+    threads = torch.get_num_threads() if device == "cpu" else 1
+    product = 1 / matmul_speed(device, torch.float64)  # with all threads
+    parted = 1 / min(threads, jobs_at_once(device))  # much of a draw uses one thread
+    repeats = plan.draws + plan.shuffles
     needs: dict[int, int] = dict.fromkeys({1, jobs_at_once(device)}, 0)
     for comparison, rows in zip(comparisons, chosen, strict=True):
         n = len(rows.rows)
@@ -58,7 +75,11 @@ def estimate_run(
         layers = [len(side.sites) for side in (comparison.a, comparison.b)]
         own = 2 * len(comparison.pairs) * (2 if comparison.random else 1)
         searches += own
-        seconds += own * 2 * n**2 * max(widths) / speed
+        products = 2 * n**2 * max(widths) * product
+        # of a pair: both sides, and the cosines of one with the other
+        measuring += own / 2 * (3 * products + repeats * (DRAW + DRAW_POINTS * n**2) * parted)
+        if config.layer_map:
+            mapping += repeats * n * plan.k * (MAP_LAYER * sum(layers) + MAP_PAIR * layers[0] * layers[1])
         for at_once, most in needs.items():
             together = min(at_once, own // 2)
             bytes_of = memory_of(n, widths, layers, plan, with_map=config.layer_map, at_once=together)
@@ -69,7 +90,8 @@ def estimate_run(
     added = needs[at_once]
     n_examples = max(len(rows.rows) for rows in chosen)
     here = psutil.Process().memory_info().rss if device == "cpu" else 0
-    return GeometryEstimate(len(comparisons), searches, n_examples, seconds, here + added, added, at_once)
+    stages = {"measuring": measuring / world, "mapping layers": mapping, "figures": FIGURES * len(comparisons)}
+    return GeometryEstimate(len(comparisons), searches, n_examples, stages, here + added, added, at_once)
 
 
 def memory_of(

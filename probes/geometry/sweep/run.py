@@ -42,7 +42,7 @@ from probes.geometry.sweep.table import Curves, find_places, tabulate, tabulate_
 from records.manifest import commit
 from records.processes import Processes, join_processes, own_device
 from records.progress import OnProgress, ProgressBars
-from records.run import FinishedRun, Run, writing
+from records.run import FinishedRun, Run, read_timings, writing
 from records.tables import read_results, read_table
 from tasks.errors import UserError
 
@@ -92,11 +92,12 @@ def run_geometry_sweep(
         (config.rank[0], config.rank[1]), config.k, config.mutual_k, config.largest, config.draws, config.shuffles,
         config.seed,
     )  # fmt: skip
-    comparisons = open_comparisons(config)
-    chosen = [choose_rows(comparison, config, least=plan.least) for comparison in comparisons]
-    for comparison, rows in zip(comparisons, chosen, strict=True):
-        label_codes(comparison, config.target, rows.rows)
-    estimate = estimate_run(config, plan, comparisons, chosen, device)
+    with run.timings.stage("reading activations"):
+        comparisons = open_comparisons(config)
+        chosen = [choose_rows(comparison, config, least=plan.least) for comparison in comparisons]
+        for comparison, rows in zip(comparisons, chosen, strict=True):
+            label_codes(comparison, config.target, rows.rows)
+    estimate = estimate_run(config, plan, comparisons, chosen, device, processes.world)
     if config.dry_run:
         return estimate
     for note in (str(estimate), *_left_out(comparisons, chosen)):
@@ -106,18 +107,32 @@ def run_geometry_sweep(
         if not run.is_finished:
             curves = [
                 _measure(
-                    config, plan, number, comparison, rows, processes, device, estimate.at_once, on_progress, on_note
-                )
+                    run,
+                    config,
+                    plan,
+                    number,
+                    comparison,
+                    rows,
+                    processes,
+                    device,
+                    estimate.at_once,
+                    on_progress,
+                    on_note,
+                )  # fmt: skip
                 for number, (comparison, rows) in enumerate(zip(comparisons, chosen, strict=True))
             ]
             if processes.is_main:
-                maps, findings = tabulate_maps(curves, plan), find_places(curves, plan)
+                with run.timings.stage("tables"):
+                    maps, findings = tabulate_maps(curves, plan), find_places(curves, plan)
+                    table = tabulate(curves, plan)
                 with writing(config.folder):
                     commit(config.folder / "findings.csv", findings.to_csv(index=False).encode())
                     if not maps.empty:
                         commit(config.folder / "map.csv", maps.to_csv(index=False).encode())
                         commit(config.folder / "map.parquet", maps.to_parquet(index=False))
-                run.finish(tabulate(curves, plan))
+                run.finish(table)
+                with writing(config.folder), run.drawing():
+                    figures.drawn_figures(config.folder)
         processes.wait()
     if not processes.is_main:
         return None
@@ -130,7 +145,7 @@ def finished_geometry_sweep(folder: Path, notes: tuple[str, ...] = ()) -> Finish
     findings = read_table(folder / "findings.csv")
     with writing(folder):
         drawn = figures.drawn_figures(folder)
-    return FinishedRun(folder, results, render_summary(findings), drawn, notes)
+    return FinishedRun(folder, results, render_summary(findings), drawn, notes, timings=read_timings(folder, RUN))
 
 
 def _left_out(comparisons: Sequence[Comparison], chosen: Sequence[ChosenRows]) -> list[str]:
@@ -162,6 +177,7 @@ def _about(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 
 
 def _measure(
+    run: Run,
     config: GeometryConfig,
     plan: MeasurePlan,
     number: int,
@@ -195,7 +211,7 @@ def _measure(
     on_progress(f"measuring {comparison.name}", len(owned) - len(missing), len(owned))
     mapped = {job.path for job in jobs[""]} if processes.world == 1 else set()
     measured_jobs = measure_jobs(missing, rows, plan, labels, device, at_once)
-    with closing(measured_jobs):
+    with closing(measured_jobs), run.timings.stage("measuring"):
         for measured in measured_jobs:
             write_job(measured, kernels if measured.job.path in mapped else None)
             del measured  # its kernels are large, and the next ones are being made
@@ -206,7 +222,8 @@ def _measure(
     found = {job.pair: one for job in jobs[""] if (one := read_job(job.path, len(rows))) is not None}
     layer_map = None
     if kernels is not None:
-        layer_map = _map(comparison, rows, plan, device, found, kernels, on_progress)
+        with run.timings.stage("mapping layers"):
+            layer_map = _map(comparison, rows, plan, device, found, kernels, on_progress)
     values = {pair: one.measured for pair, one in found.items()}
     of_random = ((job.pair, read_job(job.path, len(rows))) for job in jobs.get("random-", ()))
     random = {pair: one.measured for pair, one in of_random if one is not None}

@@ -424,7 +424,7 @@ def test_the_estimate_writes_nothing_and_options_reach_the_run(stored: Path, tmp
     found = run_geometry_sweep(config(stored, tmp_path / "run", dry_run=True, layers="0,2"))
     assert isinstance(found, GeometryEstimate)
     assert (found.n_comparisons, found.n_searches, found.n_examples) == (1, 4, N)
-    assert "64 examples, 4 searches: at least" in str(found)
+    assert "64 examples, 4 searches: about" in str(found) and "measuring" in str(found)
     assert not (tmp_path / "run").exists()
 
 

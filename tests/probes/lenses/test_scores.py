@@ -276,7 +276,7 @@ def test_command_trains_reads_shows_reports_and_estimates(
     assert "Words at the patches" in (tmp_path / "report.html").read_text(encoding="utf-8")
     capsys.readouterr()
     main([*given, "--out", str(tmp_path / "dry"), "--dry-run"])
-    assert "4 examples at 3 sites with 1 lens: at least" in capsys.readouterr().out
+    assert "4 examples at 3 sites with 1 lens, about " in capsys.readouterr().out
     main(
         [
             "train",

@@ -1,0 +1,38 @@
+"""The time of a transfer sweep, estimated before it starts: fits as in a probe sweep, and scores of every cell."""
+
+from collections.abc import Mapping
+
+from probes.estimate import SCORE, fit_cost, fit_seconds
+from probes.evaluation.folds import FoldPlan
+from probes.evaluation.parallel import processes_for
+
+FIGURES = 1.5  # seconds, measured on one CPU thread, 2026-11-30
+# Time of the fits over that in a probe sweep: strengths are chosen with fits of full precision.
+PRECISE = 1.0
+# Time of the scores of a cell over those of a target in a probe sweep, which has scores of controls too.
+CELL = 1.0
+
+
+def transfer_stages(
+    plans: Mapping[str, FoldPlan], d: int, n_sites: int, *, second: float, probe: str, device: str, has_random: bool
+) -> dict[str, float]:
+    """Seconds by stage, named as in the manifest's ``timings``.
+
+    Args:
+        plans: Folds by token group.
+        d: Width of the activations.
+        n_sites: Number of layers; probes of each are read at all of them.
+        second: Seconds of one floating-point operation of a product.
+        probe: Kind of probe.
+        device: Where probes are fitted.
+        has_random: Whether a randomly initialised model is probed too.
+    """
+    fitting = 0.0
+    for plan in plans.values():
+        bare = plan.fitted_only()
+        cost = fit_cost(bare, d)
+        fits = PRECISE * fit_seconds(cost._replace(scored=0.0), second=second, probe=probe)
+        cells = (1 + n_sites) * (CELL * SCORE * cost.scored + 2.0 * len(bare.groups) * d * cost.rank * second)
+        shared = max(1, processes_for(bare, d * (1 + n_sites), n_sites, device))
+        fitting += 2 * n_sites * (fits + cells) / shared
+    return {"fitting probes": fitting * (2 if has_random else 1), "figures": FIGURES}
