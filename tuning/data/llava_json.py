@@ -102,8 +102,8 @@ class LlavaFile:
 
 
 def sample_rows(path: Path) -> SampleRows:
-    """The samples of a JSON array, JSONL or Parquet file as they stand in it, read on access."""
-    return Parquet(path) if is_parquet(path) else _JsonSamples(path)
+    """The samples of a JSON array, JSONL or Parquet file, read on access; nulls of Parquet are left out."""
+    return _ParquetSamples(path) if is_parquet(path) else _JsonSamples(path)
 
 
 def turns_of(given: object, n_pictures: int, *, words_only: bool) -> tuple[tuple[Turn, ...], tuple[int, ...]]:
@@ -144,6 +144,24 @@ def is_llava_jsonl(path: Path) -> bool:
                     return False
                 return isinstance(row, dict) and "conversations" in row
     return False
+
+
+class _ParquetSamples:
+    """The samples of a Parquet file. A column exists in every row, so one that holds null is a key that is missing."""
+
+    def __init__(self, path: Path) -> None:
+        self._table = Parquet(path)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, number: int) -> Mapping[str, Any]:
+        return {key: value for key, value in self._table[number].items() if not _is_null(value)}
+
+
+def _is_null(value: object) -> bool:
+    """Whether a value is null, or a struct of nulls, as ``datasets`` writes no picture."""
+    return value is None or (isinstance(value, dict) and all(map(_is_null, value.values())))
 
 
 class _JsonSamples:
