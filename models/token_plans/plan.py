@@ -13,6 +13,7 @@ from typing import Literal
 
 from models.layer_ranges import format_layers, parse_layers
 from tasks.errors import UserError
+from tasks.paths import is_file
 from tasks.readers.parse import parse_json
 
 State = Literal["compute", "freeze", "hide"]
@@ -186,7 +187,7 @@ def recorded_token_plan(folder: str | Path, n_layers: int) -> str:
         'all'
     """
     path = Path(folder) / "plan.json"
-    if not path.is_file():
+    if not is_file(path):
         return "all"
     try:
         text = parse_json(path.read_bytes())["plan"].get("token_plan", "all")

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from tasks.errors import UserError, shown_text
+from tasks.paths import is_file, is_folder
 from tasks.prompts import IMAGE
 from tasks.readers.media import PICTURES, given_pictures, unread_media
 from tasks.readers.parse import decode_text, parse_json
@@ -50,10 +51,10 @@ class LlavaFile:
         Raises:
             UserError: If the file is missing, is not a JSON array of objects, or is empty.
         """
-        if not path.is_file():
+        if not is_file(path):
             raise UserError(f"data must be 'scenes' or an existing file, got {str(path)!r}. Check the path.")
         folder = images if images is not None else path.parent
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise UserError(f"images must be a folder, got {str(folder)!r}. Name the folder that paths start from.")
         self.name = path.name
         self._folder = PictureFolder(folder, follow_links=follow_links)
@@ -133,7 +134,7 @@ def turns_of(given: object, n_pictures: int, *, words_only: bool) -> tuple[tuple
 
 def is_llava_jsonl(path: Path) -> bool:
     """True if the first row of a JSONL file has LLaVA's list of turns."""
-    if not path.is_file():
+    if not is_file(path):
         return False
     with path.open("rb") as file:
         for line in file:

@@ -20,6 +20,7 @@ from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, check_space, writing
 from records.tables import read_results
 from tasks.errors import UserError
+from tasks.paths import is_file, is_folder
 from tuning.data.conversation import UnusableSampleError
 from tuning.mix.composition import PartCounts, render_summary, tabulate
 from tuning.mix.config import DATA, RUN, MixConfig
@@ -59,7 +60,7 @@ def run_mix(
     on_progress = on_progress or ProgressBars()
     run = Run(config.folder, RUN, config.settings, command=command, overwrite=config.overwrite)
     parts = [Part(spec) for spec in config.specs]
-    if config.images is not None and not config.images.is_dir():
+    if config.images is not None and not is_folder(config.images):
         raise UserError(f"images must be a folder, got {str(config.images)!r}. Check the path.")
     chosen = [part.chosen(config.seed) for part in parts]
     if config.dry_run:
@@ -114,7 +115,7 @@ def _samples(
         try:
             sample = part[int(index)]
             if config.images is not None:
-                missing = next((one for one in pictures_of(sample) if not (config.images / one).is_file()), None)
+                missing = next((one for one in pictures_of(sample) if not is_file(config.images / one)), None)
                 if missing is not None:
                     raise UnusableSampleError(f"its picture {missing!r} is missing", sample["id"])
         except UnusableSampleError as error:
