@@ -11,6 +11,7 @@ import pandas as pd
 
 from tasks.checksums import check_whole, read_whole
 from tasks.errors import UserError, one_line, user_errors
+from tasks.paths import is_file, is_folder
 from tasks.pictures import open_picture
 from tasks.readers.parse import parse_json
 
@@ -124,7 +125,7 @@ def kind_of_run(folder: Path) -> str:
 
     The runs of ``LISTED`` have a table and no figures.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise RunError(f"RUN must be a folder, got {str(folder)!r}. Give what a command wrote with --out.")
     if (folder / "manifest.json").is_file():
         kind = read_manifest(folder).get("kind")
@@ -215,8 +216,8 @@ def read_maps(folder: Path) -> SavedMaps | None:
     if not isinstance(examples, list) or not all(isinstance(entry, dict) and "example" in entry for entry in examples):
         raise RunError(f"{EXAMPLES} must be a list of examples, got another value in {str(folder)!r}. Run it again.")
     for entry in examples:
-        inside = saved.picture(entry).resolve().is_relative_to(folder.resolve()) if "k" in entry else False
-        if type(entry.get("k")) is not int or not inside:
+        is_number = type(entry.get("k")) is int
+        if not is_number or not saved.picture(entry).resolve().is_relative_to(folder.resolve()):
             raise RunError(f"k must be the number of a picture of the run, got {entry.get('k')!r}. Run it again.")
         wrong = next((name for name, is_right in _ENTRY.items() if name in entry and not is_right(entry[name])), None)
         if wrong is not None:
@@ -232,7 +233,7 @@ def read_pair_values(folder: Path) -> pd.DataFrame | None:
 
 def read_picture(path: Path) -> Picture | None:
     """An image file as ``H W 3``, 8 bits; None if there is no such file."""
-    if not path.is_file():
+    if not is_file(path):
         return None
     check_whole(path, advice=_AGAIN)
     with user_errors(OSError):

@@ -1,7 +1,6 @@
 """The model that a command's options name: load it, or check one that is already in memory."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from models.loading.load import load
 from models.loading.quantised import quantised_as
 from records.options import ModelOptions
 from tasks.errors import UserError, user_errors
+from tasks.paths import expanded
 
 _LOAD_RATE = 1e-8  # seconds for each weight
 _CPU_BANDWIDTH, _GPU_BANDWIDTH = 8e9, 1e12  # bytes a second, of reading weights
@@ -36,7 +36,7 @@ def open_model(
                 options.name, device=device, dtype=dtype, revision=options.revision, attn=options.attn, seed=seed,
                 quantize=options.quantize, device_map=options.device_map,
             )  # fmt: skip
-    names = (options.name, f"{options.name}@{seed}", Path(options.name).expanduser().resolve().name)
+    names = (options.name, f"{options.name}@{seed}", expanded(options.name).resolve().name)
     wanted = {
         "name": (given.id, given.id if given.id in names else options.name),
         "revision": (given.revision, options.revision or given.revision),

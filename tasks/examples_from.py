@@ -11,6 +11,7 @@ from PIL import Image
 
 from tasks.errors import UserError
 from tasks.example import Example, Label, Picture
+from tasks.paths import is_folder
 from tasks.pictures import open_picture, upright
 
 ImageLike = Image.Image | np.ndarray | str | Path | Picture
@@ -87,7 +88,7 @@ def examples_from(
         values: Mapping[str, Sequence[Any]] = {name: list(source[name]) for name in names}
         question, answer = (list(source[t]) if isinstance(t, str) and t in columns else t for t in (question, answer))
     else:
-        if isinstance(source, str | Path) and Path(source).is_dir():
+        if isinstance(source, str | Path) and is_folder(Path(source)):
             source = sorted(path for path in Path(source).iterdir() if path.is_file())
         pictures = [picture_from(one) for one in ([source] if isinstance(source, str | Path) else source)]
         n = len(pictures)

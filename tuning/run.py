@@ -310,12 +310,13 @@ def evaluation_sources(config: TuningConfig) -> dict[str, Source]:
 
 
 def scoring_format(config: TuningConfig) -> PromptFormat:
-    """The format of scored samples: for questions LLaVA-1.5's evaluation format, for captions stage 1's format."""
+    """The format of scored samples: captions of scenes in stage 1's format, else LLaVA-1.5's evaluation format.
+
+    Pictures are prepared as in training.
+    """
+    captions = config.stage == 1 and config.data.eval_spec == SCENES
     # A truncated answer would count as right if the remaining part is right.
-    if config.stage == 1 and config.data.eval_spec == SCENES:
-        return replace(config.prompt_format, on_long="refuse")
-    scored = PromptFormat("vicuna_v1", max_length=config.data.max_length, on_long="refuse")
-    return replace(scored, preprocess=config.data.preprocess or scored.preprocess)
+    return replace(config.prompt_format, recipe="plain" if captions else "vicuna_v1", on_long="refuse")
 
 
 def _check_options(config: TuningConfig) -> None:

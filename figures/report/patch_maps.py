@@ -15,6 +15,7 @@ from figures.read_run import read_pair_values, read_saved
 from figures.report.pictures import colour_scale, maps_section, thumbnail
 from figures.report.tables import plain_value
 from figures.style import DIVERGING
+from tasks.paths import is_file
 
 Json = dict[str, Any]
 _SIDE = 336  # pixels of a picture
@@ -56,7 +57,7 @@ def patch_map(folder: Path, results: pd.DataFrame, meaning: str, choice_label: A
     if values is not None:
         for k, identity in enumerate(pairs["id"]):
             picture = folder / "pictures" / f"{k}.png"
-            if not picture.is_file():
+            if not is_file(picture):
                 break
             mine = by_metric(pair_rows(with_patches(results), values, str(identity)))
             example = _example(str(identity), pairs.iloc[[k]], picture, shape)
@@ -118,7 +119,7 @@ def _example(name: str, pair: pd.DataFrame, picture: Path | None, shape: tuple[i
     if len(pair):
         first = pair.iloc[0]
         told = {"question": str(first["question"]), "answer": f"{first['answer']} (foil: {first['foil']})"}
-    shown = thumbnail(picture, _SIDE) if picture is not None and picture.is_file() else ""
+    shown = thumbnail(picture, _SIDE) if picture is not None and is_file(picture) else ""
     return {
         "name": name, **told, "labels": {}, "boxes": {}, "focus": None, "shape": list(shape), "picture": shown,
     }  # fmt: skip

@@ -17,6 +17,7 @@ from transformers import LlavaConfig, LlavaProcessor
 
 from models.loading.config_checks import read_json
 from tasks.errors import UserError
+from tasks.paths import is_file
 
 _RULE = "normal-fan-in-1"  # identifies how random weights are drawn; change it when they change
 _NORM_SPREAD = 0.1  # random norm gains differ from 1, so that the output of a norm differs from its input
@@ -184,7 +185,7 @@ def _indexed(index: Path) -> list[Path]:
     if not isinstance(described, dict) or not all(isinstance(name, str) for name in described.values()):
         raise UserError(f"{index.name} must hold a weight_map, got none in {index.parent.name}. Download it again.")
     named = sorted(set(described.values()))
-    absent = [name for name in named if Path(name).name != name or not (index.parent / name).is_file()]
+    absent = [name for name in named if Path(name).name != name or not is_file(index.parent / name)]
     if absent or not named:
         raise UserError(
             f"checkpoint folder must hold every file of its index, got no {_some(absent)} in {index.parent.name}. "

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 
 from models.loading.configs import EMBEDDED, SIZES
 from tasks.errors import UserError, one_line
+from tasks.paths import expanded, is_folder
 
 _WAIT = 8.0  # seconds for a hub's answer; then only the local cache is read
 _PICKLED = ("pytorch_model*.bin", "mm_projector.bin")  # read as plain tensors only
@@ -53,8 +54,8 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> L
         from models.loading.smol import compose
 
         return Located(compose(name), name, None)
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = expanded(name)
+    if is_folder(path):
         if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
             raise UserError(f"checkpoint folder must hold config.json, got none in {path.name!r}. Check the path.")
         return Located(path, path.resolve().name, None)

@@ -26,6 +26,7 @@ from models.loading.llama_tokenizer import llama_tokenizer
 from models.loading.locate import locate
 from models.loading.processors import clip_pictures, llava_processor, read_pictures, with_padding
 from tasks.errors import UserError
+from tasks.paths import is_folder
 from tasks.prompts import CHAT_TEMPLATE, IMAGE
 
 _PROJECTOR = "mm_projector.bin"
@@ -195,7 +196,7 @@ def language_files(folder: Path, base: str | Path | None) -> tuple[Path, list[Pa
 def _tower_folder(name: str, folder: Path, *, needed: bool) -> Path | None:
     """The folder of the vision tower; None if only its published sizes are needed."""
     beside = folder / name  # ``name`` itself if it is absolute
-    if beside.is_dir():
+    if is_folder(beside):
         return beside
     if not needed and name.rsplit("/", 1)[-1] in _TOWERS:
         return None

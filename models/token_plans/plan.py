@@ -14,6 +14,7 @@ from typing import Literal
 from models.layer_ranges import format_layers, parse_layers
 from tasks.checksums import check_recorded
 from tasks.errors import UserError
+from tasks.paths import is_file
 from tasks.readers.parse import parse_json
 
 State = Literal["compute", "freeze", "hide"]
@@ -187,7 +188,7 @@ def recorded_token_plan(folder: str | Path, n_layers: int) -> str:
         'all'
     """
     path = Path(folder) / "plan.json"
-    if not path.is_file():
+    if not is_file(path):
         return "all"
     check_recorded(path, advice="Start the same layerwise-finetune again: it is made anew.")
     try:

@@ -18,6 +18,7 @@ from tasks.benchmarks.layout.dataset import PREFIX, benchmark_dataset
 from tasks.dataset import Dataset, LazyExamples
 from tasks.errors import UserError
 from tasks.example import Example
+from tasks.paths import is_folder
 from tasks.readers.caption_files import read_captions
 from tasks.readers.picture_folder import PictureFolder
 from tasks.readers.rows import RowReader
@@ -137,7 +138,7 @@ def read_table(
     """
     path = Path(path)
     folder = Path(images) if images is not None else path.parent
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"images must be a folder, got {str(folder)!r}. Name the folder that picture paths start from.")
     if limit is not None and limit < 1:
         raise UserError(f"limit must be >= 1, got {limit}. Leave it out for all rows.")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import UserError, one_line, shown_text
+from tasks.paths import is_file
 from tasks.readers.parse import parse_json
 
 Row = Mapping[str, Any]
@@ -22,7 +23,7 @@ def open_table(path: Path) -> "Table":
     Raises:
         UserError: If the file does not exist, or is neither JSONL nor Parquet.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"data must be 'scenes' or an existing file, got {str(path)!r}. Check the path.")
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".ndjson"):

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from tasks.errors import UserError, shown_text
+from tasks.paths import is_file, is_folder
 from tasks.prompts import IMAGE
 from tasks.readers.media import PICTURES, given_pictures, unread_media
 from tasks.readers.parse import decode_text, parse_json
@@ -50,10 +51,10 @@ class LlavaFile:
         Raises:
             UserError: If the file is missing, is not a JSON array of objects, or is empty.
         """
-        if not path.is_file():
+        if not is_file(path):
             raise UserError(f"data must be 'scenes' or an existing file, got {str(path)!r}. Check the path.")
         folder = images if images is not None else path.parent
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise UserError(f"images must be a folder, got {str(folder)!r}. Name the folder that paths start from.")
         self.name = path.name
         self._folder = PictureFolder(folder, follow_links=follow_links)
@@ -112,8 +113,8 @@ def check_media(row: Mapping[str, Any], read: Iterable[str], names: Iterable[str
 
 
 def sample_rows(path: Path) -> SampleRows:
-    """The samples of a JSON array, JSONL or Parquet file as they stand in it, read on access."""
-    return Parquet(path) if is_parquet(path) else _JsonSamples(path)
+    """The samples of a JSON array, JSONL or Parquet file, read on access; nulls of Parquet are left out."""
+    return _ParquetSamples(path) if is_parquet(path) else _JsonSamples(path)
 
 
 def turns_of(given: object, n_pictures: int, *, words_only: bool) -> tuple[tuple[Turn, ...], tuple[int, ...]]:
@@ -143,7 +144,7 @@ def turns_of(given: object, n_pictures: int, *, words_only: bool) -> tuple[tuple
 
 def is_llava_jsonl(path: Path) -> bool:
     """True if the first row of a JSONL file has LLaVA's list of turns."""
-    if not path.is_file():
+    if not is_file(path):
         return False
     with path.open("rb") as file:
         for line in file:
@@ -154,6 +155,24 @@ def is_llava_jsonl(path: Path) -> bool:
                     return False
                 return isinstance(row, dict) and "conversations" in row
     return False
+
+
+class _ParquetSamples:
+    """The samples of a Parquet file. A column exists in every row, so one that holds null is a key that is missing."""
+
+    def __init__(self, path: Path) -> None:
+        self._table = Parquet(path)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, number: int) -> Mapping[str, Any]:
+        return {key: value for key, value in self._table[number].items() if not _is_null(value)}
+
+
+def _is_null(value: object) -> bool:
+    """Whether a value is null, or a struct of nulls, as ``datasets`` writes no picture."""
+    return value is None or (isinstance(value, dict) and all(map(_is_null, value.values())))
 
 
 class _JsonSamples:

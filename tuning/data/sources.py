@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from tasks.dataset import Dataset
 from tasks.errors import UserError
+from tasks.paths import is_file
 from tasks.readers.load_dataset import read_table
 from tasks.readers.tables import Parquet, is_parquet
 from tuning.data.conversation import Conversation, from_examples
@@ -110,6 +111,6 @@ def open_source(
 def is_llava(path: Path) -> bool:
     """Whether a file has LLaVA's layout."""
     ending = path.suffix.lower()
-    if is_parquet(path) and path.is_file():
+    if is_parquet(path) and is_file(path):
         return "conversations" in Parquet(path).columns
     return ending == ".json" or (ending in (".jsonl", ".ndjson") and is_llava_jsonl(path))

@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks.chat_server import ChatRequest, Price
 from tasks.errors import UserError, one_line
+from tasks.paths import is_folder
 
 _BYTES_PER_TOKEN = 4  # of English text with the tokenizers of current language models
 
@@ -67,7 +68,7 @@ def _counted(requests: Sequence[ChatRequest], folder: Path) -> int:
     from models.loading.config_checks import check_json_files
     from models.loading.processors import read_tokenizer
 
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"tokenizer must be a folder, got {str(folder)!r}. Leave it out to count bytes.")
     check_json_files(folder)
     found: Any = read_tokenizer(folder)

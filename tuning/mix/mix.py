@@ -23,6 +23,7 @@ from records.tables import read_results
 from records.timings import TimeEstimate
 from tasks.checksums import move_recorded
 from tasks.errors import UserError, shown
+from tasks.paths import is_folder
 from tasks.readers.media import describe_unread, picture_name
 from tasks.readers.picture_folder import PictureFolder
 from tuning.data.conversation import UnusableSampleError
@@ -67,7 +68,7 @@ def run_mix(
     run = Run(config.folder, RUN, config.settings, command=command, overwrite=config.overwrite)
     with run.timings.stage("reading parts"):
         parts = [Part(spec) for spec in config.specs]
-    if config.images is not None and not config.images.is_dir():
+    if config.images is not None and not is_folder(config.images):
         raise UserError(f"images must be a folder, got {str(config.images)!r}. Check the path.")
     chosen = [part.chosen(config.seed) for part in parts]
     if config.dry_run:

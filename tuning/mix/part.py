@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.errors import UserError, shown
+from tasks.paths import is_file
 from tasks.prompts import IMAGE
 from tasks.readers.media import PICTURES, given_pictures, picture_name
 from tasks.readers.tables import Table, open_table
@@ -30,7 +31,7 @@ class Part:
     """
 
     def __init__(self, spec: PartSpec) -> None:
-        if not spec.path.is_file():
+        if not is_file(spec.path):
             raise UserError(f"part {spec.name} must be an existing file, got {str(spec.path)!r}. Check the path.")
         self.spec = spec
         self.unread: Counter[str] = Counter()  # keys that are not read, of the samples that were returned

@@ -17,6 +17,7 @@ from figures.layer_axis import layers_of
 from tasks.checksums import check_whole
 from tasks.errors import UserError
 from tasks.files import check_regular
+from tasks.paths import is_folder
 
 # The share of the evidence that a band must hold. With much more, one noisy layer far away stretches the band.
 _COVERED = 0.8
@@ -65,7 +66,7 @@ def choose_layers(run: Path, n_layers: int) -> Chosen:
     Raises:
         UserError: If there is no such table, the model has another depth, or no site or cell is significant.
     """
-    path = run / "results.csv" if run.is_dir() else run
+    path = run / "results.csv" if is_folder(run) else run
     check_whole(path, advice="Start the command that wrote it again: it is made anew.")
     try:
         check_regular(path)

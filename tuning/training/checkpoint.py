@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from records.run import check_space
 from tasks.checksums import check_whole, read_whole_json, record_files
 from tasks.errors import UserError, one_line
+from tasks.paths import is_folder
 from tasks.readers.parse import parse_json
 from tuning.config import RunOptions
 from tuning.plan.resolve import Resolved
@@ -70,7 +71,7 @@ def named_checkpoint(given: Path | None, folder: Path) -> Path | None:
         UserError: If there is no such folder.
     """
     found = last_checkpoint(folder) if given == LAST and not LAST.is_dir() else given
-    if given is not None and (found is None or not found.is_dir()):
+    if given is not None and (found is None or not is_folder(found)):
         raise UserError(
             f"resume must name an existing checkpoint, got {str(given)!r}. Leave it out to use the last whole one, if "
             "there is one."

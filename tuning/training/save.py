@@ -15,6 +15,7 @@ from models.loading.processors import with_padding
 from models.pixels import Preprocess
 from records.manifest import commit
 from tasks.checksums import move_recorded
+from tasks.paths import expanded, is_folder
 from tuning.plan.apply import apply_plan
 from tuning.plan.lora import remove_lora, write_adapter
 from tuning.plan.resolve import Resolved
@@ -74,8 +75,8 @@ def save_model(
 
 
 def _base_name(name: str) -> str:
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.is_dir() else name
+    path = expanded(name)
+    return str(path.resolve()) if is_folder(path) else name
 
 
 def bytes_of_model(resolved: Resolved, *, merge: bool = False) -> int:

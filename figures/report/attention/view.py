@@ -14,6 +14,7 @@ from figures.report.patch_maps import by_metric, effect_cell, effect_scale
 from figures.report.pictures import colour_scale, packed, thumbnail
 from figures.report.tables import plain_value
 from figures.style import SEQUENTIAL
+from tasks.paths import is_file
 
 Json = dict[str, Any]
 STEPS = 65_535  # steps of an attention weight on the page
@@ -53,7 +54,7 @@ def attention_view(folder: Path, results: pd.DataFrame) -> Json | None:
         examples.append(
             {
                 "name": one.id, "question": str(told["question"]), "answer": f"{told['answer']} (foil: {told['foil']})",
-                "shape": list(one.shape), "picture": thumbnail(picture, _SIDE) if picture.is_file() else "",
+                "shape": list(one.shape), "picture": thumbnail(picture, _SIDE) if is_file(picture) else "",
                 "positions": [f"{at}: {_short(word)}" for at, word in zip(one.positions, one.words, strict=True)],
                 "packed": _pack(one), "flows": [_flow(one, flow, own, metrics) for flow in _flows(one)],
             }

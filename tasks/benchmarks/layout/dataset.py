@@ -11,6 +11,7 @@ from tasks.benchmarks.registry import find_benchmark
 from tasks.dataset import Dataset, LazyExamples
 from tasks.errors import UserError
 from tasks.example import Example, Target
+from tasks.paths import expanded
 
 PREFIX = "benchmark:"
 _LETTERS = ("scienceqa", "mmbench", "mmbench_cn", "seed")  # their answers are letters of options
@@ -46,7 +47,7 @@ def benchmark_dataset(
     if limit is not None and limit < 1:
         raise UserError(f"limit must be >= 1, got {limit}. Leave it out for all questions.")
     source = benchmark.module.FILES.find(
-        Path(folder).expanduser(), images=None if images is None else Path(images), follow_links=follow_links
+        expanded(folder), images=None if images is None else Path(images), follow_links=follow_links
     )
     questions = benchmark.read(source)[:limit]
     judged = benchmark.scored_by == "judge"

@@ -15,6 +15,7 @@ from tasks.benchmarks.layout.question import Id
 from tasks.errors import UserError, one_line, shown
 from tasks.example import Picture
 from tasks.files import check_regular, read_file
+from tasks.paths import is_file, is_folder
 from tasks.pictures import open_picture
 from tasks.readers.media import EMBEDDED, given_pictures, unread_media
 from tasks.readers.parse import parse_json
@@ -143,12 +144,12 @@ class FileNames:
         Raises:
             UserError: If the folder, its questions or a given path do not exist.
         """
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise UserError(f"benchmark must name an existing folder, got {str(folder)!r}. Check the path.")
         for name, path in (("questions", questions), ("images", images), ("labels", labels)):
-            if path is not None and not path.exists():
+            if path is not None and not is_file(path) and not is_folder(path):
                 raise UserError(f"{name} must exist, got {str(path)!r}. Check the path.")
-        if images is not None and not images.is_dir():
+        if images is not None and not is_folder(images):
             raise UserError(f"images must be a folder, got {str(images)!r}. Name the folder of the pictures.")
         found = [questions] if questions else _first(folder, self.questions)[:1]
         if found and found[0].is_dir():

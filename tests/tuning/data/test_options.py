@@ -24,7 +24,10 @@ from tuning.run import check_pictured, evaluation_sources, scoring_format, train
 def test_pictures_are_prepared_as_the_option_says(stage: Stage, default: str) -> None:
     config = TuningConfig(stage=stage)
     assert config.prompt_format.preprocess == default
-    assert scoring_format(config).preprocess == "pad"
+    for scored in ("scenes", "questions.json"):
+        how = scoring_format(replace(config, data=DataOptions(eval_spec=scored)))
+        assert how.preprocess == default
+        assert how.recipe == ("plain" if stage == 1 and scored == "scenes" else "vicuna_v1")
     for given in ("pad", "hf"):
         chosen = replace(config, data=DataOptions(preprocess=given))  # type: ignore[arg-type]
         assert chosen.prompt_format.preprocess == scoring_format(chosen).preprocess == given

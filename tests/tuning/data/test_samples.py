@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -167,6 +169,26 @@ def test_other_keys_that_are_not_read_are_counted(llava: Llava, llava_json: Llav
 def test_no_picture_may_be_written_in_many_ways(empty: object, llava_json: LlavaRows) -> None:
     source = LlavaFile(llava_json([{"id": "w", "image": empty, "conversations": turns("Hello.", "Hi.")}]))
     assert source[0].pictures == ()
+
+
+@pytest.mark.parametrize("empty", [None, {"bytes": None, "path": None}])
+def test_null_columns_of_parquet_are_absent_keys(empty: object, llava: Llava, tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "1.png")
+    data = (tmp_path / "1.png").read_bytes()
+    image: object = {"bytes": data, "path": None} if isinstance(empty, dict) else "1.png"
+    rows = [
+        {"id": "p", "image": image, "conversations": turns("<image>\nWhat?", "a cat"), "model": None},
+        {"id": None, "image": empty, "conversations": turns("What is <image>?", "A mark <image>."), "model": "m"},
+        {"id": "t", "image": empty, "conversations": turns("Two?", "2"), "model": None},
+    ]
+    path = tmp_path / "mix.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    source = open_source(str(path))
+    found = survey(llava, source, PromptFormat())
+    assert not found.skipped
+    assert found.pictured.tolist() == [True, False, False]
+    assert found.unread == (("model", 1),)
+    assert (source[1].id, source[1].turns) == ("1", (("What is <image>?", "A mark <image>."),))
 
 
 TRAINED = {
