@@ -20,6 +20,34 @@ METRICS = {
     "accuracy": "accuracy of the answer",
 }
 _TEXT = ("tokens", "head", "window", "name", "part", "site")
+# p-values corrected for the choice among all sites or cells; tables from before p_max hold false discovery rates only
+_CORRECTED = ("p_max", "q", "p_adjusted")
+
+
+def tested_by(results: pd.DataFrame) -> str | None:
+    """The column that says which sites or cells are significant; None if the table holds no such test.
+
+    Example:
+        >>> tested_by(pd.DataFrame({"p": [0.01], "p_adjusted": [0.02]}))
+        'p_adjusted'
+    """
+    return next((name for name in _CORRECTED if name in results), None)
+
+
+def of_earlier_version(results: pd.DataFrame) -> str:
+    """A half-sentence for captions of a table from before ``p_max``; empty for other tables.
+
+    Example:
+        >>> of_earlier_version(pd.DataFrame({"p_max": [0.01]}))
+        ''
+    """
+    name = tested_by(results)
+    if name in (None, "p_max"):
+        return ""
+    return (
+        f"; this table is from before p_max, so significant is by a false discovery rate ({name}), which is not "
+        "corrected for the choice among all: run the sweep again for a corrected choice"
+    )
 
 
 def with_effect(results: pd.DataFrame) -> pd.DataFrame:

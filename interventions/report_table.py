@@ -8,7 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from figures.effects import fraction_name
+from figures.effects import fraction_name, of_earlier_version
 from figures.findings.largest_effects import summarise
 
 __all__ = ["render_summary", "summarise"]
@@ -31,6 +31,7 @@ def render_summary(results: pd.DataFrame) -> Table:
             "both corrected for the choice of the cell; layer none: no cell is significant at 5 %, corrected for the "
             "choice among all cells; value: mean of the metric in that cell; undef.: pairs whose clean and corrupt run "
             "do not differ; cells: those whose p, adjusted for all, is below 0.05, of all in the group"
+            + of_earlier_version(results)
         ),
         title_justify="left",
         caption_justify="left",

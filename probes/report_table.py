@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from figures.effects import of_earlier_version
 from figures.findings.peaks import NONE, ONSET_SHARE, SIGNIFICANT, curve_names, onset_row, summarise
 
 __all__ = ["NONE", "curve_names", "onset_row", "render_summary", "summarise"]
@@ -24,6 +25,7 @@ def render_summary(results: pd.DataFrame) -> Table:
             "score, 95 %: of probes at that layer on new groups, corrected for the choice of layer; "
             f"selec.: score minus control task; onset: first significant layer with {ONSET_SHARE:.0%} of the peak's "
             f"gain over chance; none: no layer is significant at {SIGNIFICANT:.0%}, corrected for the choice among all"
+            + of_earlier_version(results)
         ),
         title_justify="left",
         caption_justify="left",

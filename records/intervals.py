@@ -245,8 +245,9 @@ def paired_share_intervals(
     """The interval of the ratio or the difference of two shares of right answers to the same questions.
 
     Two units are added: one in which only ``above`` has right answers, and one in which only ``below`` has. Without
-    them, answers that hardly differ would be taken to be equal with near certainty. In each they are as many as both
-    differ by where they differ (at least one), or those of a mean unit if both agree everywhere.
+    them, answers that hardly differ would be taken to be equal with near certainty. In each they are half-way between
+    the number that both differ by where they differ (at least one) and all answers of a mean unit, since a unit that
+    was not seen may change as a whole; all answers of a mean unit if both agree everywhere.
 
     NaN with one unit, and for a ratio if nothing in ``below`` is right.
 
@@ -270,7 +271,8 @@ def paired_share_intervals(
     if n < 2 or (ratio and not below.any()):
         return Intervals(np.asarray(np.nan), np.asarray(np.nan))
     apart = np.abs(above - below)
-    size = max(1.0, float((apart**2).sum() / apart.sum())) if apart.any() else float(asked.mean())
+    whole = float(asked.mean())
+    size = (max(1.0, float((apart**2).sum() / apart.sum())) + whole) / 2 if apart.any() else whole
     one = np.concatenate([above, np.tile([size, 0.0], (n_seeds, 1))], 1)
     two = np.concatenate([below, np.tile([0.0, size], (n_seeds, 1))], 1)
     of = np.concatenate([asked, [size, size]])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from figures.effects import METRICS, fraction_name, token_title
+from figures.effects import METRICS, fraction_name, of_earlier_version, token_title
 from figures.findings import peaks
 from figures.findings.largest_effects import summarise as largest_effects
 from figures.layer_axis import PARTS, main_name
@@ -45,7 +45,7 @@ def probe_finding(results: pd.DataFrame) -> Json:
         f"Score: {metrics}, cross-validated. Peak: the best layer of each curve; its score and 95 % interval are "
         f"corrected for the choice of the layer. Onset: the first significant layer with {peaks.ONSET_SHARE:.0%} of "
         f"the peak's gain over chance. None: no layer is significant at {peaks.SIGNIFICANT:.0%}, corrected for the "
-        "choice among all."
+        f"choice among all{of_earlier_version(results)}."
     )
     return _section(words.rename(columns=columns), caption, lines)
 
@@ -69,7 +69,7 @@ def patch_finding(results: pd.DataFrame) -> Json:
     caption = (
         f"The cell with the largest effect of each token group; the {effect} and its 95 % interval over pairs are "
         "corrected for the choice of the cell. Layer none: no cell is significant at 5 %, corrected for the choice "
-        "among all cells."
+        f"among all cells{of_earlier_version(results)}."
     )
     return _section(words.rename(columns=columns), caption, lines)
 

@@ -64,11 +64,10 @@ def best_layer(curve: Curve, *, seed: int) -> pd.DataFrame:
     ends, z = share_intervals(hits, patches), quantile(degrees)
     best = select_best(share, (ends.upper - ends.lower) / 2 / z, hits - share[:, None] * patches, seed=seed)
     at, wider = best.place, best.highest * float(z[best.place]) / NORMAL
+    shifts = max(best.optimism, 0.0), wider  # draws can leave an optimism just below 0
+    lowered = (float(shifted_share(share[at], size[at], shift)) for shift in shifts)
     found["best_share"] = best.shares
-    found.loc[at, ["best_score", "best_lower", "best_upper"]] = (
-        float(shifted_share(share[at], size[at], best.optimism)), float(shifted_share(share[at], size[at], wider)),
-        float(ends.upper[at]),
-    )  # fmt: skip
+    found.loc[at, ["best_score", "best_lower", "best_upper"]] = (*lowered, float(ends.upper[at]))
     return found
 
 

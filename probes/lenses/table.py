@@ -57,8 +57,9 @@ def _best_layers(scores: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     for (lens, split), rows in inside.groupby(["lens", "split"], sort=False):
         sites = [str(site) for site in dict.fromkeys(rows["site"])]
         for metric in HITS:
-            about = {"lens": lens, "split": split, "metric": metric, "site": sites, "place": "inside"}
-            found.append(best_layer(read_curve(rows, metric, sites), seed=seed).assign(**about, words="object"))
+            own = best_layer(read_curve(rows, metric, sites), seed=seed)
+            about = {"lens": str(lens), "split": str(split), "metric": metric, "place": "inside", "words": "object"}
+            found.append(own.assign(site=sites, **about))
     return pd.concat(found, ignore_index=True)
 
 

@@ -114,10 +114,9 @@ def retention_estimate(own: Scores, full: Scores) -> Estimate | None:
     groups, n = _groups(own)
     if not second:
         return Estimate(np.nan, np.nan, np.nan, n, NONE)
-    answers = right_answers(own), right_answers(full)
-    if answers[0] is not None and answers[1] is not None:
-        (mine, asked), (theirs, _) = answers
-        lower, upper = paired_share_intervals(mine[None], theirs[None], asked, ratio=True)
+    own_answers, full_answers = right_answers(own), right_answers(full)
+    if own_answers is not None and full_answers is not None:
+        lower, upper = paired_share_intervals(own_answers[0][None], full_answers[0][None], own_answers[1], ratio=True)
         return Estimate(first / second, lower.item(), upper.item(), n, PAIRED if n > 1 else NONE)
     if _is_share(own) and _is_share(full):
         (mine, _), (theirs, _) = (_sums(scores, groups, n) for scores in (own, full))

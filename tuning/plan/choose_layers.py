@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from figures.effects import SIGNIFICANT, as_text, fraction_name, with_effect
+from figures.effects import SIGNIFICANT, as_text, fraction_name, of_earlier_version, tested_by, with_effect
 from figures.layer_axis import layers_of
 from tasks.checksums import check_whole
 from tasks.errors import UserError
@@ -23,12 +23,6 @@ from tasks.paths import is_folder
 _COVERED = 0.8
 _PROBE_COLUMNS = {"part", "name", "layer", "target", "split", "score", "chance"}
 _PATCH_COLUMNS = {"op", "site", "layer", "tokens", "recovered"}
-# p-values corrected for the choice among all sites or cells; tables from before p_max hold false discovery rates only
-_CORRECTED = ("p_max", "q", "p_adjusted")
-_EARLIER = (
-    "; this table is from before p_max, so layers count by a false discovery rate ({}), which is not corrected for the "
-    "choice among all: run the sweep again for a corrected choice"
-)
 _METRICS = ("logit_difference", "log_prob", "probability", "accuracy")  # the most sensitive first; kl has no direction
 
 
@@ -75,10 +69,10 @@ def choose_layers(run: Path, n_layers: int) -> Chosen:
         raise UserError(
             f"auto must name a finished run of probe-sweep or patch-sweep, got {str(run)!r} ({error}). Check the path."
         ) from error
-    is_tested = bool(set(_CORRECTED) & set(table.columns))
-    if is_tested and set(table.columns) >= _PROBE_COLUMNS:
+    tested = tested_by(table)
+    if tested is not None and set(table.columns) >= _PROBE_COLUMNS:
         by_layer, what = _probe_evidence(table, n_layers, run)
-    elif is_tested and set(table.columns) >= _PATCH_COLUMNS:
+    elif tested is not None and set(table.columns) >= _PATCH_COLUMNS:
         by_layer, what = _patch_evidence(table, n_layers, run)
     else:
         raise UserError(
@@ -86,7 +80,6 @@ def choose_layers(run: Path, n_layers: int) -> Chosen:
             "Run the sweep again if its table holds no corrected p-values."
         )
     total = by_layer.sum()
-    tested = _tested_by(table)
     if not total > 0:
         correction = ", corrected for the choice among all" if tested == "p_max" else ""
         raise UserError(
@@ -105,8 +98,7 @@ def choose_layers(run: Path, n_layers: int) -> Chosen:
     band = tuple(range(start, start + length))
     named = f"layers {band[0]}-{band[-1]} hold" if length > 1 else f"layer {band[0]} holds"
     rule = f"shortest band with at least {_COVERED:.0%} of the evidence ({what}): {named} {-held:.0%}"
-    if tested != "p_max":
-        rule += _EARLIER.format(tested)
+    rule += of_earlier_version(table)
     chosen = [layer in band for layer in range(n_layers)]
     return Chosen(band, rule, pd.DataFrame({"layer": range(n_layers), "evidence": shares, "chosen": chosen}))
 
@@ -121,13 +113,8 @@ def describe_choice(run: Path, n_layers: int) -> str:
     return "\n".join([f"auto: {chosen.rule}", *rows])
 
 
-def _tested_by(rows: pd.DataFrame) -> str:
-    """The column that says which sites or cells are significant."""
-    return next(name for name in _CORRECTED if name in rows)
-
-
 def _is_significant(rows: pd.DataFrame) -> "pd.Series[bool]":
-    return rows[_tested_by(rows)] < SIGNIFICANT
+    return rows[tested_by(rows)] < SIGNIFICANT
 
 
 def _probe_evidence(table: pd.DataFrame, n_layers: int, run: Path) -> tuple[NDArray[np.float64], str]:

@@ -6,6 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from figures.effects import of_earlier_version
+from figures.report.findings import patch_finding, probe_finding
+from interventions.report_table import render_summary as patch_summary
+from probes.report_table import render_summary as probe_summary
 from tasks.errors import UserError
 from tuning.plan.choose_layers import choose_layers, describe_choice
 from tuning.plan.layers import select_layers
@@ -47,9 +51,20 @@ def test_a_table_from_before_p_max_is_read_with_a_rule_that_says_so(tmp_path: Pa
     assert chosen.layers == (2, 3, 4)
     assert f"a false discovery rate ({column}), which is not corrected for the choice" in chosen.rule
     assert "run the sweep again" in describe_choice(run, 8).splitlines()[0]
+    assert of_earlier_version(table) in chosen.rule
     table.assign(**{column: 0.5}).to_csv(run / "results.csv", index=False)
     with pytest.raises(UserError, match=rf"significant \({column} < 0.05\), got none"):
         choose_layers(run, 8)
+
+
+@pytest.mark.parametrize("name", ["score_by_layer_smol", "knockout_smol"])
+def test_summaries_of_a_table_from_before_p_max_say_so(name: str) -> None:
+    table = pd.read_csv(GALLERY / f"{name}.csv")
+    summary, finding = (probe_summary, probe_finding) if "probe" in table else (patch_summary, patch_finding)
+    said = of_earlier_version(table)
+    assert said and said in str(summary(table).caption) and said in finding(table)["caption"]
+    now = table.assign(p_max=0.5, best_share=np.nan, best_score=np.nan, best_recovered=np.nan, best_lower=np.nan)
+    assert "before p_max" not in str(summary(now.assign(best_upper=np.nan)).caption)
 
 
 def test_auto_reads_the_drop_of_a_patch_run(tmp_path: Path) -> None:
