@@ -103,5 +103,5 @@ def estimate_run(
     what = f"{n_all} questions of {names}" if n_left == n_all else f"{n_left} of {n_all} questions of {names} are left"
     shared = f", in {processes.world} processes" if processes.world > 1 else ""
     stages = {"load": load_seconds(llava), "answering": max(short), "scoring": QUESTION_SECONDS * n_all}
-    rest = stages["load"] + stages["scoring"]
-    return EvaluationEstimate(what + shared, stages, rest + max(longest), config.judge.is_given)
+    apart = stages["load"] + stages["scoring"]
+    return EvaluationEstimate(what + shared, stages, apart + max(longest), config.judge.is_given)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.table import Column, Table
 from rich.text import Text
@@ -49,8 +50,8 @@ def render_table(table: pd.DataFrame) -> Table:
 
 def _about(columns: str, rows: pd.DataFrame, key: str) -> list[str]:
     """A line that says what the intervals of these columns are about; none for a table from before they were stored."""
-    found = rows[key].dropna().unique() if key in rows else []
-    return [f"{columns}: {' | '.join(map(str, found))}"] if len(found) else []
+    found = [str(about) for about in rows[key].dropna().unique()] if key in rows else []
+    return [f"{columns}: {' | '.join(found)}"] if found else []
 
 
 def _share(value: Any) -> str:
@@ -59,7 +60,7 @@ def _share(value: Any) -> str:
 
 def _cell(row: "pd.Series[Any]", keys: tuple[str, str, str, str], *, digits: int = 3) -> str:
     """A number with its interval; empty if it is undefined, as retention is where full tuning scores 0."""
-    number, lower, upper, about = (row.get(key) for key in keys)
+    number, lower, upper, about = (row.get(key, np.nan) for key in keys)
     if pd.isna(number):
         return ""
     value = f"{float(number):.{digits}f}"
