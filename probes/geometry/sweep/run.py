@@ -118,7 +118,7 @@ def run_geometry_sweep(
                     estimate.at_once,
                     on_progress,
                     on_note,
-                )  # fmt: skip
+                )
                 for number, (comparison, rows) in enumerate(zip(comparisons, chosen, strict=True))
             ]
             if processes.is_main:
