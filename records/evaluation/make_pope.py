@@ -30,7 +30,9 @@ def make_pope(config: MakePopeConfig) -> str:
         pictures = scene_pictures(config.pictures, seed=config.seed, size=config.size)
         write_pope(config.out, pictures, vocabulary=tuple(KINDS), ending="?", seed=config.seed)
     else:
-        pictures = listed_pictures(Path(config.data), config.images, limit=config.pictures, follow_links=config.follow_links)
+        pictures = listed_pictures(
+            Path(config.data), config.images, limit=config.pictures, follow_links=config.follow_links
+        )
         write_pope(config.out, pictures, seed=config.seed)
     where = config.out
     return f"POPE-style questions about {len(pictures)} pictures: {where}. Score a model with --benchmark pope={where}"

@@ -232,9 +232,7 @@ class Connection:
 
         until, parts, size = time.monotonic() + self._timeout, [], 0
         try:
-            with self._http.stream(
-                "POST", self._endpoint, json=body, extensions={"trace": trace}
-            ) as response:
+            with self._http.stream("POST", self._endpoint, json=body, extensions={"trace": trace}) as response:
                 for part in response.iter_bytes():
                     parts.append(part)
                     size += len(part)

@@ -171,8 +171,8 @@ def _placed(given: Any, row: Mapping[str, Any], where: str) -> PlacedObject:
         raise UserError(f"box must be left, top, right and bottom in pixels, got {shown(box)} in {where}.")
     if are_shares(box):
         raise UserError(
-            f"box must be in pixels, got {shown(box)} in {where}. Multiply shares between 0 and 1 by the picture's width "
-            "and height."
+            f"box must be in pixels, got {shown(box)} in {where}. Multiply shares between 0 and 1 by the picture's "
+            "width and height."
         )
     left, top, right, bottom = (min(max(edge / size[i % 2], 0.0), 1.0) for i, edge in enumerate(box))
     if not (left < right and top < bottom):

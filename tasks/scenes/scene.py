@@ -130,7 +130,7 @@ def make_scene(
         n_objects: The number of objects; None draws one to four.
 
     Raises:
-        UserError: If ``split`` is unknown, ``index`` negative, ``size`` not in [28, 4096], or ``n_objects`` not one to four.
+        UserError: If ``split`` is unknown, ``index`` negative, or ``size`` not in [28, 4096] or ``n_objects`` in [1, 4].
 
     Example:
         >>> [thing.kind for thing in make_scene(0, n_objects=2).objects]

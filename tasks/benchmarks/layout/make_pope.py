@@ -54,7 +54,9 @@ def scene_pictures(n: int, *, seed: int = 0, size: int = SIZE) -> list[Annotated
     found = []
     for index in range(n):
         scene = make_scene(_FIRST_SCENE + index, split="test", seed=seed, size=size)
-        found.append(Annotated(f"{scene.id}.png", tuple(thing.kind for thing in scene.objects), partial(_png, scene.picture)))
+        found.append(
+            Annotated(f"{scene.id}.png", tuple(thing.kind for thing in scene.objects), partial(_png, scene.picture))
+        )
     return found
 
 

@@ -192,7 +192,10 @@ def test_a_server_scores_what_has_no_labels_and_gets_an_upload(
         (["--benchmark", "pope=POPE", "--questions", "gone"], "questions must exist"),
         (["--benchmark", "pope=POPE", "--limit", "0"], "limit must be >= 1, got 0"),
         (["--benchmark", "pope=POPE", "--new-tokens", "0"], "new-tokens must be >= 1"),
-        (["--benchmark", "pope=POPE", "--new-tokens", "1000000000"], "new-tokens must be at most 65536, got 1000000000"),
+        (
+            ["--benchmark", "pope=POPE", "--new-tokens", "1000000000"],
+            "new-tokens must be at most 65536, got 1000000000",
+        ),
         (["--benchmark", "pope=POPE", "--batch-size", "0"], "batch-size must be >= 1"),
         (["--benchmark", "pope=POPE", "--token-plan", "leave@99"], "layer must be in [0, 4), got 99"),
         (["score"], "benchmark must be one of vqav2"),
@@ -268,16 +271,12 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert not (tmp_path / "run").exists() and not (tmp_path / "new").exists()
 
 
-def test_linked_pictures_are_followed_if_asked(
-    pope: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_linked_pictures_are_followed_if_asked(pope: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = pope / "val2014" / "test-0-300000.png"
     (tmp_path / "a.png").symlink_to(source)
     write(tmp_path, {"rows.jsonl": [{"image": "a.png", "objects": ["cat"]}, {"image": "b.png", "objects": ["dog"]}]})
     (tmp_path / "b.png").symlink_to(source)
-    main(
-        ["make-pope", "--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "new"), "--follow-links"]
-    )
+    main(["make-pope", "--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "new"), "--follow-links"])
     assert "about 2 pictures" in capsys.readouterr().out
     assert (tmp_path / "new" / "val2014" / "a.png").read_bytes() == source.read_bytes()
 

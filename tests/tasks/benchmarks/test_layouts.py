@@ -242,7 +242,8 @@ def test_pope_style_files_of_bad_lists_are_refused(tmp_path: Path) -> None:
 def test_pope_style_pictures_may_be_written_as_text_or_embedded(tmp_path: Path) -> None:
     text = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
     write(tmp_path, {
-        "a.jsonl": [{"image": text, "objects": ["cat"]}, {"image": "b.png", "objects": ["dog"]}], "b.png": png((1, 2, 3)),
+        "a.jsonl": [{"image": text, "objects": ["cat"]}, {"image": "b.png", "objects": ["dog"]}],
+        "b.png": png((1, 2, 3)),
         "a.parquet": [{"image": PICTURE, "objects": ["cat"]}],
     })  # fmt: skip
     write_pope(tmp_path / "new", listed_pictures(tmp_path / "a.jsonl"))

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from tasks.chat_server import ChatClient, ChatRequest, Message, Price, read_price
+from tasks.chat_server import ChatClient, ChatRequest, Message, Price, connection, read_price
 from tasks.chat_server import client as client_module
-from tasks.chat_server import connection
 from tasks.chat_server.connection import ChatServerError, _wait
 from tasks.chat_server.prices import Budget, CostLimitError
 from tasks.errors import UserError
