@@ -336,7 +336,7 @@ BAD: list[tuple[list[str], str]] = [
     (["--boxes", "gone.json"], "boxes must come with COCO's"),
     (["--reply-format", "xml"], "reply-format must be one of json, text"),
     (["--seed", "-1"], "seed must be >= 0"),
-    (["--timeout", "inf"], "timeout must be at most 86,400 seconds"),
+    (["--timeout", "1e9"], "timeout must be at most 86,400 seconds"),
     (["--dry-run", "--tokenizer", "gone"], "tokenizer must be a folder"),
 ]
 
