@@ -96,4 +96,6 @@ def choose_best(scores: Sequence[Score], *, seed: int) -> BestScore | None:
     best = select_best(values, errors, np.stack([score.spread.influence for score in scores]), seed=seed)
     chosen, wider = scores[best.place], float(z[best.place]) / NORMAL
     lower = chosen.spread.below(best.highest * wider) if np.isfinite(chosen.upper) else _NAN
-    return BestScore(best.place, best.shares, chosen.spread.below(best.optimism), lower, chosen.upper)
+    # Draws can leave an optimism just below 0. R2 keeps its value where that is lower than the centre of its interval.
+    height = min(chosen.spread.below(max(best.optimism, 0.0)), chosen.value)
+    return BestScore(best.place, best.shares, height, lower, chosen.upper)
