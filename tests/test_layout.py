@@ -163,13 +163,17 @@ def untyped(root: Path) -> list[str]:
 
 
 def hidden_tracebacks(tree: ast.AST) -> list[int]:
-    """Lines of handlers that catch any exception at all and do not raise it again."""
+    """Lines of handlers that catch any exception at all and neither raise it again nor hand it to a future."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler):
             caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
             broad = any(kind is None or ast.unparse(kind) in {"Exception", "BaseException"} for kind in caught)
-            if broad and not any(isinstance(inner, ast.Raise) for inner in ast.walk(node)):
+            passed_on = (
+                isinstance(inner, ast.Raise) or (isinstance(inner, ast.Attribute) and inner.attr == "set_exception")
+                for inner in ast.walk(node)
+            )  # fmt: skip
+            if broad and not any(passed_on):
                 found.append(node.lineno)
     return found
 

@@ -9,7 +9,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from figures.findings.peaks import NONE, SIGNIFICANT, location_range
-from probes.lenses.best_layer import COLUMNS
 
 _METRIC = "hit@5"
 

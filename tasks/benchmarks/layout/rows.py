@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from tasks.benchmarks.layout.question import Id
 from tasks.errors import UserError, one_line, shown
 from tasks.example import Picture
 from tasks.files import check_regular, read_file
-from tasks.paths import is_file, is_folder
+from tasks.paths import is_folder
 from tasks.pictures import open_picture
 from tasks.readers.media import EMBEDDED, given_pictures, unread_media
 from tasks.readers.parse import parse_json
@@ -147,7 +148,7 @@ class FileNames:
         if not is_folder(folder):
             raise UserError(f"benchmark must name an existing folder, got {str(folder)!r}. Check the path.")
         for name, path in (("questions", questions), ("images", images), ("labels", labels)):
-            if path is not None and not is_file(path) and not is_folder(path):
+            if path is not None and not os.path.exists(path):
                 raise UserError(f"{name} must exist, got {str(path)!r}. Check the path.")
         if images is not None and not is_folder(images):
             raise UserError(f"images must be a folder, got {str(images)!r}. Name the folder of the pictures.")

@@ -99,7 +99,7 @@ def test_a_run_without_all_its_shards_or_files_is_an_error(tmp_path: Path) -> No
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     stored, _ = pooled(tmp_path / "run")
     (tmp_path / "run" / "activations" / SITE / "00000.safetensors").write_bytes(b"half")
-    with pytest.raises(UserError, match=r"shard must be a complete safetensors file.*00000"):
+    with pytest.raises(UserError, match=r"00000.safetensors must be as it was written, got changed bytes"):
         stored.numpy(SITE, "image")
 
 

@@ -7,11 +7,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from probes.lenses.best_layer import COLUMNS as BEST
-from probes.lenses.best_layer import Curve, best_layer
 from probes.lenses.report_table import render_summary
 from probes.lenses.score_example import COLUMNS, NEAREST
-from probes.lenses.table import tabulate
+from probes.lenses.table import BEST, Curve, best_layer, tabulate
 
 LAYERS, GROUPS, PATCHES = 12, 30, 8
 
