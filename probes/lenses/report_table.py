@@ -35,7 +35,7 @@ def render_summary(results: pd.DataFrame) -> Table:
     for header in ("layer", "inside", "95 %", "outside", "other", "frequency", "random", "patches"):
         table.add_column(header, justify="right", no_wrap=True)
     scored = results[results["metric"] == _METRIC]
-    scored = scored.assign(**{name: float("nan") for name in COLUMNS if name not in scored})
+    scored = scored.assign(**{name: float("nan") for name in BEST if name not in scored})
     for lens in dict.fromkeys(scored["lens"]):
         for split in dict.fromkeys(scored["split"]):
             rows = scored[(scored["lens"] == lens) & (scored["split"] == split)]
