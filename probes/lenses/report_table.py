@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from figures.findings.peaks import NONE, SIGNIFICANT, location_range
+from probes.lenses.table import BEST
 
 _METRIC = "hit@5"
 
