@@ -11,7 +11,7 @@ import pandas as pd
 
 from tasks.checksums import check_whole, read_whole
 from tasks.errors import UserError, one_line, user_errors
-from tasks.paths import is_file, is_folder
+from tasks.files import is_file, is_folder
 from tasks.pictures import open_picture
 from tasks.readers.parse import parse_json
 

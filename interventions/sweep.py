@@ -138,7 +138,7 @@ def run_patch_sweep(
     with run.open(processes, on_note=on_note, model=model, data=data):
         if processes.is_main:
             with writing(config.folder):
-                _write_pairs(sweep)
+                _write_pairs(sweep, on_note)
                 if sweep.attention is not None:
                     write_attention(llava, sweep.attention, config.folder)
         with run.timings.stage("runs"):
@@ -304,7 +304,7 @@ def _estimate(sweep: _Sweep, device: str) -> PatchEstimate:
     )  # fmt: skip
 
 
-def _write_pairs(sweep: _Sweep) -> None:
+def _write_pairs(sweep: _Sweep, on_note: Callable[[str], None]) -> None:
     """Write ``pairs.parquet``, one row for each pair, and the clean pictures as the model gets them.
 
     ``picture.png`` is that of the first pair. If single patches are changed, ``pictures/<k>.png`` are those of the
@@ -325,6 +325,8 @@ def _write_pairs(sweep: _Sweep) -> None:
         for k, pair in enumerate(sweep.pairs.pairs[:shown]):
             path = folder / "pictures" / f"{k}.png"
             if not is_whole(path):
+                if path.is_file():
+                    on_note(f"{path.relative_to(folder)} is damaged: it is made anew")
                 _write_picture(sweep.llava, prepare(sweep.llava, [pair.clean], preprocess=preprocess), path)
 
 

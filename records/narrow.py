@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Column, Table
+from rich.text import Text
 
 from tasks.errors import printable
 
@@ -47,8 +48,9 @@ def printable_table(table: Table) -> Table:
     Example:
         >>> unsafe = Table("part")
         >>> unsafe.add_row("red\x1b[31m")
-        >>> list(printable_table(unsafe).columns[0].cells)
-        ['red\\x1b[31m']
+        >>> unsafe.add_row(Text("blue\x1b[34m"))
+        >>> [str(cell) for cell in printable_table(unsafe).columns[0].cells]
+        ['red\\x1b[31m', 'blue\\x1b[34m']
     """
     for column in table.columns:
         column.header = _shown(column.header)
@@ -59,6 +61,8 @@ def printable_table(table: Table) -> Table:
 
 
 def _shown(text: Any) -> Any:
+    if isinstance(text, Text):
+        text.plain = printable(text.plain, keep="\n")
     return printable(text, keep="\n") if isinstance(text, str) else text
 
 

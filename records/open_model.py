@@ -10,7 +10,7 @@ from models.loading.load import load
 from models.loading.quantised import quantised_as
 from records.options import ModelOptions
 from tasks.errors import UserError, user_errors
-from tasks.paths import expanded
+from tasks.files import expanded
 
 _LOAD_RATE = 1e-8  # seconds for each weight
 _CPU_BANDWIDTH, _GPU_BANDWIDTH = 8e9, 1e12  # bytes a second, of reading weights

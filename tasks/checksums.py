@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.errors import UserError, one_line
+from tasks.files import is_file
 from tasks.readers.parse import parse_json
 
 LEDGER = ".checksums"
@@ -56,7 +57,7 @@ def record(path: Path, data: bytes) -> None:
 def record_files(folder: Path) -> None:
     """Add the checksums of all files of ``folder``, without hidden ones and sub-folders, to its ledger."""
     for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
+        if is_file(path) and not path.name.startswith("."):
             _add(path, _checksum(path))
 
 
@@ -79,7 +80,7 @@ def is_whole(path: Path) -> bool:
         >>> file.write_bytes(b"1 2 4"), is_whole(file)
         (5, False)
     """
-    if not path.is_file():
+    if not is_file(path):
         return False
     ledger = _read_ledger(path.parent)
     return ledger is None or _checksum(path) in ledger.get(path.name, ())
@@ -94,12 +95,12 @@ def is_whole_folder(folder: Path) -> bool:
 def damaged_files(folder: Path) -> tuple[str, ...]:
     """The names in the ledger of ``folder`` whose files changed; missing files are left out."""
     known = _read_ledger(folder) or {}
-    return tuple(name for name in known if (folder / name).is_file() and not is_whole(folder / name))
+    return tuple(name for name in known if is_file(folder / name) and not is_whole(folder / name))
 
 
 def check_whole(path: Path, *, advice: str) -> None:
     """Raise ``DamagedFileError`` if the file exists and changed; ``advice`` is the last sentence of its message."""
-    if path.is_file() and not is_whole(path):
+    if is_file(path) and not is_whole(path):
         raise DamagedFileError(f"{path.name} must be as it was written, got changed bytes in {str(path)!r}. {advice}")
 
 
@@ -198,7 +199,7 @@ def _add(path: Path, found: Checksum) -> None:
 def _read_ledger(folder: Path) -> dict[str, tuple[Checksum, ...]] | None:
     """The last two checksums of each name; None if the folder has no ledger. Lines that are none are passed over."""
     path = folder / LEDGER
-    if not path.is_file():
+    if not is_file(path):
         return None
     state = _state(path)
     key = os.path.abspath(path)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tasks.errors import UserError
 from tasks.example import Example, Label, Picture
-from tasks.paths import is_folder
+from tasks.files import is_folder
 from tasks.pictures import open_picture, upright
 
 ImageLike = Image.Image | np.ndarray | str | Path | Picture

@@ -1,4 +1,7 @@
-"""Files that a user names: only regular ones are opened, because opening a named pipe waits for ever."""
+"""Files and folders that users or data name: a name may be longer than a file system allows, or that of a named pipe.
+
+Only regular files are opened, because opening a named pipe waits for ever.
+"""
 
 import os
 import stat
@@ -46,3 +49,33 @@ def read_file(path: str | Path) -> bytes:
     """
     check_regular(path)
     return Path(path).read_bytes()
+
+
+def is_file(path: Path) -> bool:
+    """True if there is a file. Before Python 3.14, ``Path.is_file`` raises ``OSError`` for names that are too long.
+
+    Example:
+        >>> is_file(Path("x" * 5000))
+        False
+    """
+    return os.path.isfile(path)
+
+
+def is_folder(path: Path) -> bool:
+    """True if there is a folder. Before Python 3.14, ``Path.is_dir`` raises ``OSError`` for names that are too long.
+
+    Example:
+        >>> is_folder(Path("x" * 5000)), is_folder(Path("."))
+        (False, True)
+    """
+    return os.path.isdir(path)
+
+
+def expanded(name: str | Path) -> Path:
+    """The path with ``~`` replaced by the home folder; unchanged if there is no such user.
+
+    Example:
+        >>> expanded("~no such user/runs").parts
+        ('~no such user', 'runs')
+    """
+    return Path(os.path.expanduser(name))

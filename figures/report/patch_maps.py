@@ -15,7 +15,7 @@ from figures.read_run import read_pair_values, read_saved
 from figures.report.pictures import colour_scale, maps_section, thumbnail
 from figures.report.tables import plain_value
 from figures.style import DIVERGING
-from tasks.paths import is_file
+from tasks.files import is_file
 
 Json = dict[str, Any]
 _SIDE = 336  # pixels of a picture

@@ -17,7 +17,7 @@ from transformers import LlavaConfig, LlavaProcessor
 
 from models.loading.config_checks import read_json
 from tasks.errors import UserError
-from tasks.paths import is_file
+from tasks.files import is_file
 
 _RULE = "normal-fan-in-1"  # identifies how random weights are drawn; change it when they change
 _NORM_SPREAD = 0.1  # random norm gains differ from 1, so that the output of a norm differs from its input

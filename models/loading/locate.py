@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 
 from models.loading.configs import EMBEDDED, SIZES
 from tasks.errors import UserError, one_line
-from tasks.paths import expanded, is_folder
+from tasks.files import expanded, is_folder
 
 _WAIT = 8.0  # seconds for a hub's answer; then only the local cache is read
 _PICKLED = ("pytorch_model*.bin", "mm_projector.bin")  # read as plain tensors only

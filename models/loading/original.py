@@ -26,7 +26,7 @@ from models.loading.llama_tokenizer import llama_tokenizer
 from models.loading.locate import locate
 from models.loading.processors import clip_pictures, llava_processor, read_pictures, with_padding
 from tasks.errors import UserError
-from tasks.paths import is_folder
+from tasks.files import is_folder
 from tasks.prompts import CHAT_TEMPLATE, IMAGE
 
 _PROJECTOR = "mm_projector.bin"

@@ -14,7 +14,7 @@ from typing import Literal
 from models.layer_ranges import format_layers, parse_layers
 from tasks.checksums import check_recorded
 from tasks.errors import UserError
-from tasks.paths import is_file
+from tasks.files import is_file
 from tasks.readers.parse import parse_json
 
 State = Literal["compute", "freeze", "hide"]

@@ -19,9 +19,10 @@ def render_summary(results: pd.DataFrame) -> Table:
     table = Table(
         title=escape(f"{results['model'].iloc[0]}: words that lenses read at the object's patches ({_METRIC})"),
         caption=(
-            "layer: the best one, in brackets the 95 % range of its place; none: at no layer are the object's words "
-            f"found more often than those of every control ({SIGNIFICANT:.0%}, corrected for the choice among all "
-            "layers); not tested: no control, or a table of an earlier version; inside: share of the patches in the "
+            "layer: the best one, in brackets the 95 % range of its place; none: at the layer with the largest share "
+            f"the object's words are not found more often than those of every control ({SIGNIFICANT:.0%}, corrected "
+            "for the choice among all layers; p_max in results.csv has every layer); not tested: no control, or a "
+            "table of an earlier version; inside: share of the patches in the "
             "box where one of the lens's five best words is the object's, corrected for the choice, with its 95 % "
             "interval over groups; other: another example's words; frequency: words of like frequency; random: a "
             "randomly initialised model"

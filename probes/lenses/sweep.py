@@ -268,10 +268,12 @@ class _Job:
             example = self.data.examples[index]
             inputs = prepare(llava, [example], preprocess=self.config.data.preprocess)
             assert inputs.pixel_values is not None  # every example has a picture
+            path = folder / "pictures" / f"{k}.png"
+            if path.is_file() and not is_whole(path):
+                self.on_note(f"{path.relative_to(folder)} is damaged: it is made anew")
             with writing(folder):
-                (folder / "pictures").mkdir(exist_ok=True)
-                picture = to_png(llava, inputs.pixel_values[inputs.image_of[0][0]])
-                commit(folder / "pictures" / f"{k}.png", picture)
+                path.parent.mkdir(exist_ok=True)
+                commit(path, to_png(llava, inputs.pixel_values[inputs.image_of[0][0]]))
             word = self.data.words[index]
             about.append(
                 {"k": k, **about_example(llava, inputs, example), "word": word, "forms": self.table.forms[word],

@@ -7,10 +7,6 @@ from probes.evaluation.folds import FoldPlan
 from probes.evaluation.parallel import processes_for
 
 FIGURES = 1.5  # seconds, measured on one CPU thread, 2026-11-30
-# Time of the fits over that in a probe sweep: strengths are chosen with fits of full precision.
-PRECISE = 1.0
-# Time of the scores of a cell over those of a target in a probe sweep, which has scores of controls too.
-CELL = 1.0
 
 
 def transfer_stages(
@@ -31,8 +27,8 @@ def transfer_stages(
     for plan in plans.values():
         bare = plan.fitted_only()
         cost = fit_cost(bare, d)
-        fits = PRECISE * fit_seconds(cost._replace(scored=0.0), second=second, probe=probe)
-        cells = (1 + n_sites) * (CELL * SCORE * cost.scored + 2.0 * len(bare.groups) * d * cost.rank * second)
+        fits = fit_seconds(cost._replace(scored=0.0), second=second, probe=probe)
+        cells = (1 + n_sites) * (SCORE * cost.scored + 2.0 * len(bare.groups) * d * cost.rank * second)
         shared = max(1, processes_for(bare, d * (1 + n_sites), n_sites, device))
         fitting += 2 * n_sites * (fits + cells) / shared
     return {"fitting probes": fitting * (2 if has_random else 1), "figures": FIGURES}

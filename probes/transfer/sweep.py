@@ -40,6 +40,7 @@ from records.resampling import adjust_max, adjust_p
 from records.run import FinishedRun, Run, read_timings, writing
 from records.tables import read_results
 from records.timings import TimeEstimate
+from tasks.checksums import is_whole
 from tasks.errors import UserError
 
 COLUMNS = (
@@ -189,7 +190,9 @@ def _matrix(
             paths = {site: part_path(config.folder, source, group, str(site)) for site in found.sites}
             keys = [{"target": target, "read_site": str(at)} for target in bare.targets for at in found.sites]
             done = [site for site, path in paths.items() if read_part(path, keys) is not None]
-            for path in (path for site, path in paths.items() if site not in done and path.is_file()):
+            for path in (
+                path for site, path in paths.items() if site not in done and path.is_file() and not is_whole(path)
+            ):
                 on_note(f"{path.relative_to(config.folder)} is damaged: its layers are read again")
             if done:
                 on_progress("reading probes across", len(done), total)
@@ -288,12 +291,12 @@ def _row(
 
 
 def render_summary(results: pd.DataFrame) -> Table:
-    """The best pair of layers of each target and direction; "none" where no pair is significant."""
+    """The best pair of layers of each target and direction; "none" where that pair is not significant."""
     table = Table(
         "target", "direction", "fitted at", "read at", "score", "95 %", "chance", "shuffled", "own side", "p_max",
         title="Probes read across captions and pictures",
         caption="the pair with the best score, in brackets the 95 % range of its place; score, 95 %: of such probes at "
-        "that pair on new groups, corrected for the choice among all pairs; none: no pair is significant at 5 %, "
+        "that pair on new groups, corrected for the choice among all pairs; none: it is not significant at 5 %, "
         "corrected for the choice (p_max); own side: the same probe on its own side; shuffled: activations exchanged "
         "between examples; -: none, or not in a table of an earlier version",
     )  # fmt: skip

@@ -95,8 +95,8 @@ def estimate_run(
             pictures = sum(question.picture is not None for question in left)
             prompts = second * (len(left) * once + pictures * tower)
             whole, rest = divmod(len(left), config.batch_size)
-            batches = [config.batch_size] * whole + [rest] * bool(rest)
-            a_token = sum(token_seconds(llava, rows, second=second, device=device) for rows in batches)
+            batches = ((config.batch_size, whole), (rest, rest > 0))  # rows and number
+            a_token = sum(count * token_seconds(llava, rows, second=second, device=device) for rows, count in batches)
             short[rank] += OVERHEAD * (prompts + min(SHORTEST, most) * a_token)
             longest[rank] += OVERHEAD * (prompts + most * a_token)
     n_all, names = sum(len(one.questions) for one in opened), ", ".join(one.name for one in opened)

@@ -11,6 +11,7 @@ from tasks.benchmarks.layout.question import Question, labels_digest
 from tasks.benchmarks.layout.rows import Source
 from tasks.benchmarks.registry import Benchmark, find_benchmark
 from tasks.errors import UserError
+from tasks.files import expanded
 
 
 class Skipped(NamedTuple):
@@ -84,7 +85,7 @@ def open_benchmark(
     if not given or not folder:
         raise UserError(f"benchmark must be NAME=FOLDER, got {text!r}. Write {benchmark.name}=FOLDER.")
     source = benchmark.module.FILES.find(
-        Path(folder).expanduser(), questions=questions, images=images, labels=labels, follow_links=follow_links
+        expanded(folder), questions=questions, images=images, labels=labels, follow_links=follow_links
     )
     read = benchmark.read(source)
     kept, skipped = _usable(benchmark, source, read, limit, skip_bad)

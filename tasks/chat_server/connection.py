@@ -149,7 +149,7 @@ class Connection:
         try:
             self._http = httpx.Client(
                 headers=headers,
-                timeout=httpx.Timeout(timeout, connect=min(timeout, 20.0)),
+                timeout=httpx.Timeout(timeout, connect=min(timeout, _REACH)),
                 limits=httpx.Limits(max_connections=most, max_keepalive_connections=most),
                 trust_env=with_proxies,  # the proxy variables of the environment
             )

@@ -18,7 +18,7 @@ from tasks.benchmarks.layout.dataset import PREFIX, benchmark_dataset
 from tasks.dataset import Dataset, LazyExamples
 from tasks.errors import UserError
 from tasks.example import Example
-from tasks.paths import is_folder
+from tasks.files import is_folder
 from tasks.readers.caption_files import read_captions
 from tasks.readers.picture_folder import PictureFolder
 from tasks.readers.rows import RowReader

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import UserError, one_line, shown_text
-from tasks.paths import is_file
+from tasks.files import is_file
 from tasks.readers.parse import parse_json
 
 Row = Mapping[str, Any]

@@ -66,5 +66,5 @@ def _cell(row: "pd.Series[Any]", keys: tuple[str, str, str, str], *, digits: int
     value = f"{float(number):.{digits}f}"
     if pd.isna(lower):  # the reference is 1 by definition; a table of an earlier version does not say why
         return value if pd.isna(about) or about == REFERENCE else f"{value}, no interval"
-    of_seeds = " scenes only, 1 seed" if "this seed only" in str(about) else ""
+    of_seeds = " this seed only" if "this seed only" in str(about) else ""
     return f"{value} [{float(lower):.{digits}f}, {float(upper):.{digits}f}]{of_seeds}"

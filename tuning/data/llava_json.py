@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from tasks.errors import UserError, shown_text
-from tasks.paths import is_file, is_folder
+from tasks.files import is_file, is_folder
 from tasks.prompts import IMAGE
 from tasks.readers.media import PICTURES, given_pictures, unread_media
 from tasks.readers.parse import decode_text, parse_json

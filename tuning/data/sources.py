@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from tasks.dataset import Dataset
 from tasks.errors import UserError
-from tasks.paths import is_file
+from tasks.files import is_file
 from tasks.readers.load_dataset import read_table
 from tasks.readers.tables import Parquet, is_parquet
 from tuning.data.conversation import Conversation, from_examples

@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.chat_server import ChatRequest, Price
 from tasks.errors import UserError, one_line
-from tasks.paths import is_folder
+from tasks.files import is_folder
 
 _BYTES_PER_TOKEN = 4  # of English text with the tokenizers of current language models
 

@@ -23,7 +23,7 @@ from records.tables import read_results
 from records.timings import TimeEstimate
 from tasks.checksums import move_recorded
 from tasks.errors import UserError, shown
-from tasks.paths import is_folder
+from tasks.files import is_folder
 from tasks.readers.media import describe_unread, picture_name
 from tasks.readers.picture_folder import PictureFolder
 from tuning.data.conversation import UnusableSampleError

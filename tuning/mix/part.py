@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.errors import UserError, shown
-from tasks.paths import is_file
+from tasks.files import is_file
 from tasks.prompts import IMAGE
 from tasks.readers.media import PICTURES, given_pictures, picture_name
 from tasks.readers.tables import Table, open_table

@@ -16,8 +16,7 @@ from figures.effects import SIGNIFICANT, as_text, fraction_name, of_earlier_vers
 from figures.layer_axis import layers_of
 from tasks.checksums import check_whole
 from tasks.errors import UserError
-from tasks.files import check_regular
-from tasks.paths import is_folder
+from tasks.files import check_regular, is_folder
 
 # The share of the evidence that a band must hold. With much more, one noisy layer far away stretches the band.
 _COVERED = 0.8

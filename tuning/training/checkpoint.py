@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from records.run import check_space
 from tasks.checksums import check_whole, read_whole_json, record_files
 from tasks.errors import UserError, one_line
-from tasks.paths import is_folder
+from tasks.files import is_folder
 from tasks.readers.parse import parse_json
 from tuning.config import RunOptions
 from tuning.plan.resolve import Resolved

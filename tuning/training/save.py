@@ -15,7 +15,7 @@ from models.loading.processors import with_padding
 from models.pixels import Preprocess
 from records.manifest import commit
 from tasks.checksums import move_recorded
-from tasks.paths import expanded, is_folder
+from tasks.files import expanded, is_folder
 from tuning.plan.apply import apply_plan
 from tuning.plan.lora import remove_lora, write_adapter
 from tuning.plan.resolve import Resolved

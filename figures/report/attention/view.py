@@ -14,7 +14,7 @@ from figures.report.patch_maps import by_metric, effect_cell, effect_scale
 from figures.report.pictures import colour_scale, packed, thumbnail
 from figures.report.tables import plain_value
 from figures.style import SEQUENTIAL
-from tasks.paths import is_file
+from tasks.files import is_file
 
 Json = dict[str, Any]
 STEPS = 65_535  # steps of an attention weight on the page

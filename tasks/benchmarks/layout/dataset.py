@@ -11,7 +11,7 @@ from tasks.benchmarks.registry import find_benchmark
 from tasks.dataset import Dataset, LazyExamples
 from tasks.errors import UserError
 from tasks.example import Example, Target
-from tasks.paths import expanded
+from tasks.files import expanded
 
 PREFIX = "benchmark:"
 _LETTERS = ("scienceqa", "mmbench", "mmbench_cn", "seed")  # their answers are letters of options

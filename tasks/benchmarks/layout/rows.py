@@ -15,8 +15,7 @@ from PIL import Image
 from tasks.benchmarks.layout.question import Id
 from tasks.errors import UserError, one_line, shown
 from tasks.example import Picture
-from tasks.files import check_regular, read_file
-from tasks.paths import is_folder
+from tasks.files import check_regular, is_folder, read_file
 from tasks.pictures import open_picture
 from tasks.readers.media import EMBEDDED, given_pictures, unread_media
 from tasks.readers.parse import parse_json

@@ -206,6 +206,7 @@ def test_changed_shards_are_named_and_read_again(tmp_path: Path, words: Path) ->
         run_lens_sweep(settings, on_note=notes.append)
         for name in ("scores-00000", "nearest-00001", "tokens-00000"):
             assert f"shards/model-{name}.parquet is damaged: its examples are read again" in notes
+        assert "pictures/1.png is damaged: it is made anew" in notes
         assert {name: (run / name).read_bytes() for name in names} == before
 
 

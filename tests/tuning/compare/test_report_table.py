@@ -27,10 +27,10 @@ def test_an_interval_without_seeds_says_so_by_what_it_is_about(seeds: int, about
     table = finished(seeds=seeds, interval=about)
     retention = [cell for cell in cells(render_table(table), "retention (seen)") if "[" in cell]
     assert retention
-    assert all(cell.endswith("scenes only, 1 seed") == says_so for cell in retention)
+    assert all(cell.endswith("this seed only") == says_so for cell in retention)
 
 
-@pytest.mark.parametrize(("about", "suffix"), [(SCORE, ""), (SCORE_ONE_SEED, " scenes only, 1 seed")])
+@pytest.mark.parametrize(("about", "suffix"), [(SCORE, ""), (SCORE_ONE_SEED, " this seed only")])
 def test_each_score_has_its_interval(about: str, suffix: str) -> None:
     table = finished(score_lower=0.25, score_upper=0.75, score_interval=about)
     for condition in ("seen", "text"):

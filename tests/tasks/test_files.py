@@ -8,14 +8,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from interventions.operations.directions import load_directions
 from models.loading.checkpoints import weight_files
 from models.loading.load import load
 from models.loading.original import _tower_folder
+from probes.activations.open import open_activations
+from probes.lenses.latent import LatentLens
+from probes.lenses.tuned import TunedLens
+from records.evaluation.sources import open_benchmark
 from tasks.errors import UserError
-from tasks.paths import expanded, is_file, is_folder
+from tasks.files import expanded, is_file, is_folder
 from tasks.readers.tables import open_table
 from tuning.data.sources import open_source
 from tuning.mix.part import Part, PartSpec
+from tuning.plan.choose_layers import choose_layers
 
 LONG = ["x" * 400, "x" * 5000, "someone/" + "x" * 400, "/" + "x" * 400, "~nobody/" + "x" * 400, "./" + "é" * 2000]
 
@@ -46,6 +52,12 @@ READ: dict[str, Callable[[str, Path], object]] = {
     "a table": lambda name, folder: open_table(Path(name)),
     "training data": lambda name, folder: open_source(name),
     "a part of a mix": lambda name, folder: Part(PartSpec("a", Path(name))),
+    "a run of auto": lambda name, folder: choose_layers(Path(name), 4),
+    "directions": lambda name, folder: load_directions(Path(name)),
+    "stored activations": lambda name, folder: open_activations(Path(name)),
+    "a tuned lens": lambda name, folder: TunedLens.load(Path(name)),
+    "a latent lens": lambda name, folder: LatentLens.load(Path(name)),
+    "a benchmark": lambda name, folder: open_benchmark(f"pope={name}"),
 }
 
 
