@@ -14,6 +14,7 @@ from typing import Any
 
 from tasks.checksums import LEDGER, record
 from tasks.errors import UserError
+from tasks.files import is_file
 from tasks.readers.parse import parse_json
 
 FILE = "manifest.json"
@@ -74,7 +75,7 @@ def read_manifest(folder: Path, kind: RunKind) -> dict[str, Any] | None:
         UserError: If the manifest cannot be read or belongs to another command.
     """
     path = folder / FILE
-    if not path.is_file():
+    if not is_file(path):
         return None
     try:
         manifest = parse_json(path.read_bytes())

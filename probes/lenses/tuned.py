@@ -29,6 +29,7 @@ from probes.lenses.reading import MADE_ANEW, is_last, lens_sites, lens_words
 from records.manifest import commit
 from tasks.checksums import check_recorded
 from tasks.errors import UserError, one_line
+from tasks.files import is_file
 from tasks.readers.parse import parse_json
 
 PARAMS, PICKLED, CONFIG = "params.safetensors", "params.pt", "config.json"
@@ -126,8 +127,8 @@ class TunedLens:
             UserError: If the folder holds no such lens, or a file of it changed.
         """
         folder = Path(folder)
-        path = next((folder / name for name in (PARAMS, PICKLED) if (folder / name).is_file()), None)
-        if path is None or not (folder / CONFIG).is_file():
+        path = next((folder / name for name in (PARAMS, PICKLED) if is_file(folder / name)), None)
+        if path is None or not is_file(folder / CONFIG):
             raise UserError(
                 f"tuned lens must be a folder with {CONFIG} and {PARAMS} or {PICKLED}, got {str(folder)!r}. "
                 "lens-sweep train writes one."
