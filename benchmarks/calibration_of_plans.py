@@ -11,15 +11,13 @@ measured on the same answers. Trials without an interval do not count in coverag
 since an answer that was not seen may be a gain or a loss.
 """
 
-import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.calibration import Line, covered, line
-from benchmarks.record import heading, machine, table, write_record
+from benchmarks.record import heading, machine, simulation, table, write_record
 from records.intervals import paired_share_intervals, ratio_intervals
 
 TRIALS = 1000
@@ -98,11 +96,7 @@ def measure(regime: str, trials: int) -> list[Line]:
 
 def main() -> None:
     """Run the benchmark and write a record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the trials")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/records"), help="folder of the record")
-    given = parser.parse_args()
-    trials = TRIALS // (10 if given.quick else 1)
+    trials, size, out = simulation(__doc__, TRIALS)
     lines = [found for regime in REGIMES for found in measure(regime, trials)]
     rows = []
     for regime in REGIMES:
@@ -114,7 +108,7 @@ def main() -> None:
     text += table(("answers", *dict.fromkeys(one.what for one in lines)), rows)
     text += ["", __doc__.split("\n\n")[2].strip()]
     record = {"machine": facts, "lines": [one.__dict__ for one in lines]}
-    write_record(given.out, f"calibration-of-plans-{'quick' if given.quick else 'full'}", record, "\n".join(text))
+    write_record(out, f"calibration-of-plans-{size}", record, "\n".join(text))
 
 
 if __name__ == "__main__":

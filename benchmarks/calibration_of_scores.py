@@ -10,16 +10,14 @@ models that say no to nearly all, are weak, good, nearly perfect, and that say y
 answers.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import norm
 
 from benchmarks.calibration import Line, covered, line
-from benchmarks.record import heading, machine, table, write_record
+from benchmarks.record import heading, machine, simulation, table, write_record
 from records.evaluation.intervals import influence, score_estimate, variance_of
 from records.intervals import quantile
 from tasks.benchmarks.layout.scores import Item, Scores
@@ -130,11 +128,7 @@ def _rates(rate: _Array, easy: _Array) -> _Array:
 
 def main() -> None:
     """Run the benchmark and write a record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the trials")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/records"), help="folder of the record")
-    given = parser.parse_args()
-    trials = TRIALS // (10 if given.quick else 1)
+    trials, size, out = simulation(__doc__, TRIALS)
     lines = [found for regime in REGIMES for n in PICTURES for found in measure(regime, n, trials)]
     rows = [
         [regime, *(f"{100 * one.share:.1f} %" for one in lines if one.regime == regime)]
@@ -144,7 +138,7 @@ def main() -> None:
     text = heading("Coverage of the 95 % intervals of benchmark scores", facts)
     text += table(("score", "covers", "before covers", "before: none", "before: beyond the range"), rows)
     record = {"machine": facts, "lines": [one.__dict__ for one in lines]}
-    write_record(given.out, f"calibration-of-scores-{'quick' if given.quick else 'full'}", record, "\n".join(text))
+    write_record(out, f"calibration-of-scores-{size}", record, "\n".join(text))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,15 @@ def options(description: str | None, *, repeats: int) -> argparse.ArgumentParser
     return parser
 
 
+def simulation(description: str | None, trials: int) -> tuple[int, str, Path]:
+    """Trials of a simulation, ``quick`` or ``full``, and the folder of the record, from the command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the trials")
+    parser.add_argument("--out", type=Path, default=RECORDS, help="folder of the record")
+    given = parser.parse_args()
+    return (trials // 10, "quick", given.out) if given.quick else (trials, "full", given.out)
+
+
 def command() -> str:
     """The command line of this process."""
     return " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
