@@ -53,8 +53,9 @@ def best_layer(curve: Curve, *, seed: int) -> pd.DataFrame:
 
     ``p_max`` is that of the difference from the control it is least different from: object and control change places in
     random groups, in all layers together (`sign_flip_tests`). It is 1 for a layer below a control, and NaN without
-    controls. ``best_share`` is the share of bootstrap draws in which the layer has the highest score; the last three
-    are the best layer's score with its 95 % interval, corrected for the choice, and NaN for other layers.
+    controls or if a group lacks one. ``best_share`` is the share of bootstrap draws in which the layer has the highest
+    score; the last three are the best layer's score with its 95 % interval, corrected for the choice, and NaN for other
+    layers.
 
     Args:
         curve: In the order of the forward pass.
@@ -71,12 +72,10 @@ def best_layer(curve: Curve, *, seed: int) -> pd.DataFrame:
     hits, patches = curve.hits[:, asked], curve.patches[:, asked]
     if hits.shape[1] < 2:
         return found
-    against = []
-    for control in curve.controls.values():
-        apart = hits - control[:, asked]
-        against.append(np.where(apart.sum(1) > 0, sign_flip_tests(apart, seed=seed).p_max, 1.0))
-    if against:
-        found["p_max"] = np.max(against, axis=0)
+    against = [hits - control[:, asked] for control in curve.controls.values()]
+    if against and not np.isnan(against).any():  # a control that some group lacks cannot be beaten
+        tests = [np.where(apart.sum(1) > 0, sign_flip_tests(apart, seed=seed).p_max, 1.0) for apart in against]
+        found["p_max"] = np.max(tests, axis=0)
     share, size, degrees = share_sizes(hits, patches)
     ends, z = share_intervals(hits, patches), quantile(degrees)
     best = select_best(share, (ends.upper - ends.lower) / 2 / z, hits - share[:, None] * patches, seed=seed)
@@ -108,7 +107,6 @@ def read_curve(rows: pd.DataFrame, metric: str, sites: Sequence[str]) -> Curve:
         return found.to_numpy(dtype=float)
 
     controls = {words: values(words, metric) for words in CONTROLS if (rows["words"] == words).any()}
-    controls = {words: found for words, found in controls.items() if not np.isnan(found).any()}
     return Curve(values("object", metric), patches.to_numpy(dtype=float), controls)
 
 

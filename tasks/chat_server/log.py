@@ -13,7 +13,7 @@ from pathlib import Path
 from tasks.chat_server.request import Reply
 from tasks.checksums import checked_line, read_checked_line
 from tasks.errors import UserError, user_errors
-from tasks.files import check_regular
+from tasks.files import not_regular
 
 _START = b'{"time": '  # of every line
 _FIELDS = {field.name for field in fields(Reply)} - {"cached"}
@@ -45,7 +45,8 @@ class RequestLog:
     def _read(self, path: Path) -> None:
         if not path.exists():
             return
-        check_regular(path)
+        if (kind := not_regular(path)) is not None:
+            raise UserError(f"log must be a file, got {str(path)!r} ({kind}). Name another file.")
         end = 0
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):

@@ -84,3 +84,12 @@ def test_without_a_control_or_in_an_earlier_table_no_layer_is_named() -> None:
     rates = np.full(LAYERS, 0.4)
     for table in (scored(rates, controls=False), scored(rates).drop(columns=list(BEST))):
         assert [cell.strip() for cell in printed(table)][2:4] == ["not tested", "-"]
+
+
+def test_a_control_that_a_group_lacks_is_not_taken_to_be_beaten() -> None:
+    made = curve(np.random.default_rng(0), np.full(LAYERS, 0.4), 0.02)
+    assert best_layer(made, seed=0)["p_max"].max() < 0.05
+    made.controls["frequency"][:, 3] = np.nan
+    assert best_layer(made, seed=0)["p_max"].isna().all()
+    made.patches[:, 3] = 0  # the group has no patches of the object either: it is left out
+    assert best_layer(made, seed=0)["p_max"].max() < 0.05

@@ -2,6 +2,7 @@
 
 import email.utils
 import json
+import os
 import socket
 import threading
 import time
@@ -161,6 +162,12 @@ def test_a_changed_line_of_the_log_is_refused_by_number_and_asked_again_once_it_
         log.write_text("".join(json.dumps(row) + "\n" for row in rows_before))  # as earlier versions wrote it
         with ChatClient("http://127.0.0.1:9/v1", log=log) as client:
             assert [client.ask(request(text)).text for text in "abc"] == ["answer 0", "answer 1", "answer 2"]
+
+
+def test_a_log_that_is_no_file_is_an_error(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log.jsonl")
+    with pytest.raises(UserError, match=r"log must be a file, got .*log.jsonl' \(a named pipe\)"):
+        ChatClient("http://localhost:1/v1", log=tmp_path / "log.jsonl")
 
 
 def test_a_log_of_something_else_is_an_error(tmp_path: Path) -> None:
