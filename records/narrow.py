@@ -16,7 +16,7 @@ def fit_width(table: Table, width: int) -> list[Table]:
     """The table, or several that are at most ``width`` columns wide and hold all of its columns between them.
 
     The leading columns that are aligned to the left name the rows; each part repeats them. A part has at least one
-    other column, even if it is too wide.
+    other column, even if it is too wide. The caption is a part of its own.
 
     Example:
         >>> wide = Table(Column("name"), *(Column(f"number {i}", justify="right", no_wrap=True) for i in range(4)))
@@ -38,7 +38,10 @@ def fit_width(table: Table, width: int) -> list[Table]:
     parts = [_part(table, [*names, *chunk]) for chunk in chunks]
     for number, part in enumerate(parts):
         part.title = table.title if number == 0 else None
-        part.caption = table.caption if number == len(parts) - 1 else None
+    if table.caption:  # as wide as the terminal, not as the last part
+        caption = Table.grid(Column(style="table.caption"))
+        caption.add_row(table.caption)
+        parts.append(caption)
     return parts
 
 
