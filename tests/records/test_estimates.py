@@ -126,8 +126,10 @@ def test_a_dry_run_estimates_each_stage_within_a_small_factor(
     monkeypatch.chdir(tmp_path)
     if command == "benchmark-eval":
         write_pope(Path("pope"), scene_pictures(1, size=112))
-    elif command in ("transfer-sweep", "geometry-sweep"):
+    elif command == "transfer-sweep":
         write_random(Path("stored"), n=300, d=512, n_layers=4)
+    elif command == "geometry-sweep":  # with few points the checks of shapes, which only tests have, take the time
+        write_random(Path("stored"), n=1200, d=64, n_layers=2)
     estimate = run(replace(settings, out=tmp_path / "run", dry_run=True))
     stages: Mapping[str, float] = estimate.stages
     assert "about " in str(estimate) and not (tmp_path / "run").exists()
