@@ -24,7 +24,7 @@ from benchmarks.calibration import LEVEL, Line, covered, line, rows_of
 from benchmarks.record import heading, machine, simulation, table, write_record
 from probes.geometry.compare import MeasurePlan, measure
 from probes.geometry.search import Searched
-from probes.geometry.sweep.findings import best_place, interval_of, judge_nearest
+from probes.geometry.sweep.findings import best_place, has_interval, interval_of, judge_nearest
 from probes.lenses.score_example import NEAREST
 from probes.lenses.table import HITS, tabulate
 
@@ -104,12 +104,13 @@ def _pair(made: Views, rng: np.random.Generator) -> Trial:
     others = sources if made.paired else _points(made, rng)[0]
     labels = {"cluster": cluster} if made.clusters else {}
     found = measure(_searched(sources, made, rng), _searched(others, made, rng), _HALVES, labels)
-    keys = {"gride": _GRIDE, "two_nn": "a two_nn", **{name: name for name in _MEASURES}}
-    if labels:
-        keys["label_overlap"] = "a label_overlap cluster"
+    keys = {key.removeprefix("a "): key for key in found.values if key.startswith("a ") or key in _MEASURES}
     trial: Trial = {}
     for name, key in keys.items():
-        ends = interval_of(name, found.values[key], found.draws[key])
+        measured, _, rank = name.partition(" ")
+        if measured == "gride" and not has_interval(rank, made.n):
+            continue
+        ends = interval_of(measured, found.values[key], found.draws[key])
         trial |= {f"{name} value": found.values[key], f"{name} lower": ends.lower, f"{name} upper": ends.upper}
     return trial
 
@@ -284,6 +285,7 @@ def main() -> None:
         for number, ((_, regime), done) in enumerate(zip(jobs, waiting, strict=True), 1):
             print(f"{number}/{len(jobs)} {regime}", flush=True)
             lines += done.result()
+            print("; ".join(f"{one.what} {one.share:.3f}" for one in done.result()), flush=True)
     judged = [one for one in lines if one.aim != (0.0, 1.0)]
     counts = {verdict: sum(x.verdict == verdict for x in judged) for verdict in ("ok", "near", "cautious", "misses")}
     facts: dict[str, object] = {"trials": trials, **counts, **machine("cpu")}

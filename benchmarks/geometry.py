@@ -1,8 +1,7 @@
-"""``geometry-sweep`` on made activations: time, processor time and peak memory; and how often its intervals cover.
+"""``geometry-sweep`` on made activations: time, processor time and peak memory.
 
     python -m benchmarks.geometry                                     # 2,500 examples, 33 layers, d_model 4,096
     python -m benchmarks.geometry --examples 200 --layers 3 --width 64  # seconds; checks the script
-    python -m benchmarks.geometry --coverage 100                      # coverage over 100 pairs of made views
 
 The activations are two views of one 10-d latent with noise, in float16, with a mean that all examples share. Time and
 memory include reading, the table, the map of layers and the figures; they exclude making the activations.
@@ -21,10 +20,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from benchmarks.record import command, heading, machine, options, peak_memory, table, write_record
 from probes.activations.write import write_activations
-from probes.geometry.compare import MeasurePlan, measure
-from probes.geometry.search import Searched
 from probes.geometry.sweep.config import GeometryConfig
-from probes.geometry.sweep.findings import interval_of
 from probes.geometry.sweep.run import run_geometry_sweep
 from records.progress import silent
 
@@ -65,60 +61,26 @@ def speed(given: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def coverage(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """How often the nominal 95 % interval of each measure holds the mean estimate over all pairs of views."""
-    rows = []
-    for n, dimension in ((200, 5), (500, 10)):
-        values: dict[str, list[float]] = {}
-        ends: dict[str, list[tuple[float, float]]] = {}
-        mixing = [np.random.default_rng(99 + side).normal(size=(dimension, 32)) for side in range(2)]
-        for seed in range(given.coverage):
-            draw = np.random.default_rng(seed)
-            latent = draw.normal(size=(n, dimension))
-            plan = MeasurePlan(shuffles=2, seed=seed)
-            sides = [latent @ mixed + draw.normal(size=(n, 32)) for mixed in mixing]
-            a, b = (
-                Searched.of(torch.from_numpy(side).float(), k=plan.listed, mutual_k=plan.mutual_k) for side in sides
-            )
-            found = measure(a, b, plan)
-            for name, value in found.values.items():
-                values.setdefault(name, []).append(value)
-                ends.setdefault(name, []).append(interval_of("", value, found.draws[name]))
-        for name, estimates in values.items():
-            mean, both = float(np.mean(estimates)), np.array(ends[name])
-            covered = (both[:, 0] <= mean) & (mean <= both[:, 1])
-            rows.append(
-                {
-                    "n": n, "latent": dimension, "measure": name, "mean": mean,
-                    "deviation": float(np.std(estimates, ddof=1)), "width": float((both[:, 1] - both[:, 0]).mean()),
-                    "coverage": float(covered.mean()), "pairs": given.coverage,
-                }
-            )  # fmt: skip
-    return rows
-
-
 def main() -> None:
     """Run the benchmark, write and print the record."""
     parser = options(__doc__, repeats=1)
     parser.add_argument("--examples", type=int, default=2500)
     parser.add_argument("--layers", type=int, default=33)
     parser.add_argument("--width", type=int, default=4096)
-    parser.add_argument("--coverage", type=int, default=0, help="pairs of views; 0 measures time instead")
     parser.add_argument("--threads", type=int, default=None)
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
     facts: dict[str, Any] = machine(given.device)
     record: dict[str, Any] = {"command": command(), "machine": facts}
-    kind = "coverage" if given.coverage else f"{given.examples}x{given.layers}x{given.width}"
     if "not_run" in facts:
         lines = ["", f"Not yet run: {facts['not_run']}"]
     else:
         with threadpool_limits(given.threads):
-            rows = record["rows"] = coverage(given) if given.coverage else [speed(given) for _ in range(given.repeats)]
+            rows = record["rows"] = [speed(given) for _ in range(given.repeats)]
         cells = [[f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
         lines = table([name.replace("_", " ") for name in rows[0]], cells)
-    name = f"geometry-{kind}-{given.device.partition(':')[0]}"
+    name = f"geometry-{given.examples}x{given.layers}x{given.width}-{given.device.partition(':')[0]}"
     write_record(given.out, name, record, "\n".join([*heading("Geometry of stored activations", facts), *lines]))
 
 

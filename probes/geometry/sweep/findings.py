@@ -17,26 +17,40 @@ from records.resampling import permutation_p, select_best
 
 Array = npt.NDArray[np.float64]
 INTERVAL = "95% over halves of the examples, without replacement"
-NEARER_IS_LOWER = ("imbalance_a_to_b", "imbalance_b_to_a", "cosine_gap")
+NO_INTERVAL = "none: the rank is more than a sixth of the examples"
+_SIXTH = 6  # halves estimate another dimension where the larger number of the rank is more than this part of the points
+_RANKS = ("imbalance_a_to_b", "imbalance_b_to_a")
+NEARER_IS_LOWER = (*_RANKS, "cosine_gap")
 _SHARE, _TWICE, _POSITIVE = (0.0, 1.0), (0.0, 2.0), (0.0, np.inf)
 RANGES = {
     **dict.fromkeys(("overlap", "mutual_knn", "cka", "label_overlap"), _SHARE),
-    **dict.fromkeys(("imbalance_a_to_b", "imbalance_b_to_a", "cosine_gap"), _TWICE),
+    **dict.fromkeys(NEARER_IS_LOWER, _TWICE),
     **dict.fromkeys(("gride", "two_nn"), _POSITIVE),
 }
 
 
-def jackknife_error(draws: Float[Array, " draw *cell"]) -> Float[Array, "*cell"]:
-    """The standard error of an estimate from the spread of estimates on halves.
+def jackknife_error(
+    name: str, values: Float[Array, "*cell"] | float, draws: Float[Array, " draw *cell"]
+) -> Float[Array, "*cell"]:
+    """The standard errors of estimates from the spread of estimates on halves.
+
+    Information imbalance is a mean rank: among half of the points it is larger, and spreads more, by the same factor.
+    Its spread is therefore multiplied by the estimate divided by the mean of the halves.
+
+    Args:
+        name: Of the measure.
+        values: The estimates on all points.
+        draws: Those on halves.
 
     Source: Shao & Wu 1989, "A General Theory for Jackknife Variance Estimation", Annals of Statistics 17: the factor
         (n - d) / d of the delete-d jackknife is 1 for halves.
 
     Example:
-        >>> jackknife_error(np.array([[1.0, 5.0], [3.0, 5.0]])).round(3)
+        >>> jackknife_error("cka", np.array([2.0, 5.0]), np.array([[1.0, 5.0], [3.0, 5.0]])).round(3)
         array([1.414, 0.   ])
     """
-    return np.asarray(draws.std(0, ddof=1), dtype=float)
+    error = np.asarray(draws.std(0, ddof=1), dtype=float)
+    return error * (values / draws.mean(0)) if name in _RANKS else error
 
 
 class Interval(NamedTuple):
@@ -46,14 +60,27 @@ class Interval(NamedTuple):
     upper: float
 
 
+UNKNOWN = Interval(np.nan, np.nan)
+
+
 def interval_of(name: str, value: float, draws: Float[Array, " draw"]) -> Interval:
     """The interval of an estimate, within the range of its measure; NaN without spread."""
-    error = float(jackknife_error(draws))
+    error = float(jackknife_error(name, value, draws))
     if not error > 0:
-        return Interval(np.nan, np.nan)
+        return UNKNOWN
     reach = float(quantile(len(draws) - 1)) * error
     lowest, highest = RANGES.get(name, (-np.inf, np.inf))
     return Interval(max(value - reach, lowest), min(value + reach, highest))
+
+
+def has_interval(rank: str, n: int) -> bool:
+    """Whether halves of ``n`` points give the spread of a dimension at this rank, for example ``16,32``; else True.
+
+    Example:
+        >>> has_interval("16,32", 298), has_interval("32,64", 298), has_interval("", 298)
+        (True, False, True)
+    """
+    return not rank or int(rank.rpartition(",")[2]) * _SIXTH <= n
 
 
 class Place(NamedTuple):
@@ -79,7 +106,7 @@ def best_place(
     cells = np.flatnonzero(known)
     if not len(cells):
         return Place(0, 0, len(values) - 1, np.nan, np.nan, np.nan, everywhere=True)
-    errors = jackknife_error(draws[:, cells])
+    errors = jackknife_error(name, values[cells], draws[:, cells])
     centred = (draws[:, cells] - draws[:, cells].mean(0)).T
     best = select_best(sign * values[cells], errors, sign * centred, seed=seed)
     first, last = location_range(best.shares)

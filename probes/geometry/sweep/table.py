@@ -12,9 +12,12 @@ from probes.geometry.compare import PAIR_MEASURES, Measured, MeasurePlan, dimens
 from probes.geometry.sweep.findings import (
     INTERVAL,
     NEARER_IS_LOWER,
+    NO_INTERVAL,
+    UNKNOWN,
     Place,
     Verdict,
     best_place,
+    has_interval,
     interval_of,
     judge_nearest,
     judge_peak,
@@ -97,7 +100,8 @@ def _rows(curves: Curves, plan: MeasurePlan) -> Iterator[dict[str, Any]]:
         random = curves.random.get(pair)
         for name in sorted(map(Name, found.values), key=lambda name: name.place):
             key, value = name.text, found.values[name.text]
-            ends = interval_of(name.measure, value, found.draws[key])
+            known = has_interval(name.rank, found.n)
+            ends = interval_of(name.measure, value, found.draws[key]) if known else UNKNOWN
             shuffled = found.shuffles.get(key)
             n = found.n_joint if key == "id_correlation" else found.n
             k = neighbours.get(name.measure)
@@ -109,7 +113,7 @@ def _rows(curves: Curves, plan: MeasurePlan) -> Iterator[dict[str, Any]]:
                 "target": name.target, "value": value, "lower": ends.lower,
                 "upper": ends.upper, "error": found.errors.get(key, np.nan),
                 "chance": k / (n - 1) if shared and k else np.nan, "n": n,
-                "n_duplicates": curves.chosen.n_duplicates, "interval": INTERVAL,
+                "n_duplicates": curves.chosen.n_duplicates, "interval": INTERVAL if known else NO_INTERVAL,
             }  # fmt: skip
             if shuffled is not None:
                 sign = -1 if name.measure in NEARER_IS_LOWER else 1
@@ -117,7 +121,7 @@ def _rows(curves: Curves, plan: MeasurePlan) -> Iterator[dict[str, Any]]:
                 row |= {"control": shuffled.mean(), "control_lower": low, "control_upper": high,
                         "p": permutation_p(sign * value, sign * shuffled)}  # fmt: skip
             if random is not None:
-                ends = interval_of(name.measure, random.values[key], random.draws[key])
+                ends = interval_of(name.measure, random.values[key], random.draws[key]) if known else UNKNOWN
                 row |= {"random_init": random.values[key], "random_lower": ends.lower, "random_upper": ends.upper}
             yield row
 
@@ -166,9 +170,12 @@ def _stacked(measured: Mapping[LayerPair, Measured], name: str) -> tuple[Array, 
 
 def _peaks(curves: Curves, plan: MeasurePlan) -> Iterator[dict[str, Any]]:
     pairs = list(curves.measured)
+    n = next(iter(curves.measured.values())).n
     for side in "ab":
         name = dimension_name(side, plan.rank)
         place = best_place("gride", *_stacked(curves.measured, name), seed=plan.seed)
+        if not has_interval(Name(name).rank, n):
+            place = place._replace(lower=np.nan, upper=np.nan)
         random, beside = None, np.nan
         if curves.random:
             random = best_place("gride", *_stacked(curves.random, name), seed=plan.seed)
@@ -178,7 +185,7 @@ def _peaks(curves: Curves, plan: MeasurePlan) -> Iterator[dict[str, Any]]:
         row = _row(curves, "dimension peaks", "gride", place, verdict, layers)
         own = {"layer_b": None} if side == "a" else {"layer_a": None}
         yield row | {"side": side, "layer_a": layers[place.cell], "layer_b": layers[place.cell], **own,
-                     "random_init": beside, "n": next(iter(curves.measured.values())).n}  # fmt: skip
+                     "random_init": beside, "n": n}  # fmt: skip
 
 
 def _nearest(curves: Curves, plan: MeasurePlan) -> Iterator[dict[str, Any]]:
