@@ -79,6 +79,7 @@ GEOMETRY = {
     "2 views, n = 300": Views(300, 0.3),
     "2 noisy views, n = 200": Views(200, 1.0),
     "2 views of 6 clusters, n = 200": Views(200, 0.3, clusters=6),
+    "2 views of 3 clusters, n = 300": Views(300, 1.0, clusters=3),
     "2 unrelated views, n = 200": Views(200, 0.3, paired=False),
     "8 layers, n = 200": Views(200, 0.1, layers=True),
     "8 unrelated layers, n = 200": Views(200, 0.1, layers=True, paired=False),
@@ -107,8 +108,8 @@ def _pair(made: Views, rng: np.random.Generator) -> Trial:
     keys = {key.removeprefix("a "): key for key in found.values if key.startswith("a ") or key in _MEASURES}
     trial: Trial = {}
     for name, key in keys.items():
-        measured, _, rank = name.partition(" ")
-        if measured == "gride" and not has_interval(rank, made.n):
+        measured, _, rest = name.partition(" ")
+        if measured == "gride" and not has_interval(rest, made.n):
             continue
         ends = interval_of(measured, found.values[key], found.draws[key])
         trial |= {f"{name} value": found.values[key], f"{name} lower": ends.lower, f"{name} upper": ends.upper}

@@ -54,6 +54,16 @@ class MeasurePlan:
         return n // 2
 
     @property
+    def half_k(self) -> int:
+        """Neighbours of the overlap in a half: between ``k``, whose spread is too small, and k/2, too large."""
+        return max(round(self.k / 2**0.5), 1)
+
+    @property
+    def half_label_k(self) -> int:
+        """Neighbours of the overlap with labels in a half, in which a class has half of its points."""
+        return max(self.k // 2, 1)
+
+    @property
     def least(self) -> int:
         """The smallest number of points: a half has more than every k and rank."""
         return 2 * (max(self.k, self.mutual_k, self.rank[1]) + 2)
@@ -132,17 +142,18 @@ def _on_members(
     m, rows = len(members.rows), members.rows
     whole = m == len(a.points)
     scale_ranks = plan.ranks(len(a.points))
-    k = max(plan.k, *(rank[1] for rank in scale_ranks))
-    near = [one.near_among(members, k) for one in (a, b)]
+    k, label_k = (plan.k, plan.k) if whole else (plan.half_k, plan.half_label_k)
+    listed = max(k, label_k, *(rank[1] for rank in scale_ranks))
+    near = [one.near_among(members, listed) for one in (a, b)]
     found: dict[str, float] = {}
     for side, lists in zip("ab", near, strict=True):
         found[f"{side} two_nn"] = two_nn_of(_log_ratios(lists.distances, (1, 2), cut=False))
         for rank in scale_ranks:
             found[dimension_name(side, rank)] = fit_gride(_log_ratios(lists.distances, rank), rank)[0]
         for name, code in codes.items():
-            found[f"{side} label_overlap {name}"] = _label_share(lists.indices[:, : plan.k], code[rows], code)
+            found[f"{side} label_overlap {name}"] = _label_share(lists.indices[:, :label_k], code[rows], code)
     aligned = [one.aligned_among(members, plan.mutual_k).indices for one in (a, b)]
-    found["overlap"] = _shared(near[0].indices[:, : plan.k], near[1].indices[:, : plan.k], len(a.points))
+    found["overlap"] = _shared(near[0].indices[:, :k], near[1].indices[:, :k], len(a.points))
     found["mutual_knn"] = _shared(aligned[0], aligned[1], len(a.points))
     for name, one, other in (("imbalance_a_to_b", near[0], b), ("imbalance_b_to_a", near[1], a)):
         own = other.squared if whole else select_points(other.squared, rows)

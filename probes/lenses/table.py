@@ -17,7 +17,6 @@ from records.intervals import (
     Intervals,
     mean_intervals,
     quantile,
-    ratio_intervals,
     share_intervals,
     share_sizes,
     shifted_share,
@@ -172,9 +171,14 @@ def _scores(rows: pd.DataFrame) -> list[dict[str, Any]]:
     found = []
     for metric in METRICS:
         own = sums["reciprocal_rank" if metric == "mrr" else metric]
-        intervals = ratio_intervals if metric == "mrr" else share_intervals
-        ends = intervals(own[None], asked[None]).within(0.0, 1.0)
-        found.append({"metric": metric, **_named(own.sum() / max(asked.sum(), 1), ends), **about})
+        score = float(own.sum() / max(asked.sum(), 1))
+        if metric == "mrr":  # linearised, because few groups with high ranks make it skewed
+            some = asked > 0
+            varied = score + (own - score * asked)[some] / (asked[some].mean() if some.any() else 1.0)
+            ends = mean_intervals(varied[None]).within(0.0, 1.0)
+        else:
+            ends = share_intervals(own[None], asked[None])
+        found.append({"metric": metric, **_named(score, ends), **about})
     return found
 
 

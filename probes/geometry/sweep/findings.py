@@ -12,13 +12,13 @@ import numpy.typing as npt
 from jaxtyping import Float
 
 from figures.findings.peaks import location_range
-from records.intervals import quantile
+from records.intervals import effective_size, quantile, wilson
 from records.resampling import permutation_p, select_best
 
 Array = npt.NDArray[np.float64]
 INTERVAL = "95% over halves of the examples, without replacement"
-NO_INTERVAL = "none: the rank is more than a sixth of the examples"
-_SIXTH = 6  # halves estimate another dimension where the larger number of the rank is more than this part of the points
+NO_INTERVAL = "none: the rank is more than a sixth of the examples, or halves do not differ"
+_SIXTH = 6  # halves estimate another dimension where the rank is more than this part of the points
 _RANKS = ("imbalance_a_to_b", "imbalance_b_to_a")
 NEARER_IS_LOWER = (*_RANKS, "cosine_gap")
 _SHARE, _TWICE, _POSITIVE = (0.0, 1.0), (0.0, 2.0), (0.0, np.inf)
@@ -50,7 +50,7 @@ def jackknife_error(
         array([1.414, 0.   ])
     """
     error = np.asarray(draws.std(0, ddof=1), dtype=float)
-    return error * (values / draws.mean(0)) if name in _RANKS else error
+    return np.asarray(error * (values / draws.mean(0))) if name in _RANKS else error
 
 
 class Interval(NamedTuple):
@@ -64,23 +64,35 @@ UNKNOWN = Interval(np.nan, np.nan)
 
 
 def interval_of(name: str, value: float, draws: Float[Array, " draw"]) -> Interval:
-    """The interval of an estimate, within the range of its measure; NaN without spread."""
+    """The interval of an estimate, within the range of its measure; NaN without spread.
+
+    The overlap with labels is a share that is often near 1 and has Wilson's interval, with the effective size that the
+    standard error gives.
+    """
     error = float(jackknife_error(name, value, draws))
     if not error > 0:
         return UNKNOWN
+    if name == "label_overlap" and 0 < value < 1:
+        ends = wilson(value, effective_size(value, error**2, 1), degrees=len(draws) - 1)
+        return Interval(float(ends.lower), float(ends.upper))
     reach = float(quantile(len(draws) - 1)) * error
     lowest, highest = RANGES.get(name, (-np.inf, np.inf))
     return Interval(max(value - reach, lowest), min(value + reach, highest))
 
 
 def has_interval(rank: str, n: int) -> bool:
-    """Whether halves of ``n`` points give the spread of a dimension at this rank, for example ``16,32``; else True.
+    """Whether halves of ``n`` points give the spread of a dimension at this rank; True without a rank.
 
     Example:
         >>> has_interval("16,32", 298), has_interval("32,64", 298), has_interval("", 298)
         (True, False, True)
     """
     return not rank or int(rank.rpartition(",")[2]) * _SIXTH <= n
+
+
+def described(lower: float) -> str:
+    """What an interval with this end is."""
+    return NO_INTERVAL if np.isnan(lower) else INTERVAL
 
 
 class Place(NamedTuple):

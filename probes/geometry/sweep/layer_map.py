@@ -70,9 +70,10 @@ def compare_layers(
             values["cka_unbiased"][row, column] = _cka(kernel("a", layer), other)
         on_step()
     for draw, members in enumerate(halves(n, plan, torch.device("cpu"))):
-        lists = torch.cat([_first(near[1][layer], members, plan.k) for layer in layers_b], 1)
+        lists = torch.cat([_first(near[1][layer], members, plan.half_k) for layer in layers_b], 1)
         for row, layer in enumerate(layers_a):
-            draws[draw, row] = _shares(_mask(_first(near[0][layer], members, plan.k), n), lists, plan.k)
+            mask = _mask(_first(near[0][layer], members, plan.half_k), n)
+            draws[draw, row] = _shares(mask, lists, plan.half_k)
         on_step()
     orders = torch.from_numpy(
         draw_permutations(np.arange(n), draws=plan.shuffles, generator=np.random.default_rng(plan.seed + 1))

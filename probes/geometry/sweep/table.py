@@ -10,13 +10,12 @@ import pandas as pd
 
 from probes.geometry.compare import PAIR_MEASURES, Measured, MeasurePlan, dimension_name
 from probes.geometry.sweep.findings import (
-    INTERVAL,
     NEARER_IS_LOWER,
-    NO_INTERVAL,
     UNKNOWN,
     Place,
     Verdict,
     best_place,
+    described,
     has_interval,
     interval_of,
     judge_nearest,
@@ -113,7 +112,7 @@ def _rows(curves: Curves, plan: MeasurePlan) -> Iterator[dict[str, Any]]:
                 "target": name.target, "value": value, "lower": ends.lower,
                 "upper": ends.upper, "error": found.errors.get(key, np.nan),
                 "chance": k / (n - 1) if shared and k else np.nan, "n": n,
-                "n_duplicates": curves.chosen.n_duplicates, "interval": INTERVAL if known else NO_INTERVAL,
+                "n_duplicates": curves.chosen.n_duplicates, "interval": described(ends.lower),
             }  # fmt: skip
             if shuffled is not None:
                 sign = -1 if name.measure in NEARER_IS_LOWER else 1
@@ -150,8 +149,8 @@ def tabulate_maps(curves: Sequence[Curves], plan: MeasurePlan) -> pd.DataFrame:
                 if measure == "overlap":
                     ends = interval_of(measure, values[i, j], found.draws[:, i, j])
                     shuffled = found.shuffles[:, i, j]
-                    row |= {"lower": ends.lower, "upper": ends.upper, "control": shuffled.mean(), "interval": INTERVAL,
-                            "control_upper": _range(shuffled)[1]}  # fmt: skip
+                    row |= {"lower": ends.lower, "upper": ends.upper, "control": shuffled.mean(),
+                            "interval": described(ends.lower), "control_upper": _range(shuffled)[1]}  # fmt: skip
                 rows.append(row)
     return pd.DataFrame(rows, columns=list(MAP_COLUMNS))
 
@@ -223,7 +222,8 @@ def _nearest_pair(curves: Curves, found: LayerMap, plan: MeasurePlan, n: int) ->
     row = best_place("overlap", found.values["overlap"][i], found.draws[:, i], seed=plan.seed)
     return _row(curves, "nearest layers", "overlap", row, verdict, list(found.layers_b)) | {
         "side": "both", "layer_a": found.layers_a[i], "layer_b": found.layers_b[j], "value": flat.value,
-        "lower": flat.lower, "upper": flat.upper, "control": found.shuffles[:, i, j].mean(), "n": n,
+        "lower": flat.lower, "upper": flat.upper, "interval": described(flat.lower),
+        "control": found.shuffles[:, i, j].mean(), "n": n,
     }  # fmt: skip
 
 
@@ -234,5 +234,5 @@ def _row(
     return {
         **about, "finding": finding, "measure": measure, "first": layers[place.first], "last": layers[place.last],
         "value": place.value, "lower": place.lower, "upper": place.upper, "p": verdict.p, "shown": verdict.shown,
-        "reason": verdict.reason, "interval": INTERVAL,
+        "reason": verdict.reason, "interval": described(place.lower),
     }  # fmt: skip

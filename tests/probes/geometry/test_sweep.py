@@ -106,14 +106,14 @@ def finished(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished
     return run(config(stored, folder / "run", target=("kind",), random=random))
 
 
-def eager(a: Values, b: Values, kind: npt.NDArray[np.int64]) -> dict[str, float]:
+def eager(a: Values, b: Values, kind: npt.NDArray[np.int64], *, k: int = 5, label_k: int = 5) -> dict[str, float]:
     """Every measure by its eager function."""
     imbalance = information_imbalance(a, b)
     return {
         "a two_nn": two_nn(a).value, "b two_nn": two_nn(b).value,
         "a gride 2,4": gride(a, rank=(2, 4)).value, "b gride 4,8": gride(b, rank=(4, 8)).value,
-        "b label_overlap kind": label_overlap(b, kind, k=5).value,
-        "overlap": neighbourhood_overlap(a, b, k=5).value, "mutual_knn": mutual_knn(a, b, k=4).value,
+        "b label_overlap kind": label_overlap(b, kind, k=label_k).value,
+        "overlap": neighbourhood_overlap(a, b, k=k).value, "mutual_knn": mutual_knn(a, b, k=4).value,
         "imbalance_a_to_b": imbalance.a_to_b, "imbalance_b_to_a": imbalance.b_to_a,
         "cka": linear_cka(a, b, unbiased=False), "cka_unbiased": linear_cka(a, b), "cosine_gap": cosine_gap(a, b),
         "id_correlation": id_correlation(a, b, draws=1).value,
@@ -129,7 +129,7 @@ def test_fast_measures_equal_the_eager_ones_on_halves_and_shuffles_too() -> None
         assert found.values[name] == pytest.approx(value, abs=1e-5), name
     members = list(halves(60, PLAN, torch.device("cpu")))[2].rows.numpy()
     assert len(set(members)) == 30, "a half has no copies"
-    half = eager(a[members], b[members], kind[members])
+    half = eager(a[members], b[members], kind[members], k=4, label_k=2)  # 5 / sqrt(2), 5 // 2
     del half["id_correlation"]  # its coordinates are standardised once, over all points
     for name, value in half.items():
         assert found.draws[name][2] == pytest.approx(value, abs=1e-4), name
@@ -247,6 +247,10 @@ def test_the_interval_of_a_mean_from_halves_is_that_of_the_textbook() -> None:
     assert (found.upper - found.lower) / 2 == pytest.approx(1.97 * error, rel=0.15)  # 300 draws know it to 4 %
     assert np.isnan(interval_of("x", 1.0, np.ones(5))).all()
     assert interval_of("overlap", 0.99, 0.99 + points).upper == 1
+    halves_of_ranks = interval_of("imbalance_a_to_b", 0.1, 0.2 + points / 99)
+    assert halves_of_ranks.upper == pytest.approx(0.1 + 1.97 * 0.5 * points.std() / 99, rel=0.02), "ranks double"
+    share = interval_of("label_overlap", 0.99, 0.99 + points / 99)
+    assert 1 > share.upper > 0.99 and 0.99 - share.lower > share.upper - 0.99, "a share near 1 has a longer lower side"
 
 
 def test_the_map_holds_the_curve_on_its_diagonal(finished: FinishedRun) -> None:
