@@ -14,7 +14,7 @@ Finished trials are kept in ``--work`` and not run again.
 import argparse
 import json
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -468,6 +468,17 @@ def rows_of(lines: Iterable[Line]) -> list[tuple[str, ...]]:
     ]
 
 
+def write_lines(lines: Sequence[Line], title: str, facts: Mapping[str, object], doc: str, out: Path, name: str) -> None:
+    """Write and print the record of a simulation; its last paragraph is the third of ``doc``."""
+    judged = [x for x in lines if x.aim != (0.0, 1.0)]
+    counts = {verdict: sum(x.verdict == verdict for x in judged) for verdict in ("ok", "near", "cautious", "misses")}
+    text = heading(title, {**counts, **facts})
+    text += table(("what", "regime", "share", "trials", "aim", "verdict"), rows_of(lines))
+    text += ["", doc.split("\n\n")[2].strip()]
+    record = {"machine": {**counts, **facts}, "lines": [x.__dict__ for x in lines]}
+    write_record(out, name, record, "\n".join(text))
+
+
 def main() -> None:
     """Run the simulation, write and print the record."""
     parser: argparse.ArgumentParser = options(__doc__, repeats=1)
@@ -482,15 +493,10 @@ def main() -> None:
     size: Literal["quick", "full"] = "quick" if given.quick else "full"
     trials = {kind: int(n * given.trials / (10 if given.quick else 1)) for kind, n in TRIALS.items()}
     lines = measure(trials, processes=given.processes, work=given.work, regimes=given.regimes)
-    judged = [x for x in lines if x.aim != (0.0, 1.0)]
-    counts = {verdict: sum(x.verdict == verdict for x in judged) for verdict in ("ok", "near", "cautious", "misses")}
     ran = {kind: n for kind, n in trials.items() if not given.regimes or {*given.regimes} & _RUN[kind][1].keys()}
-    facts: dict[str, object] = {"trials": ran, **counts, **machine("cpu")}
-    text = heading("Coverage of intervals, and what is found in noise", facts)
-    text += table(("what", "regime", "share", "trials", "aim", "verdict"), rows_of(lines))
-    text += ["", __doc__.split("\n\n")[2].strip()]
-    record = {"machine": facts, "lines": [x.__dict__ for x in lines]}
-    write_record(given.out, f"calibration-{given.name or size}", record, "\n".join(text))
+    facts: dict[str, object] = {"trials": ran, **machine("cpu")}
+    title = "Coverage of intervals, and what is found in noise"
+    write_lines(lines, title, facts, __doc__, given.out, f"calibration-{given.name or size}")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@
 Geometry: two noisy views of the same points, then eight layers whose dimension is largest in layer 4 and which are
 nearest to a ninth view in layer 5. The truth of a measure is its mean over all trials, since its interval is about
 other examples of the same number. Lenses: ranks of the object's words in a picture's patches, by eight layers, with
-pictures that differ; the truth is the mean over 100,000 pictures. Trials without an interval do not count in coverage.
+pictures that differ; the truth is the mean over 30,000 pictures. Trials without an interval do not count in coverage.
 The aim is 92 to 98 %, and at most 6 % where nothing is to be found.
 """
 
+import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,18 +21,19 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from benchmarks.calibration import LEVEL, Line, covered, line, rows_of
-from benchmarks.record import heading, machine, simulation, table, write_record
+from benchmarks.calibration import COVERAGE, LEVEL, Line, covered, line, write_lines
+from benchmarks.record import machine, simulation
 from probes.geometry.compare import MeasurePlan, measure
 from probes.geometry.search import Searched
 from probes.geometry.sweep.findings import best_place, has_interval, interval_of, judge_nearest
-from probes.lenses.score_example import NEAREST
+from probes.lenses.score_example import DEEPEST, NEAREST
 from probes.lenses.table import HITS, tabulate
 
 Array = npt.NDArray[np.float64]
 Trial = dict[str, float]
 TRIALS = 300
 N_LAYERS, PEAK, NEAREST_LAYER = 8, 4, 5
+WORDS = ("object", "other")
 _WIDTH, _SOURCES = 32, 8
 _HALVES = MeasurePlan(shuffles=19)
 _MEASURES = ("overlap", "mutual_knn", "imbalance_a_to_b", "cka_unbiased", "cosine_gap", "id_correlation")
@@ -76,12 +78,13 @@ class Patches:
 
 GEOMETRY = {
     "2 views, n = 100": Views(100, 0.3),
-    "2 views, n = 300": Views(300, 0.3),
+    "2 views, n = 400": Views(400, 0.3),
     "2 noisy views, n = 200": Views(200, 1.0),
     "2 views of 6 clusters, n = 200": Views(200, 0.3, clusters=6),
     "2 views of 3 clusters, n = 300": Views(300, 1.0, clusters=3),
     "2 unrelated views, n = 200": Views(200, 0.3, paired=False),
     "8 layers, n = 200": Views(200, 0.1, layers=True),
+    "8 layers, n = 120": Views(120, 0.1, layers=True),
     "8 unrelated layers, n = 200": Views(200, 0.1, layers=True, paired=False),
 }
 LENSES = {
@@ -108,10 +111,7 @@ def _pair(made: Views, rng: np.random.Generator) -> Trial:
     keys = {key.removeprefix("a "): key for key in found.values if key.startswith("a ") or key in _MEASURES}
     trial: Trial = {}
     for name, key in keys.items():
-        measured, _, rest = name.partition(" ")
-        if measured == "gride" and not has_interval(rest, made.n):
-            continue
-        ends = interval_of(measured, found.values[key], found.draws[key])
+        ends = interval_of(name.partition(" ")[0], found.values[key], found.draws[key])
         trial |= {f"{name} value": found.values[key], f"{name} lower": ends.lower, f"{name} upper": ends.upper}
     return trial
 
@@ -164,10 +164,7 @@ def geometry_lines(regime: str, trials: list[Trial]) -> list[Line]:
     rows, made = pd.DataFrame(trials), GEOMETRY[regime]
     if not made.layers:
         names = [str(column).removesuffix(" value") for column in rows if str(column).endswith(" value")]
-        return [
-            line(name, regime, covered(rows[f"{name} lower"], rows[f"{name} upper"], rows[f"{name} value"].mean()))
-            for name in names if rows[f"{name} value"].notna().all()
-        ]  # fmt: skip
+        return [found for name in names for found in _measure_lines(name, regime, rows, made.n)]
     if not made.paired:
         return [line("nearest layer shown", regime, rows["shown"], (0.0, LEVEL[1]))]
     found = [line("power: nearest layer shown", regime, rows["shown"], (0.0, 1.0))]
@@ -178,6 +175,16 @@ def geometry_lines(regime: str, trials: list[Trial]) -> list[Line]:
         found.append(line(f"layer of the largest {what}", regime, place))
         found.append(line(f"largest {what}", regime, covered(rows[f"{what} lower"], rows[f"{what} upper"], chosen)))
     return found
+
+
+def _measure_lines(name: str, regime: str, rows: pd.DataFrame, n: int) -> list[Line]:
+    """Coverage of a measure, with an aim where its interval is printed, and the share of trials without one."""
+    measured, _, rank = name.partition(" ")
+    printed = measured != "gride" or has_interval(int(rank.rpartition(",")[2]), n)
+    hits = covered(rows[f"{name} lower"], rows[f"{name} upper"], rows[f"{name} value"].mean())
+    found = [line(name if printed else f"{name}, not printed", regime, hits, COVERAGE if printed else (0.0, 1.0))]
+    none = float(np.isnan(hits).mean())
+    return found + [Line(f"{name}: none", regime, none, len(hits), (0.0, 1.0))] * (none > 0)
 
 
 def lens_trial(made: Patches, rng: np.random.Generator) -> Trial:
@@ -197,24 +204,25 @@ def lens_trial(made: Patches, rng: np.random.Generator) -> Trial:
     return trial
 
 
-def lens_sums(made: Patches, rng: np.random.Generator) -> pd.DataFrame:
-    """The sums over patches that ``lens-sweep`` writes, of one lens."""
+def lens_sums(made: Patches, rng: np.random.Generator, *, kinds: tuple[str, ...] = WORDS) -> pd.DataFrame:
+    """The sums over patches that ``lens-sweep`` writes, of one lens and some kinds of words."""
     rows = []
     pictures = np.arange(made.pictures)
     own = 0.7 * rng.normal(size=made.pictures)  # pictures whose words are easy at every layer
     for layer in range(N_LAYERS):
-        for words in ("object", "other"):
+        for words in kinds:
             for place in ("inside", "outside"):
                 at = _typical_rank(made, layer, words, place)
                 scale = np.exp(at + own + 0.5 * rng.normal(size=made.pictures))
                 ranks = np.floor(rng.exponential(scale[:, None], (made.pictures, made.patches)))
                 hits = {metric: (ranks < int(metric.removeprefix("hit@"))).sum(1) for metric in HITS}
+                reciprocal = np.where(ranks < DEEPEST, 1 / (ranks + 1), 0.0).sum(1)
                 rows.append(
                     pd.DataFrame(
                         {
                             "lens": "logit", "id": pictures.astype(str), "group": pictures, "split": "all",
                             "site": f"blocks.{layer}.hook_resid_post", "place": place, "words": words,
-                            "patches": made.patches, **hits, "reciprocal_rank": (1 / (ranks + 1)).sum(1),
+                            "patches": made.patches, **hits, "reciprocal_rank": reciprocal,
                         }
                     )
                 )  # fmt: skip
@@ -229,10 +237,8 @@ def _typical_rank(made: Patches, layer: int, words: str, place: str) -> float:
 
 @cache
 def lens_truth(made: Patches) -> Mapping[tuple[str, str, int], float]:
-    """The scores over 100,000 pictures by place, metric and layer."""
-    rng = np.random.default_rng(0)
-    many = lens_sums(Patches(100_000, made.effect, made.patches, made.level), rng)
-    many = many[many["words"] == "object"]
+    """The scores over 30,000 pictures by place, metric and layer."""
+    many = lens_sums(Patches(30_000, made.effect, made.patches, made.level), np.random.default_rng(0), kinds=WORDS[:1])
     truth: dict[tuple[str, str, int], float] = {}
     for layer in range(N_LAYERS):
         at = many[many["site"] == f"blocks.{layer}.hook_resid_post"]
@@ -246,9 +252,9 @@ def lens_truth(made: Patches) -> Mapping[tuple[str, str, int], float]:
 def lens_lines(regime: str, trials: list[Trial]) -> list[Line]:
     """Coverage of scores, of differences and of the best layer's score; how often a layer is named in noise."""
     rows, made = pd.DataFrame(trials), LENSES[regime]
-    truth = lens_truth(made)
     if not made.effect:
         return [line("best layer named", regime, rows["named"], (0.0, LEVEL[1]))]
+    truth = lens_truth(made)
     found = [line("power: best layer named", regime, rows["named"], (0.0, 1.0))]
     for place in ("inside", "difference"):
         for metric in ("hit@1", "hit@10", "mrr"):
@@ -268,7 +274,9 @@ def run(kind: str, regime: str, trials: int) -> list[Line]:
     made = (GEOMETRY | LENSES)[regime]
     if regime in GEOMETRY and GEOMETRY[regime].layers:
         trials = max(trials // 3, 1)  # eight pairs of views each
-    return lines(regime, [trial(made, np.random.default_rng([seed, len(regime)])) for seed in range(trials)])
+    return lines(
+        regime, [trial(made, np.random.default_rng([seed, zlib.crc32(regime.encode())])) for seed in range(trials)]
+    )
 
 
 _RUN: Mapping[str, tuple[Callable[..., Trial], Callable[[str, list[Trial]], list[Line]]]] = {
@@ -287,14 +295,9 @@ def main() -> None:
             print(f"{number}/{len(jobs)} {regime}", flush=True)
             lines += done.result()
             print("; ".join(f"{one.what} {one.share:.3f}" for one in done.result()), flush=True)
-    judged = [one for one in lines if one.aim != (0.0, 1.0)]
-    counts = {verdict: sum(x.verdict == verdict for x in judged) for verdict in ("ok", "near", "cautious", "misses")}
-    facts: dict[str, object] = {"trials": trials, **counts, **machine("cpu")}
-    text = heading("Coverage of the intervals of geometry and lenses, and what is found in noise", facts)
-    text += table(("what", "regime", "share", "trials", "aim", "verdict"), rows_of(lines))
-    text += ["", __doc__.split("\n\n")[2].strip()]
-    record = {"machine": facts, "lines": [one.__dict__ for one in lines]}
-    write_record(out, f"calibration-of-instruments-{size}", record, "\n".join(text))
+    title = "Coverage of the intervals of geometry and lenses, and what is found in noise"
+    facts: dict[str, object] = {"trials": trials, **machine("cpu")}
+    write_lines(lines, title, facts, __doc__, out, f"calibration-of-instruments-{size}")
 
 
 if __name__ == "__main__":

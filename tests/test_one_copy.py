@@ -11,6 +11,7 @@ RESAMPLING = "records/resampling.py"
 # Files that draw many numbers at once for something else than an interval or a p-value.
 OTHER_DRAWS = {
     "benchmarks/calibration.py": "labels of simulated data",
+    "benchmarks/calibration_of_instruments.py": "clusters of simulated points",
     "benchmarks/random_inputs.py": "pixels of noise",
     "probes/evaluation/controls.py": "labels of a control task",
     "tasks/scenes/scene.py": "colours and noise of a scene",

@@ -55,7 +55,11 @@ class MeasurePlan:
 
     @property
     def half_k(self) -> int:
-        """Neighbours of the overlap in a half: between ``k``, whose spread is too small, and k/2, too large."""
+        """Neighbours of the overlap in a half.
+
+        Simulated intervals (``benchmarks/calibration_of_instruments.py``) are too narrow with ``k`` where that is a
+        large part of a half, and too wide with k / 2.
+        """
         return max(round(self.k / 2**0.5), 1)
 
     @property

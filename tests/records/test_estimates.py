@@ -128,7 +128,8 @@ def test_a_dry_run_estimates_each_stage_within_a_small_factor(
         write_pope(Path("pope"), scene_pictures(1, size=112))
     elif command == "transfer-sweep":
         write_random(Path("stored"), n=300, d=512, n_layers=4)
-    elif command == "geometry-sweep":  # with few points the checks of shapes, which only tests have, take the time
+    elif command == "geometry-sweep":
+        # With few points the checks of shapes, which run only in tests, take most of the time.
         write_random(Path("stored"), n=1200, d=64, n_layers=2)
     estimate = run(replace(settings, out=tmp_path / "run", dry_run=True))
     stages: Mapping[str, float] = estimate.stages

@@ -17,10 +17,12 @@ from records.resampling import permutation_p, select_best
 
 Array = npt.NDArray[np.float64]
 INTERVAL = "95% over halves of the examples, without replacement"
-NO_INTERVAL = "none: the rank is more than a sixth of the examples, or halves do not differ"
-_SIXTH = 6  # halves estimate another dimension where the rank is more than this part of the points
-_RANKS = ("imbalance_a_to_b", "imbalance_b_to_a")
-NEARER_IS_LOWER = (*_RANKS, "cosine_gap")
+NOT_SPREAD = "none: halves do not differ"
+HIGH_RANK = "none: the rank is more than a sixth of the examples"
+_LEAST_PER_NEIGHBOUR = 6  # points for each neighbour of the rank: halves of fewer estimate another dimension
+_ROUNDING = 1e-9  # shares are sums of fractions
+_IMBALANCES = ("imbalance_a_to_b", "imbalance_b_to_a")
+NEARER_IS_LOWER = (*_IMBALANCES, "cosine_gap")
 _SHARE, _TWICE, _POSITIVE = (0.0, 1.0), (0.0, 2.0), (0.0, np.inf)
 RANGES = {
     **dict.fromkeys(("overlap", "mutual_knn", "cka", "label_overlap"), _SHARE),
@@ -34,8 +36,9 @@ def jackknife_error(
 ) -> Float[Array, "*cell"]:
     """The standard errors of estimates from the spread of estimates on halves.
 
-    Information imbalance is a mean rank: among half of the points it is larger, and spreads more, by the same factor.
-    Its spread is therefore multiplied by the estimate divided by the mean of the halves.
+    Information imbalance is 2 / n times a mean rank, which is larger among fewer points the nearer the two sides are.
+    Its spread on halves is therefore multiplied by the estimate divided by their mean: a heuristic, which
+    ``benchmarks/calibration_of_instruments.py`` tests.
 
     Args:
         name: Of the measure.
@@ -50,7 +53,7 @@ def jackknife_error(
         array([1.414, 0.   ])
     """
     error = np.asarray(draws.std(0, ddof=1), dtype=float)
-    return np.asarray(error * (values / draws.mean(0))) if name in _RANKS else error
+    return np.asarray(error * (values / draws.mean(0))) if name in _IMBALANCES else error
 
 
 class Interval(NamedTuple):
@@ -60,19 +63,25 @@ class Interval(NamedTuple):
     upper: float
 
 
-UNKNOWN = Interval(np.nan, np.nan)
+UNKNOWN = Interval(np.nan, np.nan)  # of a value without an interval
 
 
 def interval_of(name: str, value: float, draws: Float[Array, " draw"]) -> Interval:
     """The interval of an estimate, within the range of its measure; NaN without spread.
 
-    The overlap with labels is a share that is often near 1 and has Wilson's interval, with the effective size that the
-    standard error gives.
+    The overlap with labels is a share that is often near 1. It has Wilson's interval, with the effective size that the
+    standard error gives; NaN at 0 and 1.
+
+    Example:
+        >>> interval_of("cka", 0.5, np.array([0.4, 0.6, 0.4, 0.6]))
+        Interval(lower=0.13..., upper=0.86...)
     """
     error = float(jackknife_error(name, value, draws))
-    if not error > 0:
+    if not error > _ROUNDING * max(abs(value), 1.0):
         return UNKNOWN
-    if name == "label_overlap" and 0 < value < 1:
+    if name == "label_overlap":
+        if not _ROUNDING < value < 1 - _ROUNDING:
+            return UNKNOWN
         ends = wilson(value, effective_size(value, error**2, 1), degrees=len(draws) - 1)
         return Interval(float(ends.lower), float(ends.upper))
     reach = float(quantile(len(draws) - 1)) * error
@@ -80,19 +89,28 @@ def interval_of(name: str, value: float, draws: Float[Array, " draw"]) -> Interv
     return Interval(max(value - reach, lowest), min(value + reach, highest))
 
 
-def has_interval(rank: str, n: int) -> bool:
-    """Whether halves of ``n`` points give the spread of a dimension at this rank; True without a rank.
+def has_interval(neighbour: int, n: int) -> bool:
+    """Whether halves of ``n`` points give the spread of a dimension whose rank ends at this neighbour.
 
     Example:
-        >>> has_interval("16,32", 298), has_interval("32,64", 298), has_interval("", 298)
-        (True, False, True)
+        >>> has_interval(32, 298), has_interval(64, 298)
+        (True, False)
     """
-    return not rank or int(rank.rpartition(",")[2]) * _SIXTH <= n
+    return neighbour * _LEAST_PER_NEIGHBOUR <= n
 
 
-def described(lower: float) -> str:
-    """What an interval with this end is."""
-    return NO_INTERVAL if np.isnan(lower) else INTERVAL
+def described(value: float, lower: float, *, high_rank: bool = False) -> str:
+    """What the interval of a value is, or why there is none; empty without a value.
+
+    Example:
+        >>> described(9.5, np.nan, high_rank=True)
+        'none: the rank is more than a sixth of the examples'
+    """
+    if np.isnan(value):
+        return ""
+    if np.isnan(lower):
+        return HIGH_RANK if high_rank else NOT_SPREAD
+    return INTERVAL
 
 
 class Place(NamedTuple):

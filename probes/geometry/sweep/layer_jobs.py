@@ -91,7 +91,7 @@ def _measure_job(job: LayerJob, rows: Rows, plan: MeasurePlan, labels: Labels, d
     a, b = (searched(side, layer, rows, plan, device) for side, layer in zip((job.a, job.b), job.pair, strict=True))
     found = measure(a, b, plan, labels)
     tensors = {
-        "sizes": torch.tensor([found.n, found.n_joint]),
+        "sizes": torch.tensor([found.n, found.n_joint, plan.half_k, plan.half_label_k]),
         **{f"values {name}": torch.tensor(value, dtype=torch.float64) for name, value in found.values.items()},
         **{f"errors {name}": torch.tensor(value, dtype=torch.float64) for name, value in found.errors.items()},
         **{f"draws {name}": torch.from_numpy(draws) for name, draws in found.draws.items()},
@@ -128,8 +128,8 @@ def searched(side: Side, layer: int, rows: Rows, plan: MeasurePlan, device: str)
     return Searched.of(points, k=plan.listed, mutual_k=plan.mutual_k)
 
 
-def read_job(path: Path, n: int) -> Done | None:
-    """The file's contents; None if it is missing or damaged, or holds another number of points."""
+def read_job(path: Path, n: int, plan: MeasurePlan) -> Done | None:
+    """The file's contents; None if it is missing or damaged, or was measured on other points or halves."""
     if not is_whole(path):
         return None
     try:
@@ -138,7 +138,7 @@ def read_job(path: Path, n: int) -> Done | None:
     except (OSError, SafetensorError):
         return None
     sizes = found.pop("sizes", torch.zeros(2)).tolist()
-    if sizes[0] != n:
+    if [sizes[0], *sizes[2:]] != [n, plan.half_k, plan.half_label_k]:
         return None
     parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS}
     for name, value in found.items():

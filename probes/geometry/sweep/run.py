@@ -204,10 +204,11 @@ def _measure(
             ]
     every = [job for own in jobs.values() for job in own]
     owned = every[processes.rank :: processes.world]
-    missing = [job for job in owned if read_job(job.path, len(rows)) is None]
+    missing = [job for job in owned if read_job(job.path, len(rows), plan) is None]
     for path in (job.path for job in missing):
         if path.is_file():
-            on_note(f"{path.relative_to(config.folder)} is damaged: its layers are measured again")
+            name = path.relative_to(config.folder)
+            on_note(f"{name} is damaged or from an earlier version: its layers are measured again")
     on_progress(f"measuring {comparison.name}", len(owned) - len(missing), len(owned))
     mapped = {job.path for job in jobs[""]} if processes.world == 1 else set()
     measured_jobs = measure_jobs(missing, rows, plan, labels, device, at_once)
@@ -219,13 +220,13 @@ def _measure(
     processes.wait()
     if not processes.is_main:
         return Curves(comparison, chosen, {}, {}, None)
-    found = {job.pair: one for job in jobs[""] if (one := read_job(job.path, len(rows))) is not None}
+    found = {job.pair: one for job in jobs[""] if (one := read_job(job.path, len(rows), plan)) is not None}
     layer_map = None
     if kernels is not None:
         with run.timings.stage("mapping layers"):
             layer_map = _map(comparison, rows, plan, device, found, kernels, on_progress)
     values = {pair: one.measured for pair, one in found.items()}
-    of_random = ((job.pair, read_job(job.path, len(rows))) for job in jobs.get("random-", ()))
+    of_random = ((job.pair, read_job(job.path, len(rows), plan)) for job in jobs.get("random-", ()))
     random = {pair: one.measured for pair, one in of_random if one is not None}
     return Curves(comparison, chosen, values, random, layer_map)
 

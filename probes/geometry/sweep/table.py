@@ -99,7 +99,7 @@ def _rows(curves: Curves, plan: MeasurePlan) -> Iterator[dict[str, Any]]:
         random = curves.random.get(pair)
         for name in sorted(map(Name, found.values), key=lambda name: name.place):
             key, value = name.text, found.values[name.text]
-            known = has_interval(name.rank, found.n)
+            known = not name.rank or has_interval(int(name.rank.rpartition(",")[2]), found.n)
             ends = interval_of(name.measure, value, found.draws[key]) if known else UNKNOWN
             shuffled = found.shuffles.get(key)
             n = found.n_joint if key == "id_correlation" else found.n
@@ -112,7 +112,8 @@ def _rows(curves: Curves, plan: MeasurePlan) -> Iterator[dict[str, Any]]:
                 "target": name.target, "value": value, "lower": ends.lower,
                 "upper": ends.upper, "error": found.errors.get(key, np.nan),
                 "chance": k / (n - 1) if shared and k else np.nan, "n": n,
-                "n_duplicates": curves.chosen.n_duplicates, "interval": described(ends.lower),
+                "n_duplicates": curves.chosen.n_duplicates,
+                "interval": described(value, ends.lower, high_rank=not known),
             }  # fmt: skip
             if shuffled is not None:
                 sign = -1 if name.measure in NEARER_IS_LOWER else 1
@@ -150,7 +151,8 @@ def tabulate_maps(curves: Sequence[Curves], plan: MeasurePlan) -> pd.DataFrame:
                     ends = interval_of(measure, values[i, j], found.draws[:, i, j])
                     shuffled = found.shuffles[:, i, j]
                     row |= {"lower": ends.lower, "upper": ends.upper, "control": shuffled.mean(),
-                            "interval": described(ends.lower), "control_upper": _range(shuffled)[1]}  # fmt: skip
+                            "interval": described(values[i, j], ends.lower),
+                            "control_upper": _range(shuffled)[1]}  # fmt: skip
                 rows.append(row)
     return pd.DataFrame(rows, columns=list(MAP_COLUMNS))
 
@@ -173,7 +175,8 @@ def _peaks(curves: Curves, plan: MeasurePlan) -> Iterator[dict[str, Any]]:
     for side in "ab":
         name = dimension_name(side, plan.rank)
         place = best_place("gride", *_stacked(curves.measured, name), seed=plan.seed)
-        if not has_interval(Name(name).rank, n):
+        known = has_interval(plan.rank[1], n)
+        if not known:
             place = place._replace(lower=np.nan, upper=np.nan)
         random, beside = None, np.nan
         if curves.random:
@@ -184,7 +187,8 @@ def _peaks(curves: Curves, plan: MeasurePlan) -> Iterator[dict[str, Any]]:
         row = _row(curves, "dimension peaks", "gride", place, verdict, layers)
         own = {"layer_b": None} if side == "a" else {"layer_a": None}
         yield row | {"side": side, "layer_a": layers[place.cell], "layer_b": layers[place.cell], **own,
-                     "random_init": beside, "n": n}  # fmt: skip
+                     "random_init": beside, "n": n,
+                     "interval": described(place.value, place.lower, high_rank=not known)}  # fmt: skip
 
 
 def _nearest(curves: Curves, plan: MeasurePlan) -> Iterator[dict[str, Any]]:
@@ -222,7 +226,7 @@ def _nearest_pair(curves: Curves, found: LayerMap, plan: MeasurePlan, n: int) ->
     row = best_place("overlap", found.values["overlap"][i], found.draws[:, i], seed=plan.seed)
     return _row(curves, "nearest layers", "overlap", row, verdict, list(found.layers_b)) | {
         "side": "both", "layer_a": found.layers_a[i], "layer_b": found.layers_b[j], "value": flat.value,
-        "lower": flat.lower, "upper": flat.upper, "interval": described(flat.lower),
+        "lower": flat.lower, "upper": flat.upper, "interval": described(flat.value, flat.lower),
         "control": found.shuffles[:, i, j].mean(), "n": n,
     }  # fmt: skip
 
@@ -234,5 +238,5 @@ def _row(
     return {
         **about, "finding": finding, "measure": measure, "first": layers[place.first], "last": layers[place.last],
         "value": place.value, "lower": place.lower, "upper": place.upper, "p": verdict.p, "shown": verdict.shown,
-        "reason": verdict.reason, "interval": described(place.lower),
+        "reason": verdict.reason, "interval": described(place.value, place.lower),
     }  # fmt: skip

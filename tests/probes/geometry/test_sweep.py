@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save
 
 import figures
 from figures.geometry.draw import draw_geometry, draw_layer_map
@@ -35,10 +36,20 @@ from probes.geometry.sweep import layer_jobs
 from probes.geometry.sweep.cli import main
 from probes.geometry.sweep.config import GeometryConfig
 from probes.geometry.sweep.estimate import GeometryEstimate
-from probes.geometry.sweep.findings import best_place, interval_of, judge_nearest, judge_peak
+from probes.geometry.sweep.findings import (
+    INTERVAL,
+    best_place,
+    described,
+    has_interval,
+    interval_of,
+    judge_nearest,
+    judge_peak,
+)
+from probes.geometry.sweep.layer_jobs import read_job
 from probes.geometry.sweep.run import finished_geometry_sweep, run_geometry_sweep
 from probes.geometry.sweep.sides import choose_rows, open_comparisons
 from probes.geometry.sweep.table import COLUMNS, FINDING_COLUMNS, MAP_COLUMNS
+from records.manifest import commit
 from records.resampling import draw_permutations, permutation_p
 from records.run import FinishedRun
 from tasks.errors import UserError
@@ -249,6 +260,7 @@ def test_the_interval_of_a_mean_from_halves_is_that_of_the_textbook() -> None:
     assert interval_of("overlap", 0.99, 0.99 + points).upper == 1
     halves_of_ranks = interval_of("imbalance_a_to_b", 0.1, 0.2 + points / 99)
     assert halves_of_ranks.upper == pytest.approx(0.1 + 1.97 * 0.5 * points.std() / 99, rel=0.02), "ranks double"
+    assert np.isnan(interval_of("label_overlap", 1 - 2e-16, 1 - 1e-16 * np.arange(5))).all(), "a sum of fractions"
     share = interval_of("label_overlap", 0.99, 0.99 + points / 99)
     assert 1 > share.upper > 0.99 and 0.99 - share.lower > share.upper - 0.99, "a share near 1 has a longer lower side"
 
@@ -306,7 +318,7 @@ def test_a_changed_layer_file_is_named_and_measured_again(
     notes: list[str] = []
     with patch("figures.drawn_figures", return_value=()):
         run_geometry_sweep(config(stored, whole.folder), on_note=notes.append)
-    assert "layers/0-1-1.safetensors is damaged: its layers are measured again" in notes
+    assert "layers/0-1-1.safetensors is damaged or from an earlier version: its layers are measured again" in notes
     assert {name: (whole.folder / name).read_bytes() for name in before} == before
     flip(whole.folder / "findings.csv")
     with pytest.raises(UserError, match=r"findings\.csv must be as it was written"):
@@ -315,6 +327,21 @@ def test_a_changed_layer_file_is_named_and_measured_again(
         run_geometry_sweep(config(stored, whole.folder), on_note=notes.append)
     assert "findings.csv is damaged: the run counts as unfinished" in notes
     assert {name: (whole.folder / name).read_bytes() for name in before} == before
+
+
+def test_a_layer_file_with_other_halves_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "layers" / "0-1-1.safetensors"
+    path.parent.mkdir()
+    commit(path, save({"sizes": torch.tensor([60, 60]), "draws overlap": torch.zeros(6)}))  # before half_k was stored
+    assert read_job(path, 60, PLAN) is None
+    commit(path, save({"sizes": torch.tensor([60, 60, PLAN.half_k, PLAN.half_label_k])}))
+    assert read_job(path, 60, PLAN) is not None
+    assert read_job(path, 60, replace(PLAN, k=20)) is None
+
+
+def test_a_high_rank_has_no_interval_and_says_so() -> None:
+    assert has_interval(PLAN.largest, N) and not has_interval(PLAN.largest, 6 * PLAN.largest - 1)
+    assert described(1.0, 0.5) == INTERVAL and described(float("nan"), float("nan")) == ""
 
 
 def test_two_layers_at_once_give_the_table_of_one_and_an_error_of_either_ends_the_run(

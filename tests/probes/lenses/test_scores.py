@@ -133,6 +133,14 @@ def made_scores() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def test_a_split_without_patches_outside_boxes_has_scores_inside_alone() -> None:
+    scores = made_scores()
+    scores.loc[scores["place"] == "outside", ["patches", "hit@1", "hit@5", "hit@10", "reciprocal_rank"]] = 0
+    table = tabulate(scores, pd.DataFrame(columns=[*NEAREST, "words"]), model="made", n_layers=2)
+    rows = table[(table["metric"] == "mrr") & (table["place"] == "outside")]
+    assert len(rows) and rows[["lower", "upper"]].isna().all(axis=None)
+
+
 def test_table_of_made_scores() -> None:
     table = tabulate(made_scores(), pd.DataFrame(columns=[*NEAREST, "words"]), model="made", n_layers=2)
     found = table.set_index(["metric", "place"])
