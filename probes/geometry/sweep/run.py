@@ -207,8 +207,8 @@ def _measure(
     missing = [job for job in owned if read_job(job.path, len(rows), plan) is None]
     for path in (job.path for job in missing):
         if path.is_file():
-            name = path.relative_to(config.folder)
-            on_note(f"{name} is damaged or from an earlier version: its layers are measured again")
+            shown = path.relative_to(config.folder)
+            on_note(f"{shown} is damaged or from an earlier version: its layers are measured again")
     on_progress(f"measuring {comparison.name}", len(owned) - len(missing), len(owned))
     mapped = {job.path for job in jobs[""]} if processes.world == 1 else set()
     measured_jobs = measure_jobs(missing, rows, plan, labels, device, at_once)
