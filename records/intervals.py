@@ -43,7 +43,7 @@ def quantile(degrees: Number, *, level: float = LEVEL) -> Array:
 def mean_intervals(values: Float[Array, "cell unit"], *, level: float = LEVEL) -> Intervals:
     """Intervals of the mean over units: Student's t, corrected for the skewness of the values.
 
-    NaN with one unit, and where all values are equal.
+    NaN with fewer than two units, and where all values are equal.
 
     Source: Hall 1992, "On the Removal of Skewness by Transformation", J. R. Stat. Soc. B 54.
 
@@ -54,6 +54,8 @@ def mean_intervals(values: Float[Array, "cell unit"], *, level: float = LEVEL) -
         (array([-0.48]), array([4.48]))
     """
     n = values.shape[1]
+    if n == 0:
+        return Intervals(*np.full((2, len(values)), np.nan))
     mean = values.mean(1)
     centred = values - mean[:, None]
     spread = np.sqrt((centred**2).mean(1))

@@ -34,7 +34,6 @@ COLUMNS = (
 )  # fmt: skip
 _CURVE = ("lens", "split", "metric", "site", "place", "words")
 Array = npt.NDArray[np.float64]
-_UNKNOWN = Intervals(np.array([np.nan]), np.array([np.nan]))
 
 
 class Curve(NamedTuple):
@@ -175,10 +174,8 @@ def _scores(rows: pd.DataFrame) -> list[dict[str, Any]]:
         score = float(own.sum() / max(asked.sum(), 1))
         if metric == "mrr":  # linearised, because few groups with high ranks make it skewed
             some = asked > 0
-            ends = _UNKNOWN
-            if some.any():
-                varied = score + (own - score * asked)[some] / asked[some].mean()
-                ends = mean_intervals(varied[None]).within(0.0, 1.0)
+            varied = score + (own - score * asked)[some] / (asked.sum() / max(some.sum(), 1))
+            ends = mean_intervals(varied[None]).within(0.0, 1.0)
         else:
             ends = share_intervals(own[None], asked[None])
         found.append({"metric": metric, **_named(score, ends), **about})

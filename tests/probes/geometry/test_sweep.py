@@ -37,6 +37,7 @@ from probes.geometry.sweep.cli import main
 from probes.geometry.sweep.config import GeometryConfig
 from probes.geometry.sweep.estimate import GeometryEstimate
 from probes.geometry.sweep.findings import (
+    HIGH_RANK,
     INTERVAL,
     best_place,
     described,
@@ -339,9 +340,17 @@ def test_a_layer_file_with_other_halves_is_not_read(tmp_path: Path) -> None:
     assert read_job(path, 60, replace(PLAN, k=20)) is None
 
 
-def test_a_high_rank_has_no_interval_and_says_so() -> None:
-    assert has_interval(PLAN.largest, N) and not has_interval(PLAN.largest, 6 * PLAN.largest - 1)
-    assert described(1.0, 0.5) == INTERVAL and described(float("nan"), float("nan")) == ""
+def test_a_high_rank_has_no_interval_and_says_so(stored: Path, tmp_path: Path) -> None:
+    assert has_interval(8, N) and not has_interval(16, N)
+    found = run(config(stored, tmp_path / "run", rank=(8, 16), largest=16, layer_map=False))
+    rows = found.results[found.results["measure"] == "gride"].set_index("rank")
+    for rank, text in (("8,16", HIGH_RANK), ("4,8", INTERVAL)):
+        own = rows.loc[rank]
+        assert (own["lower"].isna() == (text == HIGH_RANK)).all() and set(own["interval"]) == {text}
+    findings = pd.read_csv(found.folder / "findings.csv")
+    peaks = findings[findings["finding"] == "dimension peaks"]
+    assert len(peaks) and peaks["lower"].isna().all() and set(peaks["interval"]) == {HIGH_RANK}
+    assert described(float("nan"), float("nan")) == ""
 
 
 def test_two_layers_at_once_give_the_table_of_one_and_an_error_of_either_ends_the_run(
