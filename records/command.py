@@ -29,7 +29,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn, Union
 import tyro
 from tyro import conf
 
-from records.options import Option, options_of
+from records.options import Option, check_texts, options_of
 from records.progress import OnProgress, ProgressBars
 from tasks.errors import UserError, one_line, print_any_text, printable, user_errors
 from tasks.readers.parse import decode_text, parse_yaml
@@ -176,6 +176,7 @@ def _parse(
             print(_plain_panels(printed.read()), end="")
             raise
         raise UserError(f"{_sentence(errors.getvalue())} See {command} --help.") from None
+    check_texts(parsed)
     if hasattr(parsed, "check_given"):  # by names, because an option may be given its default value
         parsed.check_given(
             {

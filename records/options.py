@@ -23,7 +23,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
 
-from tasks.errors import UserError
+from tasks.errors import UserError, shown
 
 try:
     from tyro import conf, constructors
@@ -160,6 +160,23 @@ def options_of(options: Any) -> Iterator[Option]:
         name = names[-1] if names else field.name.replace("_", "-")
         joined = any(isinstance(mark, constructors.PrimitiveConstructorSpec) for mark in marks)
         yield Option(name, value, isinstance(value, bool) and conf.FlagCreatePairsOff not in marks, joined)
+
+
+def check_texts(options: Any) -> None:
+    """Check the texts and paths of a command line: no file's name holds a null byte.
+
+    Raises:
+        UserError: If one does, as texts from YAML can.
+
+    Example:
+        >>> check_texts(ModelOptions("folder\\0"))
+        Traceback (most recent call last):
+        tasks.errors.UserError: model must have no null bytes, got 'folder\\x00'. Check the text.
+    """
+    for option in options_of(options):
+        for value in option.value if isinstance(option.value, tuple) else (option.value,):
+            if isinstance(value, str | Path) and "\0" in str(value):
+                raise UserError(f"{option.name} must have no null bytes, got {shown(str(value))}. Check the text.")
 
 
 def settings_of(options: Any, *, without: tuple[str, ...] = NOT_SETTINGS) -> dict[str, Any]:

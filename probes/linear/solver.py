@@ -139,7 +139,7 @@ def solve_logistic(
         start: A fit of the same problems at other strengths or on other examples, to start from.
         tol: Stop if the estimated gap, (objective - minimum) / objective, is below this. The estimate is half of the
             squared gradient over the diagonal of the Hessian, the gap of a quadratic with that Hessian; measured gaps
-            are 0.4 to 2 times the estimate. The duality gap, ``|gradient|^2 / (2 strength)`` where the intercept is
+            are 0.4 to 4 times the estimate. The duality gap, ``|gradient|^2 / (2 strength)`` where the intercept is
             optimal, bounds the gap from above, but is 10 to 100 times too large.
         max_iter: Largest number of steps of a problem.
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.inputs import FOUR, write_inputs
+from tests.hostile.commands import FOUR
+from tests.hostile.inputs import write_inputs
 from tests.hostile.judge import Outcome, start, wait
 from tests.hostile.whole_runs import arguments
 

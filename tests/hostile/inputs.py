@@ -11,17 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
+from tests.hostile.commands import BENCHMARK, CAPTURE, COST, FIGURES, FOUR, INPUTS, NEWER, PATCH, PROBE, TUNE, WORD
+
 Expect = Literal["either", "refused", "runs", "same"]
-PROBE, PATCH, TUNE, COST, FIGURES = "probe-sweep", "patch-sweep", "layerwise-finetune", "inference-cost", "figures"
-FOUR = (PROBE, PATCH, TUNE, COST)
-TABLE = {PROBE: "rows.jsonl", PATCH: "pairs.jsonl", TUNE: "turns.json", COST: "questions.jsonl"}
-LINE = {
-    PROBE: "--data rows.jsonl --images pics --target colour --site resid_post --layers 0 --no-controls --folds 2 "
-    "--maps 0",
-    PATCH: "--data pairs.jsonl --images pics --site resid_post --layers 0",
-    TUNE: "--data turns.json --images pics --layers last:1 --train none --steps 1 --batch-size 2 --max-length 256",
-    COST: "--data questions.jsonl --images pics --plans leave@1 --rounds 0 --new-tokens 2",
-}
 
 
 class Case(NamedTuple):
@@ -39,13 +31,6 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.kind}-{self.name}-{self.command}"
-
-
-def line(command: str, checkpoint: Path) -> list[str]:
-    """The arguments of a command that runs on the unchanged inputs in a second."""
-    if command == FIGURES:
-        return ["run"]
-    return ["--model", str(checkpoint), *LINE[command].split(), "--out", "run"]
 
 
 def write_inputs(folder: Path) -> None:
@@ -74,11 +59,27 @@ def write_inputs(folder: Path) -> None:
         for n in range(4)
     ]  # fmt: skip
     (folder / "turns.json").write_text(json.dumps(turns))
+    things = ["car", "cup", "dog", "cat", "tree", "bus", "boat", "shoe", "house", "bird", "lamp", "hat"]
+    captioned = [
+        {**row, "caption": f"A {row['answer']} {thing} is here.", "boxes": {thing: [2, 2, 14, 14]}, "focus": thing}
+        for row, thing in zip(rows, things, strict=True)
+    ]
+    write_rows(folder, CAPTURE, captioned)
+    (folder / "pope" / "coco").mkdir(parents=True)
+    asked = []
+    for number, category in enumerate(("random", "popular", "adversarial")):
+        mine = [
+            {"question_id": 2 * number + n, "image": f"{n}.png", "text": f"Is there a {things[n]}?"} for n in (0, 1)
+        ]
+        asked += [{**question, "category": category} for question in mine]
+        labels = [json.dumps({**question, "label": ("yes", "no")[n]}) for n, question in enumerate(mine)]
+        (folder / "pope" / "coco" / f"coco_pope_{category}.json").write_text("\n".join(labels))
+    write_rows(folder, BENCHMARK, asked)
 
 
 def read_rows(folder: Path, command: str) -> list[dict[str, Any]]:
     """The rows of a command's data file."""
-    text = (folder / TABLE[command]).read_text()
+    text = (folder / INPUTS[command].table).read_text()
     rows: list[dict[str, Any]] = json.loads(text) if command == TUNE else [json.loads(one) for one in text.splitlines()]
     return rows
 
@@ -86,7 +87,7 @@ def read_rows(folder: Path, command: str) -> list[dict[str, Any]]:
 def write_rows(folder: Path, command: str, rows: Sequence[Any]) -> None:
     """Write a command's data file."""
     text = json.dumps(rows) if command == TUNE else "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / TABLE[command]).write_text(text)
+    (folder / INPUTS[command].table).write_text(text)
 
 
 # --- pictures: name -> what stands in the place of the first picture
@@ -151,7 +152,6 @@ def _picture(name: str, make: Callable[[Path], object], command: str) -> Callabl
 
 # --- values: name -> what stands in one field of the first row
 
-WORD = "a" * 10_000
 VALUES: dict[str, Any] = {
     "half-surrogate": "\ud83d",
     "null-byte": "red\0",
@@ -182,12 +182,6 @@ VALUES: dict[str, Any] = {
     "infinity": float("inf"),
     "minus-zero": -0.0,
 }
-FIELDS: dict[str, Sequence[str]] = {
-    PROBE: ("colour", "question", "image", "id"),
-    PATCH: ("answer", "question", "clean", "id"),
-    TUNE: ("value", "image", "id"),
-    COST: ("answer", "image", "id"),
-}
 
 
 def _value(value: Any, command: str, field: str) -> Callable[[Path], list[str]]:
@@ -197,7 +191,7 @@ def _value(value: Any, command: str, field: str) -> Callable[[Path], list[str]]:
         row[field] = "@" if value == "DEEP" else value
         write_rows(folder, command, rows)
         if value == "DEEP":
-            path = folder / TABLE[command]
+            path = folder / INPUTS[command].table
             path.write_text(path.read_text().replace('"@"', "[" * 50_000 + "]" * 50_000))
         return []
 
@@ -229,7 +223,7 @@ FILES: dict[str, tuple[Callable[[bytes], bytes], Expect]] = {
 
 def _file(make: Callable[[bytes], bytes], command: str) -> Callable[[Path], list[str]]:
     def change(folder: Path) -> list[str]:
-        path = folder / TABLE[command]
+        path = folder / INPUTS[command].table
         path.write_bytes(make(path.read_bytes()))
         return []
 
@@ -238,36 +232,7 @@ def _file(make: Callable[[bytes], bytes], command: str) -> Callable[[Path], list
 
 # --- options: command -> (option, values)
 
-_COUNTS = ("0", "-1", "1000000000000", "1e3", "nan", "9" * 400, "three", "")
-OPTIONS: dict[str, dict[str, Sequence[str]]] = {
-    PROBE: {
-        "--limit": _COUNTS, "--batch-size": ("0", "-1", "x"), "--folds": ("0", "1", "1000000000000"),
-        "--maps": ("-1", "1000000000000"), "--seed": ("-1", "1" * 30),
-        "--layers": ("0-999999999999", "-5", "a", "", "0,0"),
-        "--site": ("nowhere", "blocks.0.hook_x", "pattern", "vision:", WORD), "--target": ("nothing", "../../x", ""),
-        "--tokens": ("none", "last\x1b[0m"),
-    },
-    PATCH: {
-        "--limit": _COUNTS, "--batch-size": ("0", "-1"), "--heads": ("0-999999999999", "-1", "x"),
-        "--layers": ("0-999999999999", "99", ""), "--tokens": ("nothing", "image->", "->", "image->last->image"),
-        "--window": ("0", "-1", "1000000000000"), "--site": ("nowhere", ""), "--seed": ("-1",),
-    },
-    TUNE: {
-        "--steps": ("-1", "1000000000000", "1.5"), "--epochs": ("inf", "nan", "-1", "1e300"),
-        "--lr": ("nan", "-1", "inf"),
-        "--batch-size": ("0", "-1", "1000000000000"), "--grad-accum": ("0", "1000000000000"),
-        "--layers": ("0-999999999999", "none", "auto:nowhere", "", "last:0"), "--limit": _COUNTS[:4],
-        "--train": ("nothing", ""), "--max-length": ("0", "1", "1000000000000"), "--save-every": ("-1",),
-        "--token-plan": ("leave@99", "x", "keep:9@1:random@0"),
-    },
-    COST: {
-        "--limit": _COUNTS[:5], "--rounds": ("-1", "1000000000000"), "--new-tokens": ("0", "-1", "1000000000000"),
-        "--plans": ("", "leave@999999999999", "keep:0@1:attention", "keep:nan@1:uniform", "auto:nowhere", "," * 500),
-        "--batch-size": ("0", "-1"),
-    },
-}  # fmt: skip
 PATHS = ("rows.jsonl", "rows.jsonl/run", "/proc/1/run", "pics", "\0run", "x" * 300)
-READ = ("--model", "--data", "--images", "--config")
 UNREADABLE = ("x" * 300, "\0", "/proc/1/mem", "~nobody/x", "link", "")
 
 
@@ -366,22 +331,17 @@ DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
     "gone": lambda data: None,
     "zeros": lambda data: b"\0" * len(data),
 }
-OWN: dict[str, Sequence[str]] = {
-    PROBE: ("activations/blocks.0.hook_resid_post/00000.safetensors", "results.parquet", "examples.parquet",
-            "probes.safetensors", "manifest.json"),
-    PATCH: ("cells/00000.safetensors", "results.parquet", "values.parquet", "pairs.parquet"),
-    TUNE: ("checkpoint-1/weights.safetensors", "checkpoint-1/optimizer.safetensors", "checkpoint-1/state.json",
-           "model.safetensors", "cost.json"),
-    COST: ("batches/00000.parquet", "answers.parquet", "results.parquet"),
-}  # fmt: skip
+# Files that `stop` in test_campaign.py removes from a finished run.
+REMOVED = ("results.parquet", "results.csv", "cost.json", "model.safetensors", "findings.csv", "examples.json",
+           "scores.parquet")  # fmt: skip
 # Files of a finished run that `python -m figures` reads.
 SHOWN = {"results.csv": PROBE, "results.parquet": PATCH, "manifest.json": PROBE, "plan.json": TUNE, "config.json": TUNE}
 ODD_JSON = ("[]", "7", '"x"', "{}", "null", '{"kind": 3}', "[" * 100_000, '{"a": 1, "a": 2}', "{")
 
 
-def _damage(file: str, change: Callable[[bytes], bytes | None]) -> Callable[[Path], list[str]]:
+def _damage(file: str, change: Callable[[bytes], bytes | None], of: str = "run") -> Callable[[Path], list[str]]:
     def make(folder: Path) -> list[str]:
-        path = folder / "run" / file
+        path = folder / of / file
         data = change(path.read_bytes())
         path.unlink()
         if data is not None:
@@ -391,40 +351,56 @@ def _damage(file: str, change: Callable[[bytes], bytes | None]) -> Callable[[Pat
     return make
 
 
-def _cases() -> Iterator[Case]:
-    for command in FOUR:
-        for name, (make, expect) in PICTURES.items():
-            yield Case("picture", name, command, _picture(name, make, command), expect)
-        for field in FIELDS[command]:
+def _replace(file: str, text: str, of: str = "run") -> Callable[[Path], list[str]]:
+    return _damage(file, lambda data: text.encode(), of)
+
+
+def _cases(commands: Sequence[str]) -> Iterator[Case]:
+    for command in commands:
+        inputs = INPUTS[command]
+        if inputs.table:
+            for name, (make, expect) in PICTURES.items():
+                yield Case("picture", name, command, _picture(name, make, command), expect)
+            for name, (change, expect) in FILES.items():
+                yield Case("file", name, command, _file(change, command), expect if command != TUNE else "either")
+        for field in inputs.fields:
             for name, value in VALUES.items():
                 yield Case("value", f"{field}-{name}", command, _value(value, command, field))
-        for name, (change, expect) in FILES.items():
-            yield Case("file", name, command, _file(change, command), expect if command != TUNE else "either")
-        for option, values in OPTIONS[command].items():
+        for option, values in inputs.options.items():
             for number, text in enumerate(values):
                 yield Case("option", f"{option[2:]}-{number}", command, _option(option, text))
         for number, path in enumerate(PATHS):
             yield Case("path", f"out-{number}", command, _option("--out", path), "refused")
-        for option in READ:
+        for option in inputs.read:
             for number, path in enumerate(UNREADABLE):
                 yield Case("path", f"{option[2:]}-{number}", command, _read(option, path))
         for name, text in YAML.items():
             yield Case("yaml", name, command, _yaml(text), "refused")
-        for name, (file, model) in MODELS.items():
+        for name, (file, model) in MODELS.items() if inputs.model else ():
             yield Case("model", name, command, _model(file, model))
-        for file in OWN[command]:
+        for file in inputs.own:
             for name, spoil in DAMAGE.items():
-                expect = "either" if file == "manifest.json" else "same"
+                expect = "either" if file in ("manifest.json", "pictures/0.png") else "same"
                 for start in ("finished", "stopped"):
-                    if start == "finished" or file not in ("results.parquet", "model.safetensors", "cost.json"):
+                    if start == "finished" or file not in REMOVED:
                         yield Case("own", f"{start}-{name}-{file}", command, _damage(file, spoil), expect, start)
+        for file in inputs.stored:
+            for name, spoil in DAMAGE.items():
+                yield Case("stored", f"{name}-{file}", command, _damage(file, spoil, "stored"))
+            if file.endswith(".json"):
+                for number, text in enumerate(ODD_JSON):
+                    yield Case("stored", f"odd-{number}-{file}", command, _replace(file, text, "stored"))
+
+
+def _figure_cases() -> Iterator[Case]:
     for file, command in SHOWN.items():
         for name, spoil in DAMAGE.items():
             yield Case("figures", f"{name}-{file}", FIGURES, _damage(file, spoil), "either", f"finished:{command}")
         if file.endswith(".json"):
             for number, text in enumerate(ODD_JSON):
-                make = _damage(file, lambda data, text=text: text.encode())  # type: ignore[misc]
+                make = _replace(file, text)
                 yield Case("figures", f"odd-{number}-{file}", FIGURES, make, "either", f"finished:{command}")
 
 
-CASES = tuple(_cases())
+CASES = (*_cases(FOUR), *_figure_cases())
+NEWER_CASES = tuple(_cases(NEWER))

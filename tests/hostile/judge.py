@@ -29,12 +29,18 @@ COMMANDS = {
     "patch-sweep": "interventions.cli",
     "layerwise-finetune": "tuning.cli",
     "inference-cost": "interventions.token_plans.cli",
+    "capture-activations": "probes.activations.cli",
+    "geometry-sweep": "probes.geometry.sweep.cli",
+    "transfer-sweep": "probes.transfer.cli",
+    "lens-sweep": "probes.lenses.cli",
+    "benchmark-eval": "records.evaluation.cli",
     "figures": "figures.__main__",
 }
 # What the commands import late; a forked process has them already.
 _LATE = (
     "probes.sweep", "interventions.sweep", "tuning.run", "tuning.compare.compare", "interventions.token_plans.sweep",
-    "figures.runs", "figures.report.page", "peft", "yaml", "sklearn.linear_model",
+    "probes.activations.capture_run", "probes.geometry.sweep.run", "probes.transfer.sweep", "probes.lenses.sweep",
+    "records.evaluation.run", "figures.runs", "figures.report.page", "peft", "yaml", "sklearn.linear_model",
 )  # fmt: skip
 _LAST = ("results.parquet", "cost.json", "compare.csv")  # files of finished runs
 

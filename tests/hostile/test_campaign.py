@@ -9,10 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.hostile.inputs import CASES, COST, FIGURES, FOUR, PATCH, PROBE, TUNE, Case, line, write_inputs
+from tests.hostile.commands import CAPTURE, FIGURES, FOUR, NEWER, TUNE, line
+from tests.hostile.inputs import CASES, NEWER_CASES, REMOVED, Case, write_inputs
 from tests.hostile.judge import Outcome, faults, looks_complete, snapshot, start, wait
 
-N_SAMPLE = 60
+N_SAMPLE, N_NEWER = 60, 40
 
 
 def sample(cases: Sequence[Case], n: int, seed: int = 0) -> list[Case]:
@@ -31,10 +32,12 @@ def sample(cases: Sequence[Case], n: int, seed: int = 0) -> list[Case]:
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
-    """A folder of valid inputs, with a copy of the checkpoint."""
+    """A folder of valid inputs, with a copy of the checkpoint and stored activations."""
     folder = tmp_path_factory.mktemp("hostile")
     write_inputs(folder)
     shutil.copytree(checkpoint, folder / "model")
+    outcome = call(CAPTURE, [*line(CAPTURE, checkpoint)[:-1], "stored"], folder, seconds=60)
+    assert outcome.status == 0, outcome.err
     return folder
 
 
@@ -42,7 +45,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
 def runs(tmp_path_factory: pytest.TempPathFactory, inputs: Path, checkpoint: Path) -> dict[str, Path]:
     """A finished run of each command on the valid inputs."""
     found = {}
-    for command in FOUR:
+    for command in (*FOUR, *NEWER):
         folder = tmp_path_factory.mktemp("finished") / "inputs"
         shutil.copytree(inputs, folder, symlinks=True)
         extra = ["--save-every", "1"] if command == TUNE else []
@@ -100,18 +103,19 @@ def stop(run: Path) -> None:
 
     path = run / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "finished": None}))
-    for name in ("results.parquet", "results.csv", "cost.json", "model.safetensors"):
+    for name in REMOVED:
         (run / name).unlink(missing_ok=True)
 
 
-def test_the_table_has_every_kind_and_enough_rows() -> None:
+def test_the_tables_have_every_kind_and_enough_rows() -> None:
     assert len(CASES) >= 300
-    assert len({str(case) for case in CASES}) == len(CASES)
-    assert {case.kind for case in sample(CASES, N_SAMPLE)} == {case.kind for case in CASES}
-    assert {case.command for case in sample(CASES, N_SAMPLE)} == {PROBE, PATCH, TUNE, COST, FIGURES}
+    for cases, n, commands in ((CASES, N_SAMPLE, {*FOUR, FIGURES}), (NEWER_CASES, N_NEWER, {*NEWER})):
+        assert len({str(case) for case in cases}) == len(cases)
+        assert {case.kind for case in sample(cases, n)} == {case.kind for case in cases}
+        assert {case.command for case in sample(cases, n)} == commands
 
 
-@pytest.mark.parametrize("case", sample(CASES, N_SAMPLE), ids=str)
+@pytest.mark.parametrize("case", [*sample(CASES, N_SAMPLE), *sample(NEWER_CASES, N_NEWER)], ids=str)
 def test_a_sample_ends_in_right_numbers_or_one_sentence(
     case: Case, tmp_path: Path, inputs: Path, runs: dict[str, Path], checkpoint: Path
 ) -> None:
@@ -119,7 +123,7 @@ def test_a_sample_ends_in_right_numbers_or_one_sentence(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *NEWER_CASES], ids=str)
 def test_every_input_ends_in_right_numbers_or_one_sentence(
     case: Case, tmp_path: Path, inputs: Path, runs: dict[str, Path], checkpoint: Path
 ) -> None:

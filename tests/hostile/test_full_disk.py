@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.hostile.inputs import COST, PATCH, PROBE, TUNE
+from tests.hostile.commands import COST, PATCH, PROBE, TUNE
 from tests.hostile.judge import Outcome, faults, start, wait
 from tests.hostile.whole_runs import arguments, contents
 

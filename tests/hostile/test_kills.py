@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.hostile.inputs import FOUR
+from tests.hostile.commands import FOUR
 from tests.hostile.judge import Outcome, looks_complete, start, wait
 from tests.hostile.whole_runs import arguments, contents
 

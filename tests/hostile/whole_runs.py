@@ -7,7 +7,7 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.hostile.inputs import COST, PATCH, PROBE, TUNE
+from tests.hostile.commands import COST, PATCH, PROBE, TUNE
 
 LINE = {
     PROBE: "--limit 70 --target colour --site resid_post --layers 0,2 --folds 2 --maps 2 --batch-size 16 "

@@ -137,6 +137,14 @@ def test_every_shared_option_is_set_by_line_and_by_file(option: str, count, tmp_
         assert {given.name: given.value for given in options_of(Sheep())}[option] != values[option]
 
 
+@pytest.mark.parametrize("given", ['model: "a\\0"', 'images: "\\0"', 'name: [a, "b\\0c"]'])
+def test_a_null_byte_in_a_text_or_path_is_one_sentence(given: str, count, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.yaml").write_text(f"{given}\n")
+    called = count("--config", tmp_path / "a.yaml")
+    assert called.code == 2 and called.options is None
+    assert "must have no null bytes" in called.err and called.err.count("\n") == 1
+
+
 def test_flags_and_repeated_options(count, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     called = count("--skip-bad", "--overwrite", "--dry-run", "--no-awake", "--name", "a", "--name=b", "--from", "c")
     assert called.options == Sheep(
