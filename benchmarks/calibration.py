@@ -45,6 +45,7 @@ from tuning.scoring.retention import summarise as summarise_plans
 Array = npt.NDArray[np.float64]
 Trial = Mapping[str, float]
 COVERAGE, LEVEL = (0.92, 0.98), (0.03, 0.06)  # aims: coverage of 95 % intervals, false positives at 5 %
+_NOISE = "p of noise below 0.05"
 _UNSEEN = 2000  # new examples for the truth of a probe
 
 
@@ -134,9 +135,21 @@ def probing_trial(made: Probing, seed: int, name: str) -> Trial:
     found = evaluate(x, plan, probe=made.probe)["y"]
     score, transfer, rest = found.score, found.transfer["few"][found.metric], found.transfer["rest"][found.metric]
     return {
-        "gain": at, "score": score.value, "lower": score.lower, "upper": score.upper, "p": found.p_value,
-        "new": rest.value, "t_lower": transfer.lower, "t_upper": transfer.upper,
+        "gain": at, "score": score.value, "lower": score.lower, "upper": score.upper, "new": rest.value,
+        "t_lower": transfer.lower, "t_upper": transfer.upper,
     }  # fmt: skip
+
+
+def noise_trial(made: Probing, seed: int, name: str) -> Trial:
+    """The p of a label that the activations do not show."""
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode()), 1])
+    x, label, group, unseen = draw_probing(made, 0.0, rng)
+    fitted = ~unseen
+    plan = plan_folds(
+        {"y": label[fitted]}, group[fitted], continuous=() if made.classes else ["y"], controls=[], n_permutations=400,
+        seed=seed,
+    )  # fmt: skip
+    return {"p": evaluate(x[torch.from_numpy(fitted)], plan, probe=made.probe)["y"].p_value}
 
 
 def layered(seed: int, name: str, *, gain: float, classes: int) -> tuple[list[Result], list[float]]:
@@ -324,10 +337,11 @@ CELLS = {
     f"30 cells, {pairs} pairs, {'noise' if not effect else f'effect {effect:g}'}": (pairs, effect)
     for pairs in (10, 40) for effect in (0.0, 0.15, 0.5)
 }  # fmt: skip
-TRIALS = {"probing": 200, "layers": 60, "cells": 300, "plans": 300}
+NOISE = {f"{name}, noise": made for name, made in PROBING.items() if made.gains[0] == 0}
+TRIALS = {"probing": 200, "noise": 200, "layers": 60, "cells": 300, "plans": 300}
 _RUN: dict[str, tuple[Callable[..., Trial], Mapping[str, Any]]] = {
-    "probing": (probing_trial, PROBING), "layers": (layers_trial, LAYERS), "cells": (cells_trial, CELLS),
-    "plans": (plans_trial, PLANS),
+    "probing": (probing_trial, PROBING), "noise": (noise_trial, NOISE), "layers": (layers_trial, LAYERS),
+    "cells": (cells_trial, CELLS), "plans": (plans_trial, PLANS),
 }  # fmt: skip
 
 
@@ -382,16 +396,18 @@ def line(what: str, regime: str, values: npt.ArrayLike, aim: tuple[float, float]
 
 
 def probing_lines(name: str, trials: list[dict[str, float]]) -> list[Line]:
-    """Coverage of cross-validated and transfer scores, and false positives without an effect."""
+    """Coverage of cross-validated and transfer scores."""
     rows = pd.DataFrame(trials)
     truth = rows.groupby("gain")["new"].transform("mean")
     found = [line("cross-validated score", name, covered(rows["lower"], rows["upper"], truth))]
     # The transfer score is about the fitted probes, whose own truth is their score on the other new examples.
     found.append(line("transfer score", name, covered(rows["t_lower"], rows["t_upper"], rows["new"])))
-    if PROBING[name].gains[0] == 0:
-        noise = rows[rows["gain"] == 0]
-        found.append(line("p of noise below 0.05", name, noise["p"] <= 0.05, LEVEL))
     return found
+
+
+def noise_lines(name: str, trials: list[dict[str, float]]) -> list[Line]:
+    """How often a probe of noise is significant."""
+    return [line(_NOISE, name, pd.DataFrame(trials)["p"] <= 0.05, LEVEL)]
 
 
 def layer_lines(name: str, trials: list[dict[str, float]]) -> list[Line]:
@@ -435,7 +451,13 @@ def plan_lines(name: str, trials: list[dict[str, float]]) -> list[Line]:
     return [line(f"{what} of a plan", name, rows[what]) for what in rows if rows[what].notna().any()]
 
 
-_LINES = {"probing": probing_lines, "layers": layer_lines, "cells": cell_lines, "plans": plan_lines}
+_LINES = {
+    "probing": probing_lines,
+    "noise": noise_lines,
+    "layers": layer_lines,
+    "cells": cell_lines,
+    "plans": plan_lines,
+}
 
 
 def measure(
@@ -453,9 +475,9 @@ def measure(
             found = _LINES[kind](name, done.result())
             print(f"{number}/{len(jobs)} {name}: " + "; ".join(f"{x.what} {x.share:.3f}" for x in found), flush=True)
             lines += found
-            if kind == "probing" and PROBING[name].gains[0] == 0:
-                noise += [trial["p"] <= 0.05 for trial in done.result() if trial["gain"] == 0]
-    return [*lines, line("p of noise below 0.05", "all of the above", noise, LEVEL)] if noise else lines
+            if kind == "noise":
+                noise += [trial["p"] <= 0.05 for trial in done.result()]
+    return [*lines, line(_NOISE, "all of the above", noise, LEVEL)] if noise else lines
 
 
 def rows_of(lines: Iterable[Line]) -> list[tuple[str, ...]]:
