@@ -1,7 +1,6 @@
 """Cross-validation: known answers, controls, leaks, intervals, determinism."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from benchmarks.calibration import PLANTED, PROBING, layers_trial, probing_lines, probing_trial
+from benchmarks.calibration import PLANTED, PROBING, layers_trial, noise_trial, probing_lines, probing_trial
 from probes.evaluation.cross_validation import Result, evaluate
 from probes.evaluation.folds import plan_folds
 from probes.evaluation.jobs import BATCHED
@@ -222,6 +221,21 @@ def test_intervals_cover_the_true_accuracy_about_as_often_as_they_say() -> None:
     assert 0.88 <= hits / 200 <= 0.99
 
 
+def test_the_interval_of_a_rare_class_covers_and_counts_that_class() -> None:
+    generator = np.random.default_rng(0)
+    groups, truth = np.arange(200), (np.arange(200) < 10).astype(np.int64)
+    hits = 0
+    for _ in range(600):
+        predicted = np.where(generator.random(200) < np.where(truth == 1, 0.75, 0.85), truth, 1 - truth)
+        score = score_classes(truth, predicted, 2, groups, source="transfer")["balanced_accuracy"]
+        hits += score.lower <= 0.8 <= score.upper
+        assert 9 <= score.spread.degrees < 20  # nine of the rare class, not 199
+    assert 0.91 <= hits / 600 <= 0.98
+    even = np.arange(200) % 2
+    guess = np.where(generator.random(200) < 0.8, even, 1 - even)
+    assert score_classes(even, guess, 2, groups)["balanced_accuracy"].spread.degrees > 180
+
+
 def test_scores_equal_scikit_learn() -> None:
     from sklearn.metrics import balanced_accuracy_score, r2_score
 
@@ -281,9 +295,7 @@ def test_dependence_of_out_of_fold_predictions_is_that_of_the_decision() -> None
 
 @pytest.mark.parametrize("regime", ["classes 95 to 5", "R2, n = 60, d = 64"])
 def test_p_values_of_noise_are_calibrated_for_rare_classes_and_for_ridge(regime: str) -> None:
-    made = replace(PROBING[regime], gains=(0.0,))
-    trials = [probing_trial(made, seed, regime) for seed in range(60)]
-    p = np.array([trial["p"] for trial in trials])
+    p = np.array([noise_trial(PROBING[regime], seed, regime)["p"] for seed in range(60)])
     assert 0.35 < p.mean() < 0.65  # it was 0.97 with 95 to 5 classes; 60 trials: four standard errors are 0.15
     assert (p <= 0.05).mean() <= 0.14
 
