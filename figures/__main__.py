@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.errors import print_any_text, printable
+from tasks.files import real_path
 
 _EXAMPLES = """\
 examples:
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     runs: list[Path] = options.runs
-    names = [run.resolve().name for run in runs]
+    names = [real_path(run).name for run in runs]
     if options.out is not None and len(set(names)) < len(names):
         parser.error(f"with --out, runs must have different names, got {', '.join(names)}. Draw them one by one.")
 

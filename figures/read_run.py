@@ -11,7 +11,7 @@ import pandas as pd
 
 from tasks.checksums import check_whole, read_whole
 from tasks.errors import UserError, one_line, user_errors
-from tasks.files import is_file, is_folder
+from tasks.files import is_file, is_folder, real_path
 from tasks.pictures import open_picture
 from tasks.readers.parse import parse_json
 
@@ -217,7 +217,7 @@ def read_maps(folder: Path) -> SavedMaps | None:
         raise RunError(f"{EXAMPLES} must be a list of examples, got another value in {str(folder)!r}. Run it again.")
     for entry in examples:
         is_number = type(entry.get("k")) is int
-        if not is_number or not saved.picture(entry).resolve().is_relative_to(folder.resolve()):
+        if not is_number or not real_path(saved.picture(entry)).is_relative_to(real_path(folder)):
             raise RunError(f"k must be the number of a picture of the run, got {entry.get('k')!r}. Run it again.")
         wrong = next((name for name, is_right in _ENTRY.items() if name in entry and not is_right(entry[name])), None)
         if wrong is not None:

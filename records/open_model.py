@@ -10,7 +10,7 @@ from models.loading.load import load
 from models.loading.quantised import quantised_as
 from records.options import ModelOptions
 from tasks.errors import UserError, user_errors
-from tasks.files import expanded
+from tasks.files import expanded, real_path
 
 _LOAD_RATE = 1e-8  # seconds for each weight
 _CPU_BANDWIDTH, _GPU_BANDWIDTH = 8e9, 1e12  # bytes a second, of reading weights
@@ -36,7 +36,7 @@ def open_model(
                 options.name, device=device, dtype=dtype, revision=options.revision, attn=options.attn, seed=seed,
                 quantize=options.quantize, device_map=options.device_map,
             )  # fmt: skip
-    names = (options.name, f"{options.name}@{seed}", expanded(options.name).resolve().name)
+    names = (options.name, f"{options.name}@{seed}", real_path(expanded(options.name)).name)
     wanted = {
         "name": (given.id, given.id if given.id in names else options.name),
         "revision": (given.revision, options.revision or given.revision),

@@ -163,15 +163,15 @@ def options_of(options: Any) -> Iterator[Option]:
 
 
 def check_texts(options: Any) -> None:
-    """Check the texts and paths of a command line: no file's name holds a null byte.
+    r"""Check the texts and paths of a command line: no file's name holds a null byte.
 
     Raises:
         UserError: If one does, as texts from YAML can.
 
     Example:
-        >>> check_texts(ModelOptions("folder\\0"))
+        >>> check_texts(ModelOptions("folder\0"))
         Traceback (most recent call last):
-        tasks.errors.UserError: model must have no null bytes, got 'folder\\x00'. Check the text.
+        tasks.errors.UserError: model must have no null bytes, got 'folder\x00'. Check the text.
     """
     for option in options_of(options):
         for value in option.value if isinstance(option.value, tuple) else (option.value,):

@@ -51,6 +51,17 @@ def read_file(path: str | Path) -> bytes:
     return Path(path).read_bytes()
 
 
+def real_path(path: str | Path) -> Path:
+    """The path without links. Before Python 3.13, ``Path.resolve`` raises ``RuntimeError`` for a link to itself.
+
+    Example:
+        >>> Path("loop").symlink_to("loop")
+        >>> real_path("loop").name
+        'loop'
+    """
+    return Path(os.path.realpath(path))
+
+
 def is_file(path: Path) -> bool:
     """True if there is a file. Before Python 3.14, ``Path.is_file`` raises ``OSError`` for names that are too long.
 

@@ -29,6 +29,7 @@ from figures.report.patching import patch_curves, patch_heat, patch_maps, shown_
 from figures.report.probing import probe_curves
 from figures.report.tables import table_section
 from figures.report.tuning import plan_section, saved_files, tuning_sections
+from tasks.files import real_path
 
 Json = dict[str, Any]
 _OPS = {
@@ -100,7 +101,7 @@ def _describe(folder: Path, most_rows: int) -> Json:
             named = "All plans", "compare.csv"
         sections.append(table_section(table, title=named[0], source=named[1], most_rows=most_rows))
     return {
-        "name": folder.resolve().name,
+        "name": real_path(folder).name,
         "command": kind,
         "title": title,
         "facts": _facts(manifest),

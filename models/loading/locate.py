@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 
 from models.loading.configs import EMBEDDED, SIZES
 from tasks.errors import UserError, one_line
-from tasks.files import expanded, is_folder
+from tasks.files import expanded, is_folder, real_path
 
 _WAIT = 8.0  # seconds for a hub's answer; then only the local cache is read
 _PICKLED = ("pytorch_model*.bin", "mm_projector.bin")  # read as plain tensors only
@@ -58,7 +58,7 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> L
     if is_folder(path):
         if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
             raise UserError(f"checkpoint folder must hold config.json, got none in {path.name!r}. Check the path.")
-        return Located(path, path.resolve().name, None)
+        return Located(path, real_path(path).name, None)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise unknown_model(name)
     small = ["*.json", "*.txt", "*.model", "*.jinja"]

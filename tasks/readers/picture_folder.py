@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tasks.errors import UserError
 from tasks.example import Picture
-from tasks.files import not_regular
+from tasks.files import not_regular, real_path
 from tasks.pictures import open_picture, picture_size
 from tasks.readers.media import EMBEDDED
 
@@ -29,7 +29,7 @@ class PictureFolder:
     def __init__(self, root: Path, *, follow_links: bool = False) -> None:
         if "\0" in str(root):
             raise UserError(f"images must be a folder, got {str(root)!r}. Check the path.")
-        self.root = Path(os.path.realpath(root))
+        self.root = real_path(root)
         self.follow_links = follow_links
         self.stats: dict[str, tuple[int, int]] = {}  # relative path -> bytes (-1: no file), time of change
         self._keys: dict[str, str] = {}  # relative path -> the first path with equal bytes
@@ -106,7 +106,7 @@ class PictureFolder:
             self._parents[parent] = os.path.realpath(self.root / parent) == os.path.normpath(self.root / parent)
         if self._parents[parent] and not os.path.islink(path):
             return path
-        return path if Path(os.path.realpath(path)).is_relative_to(self.root) else None
+        return path if real_path(path).is_relative_to(self.root) else None
 
     def find_equal_files(self) -> None:
         """Give equal files equal keys; only files of equal size are read."""

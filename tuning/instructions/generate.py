@@ -22,6 +22,7 @@ from records.tables import read_results
 from tasks.chat_server import ChatClient, ChatRequest, Price, Reply, read_price
 from tasks.chat_server.connection import ChatServerError
 from tasks.errors import UserError, user_errors
+from tasks.files import real_path
 from tasks.instructions import Job, Pair, assign_kinds, llava_sample, load_prompts, read_described, refusal, vocabulary
 from tasks.instructions.duplicates import near_duplicates
 from tasks.instructions.kinds import KINDS, parse_shares
@@ -151,7 +152,7 @@ def plan_work(config: GenerateConfig) -> Work:
 def _locked(config: GenerateConfig) -> AbstractContextManager[None]:
     """The lock of a shared log; that of the run covers its own."""
     log = config.server.log
-    if log is None or log.parent.resolve() == config.folder.resolve():
+    if log is None or real_path(log.parent) == real_path(config.folder):
         return nullcontext()
     with user_errors(OSError):
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from models.loading.processors import with_padding
 from models.pixels import Preprocess
 from records.manifest import commit
 from tasks.checksums import move_recorded
-from tasks.files import expanded, is_folder
+from tasks.files import expanded, is_folder, real_path
 from tuning.plan.apply import apply_plan
 from tuning.plan.lora import remove_lora, write_adapter
 from tuning.plan.resolve import Resolved
@@ -76,7 +76,7 @@ def save_model(
 
 def _base_name(name: str) -> str:
     path = expanded(name)
-    return str(path.resolve()) if is_folder(path) else name
+    return str(real_path(path)) if is_folder(path) else name
 
 
 def bytes_of_model(resolved: Resolved, *, merge: bool = False) -> int:

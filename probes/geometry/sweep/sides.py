@@ -18,6 +18,7 @@ from probes.activations.open import ActivationSet, open_activations
 from probes.geometry.neighbours import as_points, first_of_equals
 from probes.geometry.sweep.config import GeometryConfig
 from tasks.errors import UserError
+from tasks.files import real_path
 
 SAMPLE = "sample:"
 IMAGE_CAPTION, RUNS = "image-caption", "runs"
@@ -324,5 +325,5 @@ def check_runs_apart(config: GeometryConfig) -> None:
     """Raise ``UserError`` if ``out`` is one of the runs that are read."""
     for name in ("activations", "against", "random"):
         given: Path | None = getattr(config, name)
-        if given is not None and given.resolve() == config.folder.resolve():
+        if given is not None and real_path(given) == real_path(config.folder):
             raise UserError(f"out must be another folder than {name}, got {str(given)!r}.")
