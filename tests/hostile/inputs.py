@@ -215,7 +215,7 @@ FILES: dict[str, tuple[Callable[[bytes], bytes], Expect]] = {
     "a-list": (lambda data: b"[1, 2]", "refused"),
     "deep-lists": (lambda data: b"[" * 100_000 + b"]" * 100_000, "refused"),
     "deep-mappings": (lambda data: b'{"a":' * 50_000 + b"1" + b"}" * 50_000, "refused"),
-    "key-twice": (lambda data: data.replace(b'"id"', b'"id": 1, "id"', 1), "refused"),
+    "key-twice": (lambda data: data.replace(b"{", b'{"key": 1, "key": 1, ', 1), "refused"),
     "trailing-comma": (lambda data: data.rstrip().removesuffix(b"}").removesuffix(b"]") + b",}", "refused"),
     "text-after": (lambda data: data + b"\nand more", "refused"),
 }
@@ -360,6 +360,8 @@ def _cases(commands: Sequence[str]) -> Iterator[Case]:
         inputs = INPUTS[command]
         if inputs.table:
             for name, (make, expect) in PICTURES.items():
+                if "boxes" in inputs.fields and expect == "runs":
+                    expect = "either"  # the box may lie outside
                 yield Case("picture", name, command, _picture(name, make, command), expect)
             for name, (change, expect) in FILES.items():
                 yield Case("file", name, command, _file(change, command), expect if command != TUNE else "either")

@@ -20,7 +20,8 @@ from records.options import (
 )
 from tasks.errors import UserError
 
-RUN = RunKind("geometry-sweep", writes=("layers", "map.csv", "map.parquet", "findings.csv"))
+FINDINGS = "findings.csv"
+RUN = RunKind("geometry-sweep", writes=("layers", "map.csv", "map.parquet", FINDINGS))
 
 
 @dataclass(frozen=True)

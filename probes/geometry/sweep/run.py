@@ -13,7 +13,7 @@ from torch import Tensor
 
 import figures
 from probes.geometry.compare import MeasurePlan
-from probes.geometry.sweep.config import RUN, GeometryConfig
+from probes.geometry.sweep.config import FINDINGS, RUN, GeometryConfig
 from probes.geometry.sweep.estimate import GeometryEstimate, check_memory, estimate_run
 from probes.geometry.sweep.kernels import Compact, Kernels
 from probes.geometry.sweep.layer_jobs import (
@@ -45,6 +45,7 @@ from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, read_timings, writing
 from records.tables import read_results, read_table
 from tasks.errors import UserError
+from tasks.files import is_file
 
 
 def run_geometry_sweep(
@@ -104,7 +105,7 @@ def run_geometry_sweep(
         on_note(note)
     check_memory(estimate, device)
     with run.open(processes, on_note=on_note, **_about(comparisons)):
-        if not run.is_finished:
+        if not (run.is_finished and is_file(config.folder / FINDINGS)):
             curves = [
                 _measure(
                     run,
@@ -126,7 +127,7 @@ def run_geometry_sweep(
                     maps, findings = tabulate_maps(curves, plan), find_places(curves, plan)
                     table = tabulate(curves, plan)
                 with writing(config.folder):
-                    commit(config.folder / "findings.csv", findings.to_csv(index=False).encode())
+                    commit(config.folder / FINDINGS, findings.to_csv(index=False).encode())
                     if not maps.empty:
                         commit(config.folder / "map.csv", maps.to_csv(index=False).encode())
                         commit(config.folder / "map.parquet", maps.to_parquet(index=False))
@@ -142,7 +143,7 @@ def run_geometry_sweep(
 def finished_geometry_sweep(folder: Path, notes: tuple[str, ...] = ()) -> FinishedRun:
     """The finished run in ``folder``, with its figures drawn; raise ``UserError`` if there is none."""
     results = read_results(folder, RUN)
-    findings = read_table(folder / "findings.csv")
+    findings = read_table(folder / FINDINGS)
     with writing(folder):
         drawn = figures.drawn_figures(folder)
     return FinishedRun(folder, results, render_summary(findings), drawn, notes, timings=read_timings(folder, RUN))
