@@ -165,6 +165,56 @@ def share_intervals(
     return Intervals(*(np.where(empty, np.nan, end) for end in found))
 
 
+def share_difference_intervals(
+    one: Float[Array, "cell unit"],
+    two: Float[Array, "cell unit"],
+    asked_one: Float[Array, "cell unit"],
+    asked_two: Float[Array, "cell unit"],
+) -> Intervals:
+    """Intervals of the mean over units of the difference between two shares of each unit.
+
+    Put together from `share_intervals` of both mean shares and their correlation over units, since differences of small
+    shares are too skewed for `mean_intervals`. NaN with fewer than two units.
+
+    Args:
+        one: Right answers of each unit.
+        two: The same of the other share.
+        asked_one: Answers of each unit; positive.
+        asked_two: The same of the other share.
+
+    Source: Newcombe 1998, "Improved Confidence Intervals for the Difference between Binomial Proportions Based on
+        Paired Data", Statistics in Medicine 17.
+
+    Example:
+        >>> import numpy as np
+        >>> found = share_difference_intervals(np.eye(1, 20), np.zeros((1, 20)), *np.full((2, 1, 20), 4.0))
+        >>> found.lower.round(2), found.upper.round(2)
+        (array([-0.17]), array([0.07]))
+    """
+    if one.shape[1] < 2:
+        return Intervals(*np.full((2, len(one)), np.nan))
+    first, second = one / asked_one, two / asked_two  # units count equally, whatever they are asked
+    ends, others = (
+        share_intervals(
+            share * asked.mean(1, keepdims=True), np.broadcast_to(asked.mean(1, keepdims=True), share.shape)
+        )
+        for share, asked in ((first, asked_one), (second, asked_two))
+    )
+    apart = [share - share.mean(1, keepdims=True) for share in (first, second)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        together = (apart[0] * apart[1]).sum(1) / np.sqrt((apart[0] ** 2).sum(1) * (apart[1] ** 2).sum(1))
+    together = np.nan_to_num(together)  # a share that is equal everywhere goes with nothing
+    mean, other = first.mean(1), second.mean(1)
+    below = _joined(mean - ends.lower, others.upper - other, together)
+    above = _joined(ends.upper - mean, other - others.lower, together)
+    return Intervals(mean - other - below, mean - other + above)
+
+
+def _joined(one: Array, two: Array, together: Array) -> Array:
+    """How far the end of a difference lies from it, from those of its parts and their correlation."""
+    return np.sqrt(np.maximum(one**2 + two**2 - 2 * together * one * two, 0.0))
+
+
 class ShareSizes(NamedTuple):
     """Shares of right answers, and how much is known about them."""
 

@@ -17,6 +17,7 @@ from records.intervals import (
     Intervals,
     mean_intervals,
     quantile,
+    share_difference_intervals,
     share_intervals,
     share_sizes,
     shifted_share,
@@ -194,10 +195,14 @@ def _differences(inside: pd.DataFrame, outside: pd.DataFrame) -> list[dict[str, 
     found = []
     for metric in METRICS:
         column = "reciprocal_rank" if metric == "mrr" else metric
-        change = (a[column] / a["patches"] - b[column] / b["patches"])[known].to_numpy(dtype=float)
+        sums = [one.loc[known, name].to_numpy(dtype=float) for name in (column, "patches") for one in (a, b)]
+        change = sums[0] / sums[2] - sums[1] / sums[3]
         if len(change):
             n = int(a["patches"].sum() + b["patches"].sum())
-            ends = mean_intervals(change[None])
+            if metric == "mrr":
+                ends = mean_intervals(change[None])
+            else:
+                ends = share_difference_intervals(*(one[None] for one in sums))
             found.append({"metric": metric, **_named(change.mean(), ends), "n": n, "n_groups": len(change)})
     return found
 

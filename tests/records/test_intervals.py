@@ -12,6 +12,7 @@ from records.intervals import (
     mean_intervals,
     paired_share_intervals,
     ratio_intervals,
+    share_difference_intervals,
     share_intervals,
     wilson,
 )
@@ -143,3 +144,28 @@ def test_answers_of_a_unit_that_change_together_count_once_in_a_difference() -> 
     once = paired_share_intervals(above, below, np.ones(60), ratio=False)
     thrice = paired_share_intervals(3 * above, 3 * below, np.full(60, 3.0), ratio=False)
     assert np.allclose(once, thrice)
+
+
+def test_differences_of_small_shares_are_covered() -> None:
+    draw = np.random.default_rng(0)
+    trials, units, asked = 1500, 40, np.full((1500, 40), 20.0)
+    hard = np.exp(0.9 * draw.normal(size=(2 * trials, units)))  # units differ, and are alike in both shares
+    rates = 0.03 * hard, 0.005 * hard
+    truth = float(np.mean(np.minimum(rates[0], 1) - np.minimum(rates[1], 1)))
+    one, two = (draw.binomial(20, np.minimum(rate[:trials], 1)).astype(float) for rate in rates)
+    found = share_difference_intervals(one, two, asked, asked)
+    assert 0.93 <= float(((found.lower <= truth) & (truth <= found.upper)).mean()) <= 0.98
+    plain = mean_intervals((one - two) / 20)
+    assert float((found.upper - found.lower).mean()) < 1.2 * float((plain.upper - plain.lower).mean())
+
+
+def test_the_interval_of_a_difference_does_not_depend_on_how_often_units_are_asked() -> None:
+    draw = np.random.default_rng(0)
+    one, two = draw.binomial(4, 0.5, (1, 30)).astype(float), draw.binomial(4, 0.3, (1, 30)).astype(float)
+    asked = np.full((1, 30), 4.0)
+    found = share_difference_intervals(one, two, asked, asked)
+    often = draw.integers(1, 5, (1, 30)).astype(float)  # the shares of each unit stay
+    again = share_difference_intervals(one * often, two, asked * often, asked)
+    centre, moved = (float((ends.lower + ends.upper)[0] / 2) for ends in (found, again))
+    assert abs(centre - moved) < 0.02
+    assert np.isnan(share_difference_intervals(one[:, :1], two[:, :1], asked[:, :1], asked[:, :1]).lower).all()

@@ -149,7 +149,10 @@ def test_table_of_made_scores() -> None:
     assert found.loc[("mrr", "outside"), "score"] == 1.5 / 12
     change = np.arange(4) / 4 - 3 / 12
     assert found.loc[("hit@1", "difference"), "score"] == pytest.approx(change.mean())
-    assert found.loc[("hit@1", "difference"), "lower"] == mean_intervals(change[None]).lower[0]
+    assert found.loc[("hit@1", "difference"), "lower"] < change.mean() < found.loc[("hit@1", "difference"), "upper"]
+    assert found.loc[("hit@10", "difference"), "lower"] < 0 < found.loc[("hit@10", "difference"), "upper"]  # all equal
+    change = np.arange(4) / 8 - 1.5 / 12
+    assert found.loc[("mrr", "difference"), "lower"] == mean_intervals(change[None]).lower[0]
     assert (found.loc[("hit@1", "inside"), "n"], found.loc[("hit@1", "inside"), "n_groups"]) == (16, 4)
     assert set(found["depth"]) == {0.5}
 
