@@ -2,6 +2,7 @@
 
     python -m benchmarks.calibration_of_instruments            # minutes on two cores
     python -m benchmarks.calibration_of_instruments --quick    # half a minute, with few trials
+    python -m benchmarks.calibration_of_instruments --part lenses
 
 Geometry: two noisy views of the same points, then eight layers whose dimension is largest in layer 4 and which are
 nearest to a ninth view in layer 5. The truth of a measure is its mean over all trials, since its interval is about
@@ -286,8 +287,8 @@ _RUN: Mapping[str, tuple[Callable[..., Trial], Callable[[str, list[Trial]], list
 
 def main() -> None:
     """Run the simulation and write a record."""
-    trials, size, out = simulation(__doc__, TRIALS)
-    jobs = [("geometry", regime) for regime in GEOMETRY] + [("lenses", regime) for regime in LENSES]
+    trials, size, out, parts = simulation(__doc__, TRIALS, parts=("geometry", "lenses"))
+    jobs = [(part, regime) for part in parts for regime in (GEOMETRY if part == "geometry" else LENSES)]
     lines: list[Line] = []
     with ProcessPoolExecutor(2) as pool:
         waiting = [pool.submit(run, kind, regime, trials) for kind, regime in jobs]

@@ -96,7 +96,7 @@ def measure(regime: str, trials: int) -> list[Line]:
 
 def main() -> None:
     """Run the benchmark and write a record."""
-    trials, size, out = simulation(__doc__, TRIALS)
+    trials, size, out, _ = simulation(__doc__, TRIALS)
     lines = [found for regime in REGIMES for found in measure(regime, trials)]
     rows = []
     for regime in REGIMES:

@@ -128,7 +128,7 @@ def _rates(rate: _Array, easy: _Array) -> _Array:
 
 def main() -> None:
     """Run the benchmark and write a record."""
-    trials, size, out = simulation(__doc__, TRIALS)
+    trials, size, out, _ = simulation(__doc__, TRIALS)
     lines = [found for regime in REGIMES for n in PICTURES for found in measure(regime, n, trials)]
     rows = [
         [regime, *(f"{100 * one.share:.1f} %" for one in lines if one.regime == regime)]

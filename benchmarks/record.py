@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -55,13 +56,29 @@ def options(description: str | None, *, repeats: int) -> argparse.ArgumentParser
     return parser
 
 
-def simulation(description: str | None, trials: int) -> tuple[int, str, Path]:
-    """Trials of a simulation, ``quick`` or ``full``, and the folder of the record, from the command line."""
+class Simulation(NamedTuple):
+    """What the command line of a simulation says."""
+
+    trials: int
+    size: str
+    """``quick`` or ``full``, or the part, for the record's name."""
+    out: Path
+    """The folder of the record."""
+    parts: tuple[str, ...]
+    """The parts to run."""
+
+
+def simulation(description: str | None, trials: int, *, parts: Sequence[str] = ()) -> Simulation:
+    """Parse the command line of a simulation; ``parts`` can be run alone."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the trials")
+    if parts:
+        parser.add_argument("--part", choices=parts, help="run this part alone")
     parser.add_argument("--out", type=Path, default=RECORDS, help="folder of the record")
     given = parser.parse_args()
-    return (trials // 10, "quick", given.out) if given.quick else (trials, "full", given.out)
+    part = given.part if parts else None
+    size = "-".join(word for word in (part, "quick" if given.quick else None if part else "full") if word)
+    return Simulation(trials // 10 if given.quick else trials, size, given.out, (part,) if part else tuple(parts))
 
 
 def command() -> str:
