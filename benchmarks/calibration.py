@@ -142,7 +142,7 @@ def probing_trial(made: Probing, seed: int, name: str) -> Trial:
 
 def noise_trial(made: Probing, seed: int, name: str) -> Trial:
     """The p of a label that the activations do not show."""
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode()), 1])
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     x, label, group, unseen = draw_probing(made, 0.0, rng)
     fitted = ~unseen
     plan = plan_folds(

@@ -173,8 +173,8 @@ def share_difference_intervals(
 ) -> Intervals:
     """Intervals of the mean over units of the difference between two shares of each unit.
 
-    Put together from `share_intervals` of both mean shares and their correlation over units, since differences of small
-    shares are too skewed for `mean_intervals`. NaN with fewer than two units.
+    Put together from `share_intervals` of both mean shares and their correlation over units, which is taken nearer to 0
+    by 2 / n; differences of small shares are too skewed for `mean_intervals`. NaN with fewer than two units.
 
     Args:
         one: Right answers of each unit.
@@ -191,23 +191,21 @@ def share_difference_intervals(
         >>> found.lower.round(2), found.upper.round(2)
         (array([-0.17]), array([0.07]))
     """
-    if one.shape[1] < 2:
+    n = one.shape[1]
+    if n < 2:
         return Intervals(*np.full((2, len(one)), np.nan))
-    first, second = one / asked_one, two / asked_two  # units count equally, whatever they are asked
-    ends, others = (
-        share_intervals(
-            share * asked.mean(1, keepdims=True), np.broadcast_to(asked.mean(1, keepdims=True), share.shape)
-        )
-        for share, asked in ((first, asked_one), (second, asked_two))
-    )
-    apart = [share - share.mean(1, keepdims=True) for share in (first, second)]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        together = (apart[0] * apart[1]).sum(1) / np.sqrt((apart[0] ** 2).sum(1) * (apart[1] ** 2).sum(1))
-    together = np.nan_to_num(together)  # a share that is equal everywhere goes with nothing
-    mean, other = first.mean(1), second.mean(1)
-    below = _joined(mean - ends.lower, others.upper - other, together)
-    above = _joined(ends.upper - mean, other - others.lower, together)
-    return Intervals(mean - other - below, mean - other + above)
+    shares = one / asked_one, two / asked_two  # units count equally, whatever they are asked
+    asked = (of.mean(1, keepdims=True) + 0 * of for of in (asked_one, asked_two))
+    ends = [share_intervals(share * of, of) for share, of in zip(shares, asked, strict=True)]
+    means = [share.mean(1) for share in shares]
+    apart = [share - mean[:, None] for share, mean in zip(shares, means, strict=True)]
+    squares = [(each**2).sum(1) for each in apart]
+    varied = np.minimum(*squares) > _ROUNDING * n  # a share that is equal everywhere goes with nothing
+    together = (apart[0] * apart[1]).sum(1) / np.sqrt(np.where(varied, squares[0] * squares[1], np.inf))
+    together *= 1 - 2 / n  # two units always agree or disagree, and many that agree do not show that all would
+    below = _joined(means[0] - ends[0].lower, ends[1].upper - means[1], together)
+    above = _joined(ends[0].upper - means[0], means[1] - ends[1].lower, together)
+    return Intervals(means[0] - means[1] - below, means[0] - means[1] + above)
 
 
 def _joined(one: Array, two: Array, together: Array) -> Array:

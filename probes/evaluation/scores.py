@@ -137,7 +137,7 @@ def _share(metric: str, right: Array, total: Array, n: int, source: Source) -> S
         chance = 1 / max(len(recall), 2)
         extra = dependence(2) * float(np.clip((1 - value) / (1 - chance), 0, 1)) ** 0.5
     # Welch and Satterthwaite's: where a rare class varies most, its few groups decide how well the variance is known.
-    parts, known = smooth * (1 - smooth) / holding, np.maximum(holding - 1, 1)
+    parts, known = smooth * (1 - smooth) / holding, holding + 3  # with the four that were added
     degrees = parts.sum() ** 2 / (parts**2 / known).sum() if parts.any() else np.inf
     degrees = float(np.clip(degrees, 1, max(len(influence) - 1, 1)))
     spread = Spread("class", influence, size / (1 + extra), degrees, value)

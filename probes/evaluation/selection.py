@@ -88,7 +88,7 @@ def choose_best(scores: Sequence[Score], *, seed: int) -> BestScore | None:
         (0, True, True)
     """
     z = np.array([quantile(score.spread.degrees) for score in scores])
-    errors = np.array([(score.upper - score.lower) / 2 for score in scores]) / z
+    errors = np.array([score.spread.below(-1.0) - score.spread.below(1.0) for score in scores]) / 2
     errors[[score.interval == CONSTANT for score in scores]] = 0.0  # nothing that the groups show moves such a score
     values = np.array([score.value for score in scores])
     if not np.isfinite(values + errors).all():

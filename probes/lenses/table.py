@@ -195,14 +195,14 @@ def _differences(inside: pd.DataFrame, outside: pd.DataFrame) -> list[dict[str, 
     found = []
     for metric in METRICS:
         column = "reciprocal_rank" if metric == "mrr" else metric
-        sums = [one.loc[known, name].to_numpy(dtype=float) for name in (column, "patches") for one in (a, b)]
-        change = sums[0] / sums[2] - sums[1] / sums[3]
+        hits, patches = ([one.loc[known, name].to_numpy(dtype=float) for one in (a, b)] for name in (column, "patches"))
+        change = hits[0] / patches[0] - hits[1] / patches[1]
         if len(change):
             n = int(a["patches"].sum() + b["patches"].sum())
             if metric == "mrr":
                 ends = mean_intervals(change[None])
             else:
-                ends = share_difference_intervals(*(one[None] for one in sums))
+                ends = share_difference_intervals(*(one[None] for one in (*hits, *patches)))
             found.append({"metric": metric, **_named(change.mean(), ends), "n": n, "n_groups": len(change)})
     return found
 

@@ -166,6 +166,24 @@ def test_the_interval_of_a_difference_does_not_depend_on_how_often_units_are_ask
     found = share_difference_intervals(one, two, asked, asked)
     often = draw.integers(1, 5, (1, 30)).astype(float)  # the shares of each unit stay
     again = share_difference_intervals(one * often, two, asked * often, asked)
-    centre, moved = (float((ends.lower + ends.upper)[0] / 2) for ends in (found, again))
-    assert abs(centre - moved) < 0.02
+    np.testing.assert_allclose(found, again)
     assert np.isnan(share_difference_intervals(one[:, :1], two[:, :1], asked[:, :1], asked[:, :1]).lower).all()
+
+
+@pytest.mark.parametrize("units", [2, 3, 4, 10])
+def test_differences_over_few_units_are_covered(units: int) -> None:
+    draw = np.random.default_rng(units)
+    rates = np.clip(np.array([[0.5], [0.3]])[:, None] + 0.1 * draw.normal(size=(2, 3000, units)), 0, 1)
+    one, two = draw.binomial(20, rates).astype(float)
+    found = share_difference_intervals(one, two, *np.full((2, 3000, units), 20.0))
+    assert float(((found.lower <= 0.2) & (found.upper >= 0.2)).mean()) >= 0.92
+    plain = mean_intervals((one - two) / 20)
+    assert np.nanmean(found.upper - found.lower) < np.nanmean(plain.upper - plain.lower)
+
+
+def test_equal_shares_have_an_interval_of_some_width() -> None:
+    half = np.repeat([[0.0, 20.0]], 10, 1)
+    for one, two, asked in ((half, half, 20.0), (np.full((1, 12), 1.0), np.full((1, 12), 7.0), 10.0)):
+        found = share_difference_intervals(one, two, *np.full((2, *one.shape), asked))
+        shift = float((one - two).mean() / asked)
+        assert found.lower[0] < shift - 0.05 and found.upper[0] > shift + 0.05

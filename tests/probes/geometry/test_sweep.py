@@ -327,6 +327,9 @@ def test_a_changed_layer_file_is_named_and_measured_again(
     with patch("figures.drawn_figures", return_value=()):
         run_geometry_sweep(config(stored, whole.folder), on_note=notes.append)
     assert "findings.csv is damaged: the run counts as unfinished" in notes
+    (whole.folder / "findings.csv").unlink()
+    with patch("figures.drawn_figures", return_value=()):
+        run_geometry_sweep(config(stored, whole.folder), on_note=notes.append)
     assert {name: (whole.folder / name).read_bytes() for name in before} == before
 
 
