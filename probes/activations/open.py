@@ -33,6 +33,8 @@ from tasks.checksums import check_whole
 from tasks.errors import UserError
 from tasks.readers.parse import parse_json
 
+_KINDS = ("laccolith capture-activations", "laccolith probe-sweep")  # of manifests
+
 EXAMPLES = "examples.parquet"
 _AGAIN = "Start the command that wrote it again: its examples are captured anew."
 TOKEN_COLUMNS = ("example", "position", "row", "column")
@@ -221,10 +223,10 @@ def open_activations(run: Path | str) -> ActivationSet:
             f"activations must be the folder of a run of capture-activations or probe-sweep, got {str(folder)!r} "
             f"({error}). Check the path."
         ) from error
-    if not isinstance(manifest, dict) or "id" not in examples:
+    if not isinstance(manifest, dict) or manifest.get("kind") not in _KINDS or "id" not in examples:
         raise UserError(
-            f"activations must have a manifest with entries and examples with the column id, got {str(folder)!r} "
-            "without. Capture again."
+            "activations must have a manifest of capture-activations or probe-sweep and examples with the column id, "
+            f"got {str(folder)!r} without. Capture again."
         )
     pool = str(manifest.get("settings", {}).get("pool", "mean"))
     found = _open(folder, manifest, examples, pool, FOLDERS)

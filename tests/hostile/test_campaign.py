@@ -92,6 +92,8 @@ def judge(case: Case, folder: Path, inputs: Path, runs: dict[str, Path], checkpo
         found.append(f"status {outcome.status} where {case.expect} is right: {(outcome.err or outcome.out)[-200:]}")
     if not found and (case.expect == "same" or (case.kind == "stored" and outcome.status == 0)):
         ours, theirs = table(folder / "run"), table(runs[command])
+        if case.kind == "stored":  # a damaged manifest may no longer name the model
+            ours, theirs = (each.select_dtypes("number") for each in (ours, theirs))
         if not ours.equals(theirs):
             found.append(f"other numbers: {ours.compare(theirs).head(3) if ours.shape == theirs.shape else ours.shape}")
     return found

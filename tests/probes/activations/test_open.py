@@ -91,9 +91,10 @@ def test_a_run_without_all_its_shards_or_files_is_an_error(tmp_path: Path) -> No
         (tmp_path / "run" / condition / LAST / "00001.safetensors").unlink()
     with pytest.raises(UserError, match="must be complete, got 4 of 7 examples"):
         open_activations(tmp_path / "run")
-    (tmp_path / "run" / "manifest.json").write_text(json.dumps([]))
-    with pytest.raises(UserError, match="must have a manifest"):
-        open_activations(tmp_path / "run")
+    for manifest in ([], {}, {"kind": "laccolith patch-sweep"}):
+        (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match="must have a manifest"):
+            open_activations(tmp_path / "run")
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
