@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from models.llava import Llava
 from models.sites import Site
-from probes.evaluation.cross_validation import STRENGTHS
-from probes.evaluation.folds import FoldPlan
+from probes.evaluation.cross_validation import RIDGE_STRENGTHS, STRENGTHS
+from probes.evaluation.folds import FoldPlan, TargetPlan
 
 # Measured on smol and one CPU thread, 2026-11-29; products are computed from the measured speed of one.
 CAPTURE = 1.1  # time of a forward pass over that of its products
@@ -21,8 +21,8 @@ _SINGLE = 0.2  # time of a probe that is fitted in closed form, over that of a l
 class FitCost(NamedTuple):
     """The size of the fits at one site and token group."""
 
-    basis: float
-    """Floating-point operations of the rotation onto the principal axes."""
+    products: float
+    """Floating-point operations of the rotation onto the principal axes, and of ridge regression of numbers."""
     elements: float
     """Elements of the logits of all problems and strengths."""
     rank: int
@@ -58,22 +58,37 @@ def fit_cost(plan: FoldPlan, d: int, *, maps: bool = False) -> FitCost:
     """The fits of all targets of a plan on activations of width ``d``; ``maps`` for those of the patch maps."""
     n, rank = len(plan.groups), min(int(plan.fitted.sum()), d)
     inner = outer = 0
+    numbers = 0.0
     for target in plan.targets.values():
-        rows = max(1, len(target.classes)) if target.kind == "class" else 1
-        rows = 1 if rows == 2 else rows  # two classes share one row
+        if target.kind == "continuous":
+            numbers += 0.0 if maps else _number_flops(plan, target, rank)
+            continue
+        rows = len(target.classes) if len(target.classes) > 2 else 1  # two classes share one row
         inner += rows * (plan.folds if maps else len(target.inner)) * len(STRENGTHS)
         outer += rows * (1 if maps else plan.folds * (1 + len(target.controls)))
     basis = 4.0 * n * d * rank + 20.0 * rank**3
-    return FitCost(
-        basis, float(n) * (inner + outer), rank, 0.0 if maps else float(n) * len(plan.targets), len(plan.targets)
-    )
+    scored = 0.0 if maps else float(n) * len(plan.targets)
+    return FitCost(basis + numbers, float(n) * (inner + outer), rank, scored, len(plan.targets))
+
+
+def _number_flops(plan: FoldPlan, target: TargetPlan, rank: int) -> float:
+    """Operations of ridge regression on the labels and their shuffles, in float64, which costs twice as much."""
+    draws, factors = len(plan.permutations), len(RIDGE_STRENGTHS)
+    fitted, total = int(plan.fitted.sum()), 0.0
+    splits = [(int(s.train.sum()), sum(int(judge.sum()) for _, judge in s.judges), factors) for s in target.inner]
+    splits += [(fitted - fitted // plan.folds, fitted // plan.folds, 1)] * plan.folds
+    for train, judged, solves in splits:
+        axes = min(train, rank)
+        total += 2.0 * train * rank * axes + 2.0 * draws * train * axes  # Gram matrix, and labels on the axes
+        total += factors * axes**3 / 3 + 2.0 * solves * draws * axes * (axes + judged)
+    return 2 * total
 
 
 def fit_seconds(cost: FitCost, *, second: float, probe: str) -> float:
     """Seconds of the fits at one site; ``second`` is the time of one floating-point operation of a product."""
     share = 1.0 if probe == "logistic" else _SINGLE
     solved = ITERATIONS * cost.elements * (4 * cost.rank * second + ELEMENT)
-    return cost.basis * second + share * solved + SCORE * cost.scored + TARGET * cost.targets
+    return cost.products * second + share * solved + SCORE * cost.scored + TARGET * cost.targets
 
 
 def sweep_stages(

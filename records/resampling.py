@@ -107,7 +107,8 @@ def draw_permutations(
     groups: npt.ArrayLike, *, draws: int, generator: np.random.Generator
 ) -> Int[Codes, "draw example"]:
     """Rows of indices, each the result of one `shuffle_over_groups`."""
-    return np.stack([shuffle_over_groups(groups, generator=generator) for _ in range(draws)])
+    drawn = [shuffle_over_groups(groups, generator=generator) for _ in range(draws)]
+    return np.array(drawn, dtype=np.int64).reshape(draws, np.size(groups))
 
 
 def permutation_p(observed: float, null: Float[Array, " draw"]) -> float:

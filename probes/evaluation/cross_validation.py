@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probes.evaluation.folds import FoldPlan, TargetPlan
-from probes.evaluation.jobs import BATCHED, Job, fit_estimator, refit_ridge
+from probes.evaluation.jobs import BATCHED, Job, best_strengths, fit_estimator
 from probes.evaluation.scores import (
     Permuted,
     Score,
@@ -29,8 +29,9 @@ from probes.evaluation.scores import (
     score_values,
     standardise,
 )
+from probes.evaluation.shuffled_ridge import fit_shuffled
 from probes.linear.registry import TargetKind, find_probe, new_probe
-from probes.linear.solver import Basis, check_activations, rotate
+from probes.linear.solver import check_activations, rotate
 from tasks.errors import UserError
 
 # Weights of the L2 penalty, strong to weak, for standardised activations; scikit-learn's C = 1 / strength.
@@ -157,7 +158,8 @@ def evaluate(
             outputs = fit(basis, jobs, at, tol)[0]
             if kind == "continuous":
                 for t in targets:
-                    nulls[t.name] = _refitted(basis, t, plan, picks[t.name])
+                    made = fit_shuffled(basis, t, plan, path)
+                    nulls[t.name] = gain_in_error(made.truth, made.predicted[0], made.constant)
         else:
             picks = {t.name: [] for t in targets}
             jobs, at = _outer_jobs(targets, plan, {})
@@ -174,20 +176,6 @@ def evaluate(
         name: _result(t, plan, predictions, chosen[name], used[name], nulls.get(name))
         for name, t in plan.targets.items()
     }
-
-
-def _refitted(basis: Basis, t: TargetPlan, plan: FoldPlan, picks: Sequence[float]) -> npt.NDArray[np.float64]:
-    """By how much less than the training mean ridge regression errs on each row of shuffled labels, refitted to it.
-
-    The strengths are those of the real labels.
-    """
-    shuffled = np.zeros((len(plan.permutations), len(t.truth)))
-    shuffled[:, plan.fitted] = t.truth[plan.fitted].astype(np.float64)[plan.permutations]
-    constant = np.zeros_like(shuffled)
-    for k in range(plan.folds):
-        constant[:, t.fold == k] = shuffled[:, plan.fitted & (t.fold != k)].mean(1, keepdims=True)
-    predicted = refit_ridge(basis, t, shuffled, plan.fitted, picks)
-    return gain_in_error(*(part[:, plan.fitted] for part in (shuffled, predicted, constant)))
 
 
 def _outer_jobs(
@@ -232,8 +220,7 @@ def choose_strengths(
                 for s in range(len(path)):
                     sums[k, s] += _quick_score(t, judge, by_strength[s][j][judge])
         for k in np.flatnonzero(count).tolist():
-            # Of scores that are equal up to rounding, take the stronger penalty, which comes first.
-            picks[t.name][k] = path[int(np.argmax(sums[k] >= sums[k].max() - 1e-12))]
+            picks[t.name][k] = path[int(best_strengths(sums[k]))]
     return picks
 
 

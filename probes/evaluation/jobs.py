@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Float, Int
 from sklearn.base import clone
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from probes.linear.mlp import MLPProbe
 from probes.linear.registry import ESTIMATORS, fit_probe
 from probes.linear.ridge import solve_ridge
 from probes.linear.solver import Basis, LogisticFit, solve_logistic
-from records.resampling import Codes
+from records.resampling import Array, Codes
 
 # Rows of coefficients times examples in a batch. About ten copies of this many floats are held (2.4 GB in float32).
 BATCH = 60_000_000
@@ -135,26 +136,10 @@ def fit_ridge(
     return outputs
 
 
-def refit_ridge(
-    basis: Basis, target: TargetPlan, shuffled: npt.NDArray[np.float64], fitted: Mask, strengths: Sequence[float]
-) -> npt.NDArray[np.float64]:
-    """Out-of-fold predictions "draw example" of ridge regression fitted to each row of shuffled values.
-
-    Args:
-        basis: All examples.
-        target: Its folds.
-        shuffled: One row of values for each draw; only fitted examples count.
-        fitted: True for examples to fit on.
-        strengths: The penalty of each fold.
-    """
-    rows = basis.rows.to(torch.float64)
-    y = torch.from_numpy(shuffled).to(rows.device)
-    predicted = np.zeros_like(shuffled)
-    for k, level in enumerate(strengths):
-        fit = solve_ridge(basis, y, torch.from_numpy(fitted & (target.fold != k)).to(rows), [level])
-        mine = torch.from_numpy(target.fold == k).to(rows.device)
-        predicted[:, target.fold == k] = (fit.weight[0] @ rows[mine].T + fit.bias[0][:, None]).cpu().numpy()
-    return predicted
+def best_strengths(merit: Float[Array, "*fit strength"]) -> Int[Array, "*fit"]:
+    """Places of the best strengths by their scores; where scores are equal up to rounding, of the stronger penalty."""
+    best = merit.max(-1, keepdims=True)
+    return np.asarray(np.argmax(merit >= best - 1e-12 * np.abs(best), -1))
 
 
 def _indicators(job: Job) -> npt.NDArray[np.float64]:

@@ -216,10 +216,15 @@ def permute_classes(truth: Codes, predicted: Codes, n_classes: int, permutations
 
 def permute_values(truth: Array, deviation: Array, permutations: Codes) -> Permuted:
     """As `permute_classes`, by the covariance of values with ``deviation``: predictions less the training mean."""
-    centred = truth - truth.mean()
-    return standardise(
-        float(deviation @ centred), (centred[permutations] * deviation).sum(1), (1 + dependence(0)) ** 0.5
-    )
+    null = covariance(truth[permutations], deviation)
+    return standardise(float(covariance(truth, deviation)), null, (1 + dependence(0)) ** 0.5)
+
+
+def covariance(
+    truth: Float[Array, "*draw example"], deviation: Float[Array, "*#draw example"]
+) -> Float[Array, "*draw"]:
+    """Sum of the products of centred values with ``deviation``, over examples."""
+    return np.asarray(((truth - truth.mean(-1, keepdims=True)) * deviation).sum(-1))
 
 
 def gain_in_error(

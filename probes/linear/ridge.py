@@ -29,20 +29,51 @@ def solve_ridge(
     The objective is that of scikit-learn's ``Ridge(alpha=strength)``; the intercept is not penalised. It is solved in
     float64, because the Gram matrix squares the condition number.
     """
-    if min(strengths) <= 0:
-        raise UserError(f"strength must be positive, got {min(strengths)}. With 0 the optimum may not be unique.")
-    used = weights > 0
-    if not bool(used.any()):
-        raise UserError("weights must be positive for some example, got none. Check the folds.")
-    root = weights[used].to(torch.float64).sqrt()
-    rows, target = basis.rows[used].to(torch.float64), y[:, used].to(torch.float64)
-    share = root.square() / root.square().sum()
-    row_mean, target_mean = share @ rows, target @ share
-    rows = (rows - row_mean) * root[:, None]
-    cross = ((target - target_mean[:, None]) * root) @ rows
-    gram = rows.T @ rows
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    weight = torch.stack(
-        [torch.cholesky_solve(cross.T, torch.linalg.cholesky(gram + strength * identity)).T for strength in strengths]
-    )
-    return RidgeFit(weight, target_mean - weight @ row_mean)
+    made = RidgeEquations(basis, y, weights)
+    weight = torch.stack([made.weight(made.solve(strength)) for strength in strengths])
+    return RidgeFit(weight, made.target_mean - weight @ made.row_mean)
+
+
+class RidgeEquations:
+    """The equations of `solve_ridge`: predictions of many targets without their weights.
+
+    Coefficients are those of the rank axes or, if these are more than the examples to fit on, of the examples.
+
+    Args:
+        basis: All examples.
+        y: Values.
+        weights: Of the examples.
+    """
+
+    def __init__(self, basis: Basis, y: Float[Tensor, "target example"], weights: Float[Tensor, " example"]) -> None:
+        used = weights > 0
+        if not bool(used.any()):
+            raise UserError("weights must be positive for some example, got none. Check the folds.")
+        root = weights[used].to(torch.float64).sqrt()
+        rows, target = basis.rows[used].to(torch.float64), y[:, used].to(torch.float64)
+        share = root.square() / root.square().sum()
+        self.row_mean, self.target_mean = share @ rows, target @ share
+        rows = (rows - self.row_mean) * root[:, None]
+        target = (target - self.target_mean[:, None]) * root
+        self._axes: Tensor | None = None
+        if len(rows) < rows.shape[1]:
+            self._axes, self._gram, self._cross = rows.T, rows @ rows.T, target
+        else:
+            self._gram, self._cross = rows.T @ rows, target @ rows
+
+    def solve(self, strength: float, chosen: Tensor | slice = slice(None)) -> Float[Tensor, "target axis"]:
+        """Coefficients of the chosen targets at a strength."""
+        if strength <= 0:
+            raise UserError(f"strength must be positive, got {strength}. With 0 the optimum may not be unique.")
+        identity = torch.eye(len(self._gram), dtype=self._gram.dtype, device=self._gram.device)
+        factor = torch.linalg.cholesky(self._gram + strength * identity)
+        return torch.cholesky_solve(self._cross[chosen].T, factor).T
+
+    def weight(self, coefficients: Float[Tensor, "target axis"]) -> Float[Tensor, "target rank"]:
+        """Weights of the rank axes."""
+        return coefficients if self._axes is None else coefficients @ self._axes.T
+
+    def project(self, rows: Float[Tensor, "row rank"]) -> Float[Tensor, "axis row"]:
+        """Rows as the coefficients read them: predictions are ``coefficients @ projected + target_mean``."""
+        centred = rows.to(torch.float64) - self.row_mean
+        return (centred if self._axes is None else centred @ self._axes).T
