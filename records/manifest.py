@@ -38,6 +38,8 @@ class RunKind:
     """Patterns of the names that a run writes besides its manifest, results and figures."""
     last: str = "results.parquet"
     """The file that is written last: a run that has it is finished."""
+    needs: tuple[str, ...] = ()
+    """Other files that a finished run needs if it wrote them: where one is gone, the run is unfinished."""
 
     @property
     def kind(self) -> str:

@@ -30,7 +30,7 @@ from records.processes import Processes
 from records.shared_jobs import is_locked, one_at_a_time
 from records.tables import clock, write_results
 from records.timings import Timings, describe_seconds
-from tasks.checksums import damaged_files
+from tasks.checksums import damaged_files, missing_files
 from tasks.errors import UserError, is_full
 
 RESERVE = 64 * 1024**2  # bytes that stay free for results, figures and other programs
@@ -98,11 +98,16 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """True if the manifest says so, and the results are there and as they were written."""
+        """True if the manifest says so, and the files that a finished run needs are there and as they were written."""
         manifest = read_manifest(self.folder, self.kind)
         if not (manifest and manifest.get("finished") and (self.folder / self.kind.last).is_file()):
             return False
-        return not self.damaged
+        return not (self.damaged or self.missing)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of files that a finished run needs and that were removed since the run wrote them."""
+        return tuple(name for name in missing_files(self.folder) if name in self.kind.needs)
 
     @property
     def damaged(self) -> tuple[str, ...]:
@@ -127,7 +132,7 @@ class Run:
     ) -> Iterator[None]:
         """Prepare the directory on rank 0, and lock it while the context is open. All processes wait until it is ready.
 
-        ``on_note`` is called for each damaged file of the directory; the run then counts as unfinished.
+        ``on_note`` is called for each damaged or missing file of the directory; the run then counts as unfinished.
 
         Raises:
             UserError: As ``prepare``, and if another command uses the directory.
@@ -142,6 +147,8 @@ class Run:
                 self.prepare(**known)
                 for name in self.damaged:
                     on_note(f"{name} is damaged: the run counts as unfinished")
+                for name in self.missing:
+                    on_note(f"{name} is gone: the run counts as unfinished")
             processes.wait()
             yield
 

@@ -98,6 +98,11 @@ def damaged_files(folder: Path) -> tuple[str, ...]:
     return tuple(name for name in known if is_file(folder / name) and not is_whole(folder / name))
 
 
+def missing_files(folder: Path) -> tuple[str, ...]:
+    """The names in the ledger of ``folder`` whose files are gone."""
+    return tuple(name for name in _read_ledger(folder) or {} if not is_file(folder / name))
+
+
 def check_whole(path: Path, *, advice: str) -> None:
     """Raise ``DamagedFileError`` if the file exists and changed; ``advice`` is the last sentence of its message."""
     if is_file(path) and not is_whole(path):

@@ -27,13 +27,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from models.sites import Site
+from probes.activations.config import CAPTURE
 from probes.activations.store import FOLDERS, POSITIONS, RANDOM, groups_at
+from probes.config import RUN
 from records.manifest import FILE
 from tasks.checksums import check_whole
 from tasks.errors import UserError
 from tasks.readers.parse import parse_json
 
-_KINDS = ("laccolith capture-activations", "laccolith probe-sweep")  # of manifests
+_KINDS = (CAPTURE.kind, RUN.kind)  # of manifests
 
 EXAMPLES = "examples.parquet"
 _AGAIN = "Start the command that wrote it again: its examples are captured anew."

@@ -306,12 +306,14 @@ def test_p_values_of_noise_are_calibrated_for_rare_classes_and_for_ridge(regime:
     assert (p <= 0.05).mean() <= 0.14
 
 
-@pytest.mark.parametrize(("n", "d", "folds"), [(60, 64, 5), (90, 8, 5), (60, 64, 2), (48, 8, 3)])
-def test_shuffled_numbers_are_fitted_as_the_real_ones_are(n: int, d: int, folds: int) -> None:
+@pytest.mark.parametrize(
+    ("n", "d", "folds", "gain"), [(60, 64, 5, 0.1), (90, 8, 5, 0.3), (60, 64, 2, 0.1), (48, 8, 3, 0.3)]
+)
+def test_shuffled_numbers_are_fitted_as_the_real_ones_are(n: int, d: int, folds: int, gain: float) -> None:
     generator = np.random.default_rng(n)
     groups = np.arange(n) // 2
     values = generator.normal(size=n)
-    x = noise(n, d, seed=1) + torch.from_numpy(0.1 * values[:, None]).float()
+    x = noise(n, d, seed=1) + torch.from_numpy(gain * values[:, None]).float()
     apart = np.arange(n) >= n - 6
     plan = plan_folds(
         {"y": values}, groups, folds=folds, continuous=["y"], controls=[], n_permutations=2, transfer={"apart": apart}

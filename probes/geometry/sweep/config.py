@@ -21,7 +21,8 @@ from records.options import (
 from tasks.errors import UserError
 
 FINDINGS = "findings.csv"
-RUN = RunKind("geometry-sweep", writes=("layers", "map.csv", "map.parquet", FINDINGS))
+TABLES = (FINDINGS, "map.csv", "map.parquet")  # besides the results
+RUN = RunKind("geometry-sweep", writes=("layers", *TABLES), needs=TABLES)
 
 
 @dataclass(frozen=True)

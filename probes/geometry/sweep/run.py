@@ -45,7 +45,6 @@ from records.progress import OnProgress, ProgressBars
 from records.run import FinishedRun, Run, read_timings, writing
 from records.tables import read_results, read_table
 from tasks.errors import UserError
-from tasks.files import is_file
 
 
 def run_geometry_sweep(
@@ -105,7 +104,7 @@ def run_geometry_sweep(
         on_note(note)
     check_memory(estimate, device)
     with run.open(processes, on_note=on_note, **_about(comparisons)):
-        if not (run.is_finished and is_file(config.folder / FINDINGS)):
+        if not run.is_finished:
             curves = [
                 _measure(
                     run,

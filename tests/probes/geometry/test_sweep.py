@@ -327,10 +327,14 @@ def test_a_changed_layer_file_is_named_and_measured_again(
     with patch("figures.drawn_figures", return_value=()):
         run_geometry_sweep(config(stored, whole.folder), on_note=notes.append)
     assert "findings.csv is damaged: the run counts as unfinished" in notes
-    (whole.folder / "findings.csv").unlink()
-    with patch("figures.drawn_figures", return_value=()):
-        run_geometry_sweep(config(stored, whole.folder), on_note=notes.append)
-    assert {name: (whole.folder / name).read_bytes() for name in before} == before
+    tables = {path.name: path.read_bytes() for path in whole.folder.glob("*.*") if path.name != "manifest.json"}
+    assert {"findings.csv", "map.csv", "map.parquet", "results.csv", "results.parquet"} <= tables.keys()
+    for name in ("findings.csv", "map.csv", "map.parquet", "results.parquet"):
+        (whole.folder / name).unlink()
+        with patch("figures.drawn_figures", return_value=()):
+            run_geometry_sweep(config(stored, whole.folder), on_note=notes.append)
+        assert {name: (whole.folder / name).read_bytes() for name in tables} == tables
+        assert (f"{name} is gone: the run counts as unfinished" in notes) == (name != "results.parquet")
 
 
 def test_a_layer_file_with_other_halves_is_not_read(tmp_path: Path) -> None:
