@@ -374,16 +374,15 @@ class Line:
 
     @property
     def verdict(self) -> str:
-        """``ok`` in the range; ``near`` it, within two standard errors of the simulation; ``cautious`` or ``misses``.
+        """``ok`` in the range; ``near`` it, within two standard errors of a share at its end; ``cautious`` or ``misses``.
 
         Cautious is an interval that covers, or a test that passes over noise, more often than it should.
         """
         low, high = self.aim
-        middle = (low + high) / 2
-        slack = 2 * (middle * (1 - middle) / max(self.trials, 1)) ** 0.5
+        slack = [2 * (end * (1 - end) / max(self.trials, 1)) ** 0.5 for end in self.aim]
         if low <= self.share <= high:
             return "ok"
-        if low - slack <= self.share <= high + slack:
+        if low - slack[0] <= self.share <= high + slack[1]:
             return "near"
         return "cautious" if (self.share > high) == (self.aim == COVERAGE) else "misses"
 

@@ -198,7 +198,7 @@ def _differences(inside: pd.DataFrame, outside: pd.DataFrame) -> list[dict[str, 
         hits, patches = ([one.loc[known, name].to_numpy(dtype=float) for one in (a, b)] for name in (column, "patches"))
         change = hits[0] / patches[0] - hits[1] / patches[1]
         if len(change):
-            n = int(a["patches"].sum() + b["patches"].sum())
+            n = int(patches[0].sum() + patches[1].sum())
             if metric == "mrr":
                 ends = mean_intervals(change[None])
             else:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, ttest_1samp
 
-from benchmarks.calibration import PAIRS, pairs_trials
+from benchmarks.calibration import COVERAGE, LEVEL, PAIRS, Line, pairs_trials
 from benchmarks.calibration_of_plans import REGIMES, measure
 from records.intervals import (
     crossed,
@@ -187,3 +187,23 @@ def test_equal_shares_have_an_interval_of_some_width() -> None:
         found = share_difference_intervals(one, two, *np.full((2, *one.shape), asked))
         shift = float((one - two).mean() / asked)
         assert found.lower[0] < shift - 0.05 and found.upper[0] > shift + 0.05
+
+
+@pytest.mark.parametrize(
+    ("share", "trials", "aim", "verdict"),
+    [
+        (0.95, 300, COVERAGE, "ok"),
+        (0.995, 300, COVERAGE, "near"),
+        (1.0, 300, COVERAGE, "cautious"),  # of 300 trials at 98 %, 0.2 % have no miss
+        (1.0, 30, COVERAGE, "near"),
+        (0.89, 300, COVERAGE, "near"),
+        (0.88, 300, COVERAGE, "misses"),
+        (0.01, 600, LEVEL, "cautious"),
+        (0.09, 600, LEVEL, "misses"),
+        (0.0, 600, (0.0, LEVEL[1]), "ok"),
+    ],
+)
+def test_the_verdict_of_a_simulation_allows_two_standard_errors_at_the_end_of_the_aim(
+    share: float, trials: int, aim: tuple[float, float], verdict: str
+) -> None:
+    assert Line("", "", share, trials, aim).verdict == verdict

@@ -141,6 +141,15 @@ def test_a_split_without_patches_outside_boxes_has_scores_inside_alone() -> None
     assert len(rows) and rows[["lower", "upper"]].isna().all(axis=None)
 
 
+def test_a_difference_counts_the_patches_of_groups_on_both_sides() -> None:
+    scores = made_scores()
+    alone = (scores["place"] == "outside") & (scores["group"] == "g3")  # its box fills the picture
+    scores.loc[alone, ["patches", "hit@1", "hit@5", "hit@10", "reciprocal_rank"]] = 0
+    table = tabulate(scores, pd.DataFrame(columns=[*NEAREST, "words"]), model="made", n_layers=2)
+    counts = table[table["metric"] == "hit@1"].set_index("place")[["n", "n_groups"]]
+    assert counts.T.to_dict("list") == {"inside": [16, 4], "outside": [36, 3], "difference": [48, 3]}
+
+
 def test_table_of_made_scores() -> None:
     table = tabulate(made_scores(), pd.DataFrame(columns=[*NEAREST, "words"]), model="made", n_layers=2)
     found = table.set_index(["metric", "place"])
