@@ -374,7 +374,7 @@ class Line:
 
     @property
     def verdict(self) -> str:
-        """``ok`` in the range; ``near`` it, within two standard errors of a share at its end; ``cautious`` or ``misses``.
+        """``ok`` in the range, ``near`` within two standard errors of a share at its end, ``cautious`` or ``misses``.
 
         Cautious is an interval that covers, or a test that passes over noise, more often than it should.
         """
