@@ -112,8 +112,10 @@ def draw_run(
     return tuple(paths)
 
 
-def drawn_figures(folder: Path) -> tuple[Path, ...]:
+def drawn_figures(folder: Path, *, again: bool = False) -> tuple[Path, ...]:
     """The PNG files that ``draw_run(folder)`` writes, the main one first; the run is drawn if they are not complete.
+
+    ``again`` draws it anyway: its tables were just made.
 
     Raises:
         RunError: As ``draw_run``.
@@ -129,7 +131,7 @@ def drawn_figures(folder: Path) -> tuple[Path, ...]:
     figures = folder / "figures"
     with contextlib.suppress(OSError, ValueError, TypeError):
         pngs = tuple(figures / Path(name).name for name in parse_json((figures / _DRAWN).read_bytes()))
-        if pngs and all(png.is_file() and png.with_suffix(".svg").is_file() for png in pngs):
+        if not again and pngs and all(png.is_file() and png.with_suffix(".svg").is_file() for png in pngs):
             return pngs
     return tuple(pair.png for pair in draw_run(folder))
 

@@ -151,7 +151,7 @@ def run_patch_sweep(
                 results = _write_tables(sweep)
             run.finish(results)
             with run.drawing(), writing(config.folder):
-                figures.drawn_figures(config.folder)
+                figures.drawn_figures(config.folder, again=True)
         return finished_patch_sweep(config.folder)
 
 

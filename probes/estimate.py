@@ -15,14 +15,17 @@ ELEMENT = 6e-9  # seconds of an element of the logits in an iteration, besides t
 TARGET = 0.09  # seconds of a target at a site, however small: the steps of the solver in Python
 SCORE = 6e-5  # seconds of an example in the scores of a target: intervals and 1,000 permutations
 FIGURES = 6.0  # seconds
+DOUBLE = 2.0  # time of a product in float64 over that in float32, on CPUs and accelerators of data centres
 _SINGLE = 0.2  # time of a probe that is fitted in closed form, over that of a logistic one
 
 
 class FitCost(NamedTuple):
     """The size of the fits at one site and token group."""
 
-    products: float
-    """Floating-point operations of the rotation onto the principal axes, and of ridge regression of numbers."""
+    basis: float
+    """Floating-point operations of the rotation onto the principal axes."""
+    numbers: float
+    """Those of ridge regression of numbers and of their shuffles, in float64."""
     elements: float
     """Elements of the logits of all problems and strengths."""
     rank: int
@@ -54,41 +57,56 @@ def forward_flops(llava: Llava, sites: Sequence[Site], *, positions: int, n_pict
     return 2.0 * (positions * share * in_blocks + patches * of_tower * in_tower)
 
 
-def fit_cost(plan: FoldPlan, d: int, *, maps: bool = False) -> FitCost:
-    """The fits of all targets of a plan on activations of width ``d``; ``maps`` for those of the patch maps."""
+def fit_cost(plan: FoldPlan, d: int, *, probe: str = "logistic", maps: bool = False, sets: int = 1) -> FitCost:
+    """The fits of all targets of a plan on activations of width ``d``.
+
+    Args:
+        plan: Its folds, controls and permutations.
+        d: Width.
+        probe: Kind of probe.
+        maps: The fits are those of the patch maps.
+        sets: Sets of activations that each probe is read on.
+    """
     n, rank = len(plan.groups), min(int(plan.fitted.sum()), d)
     inner = outer = 0
     numbers = 0.0
     for target in plan.targets.values():
-        if target.kind == "continuous":
-            numbers += 0.0 if maps else _number_flops(plan, target, rank)
+        if target.kind == "continuous" and (maps or probe != "mlp"):
+            numbers += 0.0 if maps else _number_flops(plan, target, rank, sets)
             continue
         rows = len(target.classes) if len(target.classes) > 2 else 1  # two classes share one row
         inner += rows * (plan.folds if maps else len(target.inner)) * len(STRENGTHS)
         outer += rows * (1 if maps else plan.folds * (1 + len(target.controls)))
     basis = 4.0 * n * d * rank + 20.0 * rank**3
     scored = 0.0 if maps else float(n) * len(plan.targets)
-    return FitCost(basis + numbers, float(n) * (inner + outer), rank, scored, len(plan.targets))
+    return FitCost(basis, numbers, float(n) * (inner + outer), rank, scored, len(plan.targets))
 
 
-def _number_flops(plan: FoldPlan, target: TargetPlan, rank: int) -> float:
-    """Operations of ridge regression on the labels and their shuffles, in float64, which costs twice as much."""
-    draws, factors = len(plan.permutations), len(RIDGE_STRENGTHS)
-    fitted, total = int(plan.fitted.sum()), 0.0
-    splits = [(int(s.train.sum()), sum(int(judge.sum()) for _, judge in s.judges), factors) for s in target.inner]
-    splits += [(fitted - fitted // plan.folds, fitted // plan.folds, 1)] * plan.folds
-    for train, judged, solves in splits:
+def _number_flops(plan: FoldPlan, target: TargetPlan, rank: int, sets: int) -> float:
+    """Operations of ridge regression on the labels of a number, and of its permutation test."""
+    draws, fitted = len(plan.permutations), int(plan.fitted.sum())
+    fold, factors = fitted // plan.folds, len(RIDGE_STRENGTHS)
+    inner = [(int(s.train.sum()), sum(int(judge.sum()) for _, judge in s.judges)) for s in target.inner]
+    total = 0.0
+    for train, judged, solved in [(*sizes, factors) for sizes in inner] + [
+        (fitted - fold, fold * sets, 1)
+    ] * plan.folds:
         axes = min(train, rank)
-        total += 2.0 * train * rank * axes + 2.0 * draws * train * axes  # Gram matrix, and labels on the axes
-        total += factors * axes**3 / 3 + 2.0 * solves * draws * axes * (axes + judged)
-    return 2 * total
+        gram, factor = 2.0 * train * rank * axes, axes**3 / 3
+        total += gram + solved * factor
+        if draws:
+            read = min(judged * axes * (rank * (axes < rank) + solved * draws), solved * draws * rank * (axes + judged))
+            of_labels = draws * train * axes * (axes == rank)
+            total += gram + factors * factor + 2.0 * (of_labels + solved * draws * axes**2 + read)
+    return total
 
 
 def fit_seconds(cost: FitCost, *, second: float, probe: str) -> float:
     """Seconds of the fits at one site; ``second`` is the time of one floating-point operation of a product."""
     share = 1.0 if probe == "logistic" else _SINGLE
     solved = ITERATIONS * cost.elements * (4 * cost.rank * second + ELEMENT)
-    return cost.products * second + share * solved + SCORE * cost.scored + TARGET * cost.targets
+    products = cost.basis + DOUBLE * cost.numbers
+    return products * second + share * solved + SCORE * cost.scored + TARGET * cost.targets
 
 
 def sweep_stages(
@@ -121,7 +139,9 @@ def sweep_stages(
     fits = mapping = 0.0
     for plan in plans.values():
         for d in widths:
-            fits += fit_seconds(fit_cost(plan, d), second=second, probe=probe) * (2 if has_control else 1)
+            fits += fit_seconds(fit_cost(plan, d, probe=probe), second=second, probe=probe)
+            if has_control:
+                fits += fit_seconds(fit_cost(plan.fitted_only(), d, probe=probe), second=second, probe=probe)
             if maps:
                 mapping += fit_seconds(fit_cost(plan, d, maps=True), second=second, probe=probe)
     shared = max(1, processes)

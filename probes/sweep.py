@@ -179,7 +179,7 @@ def run_sweep(
             run.finish(fitted.table)
             if figures:
                 with writing(config.folder), run.drawing():
-                    drawn_figures(config.folder)
+                    drawn_figures(config.folder, again=True)
     return finished_sweep(config.folder, figures=figures)
 
 

@@ -89,5 +89,5 @@ def sweep_stored(
             run.finish(fitted.table)
             if figures:
                 with writing(config.folder), run.drawing():
-                    drawn_figures(config.folder)
+                    drawn_figures(config.folder, again=True)
     return None

@@ -39,7 +39,9 @@ class RunKind:
     last: str = "results.parquet"
     """The file that is written last: a run that has it is finished."""
     needs: tuple[str, ...] = ()
-    """Other files that a finished run needs if it wrote them: where one is gone, the run is unfinished."""
+    """Other files without which a run is unfinished, besides ``results.csv`` beside ``results.parquet``."""
+    keeps: tuple[str, ...] = ()
+    """Files without which a run that wrote them is unfinished."""
 
     @property
     def kind(self) -> str:

@@ -32,6 +32,7 @@ from records.tables import clock, write_results
 from records.timings import Timings, describe_seconds
 from tasks.checksums import damaged_files, missing_files
 from tasks.errors import UserError, is_full
+from tasks.files import is_file
 
 RESERVE = 64 * 1024**2  # bytes that stay free for results, figures and other programs
 
@@ -106,8 +107,10 @@ class Run:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Names of files that a finished run needs and that were removed since the run wrote them."""
-        return tuple(name for name in missing_files(self.folder) if name in self.kind.needs)
+        """Names of files that a finished run needs and that were removed."""
+        needs = (*self.kind.needs, *(["results.csv"] if self.kind.last == "results.parquet" else []))
+        gone = [name for name in missing_files(self.folder) if name in self.kind.keeps]
+        return (*(name for name in needs if not is_file(self.folder / name)), *gone)
 
     @property
     def damaged(self) -> tuple[str, ...]:
@@ -147,8 +150,9 @@ class Run:
                 self.prepare(**known)
                 for name in self.damaged:
                     on_note(f"{name} is damaged: the run counts as unfinished")
-                for name in self.missing:
-                    on_note(f"{name} is gone: the run counts as unfinished")
+                if (read_manifest(self.folder, self.kind) or {}).get("finished"):
+                    for name in self.missing:
+                        on_note(f"{name} is gone: the run counts as unfinished")
             processes.wait()
             yield
 

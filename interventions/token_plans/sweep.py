@@ -124,7 +124,7 @@ def run_inference_cost(
                 tabulate(answers, times, plans, Sizes.of(llava), model=config.model.name, itemsize=llava.dtype.itemsize)
             )
             with run.drawing(), writing(config.folder):
-                figures.drawn_figures(config.folder)
+                figures.drawn_figures(config.folder, again=True)
     return finished_inference_cost(config.folder)
 
 

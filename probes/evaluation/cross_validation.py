@@ -22,14 +22,12 @@ from probes.evaluation.scores import (
     Permuted,
     Score,
     Source,
-    gain_in_error,
     permute_classes,
     permute_values,
     score_classes,
     score_values,
-    standardise,
 )
-from probes.evaluation.shuffled_ridge import fit_shuffled
+from probes.evaluation.shuffled_ridge import gain_in_error, permute_ridge
 from probes.linear.registry import TargetKind, find_probe, new_probe
 from probes.linear.solver import check_activations, rotate
 from tasks.errors import UserError
@@ -141,7 +139,7 @@ def evaluate(
     predictions: dict[tuple[str, str], npt.NDArray[np.generic]] = {}
     chosen: dict[str, tuple[float, ...]] = {}
     used: dict[str, str] = {}
-    nulls: dict[str, npt.NDArray[np.float64]] = {}
+    permuted: dict[str, Permuted] = {}
     basis = None
     for kind in KINDS:
         targets = [t for t in plan.targets.values() if t.kind == kind]
@@ -158,8 +156,7 @@ def evaluate(
             outputs = fit(basis, jobs, at, tol)[0]
             if kind == "continuous":
                 for t in targets:
-                    made = fit_shuffled(basis, t, plan, path)
-                    nulls[t.name] = gain_in_error(made.truth, made.predicted[0], made.constant)
+                    (permuted[t.name],) = permute_ridge(basis, t, plan, path, gain_in_error)
         else:
             picks = {t.name: [] for t in targets}
             jobs, at = _outer_jobs(targets, plan, {})
@@ -173,7 +170,7 @@ def evaluate(
             chosen[t.name] = tuple(picks[t.name])
             used[t.name] = name
     return {
-        name: _result(t, plan, predictions, chosen[name], used[name], nulls.get(name))
+        name: _result(t, plan, predictions, chosen[name], used[name], permuted.get(name))
         for name, t in plan.targets.items()
     }
 
@@ -238,7 +235,7 @@ def _result(
     predictions: Mapping[tuple[str, str], npt.NDArray[np.generic]],
     strengths: tuple[float, ...],
     probe: str,
-    refitted: npt.NDArray[np.float64] | None,
+    permuted: Permuted | None,
 ) -> Result:
     def scores(truth: npt.NDArray[Any], predicted: npt.NDArray[Any], where: str) -> Mapping[str, Score]:
         source: Source = "cv" if where == "fitted" else "transfer"
@@ -258,9 +255,7 @@ def _result(
     guess: Any = real[plan.fitted]
     if t.kind == "class":
         permuted = permute_classes(inside, guess, len(t.classes), plan.permutations)
-    elif refitted is not None:
-        permuted = standardise(float(gain_in_error(inside, guess, constant[plan.fitted])), refitted)
-    else:
+    elif permuted is None:
         permuted = permute_values(inside, guess - constant[plan.fitted], plan.permutations)
     return Result(
         target=t.name,

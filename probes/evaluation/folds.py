@@ -280,7 +280,7 @@ def _inner_splits(
             after = (k + 1) % folds
             train = fitted & (fold != k) & (fold != after)
             splits.append(InnerSplit(train, ((k, fitted & (fold == after)), (after, fitted & (fold == k)))))
-        return _usable(splits, truth)
+        return _usable(splits, truth, continuous)
     splits = []
     for k in range(folds):
         outer = np.flatnonzero(fitted & (fold != k))
@@ -293,9 +293,12 @@ def _inner_splits(
             train, judge = np.zeros(len(fold), dtype=bool), np.zeros(len(fold), dtype=bool)
             train[outer[inner != j]], judge[outer[inner == j]] = True, True
             splits.append(InnerSplit(train, ((k, judge),)))
-    return _usable(splits, truth)
+    return _usable(splits, truth, continuous)
 
 
-def _usable(splits: Sequence[InnerSplit], truth: npt.NDArray[np.generic]) -> tuple[InnerSplit, ...]:
-    """The splits with two classes to fit; folds without a split take the middle strength."""
-    return tuple(s for s in splits if s.train.any() and len(np.unique(truth[s.train])) > 1)
+def _usable(splits: Sequence[InnerSplit], truth: npt.NDArray[np.generic], continuous: bool) -> tuple[InnerSplit, ...]:
+    """The splits with two classes to fit; folds without a split take the middle strength.
+
+    Those of numbers do not depend on the labels, so that shuffled labels have the same ones.
+    """
+    return tuple(s for s in splits if s.train.any() and (continuous or len(np.unique(truth[s.train])) > 1))

@@ -136,7 +136,7 @@ def fit_ridge(
     return outputs
 
 
-def best_strengths(merit: Float[Array, "*fit strength"]) -> Int[Array, "*fit"]:
+def best_strengths(merit: Float[Array, "*fit strength"]) -> Int[Codes, "*fit"]:
     """Places of the best strengths by their scores; where scores are equal up to rounding, of the stronger penalty."""
     best = merit.max(-1, keepdims=True)
     return np.asarray(np.argmax(merit >= best - 1e-12 * np.abs(best), -1))

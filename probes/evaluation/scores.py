@@ -11,7 +11,6 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 from scipy.integrate import quad
 from scipy.stats import kurtosis, norm, skew
 
@@ -216,24 +215,10 @@ def permute_classes(truth: Codes, predicted: Codes, n_classes: int, permutations
 
 def permute_values(truth: Array, deviation: Array, permutations: Codes) -> Permuted:
     """As `permute_classes`, by the covariance of values with ``deviation``: predictions less the training mean."""
-    null = covariance(truth[permutations], deviation)
-    return standardise(float(covariance(truth, deviation)), null, (1 + dependence(0)) ** 0.5)
-
-
-def covariance(
-    truth: Float[Array, "*draw example"], deviation: Float[Array, "*#draw example"]
-) -> Float[Array, "*draw"]:
-    """Sum of the products of centred values with ``deviation``, over examples."""
-    return np.asarray(((truth - truth.mean(-1, keepdims=True)) * deviation).sum(-1))
-
-
-def gain_in_error(
-    truth: Float[Array, "*draw example"],
-    predicted: Float[Array, "*draw example"],
-    constant: Float[Array, "*draw example"],
-) -> Float[Array, "*draw"]:
-    """By how much the squared error of predictions is smaller than that of the training mean, summed over examples."""
-    return np.asarray(((truth - constant) ** 2 - (truth - predicted) ** 2).sum(-1))
+    centred = truth - truth.mean()
+    return standardise(
+        float(deviation @ centred), (centred[permutations] * deviation).sum(1), (1 + dependence(0)) ** 0.5
+    )
 
 
 def standardise(observed: float, null: Array, widened: float = 1.0) -> Permuted:

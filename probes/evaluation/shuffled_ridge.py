@@ -1,7 +1,6 @@
-"""Ridge regression of numbers, fitted again to shuffled labels with the whole procedure of the real ones."""
+"""Permutation tests of ridge regression of numbers, with the whole procedure repeated for every shuffle."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,65 +9,74 @@ from torch import Tensor
 
 from probes.evaluation.folds import FoldPlan, TargetPlan
 from probes.evaluation.jobs import best_strengths
+from probes.evaluation.scores import Permuted, standardise
 from probes.linear.ridge import RidgeEquations
 from probes.linear.solver import Basis
 from records.resampling import Array
 
-
-class ShuffledFits(NamedTuple):
-    """Shuffled labels of the fitted examples, and what probes predict that were fitted to them."""
-
-    truth: Float[Array, "draw example"]
-    """The shuffled labels."""
-    constant: Float[Array, "draw example"]
-    """The mean of the training examples of the example's fold."""
-    predicted: Float[Array, "set draw example"]
-    """Out-of-fold predictions: of the examples of the basis, and of each other set of rows."""
+# Of labels, out-of-fold predictions and the training mean of the fold, each "draw example": a sum over examples. Labels
+# have mean 0 and variance 1.
+Statistic = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def fit_shuffled(
+def gain_in_error(truth: Tensor, predicted: Tensor, constant: Tensor) -> Tensor:
+    """By how much the squared error of predictions is smaller than that of the training mean."""
+    return ((truth - constant).square() - (truth - predicted).square()).sum(-1)
+
+
+def agreement(truth: Tensor, predicted: Tensor, constant: Tensor) -> Tensor:
+    """Sum of products of labels with what predictions add to the training mean: a covariance, whatever their scale."""
+    return (truth * (predicted - constant)).sum(-1)
+
+
+def permute_ridge(
     basis: Basis,
     target: TargetPlan,
     plan: FoldPlan,
     path: Sequence[float],
+    statistic: Statistic,
     *,
     others: Float[Tensor, "row rank"] | None = None,
-) -> ShuffledFits:
-    """Fits of the labels of a number, shuffled by each permutation of the plan.
+) -> list[Permuted]:
+    """The statistic of a number and of its shuffles: of the examples of the basis, and of each other set of rows.
 
-    Each shuffle chooses the penalty of each fold on its own inner folds, as the real labels do. At the penalties of the
-    real labels the p-values of noise are 0.68 on average and not 0.5: labels that seem readable in the inner folds take
-    a weak penalty, and err more in the outer ones.
+    Each shuffle chooses the penalty of each fold on its own inner folds, as the real labels do; so nothing but their
+    order tells real labels from shuffled ones. At the penalties of the real labels the p-values of noise would be 0.68
+    on average: labels that seem readable in the inner folds take a weak penalty, and err more in the outer ones.
 
     Args:
         basis: All examples.
         target: A continuous target.
         plan: Its folds and permutations.
         path: Penalties to choose from, strong to weak.
-        others: Further rows on the axes of the basis, one or more times those of the examples, which are predicted too.
+        statistic: What is compared.
+        others: Further sets of rows on the axes of the basis, each as long as the basis, one after the other.
     """
-    fitted = torch.from_numpy(plan.fitted).to(basis.rows.device)
-    rows = torch.stack([basis.rows, *(() if others is None else others.reshape(-1, *basis.rows.shape))])
-    truth = target.truth[plan.fitted].astype(np.float64)[plan.permutations]
-    labels = np.zeros((len(truth), len(plan.groups)))
-    labels[:, plan.fitted] = truth
-    y = torch.from_numpy(labels).to(rows.device)
+    sets = [basis.rows, *(() if others is None else others.reshape(-1, *basis.rows.shape))]
+    if not len(plan.permutations):
+        return [Permuted(0.0, np.zeros(0))] * len(sets)
+    device = basis.rows.device
+    values = target.truth[plan.fitted].astype(np.float64)
+    # Neither a statistic nor a penalty depends on the place and scale of the labels, but rounding does.
+    values = (values - values.mean()) / values.std()
+    labels = np.zeros((1 + len(plan.permutations), len(plan.groups)))
+    labels[:, plan.fitted] = np.concatenate([values[None], values[plan.permutations]])
+    y = torch.from_numpy(labels).to(device)
     strengths = _choose(basis, target, plan.folds, path, y)
-    constant = np.zeros_like(labels)
-    predicted = np.zeros((len(rows), *labels.shape))
+    sums = np.zeros((len(sets), len(y)))
     for k in range(plan.folds):
-        mine = target.fold == k
-        test = torch.from_numpy(mine).to(rows.device)
-        equations = RidgeEquations(basis, y, (fitted & ~test).to(basis.rows))
-        constant[:, mine] = equations.target_mean[:, None].cpu().numpy()
-        projected = equations.project(rows[:, test].flatten(0, 1))
+        test = torch.from_numpy(plan.fitted & (target.fold == k)).to(device)
+        train = torch.from_numpy(plan.fitted & (target.fold != k)).to(basis.rows)
+        equations = RidgeEquations(basis, y, train)
+        coefficients = y.new_empty(len(y), equations.n_coefficients)
         for strength in np.unique(strengths[:, k]).tolist():
-            draws = np.flatnonzero(strengths[:, k] == strength)
-            chosen = torch.from_numpy(draws).to(rows.device)
-            output = equations.solve(strength, chosen) @ projected + equations.target_mean[chosen, None]
-            by_set = output.unflatten(1, (len(rows), -1)).transpose(0, 1)
-            predicted[np.ix_(np.arange(len(rows)), draws, np.flatnonzero(mine))] = by_set.cpu().numpy()
-    return ShuffledFits(truth, constant[:, plan.fitted], predicted[..., plan.fitted])
+            draws = torch.from_numpy(strengths[:, k] == strength).to(device)
+            coefficients[draws] = equations.solve(strength, draws)
+        predict = equations.predictor(coefficients, int(test.sum()) * len(sets))
+        truth, constant = y[:, test], equations.target_mean[:, None]
+        for number, rows in enumerate(sets):
+            sums[number] += statistic(truth, predict(rows[test]), constant).cpu().numpy()
+    return [standardise(float(row[0]), row[1:]) for row in sums]
 
 
 def _choose(

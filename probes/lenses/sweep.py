@@ -167,7 +167,7 @@ def run_lens_sweep(
                 commit(config.folder / "scores.parquet", scores.to_parquet(index=False))
             run.finish(results)
             with writing(config.folder), run.drawing():
-                figures.drawn_figures(config.folder)
+                figures.drawn_figures(config.folder, again=True)
     for note in notes:
         on_note(note)
     return finished_lens_sweep(config.folder)

@@ -1,6 +1,6 @@
 """Ridge regression in closed form, with one Gram matrix for all targets and strengths."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -61,6 +61,11 @@ class RidgeEquations:
         else:
             self._gram, self._cross = rows.T @ rows, target @ rows
 
+    @property
+    def n_coefficients(self) -> int:
+        """Of one target."""
+        return len(self._gram)
+
     def solve(self, strength: float, chosen: Tensor | slice = slice(None)) -> Float[Tensor, "target axis"]:
         """Coefficients of the chosen targets at a strength."""
         if strength <= 0:
@@ -77,3 +82,13 @@ class RidgeEquations:
         """Rows as the coefficients read them: predictions are ``coefficients @ projected + target_mean``."""
         centred = rows.to(torch.float64) - self.row_mean
         return (centred if self._axes is None else centred @ self._axes).T
+
+    def predictor(
+        self, coefficients: Float[Tensor, "target axis"], n_rows: int
+    ) -> Callable[[Float[Tensor, "row rank"]], Float[Tensor, "target row"]]:
+        """A function that predicts rows, in the form that takes fewer operations for ``n_rows`` of them."""
+        (targets, axes), rank, offset = coefficients.shape, len(self.row_mean), self.target_mean[:, None]
+        if n_rows * axes * (rank + targets) < targets * rank * (axes + n_rows):
+            return lambda rows: coefficients @ self.project(rows) + offset
+        weight = self.weight(coefficients)
+        return lambda rows: weight @ (rows.to(torch.float64) - self.row_mean).T + offset

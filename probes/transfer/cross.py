@@ -21,13 +21,11 @@ from probes.evaluation.jobs import BATCHED, Job
 from probes.evaluation.scores import (
     Permuted,
     Score,
-    covariance,
     permute_classes,
     score_classes,
     score_values,
-    standardise,
 )
-from probes.evaluation.shuffled_ridge import fit_shuffled
+from probes.evaluation.shuffled_ridge import agreement, permute_ridge
 from probes.linear.registry import find_probe
 from probes.linear.solver import Basis, check_activations, rotate
 from records.resampling import shuffle_over_groups
@@ -129,11 +127,10 @@ def transfer(
                 if job.target is t:
                     mine = t.fold == job.fold
                     predicted[:, mine] = output.reshape(sets, n)[:, mine]
-            nulls: list[npt.NDArray[np.float64] | None] = [None] * sets
+            permuted: list[Permuted | None] = [None] * sets
             if kind == "continuous":
-                made = fit_shuffled(basis, t, plan, path, others=read)
-                nulls = [covariance(made.truth, guesses - made.constant) for guesses in made.predicted]
-            found[t.name] = tuple(_scored(t, plan, row, null) for row, null in zip(predicted, nulls, strict=True))
+                permuted = [*permute_ridge(basis, t, plan, path, agreement, others=read)]
+            found[t.name] = tuple(_scored(t, plan, row, one) for row, one in zip(predicted, permuted, strict=True))
     return found
 
 
@@ -153,10 +150,8 @@ def _on_axes(
     return rows.to(basis.rows.dtype) @ basis.rotation
 
 
-def _scored(
-    t: TargetPlan, plan: FoldPlan, predicted: npt.NDArray[Any], null: npt.NDArray[np.float64] | None
-) -> TransferScore:
-    """The score of out-of-fold predictions of all examples, with its controls; ``null`` is for numbers."""
+def _scored(t: TargetPlan, plan: FoldPlan, predicted: npt.NDArray[Any], permuted: Permuted | None) -> TransferScore:
+    """The score of out-of-fold predictions of all examples, with its controls; ``permuted`` is given for numbers."""
     inside, groups = plan.fitted, plan.groups[plan.fitted]
     truth: npt.NDArray[Any] = t.truth[inside]
     guess: npt.NDArray[Any] = predicted[inside]
@@ -171,11 +166,10 @@ def _scored(
             return score_classes(truth, values, len(t.classes), groups)["balanced_accuracy"]
         return score_values(truth, values, groups)["r2"]
 
-    if null is None:
+    if permuted is None:
         permuted = permute_classes(truth, guess, len(t.classes), plan.permutations)
         chance = 1 / len(np.unique(truth))
     else:
-        permuted = standardise(float(covariance(truth, guess - constant[inside])), null)
         chance = score(constant[inside]).value
     metric = "balanced_accuracy" if t.kind == "class" else "r2"
     return TransferScore(metric, score(guess), score(guess[pairs]).value, permuted, chance)

@@ -1,6 +1,7 @@
 """The time of a transfer sweep, estimated before it starts: fits as in a probe sweep, and scores of every cell."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from probes.estimate import SCORE, fit_cost, fit_seconds
 from probes.evaluation.folds import FoldPlan
@@ -26,9 +27,10 @@ def transfer_stages(
     fitting = 0.0
     for plan in plans.values():
         bare = plan.fitted_only()
-        cost = fit_cost(bare, d)
-        fits = fit_seconds(cost._replace(scored=0.0), second=second, probe=probe)
-        cells = (1 + n_sites) * (SCORE * cost.scored + 2.0 * len(bare.groups) * d * cost.rank * second)
         shared = max(1, processes_for(bare, d * (1 + n_sites), n_sites, device))
-        fitting += 2 * n_sites * (fits + cells) / shared
-    return {"fitting probes": fitting * (2 if has_random else 1), "figures": FIGURES}
+        for permutations in (plan.permutations, *([plan.permutations[:0]] if has_random else [])):
+            cost = fit_cost(replace(bare, permutations=permutations), d, probe=probe, sets=1 + n_sites)
+            fits = fit_seconds(cost._replace(scored=0.0), second=second, probe=probe)
+            cells = (1 + n_sites) * (SCORE * cost.scored + 2.0 * len(bare.groups) * d * cost.rank * second)
+            fitting += 2 * n_sites * (fits + cells) / shared
+    return {"fitting probes": fitting, "figures": FIGURES}

@@ -16,7 +16,7 @@ from records.manifest import commit
 from tasks.checksums import is_whole
 
 FOLDER = "parts"
-_NULL = "null"  # the scores of shuffled labels
+_NULL = "shuffled_scores"  # "null" in earlier versions, in which numbers were not fitted again to shuffled labels
 _SPREAD = "spread_"  # how a score varies over groups: the fields of `Spread`
 
 

@@ -119,7 +119,7 @@ def run_transfer(
                 table = _matrix(config, found, plans, random, on_progress, on_note)
             run.finish(table)
             with writing(config.folder), run.drawing():
-                drawn_figures(config.folder)
+                drawn_figures(config.folder, again=True)
     return finished_transfer(config.folder)
 
 
@@ -274,7 +274,7 @@ def _row(
 ) -> tuple[Mapping[str, tuple[TransferScore, ...]], dict[str, list[float]]]:
     """The probes of one layer read at all layers: scores by target, and those of the randomly initialised model."""
 
-    def scores(from_set: ActivationSet) -> Mapping[str, tuple[TransferScore, ...]]:
+    def scores(from_set: ActivationSet, plan: FoldPlan) -> Mapping[str, tuple[TransferScore, ...]]:
         def rows(at: Site, condition: str) -> Tensor:
             x = from_set.tensor(at, tokens[condition], condition)[: len(plan.groups)]
             return x.to(device=config.device, dtype=torch.float32)
@@ -285,9 +285,10 @@ def _row(
         )  # fmt: skip
 
     if random is None:
-        return scores(stored), {}
-    controls = {target: [cell.score.value for cell in cells[1:]] for target, cells in scores(random).items()}
-    return scores(stored), controls
+        return scores(stored, plan), {}
+    bare = replace(plan, permutations=plan.permutations[:0])  # only scores are kept
+    controls = {target: [cell.score.value for cell in cells[1:]] for target, cells in scores(random, bare).items()}
+    return scores(stored, plan), controls
 
 
 def render_summary(results: pd.DataFrame) -> Table:

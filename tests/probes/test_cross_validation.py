@@ -18,13 +18,12 @@ from probes.evaluation.jobs import BATCHED
 from probes.evaluation.scores import (
     Source,
     dependence,
-    gain_in_error,
     permute_classes,
     score_classes,
     score_values,
 )
 from probes.evaluation.selection import choose_best, select_sites
-from probes.evaluation.shuffled_ridge import fit_shuffled
+from probes.evaluation.shuffled_ridge import Statistic, agreement, gain_in_error, permute_ridge
 from probes.linear.estimators import LogisticProbe
 from probes.linear.solver import rotate
 from records.resampling import draw_permutations
@@ -318,18 +317,51 @@ def test_shuffled_numbers_are_fitted_as_the_real_ones_are(n: int, d: int, folds:
     plan = plan_folds(
         {"y": values}, groups, folds=folds, continuous=["y"], controls=[], n_permutations=2, transfer={"apart": apart}
     )
-    # A "permutation" that leaves all in place must give the predictions of the real labels.
-    plan = replace(plan, permutations=np.stack([np.arange(n - 6), plan.permutations[0]]))
+    # A "permutation" that leaves all in place must give what the predictions of the real labels give.
+    plan = replace(plan, permutations=np.stack([np.arange(n - 6), *plan.permutations]))
     found = evaluate(x, plan)["y"]
-    basis = rotate(x, fitted=torch.from_numpy(plan.fitted))
-    made = fit_shuffled(basis, plan.targets["y"], plan, sorted(RIDGE_STRENGTHS, reverse=True), others=2 * basis.rows)
     assert len(set(found.strengths)) > 1 or folds < 5
-    np.testing.assert_allclose(made.predicted[0, 0], found.predicted[plan.fitted], rtol=0, atol=1e-10)
-    assert abs(made.predicted[0, 1] - made.predicted[0, 0]).max() > 0.01
-    (same,) = fit_shuffled(basis, plan.targets["y"], plan, [30.0], others=basis.rows).predicted[:1]
-    assert same.shape == (2, n - 6)
-    gains = gain_in_error(made.truth, made.predicted[0], made.constant)
-    assert found.permuted.observed == pytest.approx((gains[0] - gains.mean()) / gains.std())
+    inside = plan.fitted
+    scaled = (values[inside] - values[inside].mean()) / values[inside].std()
+    predicted = (found.predicted[inside] - values[inside].mean()) / values[inside].std()
+    constant = np.array([scaled[found.fold[inside] != k].mean() for k in found.fold[inside]])
+    basis = rotate(x, fitted=torch.from_numpy(inside))
+    path = sorted(RIDGE_STRENGTHS, reverse=True)
+    for statistic in (gain_in_error, agreement):
+        seen: list[Tensor] = []
+
+        def summed(*of: Tensor, statistic: Statistic = statistic, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(statistic(*of))
+            return seen[-1]
+
+        own, same, other = permute_ridge(
+            basis, plan.targets["y"], plan, path, summed, others=torch.cat([basis.rows, 3 * basis.rows])
+        )
+        sums = torch.stack(seen).unflatten(0, (folds, 3)).sum(0)  # set draw
+        expected = float(statistic(*(torch.from_numpy(one) for one in (scaled, predicted, constant))))
+        assert sums[0, :2].tolist() == pytest.approx([expected] * 2)
+        assert own.null[0] == pytest.approx(own.observed) and abs(own.null[1] - own.observed) > 0.01
+        assert own.null.tolist() == pytest.approx(same.null.tolist())
+        assert other.null.tolist() != pytest.approx(own.null.tolist())
+        assert own.p_value >= 0.5  # an equal draw counts as at least as large
+    (expected,) = permute_ridge(basis, plan.targets["y"], plan, path, gain_in_error)
+    assert found.permuted.null.tolist() == pytest.approx(expected.null.tolist())
+
+
+@pytest.mark.parametrize("scale", [1.0, 2000.0, 1.7e9])
+def test_shuffles_that_change_nothing_count_as_ties_wherever_the_labels_lie(scale: float) -> None:
+    values = np.random.default_rng(0).integers(0, 20, 40) + scale
+    plan = plan_folds({"y": values}, np.arange(40), continuous=["y"], controls=[], n_permutations=20)
+    plan = replace(plan, permutations=np.concatenate([plan.permutations, np.tile(np.arange(40), (20, 1))]))
+    assert evaluate(noise(40, 50, seed=2), plan)["y"].p_value > 0.5
+
+
+def test_without_permutations_there_is_no_p_value_below_one() -> None:
+    plan = plan_folds(
+        {"y": np.arange(40.0), "kind": np.arange(40) % 2}, np.arange(40), continuous=["y"], n_permutations=0
+    )
+    assert plan.permutations.shape == (0, 40)
+    assert [found.p_value for found in evaluate(noise(40, 5, seed=0), plan).values()] == [1, 1]
 
 
 def test_r2_of_noise_is_that_of_the_training_mean() -> None:

@@ -21,8 +21,8 @@ from records.options import (
 from tasks.errors import UserError
 
 FINDINGS = "findings.csv"
-TABLES = (FINDINGS, "map.csv", "map.parquet")  # besides the results
-RUN = RunKind("geometry-sweep", writes=("layers", *TABLES), needs=TABLES)
+_MAP = ("map.csv", "map.parquet")
+RUN = RunKind("geometry-sweep", writes=("layers", FINDINGS, *_MAP), needs=(FINDINGS,), keeps=_MAP)
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def run_geometry_sweep(
                         commit(config.folder / "map.parquet", maps.to_parquet(index=False))
                 run.finish(table)
                 with writing(config.folder), run.drawing():
-                    figures.drawn_figures(config.folder)
+                    figures.drawn_figures(config.folder, again=True)
         processes.wait()
     if not processes.is_main:
         return None

@@ -151,7 +151,9 @@ def test_p_values_of_numbers_that_are_noise_are_calibrated_and_small_for_one_tha
         )
         if seed == 0:
             shown = torch.from_numpy(x + 2 * y[:, None].astype(np.float32))
-            assert [cell.permuted.p_value for cell in transfer(shown, [shown], plan)["y"]] == [1 / 101] * 2
+            own, same, unrelated = transfer(shown, [3 * shown, torch.from_numpy(other)], plan)["y"]
+            assert [own.permuted.p_value, same.permuted.p_value] == [1 / 101] * 2
+            assert unrelated.permuted.p_value > 0.05
     found = np.array(p_values)
     assert (abs(found.mean(0) - 0.5) < 0.1).all(), found.mean(0)  # three standard errors of 80 trials
     assert ((found <= 0.05).mean(0) <= 0.13).all()
