@@ -10,11 +10,12 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 
-from records.manifest import RunKind
+from records.manifest import RunKind, commit
 from records.processes import Processes
 from records.run import RESERVE, Run, check_space, free_bytes, writing
 from records.shared_jobs import one_at_a_time
 from records.tables import read_results
+from tasks.checksums import LEDGER
 from tasks.errors import UserError
 
 KIND = RunKind("probe-sweep", writes=("activations", "checkpoint-*"))
@@ -152,6 +153,30 @@ def test_a_damaged_table_is_named_and_made_anew(tmp_path: Path, name: str) -> No
         run.finish(TABLE)
         assert run.is_finished
     assert (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("ledger", [True, False])
+@pytest.mark.parametrize("name", ["results.csv", "results.parquet", "findings.csv", "map.csv", "other.csv"])
+def test_a_run_without_a_file_that_it_needs_is_unfinished(tmp_path: Path, name: str, ledger: bool) -> None:
+    kind = RunKind("geometry-sweep", writes=("*.csv",), needs=("findings.csv",), keeps=("map.csv", "map.parquet"))
+    run, notes = Run(tmp_path, kind, {}), list[str]()
+    with run.open(Processes(), on_note=notes.append):
+        assert not run.is_finished
+        for one in ("findings.csv", "map.csv", "other.csv"):
+            commit(tmp_path / one, b"a\n1\n")
+        run.finish(TABLE)
+        assert run.is_finished  # map.parquet was never written
+    if not ledger:  # as in a folder that was copied without hidden files
+        (tmp_path / LEDGER).unlink()
+    (tmp_path / name).unlink()
+    with run.open(Processes(), on_note=notes.append):
+        unknown = name == "map.csv" and not ledger
+        assert run.is_finished == (unknown or name == "other.csv")
+    named = [f"{name} is gone: the run counts as unfinished"] if name not in ("other.csv", "results.parquet") else []
+    assert notes == ([] if unknown else named)
+    replaced = Run(tmp_path, kind, {}, overwrite=True)
+    with replaced.open(Processes(), on_note=notes.append):
+        assert replaced.missing == ("findings.csv", "results.csv") and notes == ([] if unknown else named)
 
 
 def test_what_killed_processes_left_is_removed_but_not_beside_a_running_one(tmp_path: Path) -> None:
