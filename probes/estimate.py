@@ -8,13 +8,13 @@ from models.sites import Site
 from probes.evaluation.cross_validation import RIDGE_STRENGTHS, STRENGTHS
 from probes.evaluation.folds import FoldPlan, TargetPlan
 
-# Measured on smol and one CPU thread, 2026-11-29; products are computed from the measured speed of one.
+# Measured on smol, 2026-11-30, two processes side by side; products are computed from the measured speed of one.
 CAPTURE = 1.1  # time of a forward pass over that of its products
 ITERATIONS = 60  # of the solver, for each problem and strength
 ELEMENT = 6e-9  # seconds of an element of the logits in an iteration, besides the products
-TARGET = 0.09  # seconds of a target at a site, however small: the steps of the solver in Python
+TARGET = 0.13  # seconds of a target at a site, however small: the steps of the solver in Python
 SCORE = 6e-5  # seconds of an example in the scores of a target: intervals and 1,000 permutations
-FIGURES = 6.0  # seconds
+FIGURES = 9.0  # seconds
 DOUBLE = 2.0  # time of a product in float64 over that in float32, on CPUs and accelerators of data centres
 _SINGLE = 0.2  # time of a probe that is fitted in closed form, over that of a logistic one
 
