@@ -39,7 +39,7 @@ class RunKind:
     last: str = "results.parquet"
     """The file that is written last: a run that has it is finished."""
     needs: tuple[str, ...] = ()
-    """Other files without which a run is unfinished, besides ``results.csv`` beside ``results.parquet``."""
+    """Other files without which a run is unfinished."""
     keeps: tuple[str, ...] = ()
     """Files without which a run that wrote them is unfinished."""
 

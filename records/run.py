@@ -28,9 +28,9 @@ from records.html import run_html
 from records.manifest import FILE, RunKind, difference, new_manifest, read_manifest, write_manifest
 from records.processes import Processes
 from records.shared_jobs import is_locked, one_at_a_time
-from records.tables import clock, write_results
+from records.tables import clock, restore_csv, write_results
 from records.timings import Timings, describe_seconds
-from tasks.checksums import damaged_files, missing_files
+from tasks.checksums import damaged_files, missing_files, record_found
 from tasks.errors import UserError, is_full
 from tasks.files import is_file
 
@@ -101,14 +101,12 @@ class Run:
     def is_finished(self) -> bool:
         """True if the manifest says so, and the files that a finished run needs are there and as they were written."""
         manifest = read_manifest(self.folder, self.kind)
-        if not (manifest and manifest.get("finished") and (self.folder / self.kind.last).is_file()):
-            return False
-        return not (self.damaged or self.missing)
+        return bool(manifest and manifest.get("finished")) and not (self.missing or self.damaged)
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Names of files that a finished run needs and that were removed."""
-        needs = (*self.kind.needs, *(["results.csv"] if self.kind.last == "results.parquet" else []))
+        needs = (self.kind.last, *self.kind.needs)
         gone = [name for name in missing_files(self.folder) if name in self.kind.keeps]
         return (*(name for name in needs if not is_file(self.folder / name)), *gone)
 
@@ -148,11 +146,19 @@ class Run:
                 except OSError as error:
                     raise UserError(f"out must be a writable folder, got {str(self.folder)!r} ({error}).") from error
                 self.prepare(**known)
+                # Of an earlier call, if it was copied without its ledger.
+                record_found(
+                    self.folder, {self.kind.last, "results.csv", *self.kind.needs, *self.kind.keeps},
+                    {".parquet", ".safetensors"},
+                )  # fmt: skip
                 for name in self.damaged:
                     on_note(f"{name} is damaged: the run counts as unfinished")
                 if (read_manifest(self.folder, self.kind) or {}).get("finished"):
                     for name in self.missing:
                         on_note(f"{name} is gone: the run counts as unfinished")
+                    if self.is_finished:
+                        with writing(self.folder):
+                            restore_csv(self.folder)
             processes.wait()
             yield
 

@@ -8,12 +8,20 @@ import pandas as pd
 from records.manifest import RunKind, commit, read_manifest
 from tasks.checksums import check_whole
 from tasks.errors import UserError, user_errors
+from tasks.files import is_file
 
 
 def write_results(folder: Path, results: pd.DataFrame) -> None:
     """Write ``results.csv``, then ``results.parquet``, each atomically and with its checksum."""
     commit(folder / "results.csv", results.to_csv(index=False).encode())
     commit(folder / "results.parquet", results.to_parquet(index=False))
+
+
+def restore_csv(folder: Path) -> None:
+    """Write ``results.csv`` of a finished run again if it was removed."""
+    path = folder / "results.parquet"
+    if is_file(path) and not is_file(folder / "results.csv"):
+        commit(folder / "results.csv", read_table(path).to_csv(index=False).encode())
 
 
 def read_results(folder: Path, kind: RunKind) -> pd.DataFrame:

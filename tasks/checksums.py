@@ -61,6 +61,20 @@ def record_files(folder: Path) -> None:
             _add(path, _checksum(path))
 
 
+def record_found(folder: Path, names: Set[str], suffixes: Set[str]) -> None:
+    """Add the files with such a name in ``folder``, and with such a suffix there and below, where there is no ledger.
+
+    This is for a folder that was copied without its hidden files: once a ledger names one of its files, it must name
+    all that are checked.
+    """
+    for place, _, files in os.walk(folder):
+        if not (Path(place) / LEDGER).exists():
+            for path in (Path(place) / name for name in sorted(files)):
+                wanted = path.suffix in suffixes or (path.parent == folder and path.name in names)
+                if wanted and is_file(path) and not path.name.startswith("."):
+                    _add(path, _checksum(path))
+
+
 def move_recorded(path: Path, target: Path) -> None:
     """Rename a recorded file into another folder, and record it there."""
     known = (_read_ledger(path.parent) or {}).get(path.name)

@@ -45,7 +45,7 @@ def test_a_sweep_shows_its_progress_where_it_is_a_notebook(
 ) -> None:
     told: list[tuple[str, int, int]] = []
     monkeypatch.setattr("interventions.sweep.ProgressBars", lambda: lambda *report: told.append(report))
-    monkeypatch.setattr("figures.drawn_figures", lambda folder: ())  # drawing takes longer than the run
+    monkeypatch.setattr("figures.drawn_figures", lambda folder, **_: ())  # drawing takes longer than the run
     settings = PatchConfig(
         InterventionOptions(layers="0", tokens=("last",)),
         model=ModelOptions(name=str(checkpoint)),

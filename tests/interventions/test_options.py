@@ -114,7 +114,7 @@ def places(tmp_path: Path, tuned: Path, checkpoint: Path) -> dict[str, str]:
 @pytest.fixture
 def table(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pd.DataFrame]:
     """The results of a line, without its figures, which take longer than the run."""
-    monkeypatch.setattr("figures.drawn_figures", lambda folder: ())
+    monkeypatch.setattr("figures.drawn_figures", lambda folder, **_: ())
     made = iter(range(99))
 
     def run(*arguments: str, **options: Any) -> pd.DataFrame:

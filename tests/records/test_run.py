@@ -15,7 +15,7 @@ from records.processes import Processes
 from records.run import RESERVE, Run, check_space, free_bytes, writing
 from records.shared_jobs import one_at_a_time
 from records.tables import read_results
-from tasks.checksums import LEDGER
+from tasks.checksums import LEDGER, is_whole
 from tasks.errors import UserError
 
 KIND = RunKind("probe-sweep", writes=("activations", "checkpoint-*"))
@@ -170,13 +170,43 @@ def test_a_run_without_a_file_that_it_needs_is_unfinished(tmp_path: Path, name: 
         (tmp_path / LEDGER).unlink()
     (tmp_path / name).unlink()
     with run.open(Processes(), on_note=notes.append):
-        unknown = name == "map.csv" and not ledger
-        assert run.is_finished == (unknown or name == "other.csv")
-    named = [f"{name} is gone: the run counts as unfinished"] if name not in ("other.csv", "results.parquet") else []
-    assert notes == ([] if unknown else named)
-    replaced = Run(tmp_path, kind, {}, overwrite=True)
-    with replaced.open(Processes(), on_note=notes.append):
-        assert replaced.missing == ("findings.csv", "results.csv") and notes == ([] if unknown else named)
+        unknown = name == "map.csv" and not ledger  # whether the run wrote it
+        assert run.is_finished == (unknown or name in ("results.csv", "other.csv"))
+        assert (tmp_path / "results.csv").is_file()  # made from the other table
+    assert notes == ([f"{name} is gone: the run counts as unfinished"] if not run.is_finished else [])
+    with Run(tmp_path, kind, {}, overwrite=True).open(Processes(), on_note=notes.append):
+        assert len(notes) <= 1 and not run.is_finished
+
+
+def test_a_table_that_was_removed_is_written_again_from_the_other(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    before = (tmp_path / "results.csv").read_bytes()
+    (tmp_path / "results.csv").unlink()
+    with run.open(Processes()):
+        assert run.is_finished
+    assert (tmp_path / "results.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_run_that_was_copied_without_its_ledgers_goes_on(tmp_path: Path, done: bool) -> None:
+    run = Run(tmp_path, RunKind("transfer-sweep", writes=("parts", "examples.parquet", "log.jsonl")), {})
+    with run.open(Processes()):
+        (tmp_path / "parts").mkdir()
+        commit(tmp_path / "parts" / "0.parquet", b"a part")
+        (tmp_path / "log.jsonl").write_text("{}\n")  # grows, and has no checksum in a ledger
+        if done:
+            run.finish(TABLE)
+    for ledger in tmp_path.rglob(LEDGER):
+        ledger.unlink()
+    for _ in range(2):
+        with run.open(Processes()):
+            commit(tmp_path / "examples.parquet", b"rows")
+            commit(tmp_path / "parts" / "1.parquet", b"another")
+            with (tmp_path / "log.jsonl").open("a") as log:
+                log.write("{}\n")
+            assert is_whole(tmp_path / "parts" / "0.parquet") and not run.damaged and run.is_finished == done
+    if done:
+        pd.testing.assert_frame_equal(read_results(tmp_path, run.kind), TABLE)
 
 
 def test_what_killed_processes_left_is_removed_but_not_beside_a_running_one(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from records.run import FinishedRun, Run, read_timings, remove_leftovers, writin
 from records.shared_jobs import one_at_a_time, share_jobs
 from records.timings import describe_estimate
 from tasks.errors import UserError, user_errors
+from tasks.files import is_file
 from tuning.compare.config import RUN, TABLE, CompareConfig
 from tuning.compare.data import SurveyedData, open_data, survey_data
 from tuning.compare.estimate import TIMED_STEPS, estimate_stages, plans_to_time
@@ -138,11 +139,13 @@ def run_compare(
     trained = {name: found.trained for name, found in resolved.items()}
     table = compare_table(config.out, known, n_layers=n_layers, trainable=lambda plan: trained[plan.name])
     with one_at_a_time(config.out, "another process writes the table: waiting for it", on_note=on_note):
+        path, rows = config.out / TABLE, table.to_csv(index=False).encode()
+        changed = not is_file(path) or path.read_bytes() != rows  # by further plans or seeds
         with writing(config.out):
-            commit(config.out / TABLE, table.to_csv(index=False).encode())
+            commit(path, rows)
         run.finish()
         with writing(config.out), run.drawing():
-            drawn = figures.drawn_figures(config.out)
+            drawn = figures.drawn_figures(config.out, again=changed)
     return _finished(config.out, table, drawn)
 
 

@@ -39,7 +39,7 @@ def peak():
     return int(line.split()[1]) * 1024
 
 
-figures.drawn_figures = lambda folder: ()  # fonts and the like are no part of the estimate
+figures.drawn_figures = lambda folder, **_: ()  # fonts and the like are no part of the estimate
 folder, out = map(Path, sys.argv[1:])
 estimate = run_geometry_sweep(GeometryConfig(folder, dry_run=True))
 before = peak()

@@ -307,7 +307,11 @@ def test_a_plan_that_is_added_is_timed_beside_full_and_no_cost_is_lost(
     write_json(path, known)
     notes: list[str] = []
     config = replace(settings, plans=("full", "middle band"), out=tmp_path / "copy")
+    drawn = config.out / "figures" / "retention.png"
+    before = drawn.stat().st_mtime_ns
     table = compare(config, on_note=notes.append)
+    after = drawn.stat().st_mtime_ns
+    assert after > before, "the table changed"
     assert "timing 2 plans, 1 rounds" in notes
     ratios = table.groupby("plan")["step_time_ratio"].first()
     assert (ratios["full"], ratios["LoRA on the band"]) == (1, 0.5)
@@ -322,7 +326,7 @@ def test_a_plan_that_is_added_is_timed_beside_full_and_no_cost_is_lost(
     text = path.read_text()
     run_compare(config, on_note=notes.append)
     assert sum(note.startswith("timing") for note in notes) == 1
-    assert path.read_text() == text
+    assert path.read_text() == text and drawn.stat().st_mtime_ns == after
 
 
 def test_kept_weights_are_those_that_were_scored(

@@ -65,7 +65,7 @@ def config(base: Path, llava_json: LlavaRows, tmp_path: Path) -> CompareConfig:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """No figures, which take longer than the rest."""
-    monkeypatch.setattr("figures.drawn_figures", lambda folder: ())
+    monkeypatch.setattr("figures.drawn_figures", lambda folder, **_: ())
 
 
 def test_a_file_is_trained_on_and_another_is_a_condition(
