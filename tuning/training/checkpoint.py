@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from records.run import check_space
-from tasks.checksums import check_whole, read_whole_json, record_files
+from tasks.checksums import check_whole, missing_files, read_whole_json, record_files
 from tasks.errors import UserError, one_line
 from tasks.files import is_folder
 from tasks.readers.parse import parse_json
@@ -294,7 +294,7 @@ def check_files(path: Path) -> None:
     Raises:
         UserError: If one is missing, cut or changed; the message names it.
     """
-    names = {FACTS, STATE, "weights.safetensors", "optimizer.json", "optimizer.safetensors"}
+    names = {FACTS, STATE, "weights.safetensors", "optimizer.json", "optimizer.safetensors", *missing_files(path)}
     for name in sorted(names | {file.name for file in path.glob("*.safetensors")}):
         try:
             check_whole(path / name, advice="")
