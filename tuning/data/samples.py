@@ -4,6 +4,7 @@
 before the first step. ``Samples`` returns them by index, ``collate`` pads them.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from tuning.data.stored_lengths import StoredLengths
 
 FAILED = "failed"  # key of the error in place of a sample
 _SHOWN = 3  # samples named in an error message
+_KEPT_EVERY = 20.0  # seconds
 _SURVEYED = 256  # samples tokenised together: enough to use every core, few enough for memory
 
 
@@ -103,7 +105,7 @@ def survey(
     pictured = np.zeros(n, dtype=bool)
     skipped: dict[int, Skipped] = {}
     unread: Counter[str] = Counter()
-    found_all = True
+    found_all, saved = True, time.monotonic()
     for start in range(0, n, _SURVEYED):
         indices = range(start, min(n, start + _SURVEYED))
         unmeasured: dict[int, Conversation] = {}
@@ -132,6 +134,9 @@ def survey(
                 else:
                     table[index] = size
                     found_all = False
+            if time.monotonic() > saved + _KEPT_EVERY:  # a survey that is stopped goes on here
+                stored.save()
+                saved = time.monotonic()
         if on_progress is not None:
             for index in indices:
                 on_progress(index + 1)

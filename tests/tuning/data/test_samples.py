@@ -5,6 +5,7 @@ import json
 import tracemalloc
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -256,6 +257,36 @@ def test_long_samples_are_cut_and_counted_or_left_out(llava: Llava, llava_json: 
     assert left.skipped[0].reason.startswith("longer than the context")
     limit = llava.config.text_config.max_position_embeddings
     assert survey(llava, source, PromptFormat()).lengths.tolist() == [limit]  # never past the model's own context
+
+
+def test_a_survey_that_is_stopped_goes_on_where_it_was(
+    llava: Llava, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LACCOLITH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(stored_lengths, "SMALLEST", 1)
+    monkeypatch.setattr("tuning.data.samples._SURVEYED", 2)
+    monkeypatch.setattr("tuning.data.samples._KEPT_EVERY", 0.0)
+    rows = [{"id": str(i), "conversations": [{"from": "human", "value": f"say {i}"}, {"from": "gpt", "value": "yes"}]}
+            for i in range(6)]  # fmt: skip
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(rows))
+    measured: list[int] = []
+
+    def counted(llava: Llava, conversations: list[Any], **options: Any) -> Any:
+        measured.append(len(conversations))
+        return measure(llava, conversations, **options)
+
+    monkeypatch.setattr("tuning.data.samples.measure", counted)
+
+    def stop(done: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        survey(llava, LlavaFile(path), PromptFormat(), on_progress=stop)
+    assert measured == [2, 2]
+    assert (survey(llava, LlavaFile(path), PromptFormat()).lengths > 0).all()
+    assert measured == [2, 2, 2]
 
 
 def test_lengths_are_kept_for_the_next_run_and_pictures_are_still_checked(
