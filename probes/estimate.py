@@ -87,10 +87,9 @@ def _number_flops(plan: FoldPlan, target: TargetPlan, rank: int, sets: int) -> f
     draws, fitted = len(plan.permutations), int(plan.fitted.sum())
     fold, factors = fitted // plan.folds, len(RIDGE_STRENGTHS)
     inner = [(int(s.train.sum()), sum(int(judge.sum()) for _, judge in s.judges)) for s in target.inner]
+    outer = [(fitted - fold, fold * sets, 1)] * plan.folds
     total = 0.0
-    for train, judged, solved in [(*sizes, factors) for sizes in inner] + [
-        (fitted - fold, fold * sets, 1)
-    ] * plan.folds:
+    for train, judged, solved in [*((*sizes, factors) for sizes in inner), *outer]:
         axes = min(train, rank)
         gram, factor = 2.0 * train * rank * axes, axes**3 / 3
         total += gram + solved * factor

@@ -18,13 +18,7 @@ from torch import Tensor
 from probes.evaluation.cross_validation import KINDS, RIDGE_STRENGTHS, STRENGTHS, choose_strengths
 from probes.evaluation.folds import FoldPlan, TargetPlan
 from probes.evaluation.jobs import BATCHED, Job
-from probes.evaluation.scores import (
-    Permuted,
-    Score,
-    permute_classes,
-    score_classes,
-    score_values,
-)
+from probes.evaluation.scores import Permuted, Score, permute_classes, score_classes, score_values
 from probes.evaluation.shuffled_ridge import agreement, permute_ridge
 from probes.linear.registry import find_probe
 from probes.linear.solver import Basis, check_activations, rotate
