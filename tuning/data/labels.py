@@ -134,19 +134,17 @@ def measure(
             found[index] = error
     image, n_image = llava.image_token_id, llava.n_image_tokens
     with _all_cores():
-        encodings = _tokenise(llava.tokenizer, ["".join(part.text for part in own) for own in parts.values()])
-    for index, (ids, offsets) in zip(parts, encodings, strict=True):
-        try:
-            owners = _owners(parts[index], offsets)
-        except UnusableSampleError as error:
-            found[index] = error
+        encodings = _encode_batch(llava.tokenizer, ["".join(part.text for part in own) for own in parts.values()])
+    for index, encoding in zip(parts, encodings, strict=True):
+        ids, spans = encoding.ids, _answer_spans(parts[index], encoding)
+        if spans is None:
             continue
-        total = len(ids) + (n_image - 1) * int((ids == image).sum())
-        labelled = int(((owners[1:] >= 0) & (ids[1:] != image)).sum())  # image tokens are not learned
+        total = len(ids) + (n_image - 1) * ids.count(image)
+        labelled = sum(last - first - ids[first:last].count(image) for first, last in spans)  # images are not learned
         if total <= max_length:
             found[index] = Lengths(total, labelled, cut=False) if labelled else _no_labels(cut=False)
     for index, conversation in enumerate(conversations):
-        if found[index] is None:  # turns apart, words like <image>, or too long: few in most data
+        if found[index] is None:  # turns apart, words like <image>, too long, or tokens across ends: few in most data
             found[index] = _measure_one(llava, conversation, recipe, max_length, on_long)
     return [one for one in found if one is not None]
 
@@ -234,6 +232,45 @@ def _tokenise(tokenizer: Any, texts: list[str], *, plain_words: bool = False) ->
         (np.asarray(ids), np.asarray(offsets).reshape(-1, 2))
         for ids, offsets in zip(found["input_ids"], found["offset_mapping"], strict=True)
     ]
+
+
+def _encode_batch(tokenizer: Any, texts: list[str]) -> list[Any]:
+    """The encodings of the ``tokenizers`` library, in which single tokens are looked up without lists of all."""
+    if not texts:
+        return []
+    whole = tokenizer._tokenizer
+    whole.no_truncation()
+    whole.no_padding()
+    found: list[Any] = whole.encode_batch(texts)
+    return found
+
+
+def _answer_spans(parts: Sequence[_Part], encoding: Any) -> list[tuple[int, int]] | None:
+    """First and past-the-last token of each answer, as `_owners` has them; None where tokens do not end with parts."""
+    spans, end = [], 0
+    whole = sum(len(part.text) for part in parts)
+    for part in parts:
+        begin, end = end, end + len(part.text)
+        if part.owner < 0 or not part.text:
+            continue
+        first, last = _token_at(encoding, begin, whole), _token_at(encoding, end, whole)
+        if first is None or last is None:
+            return None
+        spans.append((first, last))
+    return spans
+
+
+def _token_at(encoding: Any, character: int, whole: int) -> int | None:
+    """The first token that begins at a character of a text of length ``whole``; None if none begins there."""
+    if character == whole:  # past the last token
+        last = encoding.token_to_chars(len(encoding) - 1)
+        return len(encoding) if last is not None and last[1] == whole else None
+    token: int | None = encoding.char_to_token(character)
+    if token is None or encoding.token_to_chars(token)[0] != character:
+        return None
+    while token and encoding.token_to_chars(token - 1) == (character, character):  # belongs to the next character
+        token -= 1
+    return token
 
 
 def _owners(parts: Sequence[_Part], offsets: Int[np.ndarray, "token 2"]) -> Int[np.ndarray, " token"]:

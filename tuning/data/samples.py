@@ -6,7 +6,8 @@ before the first step. ``Samples`` returns them by index, ``collate`` pads them.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,14 +107,11 @@ def survey(
     skipped: dict[int, Skipped] = {}
     unread: Counter[str] = Counter()
     found_all, saved = True, time.monotonic()
-    for start in range(0, n, _SURVEYED):
-        indices = range(start, min(n, start + _SURVEYED))
+    for indices, read in _read_ahead(source):
         unmeasured: dict[int, Conversation] = {}
-        for index in indices:
-            try:
-                conversation = source[index]
-            except UnusableSampleError as error:
-                skipped[index] = Skipped(index, error.sample or str(index), str(error))
+        for index, conversation in zip(indices, read, strict=True):
+            if isinstance(conversation, UnusableSampleError):
+                skipped[index] = Skipped(index, conversation.sample or str(index), str(conversation))
                 continue
             pictured[index] = bool(conversation.pictures)
             unread.update(conversation.unread)
@@ -148,6 +146,28 @@ def survey(
         column[left_out] = 0
     reasons = tuple(skipped[index] for index in left_out)
     return Survey(lengths, pictured, labelled, int(cut.sum()), reasons, tuple(unread.most_common()))
+
+
+def _read_ahead(source: Source) -> Iterator[tuple[range, list[Conversation | UnusableSampleError]]]:
+    """All samples in parts of ``_SURVEYED``; the next part is read while the caller works on one."""
+
+    def read(indices: range) -> list[Conversation | UnusableSampleError]:
+        found: list[Conversation | UnusableSampleError] = []
+        for index in indices:
+            try:
+                found.append(source[index])
+            except UnusableSampleError as error:
+                found.append(error)
+        return found
+
+    parts = [range(start, min(len(source), start + _SURVEYED)) for start in range(0, len(source), _SURVEYED)]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(read, parts[0]) if parts else None
+        for number, indices in enumerate(parts, 1):
+            assert waiting is not None
+            found = waiting.result()
+            waiting = pool.submit(read, parts[number]) if number < len(parts) else None
+            yield indices, found
 
 
 def survey_usable(

@@ -1,5 +1,6 @@
 """Label masks against hand-made oracles: several turns, words alone, cut, empty answers, and LLaVA's own traps."""
 
+import copy
 import dataclasses
 import re
 
@@ -166,6 +167,8 @@ def test_measuring_many_samples_equals_encoding_each(llava: Llava) -> None:
         chat(("Say it.", "word " * 90), pictures=False),
         chat(("</s>", "yes")),
         chat(),
+        chat(("\u00e9 \u732b", " \U0001f600\n"), ("", "\u732b\u732b"), (" \n", "\t a"), pictures=False),
+        chat((" And  where", "\u00e9"), ("\u732b", " "), ("2 dogs", "  \n")),
     ]
     for on_long, longest in (("cut", 120), ("refuse", 120), ("cut", 2000)):
         found = measure(llava, samples, recipe="vicuna_v1", max_length=longest, on_long=on_long)  # type: ignore[arg-type]
@@ -250,22 +253,14 @@ def test_marks_in_somebody_s_words_are_refused(words: str, llava: Llava) -> None
             encode(llava, sample)
 
 
-def test_a_token_that_is_answer_in_part_is_refused(llava: Llava, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_is_answer_in_part_is_refused(llava: Llava) -> None:
+    joining = dataclasses.replace(llava, processor=copy.deepcopy(llava.processor))
+    joining.tokenizer.add_tokens([": cat"])
     sample = chat(("What is it?", "cat"), pictures=False)
-    whole = encode(llava, sample)
-    first = int((whole.labels != IGNORED).nonzero()[0])
-    plain_call = type(llava.tokenizer).__call__
-
-    def joined(self: object, texts: list[str], **options: object) -> dict[str, list[list[object]]]:
-        found = plain_call(self, texts, **options)
-        ids, offsets = list(found["input_ids"][0]), list(found["offset_mapping"][0])
-        offsets[first - 1] = (offsets[first - 1][0], offsets[first][1])  # a tokenizer that joins ": cat"
-        del ids[first], offsets[first]
-        return {"input_ids": [ids], "offset_mapping": [offsets]}
-
-    monkeypatch.setattr(type(llava.tokenizer), "__call__", joined)
-    with pytest.raises(UnusableSampleError, match="is answer in part"):
-        encode(llava, sample)
+    (size,) = measure(joining, [sample], recipe="vicuna_v1", max_length=2048, on_long="cut")
+    assert "': cat' is answer in part" in str(size)
+    with pytest.raises(UnusableSampleError, match="': cat' is answer in part"):
+        encode(joining, sample)
 
 
 @torch.no_grad()
