@@ -1,6 +1,7 @@
 """The tables of a run, from values by cell, metric and example: ``summarise_cells`` and ``list_values``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,16 @@ from interventions.operations.attribution import attribution_gap
 from interventions.plan.cells import KEYS, CellSpec
 from interventions.plan.options import Metric
 from records.intervals import Intervals, mean_intervals, quantile, ratio_intervals, share_intervals
-from records.resampling import NORMAL, adjust_p, select_best, sign_flip_tests
+from records.resampling import (
+    LEVEL,
+    NORMAL,
+    SignFlips,
+    adjust_p,
+    named_interval,
+    select_best,
+    share_needed,
+    sign_flip_tests,
+)
 
 COLUMNS = (
     "model", *KEYS, "part", "name", "metric", "value", "lower", "upper", "interval", "clean", "corrupt", "unchanged",
@@ -68,9 +78,11 @@ def summarise_cells(
         fraction = _fractions(above, below if whole else np.zeros_like(above), is_share=is_share)
         moved = value - (of_clean if unchanged == "clean" else of_corrupt)
         # Rounding errors count as no effect, since their sign can be the same in every example.
-        tests = sign_flip_tests(np.where(np.abs(moved) < undefined_below, 0.0, moved), seed=seed)
+        moved = np.where(np.abs(moved) < undefined_below, 0.0, moved)
+        tests = sign_flip_tests(moved, seed=seed)
         residuals = above - np.nan_to_num(recovered)[:, None] * below
-        best = _best_cells(keys, recovered, fraction, residuals, lost=unchanged == "clean", seed=seed)
+        needed = partial(_share_needed, tests, moved, below, seed=seed)
+        best = _best_cells(keys, recovered, fraction, residuals, needed, lost=unchanged == "clean", seed=seed)
         parts.append(
             keys.assign(
                 model=model, metric=metric, value=value.mean(1), lower=interval.lower, upper=interval.upper,
@@ -102,12 +114,21 @@ def _fractions(above: Cells, below: Cells, *, is_share: bool) -> Intervals:
 
 
 def _best_cells(
-    keys: pd.DataFrame, recovered: Array, interval: Intervals, residuals: Cells, *, lost: bool, seed: int
+    keys: pd.DataFrame,
+    recovered: Array,
+    interval: Intervals,
+    residuals: Cells,
+    needed: Callable[[int], float | None],
+    *,
+    lost: bool,
+    seed: int,
 ) -> dict[str, Array]:
     """Columns about the cell with the largest effect of each activation and token group (single patches are one group).
 
     ``best_share`` is the share of bootstrap draws in which a cell is the best; ``best_recovered`` with its interval is
-    the best cell's recovered fraction, corrected for the choice of the cell, and NaN for other cells.
+    the best cell's recovered fraction, corrected for the choice of the cell and, if its ``p_max`` is below 0.05, for
+    being named only then. It is NaN for other cells. ``needed`` gives the share of a cell's effect with which it would
+    still be named, and None for a cell that is not.
     """
     found = {name: np.full(len(keys), np.nan) for name in ("best_share", "best_recovered", "best_lower", "best_upper")}
     effect, ends = (1 - recovered, (1 - interval.upper, 1 - interval.lower)) if lost else (recovered, interval)
@@ -125,14 +146,28 @@ def _best_cells(
         )
         found["best_share"][cells] = best.shares
         cell, up = cells[best.place], sign[best.place]
-        towards = effect[cell] - up * abs(effect[cell] - ends[0 if up > 0 else 1][cell]) * best.highest / NORMAL
-        corrected = effect[cell] - up * best.optimism * error[cell]
-        values = np.array([corrected, *sorted((towards, ends[1 if up > 0 else 0][cell]))])
+        size, (near, far) = abs(effect[cell]), sorted(up * end[cell] for end in ends)
+        middle, near = size - best.optimism * error[cell], size - (size - near) * best.highest / NORMAL
+        share = needed(int(cell))
+        if share is not None and error[cell] > 0:
+            seen = float(size / error[cell])
+            named = named_interval(seen, share * seen, residuals.shape[1] - 1)
+            low, half, high = (end * error[cell] for end in named)
+            middle, near, far = min(middle, half), min(near, low), high
+        values = np.array([up * middle, *sorted((up * near, up * far))])
         if lost:
             values = (1 - values)[[0, 2, 1]]
         for name, value in zip(("best_recovered", "best_lower", "best_upper"), values.tolist(), strict=True):
             found[name][cell] = value
     return found
+
+
+def _share_needed(tests: SignFlips, moved: Cells, below: Cells, cell: int, *, seed: int) -> float | None:
+    """The share of a cell's effect with which its ``p_max`` would still be below 0.05; None if it is not now."""
+    if tests.p_max[cell] >= LEVEL:
+        return None
+    effect = moved[cell].sum() / below[cell].sum() * below[cell]
+    return share_needed(tests, cell, moved[cell], moved[cell] - effect, seed=seed)
 
 
 def list_values(

@@ -4,11 +4,15 @@ Arrays are ``cell unit`` where many cells share the units (examples, pairs, pict
 the same draws, so cells with equal values get equal numbers. Intervals are in ``records.intervals``.
 """
 
+import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int
+from scipy.optimize import brentq
+from scipy.special import stdtr
 from scipy.stats import false_discovery_control
 
 Array = npt.NDArray[np.float64]
@@ -16,6 +20,7 @@ Codes = npt.NDArray[np.int64]
 DRAWS = 2000  # bootstrap draws: each end of a 95 % range then rests on 50 of them
 FLIPS = 9999  # the smallest p-value is 1e-4, which survives the correction for some hundred cells
 TAIL = (1 - 0.95) / 2  # share of the draws below, and above, a 95 % interval
+LEVEL = 0.05  # a cell or site is reported where its ``p_max`` is below
 NORMAL = 1.959964  # standard errors on either side of a 95 % interval
 _EXACT_UP_TO = 13  # with 13 units there are 8,192 sign patterns, few enough to try all
 _CHUNK = 2**24  # numbers held at a time
@@ -132,6 +137,12 @@ class SignFlips(NamedTuple):
     """Of each cell alone."""
     p_max: Float[Array, " cell"]
     """Adjusted for the choice among all cells: the probability that any is below 0.05 without an effect is 5 %."""
+    largest: Float[Array, " draw"]
+    """The largest statistic of all cells in each draw."""
+    second: Float[Array, " draw"]
+    """The largest of the other cells."""
+    place: Int[Codes, " draw"]
+    """The cell of the largest."""
 
 
 def sign_flip_tests(differences: Float[Array, "cell unit"], *, seed: int, flips: int = FLIPS) -> SignFlips:
@@ -156,18 +167,13 @@ def sign_flip_tests(differences: Float[Array, "cell unit"], *, seed: int, flips:
         array([0.125, 1.   ])
     """
     n_cells, n = differences.shape
-    exact = n <= _EXACT_UP_TO
-    if exact:
-        bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
-        signs = 1.0 - 2.0 * bits
-    else:
-        signs = 1.0 - 2.0 * np.random.default_rng(seed).integers(0, 2, size=(flips, n)).astype(np.float64)
+    exact, signs = n <= _EXACT_UP_TO, _signs(n, seed=seed, flips=flips)
     length = np.sqrt((differences**2).sum(1, keepdims=True))
     unit = np.divide(differences, length, out=np.zeros_like(differences), where=length > 0)
     seen = np.abs(unit.sum(1))
     order = np.argsort(seen, kind="stable")
     p, p_max = np.empty(n_cells), np.empty(n_cells)
-    largest = np.zeros(len(signs))
+    largest, second, place = np.zeros(len(signs)), np.zeros(len(signs)), np.full(len(signs), -1)
     step = max(1, _CHUNK // len(signs))
     for start in range(0, n_cells, step):
         cells = order[start : start + step]
@@ -175,12 +181,143 @@ def sign_flip_tests(differences: Float[Array, "cell unit"], *, seed: int, flips:
         # The observed signs must count as a hit in spite of rounding.
         slack = seen[cells, None] - 1e-9 * np.abs(unit[cells]).sum(1)[:, None]
         running = np.maximum(np.maximum.accumulate(drawn, axis=0), largest)
-        largest = running[-1]
         for found, null in ((p, drawn), (p_max, running)):
             hits = (null >= slack).sum(1)
             found[cells] = hits / len(signs) if exact else (hits + 1) / (flips + 1)
+        runner_up, top = np.partition(np.concatenate([np.zeros_like(drawn[:1]), drawn]), -2, axis=0)[-2:]
+        second = np.maximum(np.minimum(largest, top), np.maximum(second, runner_up))
+        place, largest = np.where(top > largest, cells[drawn.argmax(0)], place), running[-1]
     p_max[order] = np.maximum.accumulate(p_max[order][::-1])[::-1]
-    return SignFlips(p, p_max)
+    return SignFlips(p, p_max, largest, second, place)
+
+
+def _signs(n: int, *, seed: int, flips: int) -> Float[Array, "draw unit"]:
+    """All sign patterns of a few units, else ``flips`` random ones."""
+    if n <= _EXACT_UP_TO:
+        return (1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)).astype(np.float64)
+    return 1.0 - 2.0 * np.random.default_rng(seed).integers(0, 2, size=(flips, n)).astype(np.float64)
+
+
+def share_needed(
+    tests: SignFlips, cell: int, differences: Float[Array, " unit"], rest: Float[Array, " unit"], *, seed: int
+) -> float:
+    """The smallest share of a cell's effect with which its ``p_max`` would still be below 0.05, from 0 to 1.
+
+    Args:
+        tests: The result of `sign_flip_tests` with the default number of flips.
+        cell: The cell.
+        differences: Its differences.
+        rest: What would be left of them without the effect.
+        seed: Of the signs.
+
+    Example:
+        >>> import numpy as np
+        >>> differences = 1 + np.random.default_rng(0).normal(size=(1, 30))
+        >>> tests = sign_flip_tests(differences, seed=0)
+        >>> round(share_needed(tests, 0, differences[0], differences[0] - differences[0].mean(), seed=0), 1)
+        0.3
+    """
+    others = np.where(tests.place == cell, tests.second, tests.largest)
+    signs = _signs(len(differences), seed=seed, flips=FLIPS)
+
+    def is_named(share: float) -> bool:
+        values = rest + share * (differences - rest)
+        length = (values**2).sum() ** 0.5
+        null = np.maximum(np.abs(signs @ values), others * length)
+        hits = int((null >= abs(values.sum()) - 1e-9 * np.abs(values).sum()).sum())
+        return bool(hits < LEVEL * len(signs))
+
+    low, high = 0.0, 1.0
+    for _ in range(10):
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_named(middle) else (middle, high)
+    return high
+
+
+class NamedInterval(NamedTuple):
+    """What is known about a mean that is reported because its t is large enough, in its standard errors."""
+
+    lower: float
+    middle: float
+    """The mean that lies above half of what would have been reported."""
+    upper: float
+
+
+def named_interval(seen: float, needed: float, degrees: int | float) -> NamedInterval:
+    """95 % interval of a normal mean that is reported only where its absolute t is above ``needed``.
+
+    Without an effect, or with a weak one, only means that are too large by luck are reported, so the usual interval
+    misses. This one holds among the reported means, whatever the effect. It is the usual one far above ``needed``; just
+    above it, it reaches 0 and a little beyond.
+
+    Args:
+        seen: The t of the mean, above 0.
+        needed: The t above which means are reported; larger ones than ``seen`` count as ``seen``.
+        degrees: Of freedom: independent values less one.
+
+    Source: Zhong & Prentice 2008, "Bias-reduced estimators and confidence intervals for odds ratios in genome-wide
+        association studies", Biostatistics 9; with an estimated variance by conditioning on the sum of squares about
+        the tested mean: Fithian, Sun & Taylor 2014, "Optimal Inference After Model Selection", arXiv 1410.2597.
+
+    Example:
+        >>> [round(end, 2) for end in named_interval(3.3, 3.0, 39)]
+        [-0.54, 0.78, 5.05]
+        >>> [round(end, 2) for end in named_interval(20.0, 3.0, 39)]
+        [17.98, 20.0, 22.02]
+    """
+    needed = min(needed, seen)
+
+    def solve(share: float) -> float:
+        def excess(mean: float) -> float:
+            return _share_above(mean, seen, needed, degrees) - share
+
+        low, high = -1.0, seen + 1.0
+        while excess(low) > 0:
+            low *= 2
+        while excess(high) < 0:
+            high *= 2
+        return float(brentq(excess, low, high, xtol=1e-6))
+
+    return NamedInterval(solve(TAIL), solve(0.5), solve(1 - TAIL))
+
+
+def _share_above(mean: float, seen: float, needed: float, degrees: int | float) -> float:
+    """The share of reported t at or above the one seen, if the true mean is ``mean``.
+
+    Given the sum of squares about the true mean, t about it has Student's distribution and decides whether it is
+    reported: where |slope * sqrt(degrees + t^2) + t| is above ``needed``.
+    """
+    t_seen = seen - mean
+    slope = mean / (degrees + t_seen**2) ** 0.5
+
+    def reported(t: float) -> float:
+        return float(slope * math.sqrt(degrees + t * t) + t)
+
+    edges = {-math.inf, math.inf}
+    for end in (needed, -needed):
+        square, half, rest = 1 - slope**2, -end, end**2 - slope**2 * degrees  # square t^2 + 2 half t + rest = 0
+        if abs(square) < 1e-12:
+            found = [-rest / (2 * half)] if half else []
+        else:
+            root = max(half**2 - square * rest, 0.0) ** 0.5
+            found = [(-half - root) / square, (-half + root) / square]
+        edges |= {t for t in found if abs(reported(t) - end) <= 1e-6 * (1 + abs(t))}
+    whole = above = 0.0
+    for first, last in pairwise(sorted(edges)):
+        inside = (max(first, min(last, 0.0) - 1e6) + min(last, max(first, 0.0) + 1e6)) / 2
+        if abs(reported(inside)) > needed:
+            whole += _student_share(first, last, degrees)
+            above += _student_share(max(first, t_seen), last, degrees)
+    return above / whole if whole > 0 else 0.0
+
+
+def _student_share(first: float, last: float, degrees: int | float) -> float:
+    """The probability that Student's t lies between two values."""
+    if last <= first:
+        return 0.0
+    if first >= 0:  # the upper tail by the lower one, which keeps small numbers exact
+        first, last = -last, -first
+    return float(stdtr(degrees, last) - stdtr(degrees, first))
 
 
 def adjust_max(observed: Float[Array, " cell"], null: Float[Array, "cell draw"]) -> Float[Array, " cell"]:
@@ -203,6 +340,20 @@ def adjust_max(observed: Float[Array, " cell"], null: Float[Array, "cell draw"])
     adjusted = np.empty_like(p)
     adjusted[order] = np.maximum.accumulate(p[::-1])[::-1]
     return adjusted
+
+
+def needed_of(largest: Float[Array, " draw"]) -> float:
+    """The statistic that is needed for ``p_max`` below 0.05.
+
+    Args:
+        largest: The largest statistic of all cells in each draw under the null hypothesis.
+
+    Example:
+        >>> import numpy as np
+        >>> needed_of(np.arange(100.0))
+        95.0
+    """
+    return float(np.quantile(largest, 1 - LEVEL, method="higher"))
 
 
 def adjust_p(p: Float[Array, " cell"]) -> Float[Array, " cell"]:

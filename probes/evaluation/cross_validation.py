@@ -82,6 +82,11 @@ class Result:
         return self.permuted.p_value
 
     @property
+    def level(self) -> float:
+        """The main metric without signal: one over the number of classes, or ``chance`` for numbers."""
+        return 1 / len(np.unique(self.truth[self.fitted])) if self.kind == "class" else self.chance
+
+    @property
     def chance(self) -> float:
         """The main metric of the best constant prediction: the majority class, or the training mean (R2 near 0)."""
         return self.controls["majority"][self.metric].value

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from probes.evaluation.cross_validation import Result
 from probes.evaluation.scores import CONSTANT, Score
 from records.intervals import quantile
-from records.resampling import NORMAL, Array, adjust_max, select_best
+from records.resampling import LEVEL, NORMAL, Array, adjust_max, named_interval, needed_of, select_best
 
 _NAN = float("nan")
 
@@ -41,12 +41,13 @@ def select_sites(results: Sequence[Result], curves: Sequence[Hashable], *, seed:
         curves: The curve of each site; a best site is looked for in each.
         seed: Of the draws.
     """
-    permuted = [result.permuted for result in results]
-    p_max = adjust_max(np.array([p.observed for p in permuted]), np.stack([p.null for p in permuted]))
+    observed, null = (np.array([getattr(result.permuted, name) for result in results]) for name in ("observed", "null"))
+    p_max = adjust_max(observed, null)
+    hurdles = hurdles_of(p_max, observed, null, [result.level for result in results])
     found = [Selected(float(p), _NAN) for p in p_max]
     for curve in dict.fromkeys(curves):
         members = [i for i, other in enumerate(curves) if other == curve]
-        best = choose_best([results[i].score for i in members], seed=seed)
+        best = choose_best([results[i].score for i in members], [hurdles[i] for i in members], seed=seed)
         if best is None:
             continue
         for i, share in zip(members, best.shares.tolist(), strict=True):
@@ -71,11 +72,39 @@ class BestScore(NamedTuple):
     """Upper end."""
 
 
-def choose_best(scores: Sequence[Score], *, seed: int) -> BestScore | None:
+class Hurdle(NamedTuple):
+    """How far a score is from what it needs to be reported."""
+
+    chance: float
+    """The score without signal."""
+    needed: float
+    """The distance from chance that is needed, as a share of the observed one; infinite for a score not reported."""
+
+
+def hurdles_of(
+    p_max: Array, observed: Array, null: Float[Array, "score draw"], chances: Sequence[float]
+) -> list[Hurdle]:
+    """What each score of a family needs for ``p_max`` below 0.05.
+
+    Args:
+        p_max: What `adjust_max` returns.
+        observed: Its statistics.
+        null: The same under the null hypothesis.
+        chances: The score without signal.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = np.where(p_max < LEVEL, np.minimum(needed_of(null.max(0)) / observed, 1.0), np.inf)
+    return [Hurdle(*pair) for pair in zip(chances, shares.tolist(), strict=True)]
+
+
+def choose_best(scores: Sequence[Score], hurdles: Sequence[Hurdle], *, seed: int) -> BestScore | None:
     """The best of several scores with its corrected height and interval; None if one has no finite interval.
+
+    Where the best score passes its hurdle, it is reported because it does, and its interval allows for that too.
 
     Args:
         scores: Of the same groups, in the same order.
+        hurdles: Of each score.
         seed: Of the draws.
 
     Example:
@@ -83,7 +112,7 @@ def choose_best(scores: Sequence[Score], *, seed: int) -> BestScore | None:
         >>> truth = np.arange(40) % 2
         >>> scores = [score_classes(truth, np.where(np.arange(40) < n, 1 - truth, truth), 2, np.arange(40))["accuracy"]
         ...     for n in (4, 20)]
-        >>> best = choose_best(scores, seed=0)
+        >>> best = choose_best(scores, [Hurdle(0.5, 0.8), Hurdle(0.5, np.inf)], seed=0)
         >>> best.place, best.score <= scores[0].value, best.lower <= scores[0].lower
         (0, True, True)
     """
@@ -94,8 +123,14 @@ def choose_best(scores: Sequence[Score], *, seed: int) -> BestScore | None:
     if not np.isfinite(values + errors).all():
         return None
     best = select_best(values, errors, np.stack([score.spread.influence for score in scores]), seed=seed)
-    chosen, wider = scores[best.place], float(z[best.place]) / NORMAL
-    lower = chosen.spread.below(best.highest * wider) if np.isfinite(chosen.upper) else _NAN
-    # Draws can leave an optimism just below 0. R2 keeps its value where that is lower than the centre of its interval.
-    height = min(chosen.spread.below(max(best.optimism, 0.0)), chosen.value)
-    return BestScore(best.place, best.shares, height, lower, chosen.upper)
+    at, chosen, hurdle = best.place, scores[best.place], hurdles[best.place]
+    # Errors below the score. Draws can leave an optimism just below 0.
+    height, lowest, highest = max(best.optimism, 0.0), best.highest * float(z[at]) / NORMAL, -float(z[at])
+    seen = float((chosen.value - hurdle.chance) / errors[at]) if errors[at] > 0 else 0.0
+    if np.isfinite(hurdle.needed) and seen > 0:
+        named = named_interval(seen, hurdle.needed * seen, chosen.spread.degrees)
+        height, lowest = max(height, seen - named.middle), max(lowest, seen - named.lower)
+        highest = seen - named.upper
+    lower, upper = (chosen.spread.below(end) if np.isfinite(chosen.upper) else _NAN for end in (lowest, highest))
+    # R2 keeps its value where that is lower than the centre of its interval.
+    return BestScore(at, best.shares, min(chosen.spread.below(height), chosen.value), lower, upper)

@@ -25,7 +25,7 @@ from probes.config import ProbeOptions, SiteOptions, SweepConfig
 from probes.evaluation.folds import FoldPlan
 from probes.evaluation.parallel import each_site, processes_for
 from probes.evaluation.scores import Score, Spread
-from probes.evaluation.selection import choose_best
+from probes.evaluation.selection import choose_best, hurdles_of
 from probes.probe_data import fold_plans
 from probes.stored import Stored, stored_data
 from probes.transfer.config import TRANSFER, TransferConfig
@@ -246,13 +246,15 @@ def _corrected(parts: Sequence[Part], *, seed: int) -> pd.DataFrame:
     rows = rows.assign(best_share=np.nan, best_score=np.nan, best_lower=np.nan, best_upper=np.nan)
     for target in dict.fromkeys(rows["target"]):
         own = (rows["target"] == target).to_numpy()
-        rows.loc[own, "p_max"] = adjust_max(rows.loc[own, "observed"].to_numpy(dtype=float), null[own])
-        rows.loc[own, "q"] = adjust_p(rows.loc[own, "p"].to_numpy(dtype=float))
+        observed = rows.loc[own, "observed"].to_numpy(dtype=float)
+        p_max = adjust_max(observed, null[own])
+        rows.loc[own, "p_max"], rows.loc[own, "q"] = p_max, adjust_p(rows.loc[own, "p"].to_numpy(dtype=float))
         scores = [
             Score(row["metric"], row["score"], row["lower"], row["upper"], row["n"], row["interval"], spread)
             for row, spread, mine in zip(rows.to_dict("records"), spreads, own, strict=True) if mine
         ]  # fmt: skip
-        best = choose_best(scores, seed=seed)
+        hurdles = hurdles_of(p_max, observed, null[own], rows.loc[own, "chance"].to_list())
+        best = choose_best(scores, hurdles, seed=seed)
         if best is not None:
             rows.loc[own, "best_share"] = best.shares
             at = rows.index[own][best.place]

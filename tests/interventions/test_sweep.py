@@ -443,6 +443,14 @@ def test_on_noise_no_cell_is_named_and_a_planted_one_is_with_its_effect_correcte
     assert ">none</td>" in shown
 
 
+def test_effects_that_are_named_by_luck_have_intervals_that_reach_the_truth() -> None:
+    found = pd.DataFrame([cells_trial((10, 0.15), seed, "few pairs") for seed in range(240)])
+    assert 0.15 < found["found"].mean() < 0.4
+    stated = found["covers"].dropna()
+    assert len(stated) > 20 and stated.mean() > 0.85  # three standard errors below 95 % are 83 %
+    assert found["plain"].mean() < 0.75
+
+
 def test_the_cell_that_the_summary_names_is_significant_itself() -> None:
     table = cell_table(20, 0.5, np.random.default_rng(0), seed=0)
     planted = table["best_recovered"].dropna().index[0]

@@ -22,7 +22,7 @@ from probes.evaluation.scores import (
     score_classes,
     score_values,
 )
-from probes.evaluation.selection import choose_best, select_sites
+from probes.evaluation.selection import Hurdle, choose_best, select_sites
 from probes.evaluation.shuffled_ridge import Statistic, agreement, gain_in_error, permute_ridge
 from probes.linear.estimators import LogisticProbe
 from probes.linear.solver import rotate
@@ -264,8 +264,26 @@ def test_values_that_are_predicted_exactly_have_no_interval_and_none_has_zero_wi
     for guess in (codes, 1 - codes):
         for score in score_classes(codes, guess, 2, groups, source=source).values():
             assert score.upper > score.lower
-    best = choose_best([near, score_values(values, values, groups, source=source)["r2"]], seed=0)
+    best = choose_best(
+        [near, score_values(values, values, groups, source=source)["r2"]], [Hurdle(0.0, 0.1)] * 2, seed=0
+    )
     assert best is not None and (best.place, best.score) == (1, 1.0) and np.isnan([best.lower, best.upper]).all()
+
+
+def test_interval_of_a_score_that_is_just_significant_reaches_chance_and_of_others_does_not() -> None:
+    truth = np.arange(100) % 2
+    scores = [score_classes(truth, np.where(np.arange(100) < n, 1 - truth, truth), 2, np.arange(100))["accuracy"]
+              for n in (35, 50)]  # fmt: skip
+
+    def best(needed: float) -> tuple[float, float, float]:
+        found = choose_best(scores, [Hurdle(0.5, needed)] * 2, seed=0)
+        assert found is not None and found.place == 0
+        return found.lower, found.score, found.upper
+
+    unnamed, just, far = best(np.inf), best(1.0), best(0.01)
+    assert just[0] < 0.5 and just[1] == pytest.approx(0.5, abs=0.01) and just[2] < 0.65
+    assert unnamed == pytest.approx(far, abs=1e-3)
+    assert far[0] > 0.5 and far[1] > 0.6 and far[2] > 0.7
 
 
 def test_p_values_of_cross_validated_noise_keep_their_level() -> None:

@@ -1,14 +1,17 @@
 import numpy as np
 import pytest
-from scipy.stats import false_discovery_control, permutation_test
+from scipy.stats import false_discovery_control, norm, permutation_test
 
 from figures.findings.peaks import location_range
 from records import resampling
+from records.intervals import quantile
 from records.resampling import (
     adjust_max,
     adjust_p,
+    named_interval,
     permutation_p,
     select_best,
+    share_needed,
     shuffle_over_groups,
     sign_flip_tests,
 )
@@ -40,7 +43,8 @@ def test_sign_flips_in_chunks_give_the_same_p(monkeypatch: pytest.MonkeyPatch) -
     values = noise(7, 30, mean=0.3)
     whole = sign_flip_tests(values, seed=0)
     monkeypatch.setattr(resampling, "_CHUNK", 20_000)  # 2 of 7 cells at a time
-    np.testing.assert_array_equal(np.stack(sign_flip_tests(values, seed=0)), np.stack(whole))
+    for now, before in zip(sign_flip_tests(values, seed=0), whole, strict=True):
+        np.testing.assert_allclose(now, before, rtol=1e-12)
 
 
 def test_p_max_of_noise_is_small_in_5_percent_of_families_and_single_cells_are_not_adjusted() -> None:
@@ -98,6 +102,60 @@ def test_shuffling_moves_whole_groups_and_keeps_the_label_counts() -> None:
         assert sorted(shuffled) == sorted(labels)
         assert all(len(set(shuffled[groups == g])) == 1 for g in set(groups))
     assert len({tuple(d) for d in draws}) > 10
+
+
+def test_share_needed_is_where_p_max_passes_5_percent() -> None:
+    others = noise(40, 25, seed=3)
+    for mean in (1.0, 1.5):
+        cell = noise(25, seed=8) + mean
+        rest = cell - cell.mean()
+        tests = sign_flip_tests(np.concatenate([others, cell[None]]), seed=0)
+        assert tests.p_max[-1] < 0.05
+        share = share_needed(tests, 40, cell, rest, seed=0)
+        for factor, is_named in ((0.99, False), (1.01, True)):
+            less = rest + factor * share * (cell - rest)
+            found = sign_flip_tests(np.concatenate([others, less[None]]), seed=0)
+            assert (found.p_max[-1] < 0.05) == is_named
+
+
+def test_largest_and_second_largest_of_each_draw_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = noise(7, 9, mean=0.3, seed=2)
+    signs = 1.0 - 2.0 * ((np.arange(2**9)[:, None] >> np.arange(9)) & 1)
+    drawn = np.abs(values / np.sqrt((values**2).sum(1, keepdims=True)) @ signs.T)
+    for chunk in (10**6, 3 * 2**9, 1):  # all cells at a time, three, one
+        monkeypatch.setattr(resampling, "_CHUNK", chunk)
+        found = sign_flip_tests(values, seed=0)
+        np.testing.assert_allclose(found.largest, drawn.max(0))
+        np.testing.assert_allclose(found.second, np.sort(drawn, axis=0)[-2])
+        np.testing.assert_array_equal(found.place, drawn.argmax(0))
+
+
+@pytest.mark.parametrize(("seen", "needed"), [(3.05, 3.0), (3.6, 3.0), (6.0, 3.0), (2.5, 0.0)])
+def test_interval_of_a_named_mean_with_many_values_is_that_of_the_truncated_normal(seen: float, needed: float) -> None:
+    for mean, share in zip(named_interval(seen, needed, 10**7), (0.025, 0.5, 0.975), strict=True):
+        above = norm.sf(seen - mean) / (norm.sf(needed - mean) + norm.cdf(-needed - mean))
+        assert above == pytest.approx(share, abs=1e-4)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.3, 0.6])
+def test_interval_of_a_named_mean_covers_it_where_the_usual_one_does_not(mean: float) -> None:
+    values = noise(40_000, 8, mean=mean, seed=5)
+    error = values.std(1, ddof=1) / 8**0.5
+    t = values.mean(1) / error
+    named = np.flatnonzero(np.abs(t) > 3.5)[:150]
+    truth = mean / error[named] * np.sign(t[named])
+    ends = np.array([named_interval(float(seen), 3.5, 7) for seen in np.abs(t[named])])
+    covers = ((ends[:, 0] <= truth) & (truth <= ends[:, 2])).mean()
+    assert covers >= 0.89  # 150 at 95 %: three standard errors are 5 %
+    assert (np.abs(np.abs(t[named]) - truth) <= quantile(7)).mean() < 0.9
+    assert (np.diff(ends, axis=1) > 0).all()
+
+
+def test_interval_of_a_mean_far_above_what_is_needed_is_the_usual_one() -> None:
+    for degrees in (3, 9, 200):
+        usual = 30.0 + quantile(degrees) * np.array([-1, 0, 1])
+        np.testing.assert_allclose(named_interval(30.0, 2.0, degrees), usual, rtol=1e-2)
+        assert named_interval(3.0, 5.0, degrees) == named_interval(3.0, 3.0, degrees)
 
 
 def test_groups_of_unequal_sizes_are_dealt_out_again() -> None:
