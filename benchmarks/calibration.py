@@ -332,12 +332,14 @@ LAYERS = {
     "30 layers of noise, 2 classes": (0.0, 2), "30 layers of noise, R2": (0.0, 0),
     "30 layers, weak effect, 2 classes": (0.8, 2), "30 layers, strong effect, 2 classes": (2.0, 2),
     "30 layers, weak effect, R2": (0.4, 0),
+    "30 layers, slight effect, 2 classes": (0.5, 2), "30 layers, slight effect, R2": (0.22, 0),
 }  # fmt: skip
 CELLS = {
     f"30 cells, {pairs} pairs, {'noise' if not effect else f'effect {effect:g}'}": (pairs, effect)
     for pairs in (10, 40) for effect in (0.0, 0.15, 0.5)
 }  # fmt: skip
 NOISE = {f"{name}, noise": made for name, made in PROBING.items() if made.gains[0] == 0}
+_RARE = 4  # times as many trials of a slight effect, which is seldom named
 TRIALS = {"probing": 200, "noise": 200, "layers": 60, "cells": 300, "plans": 300}
 _RUN: dict[str, tuple[Callable[..., Trial], Mapping[str, Any]]] = {
     "probing": (probing_trial, PROBING), "noise": (noise_trial, NOISE), "layers": (layers_trial, LAYERS),
@@ -348,6 +350,7 @@ _RUN: dict[str, tuple[Callable[..., Trial], Mapping[str, Any]]] = {
 def run_regime(kind: str, name: str, trials: int, work: Path | None) -> list[dict[str, float]]:
     """The first trials of a regime; those in ``work`` are not run again."""
     torch.set_num_threads(1)
+    trials *= _RARE if "slight" in name else 1
     path = None if work is None else work / f"{kind}-{zlib.crc32(name.encode()):08x}.json"
     found: list[dict[str, float]] = (
         json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else []

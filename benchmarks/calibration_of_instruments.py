@@ -91,6 +91,7 @@ GEOMETRY = {
 LENSES = {
     "8 layers, strong effect, 40 pictures": Patches(40, 4.0),
     "8 layers, weak effect, 40 pictures": Patches(40, 1.0, level=20.0),
+    "8 layers, slight effect, 40 pictures": Patches(40, 0.2, level=20.0),
     "8 layers, strong effect, 12 pictures": Patches(12, 4.0),
     "8 layers, strong effect, 100 pictures of 4 patches": Patches(100, 4.0, patches=4),
     "8 layers of noise, 40 pictures": Patches(40, 0.0, level=20.0),
@@ -264,8 +265,9 @@ def lens_lines(regime: str, trials: list[Trial]) -> list[Line]:
                 hits = covered(rows[f"{name} lower"], rows[f"{name} upper"], truth[(place, metric, layer)])
                 found.append(line(f"{metric}, {place}, layer {layer}", regime, hits))
     chosen = [truth[("inside", "hit@10", int(layer))] for layer in rows["best"]]
-    found.append(line("hit@10 at the best layer", regime, covered(rows["lower"], rows["upper"], np.array(chosen))))
-    return found
+    hits = covered(rows["lower"], rows["upper"], np.array(chosen))
+    found.append(line("hit@10 at the best layer", regime, hits))
+    return [*found, line("hit@10 at the best layer, where named", regime, hits[rows["named"] == 1])]
 
 
 def run(kind: str, regime: str, trials: int) -> list[Line]:

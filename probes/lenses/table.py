@@ -22,7 +22,16 @@ from records.intervals import (
     share_sizes,
     shifted_share,
 )
-from records.resampling import NORMAL, select_best, sign_flip_tests
+from records.resampling import (
+    LEVEL,
+    NORMAL,
+    NamedInterval,
+    SignFlips,
+    named_interval,
+    select_best,
+    share_needed,
+    sign_flip_tests,
+)
 
 INTERVAL = "95% over groups of examples; difference: of the means inside and outside, paired"
 HITS = ("hit@1", "hit@5", "hit@10")
@@ -54,8 +63,8 @@ def best_layer(curve: Curve, *, seed: int) -> pd.DataFrame:
     ``p_max`` is that of the difference from the control it is least different from: object and control change places in
     random groups, in all layers together (`sign_flip_tests`). It is 1 for a layer below a control, and NaN without
     controls or if a group lacks one. ``best_share`` is the share of bootstrap draws in which the layer has the highest
-    score; the last three are the best layer's score with its 95 % interval, corrected for the choice, and NaN for other
-    layers.
+    score; the last three are the best layer's score with its 95 % interval, corrected for the choice and, if ``p_max``
+    is below 0.05, for being named only then. They are NaN for other layers.
 
     Args:
         curve: In the order of the forward pass.
@@ -73,18 +82,54 @@ def best_layer(curve: Curve, *, seed: int) -> pd.DataFrame:
     if hits.shape[1] < 2:
         return found
     against = [hits - control[:, asked] for control in curve.controls.values()]
+    tests: list[SignFlips] = []
     if against and not np.isnan(against).any():  # a control that some group lacks cannot be beaten
-        tests = [np.where(apart.sum(1) > 0, sign_flip_tests(apart, seed=seed).p_max, 1.0) for apart in against]
-        found["p_max"] = np.max(tests, axis=0)
+        tests = [sign_flip_tests(apart, seed=seed) for apart in against]
+        p_max = [np.where(apart.sum(1) > 0, test.p_max, 1.0) for apart, test in zip(against, tests, strict=True)]
+        found["p_max"] = np.max(p_max, axis=0)
     share, size, degrees = share_sizes(hits, patches)
     ends, z = share_intervals(hits, patches), quantile(degrees)
-    best = select_best(share, (ends.upper - ends.lower) / 2 / z, hits - share[:, None] * patches, seed=seed)
-    at, wider = best.place, best.highest * float(z[best.place]) / NORMAL
-    shifts = max(best.optimism, 0.0), wider  # draws can leave an optimism just below 0
-    lowered = (float(shifted_share(share[at], size[at], shift)) for shift in shifts)
+    own = hits - share[:, None] * patches
+    best = select_best(share, (ends.upper - ends.lower) / 2 / z, own, seed=seed)
+    at, usual = best.place, float(z[best.place])
+    height, lowest, highest = max(best.optimism, 0.0), best.highest * usual / NORMAL, -usual  # errors below the score
+    if float(found["p_max"].iloc[at]) < LEVEL:
+        nearest = int(np.argmax([test.p_max[at] for test in tests]))
+        lucky = _luck(tests[nearest], at, against[nearest][at], patches[at], own[at], seed=seed)
+        height, lowest, highest = max(height, lucky.middle), max(lowest, usual + lucky.lower), highest + lucky.upper
+    shifted = [float(shifted_share(share[at], size[at], shift)) for shift in (height, lowest, highest)]
     found["best_share"] = best.shares
-    found.loc[at, ["best_score", "best_lower", "best_upper"]] = (*lowered, float(ends.upper[at]))
+    found.loc[at, ["best_score", "best_lower", "best_upper"]] = shifted
     return found
+
+
+def _luck(
+    test: SignFlips,
+    layer: int,
+    apart: Float[Array, " group"],
+    patches: Float[Array, " group"],
+    own: Float[Array, " group"],
+    *,
+    seed: int,
+) -> NamedInterval:
+    """By how many standard errors a layer's score and the ends of its interval are too high because it is named.
+
+    A layer is named for its difference from the control. What that owes to luck, the score owes as far as the two vary
+    together over groups.
+    """
+    rest = apart - apart.sum() / patches.sum() * patches
+    n, length = len(rest), float((rest**2).sum() ** 0.5)
+    if not length * float((own**2).sum()) > 0:
+        return NamedInterval(0.0, 0.0, 0.0)
+    seen = float(apart.sum()) / length * ((n - 1) / n) ** 0.5
+    together = float(np.clip((rest * own).sum() / length / float((own**2).sum()) ** 0.5, 0, 1))
+    named = named_interval(seen, share_needed(test, layer, apart, rest, seed=seed) * seen, n - 1)
+    usual = float(quantile(n - 1))
+    return NamedInterval(
+        together * max(seen - usual - named.lower, 0.0),
+        together * max(seen - named.middle, 0.0),
+        together * max(seen + usual - named.upper, 0.0),
+    )
 
 
 def read_curve(rows: pd.DataFrame, metric: str, sites: Sequence[str]) -> Curve:

@@ -75,6 +75,23 @@ def test_a_planted_layer_is_found_with_its_place_and_a_corrected_height() -> Non
     assert others[list(BEST)].isna().all(axis=None)
 
 
+def test_a_layer_that_is_just_named_is_lowered_by_what_it_owes_to_luck_and_others_are_not() -> None:
+    rng, reached = np.random.default_rng(3), []
+    size = (LAYERS, GROUPS)
+    for level in (0.05, 0.12, 0.8):
+        rates = np.where(np.arange(LAYERS) == 8, level, 0.05)[:, None]
+        hits, other = (rng.binomial(PATCHES, rate, size).astype(float) for rate in (rates, 0.05))
+        made = Curve(hits, np.full(size, float(PATCHES)), {"other": other})
+        found = best_layer(made, seed=0)
+        at = int(found["best_score"].argmax())
+        alone = best_layer(made._replace(controls={}), seed=0).loc[at]  # nothing is tested, so nothing is named
+        moved = (alone[["best_score", "best_lower", "best_upper"]] - found.loc[at]).dropna()
+        assert (moved > -1e-9).all()
+        reached.append((bool(found.loc[at, "p_max"] < 0.05), float(moved.max())))
+    assert [named for named, _ in reached] == [False, True, True]
+    assert reached[0][1] == 0 and reached[1][1] > 0.005 and reached[2][1] < 1e-3
+
+
 def test_a_curve_near_0_names_no_layer() -> None:
     cells = printed(scored(np.full(LAYERS, 0.004)))
     assert [cell.strip() for cell in cells] == ["logit", "test", "none", *["-"] * 6, str(GROUPS * PATCHES)]
