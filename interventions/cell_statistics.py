@@ -1,7 +1,6 @@
 """The tables of a run, from values by cell, metric and example: ``summarise_cells`` and ``list_values``."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +17,10 @@ from interventions.plan.cells import KEYS, CellSpec
 from interventions.plan.options import Metric
 from records.intervals import Intervals, mean_intervals, quantile, ratio_intervals, share_intervals
 from records.resampling import (
-    LEVEL,
+    NAMED_BELOW,
     NORMAL,
+    Best,
+    NamedInterval,
     SignFlips,
     adjust_p,
     named_interval,
@@ -75,21 +76,29 @@ def summarise_cells(
         is_share = metric == "accuracy"
         interval = share_intervals(value, np.ones_like(value)) if is_share else mean_intervals(value)
         interval = interval.within(*_RANGE.get(metric, (-np.inf, np.inf)))
+        one_way = bool((below >= 0).all() or (below <= 0).all())
         fraction = _fractions(above, below if whole else np.zeros_like(above), is_share=is_share)
         moved = value - (of_clean if unchanged == "clean" else of_corrupt)
         # Rounding errors count as no effect, since their sign can be the same in every example.
         moved = np.where(np.abs(moved) < undefined_below, 0.0, moved)
-        tests = sign_flip_tests(moved, seed=seed)
         residuals = above - np.nan_to_num(recovered)[:, None] * below
-        needed = partial(_share_needed, tests, moved, below, seed=seed)
-        best = _best_cells(keys, recovered, fraction, residuals, needed, lost=unchanged == "clean", seed=seed)
+        tested = _test(
+            keys,
+            recovered,
+            fraction,
+            residuals,
+            (moved, below),
+            is_lost=unchanged == "clean",
+            is_share=is_share and one_way,
+            seed=seed,
+        )
         parts.append(
             keys.assign(
                 model=model, metric=metric, value=value.mean(1), lower=interval.lower, upper=interval.upper,
                 interval=SHARE_INTERVAL if is_share else INTERVAL, clean=of_clean.mean(), corrupt=of_corrupt.mean(),
                 unchanged=unchanged, recovered=recovered, recovered_lower=fraction.lower,
-                recovered_upper=fraction.upper, n=value.shape[1], n_undefined=int((~defined).sum()), p=tests.p,
-                p_adjusted=adjust_p(tests.p), p_max=tests.p_max, cell=range(len(specs)), **best,
+                recovered_upper=fraction.upper, n=value.shape[1], n_undefined=int((~defined).sum()),
+                cell=range(len(specs)), **tested,
             )
         )  # fmt: skip
     table = pd.concat(parts).sort_values("cell", kind="stable")
@@ -113,61 +122,73 @@ def _fractions(above: Cells, below: Cells, *, is_share: bool) -> Intervals:
     return Intervals(np.minimum(found.lower, seen), np.maximum(found.upper, seen))
 
 
-def _best_cells(
+def _test(
     keys: pd.DataFrame,
     recovered: Array,
     interval: Intervals,
     residuals: Cells,
-    needed: Callable[[int], float | None],
+    changes: tuple[Cells, Cells],
     *,
-    lost: bool,
+    is_lost: bool,
+    is_share: bool,
     seed: int,
 ) -> dict[str, Array]:
-    """Columns about the cell with the largest effect of each activation and token group (single patches are one group).
+    """p-values, and columns about the cell with the largest effect of each activation and token group.
 
-    ``best_share`` is the share of bootstrap draws in which a cell is the best; ``best_recovered`` with its interval is
-    the best cell's recovered fraction, corrected for the choice of the cell and, if its ``p_max`` is below 0.05, for
-    being named only then. It is NaN for other cells. ``needed`` gives the share of a cell's effect with which it would
-    still be named, and None for a cell that is not.
+    Single patches are one group. ``best_share`` is the share of bootstrap draws in which a cell is the best;
+    ``best_recovered`` with its interval is the best cell's recovered fraction, corrected for the choice of the cell
+    and, if its ``p_max`` is below 0.05, for being named only then. It is NaN for other cells.
+
+    Args:
+        keys: What the cells are.
+        recovered: Recovered fractions.
+        interval: Their intervals.
+        residuals: What each pair adds to a fraction.
+        changes: By pair, what the metric changes, and the difference between the clean and the corrupt run.
+        is_lost: Whether the effect is the lost fraction.
+        is_share: Whether the fraction is a share of pairs, from 0 to 1.
+        seed: Of draws and signs.
     """
-    found = {name: np.full(len(keys), np.nan) for name in ("best_share", "best_recovered", "best_lower", "best_upper")}
-    effect, ends = (1 - recovered, (1 - interval.upper, 1 - interval.lower)) if lost else (recovered, interval)
-    error = (ends[1] - ends[0]) / 2 / quantile(residuals.shape[1] - 1 or 1)
+    names = ("best_share", "best_recovered", "best_lower", "best_upper")
+    found = {name: np.full(len(keys), np.nan) for name in names}
+    effect, ends = (1 - recovered, (1 - interval.upper, 1 - interval.lower)) if is_lost else (recovered, interval)
+    z = float(quantile(residuals.shape[1] - 1 or 1))
+    error = (ends[1] - ends[0]) / 2 / z
     error = np.where(np.abs(residuals).max(1, initial=0.0) < 1e-12, 0.0, error)  # every pair has the same fraction
     known = np.isfinite(effect) & np.isfinite(error)
+    sign = np.sign(effect) + (effect == 0)
     groups = pd.Series(np.arange(len(keys))).groupby([keys["part"], keys["name"], grouped_tokens(keys)], dropna=False)
+    chosen: dict[int, Best] = {}
     for _, group in groups:
         cells = group.to_numpy()[known[group.to_numpy()]]
-        if not len(cells):
-            continue
-        sign = np.sign(effect[cells]) + (effect[cells] == 0)
-        best = select_best(
-            np.abs(effect[cells]), error[cells], residuals[cells] * sign[:, None] * (-1.0 if lost else 1.0), seed=seed
-        )
-        found["best_share"][cells] = best.shares
-        cell, up = cells[best.place], sign[best.place]
-        size, (near, far) = abs(effect[cell]), sorted(up * end[cell] for end in ends)
+        if len(cells):
+            away = residuals[cells] * sign[cells, None] * (-1.0 if is_lost else 1.0)
+            best = select_best(np.abs(effect[cells]), error[cells], away, seed=seed)
+            found["best_share"][cells] = best.shares
+            chosen[int(cells[best.place])] = best
+    tests = sign_flip_tests(changes[0], seed=seed, kept=chosen)
+    for cell, best in chosen.items():
+        up, size = sign[cell], abs(effect[cell])
+        near, far = sorted(up * end[cell] for end in ends)
         middle, near = size - best.optimism * error[cell], size - (size - near) * best.highest / NORMAL
-        share = needed(int(cell))
-        if share is not None and error[cell] > 0:
-            seen = float(size / error[cell])
-            named = named_interval(seen, share * seen, residuals.shape[1] - 1)
+        if tests.p_max[cell] < NAMED_BELOW and min(size, error[cell]) > 0:
+            named = _named(tests, cell, size / error[cell], *(change[cell] for change in changes))
             low, half, high = (end * error[cell] for end in named)
-            middle, near, far = min(middle, half), min(near, low), high
+            middle, near, far = min(middle, half), min(near, low), far - max(size + z * error[cell] - high, 0.0)
         values = np.array([up * middle, *sorted((up * near, up * far))])
-        if lost:
-            values = (1 - values)[[0, 2, 1]]
-        for name, value in zip(("best_recovered", "best_lower", "best_upper"), values.tolist(), strict=True):
+        if is_share:
+            values = values.clip(0, 1)
+        for name, value in zip(names[1:], (1 - values)[[0, 2, 1]] if is_lost else values, strict=True):
             found[name][cell] = value
-    return found
+    return {"p": tests.p, "p_adjusted": adjust_p(tests.p), "p_max": tests.p_max, **found}
 
 
-def _share_needed(tests: SignFlips, moved: Cells, below: Cells, cell: int, *, seed: int) -> float | None:
-    """The share of a cell's effect with which its ``p_max`` would still be below 0.05; None if it is not now."""
-    if tests.p_max[cell] >= LEVEL:
-        return None
-    effect = moved[cell].sum() / below[cell].sum() * below[cell]
-    return share_needed(tests, cell, moved[cell], moved[cell] - effect, seed=seed)
+def _named(
+    tests: SignFlips, cell: int, seen: float, moved: Float[Array, " example"], below: Float[Array, " example"]
+) -> NamedInterval:
+    """The interval of the effect of a cell that is named, in its standard errors; ``seen`` is the effect in these."""
+    share = share_needed(tests, cell, moved, moved - moved.sum() / below.sum() * below)
+    return named_interval(float(seen), share * float(seen), len(moved) - 1)
 
 
 def list_values(

@@ -75,6 +75,21 @@ def shifted_mean(z: Number, skewness: Array, n: int) -> Array:
     return np.where(flat, z, (np.cbrt(cubed) - 1) / np.where(flat, 1.0, slope))
 
 
+def unshifted_mean(statistic: Number, skewness: Array, n: int) -> Array:
+    """The ``z`` that Hall's cubic transformation maps ``statistic`` to: `shifted_mean`, the other way.
+
+    Example:
+        >>> import numpy as np
+        >>> unshifted_mean(shifted_mean(1.5, np.array(2.0), 30), np.array(2.0), 30).round(6)
+        np.float64(1.5)
+    """
+    slope = skewness / (3 * n**0.5)
+    flat = np.abs(slope) < 1e-9
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cubed = ((1 + slope * statistic) ** 3 - 1) / (3 * slope) + skewness / (6 * n**0.5)
+    return np.asarray(np.where(flat, statistic, cubed), dtype=float)
+
+
 def ratio_intervals(
     numerators: Float[Array, "cell unit"], denominators: Float[Array, "cell unit"], *, level: float = LEVEL
 ) -> Intervals:

@@ -5,6 +5,7 @@ the same draws, so cells with equal values get equal numbers. Intervals are in `
 """
 
 import math
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ Codes = npt.NDArray[np.int64]
 DRAWS = 2000  # bootstrap draws: each end of a 95 % range then rests on 50 of them
 FLIPS = 9999  # the smallest p-value is 1e-4, which survives the correction for some hundred cells
 TAIL = (1 - 0.95) / 2  # share of the draws below, and above, a 95 % interval
-LEVEL = 0.05  # a cell or site is reported where its ``p_max`` is below
+NAMED_BELOW = 0.05  # a cell or site is named where its ``p_max`` is below
 NORMAL = 1.959964  # standard errors on either side of a 95 % interval
 _EXACT_UP_TO = 13  # with 13 units there are 8,192 sign patterns, few enough to try all
 _CHUNK = 2**24  # numbers held at a time
@@ -131,21 +132,21 @@ def permutation_p(observed: float, null: Float[Array, " draw"]) -> float:
 
 
 class SignFlips(NamedTuple):
-    """The p-values of a family of cells."""
+    """What random signs say about a family of cells."""
 
     p: Float[Array, " cell"]
-    """Of each cell alone."""
+    """The p-value of each cell alone."""
     p_max: Float[Array, " cell"]
     """Adjusted for the choice among all cells: the probability that any is below 0.05 without an effect is 5 %."""
-    largest: Float[Array, " draw"]
-    """The largest statistic of all cells in each draw."""
-    second: Float[Array, " draw"]
-    """The largest of the other cells."""
-    place: Int[Codes, " draw"]
-    """The cell of the largest."""
+    signs: Float[Array, "draw unit"]
+    """The patterns; the observed one is among them or counts as one more."""
+    smaller: Mapping[int, Float[Array, " draw"]]
+    """For each cell that was asked for, the largest statistic in each draw of all cells with smaller ones."""
 
 
-def sign_flip_tests(differences: Float[Array, "cell unit"], *, seed: int, flips: int = FLIPS) -> SignFlips:
+def sign_flip_tests(
+    differences: Float[Array, "cell unit"], *, seed: int, flips: int = FLIPS, kept: Collection[int] = ()
+) -> SignFlips:
     """Two-sided p-values of each cell's mean difference under random signs, alone and for the largest of all cells.
 
     With 13 units or fewer all sign patterns are tried and p is exact. Otherwise the observed signs count as one of the
@@ -157,6 +158,7 @@ def sign_flip_tests(differences: Float[Array, "cell unit"], *, seed: int, flips:
             in all cells together.
         seed: Of the signs.
         flips: Number of patterns drawn.
+        kept: Cells for which ``smaller`` is kept, for `share_needed`.
 
     Source: Fisher 1935, "The Design of Experiments", section 21; Phipson & Smyth 2010, as `permutation_p`; Westfall &
         Young 1993, "Resampling-Based Multiple Testing", algorithm 4.1.
@@ -167,13 +169,13 @@ def sign_flip_tests(differences: Float[Array, "cell unit"], *, seed: int, flips:
         array([0.125, 1.   ])
     """
     n_cells, n = differences.shape
-    exact, signs = n <= _EXACT_UP_TO, _signs(n, seed=seed, flips=flips)
+    signs = _signs(n, seed=seed, flips=flips)
     length = np.sqrt((differences**2).sum(1, keepdims=True))
     unit = np.divide(differences, length, out=np.zeros_like(differences), where=length > 0)
     seen = np.abs(unit.sum(1))
     order = np.argsort(seen, kind="stable")
     p, p_max = np.empty(n_cells), np.empty(n_cells)
-    largest, second, place = np.zeros(len(signs)), np.zeros(len(signs)), np.full(len(signs), -1)
+    largest, smaller = np.zeros(len(signs)), {}
     step = max(1, _CHUNK // len(signs))
     for start in range(0, n_cells, step):
         cells = order[start : start + step]
@@ -181,14 +183,13 @@ def sign_flip_tests(differences: Float[Array, "cell unit"], *, seed: int, flips:
         # The observed signs must count as a hit in spite of rounding.
         slack = seen[cells, None] - 1e-9 * np.abs(unit[cells]).sum(1)[:, None]
         running = np.maximum(np.maximum.accumulate(drawn, axis=0), largest)
-        for found, null in ((p, drawn), (p_max, running)):
-            hits = (null >= slack).sum(1)
-            found[cells] = hits / len(signs) if exact else (hits + 1) / (flips + 1)
-        runner_up, top = np.partition(np.concatenate([np.zeros_like(drawn[:1]), drawn]), -2, axis=0)[-2:]
-        second = np.maximum(np.minimum(largest, top), np.maximum(second, runner_up))
-        place, largest = np.where(top > largest, cells[drawn.argmax(0)], place), running[-1]
+        p[cells], p_max[cells] = (_share_of_hits((null >= slack).sum(1), n, len(signs)) for null in (drawn, running))
+        for cell in {*kept}.intersection(cells.tolist()):
+            place = int(np.flatnonzero(cells == cell)[0])
+            smaller[cell] = running[place - 1].copy() if place else largest
+        largest = running[-1]
     p_max[order] = np.maximum.accumulate(p_max[order][::-1])[::-1]
-    return SignFlips(p, p_max, largest, second, place)
+    return SignFlips(p, p_max, signs, smaller)
 
 
 def _signs(n: int, *, seed: int, flips: int) -> Float[Array, "draw unit"]:
@@ -198,34 +199,34 @@ def _signs(n: int, *, seed: int, flips: int) -> Float[Array, "draw unit"]:
     return 1.0 - 2.0 * np.random.default_rng(seed).integers(0, 2, size=(flips, n)).astype(np.float64)
 
 
-def share_needed(
-    tests: SignFlips, cell: int, differences: Float[Array, " unit"], rest: Float[Array, " unit"], *, seed: int
-) -> float:
+def _share_of_hits(hits: Int[Codes, " cell"], n: int, draws: int) -> Float[Array, " cell"]:
+    """p-values of ``n`` units from the number of draws that reach the observed statistic."""
+    return hits / draws if n <= _EXACT_UP_TO else (hits + 1) / (draws + 1)
+
+
+def share_needed(tests: SignFlips, cell: int, differences: Float[Array, " unit"], rest: Float[Array, " unit"]) -> float:
     """The smallest share of a cell's effect with which its ``p_max`` would still be below 0.05, from 0 to 1.
 
     Args:
-        tests: The result of `sign_flip_tests` with the default number of flips.
+        tests: `sign_flip_tests`, with the cell among ``kept`` and a ``p_max`` below 0.05.
         cell: The cell.
         differences: Its differences.
         rest: What would be left of them without the effect.
-        seed: Of the signs.
 
     Example:
         >>> import numpy as np
         >>> differences = 1 + np.random.default_rng(0).normal(size=(1, 30))
-        >>> tests = sign_flip_tests(differences, seed=0)
-        >>> round(share_needed(tests, 0, differences[0], differences[0] - differences[0].mean(), seed=0), 1)
+        >>> tests = sign_flip_tests(differences, seed=0, kept=[0])
+        >>> round(share_needed(tests, 0, differences[0], differences[0] - differences[0].mean()), 1)
         0.3
     """
-    others = np.where(tests.place == cell, tests.second, tests.largest)
-    signs = _signs(len(differences), seed=seed, flips=FLIPS)
 
     def is_named(share: float) -> bool:
         values = rest + share * (differences - rest)
         length = (values**2).sum() ** 0.5
-        null = np.maximum(np.abs(signs @ values), others * length)
-        hits = int((null >= abs(values.sum()) - 1e-9 * np.abs(values).sum()).sum())
-        return bool(hits < LEVEL * len(signs))
+        null = np.maximum(np.abs(tests.signs @ values), tests.smaller[cell] * length)
+        hits = (null >= abs(values.sum()) - 1e-9 * np.abs(values).sum()).sum(keepdims=True)
+        return bool(_share_of_hits(hits, len(values), len(null))[0] < NAMED_BELOW)
 
     low, high = 0.0, 1.0
     for _ in range(10):
@@ -247,13 +248,17 @@ def named_interval(seen: float, needed: float, degrees: int | float) -> NamedInt
     """95 % interval of a normal mean that is reported only where its absolute t is above ``needed``.
 
     Without an effect, or with a weak one, only means that are too large by luck are reported, so the usual interval
-    misses. This one holds among the reported means, whatever the effect. It is the usual one far above ``needed``; just
-    above it, it reaches 0 and a little beyond.
+    misses. This one holds among the reported means, whatever the effect. Far above ``needed`` it is the usual one; just
+    above, it holds 0. With few degrees of freedom, means on both sides of some that are not can be possible; the
+    interval then reaches from the first to the last.
 
     Args:
-        seen: The t of the mean, above 0.
-        needed: The t above which means are reported; larger ones than ``seen`` count as ``seen``.
+        seen: The t of the mean.
+        needed: The t above which means are reported; at most ``seen``.
         degrees: Of freedom: independent values less one.
+
+    Raises:
+        ValueError: If ``needed`` is above ``seen``, or a number is not positive and finite.
 
     Source: Zhong & Prentice 2008, "Bias-reduced estimators and confidence intervals for odds ratios in genome-wide
         association studies", Biostatistics 9; with an estimated variance by conditioning on the sum of squares about
@@ -265,20 +270,27 @@ def named_interval(seen: float, needed: float, degrees: int | float) -> NamedInt
         >>> [round(end, 2) for end in named_interval(20.0, 3.0, 39)]
         [17.98, 20.0, 22.02]
     """
-    needed = min(needed, seen)
+    if not (0 < seen < math.inf and 0 <= needed <= seen and 0 < degrees < math.inf):
+        raise ValueError(f"seen must be finite and at least needed, got {seen}, {needed} and {degrees} degrees.")
 
-    def solve(share: float) -> float:
-        def excess(mean: float) -> float:
-            return _share_above(mean, seen, needed, degrees) - share
+    def excess(mean: float, share: float) -> float:
+        return _share_above(mean, seen, needed, degrees) - share
 
-        low, high = -1.0, seen + 1.0
-        while excess(low) > 0:
-            low *= 2
-        while excess(high) < 0:
-            high *= 2
-        return float(brentq(excess, low, high, xtol=1e-6))
+    low, high = -1.0, seen + 1.0
+    while excess(low, TAIL) > 0:
+        low *= 2
+    while excess(high, 1 - TAIL) < 0:
+        high *= 2
+    inner = np.linspace(min(low, -seen), seen + 4, 80)  # the share can fall and rise again between these
+    grid = sorted({low, high, *inner[(inner > low) & (inner < high)].tolist()})
+    shares = [_share_above(mean, seen, needed, degrees) for mean in grid]
 
-    return NamedInterval(solve(TAIL), solve(0.5), solve(1 - TAIL))
+    def crossings(share: float) -> list[float]:
+        above = [value > share for value in shares]
+        places = [i for i in range(len(grid) - 1) if above[i] != above[i + 1]]
+        return [float(brentq(excess, grid[i], grid[i + 1], args=(share,), xtol=1e-6)) for i in places]
+
+    return NamedInterval(crossings(TAIL)[0], crossings(0.5)[0], crossings(1 - TAIL)[-1])
 
 
 def _share_above(mean: float, seen: float, needed: float, degrees: int | float) -> float:
@@ -308,7 +320,7 @@ def _share_above(mean: float, seen: float, needed: float, degrees: int | float) 
         if abs(reported(inside)) > needed:
             whole += _student_share(first, last, degrees)
             above += _student_share(max(first, t_seen), last, degrees)
-    return above / whole if whole > 0 else 0.0
+    return above / whole if whole > 0 else 0.0  # both are below the smallest number: far from what is needed
 
 
 def _student_share(first: float, last: float, degrees: int | float) -> float:
@@ -342,18 +354,18 @@ def adjust_max(observed: Float[Array, " cell"], null: Float[Array, "cell draw"])
     return adjusted
 
 
-def needed_of(largest: Float[Array, " draw"]) -> float:
-    """The statistic that is needed for ``p_max`` below 0.05.
-
-    Args:
-        largest: The largest statistic of all cells in each draw under the null hypothesis.
+def needed_of(null: Float[Array, " draw"]) -> float:
+    """The statistic that has to be exceeded for a `permutation_p` below 0.05; infinite with too few draws.
 
     Example:
         >>> import numpy as np
         >>> needed_of(np.arange(100.0))
         95.0
+        >>> permutation_p(95.0, np.arange(100.0)) < 0.05, permutation_p(95.1, np.arange(100.0)) < 0.05
+        (False, True)
     """
-    return float(np.quantile(largest, 1 - LEVEL, method="higher"))
+    hits = math.ceil(NAMED_BELOW * (1 + len(null))) - 2  # the most that are allowed
+    return float(np.sort(null)[-1 - hits]) if hits >= 0 else math.inf
 
 
 def adjust_p(p: Float[Array, " cell"]) -> Float[Array, " cell"]:

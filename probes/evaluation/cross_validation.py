@@ -82,7 +82,7 @@ class Result:
         return self.permuted.p_value
 
     @property
-    def level(self) -> float:
+    def without_signal(self) -> float:
         """The main metric without signal: one over the number of classes, or ``chance`` for numbers."""
         return 1 / len(np.unique(self.truth[self.fitted])) if self.kind == "class" else self.chance
 

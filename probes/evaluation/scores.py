@@ -14,7 +14,7 @@ import numpy as np
 from scipy.integrate import quad
 from scipy.stats import kurtosis, norm, skew
 
-from records.intervals import effective_size, quantile, shifted_mean, shifted_share
+from records.intervals import effective_size, quantile, shifted_mean, shifted_share, unshifted_mean
 from records.resampling import Array, Codes, permutation_p
 
 Source = Literal["cv", "transfer"]
@@ -49,6 +49,13 @@ class Spread(NamedTuple):
         skewness, n = float(skew(self.influence)), len(self.influence)
         moved = shifted_mean(-errors, np.array(skewness), n)  # log(1 - R2) falls as R2 rises
         return float(1 - (1 - self.centre) * np.exp(-moved * self.scale))
+
+    def above(self, truth: float) -> float:
+        """The number of standard errors at which the observed score lies above a true one: `below`, the other way."""
+        if self.kind == "class":
+            return float((self.centre - truth) / (truth * (1 - truth) / self.scale) ** 0.5)
+        moved = np.log((1 - self.centre) / (1 - truth)) / self.scale
+        return -float(unshifted_mean(moved, np.array(float(skew(self.influence))), len(self.influence)))
 
 
 @dataclass(frozen=True)

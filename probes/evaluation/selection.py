@@ -9,9 +9,10 @@ from jaxtyping import Float
 from probes.evaluation.cross_validation import Result
 from probes.evaluation.scores import CONSTANT, Score
 from records.intervals import quantile
-from records.resampling import LEVEL, NORMAL, Array, adjust_max, named_interval, needed_of, select_best
+from records.resampling import NAMED_BELOW, NORMAL, Array, adjust_max, named_interval, needed_of, select_best
 
 _NAN = float("nan")
+_ROUNDING = 1e-4  # standard errors
 
 
 class Selected(NamedTuple):
@@ -25,7 +26,7 @@ class Selected(NamedTuple):
     best_score: float = _NAN
     """Only for the best site of a curve: its score, corrected for the choice of the site."""
     best_lower: float = _NAN
-    """Lower end of its interval, which allows for the choice."""
+    """Lower end of its interval, which allows for the choice and, below a ``p_max`` of 0.05, for being named."""
     best_upper: float = _NAN
     """Upper end."""
 
@@ -43,7 +44,7 @@ def select_sites(results: Sequence[Result], curves: Sequence[Hashable], *, seed:
     """
     observed, null = (np.array([getattr(result.permuted, name) for result in results]) for name in ("observed", "null"))
     p_max = adjust_max(observed, null)
-    hurdles = hurdles_of(p_max, observed, null, [result.level for result in results])
+    hurdles = hurdles_of(p_max, observed, null, [result.without_signal for result in results])
     found = [Selected(float(p), _NAN) for p in p_max]
     for curve in dict.fromkeys(curves):
         members = [i for i, other in enumerate(curves) if other == curve]
@@ -67,40 +68,49 @@ class BestScore(NamedTuple):
     score: float
     """The largest score, corrected for the choice."""
     lower: float
-    """Lower end of its interval, which allows for the choice."""
+    """Lower end of its interval, which allows for the choice and for being named."""
     upper: float
     """Upper end."""
 
 
 class Hurdle(NamedTuple):
-    """How far a score is from what it needs to be reported."""
+    """How far a score is from what it needs to be named."""
 
     chance: float
     """The score without signal."""
     needed: float
-    """The distance from chance that is needed, as a share of the observed one; infinite for a score not reported."""
+    """The distance from chance that is needed, as a share of the observed one; infinite where that is not named."""
 
 
 def hurdles_of(
     p_max: Array, observed: Array, null: Float[Array, "score draw"], chances: Sequence[float]
 ) -> list[Hurdle]:
-    """What each score of a family needs for ``p_max`` below 0.05.
+    """What each score of a family needs for ``p_max`` below 0.05, against the scores with smaller statistics.
 
     Args:
         p_max: What `adjust_max` returns.
         observed: Its statistics.
         null: The same under the null hypothesis.
         chances: The score without signal.
+
+    Example:
+        >>> observed, null = np.array([8.0]), np.arange(100.0)[None] / 25
+        >>> hurdles_of(np.array([0.01]), observed, null, [0.5])
+        [Hurdle(chance=0.5, needed=0.475)]
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = np.where(p_max < LEVEL, np.minimum(needed_of(null.max(0)) / observed, 1.0), np.inf)
-    return [Hurdle(*pair) for pair in zip(chances, shares.tolist(), strict=True)]
+    order = np.argsort(observed, kind="stable")
+    running = np.maximum.accumulate(null[order], axis=0)
+    found = [Hurdle(chance, np.inf) for chance in chances]
+    for place, i in enumerate(order.tolist()):
+        if p_max[i] < NAMED_BELOW:
+            found[i] = Hurdle(chances[i], min(needed_of(running[place]) / float(observed[i]), 1.0))
+    return found
 
 
 def choose_best(scores: Sequence[Score], hurdles: Sequence[Hurdle], *, seed: int) -> BestScore | None:
     """The best of several scores with its corrected height and interval; None if one has no finite interval.
 
-    Where the best score passes its hurdle, it is reported because it does, and its interval allows for that too.
+    Where the best score passes its hurdle, it is named because it does, and its interval allows for that too.
 
     Args:
         scores: Of the same groups, in the same order.
@@ -123,14 +133,16 @@ def choose_best(scores: Sequence[Score], hurdles: Sequence[Hurdle], *, seed: int
     if not np.isfinite(values + errors).all():
         return None
     best = select_best(values, errors, np.stack([score.spread.influence for score in scores]), seed=seed)
-    at, chosen, hurdle = best.place, scores[best.place], hurdles[best.place]
-    # Errors below the score. Draws can leave an optimism just below 0.
-    height, lowest, highest = max(best.optimism, 0.0), best.highest * float(z[at]) / NORMAL, -float(z[at])
-    seen = float((chosen.value - hurdle.chance) / errors[at]) if errors[at] > 0 else 0.0
-    if np.isfinite(hurdle.needed) and seen > 0:
-        named = named_interval(seen, hurdle.needed * seen, chosen.spread.degrees)
-        height, lowest = max(height, seen - named.middle), max(lowest, seen - named.lower)
-        highest = seen - named.upper
-    lower, upper = (chosen.spread.below(end) if np.isfinite(chosen.upper) else _NAN for end in (lowest, highest))
-    # R2 keeps its value where that is lower than the centre of its interval.
-    return BestScore(at, best.shares, min(chosen.spread.below(height), chosen.value), lower, upper)
+    at, chosen, spread, hurdle = best.place, scores[best.place], scores[best.place].spread, hurdles[best.place]
+    lowest, highest = best.highest * float(z[at]) / NORMAL, -float(z[at])  # standard errors below the score
+    if np.isfinite(hurdle.needed) and errors[at] > 0:
+        centre = hurdle.chance + hurdle.needed * (spread.centre - hurdle.chance)
+        seen, needed = (each.above(hurdle.chance) for each in (spread, spread._replace(centre=centre)))
+        if 0 < seen < np.inf:
+            named = named_interval(seen, min(max(needed, 0.0), seen), spread.degrees)
+            lowest, highest = max(lowest, seen - named.lower), min(highest, seen - named.upper)
+    lower, upper = spread.below(lowest) if np.isfinite(chosen.upper) else _NAN, chosen.upper
+    if highest < -float(z[at]) - _ROUNDING:
+        upper = spread.below(highest)
+    # Draws can leave an optimism just below 0. R2 keeps its value where that is lower than the centre of its interval.
+    return BestScore(at, best.shares, min(spread.below(max(best.optimism, 0.0)), chosen.value), lower, upper)

@@ -23,9 +23,8 @@ from records.intervals import (
     shifted_share,
 )
 from records.resampling import (
-    LEVEL,
+    NAMED_BELOW,
     NORMAL,
-    NamedInterval,
     SignFlips,
     named_interval,
     select_best,
@@ -81,26 +80,33 @@ def best_layer(curve: Curve, *, seed: int) -> pd.DataFrame:
     hits, patches = curve.hits[:, asked], curve.patches[:, asked]
     if hits.shape[1] < 2:
         return found
-    against = [hits - control[:, asked] for control in curve.controls.values()]
-    tests: list[SignFlips] = []
-    if against and not np.isnan(against).any():  # a control that some group lacks cannot be beaten
-        tests = [sign_flip_tests(apart, seed=seed) for apart in against]
-        p_max = [np.where(apart.sum(1) > 0, test.p_max, 1.0) for apart, test in zip(against, tests, strict=True)]
-        found["p_max"] = np.max(p_max, axis=0)
     share, size, degrees = share_sizes(hits, patches)
     ends, z = share_intervals(hits, patches), quantile(degrees)
     own = hits - share[:, None] * patches
     best = select_best(share, (ends.upper - ends.lower) / 2 / z, own, seed=seed)
     at, usual = best.place, float(z[best.place])
     height, lowest, highest = max(best.optimism, 0.0), best.highest * usual / NORMAL, -usual  # errors below the score
-    if float(found["p_max"].iloc[at]) < LEVEL:
-        nearest = int(np.argmax([test.p_max[at] for test in tests]))
-        lucky = _luck(tests[nearest], at, against[nearest][at], patches[at], own[at], seed=seed)
-        height, lowest, highest = max(height, lucky.middle), max(lowest, usual + lucky.lower), highest + lucky.upper
+    against = [hits - control[:, asked] for control in curve.controls.values()]
+    if against and not np.isnan(against).any():  # a control that some group lacks cannot be beaten
+        tests = [sign_flip_tests(apart, seed=seed, kept=[at]) for apart in against]
+        p_max = [np.where(apart.sum(1) > 0, test.p_max, 1.0) for apart, test in zip(against, tests, strict=True)]
+        found["p_max"] = np.max(p_max, axis=0)
+        if float(found["p_max"].iloc[at]) < NAMED_BELOW:
+            nearest = int(np.argmax([test.p_max[at] for test in tests]))
+            luck = _luck(tests[nearest], at, against[nearest][at], patches[at], own[at])
+            height, lowest, highest = max(height, luck.score), max(lowest, usual + luck.lower), highest + luck.upper
     shifted = [float(shifted_share(share[at], size[at], shift)) for shift in (height, lowest, highest)]
     found["best_share"] = best.shares
     found.loc[at, ["best_score", "best_lower", "best_upper"]] = shifted
     return found
+
+
+class _Luck(NamedTuple):
+    """By how many standard errors a score and the ends of its interval are too high because the layer is named."""
+
+    lower: float
+    score: float
+    upper: float
 
 
 def _luck(
@@ -109,27 +115,28 @@ def _luck(
     apart: Float[Array, " group"],
     patches: Float[Array, " group"],
     own: Float[Array, " group"],
-    *,
-    seed: int,
-) -> NamedInterval:
-    """By how many standard errors a layer's score and the ends of its interval are too high because it is named.
+) -> _Luck:
+    """What the score of a named layer owes to luck: what the difference from the control, for which it is named, owes.
 
-    A layer is named for its difference from the control. What that owes to luck, the score owes as far as the two vary
-    together over groups.
+    The score owes it as far as the two vary together over groups.
+
+    Args:
+        test: Of the difference from the control.
+        layer: The layer.
+        apart: Hits of the object's words less those of the control's.
+        patches: Patches.
+        own: What each group adds to the score.
     """
     rest = apart - apart.sum() / patches.sum() * patches
     n, length = len(rest), float((rest**2).sum() ** 0.5)
     if not length * float((own**2).sum()) > 0:
-        return NamedInterval(0.0, 0.0, 0.0)
+        return _Luck(0.0, 0.0, 0.0)
     seen = float(apart.sum()) / length * ((n - 1) / n) ** 0.5
     together = float(np.clip((rest * own).sum() / length / float((own**2).sum()) ** 0.5, 0, 1))
-    named = named_interval(seen, share_needed(test, layer, apart, rest, seed=seed) * seen, n - 1)
+    named = named_interval(seen, share_needed(test, layer, apart, rest) * seen, n - 1)
     usual = float(quantile(n - 1))
-    return NamedInterval(
-        together * max(seen - usual - named.lower, 0.0),
-        together * max(seen - named.middle, 0.0),
-        together * max(seen + usual - named.upper, 0.0),
-    )
+    shifts = seen - usual - named.lower, seen - named.middle, seen + usual - named.upper
+    return _Luck(*(together * max(shift, 0.0) for shift in shifts))
 
 
 def read_curve(rows: pd.DataFrame, metric: str, sites: Sequence[str]) -> Curve:

@@ -34,6 +34,7 @@ from models.inputs import prepare
 from models.llava import Llava
 from models.loading.load import load
 from records.html import table_html
+from records.intervals import wilson
 from records.options import ModelOptions
 from records.resampling import adjust_p
 from records.run import FinishedRun
@@ -449,6 +450,25 @@ def test_effects_that_are_named_by_luck_have_intervals_that_reach_the_truth() ->
     stated = found["covers"].dropna()
     assert len(stated) > 20 and stated.mean() > 0.85  # three standard errors below 95 % are 83 %
     assert found["plain"].mean() < 0.75
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_interval_of_a_named_share_of_pairs_stays_between_0_and_1(lost: bool) -> None:
+    right = torch.ones(20)
+    right[:2] = 0
+    specs = [CellSpec("patch", f"blocks.{i}.hook_resid_pre", i, str(i), "image") for i in range(2)]
+    values = torch.stack([right * 0, right])[:, None]
+    clean, corrupt = torch.ones(1, 20), torch.zeros(1, 20)
+    if lost:
+        values = 1 - values
+    table = summarise_cells(
+        specs, ["accuracy"], values, clean, corrupt, model="m", unchanged="clean" if lost else "corrupt",
+        undefined_below=1e-3, seed=0,
+    )  # fmt: skip
+    row = summarise(table).iloc[0]
+    assert row["found"] and row["layer"] == 1
+    assert 0 <= row["effect_lower"] < row["effect"] < 0.9001 < row["effect_upper"] <= 1
+    assert row["effect_upper"] == pytest.approx(wilson(0.9, 20.0, degrees=19).upper, abs=0.02)
 
 
 def test_the_cell_that_the_summary_names_is_significant_itself() -> None:

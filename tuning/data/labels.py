@@ -136,15 +136,18 @@ def measure(
     with _all_cores():
         encodings = _encode_batch(llava.tokenizer, ["".join(part.text for part in own) for own in parts.values()])
     for index, encoding in zip(parts, encodings, strict=True):
-        ids, spans = encoding.ids, _answer_spans(parts[index], encoding)
-        if spans is None:
+        ids = encoding.ids
+        try:
+            spans = _answer_spans(parts[index], encoding)
+        except UnusableSampleError as error:
+            found[index] = error
             continue
         total = len(ids) + (n_image - 1) * ids.count(image)
         labelled = sum(last - first - ids[first:last].count(image) for first, last in spans)  # images are not learned
         if total <= max_length:
             found[index] = Lengths(total, labelled, cut=False) if labelled else _no_labels(cut=False)
     for index, conversation in enumerate(conversations):
-        if found[index] is None:  # turns apart, words like <image>, too long, or tokens across ends: few in most data
+        if found[index] is None:  # turns apart, words like <image>, or too long: few in most data
             found[index] = _measure_one(llava, conversation, recipe, max_length, on_long)
     return [one for one in found if one is not None]
 
@@ -220,18 +223,11 @@ def _with_pictures(n: int, words: str) -> str:
 _Read = tuple[Int[np.ndarray, " token"], Int[np.ndarray, "token 2"]]  # ids; first and last character of each token
 
 
-def _tokenise(tokenizer: Any, texts: list[str], *, plain_words: bool = False) -> list[_Read]:
-    """Token ids and character offsets of each text, with the beginning-of-text token."""
-    if not texts:
-        return []
+def _tokenise(tokenizer: Any, text: str, *, plain_words: bool = False) -> _Read:
+    """Token ids and character offsets of a text, with the beginning-of-text token."""
     with _image_as_words(tokenizer) if plain_words else nullcontext():
-        found: Any = tokenizer(
-            texts, return_offsets_mapping=True, return_attention_mask=False, add_special_tokens=True, verbose=False
-        )
-    return [
-        (np.asarray(ids), np.asarray(offsets).reshape(-1, 2))
-        for ids, offsets in zip(found["input_ids"], found["offset_mapping"], strict=True)
-    ]
+        (encoding,) = _encode_batch(tokenizer, [text])
+    return np.asarray(encoding.ids, dtype=np.int64), np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
 
 
 def _encode_batch(tokenizer: Any, texts: list[str]) -> list[Any]:
@@ -241,12 +237,17 @@ def _encode_batch(tokenizer: Any, texts: list[str]) -> list[Any]:
     whole = tokenizer._tokenizer
     whole.no_truncation()
     whole.no_padding()
+    whole.encode_special_tokens = False
     found: list[Any] = whole.encode_batch(texts)
     return found
 
 
-def _answer_spans(parts: Sequence[_Part], encoding: Any) -> list[tuple[int, int]] | None:
-    """First and past-the-last token of each answer, as `_owners` has them; None where tokens do not end with parts."""
+def _answer_spans(parts: Sequence[_Part], encoding: Any) -> list[tuple[int, int]]:
+    """First and past-the-last token of each answer.
+
+    Raises:
+        UnusableSampleError: As `_owners`.
+    """
     spans, end = [], 0
     whole = sum(len(part.text) for part in parts)
     for part in parts:
@@ -254,8 +255,10 @@ def _answer_spans(parts: Sequence[_Part], encoding: Any) -> list[tuple[int, int]
         if part.owner < 0 or not part.text:
             continue
         first, last = _token_at(encoding, begin, whole), _token_at(encoding, end, whole)
-        if first is None or last is None:
-            return None
+        if first is None or last is None:  # tokens do not end with parts, or special ones follow: look at all
+            owned = _owners(parts, np.asarray(encoding.offsets).reshape(-1, 2)) >= 0
+            edges = np.flatnonzero(np.diff([False, *owned.tolist(), False]))
+            return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
         spans.append((first, last))
     return spans
 
@@ -298,7 +301,7 @@ def _owners(parts: Sequence[_Part], offsets: Int[np.ndarray, "token 2"]) -> Int[
 
 def _tokens(llava: Llava, parts: Sequence[_Part], *, plain_words: bool = False) -> Encoded:
     """Tokenise the parts as one text; placeholders become image tokens."""
-    ((ids, offsets),) = _tokenise(llava.tokenizer, ["".join(part.text for part in parts)], plain_words=plain_words)
+    ids, offsets = _tokenise(llava.tokenizer, "".join(part.text for part in parts), plain_words=plain_words)
     owners = _owners(parts, offsets)
     is_image = ids == llava.image_token_id
     copies = np.where(is_image, llava.n_image_tokens, 1)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -154,20 +155,25 @@ def _read_ahead(source: Source) -> Iterator[tuple[range, list[Conversation | Unu
     def read(indices: range) -> list[Conversation | UnusableSampleError]:
         found: list[Conversation | UnusableSampleError] = []
         for index in indices:
+            if stopped.is_set():
+                break
             try:
                 found.append(source[index])
             except UnusableSampleError as error:
-                found.append(error)
+                found.append(error.with_traceback(None))  # a traceback would hold the list that holds the error
         return found
 
+    stopped = Event()
     parts = [range(start, min(len(source), start + _SURVEYED)) for start in range(0, len(source), _SURVEYED)]
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(read, parts[0]) if parts else None
-        for number, indices in enumerate(parts, 1):
-            assert waiting is not None
-            found = waiting.result()
-            waiting = pool.submit(read, parts[number]) if number < len(parts) else None
-            yield indices, found
+        waiting = [pool.submit(read, indices) for indices in parts[:1]]
+        try:
+            for number, indices in enumerate(parts, 1):
+                found = waiting.pop().result()
+                waiting += [pool.submit(read, following) for following in parts[number : number + 1]]
+                yield indices, found
+        finally:
+            stopped.set()
 
 
 def survey_usable(

@@ -182,6 +182,19 @@ def test_measuring_many_samples_equals_encoding_each(llava: Llava) -> None:
                 assert size == (len(encoded), int((encoded.labels != IGNORED).sum()), encoded.cut > 0)
 
 
+def test_measuring_plain_samples_tokenises_them_in_one_call_and_looks_at_few_tokens(
+    llava: Llava, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("samples are tokenised again, or all of their tokens are looked at")
+
+    samples = [chat(("What is it?", "a cat"), ("\u00e9?", " \U0001f600")), chat(("Where?", "left"), pictures=False)]
+    for name in ("_owners", "_measure_one", "encode"):
+        monkeypatch.setattr(f"tuning.data.labels.{name}", refuse)
+    found = measure(llava, samples, recipe="vicuna_v1", max_length=2048, on_long="cut")
+    assert [type(size).__name__ for size in found] == ["Lengths", "Lengths"]
+
+
 def test_no_turn_at_all_is_refused(llava: Llava) -> None:
     with pytest.raises(UnusableSampleError, match="no assistant turn"):
         encode(llava, chat())
