@@ -28,10 +28,10 @@ def render_summary(results: pd.DataFrame) -> Table:
         ),
         caption=(
             f"{effect}: share of the difference between clean and corrupt run, with its 95 % interval over pairs, "
-            "both corrected for the choice of the cell; layer none: no cell is significant at 5 %, corrected for the "
-            "choice among all cells; value: mean of the metric in that cell; undef.: pairs whose clean and corrupt run "
-            "do not differ; cells: those whose p, adjusted for all, is below 0.05, of all in the group"
-            + of_earlier_version(results)
+            "both corrected for the choice of the cell and for its being named; layer none: no cell is significant at "
+            "5 %, corrected for the choice among all cells; value: mean of the metric in that cell; undef.: pairs "
+            "whose clean and corrupt run do not differ; cells: those whose p, adjusted for all, is below 0.05, of all "
+            "in the group" + of_earlier_version(results)
         ),
         title_justify="left",
         caption_justify="left",

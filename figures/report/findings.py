@@ -68,8 +68,8 @@ def patch_finding(results: pd.DataFrame) -> Json:
     )[list(columns)]  # fmt: skip
     caption = (
         f"The cell with the largest effect of each token group; the {effect} and its 95 % interval over pairs are "
-        "corrected for the choice of the cell. Layer none: no cell is significant at 5 %, corrected for the choice "
-        f"among all cells{of_earlier_version(results)}."
+        "corrected for the choice of the cell and for its being named. Layer none: no cell is significant at 5 %, "
+        f"corrected for the choice among all cells{of_earlier_version(results)}."
     )
     return _section(words.rename(columns=columns), caption, lines)
 
