@@ -16,14 +16,13 @@ from interventions.operations.attribution import attribution_gap
 from interventions.plan.cells import KEYS, CellSpec
 from interventions.plan.options import Metric
 from records.intervals import Intervals, mean_intervals, quantile, ratio_intervals, share_intervals
+from records.named import NamedInterval, named_interval, named_share
 from records.resampling import (
     NAMED_BELOW,
     NORMAL,
     Best,
-    NamedInterval,
     SignFlips,
     adjust_p,
-    named_interval,
     select_best,
     share_needed,
     sign_flip_tests,
@@ -171,13 +170,17 @@ def _test(
         up, size = sign[cell], abs(effect[cell])
         near, far = sorted(up * end[cell] for end in ends)
         middle, near = size - best.optimism * error[cell], size - (size - near) * best.highest / NORMAL
-        if tests.p_max[cell] < NAMED_BELOW and min(size, error[cell]) > 0:
-            named = _named(tests, cell, size / error[cell], *(change[cell] for change in changes))
-            low, half, high = (end * error[cell] for end in named)
-            middle, near, far = min(middle, half), min(near, low), far - max(size + z * error[cell] - high, 0.0)
-        values = np.array([up * middle, *sorted((up * near, up * far))])
-        if is_share:
-            values = values.clip(0, 1)
+        if tests.p_max[cell] < NAMED_BELOW and size > 0:
+            moved, below = (change[cell] for change in changes)
+            if is_share:
+                low, half, high = _named_share(tests, cell, size, moved, below)
+                middle, near, far = min(middle, half), min(near, low), min(far, high)
+            elif error[cell] > 0:
+                low, half, high = (end * error[cell] for end in _named(tests, cell, size / error[cell], moved, below))
+                arm = (far - size) / (z * error[cell])  # Fieller's is not as long on both sides
+                middle, near, far = min(middle, half), min(near, low), size + min(arm, 1.0) * (high - size)
+        middle = max(middle, near)
+        values = np.array([up * middle, *sorted((up * near, up * max(far, middle)))])
         for name, value in zip(names[1:], (1 - values)[[0, 2, 1]] if is_lost else values, strict=True):
             found[name][cell] = value
     return {"p": tests.p, "p_adjusted": adjust_p(tests.p), "p_max": tests.p_max, **found}
@@ -187,8 +190,25 @@ def _named(
     tests: SignFlips, cell: int, seen: float, moved: Float[Array, " example"], below: Float[Array, " example"]
 ) -> NamedInterval:
     """The interval of the effect of a cell that is named, in its standard errors; ``seen`` is the effect in these."""
-    share = share_needed(tests, cell, moved, moved - moved.sum() / below.sum() * below)
+    effect = moved.sum() / below.sum() * below
+    share = share_needed(tests, cell, lambda share: moved - (1 - share) * effect)
     return named_interval(float(seen), share * float(seen), len(moved) - 1)
+
+
+def _named_share(
+    tests: SignFlips, cell: int, size: float, moved: Float[Array, " example"], below: Float[Array, " example"]
+) -> NamedInterval:
+    """The interval of the share of pairs of a cell that is named, fewer of which would be named too."""
+    n = int((below != 0).sum())
+    count = round(float(size) * n)
+    changed = np.flatnonzero((below != 0) & (moved != 0))
+
+    def fewer(share: float) -> Float[Array, " example"]:
+        left = moved.copy()
+        left[changed[round(share * len(changed)) :]] = 0
+        return left
+
+    return named_share(count, max(1, round(share_needed(tests, cell, fewer) * count)), n)
 
 
 def list_values(

@@ -1,19 +1,16 @@
 """Resampling statistics: permutations over groups, sign flips, the best of many cells, Benjamini-Hochberg.
 
 Arrays are ``cell unit`` where many cells share the units (examples, pairs, pictures) that are resampled. All cells use
-the same draws, so cells with equal values get equal numbers. Intervals are in ``records.intervals``.
+the same draws, so cells with equal values get equal numbers. Intervals are in ``records.intervals`` and ``records.named``.
 """
 
 import math
-from collections.abc import Collection, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int
-from scipy.optimize import brentq
-from scipy.special import stdtr
 from scipy.stats import false_discovery_control
 
 Array = npt.NDArray[np.float64]
@@ -186,8 +183,8 @@ def sign_flip_tests(
         p[cells], p_max[cells] = (_share_of_hits((null >= slack).sum(1), n, len(signs)) for null in (drawn, running))
         for cell in {*kept}.intersection(cells.tolist()):
             place = int(np.flatnonzero(cells == cell)[0])
-            smaller[cell] = running[place - 1].copy() if place else largest
-        largest = running[-1]
+            smaller[cell] = (running[place - 1] if place else largest).copy()
+        largest = running[-1].copy()
     p_max[order] = np.maximum.accumulate(p_max[order][::-1])[::-1]
     return SignFlips(p, p_max, signs, smaller)
 
@@ -204,132 +201,35 @@ def _share_of_hits(hits: Int[Codes, " cell"], n: int, draws: int) -> Float[Array
     return hits / draws if n <= _EXACT_UP_TO else (hits + 1) / (draws + 1)
 
 
-def share_needed(tests: SignFlips, cell: int, differences: Float[Array, " unit"], rest: Float[Array, " unit"]) -> float:
+def share_needed(tests: SignFlips, cell: int, shrunk: Callable[[float], Float[Array, " unit"]]) -> float:
     """The smallest share of a cell's effect with which its ``p_max`` would still be below 0.05, from 0 to 1.
 
     Args:
         tests: `sign_flip_tests`, with the cell among ``kept`` and a ``p_max`` below 0.05.
         cell: The cell.
-        differences: Its differences.
-        rest: What would be left of them without the effect.
+        shrunk: The cell's differences with a share of their effect.
 
     Example:
         >>> import numpy as np
         >>> differences = 1 + np.random.default_rng(0).normal(size=(1, 30))
+        >>> rest = differences[0] - differences[0].mean()
         >>> tests = sign_flip_tests(differences, seed=0, kept=[0])
-        >>> round(share_needed(tests, 0, differences[0], differences[0] - differences[0].mean()), 1)
+        >>> round(share_needed(tests, 0, lambda share: rest + share * (differences[0] - rest)), 1)
         0.3
     """
 
     def is_named(share: float) -> bool:
-        values = rest + share * (differences - rest)
+        values = shrunk(share)
         length = (values**2).sum() ** 0.5
         null = np.maximum(np.abs(tests.signs @ values), tests.smaller[cell] * length)
         hits = (null >= abs(values.sum()) - 1e-9 * np.abs(values).sum()).sum(keepdims=True)
         return bool(_share_of_hits(hits, len(values), len(null))[0] < NAMED_BELOW)
 
     low, high = 0.0, 1.0
-    for _ in range(10):
+    for _ in range(30):
         middle = (low + high) / 2
         low, high = (low, middle) if is_named(middle) else (middle, high)
     return high
-
-
-class NamedInterval(NamedTuple):
-    """What is known about a mean that is reported because its t is large enough, in its standard errors."""
-
-    lower: float
-    middle: float
-    """The mean that lies above half of what would have been reported."""
-    upper: float
-
-
-def named_interval(seen: float, needed: float, degrees: int | float) -> NamedInterval:
-    """95 % interval of a normal mean that is reported only where its absolute t is above ``needed``.
-
-    Without an effect, or with a weak one, only means that are too large by luck are reported, so the usual interval
-    misses. This one holds among the reported means, whatever the effect. Far above ``needed`` it is the usual one; just
-    above, it holds 0. With few degrees of freedom, means on both sides of some that are not can be possible; the
-    interval then reaches from the first to the last.
-
-    Args:
-        seen: The t of the mean.
-        needed: The t above which means are reported; at most ``seen``.
-        degrees: Of freedom: independent values less one.
-
-    Raises:
-        ValueError: If ``needed`` is above ``seen``, or a number is not positive and finite.
-
-    Source: Zhong & Prentice 2008, "Bias-reduced estimators and confidence intervals for odds ratios in genome-wide
-        association studies", Biostatistics 9; with an estimated variance by conditioning on the sum of squares about
-        the tested mean: Fithian, Sun & Taylor 2014, "Optimal Inference After Model Selection", arXiv 1410.2597.
-
-    Example:
-        >>> [round(end, 2) for end in named_interval(3.3, 3.0, 39)]
-        [-0.54, 0.78, 5.05]
-        >>> [round(end, 2) for end in named_interval(20.0, 3.0, 39)]
-        [17.98, 20.0, 22.02]
-    """
-    if not (0 < seen < math.inf and 0 <= needed <= seen and 0 < degrees < math.inf):
-        raise ValueError(f"seen must be finite and at least needed, got {seen}, {needed} and {degrees} degrees.")
-
-    def excess(mean: float, share: float) -> float:
-        return _share_above(mean, seen, needed, degrees) - share
-
-    low, high = -1.0, seen + 1.0
-    while excess(low, TAIL) > 0:
-        low *= 2
-    while excess(high, 1 - TAIL) < 0:
-        high *= 2
-    inner = np.linspace(min(low, -seen), seen + 4, 80)  # the share can fall and rise again between these
-    grid = sorted({low, high, *inner[(inner > low) & (inner < high)].tolist()})
-    shares = [_share_above(mean, seen, needed, degrees) for mean in grid]
-
-    def crossings(share: float) -> list[float]:
-        above = [value > share for value in shares]
-        places = [i for i in range(len(grid) - 1) if above[i] != above[i + 1]]
-        return [float(brentq(excess, grid[i], grid[i + 1], args=(share,), xtol=1e-6)) for i in places]
-
-    return NamedInterval(crossings(TAIL)[0], crossings(0.5)[0], crossings(1 - TAIL)[-1])
-
-
-def _share_above(mean: float, seen: float, needed: float, degrees: int | float) -> float:
-    """The share of reported t at or above the one seen, if the true mean is ``mean``.
-
-    Given the sum of squares about the true mean, t about it has Student's distribution and decides whether it is
-    reported: where |slope * sqrt(degrees + t^2) + t| is above ``needed``.
-    """
-    t_seen = seen - mean
-    slope = mean / (degrees + t_seen**2) ** 0.5
-
-    def reported(t: float) -> float:
-        return float(slope * math.sqrt(degrees + t * t) + t)
-
-    edges = {-math.inf, math.inf}
-    for end in (needed, -needed):
-        square, half, rest = 1 - slope**2, -end, end**2 - slope**2 * degrees  # square t^2 + 2 half t + rest = 0
-        if abs(square) < 1e-12:
-            found = [-rest / (2 * half)] if half else []
-        else:
-            root = max(half**2 - square * rest, 0.0) ** 0.5
-            found = [(-half - root) / square, (-half + root) / square]
-        edges |= {t for t in found if abs(reported(t) - end) <= 1e-6 * (1 + abs(t))}
-    whole = above = 0.0
-    for first, last in pairwise(sorted(edges)):
-        inside = (max(first, min(last, 0.0) - 1e6) + min(last, max(first, 0.0) + 1e6)) / 2
-        if abs(reported(inside)) > needed:
-            whole += _student_share(first, last, degrees)
-            above += _student_share(max(first, t_seen), last, degrees)
-    return above / whole if whole > 0 else 0.0  # both are below the smallest number: far from what is needed
-
-
-def _student_share(first: float, last: float, degrees: int | float) -> float:
-    """The probability that Student's t lies between two values."""
-    if last <= first:
-        return 0.0
-    if first >= 0:  # the upper tail by the lower one, which keeps small numbers exact
-        first, last = -last, -first
-    return float(stdtr(degrees, last) - stdtr(degrees, first))
 
 
 def adjust_max(observed: Float[Array, " cell"], null: Float[Array, "cell draw"]) -> Float[Array, " cell"]:

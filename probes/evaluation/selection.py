@@ -9,7 +9,8 @@ from jaxtyping import Float
 from probes.evaluation.cross_validation import Result
 from probes.evaluation.scores import CONSTANT, Score
 from records.intervals import quantile
-from records.resampling import NAMED_BELOW, NORMAL, Array, adjust_max, named_interval, needed_of, select_best
+from records.named import named_interval
+from records.resampling import NAMED_BELOW, NORMAL, Array, adjust_max, needed_of, select_best
 
 _NAN = float("nan")
 _ROUNDING = 1e-4  # standard errors
@@ -103,7 +104,7 @@ def hurdles_of(
     found = [Hurdle(chance, np.inf) for chance in chances]
     for place, i in enumerate(order.tolist()):
         if p_max[i] < NAMED_BELOW:
-            found[i] = Hurdle(chances[i], min(needed_of(running[place]) / float(observed[i]), 1.0))
+            found[i] = Hurdle(chances[i], float(np.clip(needed_of(running[place]) / observed[i], 0, 1)))
     return found
 
 
@@ -140,7 +141,8 @@ def choose_best(scores: Sequence[Score], hurdles: Sequence[Hurdle], *, seed: int
         seen, needed = (each.above(hurdle.chance) for each in (spread, spread._replace(centre=centre)))
         if 0 < seen < np.inf:
             named = named_interval(seen, min(max(needed, 0.0), seen), spread.degrees)
-            lowest, highest = max(lowest, seen - named.lower), min(highest, seen - named.upper)
+            # A score of a probe is not below chance, so the interval ends there.
+            lowest, highest = max(lowest, min(seen - named.lower, seen)), min(highest, seen - named.upper)
     lower, upper = spread.below(lowest) if np.isfinite(chosen.upper) else _NAN, chosen.upper
     if highest < -float(z[at]) - _ROUNDING:
         upper = spread.below(highest)

@@ -22,11 +22,11 @@ from records.intervals import (
     share_sizes,
     shifted_share,
 )
+from records.named import named_interval
 from records.resampling import (
     NAMED_BELOW,
     NORMAL,
     SignFlips,
-    named_interval,
     select_best,
     share_needed,
     sign_flip_tests,
@@ -43,6 +43,7 @@ COLUMNS = (
 )  # fmt: skip
 _CURVE = ("lens", "split", "metric", "site", "place", "words")
 Array = npt.NDArray[np.float64]
+_ROUNDING = 1e-9  # of the size of the values
 
 
 class Curve(NamedTuple):
@@ -105,8 +106,11 @@ class _Luck(NamedTuple):
     """By how many standard errors a score and the ends of its interval are too high because the layer is named."""
 
     lower: float
+    """Of the lower end."""
     score: float
+    """Of the score."""
     upper: float
+    """Of the upper end."""
 
 
 def _luck(
@@ -116,9 +120,9 @@ def _luck(
     patches: Float[Array, " group"],
     own: Float[Array, " group"],
 ) -> _Luck:
-    """What the score of a named layer owes to luck: what the difference from the control, for which it is named, owes.
+    """Shifts of a named layer's score and interval that correct for its being named, in standard errors.
 
-    The score owes it as far as the two vary together over groups.
+    They are those of the difference from the control, for which it is named, times their correlation over groups.
 
     Args:
         test: Of the difference from the control.
@@ -129,11 +133,13 @@ def _luck(
     """
     rest = apart - apart.sum() / patches.sum() * patches
     n, length = len(rest), float((rest**2).sum() ** 0.5)
-    if not length * float((own**2).sum()) > 0:
+    scales = [float((values**2).sum() ** 0.5) for values in (apart, patches, own)]
+    if length <= _ROUNDING * scales[0] or scales[2] <= _ROUNDING * scales[1]:  # all groups have the same rate
         return _Luck(0.0, 0.0, 0.0)
     seen = float(apart.sum()) / length * ((n - 1) / n) ** 0.5
-    together = float(np.clip((rest * own).sum() / length / float((own**2).sum()) ** 0.5, 0, 1))
-    named = named_interval(seen, share_needed(test, layer, apart, rest) * seen, n - 1)
+    together = float(np.clip((rest * own).sum() / length / scales[2], 0, 1))
+    share = share_needed(test, layer, lambda share: rest + share * (apart - rest))
+    named = named_interval(seen, share * seen, n - 1)
     usual = float(quantile(n - 1))
     shifts = seen - usual - named.lower, seen - named.middle, seen + usual - named.upper
     return _Luck(*(together * max(shift, 0.0) for shift in shifts))

@@ -468,7 +468,42 @@ def test_interval_of_a_named_share_of_pairs_stays_between_0_and_1(lost: bool) ->
     row = summarise(table).iloc[0]
     assert row["found"] and row["layer"] == 1
     assert 0 <= row["effect_lower"] < row["effect"] < 0.9001 < row["effect_upper"] <= 1
-    assert row["effect_upper"] == pytest.approx(wilson(0.9, 20.0, degrees=19).upper, abs=0.02)
+    assert row["effect_upper"] == pytest.approx(wilson(0.9, 20.0).upper, abs=0.02)
+
+
+@pytest.mark.parametrize("noise", [1e-4, 1e-3])
+@pytest.mark.parametrize("pairs", [400, 2000])
+def test_a_cell_that_restores_the_clean_run_up_to_rounding_has_an_interval(pairs: int, noise: float) -> None:
+    rng = np.random.default_rng(0)
+    corrupt = rng.normal(-1.5, 1.0, pairs)
+    clean = corrupt + rng.normal(3.0, 1.0, pairs)
+    value = clean + noise * rng.normal(size=pairs)
+    table = summarise_cells(
+        [CellSpec("patch", "blocks.0.hook_resid_pre", 0, "0", "all")], ["logit_difference"],
+        torch.from_numpy(value)[None, None], torch.from_numpy(clean)[None], torch.from_numpy(corrupt)[None],
+        model="m", unchanged="corrupt", undefined_below=1e-3, seed=0,
+    )  # fmt: skip
+    row = table.iloc[0]
+    assert row["best_lower"] < row["best_recovered"] < row["best_upper"]
+    assert row["best_upper"] - row["best_lower"] == pytest.approx(
+        row["recovered_upper"] - row["recovered_lower"], rel=0.02
+    )
+
+
+def test_shares_of_pairs_that_are_named_by_luck_have_intervals_that_reach_the_truth() -> None:
+    covered = []
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        right = torch.from_numpy((rng.random((15, 8)) < 0.4).astype(float))
+        specs = [CellSpec("patch", f"blocks.{i}.hook_resid_pre", i, str(i), "image") for i in range(15)]
+        table = summarise_cells(
+            specs, ["accuracy"], right[:, None], torch.ones(1, 8), torch.zeros(1, 8), model="m", unchanged="corrupt",
+            undefined_below=1e-3, seed=0,
+        )  # fmt: skip
+        row = summarise(table).iloc[0]
+        if row["found"] and row["effect"] is not None and not pd.isna(row["effect"]):
+            covered.append(row["effect_lower"] <= 0.4 <= row["effect_upper"])
+    assert len(covered) > 20 and np.mean(covered) > 0.85
 
 
 def test_the_cell_that_the_summary_names_is_significant_itself() -> None:

@@ -282,7 +282,7 @@ def test_interval_of_a_score_that_is_just_significant_reaches_chance_and_of_othe
         return found.lower, found.score, found.upper
 
     unnamed, just, far = best(np.inf), best(1.0), best(0.01)
-    assert 0.4 < just[0] < 0.5 < unnamed[0] and just[1:] == unnamed[1:]
+    assert just[0] == pytest.approx(0.5) and unnamed[0] > 0.51 and just[1:] == unnamed[1:]
     assert unnamed == pytest.approx(far, abs=1e-3)
 
 
@@ -299,7 +299,7 @@ def test_interval_of_a_named_r2_or_share_ends_near_chance_at_the_lowest(r2: floa
         assert score.spread.below(seen) == pytest.approx(chance, abs=1e-9)
         for needed in (0.5, 0.95, 1.0):
             best = choose_best([score], [Hurdle(chance, needed)], seed=0)
-            assert best is not None and min(score.lower, score.spread.below(seen + 4.5)) <= best.lower <= score.lower
+            assert best is not None and min(score.lower, chance - 1e-9) <= best.lower <= score.lower
             assert score.upper <= best.upper < 1 and best.score <= score.value
 
 

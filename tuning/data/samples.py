@@ -6,8 +6,9 @@ before the first step. ``Samples`` returns them by index, ``collate`` pads them.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -108,37 +109,38 @@ def survey(
     skipped: dict[int, Skipped] = {}
     unread: Counter[str] = Counter()
     found_all, saved = True, time.monotonic()
-    for indices, read in _read_ahead(source):
-        unmeasured: dict[int, Conversation] = {}
-        for index, conversation in zip(indices, read, strict=True):
-            if isinstance(conversation, UnusableSampleError):
-                skipped[index] = Skipped(index, conversation.sample or str(index), str(conversation))
-                continue
-            pictured[index] = bool(conversation.pictures)
-            unread.update(conversation.unread)
-            if not table[index, 0]:
-                unmeasured[index] = conversation
-        if unmeasured:
-            longest = _longest(llava, prompt_format)
-            sizes = measure(
-                llava,
-                list(unmeasured.values()),
-                recipe=prompt_format.recipe,
-                max_length=longest,
-                on_long=prompt_format.on_long,
-            )
-            for (index, conversation), size in zip(unmeasured.items(), sizes, strict=True):
-                if isinstance(size, UnusableSampleError):
-                    skipped[index] = Skipped(index, conversation.id, str(size))
-                else:
-                    table[index] = size
-                    found_all = False
-            if time.monotonic() > saved + _KEPT_EVERY:  # a survey that is stopped goes on here
-                stored.save()
-                saved = time.monotonic()
-        if on_progress is not None:
-            for index in indices:
-                on_progress(index + 1)
+    with closing(_read_ahead(source)) as ahead:
+        for indices, read in ahead:
+            unmeasured: dict[int, Conversation] = {}
+            for index, conversation in zip(indices, read, strict=True):
+                if isinstance(conversation, UnusableSampleError):
+                    skipped[index] = Skipped(index, conversation.sample or str(index), str(conversation))
+                    continue
+                pictured[index] = bool(conversation.pictures)
+                unread.update(conversation.unread)
+                if not table[index, 0]:
+                    unmeasured[index] = conversation
+            if unmeasured:
+                longest = _longest(llava, prompt_format)
+                sizes = measure(
+                    llava,
+                    list(unmeasured.values()),
+                    recipe=prompt_format.recipe,
+                    max_length=longest,
+                    on_long=prompt_format.on_long,
+                )
+                for (index, conversation), size in zip(unmeasured.items(), sizes, strict=True):
+                    if isinstance(size, UnusableSampleError):
+                        skipped[index] = Skipped(index, conversation.id, str(size))
+                    else:
+                        table[index] = size
+                        found_all = False
+                if time.monotonic() > saved + _KEPT_EVERY:  # a survey that is stopped goes on here
+                    stored.save()
+                    saved = time.monotonic()
+            if on_progress is not None:
+                for index in indices:
+                    on_progress(index + 1)
     if not found_all:
         stored.save()
     lengths, labelled, cut = table.copy().T
@@ -149,7 +151,7 @@ def survey(
     return Survey(lengths, pictured, labelled, int(cut.sum()), reasons, tuple(unread.most_common()))
 
 
-def _read_ahead(source: Source) -> Iterator[tuple[range, list[Conversation | UnusableSampleError]]]:
+def _read_ahead(source: Source) -> Generator[tuple[range, list[Conversation | UnusableSampleError]]]:
     """All samples in parts of ``_SURVEYED``; the next part is read while the caller works on one."""
 
     def read(indices: range) -> list[Conversation | UnusableSampleError]:

@@ -92,6 +92,13 @@ def test_a_layer_that_is_just_named_is_lowered_by_what_it_owes_to_luck_and_other
     assert reached[0][1] == 0 and reached[1][1] > 0.005 and reached[2][1] < 1e-3
 
 
+def test_groups_that_all_have_one_rate_have_an_interval() -> None:
+    patches = np.random.default_rng(0).integers(1, 9, 27) * 11.0
+    found = best_layer(Curve((patches / 11 * 3)[None], patches[None], {"other": 0 * patches[None]}), seed=0)
+    assert found["p_max"].iloc[0] < 0.05
+    assert found["best_lower"].iloc[0] < found["best_score"].iloc[0] < found["best_upper"].iloc[0]
+
+
 def test_a_curve_near_0_names_no_layer() -> None:
     cells = printed(scored(np.full(LAYERS, 0.004)))
     assert [cell.strip() for cell in cells] == ["logit", "test", "none", *["-"] * 6, str(GROUPS * PATCHES)]
