@@ -78,6 +78,11 @@ def shifted_mean(z: Number, skewness: Array, n: int) -> Array:
 def unshifted_mean(statistic: Number, skewness: Array, n: int) -> Array:
     """The ``z`` that Hall's cubic transformation maps ``statistic`` to: `shifted_mean`, the other way.
 
+    Args:
+        statistic: (mean - truth) / error.
+        skewness: Of the units.
+        n: Number of units.
+
     Example:
         >>> import numpy as np
         >>> unshifted_mean(shifted_mean(1.5, np.array(2.0), 30), np.array(2.0), 30).round(6)

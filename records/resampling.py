@@ -1,7 +1,7 @@
 """Resampling statistics: permutations over groups, sign flips, the best of many cells, Benjamini-Hochberg.
 
 Arrays are ``cell unit`` where many cells share the units (examples, pairs, pictures) that are resampled. All cells use
-the same draws, so cells with equal values get equal numbers. Intervals are in ``records.intervals`` and ``records.named``.
+the same draws, so cells with equal values get equal numbers. Intervals are in `records.intervals`, `records.named`.
 """
 
 import math

@@ -51,7 +51,13 @@ class Spread(NamedTuple):
         return float(1 - (1 - self.centre) * np.exp(-moved * self.scale))
 
     def above(self, truth: float) -> float:
-        """The number of standard errors at which the observed score lies above a true one: `below`, the other way."""
+        """The number of standard errors at which the observed score lies above a true one: `below`, the other way.
+
+        Example:
+            >>> spread = Spread("class", np.zeros(4), 25.0, 3.0, 0.7)
+            >>> round(spread.above(0.5), 6), round(spread.below(2.0), 6)
+            (2.0, 0.5)
+        """
         if self.kind == "class":
             return float((self.centre - truth) / (truth * (1 - truth) / self.scale) ** 0.5)
         moved = np.log((1 - self.centre) / (1 - truth)) / self.scale
