@@ -35,6 +35,7 @@ COLUMNS = (
 )  # fmt: skip
 INTERVAL = "95% t over pairs, corrected for skewness; recovered: Fieller over pairs"
 SHARE_INTERVAL = "95% Wilson over pairs"
+_LUCK = 1.01  # times as long as usual: a lower arm that allows for luck
 _RANGE: dict[Metric, tuple[float, float]] = {"probability": (0.0, 1.0), "kl": (0.0, np.inf), "cider": (0.0, 10.0)}
 Values = Float[Tensor, "cell metric example"]
 Array = npt.NDArray[np.float64]
@@ -177,10 +178,14 @@ def _test(
                 middle, near, far = min(middle, half), min(near, low), min(far, high)
             elif error[cell] > 0:
                 low, half, high = (end * error[cell] for end in _named(tests, cell, size / error[cell], moved, below))
-                arm = (far - size) / (z * error[cell])  # Fieller's is not as long on both sides
-                middle, near, far = min(middle, half), min(near, low), size + min(arm, 1.0) * (high - size)
+                usual = z * error[cell]
+                arm = (far - size) / usual  # Fieller's is not as long on both sides
+                far = size + arm * (high - size) if high > size else high
+                middle, near = min(middle, half), min(near, low) if size - low > _LUCK * usual else near
         middle = max(middle, near)
         values = np.array([up * middle, *sorted((up * near, up * max(far, middle)))])
+        if is_share:
+            values = values.clip(0, 1)
         for name, value in zip(names[1:], (1 - values)[[0, 2, 1]] if is_lost else values, strict=True):
             found[name][cell] = value
     return {"p": tests.p, "p_adjusted": adjust_p(tests.p), "p_max": tests.p_max, **found}
@@ -198,7 +203,10 @@ def _named(
 def _named_share(
     tests: SignFlips, cell: int, size: float, moved: Float[Array, " example"], below: Float[Array, " example"]
 ) -> NamedInterval:
-    """The interval of the share of pairs of a cell that is named, fewer of which would be named too."""
+    """The interval of the share of pairs of a cell that is named, fewer of which would be named too.
+
+    Pairs whose clean and corrupt run agree but that change are part of the test, not of the share; they are kept.
+    """
     n = int((below != 0).sum())
     count = round(float(size) * n)
     changed = np.flatnonzero((below != 0) & (moved != 0))

@@ -141,7 +141,7 @@ def choose_best(scores: Sequence[Score], hurdles: Sequence[Hurdle], *, seed: int
         seen, needed = (each.above(hurdle.chance) for each in (spread, spread._replace(centre=centre)))
         if 0 < seen < np.inf:
             named = named_interval(seen, min(max(needed, 0.0), seen), spread.degrees)
-            # A score of a probe is not below chance, so the interval ends there.
+            # A score of a probe is not below chance, so what being named adds ends there.
             lowest, highest = max(lowest, min(seen - named.lower, seen)), min(highest, seen - named.upper)
     lower, upper = spread.below(lowest) if np.isfinite(chosen.upper) else _NAN, chosen.upper
     if highest < -float(z[at]) - _ROUNDING:

@@ -12,7 +12,7 @@ from records.resampling import TAIL
 
 _FAR = 100  # a mean so many times what is needed owes nothing to luck
 _PRECISE = 1e4  # nor does one of so many standard errors: what is needed is not known as exactly
-_DOUBLINGS = 12  # of a distance of standard errors: enough for one degree of freedom
+_DOUBLINGS = 30  # of a distance of standard errors, for few degrees of freedom
 
 
 class NamedInterval(NamedTuple):
@@ -30,9 +30,9 @@ def named_interval(seen: float, needed: float, degrees: int | float) -> NamedInt
     """95 % interval of a normal mean that is reported only where its absolute t is above ``needed``.
 
     Without an effect, or with a weak one, only means that are too large by luck are reported, so the usual interval
-    misses. This one holds among the reported means, whatever the effect. Far above ``needed`` it is the usual one; just
-    above, it holds 0. With few degrees of freedom, means on both sides of some that are not can be possible; the
-    interval then reaches from the first to the last.
+    misses. This one holds among the reported means, whatever the effect. Far above ``needed``, and for a mean of more
+    than 10,000 standard errors, it is the usual one; just above, it holds 0. With few degrees of freedom, means on both
+    sides of some that are not can be possible; the interval then reaches from the first to the last.
 
     Args:
         seen: The t of the mean.
@@ -64,19 +64,21 @@ def named_interval(seen: float, needed: float, degrees: int | float) -> NamedInt
     def excess(mean: float, share: float) -> float:
         return _share_above(mean, seen, needed, degrees) - share
 
-    low, high = -1.0, seen + max(4.0, usual + 1)
+    low, high = -max(1.0, seen), seen + max(4.0, usual + 1)
     for _ in range(_DOUBLINGS):
         low, high = low * (1 + (excess(low, TAIL) > 0)), high * (1 + (excess(high, 1 - TAIL) < 0))
-    inner = np.linspace(-seen, high, 160)  # the share can fall and rise again between these
-    grid = sorted({low, high, *inner[inner > low].tolist()})
+    inner = np.linspace(-seen, seen + max(4.0, usual + 1), 160)  # the share can fall and rise again between these
+    grid = sorted({low, high, *inner[(inner > low) & (inner < high)].tolist()})
     shares = [_share_above(mean, seen, needed, degrees) for mean in grid]
 
     def crossings(share: float) -> list[float]:
+        """Means at which this share of what is reported is at or above what is seen; an end of the grid if none is."""
         above = [value > share for value in shares]
         places = [i for i in range(len(grid) - 1) if above[i] != above[i + 1]]
-        return [float(brentq(excess, grid[i], grid[i + 1], args=(share,), xtol=1e-6)) for i in places]
+        found = [float(brentq(excess, grid[i], grid[i + 1], args=(share,), xtol=1e-6)) for i in places]
+        return found or [grid[0 if above[0] else -1]]
 
-    return NamedInterval(crossings(TAIL)[0], crossings(0.5)[0], crossings(1 - TAIL)[-1])
+    return NamedInterval(*sorted((crossings(TAIL)[0], crossings(0.5)[0], crossings(1 - TAIL)[-1])))
 
 
 def _share_above(mean: float, seen: float, needed: float, degrees: int | float) -> float:

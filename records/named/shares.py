@@ -6,7 +6,7 @@ from scipy.special import betainc
 from records.named.means import NamedInterval
 from records.resampling import TAIL
 
-_SMALLEST = 1e-300  # ratios of smaller probabilities are those at a share of 0
+_SMALLEST = 1e-300  # ratios of smaller probabilities are taken to be those at a share of 0
 
 
 def named_share(count: int, needed: int, size: int) -> NamedInterval:
@@ -19,6 +19,9 @@ def named_share(count: int, needed: int, size: int) -> NamedInterval:
         needed: From 1 to ``count``.
         size: Independent units.
 
+    Raises:
+        ValueError: If ``count`` is below ``needed`` or above ``size``, or ``needed`` below 1.
+
     Source: as `named_interval`, for a binomial count; half of the observed count: Lancaster 1961, "Significance Tests
         in Discrete Distributions", JASA 56.
 
@@ -28,6 +31,8 @@ def named_share(count: int, needed: int, size: int) -> NamedInterval:
         >>> [round(end, 2) for end in named_share(8, 1, 10)]
         [0.48, 0.79, 0.97]
     """
+    if not 1 <= needed <= count <= size:
+        raise ValueError(f"count must be from needed to size, and needed from 1, got {count}, {needed} and {size}.")
 
     def at_least(counted: int, share: float) -> float:
         return float(betainc(counted, size - counted + 1, share)) if counted <= size else 0.0
@@ -39,7 +44,7 @@ def named_share(count: int, needed: int, size: int) -> NamedInterval:
 
     def solve(level: float) -> float:
         low, high = 1e-9, 1 - 1e-9
-        if above(low) > level:
+        if above(low) > level - 1e-6:
             return 0.0
         if above(high) < level:
             return 1.0

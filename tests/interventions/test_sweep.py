@@ -471,6 +471,34 @@ def test_interval_of_a_named_share_of_pairs_stays_between_0_and_1(lost: bool) ->
     assert row["effect_upper"] == pytest.approx(wilson(0.9, 20.0).upper, abs=0.02)
 
 
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("pairs", [20, 60])
+def test_interval_of_the_best_of_small_shares_stays_between_0_and_1(pairs: int, lost: bool) -> None:
+    for seed in range(5):
+        right = torch.from_numpy((np.random.default_rng(seed).random((30, pairs)) < 0.05).astype(float))
+        specs = [CellSpec("patch", f"blocks.{i}.hook_resid_pre", i, str(i), "image") for i in range(30)]
+        table = summarise_cells(
+            specs, ["accuracy"], (1 - right if lost else right)[:, None], torch.ones(1, pairs), torch.zeros(1, pairs),
+            model="m", unchanged="clean" if lost else "corrupt", undefined_below=1e-3, seed=0,
+        )  # fmt: skip
+        best = table[["best_lower", "best_recovered", "best_upper"]].dropna().to_numpy()[0]
+        assert 0 <= best[0] <= best[1] <= best[2] <= 1
+
+
+def test_fiellers_interval_of_a_cell_far_above_what_is_needed_is_kept() -> None:
+    rng = np.random.default_rng(1)
+    between = np.abs(rng.normal(2.0, 1.5, 12)) + 0.2
+    value = 0.4 * between + 0.1 * rng.normal(size=12)
+    table = summarise_cells(
+        [CellSpec("patch", "blocks.0.hook_resid_pre", 0, "0", "all")], ["logit_difference"],
+        torch.from_numpy(value)[None, None], torch.from_numpy(between)[None], torch.zeros(1, 12).double(),
+        model="m", unchanged="corrupt", undefined_below=1e-3, seed=0,
+    )  # fmt: skip
+    row = table.iloc[0]
+    assert row["p_max"] < 1e-3 and row["best_upper"] == pytest.approx(row["recovered_upper"], abs=2e-3)
+    assert row["best_lower"] <= row["recovered_lower"] + 1e-9
+
+
 @pytest.mark.parametrize("noise", [1e-4, 1e-3])
 @pytest.mark.parametrize("pairs", [400, 2000])
 def test_a_cell_that_restores_the_clean_run_up_to_rounding_has_an_interval(pairs: int, noise: float) -> None:
