@@ -16,7 +16,12 @@ _DOUBLINGS = 30  # of a distance of standard errors, for few degrees of freedom
 
 
 class NamedInterval(NamedTuple):
-    """What is known about a mean that is reported because its t is large enough, in its standard errors."""
+    """What is known about a mean that is reported because its t is large enough, in its standard errors.
+
+    Example:
+        >>> NamedInterval(lower=-0.5, middle=0.8, upper=5.0).lower
+        -0.5
+    """
 
     lower: float
     """Lower end."""
