@@ -82,7 +82,7 @@ def summarise_cells(
         # Rounding errors count as no effect, since their sign can be the same in every example.
         moved = np.where(np.abs(moved) < undefined_below, 0.0, moved)
         residuals = above - np.nan_to_num(recovered)[:, None] * below
-        tested = _test(
+        tested = _tested_columns(
             keys,
             recovered,
             fraction,
@@ -122,7 +122,7 @@ def _fractions(above: Cells, below: Cells, *, is_share: bool) -> Intervals:
     return Intervals(np.minimum(found.lower, seen), np.maximum(found.upper, seen))
 
 
-def _test(
+def _tested_columns(
     keys: pd.DataFrame,
     recovered: Array,
     interval: Intervals,

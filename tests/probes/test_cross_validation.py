@@ -23,7 +23,7 @@ from probes.evaluation.scores import (
     score_classes,
     score_values,
 )
-from probes.evaluation.selection import Hurdle, choose_best, select_sites
+from probes.evaluation.selection import Hurdle, choose_best, hurdles_of, select_sites
 from probes.evaluation.shuffled_ridge import Statistic, agreement, gain_in_error, permute_ridge
 from probes.linear.estimators import LogisticProbe
 from probes.linear.solver import rotate
@@ -301,6 +301,13 @@ def test_interval_of_a_named_r2_or_share_ends_near_chance_at_the_lowest(r2: floa
             best = choose_best([score], [Hurdle(chance, needed)], seed=0)
             assert best is not None and min(score.lower, chance - 1e-9) <= best.lower <= score.lower
             assert score.upper <= best.upper < 1 and best.score <= score.value
+
+
+def test_hurdle_of_a_score_is_that_of_scores_with_smaller_statistics() -> None:
+    null = np.stack([np.arange(100.0) / 10, np.arange(100.0) / 50, np.arange(100.0) / 40])
+    strong, weak, unnamed = hurdles_of(np.array([0.01, 0.02, 0.2]), np.array([12.0, 3.0, 1.0]), null, [0.5, 0.5, 0.2])
+    assert strong == (0.5, pytest.approx(9.5 / 12)) and weak == (0.5, pytest.approx(2.375 / 3))  # 2.375 of the third
+    assert unnamed == (0.2, np.inf)
 
 
 def test_a_weak_curve_beside_a_strong_one_has_an_interval_that_reaches_its_score() -> None:
